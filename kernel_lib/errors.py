@@ -1,0 +1,7 @@
+"""The one error that means: what you gave cannot be used, and here is the mend."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A user's file or setting cannot be used; the message names it and the mend."""
