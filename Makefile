@@ -1,0 +1,69 @@
+# `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format notebooks bench clean
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+PY := .venv/bin/python
+READY := .venv/.ready
+NOTEBOOKS := train thresholds inference
+DEMO := demo
+
+# A notebook's kernel must be this environment's, whatever else is on the machine.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+help:
+	@echo "make demo       phantoms to a checked submission and a report, in minutes"
+	@echo "make test       lint and tests; make test-slow: the rest"
+	@echo "make setup      the environment alone    make bench     the README's figures"
+	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
+
+setup: $(READY)
+
+$(READY): requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: PYTHON=/path/to/python make"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) has no venv module: install it (Debian: apt install python3-venv)"; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep ^uv== requirements.txt)"
+	.venv/bin/uv pip sync --quiet --python $(PY) requirements.txt
+	@touch $@
+
+demo: $(READY)
+	rm -rf $(DEMO)
+	$(PY) -m kernel_lib phantoms $(DEMO)/data --train 320 --test 80 --size 512 --difficulty 0.3
+	papermill notebooks/train.ipynb $(DEMO)/train.ipynb --log-output --no-progress-bar \
+		-p EXPERIMENT demo_UNetResNet18_128_v1 -p N_FOLDS 2 -p DATA_DIR $(DEMO)/data \
+		-p WORK_DIR $(DEMO)/work -p CACHE_DIR $(DEMO)/cache
+	papermill notebooks/thresholds.ipynb $(DEMO)/thresholds.ipynb --log-output --no-progress-bar \
+		-p WORK_DIR $(DEMO)/work -p DATA_DIR $(DEMO)/data
+	papermill notebooks/inference.ipynb $(DEMO)/inference.ipynb --log-output --no-progress-bar \
+		-p DATA_DIR $(DEMO)/data -p WORK_DIR $(DEMO)/work -p CACHE_DIR $(DEMO)/cache
+	$(PY) -m kernel_lib validate $(DEMO)/work/ensembles/*/submission.csv \
+		--sample $(DEMO)/data/sample_submission.csv
+	$(PY) -m kernel_lib summary $(DEMO)/work/ensembles/* --truth $(DEMO)/data/phantom-test-truth.csv
+
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist worksteal
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+format: $(READY)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+notebooks: $(READY)
+	.venv/bin/jupytext --quiet --to ipynb $(NOTEBOOKS:%=notebooks/%.py)
+
+bench: $(READY)
+	@for b in rle thresholds training; do $(PY) -m benchmarks.$$b || exit 1; done
+
+clean:
+	rm -rf build $(DEMO) .pytest_cache .ruff_cache .hypothesis

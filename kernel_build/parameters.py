@@ -1,0 +1,100 @@
+"""The parameters that a build bakes in: read as papermill reads them, and checked at once."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable
+
+from kernel_build.boot import cells_of
+from kernel_lib.errors import InputError
+
+Value = str | int | float | bool | None
+_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def parse(text: str) -> Value:
+    """One value of `-p NAME VALUE`, by papermill's rules: `007` is 7, `[3,4]` stays a text."""
+    literals = {"True": True, "False": False, "None": None}
+    if text in literals:
+        return literals[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def declared(percent: str, notebook: str) -> dict[str, str]:
+    """Name and annotation of everything that the notebook's `parameters` cell sets, in its order.
+
+    A name without an annotation has ''. Raises InputError if there is no such cell.
+    """
+    tagged = [c for c in cells_of(percent) if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise InputError(
+            f"{notebook} has {len(tagged)} cells tagged `parameters`, and a kernel needs one; "
+            'mark it `# %% tags=["parameters"]`'
+        )
+    names: dict[str, str] = {}
+    for statement in ast.parse(tagged[0]["source"], notebook).body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            names[statement.target.id] = ast.unparse(statement.annotation)
+        elif isinstance(statement, ast.Assign):
+            names |= {t.id: "" for t in statement.targets if isinstance(t, ast.Name)}
+    return names
+
+
+def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str) -> dict:
+    """The values to bake in, in the order given, the last one of a name counting.
+
+    Raises InputError for a name that the notebook does not have, with the nearest that it has, and
+    for a value that its annotation does not allow.
+    """
+    values: dict[str, Value] = {}
+    for name, text in given:
+        if name not in names:
+            near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.0)
+            mend = f"the nearest is {near[0]}" if near else "it has none at all"
+            raise InputError(f"{notebook} has no parameter {name}; {mend}")
+        value = parse(text)
+        if not _allowed(value, ast.parse(names[name] or "object", mode="eval").body):
+            raise InputError(
+                f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} says "
+                f"{name}: {names[name]}; give a value of that type"
+            )
+        values[name] = value
+    return values
+
+
+def cell_source(values: dict[str, Value]) -> str:
+    """The text of the injected cell, as `papermill --prepare-only` writes it."""
+    return "# Parameters\n" + "".join(f"{name} = {literal(v)}\n" for name, v in values.items())
+
+
+def literal(value: Value) -> str:
+    """A value as Python source; infinities and NaN have no literal of their own."""
+    text = repr(value)
+    return f"float({text!r})" if text in ("inf", "-inf", "nan") else text
+
+
+def _allowed(value: Value, annotation: ast.expr) -> bool:
+    """Whether an annotation allows a value; what is no simple type or union allows any."""
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return value is None or _allowed(value, inner)
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=members)):
+            return any(_allowed(value, member) for member in members)
+        case ast.Name(id=name) if name in _TYPES:
+            # True is an int to Python, and a SEED of True is a mistake.
+            return isinstance(value, _TYPES[name]) and (name == "bool") == isinstance(value, bool)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _allowed(value, left) or _allowed(value, right)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return value in ast.literal_eval(f"[{ast.unparse(choices).strip('()')}]")
+        case ast.Name(id="list" | "dict" | "tuple") | ast.Subscript():
+            return False  # -p can give none of these
+    return True

@@ -1,0 +1,122 @@
+"""The command line: `python -m kernel_lib COMMAND`. Heavy imports wait for the command's turn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kernel_lib.errors import InputError
+
+
+class Commands(click.Group):
+    """Commands whose InputErrors are read as one clear line, not as a traceback."""
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except InputError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Pneumothorax segmentation: train, search thresholds, infer, score, check."""
+
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _parameters(config: Path, kind: str):
+    from kernel_lib import config as settings
+
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config} is not JSON: {error}") from None
+    return getattr(settings, kind).from_namespace({k.upper(): v for k, v in values.items()})
+
+
+@main.command()
+@click.argument("config", type=FILE)
+def train(config: Path) -> None:
+    """Train as CONFIG, a JSON of the train notebook's parameters, says."""
+    from kernel_lib.stages import train as stage
+
+    stage.run(_parameters(config, "TrainParameters"))
+
+
+@main.command()
+@click.argument("config", type=FILE)
+def thresholds(config: Path) -> None:
+    """Search thresholds as CONFIG, a JSON of the thresholds notebook's parameters, says."""
+    from kernel_lib.stages import thresholds as stage
+
+    stage.run(_parameters(config, "ThresholdsParameters"))
+
+
+@main.command()
+@click.argument("config", type=FILE)
+def inference(config: Path) -> None:
+    """Predict and submit as CONFIG, a JSON of the inference notebook's parameters, says."""
+    from kernel_lib.stages import inference as stage
+
+    stage.run(_parameters(config, "InferenceParameters"))
+
+
+@main.command()
+@click.argument("submission", type=FILE)
+@click.argument("labels", type=FILE)
+def score(submission: Path, labels: Path) -> None:
+    """Mean dice of SUBMISSION against LABELS (either RLE table), over the images in both."""
+    from kernel_lib.postprocess import submission as files
+
+    click.echo(files.score(submission, labels))
+
+
+@main.command()
+@click.argument("submission", type=FILE)
+@click.option("--sample", type=FILE, required=True, help="the competition's sample submission")
+def validate(submission: Path, sample: Path) -> None:
+    """Check SUBMISSION against the sample: ids, RLE, one mask an image. Status 1 if it is wrong."""
+    from kernel_lib.postprocess import submission as files
+
+    problems = files.validate(submission, sample)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise click.exceptions.Exit(1)
+    click.echo(f"{submission} is valid")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--train", "n_train", default=400, show_default=True, help="training images")
+@click.option("--test", "n_test", default=100, show_default=True, help="test images")
+@click.option("--size", default=1024, show_default=True, help="side of the images, px")
+@click.option("--difficulty", default=0.5, show_default=True, help="0 easy to 1 hard")
+@click.option("--seed", default=0, show_default=True)
+def phantoms(
+    folder: Path, n_train: int, n_test: int, size: int, difficulty: float, seed: int
+) -> None:
+    """Draw phantom radiographs into FOLDER, as the competition's files are."""
+    from kernel_lib.data import phantom
+
+    phantom.write_competition(
+        folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty
+    )
+
+
+@main.command()
+@click.argument("ensemble", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--truth", type=FILE, help="labels of the test images, where they are known")
+def summary(ensemble: Path, truth: Path | None) -> None:
+    """Print an ENSEMBLE folder's scores side by side, and where its artefacts lie."""
+    from kernel_lib.stages import scores
+
+    click.echo(scores.summary(ensemble, truth))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m kernel_lib")

@@ -1,0 +1,41 @@
+"""Checkpoints on the disk: tensors, numbers and text only, written whole, read without pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernel_lib import files
+from kernel_lib.errors import InputError
+from kernel_lib.runs import UNKNOWN, Lineage
+
+
+def save(path: Path, state: dict[str, Any], lineage: Lineage) -> None:
+    """Write a checkpoint with its past; the old file stays until the new one is complete."""
+    with files.whole(path) as file:
+        torch.save(state | {"lineage": lineage.model_dump(mode="json")}, file)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Lineage]:
+    """A checkpoint and its past. Raises InputError where it is damaged or not one of ours."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: the train stage makes it") from None
+    except Exception as error:
+        raise InputError(f"{path} cannot be read ({error}): delete it and train again") from error
+    if not isinstance(state, dict) or "lineage" not in state:
+        raise InputError(f"{path} is no checkpoint of this package: it holds no lineage")
+    return state, Lineage.model_validate(state.pop("lineage"))
+
+
+def past(path: Path) -> Lineage:
+    """What the weights in a file have seen; unknown where the file does not say."""
+    if Path(path).suffix == ".safetensors":
+        return UNKNOWN
+    try:
+        return load(path)[1]
+    except InputError:
+        return UNKNOWN

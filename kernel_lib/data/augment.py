@@ -1,0 +1,100 @@
+"""Augmentations by name. A new one is a function here and a line in `AUGMENTATIONS`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from kernel_lib.errors import InputError
+
+# albumentations looks for a newer version of itself on the network when imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+Augment = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def notes() -> A.Compose:
+    """What the notes' author used: each group with probability 0.5.
+
+    Flips and quarter turns; brightness ±0.05, contrast ±5 % or gamma ±5 %; blur 3×3 or a
+    perspective warp.
+    """
+    return A.Compose(
+        [
+            A.OneOf(
+                [A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)],
+                p=0.5,
+            ),
+            A.OneOf(
+                [
+                    A.RandomBrightnessContrast(
+                        brightness_limit=0.05, contrast_limit=0, brightness_by_max=True, p=1
+                    ),
+                    A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.05, p=1),
+                    A.RandomGamma(gamma_limit=(95, 105), p=1),
+                ],
+                p=0.5,
+            ),
+            A.OneOf(
+                [
+                    A.Blur(blur_limit=(3, 3), p=1),
+                    A.Perspective(scale=(0.02, 0.05), border_mode=cv2.BORDER_CONSTANT, p=1),
+                ],
+                p=0.5,
+            ),
+        ]
+    )
+
+
+def flips() -> A.Compose:
+    """Horizontal flips with small turns, shifts and zooms: a chest stays upright."""
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.Affine(
+                scale=(0.9, 1.1),
+                rotate=(-7, 7),
+                translate_percent=(-0.04, 0.04),
+                p=0.6,
+                border_mode=cv2.BORDER_CONSTANT,
+            ),
+            A.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.1, p=0.5),
+        ]
+    )
+
+
+def none() -> A.Compose:
+    """Nothing at all."""
+    return A.Compose([])
+
+
+AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {"notes": notes, "flips": flips, "none": none}
+
+
+def build(name: str) -> Augment:
+    """A function (image (H, W) uint8, mask (H, W) 0/1, seed) → the same, augmented alike.
+
+    What it draws depends on the seed alone: albumentations keeps a generator of its own, which
+    forked workers would repeat epoch after epoch. Raises InputError for an unknown name.
+    """
+    if name not in AUGMENTATIONS:
+        raise InputError(f"AUGMENT {name!r} is none of {', '.join(AUGMENTATIONS)}")
+    transform = AUGMENTATIONS[name]()
+
+    def augment(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        transform.set_random_seed(seed)
+        out = transform(image=image, mask=mask)
+        return out["image"], out["mask"]
+
+    return augment
+
+
+def item_seed(seed: int, epoch: int, image_id: str) -> int:
+    """The seed of one image in one epoch, 0 to 2^32 − 1; the same on every worker and machine."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{image_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")

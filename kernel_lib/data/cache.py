@@ -1,0 +1,281 @@
+"""`prepare`: every radiograph decoded once, into files that are read as if they were memory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from kernel_lib.data import images
+from kernel_lib.data.cache_store import Journal, Row, Store, Task
+from kernel_lib.data.cache_workers import Outcome, outcomes
+from kernel_lib.errors import InputError
+
+SPLITS = ("train", "test")
+ON_BAD_FILE = ("stop", "skip", "blank")
+# The competition's own size, for a test image so broken that it does not tell.
+ASSUMED_SHAPE = (1024, 1024)
+TABLE_COLUMNS = ("image_id", "path", "height", "width", "rle", "area_px", "patient")
+
+
+class Prepared:
+    """Decoded images and masks of one size S; `table` has a row for each.
+
+    table: DataFrame[image_id, path, height, width, rle, area_px, patient], in the order given to
+    `prepare`; height, width and area_px are the file's own, patient is "" where not known.
+    skipped: "id: reason" of each file that could not be read. Small to pickle: the files are
+    opened where they are read, and shared between processes by the operating system.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, store: Store, slots: np.ndarray, skipped: list[str]
+    ) -> None:
+        self.table = table
+        self.skipped = skipped
+        self._store = store
+        self._slots = slots
+        self._maps: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def size(self) -> int:
+        return self._store.size
+
+    @property
+    def folder(self) -> Path:
+        return self._store.folder
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i as (S, S) uint8, a read-only view of the file."""
+        return self._mapped()[0][self._slots[i]]
+
+    def mask(self, i: int) -> np.ndarray:
+        """Mask i as (S, S) uint8 0/1; all 0 where there is no label."""
+        if not self.table["area_px"].iat[i]:
+            return np.zeros((self.size, self.size), np.uint8)
+        bits = self._mapped()[1][self._slots[i]]
+        return np.unpackbits(bits, count=self.size**2).reshape(self.size, self.size)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_maps": None}  # a pickled map would be a copy of the file
+
+    def _mapped(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._maps is None:
+            store, size = self._store, self.size
+            n_slots = store.n_reserved()
+            self._maps = (
+                np.memmap(store.pixels, np.uint8, "r", shape=(n_slots, size, size)),
+                np.memmap(store.masks, np.uint8, "r", shape=(n_slots, store.mask_bytes)),
+            )
+        return self._maps
+
+
+def prepare(
+    frame: pd.DataFrame,
+    root: Path | str,
+    size: int,
+    cache_dir: Path | str,
+    split: str,
+    *,
+    workers: int | None = None,
+    on_bad_file: str = "stop",
+    progress: bool = True,
+) -> Prepared:
+    """Decode each image of a table once, resized to (size, size), and open the result.
+
+    frame: image_id, path and, for training, rle, mask_path, label_at, as `table.discover` gives
+    them. Written to <cache_dir>/<data key>/<size>/<split>, where the data key is the root's name
+    and a hash of its resolved path, so that two data folders never mix. Goes on where it was
+    stopped, decodes changed files again (by path, bytes and time of change) and makes changed
+    masks again; where all is done it looks at the files' dates only. Workers (all cores unless
+    told) are spawned processes: a script must call this under `if __name__ == "__main__":`.
+    on_bad_file: "stop" raises at the first file that can't be read or label outside its image,
+    "skip" leaves it out, "blank" puts a black image without mask; both list it in `.skipped`.
+    Errors: InputError naming file and row, or what is wrong with cache_dir.
+    """
+    if split not in SPLITS or on_bad_file not in ON_BAD_FILE or size < 1:
+        raise InputError(
+            f"size {size} must be at least 1, split {split!r} one of {SPLITS}, "
+            f"on_bad_file {on_bad_file!r} one of {ON_BAD_FILE}"
+        )
+    again = frame["image_id"][frame["image_id"].duplicated()]
+    if len(again):
+        raise InputError(f"image {again.iloc[0]} stands twice in the table of {split} images")
+    folder = Path(cache_dir) / data_key(root) / str(size) / split
+    store = Store(folder, size)
+    with _clear_about_disk(folder), _locked(folder, root), closing(Journal(store)) as journal:
+        filler = _Filler(store, journal, on_bad_file, split == "train")
+        tasks = filler.plan(frame)
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        n_workers = workers or n_cores or os.cpu_count() or 1
+        done = len(frame) - len(tasks) - len(filler.bad)
+        with (
+            tqdm(
+                total=len(frame),
+                initial=done,
+                desc=f"prepare {split} {size}",
+                unit="image",
+                disable=not progress or not tasks,
+            ) as bar,
+            closing(outcomes(store, tasks, n_workers)) as results,
+        ):
+            for outcome in results:
+                filler.take(outcome)
+                bar.update()
+        return filler.prepared(frame)
+
+
+def data_key(root: Path | str) -> str:
+    """The cache's name for a data folder: its own name, and a hash of its resolved path."""
+    path = Path(root).resolve()
+    name = re.sub(r"[^\w.-]+", "_", path.name) or "root"
+    return f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:10]}"
+
+
+class _Filler:
+    """Which slots are to fill, and what came of it."""
+
+    def __init__(self, store: Store, journal: Journal, on_bad_file: str, is_training: bool) -> None:
+        self.store = store
+        self.journal = journal
+        self.on_bad_file = on_bad_file
+        self.is_training = is_training
+        self.bad: dict[str, str] = {}  # image id → complaint
+        self.blank: dict[str, Row] = {}
+
+    def plan(self, frame: pd.DataFrame) -> list[Task]:
+        """The tasks left to do, with slots reserved and marked as not done."""
+        self.journal.assign(frame["image_id"].tolist())
+        tasks = []
+        for record in frame.to_dict("records"):
+            try:
+                task = self._task(record)
+            except InputError as error:
+                self._refuse(record["image_id"], record["path"], str(error))
+                continue
+            if task is not None:
+                tasks.append(task)
+        self._check_room(tasks)
+        self.journal.undo([task.slot for task in tasks])
+        self.store.reserve(len(self.journal.slots))
+        return tasks
+
+    def take(self, outcome: Outcome) -> None:
+        """Note a slot that was filled, or deal with the file that could not be read."""
+        task, result = outcome
+        if isinstance(result, Row):
+            self.journal.done(task.slot, result)
+        else:
+            self._refuse(task.image_id, task.path, result)
+
+    def prepared(self, frame: pd.DataFrame) -> Prepared:
+        rows, slots = [], []
+        for record in frame.to_dict("records"):
+            name = record["image_id"]
+            slot = self.journal.slots[name]
+            row = self.blank.get(name) if name in self.bad else self.journal.rows[slot]
+            if row is None:
+                continue
+            rle = row.rle or ("" if name in self.bad else record.get("rle", ""))
+            facts = (row.height, row.width, rle, row.area_px, row.patient)
+            rows.append((name, record["path"], *facts))
+            slots.append(slot)
+        table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+        skipped = [f"{name}: {why}" for name, why in self.bad.items()]
+        return Prepared(table, self.store, np.array(slots, np.int64), skipped)
+
+    def _task(self, record: dict) -> Task | None:
+        """What is to do for an image; None where its slot is as it should be."""
+        slot = self.journal.slots[record["image_id"]]
+        mask_path = record.get("mask_path", "")
+        text = record.get("rle", "")
+        if mask_path:
+            label = _fingerprint(mask_path)
+        else:
+            label = [hashlib.sha256(text.encode()).hexdigest()[:16]]
+        source = _fingerprint(record["path"])
+        row = self.journal.rows.get(slot)
+        if row is not None and row.source == source and row.label == label:
+            return None
+        return Task(
+            slot=slot,
+            image_id=record["image_id"],
+            path=record["path"],
+            rle=text,
+            mask_path=mask_path,
+            label_at=record.get("label_at", "") or f"label of {record['image_id']}",
+            source=source,
+            label=label,
+            known=row if row is not None and row.source == source else None,
+        )
+
+    def _refuse(self, name: str, path: str, complaint: str) -> None:
+        if self.on_bad_file == "stop":
+            mend = '; or go on without it by ON_BAD_FILE="skip"' if self.is_training else ""
+            raise InputError(f"{complaint}{mend}")
+        self.bad[name] = complaint
+        if self.on_bad_file == "blank":
+            slot = self.journal.slots[name]
+            self.journal.undo([slot])
+            self.store.reserve(len(self.journal.slots))
+            self.store.write_pixels(slot, np.zeros((self.store.size,) * 2, np.uint8))
+            try:
+                height, width = images.size_of(path)
+            except InputError:
+                height, width = ASSUMED_SHAPE
+            self.blank[name] = Row([], [], height, width, 0, "", "")
+
+    def _check_room(self, tasks: list[Task]) -> None:
+        new = sum(task.slot not in self.journal.rows for task in tasks)
+        needed = new * (self.store.pixel_bytes + self.store.mask_bytes // 4)
+        free = shutil.disk_usage(self.store.folder).free
+        if needed > free:
+            raise InputError(
+                f"the cache needs {needed / 1e9:.1f} GB for {new} images of {self.store.size} px, "
+                f"and {self.store.folder} has {free / 1e9:.1f} GB free: make room, give another "
+                "CACHE_DIR, or a smaller SIZE"
+            )
+
+
+def _fingerprint(path: str) -> list[str | int]:
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    return [path, stat.st_size, stat.st_mtime_ns]
+
+
+@contextmanager
+def _clear_about_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "its disk is full" if full else f"{error.strerror or error}"
+        raise InputError(
+            f"the cache {folder} can't be written: {what}; make room, or give another CACHE_DIR "
+            "(what is done already stays, and the next call goes on from there)"
+        ) from error
+
+
+@contextmanager
+def _locked(folder: Path, root: Path | str) -> Iterator[None]:
+    """One process at a time: a second one waits, and then finds the work done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parents[1] / "DATA_DIR.txt").write_text(f"{Path(root).resolve()}\n")
+    # The lock goes with its process, also when that is killed.
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,237 @@
+"""The cache's files, and the worker that fills one slot of them.
+
+A cache folder holds, for images of one size S:
+  pixels.u8    S·S bytes a slot, the resized image
+  masks.bits   S·S bits a slot (rounded up to bytes), the resized mask; a sparse file
+  rows.jsonl   what is in the slots, a line an event, only ever appended to
+A slot counts as done from the moment its line stands in rows.jsonl, which is after its pixels and
+mask have been written: a process killed at any moment loses the images it was busy with, no more.
+All writing goes through pwrite: a full disk then is an error, where a memory map would be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from kernel_lib.data import images, rle
+from kernel_lib.data.masks import resize_mask
+from kernel_lib.errors import InputError
+
+# Part of what a cache was made with: another number, and every slot is made anew.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is in a slot: where it came from, and what is known of it."""
+
+    source: list[str | int]  # path, bytes, mtime_ns of the image: another, and it is decoded again
+    label: list[str | int]  # the same of the label: another, and the mask is made again
+    height: int
+    width: int
+    area_px: int
+    patient: str
+    rle: str  # only where the label is a mask image
+
+
+@dataclass(frozen=True)
+class Task:
+    """One slot to fill."""
+
+    slot: int
+    image_id: str
+    path: str
+    rle: str
+    mask_path: str
+    label_at: str
+    source: list[str | int]
+    label: list[str | int]
+    known: Row | None = None  # given where the pixels are good and only the mask is not
+
+
+@dataclass(frozen=True)
+class Store:
+    """A cache folder's files."""
+
+    folder: Path
+    size: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        return self.size * self.size
+
+    @property
+    def mask_bytes(self) -> int:
+        return -(-self.size * self.size // 8)
+
+    @property
+    def pixels(self) -> Path:
+        return self.folder / "pixels.u8"
+
+    @property
+    def masks(self) -> Path:
+        return self.folder / "masks.bits"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    def write_pixels(self, slot: int, image: np.ndarray) -> None:
+        """Write an image (S, S) uint8 to its slot."""
+        _write_at(self.pixels, slot * self.pixel_bytes, image.tobytes())
+
+    def write_mask(self, slot: int, mask: np.ndarray) -> None:
+        """Write a mask (S, S) 0/1 to its slot."""
+        _write_at(self.masks, slot * self.mask_bytes, np.packbits(mask).tobytes())
+
+    def reserve(self, n_slots: int) -> None:
+        """Make the files large enough for n slots; holes take no room on disk."""
+        for path, each in ((self.pixels, self.pixel_bytes), (self.masks, self.mask_bytes)):
+            with open(path, "ab") as file:
+                if file.tell() < n_slots * each:
+                    file.truncate(n_slots * each)
+
+    def n_reserved(self) -> int:
+        """Slots that both files have room for."""
+        try:
+            return min(
+                self.pixels.stat().st_size // self.pixel_bytes,
+                self.masks.stat().st_size // self.mask_bytes,
+            )
+        except FileNotFoundError:
+            return 0
+
+
+class Journal:
+    """rows.jsonl, opened for appending: the slot of each image, and the Row of each done slot.
+
+    Lines: {"format", "size"} first; {"slot", "image_id"} gives a slot to an image for good;
+    {"slot", "row"} says that it is done, and with null that it is so no longer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.slots: dict[str, int] = {}
+        self.rows: dict[int, Row] = {}
+        self._file = open(store.journal, "ab+")  # noqa: SIM115 (closed by `close`)
+        try:
+            self._load(store)
+        except (ValueError, KeyError, TypeError):  # not ours, of an older format, or damaged
+            self.slots, self.rows = {}, {}
+            self._file.truncate(0)
+            for path in (store.pixels, store.masks):
+                path.unlink(missing_ok=True)
+            self._append({"format": FORMAT, "size": store.size})
+
+    def assign(self, image_ids: list[str]) -> None:
+        """Give each image without a slot the next free one."""
+        new = [name for name in image_ids if name not in self.slots]
+        lines = []
+        for name in new:
+            self.slots[name] = len(self.slots)
+            lines.append({"slot": self.slots[name], "image_id": name})
+        self._append(*lines)
+
+    def done(self, slot: int, row: Row) -> None:
+        """Say that the slot's pixels and mask have been written."""
+        self._append({"slot": slot, "row": asdict(row)})
+        self.rows[slot] = row
+
+    def undo(self, slots: list[int]) -> None:
+        """Say that the slots are about to be written over."""
+        stale = [slot for slot in slots if slot in self.rows]
+        self._append(*({"slot": slot, "row": None} for slot in stale))
+        for slot in stale:
+            del self.rows[slot]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _load(self, store: Store) -> None:
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        # A killed process may have left half a line, which the next line would otherwise join.
+        self._file.truncate(len(whole))
+        head, *events = map(json.loads, whole.splitlines() or [b"null"])
+        if head != {"format": FORMAT, "size": store.size}:
+            raise ValueError(f"head {head}")
+        for event in events:
+            if "image_id" in event:
+                self.slots[event["image_id"]] = event["slot"]
+            elif event["row"] is None:
+                self.rows.pop(event["slot"], None)
+            else:
+                self.rows[event["slot"]] = Row(**event["row"])
+        if store.n_reserved() < len(self.slots) and self.rows:
+            raise ValueError("pixels.u8 or masks.bits is gone or was cut")
+
+    def _append(self, *events: dict) -> None:
+        # One write, no buffer left behind: what is written is there even if we are killed next.
+        text = "".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events)
+        self._file.write(text.encode())
+        self._file.flush()
+
+
+def fill(store: Store, task: Task) -> Row:
+    """Decode the task's image and label, write both to their slot, and say what they are.
+
+    Errors: InputError naming the file at fault (and the label's rows); OSError from the cache.
+    """
+    if task.known is None:
+        pixels, patient = images.read_with_patient(task.path)  # (H, W)
+        shape = pixels.shape
+    else:
+        pixels, patient = None, task.known.patient
+        shape = (task.known.height, task.known.width)
+    mask, own_rle = _mask(task, shape)
+    if pixels is not None:
+        store.write_pixels(task.slot, resized(pixels, store.size))
+    if mask is not None:
+        store.write_mask(task.slot, resize_mask(mask, (store.size, store.size)))
+    area_px = 0 if mask is None else int(np.count_nonzero(mask))
+    return Row(
+        task.source, task.label, int(shape[0]), int(shape[1]), area_px, patient or "", own_rle
+    )
+
+
+def resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) uint8 stretched to (size, size): area average when shrinking, else bilinear."""
+    if pixels.shape == (size, size):
+        return pixels
+    shrinks = pixels.shape[0] * pixels.shape[1] > size * size
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(pixels, (size, size), interpolation=how)
+
+
+def _mask(task: Task, shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
+    """The mask (H, W) or None if empty, and its RLE where it came as an image."""
+    if not task.mask_path:
+        try:
+            runs = rle.parse(task.rle, shape)
+        except rle.RleError as error:
+            raise InputError(f"{task.label_at}, image {task.path}: {error}") from error
+        return (rle.mask_of(runs, shape) if len(runs) else None), ""
+    mask = images.read_mask(task.mask_path)
+    if mask.shape != tuple(shape):
+        raise InputError(
+            f"mask {task.mask_path} is {mask.shape[1]}×{mask.shape[0]} and its image {task.path} "
+            f"{shape[1]}×{shape[0]}: a mask has its image's size; resize it"
+        )
+    return (mask if mask.any() else None), rle.encode(mask)
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    file = os.open(path, os.O_WRONLY)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(file, view, offset)
+            view, offset = view[written:], offset + written
+    finally:
+        os.close(file)

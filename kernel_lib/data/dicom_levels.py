@@ -1,0 +1,82 @@
+"""What a DICOM header says about grey: rescale, look-up tables and windows as one table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+from pydicom import uid
+
+
+def grey_levels(dataset: pydicom.Dataset) -> tuple[np.ndarray, int]:
+    """The grey level 0..255 of every value that BitsStored allows, and the lowest such value.
+
+    Source: DICOM PS3.3 C.11.1 (modality) and C.11.2 (VOI); every step maps a value on its own,
+    so one table of at most 65,536 entries holds them all.
+    """
+    bits = int(dataset.BitsStored)
+    signed = bool(dataset.get("PixelRepresentation", 0))
+    lowest = -(1 << (bits - 1)) if signed else 0
+    values = np.arange(lowest, lowest + (1 << bits), dtype=np.float64)
+    bottom, top = values[0], values[-1]
+    if dataset.get("ModalityLUTSequence"):
+        values, entry_bits = _looked_up(values, dataset.ModalityLUTSequence[0], dataset)
+        bottom, top = 0, (1 << entry_bits) - 1
+    elif dataset.get("RescaleSlope") is not None:
+        slope, intercept = float(dataset.RescaleSlope), float(dataset.get("RescaleIntercept") or 0)
+        if slope != 0:
+            values = values * slope + intercept
+            bottom, top = values.min(), values.max()
+    if dataset.get("VOILUTSequence"):
+        values, entry_bits = _looked_up(np.rint(values), dataset.VOILUTSequence[0], dataset)
+        return as_grey(values / ((1 << entry_bits) - 1)), lowest
+    window = _window(dataset)
+    if window is not None:
+        return as_grey(_windowed(values, *window)), lowest
+    return as_grey((values - bottom) / (top - bottom)), lowest
+
+
+def as_grey(fraction: np.ndarray) -> np.ndarray:
+    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped."""
+    return np.floor(np.clip(fraction, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, int]:
+    """Values through a LUT item, and the bits of its entries; outside it, the nearest entry."""
+    n_entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    n_entries = n_entries or 65536
+    if first > max(values.max(), 32767):  # a negative number, read without its sign
+        first -= 65536
+    entries = item.LUTData
+    if isinstance(entries, bytes):  # OW: words in the file's byte order, or packed bytes
+        little = dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian
+        words = f"{'<' if little else '>'}u2"
+        entries = np.frombuffer(entries, "u1" if len(entries) < 2 * n_entries else words)
+    table = np.asarray(entries, np.float64)[:n_entries]
+    if len(table) < n_entries or not 1 <= bits <= 16:
+        raise ValueError(f"LUT of {len(table)} entries, stated {n_entries} of {bits} bits")
+    return table[np.clip(values - first, 0, n_entries - 1).astype(np.int64)], bits
+
+
+def _window(dataset: pydicom.Dataset) -> tuple[float, float, str] | None:
+    """(centre, width, function) of the first window; None without one, or of no width."""
+    first = []
+    for keyword in ("WindowCenter", "WindowWidth"):
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            return None
+        many = isinstance(value, (list, tuple)) or hasattr(value, "append")
+        first.append(float(value[0] if many else value))
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    # Some writers put 0 for "no window"; the standard asks for 1 or more (LINEAR), else above 0.
+    return (*first, function) if first[1] >= 1 or (first[1] > 0 and function != "LINEAR") else None
+
+
+def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
+    """Values through a window, 0..1. Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - centre) / width))
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width == 0:
+        return (values > centre).astype(np.float64)
+    return (values - centre) / width + 0.5

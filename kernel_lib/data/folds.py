@@ -1,0 +1,265 @@
+"""Folds: drawn once, even in mask areas, no patient in two of them, kept in one file.
+
+The folds file is the one table of labels and folds that later stages read. It does not depend on
+a model's seed, nor on the order in which the images were found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+
+COLUMNS = ("image_id", "fold", "group", "height", "width", "area_px", "rle")
+WHOLE_NUMBERS = {"fold": 0, "height": 1, "width": 1, "area_px": 0}  # column → smallest value
+# Another seed is another split, and then scores no longer compare: hence fixed here.
+SEED = 20190904
+N_AREA_CLASSES = 20
+REDRAW = "delete it and run `prepare` again"
+
+
+def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
+    """Fold of each row, 0 … n_folds − 1: even in images, in positives and in mask areas.
+
+    Whole groups go to one fold; an image whose group is "" or missing is its own group. Positives
+    fall into up to 20 classes of equal count by area, empty images into one of their own. Groups
+    with the most positives are placed first, then those with the most images, ties in the order of
+    a hash; each goes to the fold where it least raises the sum, over classes, positives and
+    images, of (the fold's share of the total)². The result does not depend on the order of rows.
+
+    Shapes: table with image_id, area_px and perhaps group → int64 Series with the table's index.
+    Raises: InputError for fewer than 2 folds, fewer groups than folds, an id twice, a bad area.
+    Warns: UserWarning when a fold has no positive image, as when there are fewer than folds.
+    Source: greedy placement as in scikit-learn's StratifiedGroupKFold, with the classes above.
+    """
+    table = _drawable(table, n_folds)
+    ordered = table.reset_index(drop=True).sort_values("image_id")
+    group, names = pd.factorize(_group_keys(ordered))
+    if len(names) < n_folds:
+        raise InputError(
+            f"{len(names)} groups (patients) cannot fill {n_folds} folds, one group to a fold at "
+            f"most: set N_FOLDS to {len(names)} or less"
+            + ("" if len(names) > 1 else ", which takes at least 2 groups: add images")
+        )
+    members = _count(ordered["area_px"].to_numpy(), group, len(names), n_folds)
+    fold_of_group = _place(members, [_tie_order(seed, name) for name in names], n_folds)
+    folds = np.empty(len(table), dtype=np.int64)
+    folds[ordered.index] = fold_of_group[group]
+    _warn_of_folds_without_positives(folds[table["area_px"] > 0], n_folds)
+    return pd.Series(folds, index=table.index, name="fold")
+
+
+def balance(table: pd.DataFrame) -> pd.DataFrame:
+    """What each fold holds: images, groups, positives, their share (0–1), median area in px.
+
+    Shapes: table with image_id, area_px, fold and perhaps group → a row a fold, fold as index.
+    """
+    positive = table["area_px"] > 0
+    by_fold = table["fold"]
+    return pd.DataFrame(
+        {
+            "images": by_fold.groupby(by_fold).size(),
+            "groups": _group_keys(table).groupby(by_fold).nunique(),
+            "positives": positive.groupby(by_fold).sum(),
+            "positive_share": positive.groupby(by_fold).mean(),
+            "median_area_px": table["area_px"].where(positive).groupby(by_fold).median(),
+        }
+    )
+
+
+def save(table: pd.DataFrame, path: Path) -> None:
+    """Write the folds file, rows sorted by image_id, whole or not at all; other columns are left.
+
+    Raises: InputError for a table that `load` would refuse.
+    """
+    path = Path(path)
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise InputError(f"the table of folds lacks the columns {missing}: it needs {COLUMNS}")
+    text = table[list(COLUMNS)].assign(group=_groups(table)).astype(str)
+    _checked(text, f"the table for {path.name}", "mend the table", first_row=0)
+    content = text.sort_values("image_id").to_csv(index=False, lineterminator="\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "w", encoding="utf-8", newline="") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: Path) -> pd.DataFrame:
+    """The folds file as a table of `COLUMNS`; fold, height, width and area_px as int64.
+
+    Raises: InputError naming file, row (as a text editor counts, the header being 1) and mend.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no folds file {path}: `prepare` makes it")
+    try:
+        text = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8", index_col=False
+        )
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a folds file ({error}): {REDRAW}") from error
+    text = text.fillna("")  # some versions of pandas leave gaps where a row is cut short
+    missing = [name for name in COLUMNS if name not in text.columns]
+    if missing:
+        raise InputError(f"{path} lacks the columns {missing}: {REDRAW}")
+    return _checked(text[list(COLUMNS)], str(path), REDRAW, first_row=2)
+
+
+def digest(table: pd.DataFrame) -> str:
+    """SHA-256 (hex) of image_id, fold and group, whatever the order of the rows.
+
+    Two tables with the same digest hold out the same images of the same patients.
+    """
+    groups = _groups(table)
+    rows = sorted(zip(table["image_id"], table["fold"], groups, strict=True))
+    lines = "".join(f"{image_id}\t{int(fold)}\t{group}\n" for image_id, fold, group in rows)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _groups(table: pd.DataFrame) -> pd.Series:
+    if "group" not in table.columns:
+        return pd.Series("", index=table.index, dtype=object)
+    return table["group"].astype(object).where(table["group"].notna(), "")
+
+
+def _group_keys(table: pd.DataFrame) -> pd.Series:
+    """A name for each row's group, no image's own ever equal to a patient's."""
+    groups = _groups(table)
+    own = "image " + table["image_id"].astype(object)
+    return ("group " + groups.astype(str)).where(groups != "", own)
+
+
+def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
+    if n_folds != int(n_folds) or n_folds < 2:
+        raise InputError(
+            f"N_FOLDS is {n_folds}: at least 2 folds are needed, so that each image "
+            "is held out from some model; to train one of them only, set FOLD"
+        )
+    repeated = table["image_id"][table["image_id"].duplicated()]
+    if len(repeated):
+        raise InputError(
+            f"the image {repeated.iloc[0]} stands twice in the table: "
+            "unite its rows into one mask first"
+        )
+    areas = pd.to_numeric(table["area_px"], errors="coerce")
+    bad = ~(areas >= 0)
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise InputError(
+            f"the image {row['image_id']} has a mask area of {row['area_px']!r} px: "
+            "give 0 for an empty mask, else the number of its pixels"
+        )
+    return table.assign(area_px=areas)
+
+
+def _count(areas: np.ndarray, group: np.ndarray, n_groups: int, n_folds: int) -> np.ndarray:
+    """Images of each group by kind: (n_groups, empty, area classes …, positives, images)."""
+    positive = areas > 0
+    n_positive = int(positive.sum())
+    # A class with fewer images than folds could not be even anyway.
+    n_classes = max(1, min(N_AREA_CLASSES, n_positive // n_folds))
+    rank = np.empty(n_positive, dtype=np.int64)
+    rank[np.argsort(areas[positive], kind="stable")] = np.arange(n_positive)
+    kind = np.zeros(len(areas), dtype=np.int64)
+    kind[positive] = 1 + rank * n_classes // max(n_positive, 1)
+    members = np.zeros((n_groups, n_classes + 3), dtype=np.int64)
+    np.add.at(members, (group, kind), 1)
+    members[:, -2] = members[:, 1:-2].sum(axis=1)
+    members[:, -1] = members[:, :-2].sum(axis=1)
+    return members
+
+
+def _place(members: np.ndarray, ties: list[str], n_folds: int) -> np.ndarray:
+    """Fold of each group, by greedy placement; members (n_groups, kinds) as `_count` gives it."""
+    # Placing a group g in fold f raises the sum of squares by 2 · Σ held[f] g / total² + Σ g² /
+    # total², whose second part is the same for every fold.
+    total = np.maximum(members.sum(axis=0), 1)
+    weighted = members / total.astype(np.float64) ** 2
+    held = np.zeros((n_folds, members.shape[1]))
+    folds = np.empty(len(members), dtype=np.int64)
+    order = sorted(range(len(members)), key=lambda g: (-members[g, -2], -members[g, -1], ties[g]))
+    for g in order:
+        folds[g] = int(np.argmin(held @ weighted[g]))
+        held[folds[g]] += members[g]
+    return folds
+
+
+def _tie_order(seed: int, name: str) -> str:
+    """A random order that no version of NumPy changes, and no other group either."""
+    return hashlib.sha256(f"{seed}\t{name}".encode()).hexdigest()
+
+
+def _warn_of_folds_without_positives(folds_of_positives: np.ndarray, n_folds: int) -> None:
+    bare = sorted(set(range(n_folds)) - set(folds_of_positives.tolist()))
+    if bare:
+        warnings.warn(
+            f"no positive image in fold(s) {bare} of {n_folds}: {len(folds_of_positives)} positive "
+            "images, by whole patients, do not reach all; set N_FOLDS lower or add images",
+            stacklevel=3,
+        )
+
+
+def _checked(text: pd.DataFrame, name: str, mend: str, first_row: int) -> pd.DataFrame:
+    """A table of `COLUMNS` as text, checked, its whole numbers as int64."""
+
+    def refuse(bad: pd.Series, complaint: str) -> None:
+        if bad.any():
+            at = int(np.argmax(bad.to_numpy()))
+            row = text.iloc[at].to_dict()
+            raise InputError(f"{name}, row {at + first_row}: {complaint.format(**row)}: {mend}")
+
+    if text.empty:
+        raise InputError(f"{name} has no rows: {mend}")
+    refuse(text["rle"].str.strip() == "", "the rle is missing, as in a row cut short")
+    refuse(text["image_id"].str.strip() == "", "the image id is empty")
+    refuse(text["image_id"].duplicated(), "the image {image_id} stands there a second time")
+    table = text.reset_index(drop=True)
+    for column, least in WHOLE_NUMBERS.items():
+        is_number = text[column].str.fullmatch(r"[0-9]{1,15}")
+        refuse(~is_number.astype(bool), f"{column} is {{{column}!r}}, not a whole number")
+        table[column] = text[column].astype(np.int64).to_numpy()
+        refuse(table[column] < least, f"{column} is {{{column}}}, below {least}")
+    n_folds = int(table["fold"].max()) + 1
+    absent = sorted(set(range(n_folds)) - set(table["fold"]))
+    if absent or n_folds < 2:
+        raise InputError(f"{name} holds the folds {sorted(set(table['fold']))}, not 0, 1 …: {mend}")
+    _check_groups(table, name, mend)
+    areas = [
+        _area(row, f"{name}, row {at + first_row}", mend)
+        for at, row in enumerate(table.itertuples(index=False))
+    ]
+    refuse(table["area_px"] != areas, "area_px is {area_px}, which is not the area of its rle")
+    return table
+
+
+def _check_groups(table: pd.DataFrame, name: str, mend: str) -> None:
+    known = table[table["group"] != ""]
+    in_folds = known.groupby("group")["fold"].nunique()
+    if (in_folds > 1).any():
+        group = in_folds[in_folds > 1].index[0]
+        folds = sorted(set(known["fold"][known["group"] == group]))
+        raise InputError(
+            f"{name}: the group (patient) {group} has images in the folds {folds}, "
+            f"so that a model would be scored on a patient it knows: {mend}"
+        )
+
+
+def _area(row, where: str, mend: str) -> int:
+    try:
+        return rle.area(rle.parse(row.rle, (row.height, row.width)))
+    except rle.RleError as error:
+        raise InputError(f"{where}: the rle of {row.image_id}: {error} ({mend})") from error

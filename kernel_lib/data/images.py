@@ -1,0 +1,289 @@
+"""Radiographs read from DICOM, PNG or JPEG files as 8-bit grey pictures, bones white."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom import encaps, uid
+
+from kernel_lib.data.dicom_levels import as_grey, grey_levels
+from kernel_lib.errors import InputError
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = DICOM_SUFFIXES + PICTURE_SUFFIXES
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+END_OF_JPEG = b"\xff\xd9"
+START_OF_SCAN = b"\xff\xda"
+
+# What pip can add where OpenCV and Pillow (which pydicom uses) have no decoder.
+PIP_PACKAGES = {
+    uid.JPEGExtended12Bit: "pylibjpeg pylibjpeg-libjpeg",
+    uid.JPEGLossless: "pylibjpeg pylibjpeg-libjpeg",
+    uid.JPEGLosslessSV1: "pylibjpeg pylibjpeg-libjpeg",
+    uid.JPEGLSLossless: "pylibjpeg pylibjpeg-libjpeg",
+    uid.JPEGLSNearLossless: "pylibjpeg pylibjpeg-libjpeg",
+    uid.JPEG2000Lossless: "pylibjpeg pylibjpeg-openjpeg",
+    uid.JPEG2000: "pylibjpeg pylibjpeg-openjpeg",
+    uid.HTJ2KLossless: "pylibjpeg pylibjpeg-openjpeg",
+    uid.HTJ2K: "pylibjpeg pylibjpeg-openjpeg",
+}
+# One-component JPEGs that OpenCV decodes to exactly what pydicom and Pillow give, in less time.
+OPENCV_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+
+
+class ImageError(InputError):
+    """A file is not a radiograph that can be decoded."""
+
+
+def read(path: Path | str) -> np.ndarray:
+    """The radiograph in a file as grey levels 0..255, bones white.
+
+    Shapes: (H, W) uint8, C-contiguous. The content decides how it is read, not the name.
+    DICOM: modality rescale or LUT, then the VOI LUT or the first window, else the full range of
+    the stored bits; MONOCHROME1 is inverted; 8-bit MONOCHROME2 without a window stays as it is.
+    PNG and JPEG: colours to grey (ITU-R 601), alpha dropped, 16 bits by the range of 16 bits, or
+    of 12 where no pixel needs more.
+    Errors: ImageError naming the file and the mend.
+    """
+    return read_with_patient(path)[0]
+
+
+def read_with_patient(path: Path | str) -> tuple[np.ndarray, str | None]:
+    """What `read` and `patient_of` give, with the file opened once."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
+    if not data:
+        raise ImageError(f"{path} is empty (0 bytes): fetch it again, or remove it")
+    if data.startswith((PNG_MAGIC, JPEG_MAGIC)):
+        return _to_8_bits(_decode_picture(data, path)), None
+    dataset = _dataset(data, path)
+    try:
+        return _radiograph(dataset, path), _patient(dataset)
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged header may state anything, in any type
+        raise ImageError(
+            f"{path} has a damaged header ({error}): fetch it again, or remove it"
+        ) from error
+
+
+def read_mask(path: Path | str) -> np.ndarray:
+    """The mask in a PNG or JPEG file as (H, W) uint8 0/1: 1 where grey is above half range.
+
+    A file whose levels are 0 and 1 only is taken as it is. Errors: ImageError, also where the
+    levels are neither (nothing above half range, yet something above 1).
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
+    if not data.startswith((PNG_MAGIC, JPEG_MAGIC)):
+        raise ImageError(f"{path} is neither PNG nor JPEG: masks are pictures, 0 and 255")
+    grey = _decode_picture(data, path)
+    top = int(grey.max())
+    half = 127 if grey.dtype == np.uint8 else 32767
+    if 1 < top <= half:
+        raise ImageError(
+            f"{path} has levels up to {top}, which is neither a 0/1 nor a 0/{2 * half + 1} mask: "
+            f"write it with {2 * half + 1} where there is pneumothorax"
+        )
+    return (grey > (half if top > half else 0)).astype(np.uint8)
+
+
+def image_id(path: Path | str) -> str:
+    """The image's id: the file's name without a known suffix (ids hold dots of their own)."""
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def patient_of(path: Path | str) -> str | None:
+    """The DICOM's PatientID, None where it has none or is no DICOM; decodes no pixels."""
+    path = Path(path)
+    if is_picture(path):
+        return None
+    return _patient(_header(path, ["PatientID"]))
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """(height, width) in pixels from the header alone. Errors: ImageError."""
+    path = Path(path)
+    if is_picture(path):
+        try:
+            with Image.open(path) as picture:
+                width, height = picture.size
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{path} is no complete PNG or JPEG: {error}") from error
+        return height, width
+    header = _header(path, ["Rows", "Columns"])
+    height, width = header.get("Rows"), header.get("Columns")
+    if not height or not width:
+        raise ImageError(f"{path} holds no pixels (it states no Rows and Columns)")
+    return int(height), int(width)
+
+
+def is_picture(path: Path | str) -> bool:
+    """Whether the file's content starts as a PNG or JPEG. Errors: ImageError if unreadable."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith((PNG_MAGIC, JPEG_MAGIC))
+    except OSError as error:
+        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+# --- PNG and JPEG ---------------------------------------------------------------------------
+
+
+def _decode_picture(data: bytes, path: Path) -> np.ndarray:
+    """(H, W) uint8 or uint16 grey levels as stored."""
+    # OpenCV fills a JPEG that was cut short with grey and only murmurs: look for the end first.
+    complete = b"IEND" in data[-64:] if data.startswith(PNG_MAGIC) else _is_whole_jpeg(data)
+    grey = _opencv_decode(data) if complete else None
+    if grey is None:
+        raise ImageError(f"{path} is cut short or damaged: fetch it again, or remove it")
+    if grey.ndim == 3:
+        to_grey = cv2.COLOR_BGRA2GRAY if grey.shape[2] == 4 else cv2.COLOR_BGR2GRAY
+        grey = cv2.cvtColor(grey, to_grey)  # (H, W, 3 or 4) -> (H, W)
+    if grey.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{path} has {grey.dtype} pixels: save it with 8 or 16 bits")
+    return grey
+
+
+def _to_8_bits(grey: np.ndarray) -> np.ndarray:
+    if grey.dtype == np.uint8:
+        return grey
+    # PNG copies of 12-bit radiographs are mostly not stretched; a 16-bit one is not that dark.
+    top = 4095 if int(grey.max()) < 4096 else 65535
+    levels = np.arange(65536, dtype=np.float64) / top
+    return as_grey(levels)[grey]
+
+
+def _is_whole_jpeg(data: bytes) -> bool:
+    # Within a scan the bytes FF D9 can't occur, but a thumbnail in the header may hold them.
+    return data.rfind(END_OF_JPEG) > data.rfind(START_OF_SCAN)
+
+
+def _opencv_decode(data: bytes) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+
+
+# --- DICOM: from file to stored values ------------------------------------------------------
+
+
+@contextmanager
+def _quiet_about_ids() -> Iterator[None]:
+    """Silence pydicom's word on the competition's ids (ID_…), which are no valid UIDs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Invalid value for VR UI")
+        yield
+
+
+def _header(path: Path, tags: list[str]) -> pydicom.Dataset:
+    with _quiet_about_ids():
+        try:
+            return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
+        except Exception as error:  # pydicom raises a dozen kinds on bytes that aren't DICOM
+            raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error})") from error
+
+
+def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
+    mend = "fetch it again, or remove it"
+    marked = data[128:132] == b"DICM"
+    with _quiet_about_ids():
+        try:
+            dataset = pydicom.dcmread(BytesIO(data), force=True)
+        except Exception as error:  # as above
+            raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error}): {mend}") from error
+    if "PixelData" not in dataset:
+        if not marked and "Rows" not in dataset:
+            raise ImageError(f"{path} is no DICOM, PNG or JPEG file: {mend}")
+        what = "has no pixels" if "Rows" in dataset else "is cut short, or has no pixels"
+        raise ImageError(f"{path} {what}: {mend}")
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set, as old archives have them
+        implicit = dataset.original_encoding[0] is not False
+        syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def _patient(dataset: pydicom.Dataset) -> str | None:
+    return str(dataset.get("PatientID") or "").strip() or None
+
+
+def _radiograph(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
+    """(H, W) uint8, bones white, from a data set with pixels."""
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise ImageError(f"{path} holds {frames} frames: a radiograph is one; split the file")
+    missing = [tag for tag in ("Rows", "Columns", "BitsStored") if not dataset.get(tag)]
+    if missing:
+        raise ImageError(f"{path} lacks {', '.join(missing)}: fetch it again, or remove it")
+    if not 1 <= dataset.BitsStored <= 16:
+        raise ImageError(f"{path} has {dataset.BitsStored} bits: at most 16 are read; save as PNG")
+    kind = str(dataset.get("PhotometricInterpretation", "")).upper()
+    stored = _stored_values(dataset, path)
+    if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
+        return cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
+    if stored.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError(
+            f"{path} is {kind or 'of no stated kind'} with shape {stored.shape}: only MONOCHROME1, "
+            "MONOCHROME2 and 8-bit colour are read; save it as PNG"
+        )
+    table, lowest = grey_levels(dataset)
+    if kind == "MONOCHROME1":
+        table = 255 - table
+    if stored.dtype == np.uint8 and len(table) == 256 and np.array_equal(table, np.arange(256)):
+        return np.ascontiguousarray(stored)
+    return table[stored.astype(np.int32) - lowest]
+
+
+def _stored_values(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
+    """(H, W) stored values, or (H, W, 3) RGB."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in OPENCV_SYNTAXES and dataset.get("SamplesPerPixel", 1) == 1:
+        stored = _opencv_frame(dataset)
+        if stored is not None:
+            return stored
+    try:
+        return dataset.pixel_array
+    except Exception as error:  # each decoder has its own errors
+        packages = PIP_PACKAGES.get(syntax)
+        decoder = f"; or, if it is whole, add a decoder: pip install {packages}" if packages else ""
+        raise ImageError(
+            f"{path} ({uid.UID(syntax).name}) can't be decoded: {' '.join(str(error).split())}; "
+            f"fetch it again, or remove it{decoder}"
+        ) from error
+
+
+def _opencv_frame(dataset: pydicom.Dataset) -> np.ndarray | None:
+    """The one frame by OpenCV, or None where pydicom has to decide (and to complain)."""
+    # OpenCV gives 8 bits unsigned only; whatever else the header says is pydicom's to interpret.
+    if dataset.BitsStored != 8 or dataset.get("PixelRepresentation", 0) != 0:
+        return None
+    try:
+        frame = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    except (ValueError, EOFError):
+        return None
+    stored = _opencv_decode(frame) if _is_whole_jpeg(frame) else None
+    if stored is None or stored.dtype != np.uint8:
+        return None
+    return stored if stored.shape == (dataset.Rows, dataset.Columns) else None

@@ -1,0 +1,143 @@
+"""The CSV tables that come with the images: labels as RLE, sample submissions, groups."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from kernel_lib.data import rle
+from kernel_lib.data.images import image_id
+from kernel_lib.errors import InputError
+
+ID_COLUMN, RLE_COLUMN = "ImageId", "EncodedPixels"
+# NIH ChestX-ray14 names a file patient_number.png.
+NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
+COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
+
+
+def read_labels(csv: Path | str) -> pd.DataFrame:
+    """One row an image, in the file's order: image_id, rle (union of its rows), label_at.
+
+    Either header (with a leading space or without), values with a leading space or without; "-1"
+    and nothing mean empty. label_at names file and rows, for later complaints.
+    Errors: InputError naming file and row (the header is row 1).
+    """
+    csv = Path(csv)
+    table = _read(csv, [ID_COLUMN, RLE_COLUMN])
+    runs_of_image: dict[str, list[rle.Runs]] = {}
+    rows_of_image: dict[str, list[int]] = {}
+    for row, name, text in zip(table.index, table[ID_COLUMN], table[RLE_COLUMN], strict=True):
+        try:
+            runs = rle.parse(text)
+        except rle.RleError as error:
+            raise InputError(f"{csv} row {row}, image {name}: {error}") from error
+        runs_of_image.setdefault(name, []).append(runs)
+        rows_of_image.setdefault(name, []).append(row)
+    return pd.DataFrame(
+        {
+            "image_id": list(runs_of_image),
+            "rle": [rle.to_string(rle.union(runs)) for runs in runs_of_image.values()],
+            "label_at": [
+                f"{csv} row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}"
+                for rows in rows_of_image.values()
+            ],
+        },
+        dtype=object,
+    )
+
+
+def read_sample(csv: Path | str) -> pd.DataFrame:
+    """The images that a submission must list, in the sample's order: image_id, row.
+
+    The first stage's sample has a row a mask, hence several of some images: the first counts.
+    Errors: InputError, also where the columns are another competition's.
+    """
+    csv = Path(csv)
+    try:
+        table = _read(csv, [ID_COLUMN, RLE_COLUMN])
+    except InputError as error:
+        raise InputError(f"{error}; is this the sample of another competition?") from error
+    first = table[ID_COLUMN].drop_duplicates()
+    return pd.DataFrame({"image_id": first.tolist(), "row": first.index.tolist()}).astype(
+        {"image_id": object}
+    )
+
+
+def read_groups(csv: Path | str) -> dict[str, str]:
+    """Group (patient) of each image, from a table of two columns: image id, group.
+
+    NIH file names as groups (00028864_007.png) are cut to the patient before the underscore.
+    Errors: InputError naming file and row; an id with two groups is one.
+    """
+    csv = Path(csv)
+    table = _read(csv, None)
+    if len(table.columns) != 2 or COMPETITION_ID.fullmatch(table.columns[0]):
+        raise InputError(
+            f"{csv} has the columns {list(table.columns)}: a table of groups has two, image id and "
+            "group, under a header"
+        )
+    groups: dict[str, str] = {}
+    for row, name, group in zip(table.index, *(table[c] for c in table.columns), strict=True):
+        nih = NIH_NAME.fullmatch(group)
+        group = nih[1] if nih else group
+        name = image_id(name)
+        if not name or not group:
+            raise InputError(f"{csv} row {row}: id {name!r}, group {group!r}; both are needed")
+        if groups.setdefault(name, group) != group:
+            raise InputError(
+                f"{csv} row {row}: image {name} is in group {group} and, further up, in "
+                f"{groups[name]}; keep one"
+            )
+    return groups
+
+
+def columns_of(csv: Path | str) -> list[str]:
+    """The column names of a CSV, stripped; none where it has no readable header."""
+    try:
+        with open(csv, encoding="utf-8-sig") as file:
+            return [name.strip().strip('"') for name in file.readline(4096).split(",")]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _read(csv: Path, wanted: list[str] | None) -> pd.DataFrame:
+    """All cells as stripped text, indexed by row in the file; only the wanted columns, if given."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                csv,
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=False,  # or the rows' numbers would not be the file's
+                index_col=False,
+                encoding="utf-8-sig",
+            )
+    except OSError as error:
+        raise InputError(f"{csv} can't be read: {error.strerror or error}") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{csv} is empty: fetch it again") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{csv} is no table with commas between its cells: {reason}") from error
+    table.columns = [str(name).strip() for name in table.columns]
+    missing = [name for name in wanted or [] if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{csv} has the columns {list(table.columns)}, not {' and '.join(missing)}"
+        )
+    table = table[wanted] if wanted else table
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table.index = pd.RangeIndex(2, len(table) + 2)  # row 1 is the header
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise InputError(f"{csv} has a header and no rows: fetch it again")
+    if wanted and (table[ID_COLUMN] == "").any():
+        row = table.index[table[ID_COLUMN] == ""][0]
+        raise InputError(f"{csv} row {row} has no {ID_COLUMN}")
+    if wanted:
+        table = table.assign(**{ID_COLUMN: table[ID_COLUMN].map(image_id)})
+    return table

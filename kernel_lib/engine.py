@@ -1,0 +1,100 @@
+"""Device, precision and every source of chance of a process."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kernel_lib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where a network runs, and in what precision."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the network's arithmetic; losses are always float32
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients need a scaler: float16 alone underflows."""
+        return self.dtype == torch.float16
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision, or nothing where the arithmetic is float32."""
+        return torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
+
+    def to_device(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def engine(device: str = "auto", precision: str = "auto") -> Engine:
+    """The engine asked for; `auto` takes a GPU and its natural precision.
+
+    bfloat16 where the GPU computes it natively (compute capability 8 and above), which a T4 does
+    not, else float16 with scaling; on a CPU float32. Raises InputError for a device that is not
+    there.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        where = torch.device(name)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"DEVICE {device!r} is not there ({first}); -p DEVICE cpu") from None
+    if precision == "auto":
+        if where.type != "cuda":
+            precision = "float32"
+        else:
+            precision = "bfloat16" if torch.cuda.get_device_capability(where)[0] >= 8 else "float16"
+    if where.type == "cpu" and precision == "float16":
+        raise InputError("PRECISION float16 needs a GPU; -p PRECISION float32")
+    return Engine(where, getattr(torch, precision))
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch.
+
+    Fast mode lets cuDNN choose its algorithms by timing: on a GPU two runs of one seed then differ
+    in the last digits. Deterministic mode repeats bit for bit on one machine, at some speed (a
+    GPU's idle moments are this choice's price); an operation without a deterministic form stops
+    with its name. On a CPU both repeat bit for bit at a fixed number of threads.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def random_states() -> dict:
+    """Every generator of this process, as what `torch.load(weights_only=True)` takes back."""
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict) -> None:
+    """Set every generator as `random_states` found it."""
+    random.setstate(states["python"])
+    numpy_state = {**states["numpy"], "state": dict(states["numpy"]["state"])}
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in states["cuda"]])

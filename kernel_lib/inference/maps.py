@@ -1,0 +1,108 @@
+"""The map: how probabilities become the levels that everything after a network works on.
+
+Views of one model are averaged as logits, models as probabilities, in float; then uint8 by
+round(255 · p) at the network's size; then bilinear to the image's own size; then the rule.
+Out-of-fold, validation, inference and viewer all come through here. No torch in this file: finished
+maps are searched and combined on machines without it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from kernel_lib import files
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import thresholds
+
+_META = "meta.json"
+
+
+def quantise(prob: np.ndarray) -> np.ndarray:
+    """Probabilities 0–1 of any shape to uint8 levels, round(255 · p)."""
+    return np.rint(np.asarray(prob, dtype=np.float32) * 255).astype(np.uint8)
+
+
+def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """Finished maps of several members to one, (S, S) uint8, averaged as probabilities in float.
+
+    Maps of networks of different sizes are first brought bilinearly to the largest.
+    """
+    if len(levels) == 1:
+        return levels[0]
+    size = max((m.shape for m in levels), key=lambda shape: shape[0] * shape[1])
+    total = np.zeros(size, np.float64)
+    weights = [1.0] * len(levels) if weights is None else list(weights)
+    for level_map, weight in zip(levels, weights, strict=True):
+        total += weight * at_shape(level_map, size)
+    return np.rint(total / sum(weights)).astype(np.uint8)
+
+
+def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map brought bilinearly to (H, W), uint8; the same array where it has that shape."""
+    height, width = shape
+    if levels.shape == (height, width):
+        return levels
+    return cv2.resize(levels, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def statistics(levels: np.ndarray, mask_rle: str, shape: tuple[int, int]) -> thresholds.Statistics:
+    """A map and the truth at the image's own geometry, as the histogram pair that rules need."""
+    return thresholds.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape))
+
+
+def write(path: Path, levels: Iterable[tuple[str, np.ndarray]], meta: dict[str, Any]) -> int:
+    """Store maps by image id in one archive, whole or not at all; returns how many.
+
+    A zip of PNGs, which any viewer opens; `meta` says who made them and what they had seen.
+    """
+    count = 0
+    with files.whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for image_id, level_map in levels:
+            done, png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+            if not done:
+                raise RuntimeError(f"OpenCV could not encode the map of {image_id}")
+            archive.writestr(zipfile.ZipInfo(f"{image_id}.png"), png.tobytes())
+            count += 1
+        info = zipfile.ZipInfo(_META)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(info, json.dumps(meta | {"images": count}, indent=1))
+    return count
+
+
+class Maps:
+    """An archive of maps, read one at a time; safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError where the archive is missing or damaged, with who makes it."""
+        self.path = Path(path)
+        try:
+            self._zip = zipfile.ZipFile(self.path)  # which locks its file for each read
+            self.meta: dict[str, Any] = json.loads(self._zip.read(_META))
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing: the train stage predicts held-out images, "
+                             "the inference stage test images") from None  # fmt: skip
+        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}): delete it, run its stage") from error
+        self.ids = [n.removesuffix(".png") for n in self._zip.namelist() if n != _META]
+        self._known = frozenset(self.ids)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._known
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        """The (S, S) uint8 map of an image."""
+        if image_id not in self._known:
+            raise InputError(f"{self.path} holds no map of image {image_id}")
+        png = np.frombuffer(self._zip.read(f"{image_id}.png"), np.uint8)
+        return cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)

@@ -1,0 +1,173 @@
+"""Where things lie: alone knows where Kaggle mounts its inputs and what is kept of a session."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernel_lib.errors import InputError
+
+COMPETITION = "siim-acr-pneumothorax-segmentation"
+LABEL_TABLES = ("train-rle.csv", "stage_2_train.csv")
+WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors")
+LAYOUTS = """\
+  nested DICOM       <study>/<series>/<image id>.dcm below a training and a test folder,
+                     with train-rle.csv (or stage_2_train.csv)
+  flat DICOM         <image id>.dcm, with the same table
+  PNG or JPG         <image id>.png or .jpg, with the same table
+  PNG or JPG, masks  the same images, with a folder of mask images of the same names"""
+
+_INPUT = Path("/kaggle/input")
+_WORKING = Path("/kaggle/working")
+# A folder with more sub-folders than this holds images by study, and no artefacts: looking into
+# each of ten thousand folders of a network mount takes minutes.
+_CROWDED = 200
+
+
+def on_kaggle(working: Path = _WORKING) -> bool:
+    """Whether this process is a Kaggle session, where only the working folder is kept."""
+    return bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE")) and working.is_dir()
+
+
+def project_root() -> Path:
+    """The clone that this library runs from, else the current folder (in a kernel: the output)."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def work_dir(value: str | None, working: Path = _WORKING) -> Path:
+    """The folder of all artefacts; not created here.
+
+    A relative value is taken from the project's root, so that a notebook started in `notebooks/`
+    and the command line agree. None: Kaggle's working folder there, else `work` in the project.
+    """
+    if value is not None:
+        return _from_root(value)
+    return working if on_kaggle(working) else project_root() / "work"
+
+
+def cache_dir(value: str | None, working: Path = _WORKING) -> Path:
+    """The folder for scratch, outside the working folder; not created here."""
+    if value is not None:
+        return _from_root(value)
+    if on_kaggle(working):
+        return Path(tempfile.gettempdir()) / "pneumothorax-cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumothorax"
+
+
+def data_dir(value: str | None, mounts: Path | None = None) -> Path:
+    """The folder of radiographs and labels.
+
+    None looks through Kaggle's mounts for one with a table of labels, the competition's own first,
+    then data sets, then outputs of kernels. Raises InputError that says what was looked for.
+    """
+    if value is not None:
+        return _existing(_from_root(value), "DATA_DIR")
+    mounts = _mounts(mounts)
+    folders = _mounted(mounts)
+    competition = [folder for folder in folders if folder.name == COMPETITION]
+    others = [folder for folder in folders if folder.name != COMPETITION]
+    for folder in (*competition, *others):
+        if any(_holds_labels(below) for below in _below(folder, depth=3)):
+            return folder
+    # Without a table it may still hold test images; the reader of tables says what is amiss.
+    for folder in competition:
+        if any(folder.iterdir()):
+            return folder
+    seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
+    raise InputError(
+        f"no data: DATA_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach the "
+        f"competition {COMPETITION} or a data set with its files; elsewhere set DATA_DIR to a "
+        f"folder in one of these layouts:\n{LAYOUTS}\n"
+        "or run `make demo`, which draws its own radiographs."
+    )
+
+
+def artefact_roots(work: Path, mounts: Path | None = None) -> list[Path]:
+    """Folders in which earlier stages may have left artefacts, the working folder first.
+
+    After it every mounted folder that holds `runs`, `ensembles` or `folds.csv`, itself or up to
+    two levels down, in the order competitions, data sets, notebooks, others, each by name.
+    """
+    roots = [Path(work)]
+    for mounted in _mounted(_mounts(mounts)):
+        roots += [folder for folder in _below(mounted, depth=3) if _holds_artefacts(folder)]
+    return list(dict.fromkeys(roots))
+
+
+def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
+    """Folders with files of pretrained weights: the given one, then mounted ones, in fixed order.
+
+    Checkpoints of this project's own runs are artefacts and not listed. Raises InputError when
+    the given folder does not exist.
+    """
+    found = [_existing(_from_root(value), "WEIGHTS_DIR")] if value is not None else []
+    for mounted in _mounted(_mounts(mounts)):
+        found += [folder for folder in _below(mounted, depth=3) if _holds_weights(folder)]
+    return list(dict.fromkeys(found))
+
+
+def _mounts(given: Path | None) -> Path:
+    """Where inputs are mounted; a rehearsal outside Kaggle sets KERNEL_LIB_MOUNTS."""
+    return Path(given or os.environ.get("KERNEL_LIB_MOUNTS") or _INPUT)
+
+
+def _mounted(mounts: Path) -> list[Path]:
+    """Every mounted source, in all the forms that Kaggle has used, in a fixed order."""
+    forms = ("competitions/*", "datasets/*/*", "notebooks/*/*")
+    found = [folder for form in forms for folder in sorted(mounts.glob(form)) if folder.is_dir()]
+    flat = [folder for folder in sorted(mounts.glob("*")) if folder.is_dir()]
+    return found + [f for f in flat if f.name not in ("competitions", "datasets", "notebooks")]
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    """The folder itself and those below it, `depth` levels in all, top down and by name.
+
+    What a run folder holds is the run's own; crowds of folders are images and are not entered.
+    """
+    yield folder
+    if depth <= 1:
+        return
+    # scandir knows folders from files without asking the mount for each of ten thousand images.
+    with os.scandir(folder) as entries:
+        inner = sorted(entry.name for entry in entries if entry.is_dir())
+    if len(inner) > _CROWDED:
+        return
+    for name in inner:
+        if name not in ("runs", "ensembles"):
+            yield from _below(folder / name, depth - 1)
+
+
+def _holds_labels(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in LABEL_TABLES)
+
+
+def _holds_artefacts(folder: Path) -> bool:
+    return (
+        any((folder / n).is_dir() for n in ("runs", "ensembles"))
+        or (folder / "folds.csv").is_file()
+    )
+
+
+def _holds_weights(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(e.name.endswith(WEIGHT_ENDINGS) and e.is_file() for e in entries)
+
+
+def _from_root(value: str) -> Path:
+    return project_root() / Path(value).expanduser()
+
+
+def _existing(path: Path, name: str) -> Path:
+    """The folder, or an InputError that names it, what is there instead, and the mend."""
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name} {path} is a file; give the folder that holds it: {path.parent}")
+    there = next(parent for parent in path.parents if parent.is_dir())
+    names = sorted(entry.name for entry in there.iterdir())
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    mend = "give the folder of the data, or run `make demo`" if name == "DATA_DIR" else "correct it"
+    raise InputError(f"{name} {path} does not exist; {there} holds {shown or 'nothing'}; {mend}")

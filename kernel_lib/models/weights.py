@@ -1,0 +1,135 @@
+"""Starting weights: ImageNet's from a file, torch's cache or the network, or a checkpoint's.
+
+Nothing is guessed: what is asked for and cannot be had is an error that says where it was sought.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kernel_lib.errors import InputError
+
+OFFER = "or train from scratch with -p WEIGHTS none"
+
+
+def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Path:
+    """Fill an encoder with ImageNet weights; returns the file they came from.
+
+    Looks for torchvision's file of that encoder, or any `<encoder>*.pth|.pt|.safetensors`, in
+    `folders`, then in torch's cache, then downloads torchvision's with its hash checked. Raises
+    InputError where none can be had or the file is of another network.
+    """
+    official = _official_url(name)
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for folder in [*folders, cache]:
+        found = _find(folder, name, official)
+        if found:
+            _check_hash(found)
+            _fill(encoder, read_state(found), found)
+            return found
+    sought = ", ".join(str(f) for f in [*folders, cache])
+    if official is None:
+        raise InputError(
+            f"no ImageNet weights for encoder {name!r} in {sought}: put {name}.pth into a folder "
+            f"and give it as WEIGHTS_DIR, {OFFER}"
+        )
+    target = cache / official.rsplit("/", 1)[1]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(official, str(target), _hash_prefix(target))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"ImageNet weights for {name!r} are not in {sought}, and {target.name} could not be "
+            f"downloaded ({error}): give a folder that holds it as WEIGHTS_DIR, {OFFER}"
+        ) from error
+    _fill(encoder, read_state(target), target)
+    return target
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file or of one of our checkpoints; no code in it is run."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable weights file ({error}); {OFFER}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no table of tensors; {OFFER}")
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def load_model(model: nn.Module, path: Path) -> None:
+    """Fill a whole network from a checkpoint of the same network; InputError where it does not fit.
+
+    A checkpoint of another network with the same encoder fills the encoder alone only through
+    `load_imagenet`'s folder; here every tensor must find its place.
+    """
+    _fill(model, read_state(path), path)
+
+
+def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    own = module.state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
+    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
+    # Old files lack the counters of batch norm, which training does not read.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    if wrong or missing:
+        first = (wrong or missing)[0]
+        what = "has another shape" if wrong else "is missing"
+        raise InputError(
+            f"{path} is of another network: {first} {what} ({len(wrong)} other shapes, "
+            f"{len(missing)} missing); give the file of the same encoder, {OFFER}"
+        )
+    module.load_state_dict({k: state.get(k, v) for k, v in own.items()})
+
+
+def _find(folder: Path, encoder: str, official: str | None) -> Path | None:
+    if folder.is_file():
+        return folder
+    if official and (exact := folder / official.rsplit("/", 1)[1]).is_file():
+        return exact
+    pattern = re.compile(rf"{re.escape(encoder)}([-._].*)?\.(pth|pt|safetensors)")
+    matches = sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
+    return matches[0] if matches else None
+
+
+def _check_hash(path: Path) -> None:
+    """torchvision writes the first eight hex digits of the SHA-256 into the file's name."""
+    prefix = _hash_prefix(path)
+    if prefix is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(prefix):
+        raise InputError(
+            f"{path} is damaged: its SHA-256 begins {found[:8]}, its name says {prefix}; "
+            f"fetch it anew, {OFFER}"
+        )
+
+
+def _hash_prefix(path: Path) -> str | None:
+    match = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
+    return match[1] if match else None
+
+
+def _official_url(encoder: str) -> str | None:
+    """Where torchvision keeps its first ImageNet weights of that architecture, if it has it."""
+    import torchvision
+
+    try:
+        return torchvision.models.get_model_weights(encoder).IMAGENET1K_V1.url
+    except (ValueError, AttributeError):
+        return None

@@ -1,0 +1,75 @@
+"""The competition's score, and the AUC of "has a mask"."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kernel_lib.errors import InputError
+
+
+def dice_of_counts(
+    intersection: ArrayLike, predicted: ArrayLike, truth: ArrayLike
+) -> np.ndarray | np.float64:
+    """Dice (0–1) from pixel counts; empty against empty is 1.
+
+    Shapes: any that broadcast; the result has the broadcast shape.
+    Source: competition page, "Evaluation": 2·|X∩Y| / (|X| + |Y|), and 1 when both are empty.
+    """
+    both = np.add(predicted, truth, dtype=np.int64)
+    dice = 2.0 * np.asarray(intersection, dtype=np.int64) / np.maximum(both, 1)
+    return np.where(both == 0, 1.0, dice)[()]
+
+
+def dice(pred_mask: np.ndarray, true_mask: np.ndarray) -> float:
+    """Dice (0–1) of one image's masks; empty against empty is 1.
+
+    Shapes: both (H, W), nonzero = mask.
+    Raises: InputError when the shapes differ.
+    """
+    pred_mask, true_mask = np.asarray(pred_mask), np.asarray(true_mask)
+    if pred_mask.shape != true_mask.shape:
+        raise InputError(
+            f"the predicted mask is {pred_mask.shape}, the true one {true_mask.shape}: "
+            "bring both to the image's own size first"
+        )
+    predicted, truth = pred_mask != 0, true_mask != 0
+    return float(
+        dice_of_counts(
+            np.count_nonzero(predicted & truth),
+            np.count_nonzero(predicted),
+            np.count_nonzero(truth),
+        )
+    )
+
+
+def mean_dice(dice: np.ndarray) -> float:
+    """The competition's score (0–1): mean over images, the same in whatever order; nan without any.
+
+    Shapes: dice (N,), one an image.
+    """
+    return math.fsum(dice) / len(dice) if len(dice) else math.nan
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve (0–1) of scores against labels, ties counted half.
+
+    Shapes: both (N,), labels nonzero = positive. nan when only one class is there.
+    Raises: InputError when the lengths differ or a score is nan.
+    Source: Mann–Whitney: the share of (positive, negative) pairs in the right order.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels) != 0
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise InputError(
+            f"scores have shape {scores.shape}, labels {labels.shape}: give one of each an image"
+        )
+    if np.isnan(scores).any():
+        raise InputError(f"score {int(np.argmax(np.isnan(scores)))} is nan: leave that image out")
+    positive, negative = scores[labels], np.sort(scores[~labels])
+    if not len(positive) or not len(negative):
+        return float("nan")
+    below = np.searchsorted(negative, positive, side="left").sum()
+    not_above = np.searchsorted(negative, positive, side="right").sum()
+    return float((int(below) + int(not_above)) / (2 * len(positive) * len(negative)))

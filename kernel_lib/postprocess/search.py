@@ -1,0 +1,123 @@
+"""Every rule at once: the sum of dice over images for all (top, area, bottom), exactly.
+
+An image's dice under a rule depends on two things only: whether its area at `top` reaches the
+minimum, and its dice at `bottom` if so. So the images are sorted on their area at each `top`, and a
+prefix sum of what each gains by keeping its mask gives every minimum area and every `bottom` at
+once. Gains are whole numbers (multiples of 2^-44), so that sums do not depend on the images' order
+and equal means compare equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVELS = 255  # thresholds halfway between the 256 levels of a uint8 map
+FULL_AREA = 1024 * 1024  # the image for which a rule's area is stated
+KEEP_NONE = FULL_AREA + 1  # the least area that no image reaches
+GAIN_BITS = 44  # 2^44 · 262,144 images stay below 2^62
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the search needs of the images; rows are images, columns the 255 thresholds."""
+
+    area: np.ndarray  # (P, 255) int64 areas at 1024², of images whose truth has a mask
+    gain: np.ndarray  # (P, 255) int64 dice of those when kept, in units (not kept it is 0)
+    empty_area: np.ndarray  # (E, 255) int64 areas at 1024², of images whose truth is empty
+    empty_kept_wrong: np.ndarray  # (255,) int64 how many of those exceed the threshold anywhere
+    unit: int  # this many units are a dice of 1
+
+    @property
+    def n_images(self) -> int:
+        return len(self.area) + len(self.empty_area)
+
+    def mean(self, gained: np.ndarray | int) -> np.ndarray:
+        """Mean dice (0–1) from the sum of gains over predicting nothing anywhere."""
+        return (gained + len(self.empty_area) * self.unit) / (self.n_images * self.unit)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The best of each (top, bottom), and all sums over a grid of areas."""
+
+    best: np.ndarray  # (255, 255) int64 [top, bottom] largest sum of gains
+    best_area: np.ndarray  # (255, 255) int64 the largest area that reaches it
+    volume: np.ndarray  # (G, 255, 255) int64 [area, top, bottom] sums on the grid of areas
+    valid: np.ndarray  # (255, 255) bool where a rule exists
+
+
+def unit_for(n_images: int) -> int:
+    """Units in a dice of 1, such that sums over the images fit into 63 bits."""
+    return 1 << min(GAIN_BITS, 62 - int(n_images).bit_length())
+
+
+def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterable[int]) -> Scan:
+    """Sums of gains of every rule; `tops` is 0…254, wrapped in a progress bar or not.
+
+    Shapes: area_grid (G,) int64 ascending, for the volume only: the best is over all areas.
+    """
+    shape = (LEVELS, LEVELS)
+    best, best_area = np.zeros(shape, np.int64), np.full(shape, KEEP_NONE, np.int64)
+    volume = np.zeros((len(area_grid), *shape), np.int64)
+    # An area of 0 keeps every image whatever the top, even one with nothing above it.
+    keep_all = problem.gain.sum(axis=0) - problem.unit * problem.empty_kept_wrong
+    for top in tops:
+        bottoms = slice(top, top + 1) if single else slice(0, top + 1)
+        ends, sums = _sums_at(problem, top, bottoms)
+        # The first row keeps none, the last keeps all; between them the areas fall.
+        candidates = np.concatenate([[KEEP_NONE], ends, [0]])
+        rows = np.concatenate([np.zeros_like(sums[:1]), sums, keep_all[None, bottoms]])
+        rows[1:-1] -= problem.unit * _reaching(problem.empty_area[:, top], ends)[:, None]
+        best[top, bottoms] = rows.max(axis=0)
+        # Equal means may differ by half a unit an image; the first that is as good has most area.
+        as_good = rows >= best[top, bottoms] - problem.n_images
+        best_area[top, bottoms] = candidates[as_good.argmax(axis=0)]
+        volume[:, top, bottoms] = _on_grid(problem, top, ends, sums, area_grid)
+    valid = np.eye(LEVELS, dtype=bool) if single else np.tri(LEVELS, dtype=bool)
+    return Scan(best, best_area, volume, valid)
+
+
+def peak(scan: Scan, n_images: int) -> tuple[int, int, int]:
+    """(top level, area, bottom level) of the best rule; ties: larger area, higher top and bottom.
+
+    Rules tie when their mean dice differ by less than 2^-42, where equal fractions may be rounded.
+    """
+    largest = scan.best[scan.valid].max()
+    tops, bottoms = np.nonzero(scan.valid & (scan.best >= largest - n_images))
+    areas = scan.best_area[tops, bottoms]
+    at = np.lexsort((bottoms, tops, areas))[-1]
+    return int(tops[at]), int(areas[at]), int(bottoms[at])
+
+
+def _sums_at(problem: Problem, top: int, bottoms: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Areas (K,) worth trying at one top, falling, and the gains (K, bottoms) of those who reach.
+
+    Only areas of images with a mask are worth trying: between two of them a smaller minimum keeps
+    nothing more but images whose truth is empty.
+    """
+    area = problem.area[:, top]
+    order = np.argsort(-area, kind="stable")
+    order = order[: np.count_nonzero(area)]
+    falling = area[order]
+    sums = problem.gain[:, bottoms][order].cumsum(axis=0)
+    last_of_tie = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)[: len(falling)])
+    return falling[last_of_tie], sums[last_of_tie]
+
+
+def _on_grid(
+    problem: Problem, top: int, ends: np.ndarray, sums: np.ndarray, area_grid: np.ndarray
+) -> np.ndarray:
+    """Sums (G, bottoms) of one top at the areas of the grid."""
+    padded = np.concatenate([np.zeros((1, sums.shape[1]), np.int64), sums])
+    reached = len(ends) - np.searchsorted(ends[::-1], area_grid, side="left")
+    return (
+        padded[reached] - problem.unit * _reaching(problem.empty_area[:, top], area_grid)[:, None]
+    )
+
+
+def _reaching(areas: np.ndarray, minima: np.ndarray) -> np.ndarray:
+    """How many of the areas reach each minimum."""
+    return len(areas) - np.searchsorted(np.sort(areas), minima, side="left")

@@ -1,0 +1,284 @@
+"""Submission files: written whole, checked row by row, scored against a table of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+from kernel_lib.files import write_text
+from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
+
+COLUMNS = ("ImageId", "EncodedPixels")
+SHAPE = (1024, 1024)  # (H, W) of every image of the competition
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The competition's score of a submission, over images that stand in both tables."""
+
+    dice: float  # mean over images, 0–1
+    n_images: int
+    dice_nonempty: float  # mean over images whose truth has a mask; nan: none has
+    n_nonempty: int
+    dice_all_empty: float  # what predicting nothing anywhere would score
+    n_false_negative: int  # truth has a mask, none predicted
+    n_false_positive: int  # truth empty, a mask predicted
+    n_only_submission: int  # images left out, since they have no label
+    n_only_labels: int  # images left out, since they were not predicted
+
+
+def write(path: Path | str, ids: Sequence[str], rles: Sequence[str]) -> None:
+    """Write a submission, one row an image in the order given, whole or not at all.
+
+    Shapes: ids and rles of one length; an empty mask is "-1" or "".
+    Raises: InputError for different lengths or an id twice.
+    """
+    ids = list(ids)
+    if len(ids) != len(rles):
+        raise InputError(f"{len(rles)} masks for {len(ids)} images: give one mask an image")
+    twice = _first_repeated(ids)
+    if twice is not None:
+        raise InputError(f"image {twice} stands there twice: unite its masks into one row")
+    rows = (f"{one},{text.strip() or rle.EMPTY}" for one, text in zip(ids, rles, strict=True))
+    write_text(Path(path), "\n".join([",".join(COLUMNS), *rows]) + "\n")
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """Rows of an RLE table as they stand: columns row, image_id, rle.
+
+    `row` counts as an editor does, the header being 1. Either header, "ImageId,EncodedPixels" or
+    with a blank before a name; blanks around values and quotes go, empty lines are passed over, and
+    nothing is united or checked within the RLE.
+    Raises: InputError when it is missing, no text, of another header, or a row has not two values.
+    """
+    table, ragged = _read(Path(path))
+    if ragged:
+        raise InputError(f"{path}, {ragged[0][1]}")
+    return table
+
+
+def validate(
+    path: Path | str, sample: Path | str | Sequence[str], shapes: Shapes | None = None
+) -> list[str]:
+    """What is wrong with a submission, each with its row and the mend; [] when nothing is.
+
+    Every id of the sample once and no other; each RLE inside its image, without overlap, a run of
+    0 pixels or an odd count. The order of rows is no fault, since the competition matches by id:
+    `order_note` tells it. `sample` is the sample submission, or its ids in order.
+
+    Shapes: `shapes` holds (H, W) by id; images not in it are 1024².
+    Raises: InputError when the sample itself cannot be read; what is wrong in `path` is returned.
+    """
+    wanted = _sample_ids(sample)
+    try:
+        table, ragged = _read(Path(path))
+    except InputError as error:
+        return [str(error)]
+    problems = [
+        *ragged,
+        *_problems_of_ids(table, set(wanted)),
+        *_problems_of_masks(table, shapes or {}),
+    ]
+    problems.sort(key=lambda problem: problem[0])
+    given, last = set(table["image_id"]), max([1, *table["row"]])
+    return [text for _, text in problems] + [
+        f"after row {last}: image {one} of the sample is missing: add the row '{one},{rle.EMPTY}', "
+        "or its mask"
+        for one in wanted
+        if one not in given
+    ]
+
+
+def order_note(path: Path | str, sample: Path | str | Sequence[str]) -> str | None:
+    """A sentence when the ids are the sample's in another order, which is no fault; else None."""
+    wanted, given = _sample_ids(sample), read(path)
+    ids = given["image_id"].tolist()
+    if ids == wanted or sorted(ids) != sorted(wanted):
+        return None
+    at = next(at for at, one in enumerate(ids) if one != wanted[at])
+    return (
+        f"row {given['row'].iloc[at]}: from here on the order is not the sample's ({ids[at]}, "
+        f"there {wanted[at]}): no fault, since the score does not depend on it"
+    )
+
+
+def score(
+    submission: Path | str | pd.DataFrame,
+    labels: Path | str | pd.DataFrame,
+    shapes: Shapes | None = None,
+) -> ScoreResult:
+    """Mean dice of a submission over the images that it shares with the labels.
+
+    Several rows of an image are united. Counted on runs, so that no mask is drawn. Tables are as
+    `read` returns them (image_id, rle), or files of either header.
+
+    Shapes: `shapes` holds (H, W) by id; images not in it are 1024².
+    Raises: InputError naming file and row of an RLE at fault, or when no image stands in both.
+    """
+    sides = [_grouped(_table(side), str(_name(side))) for side in (submission, labels)]
+    predicted, truth = sides
+    both = [one for one in predicted if one in truth]
+    if not both:
+        examples = ", ".join(next(iter(side), "none") for side in sides)
+        raise InputError(
+            f"{_name(submission)} and {_name(labels)} share no image (the first are {examples}): "
+            "give the labels of the same set"
+        )
+    counts = np.empty((len(both), 3), dtype=np.int64)  # (N, 3) intersection, predicted, truth
+    for at, one in enumerate(both):
+        shape = (shapes or {}).get(one, SHAPE)
+        first, second = (_united(side[one], shape) for side in sides)
+        counts[at] = intersection_px(first, second), rle.area(first), rle.area(second)
+    dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
+    return ScoreResult(
+        dice=mean_dice(dice),
+        n_images=len(both),
+        dice_nonempty=mean_dice(dice[has_mask]),
+        n_nonempty=int(has_mask.sum()),
+        dice_all_empty=float(np.mean(~has_mask)),
+        n_false_negative=int((has_mask & ~has_pred).sum()),
+        n_false_positive=int((~has_mask & has_pred).sum()),
+        n_only_submission=len(predicted) - len(both),
+        n_only_labels=len(truth) - len(both),
+    )
+
+
+def intersection_px(first: rle.Runs, second: rle.Runs) -> int:
+    """Pixels that lie in both of two lists of runs, (n, 2) and (m, 2)."""
+    if not len(first) or not len(second):
+        return 0
+    starts, lengths = second.T
+    before = np.append(0, np.cumsum(lengths))
+
+    def covered(position: np.ndarray) -> np.ndarray:
+        """Pixels of `second` before each position."""
+        run = np.searchsorted(starts, position, side="right") - 1
+        inside = np.minimum(position - starts[run], lengths[run])
+        return np.where(run < 0, 0, before[run] + inside)
+
+    return int((covered(first.sum(axis=1)) - covered(first[:, 0])).sum())
+
+
+def _problems_of_ids(table: pd.DataFrame, wanted: set[str]) -> Iterator[tuple[int, str]]:
+    """(row, problem) of ids that the sample lacks, or that stand in more than one row."""
+    first_row: dict[str, int] = {}
+    for row, one in zip(table["row"], table["image_id"], strict=True):
+        if one not in wanted:
+            yield row, f"row {row}: image {one!r} is not in the sample: remove the row"
+        if one in first_row:
+            yield (
+                row,
+                f"row {row}: image {one!r} stands in row {first_row[one]} already: unite its masks "
+                "into one row, since the competition takes one mask an image",
+            )
+        first_row.setdefault(one, row)
+
+
+def _problems_of_masks(table: pd.DataFrame, shapes: Shapes) -> Iterator[tuple[int, str]]:
+    """(row, problem) of RLEs that describe no mask of their image, or overlap an earlier row's."""
+    seen: dict[str, list[tuple[int, rle.Runs]]] = {}
+    for row, one, text in zip(table["row"], table["image_id"], table["rle"], strict=True):
+        if not text:
+            yield row, f"row {row} ({one}): no RLE: write {rle.EMPTY} for an empty mask"
+            continue
+        try:
+            runs = rle.parse(text, shapes.get(one, SHAPE))
+        except rle.RleError as error:
+            yield row, f"row {row} ({one}): {error}"
+            continue
+        for earlier, others in seen.get(one, []):
+            shared = intersection_px(runs, others)
+            if shared:
+                yield (
+                    row,
+                    f"row {row} ({one}): {shared} px overlap the mask in row {earlier}: "
+                    "unite the two",
+                )
+        if len(runs):
+            seen.setdefault(one, []).append((row, runs))
+
+
+def _sample_ids(sample: Path | str | Sequence[str]) -> list[str]:
+    """The sample's ids, each once, in the order in which they first appear."""
+    given = read(sample)["image_id"] if isinstance(sample, str | Path) else sample
+    ids = list(dict.fromkeys(given))
+    if not ids:
+        raise InputError(f"the sample {sample} names no image: give the competition's own")
+    return ids
+
+
+def _table(side: Path | str | pd.DataFrame) -> pd.DataFrame:
+    return side if isinstance(side, pd.DataFrame) else read(side)
+
+
+def _name(side: Path | str | pd.DataFrame) -> Path | str:
+    return "the table given" if isinstance(side, pd.DataFrame) else side
+
+
+def _grouped(table: pd.DataFrame, name: str) -> dict[str, list[tuple[str, str]]]:
+    """By id, (where it stands, RLE) of each of its rows."""
+    rows = table["row"] if "row" in table else range(2, len(table) + 2)
+    grouped: dict[str, list[tuple[str, str]]] = {}
+    for row, one, text in zip(rows, table["image_id"], table["rle"], strict=True):
+        grouped.setdefault(one, []).append((f"{name}, row {row} ({one})", text))
+    return grouped
+
+
+def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
+    many = []
+    for where, text in rows:
+        try:
+            many.append(rle.parse(text, shape))
+        except rle.RleError as error:
+            raise InputError(f"{where}: {error}") from None
+    return rle.union(many) if len(many) > 1 else many[0]
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    """The table of `read` without its ragged rows, and those as (row, problem)."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text (byte {error.start}): give a CSV in UTF-8") from None
+    if _cells(lines[0]) != list(COLUMNS):
+        found = f"the header is {lines[0][:80]!r}" if lines[0].strip() else "there is no header"
+        raise InputError(
+            f"{path}, row 1: {found}, not {','.join(COLUMNS)!r}: give an RLE table, "
+            "written without an index column"
+        )
+    rows, ragged = [], []
+    for at, line in enumerate(lines[1:], 2):
+        cells = _cells(line)
+        if len(cells) == 2 and cells[0]:
+            rows.append((at, *cells))
+        elif line.strip():
+            found = "no id" if len(cells) == 2 else f"{len(cells)} values instead of 2"
+            ragged.append(
+                (at, f"row {at}: {found} ({line[:60]!r}): write 'id,RLE', blanks within the RLE")
+            )
+    table = pd.DataFrame(rows, columns=["row", "image_id", "rle"])
+    return table.astype({"row": np.int64}), ragged
+
+
+def _cells(line: str) -> list[str]:
+    """Values of a line. No value of these tables holds a comma, so a quote is mere dress."""
+    return [cell.strip().strip('"').strip() for cell in line.split(",")]
+
+
+def _first_repeated(ids: list[str]) -> str | None:
+    seen: set[str] = set()
+    for one in ids:
+        if one in seen:
+            return one
+        seen.add(one)
+    return None

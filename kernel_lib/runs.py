@@ -1,0 +1,190 @@
+"""Run folders, what lies in them, and who saw what.
+
+    runs/<run>/fold<k>/   config.json  log.jsonl  last.pt  best_epoch012.pt …
+                          oof.zip  oof_last.zip  test.zip
+
+A run may lie in the working folder or, read-only, in another kernel's output; `find` looks through
+all roots, and the working folder wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kernel_lib import files
+from kernel_lib.config import Frozen, TrainPlan
+from kernel_lib.errors import InputError
+
+
+class Lineage(Frozen):
+    """Which images a checkpoint has learnt from, itself and through all that it descends from."""
+
+    images: tuple[str, ...] = Field((), strict=False)
+    groups: tuple[str, ...] = Field((), strict=False)  # patients, where they are known
+    known: bool = True  # False: some ancestor's past is not known
+    ancestors: tuple[str, ...] = Field((), strict=False)
+
+    def joined(self, other: Lineage, name: str) -> Lineage:
+        """This past and that of a checkpoint called `name`, from which it starts."""
+        return Lineage(
+            images=tuple(sorted({*self.images, *other.images})),
+            groups=tuple(sorted({*self.groups, *other.groups})),
+            known=self.known and other.known,
+            ancestors=(*other.ancestors, name),
+        )
+
+    @cached_property
+    def _seen(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset(self.images), frozenset(self.groups)
+
+    def saw(self, image_id: str, group: str) -> bool:
+        """Whether the image, or another image of its patient, was trained on."""
+        images, groups = self._seen
+        return image_id in images or bool(group and group in groups)
+
+
+UNKNOWN = Lineage(known=False)
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """One fold of one run on the disk; it need not exist yet."""
+
+    run: str
+    fold: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.run}/fold{self.fold}"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.pt"
+
+    @property
+    def oof(self) -> Path:
+        """Maps of the held-out images by the kept checkpoints."""
+        return self.path / "oof.zip"
+
+    @property
+    def oof_last(self) -> Path:
+        """The same by the last EMA weights, which no label selected."""
+        return self.path / "oof_last.zip"
+
+    @property
+    def test(self) -> Path:
+        return self.path / "test.zip"
+
+    def best(self, epoch: int) -> Path:
+        return self.path / f"best_epoch{epoch:03d}.pt"
+
+    def kept(self) -> list[Path]:
+        """The kept checkpoints, by epoch."""
+        return sorted(self.path.glob("best_epoch*.pt"))
+
+    def read_config(self) -> dict[str, Any]:
+        """config.json; InputError where it is missing or not JSON."""
+        try:
+            return json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self.config} is missing: the train stage makes it") from None
+        except ValueError as error:
+            raise InputError(f"{self.config} is not JSON ({error}); delete {self.path}") from None
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """log.jsonl, a dict an epoch; empty before the first epoch ends."""
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+
+
+def fold_folder(work: Path, run: str, fold: int) -> FoldFolder:
+    """Where fold `fold` of a run lies, or will lie, under a working folder."""
+    return FoldFolder(run, fold, work / "runs" / run / f"fold{fold}")
+
+
+def find(roots: Iterable[Path], run: str) -> dict[int, FoldFolder]:
+    """The folds of a run that have a configuration, from the first root that holds each."""
+    found: dict[int, FoldFolder] = {}
+    for root in roots:
+        for path in (root / "runs" / run).glob("fold*"):
+            number = path.name.removeprefix("fold")
+            if number.isdigit() and (path / "config.json").is_file():
+                found.setdefault(int(number), FoldFolder(run, int(number), path))
+    return dict(sorted(found.items()))
+
+
+def names(roots: Iterable[Path]) -> list[str]:
+    """All runs under the roots, sorted."""
+    return sorted({p.parent.parent.name for r in roots for p in r.glob("runs/*/fold*/config.json")})
+
+
+def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
+    """The runs meant by a comma-separated list, or the only one there is.
+
+    Raises InputError where a run does not exist, or several do and none was named.
+    """
+    there = names(roots)
+    if not there:
+        places = ", ".join(str(r) for r in roots)
+        raise InputError(f"no runs under {places}: the train stage makes them")
+    if wanted is None:
+        if len(there) > 1:
+            raise InputError(f"several runs are there; name some with -p RUNS: {', '.join(there)}")
+        return there
+    chosen = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in chosen:
+        if name not in there:
+            raise InputError(f"run {name!r} is not there; there are {', '.join(there)}")
+    return chosen
+
+
+def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> None:
+    """Write the fold's config.json, or see that the one there says the same.
+
+    Raises InputError naming each field that differs, so that two trainings never mix in a folder.
+    """
+    config = {
+        "run": plan.run,
+        "fold": folder.fold,
+        "seed": plan.parameters.seed,
+        "n_folds": plan.parameters.n_folds,
+        "folds_digest": folds_digest,
+        "deterministic": plan.parameters.deterministic,
+        "experiment": plan.experiment.model_dump(mode="json"),
+    }
+    if not folder.config.exists():
+        files.write_json(folder.config, config)
+        return
+    there = folder.read_config()
+    differs = list(_differences(there, config))
+    if differs:
+        raise InputError(
+            f"{folder.path} holds a run of another configuration ({'; '.join(differs)}): "
+            "choose another WORK_DIR, or delete that folder"
+        )
+
+
+def _differences(there: Mapping, here: Mapping, prefix: str = "") -> Iterable[str]:
+    for key in sorted({*there, *here}):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping) and key == "experiment":
+            yield from _differences(a, b)
+        elif a != b and key not in ("says", "leaderboard", "parent"):
+            yield f"{prefix}{key}: {a!r} there, {b!r} here"

@@ -1,0 +1,180 @@
+"""Test images → maps of every fold and member → the rule → a checked submission."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kernel_lib import checkpoints, files, runs
+from kernel_lib.config import Experiment, InferenceParameters
+from kernel_lib.data import cache, rle, table
+from kernel_lib.engine import Engine, engine
+from kernel_lib.errors import InputError
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.kaggle import paths
+from kernel_lib.postprocess import honest, submission, thresholds
+from kernel_lib.runs import FoldFolder
+from kernel_lib.stages import predictions, report
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """A submission, and what is to be known of it."""
+
+    folder: Path
+    submission: Path
+    summary: honest.TestSummary
+    unreadable: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"submission: {self.submission}", f"report: {self.folder / 'report.html'}"]
+        lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
+        return "\n".join(lines)
+
+
+def run(parameters: InferenceParameters) -> InferenceResult:
+    """Predict the test images with every member, apply the ensemble's rule, write and check.
+
+    The submission has one row an image in the sample's order. Raises InputError where a stage's
+    output is missing, or the sample and the images do not belong together.
+    """
+    work = paths.work_dir(parameters.work_dir)
+    roots = paths.artefact_roots(work)
+    earlier = ensembles.find(roots, parameters.ensemble)
+    ensemble = Ensemble.load(earlier)
+    rule, _ = ensembles.read_rule(earlier)
+    source = table.discover(paths.data_dir(parameters.data_dir))
+    sample = _sample(parameters, source)
+    chosen = engine(parameters.device, parameters.precision)
+    if parameters.threads is not None:
+        torch.set_num_threads(parameters.threads)
+    images, unreadable = _predict_all(ensemble, parameters, source, roots, chosen)
+    folder = work / "ensembles" / ensemble.name
+    _take_along(earlier, folder)
+    stats, found = [], {}
+    for image_id, mask, _, statistics in ensembles.test_masks(ensemble, roots, images, rule):
+        found[image_id] = "-1" if image_id in unreadable else rle.encode(mask)
+        stats.append(statistics)
+    missing = sorted(set(sample) - set(found))
+    target = folder / "submission.csv"
+    submission.write(target, sample, [found.get(image_id, "-1") for image_id in sample])
+    _check(target, source.sample, sample, images)
+    summary = honest.test_summary(stats, rule, report.read_honest(folder))
+    files.write_json(folder / "test.json", summary.to_json())
+    result = InferenceResult(folder, target, summary, (*sorted(unreadable), *missing))
+    report.write(folder, roots, source=source, test_images=images)
+    print(result)
+    return result
+
+
+def _sample(parameters: InferenceParameters, source: table.Source) -> list[str]:
+    """The image ids of the submission, in the sample's order, or those of the test images."""
+    if parameters.sample is not None:
+        given = Path(parameters.sample)
+        path = given if given.is_absolute() else paths.project_root() / given
+    else:
+        path = source.sample
+    there = source.test["image_id"].tolist()
+    if not there:
+        raise InputError(f"{source.root} holds no test images; {source.layout} layout")
+    if path is None:
+        print("no sample submission: one row for each test image, by id")
+        return sorted(there)
+    ids = table.read_sample(path)["image_id"].tolist()
+    if not set(ids) & set(there):
+        raise InputError(
+            f"none of the {len(ids)} images of {path} is among the {len(there)} test images in "
+            f"{source.root}: the sample is of another data set; -p SAMPLE PATH"
+        )
+    return ids
+
+
+def _predict_all(
+    ensemble: Ensemble,
+    parameters: InferenceParameters,
+    source: table.Source,
+    roots: Sequence[Path],
+    chosen: Engine,
+) -> tuple[pd.DataFrame, set[str]]:
+    """Write every member fold's test.zip; the table of test images, and those unreadable."""
+    n_workers = predictions.workers(parameters.workers, chosen)
+    images, unreadable, by_size = None, set(), {}
+    for member in ensemble.members:
+        folders = runs.find(roots, member.run)
+        for fold in ensemble.folds:
+            row = Experiment.model_validate(folders[fold].read_config()["experiment"])
+            if row.size not in by_size:
+                by_size[row.size] = cache.prepare(
+                    source.test, source.root, row.size, paths.cache_dir(parameters.cache_dir),
+                    "test", workers=parameters.workers or None, on_bad_file="blank",
+                )  # fmt: skip
+            prepared = by_size[row.size]
+            _predict_fold(folders[fold], row, prepared, parameters, roots[0], chosen, n_workers)
+            images = prepared.table
+            unreadable |= {s.split(":")[0] for s in prepared.skipped}
+    return images, unreadable
+
+
+def _predict_fold(
+    folder: FoldFolder,
+    row: Experiment,
+    prepared: cache.Prepared,
+    parameters: InferenceParameters,
+    work: Path,
+    chosen: Engine,
+    n_workers: int,
+) -> None:
+    """test.zip of one fold of one run, into the working folder, unless it lies there already."""
+    if parameters.tta is not None:
+        row = row.model_copy(update={"tta": parameters.tta})
+    kept = folder.kept()
+    if not kept:
+        raise InputError(f"{folder.path} holds no kept checkpoint: finish its training")
+    epochs = [int(p.stem.removeprefix("best_epoch")) for p in kept]
+    meta = predictions.describe(folder, row, epochs, checkpoints.past(kept[0]))
+    meta["images_digest"] = _digest(prepared.table)
+    target = runs.fold_folder(work, folder.run, folder.fold).test
+    if predictions.already(target, meta, len(prepared)):
+        return
+    models = predictions.load_models(row, kept, chosen)
+    where = (prepared, np.arange(len(prepared)), chosen, n_workers)
+    predictions.write(target, models, row, *where, meta, parameters.batch_size)
+
+
+def _digest(images: pd.DataFrame) -> str:
+    """Which test images an archive was made of: their ids and files."""
+    listed = images[["image_id", "path"]].to_csv(index=False)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _take_along(earlier: Path, folder: Path) -> None:
+    """Bring an earlier kernel's ensemble into the working folder, since inputs are read-only."""
+    if earlier == folder:
+        return
+    for path in sorted(p for p in earlier.iterdir() if p.is_file()):
+        with files.whole(folder / path.name) as copy:
+            copy.write(path.read_bytes())
+
+
+def _check(
+    target: Path, sample_file: Path | None, sample: Sequence[str], images: pd.DataFrame
+) -> None:
+    """Read the submission back and refuse it where Kaggle would, or should."""
+    shapes = {
+        image_id: (height, width)
+        for image_id, height, width in images[["image_id", "height", "width"]].itertuples(
+            index=False, name=None
+        )
+    }
+    against = sample_file if sample_file is not None else sample
+    problems = submission.validate(target, against, shapes)
+    if problems:
+        raise RuntimeError(f"{target} is not valid: " + "; ".join(problems[:5]))
+    print(f"{target.name}: {len(sample)} rows, checked against the sample")

@@ -1,0 +1,79 @@
+"""Archives of maps: who writes them, and when one that lies there already will do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from kernel_lib.config import Experiment
+from kernel_lib.data.cache import Prepared
+from kernel_lib.data.dataset import PlainImages, plain_loader
+from kernel_lib.engine import Engine
+from kernel_lib.inference import maps, tta
+from kernel_lib.inference.predict import predict
+from kernel_lib.models import networks, weights
+from kernel_lib.progress import bar
+from kernel_lib.runs import FoldFolder, Lineage
+
+
+def write(
+    target: Path,
+    models: Sequence[nn.Module],
+    row: Experiment,
+    prepared: Prepared,
+    rows: Sequence[int],
+    chosen: Engine,
+    n_workers: int,
+    meta: dict,
+    batch_size: int | None = None,
+) -> None:
+    """Stream the images in these rows of the cache through the models into one archive."""
+    loader = plain_loader(
+        PlainImages(prepared, rows), batch_size or 2 * row.batch_size, n_workers,
+        chosen.device.type == "cuda",
+    )  # fmt: skip
+    ids = prepared.table["image_id"].tolist()
+    stream = predict(models, loader, tta.views(meta["tta"]), chosen)
+    title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
+    named = ((ids[i], level_map) for i, level_map in stream)
+    maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
+
+
+def load_models(row: Experiment, checkpoints: Sequence[Path], chosen: Engine) -> list[nn.Module]:
+    """The networks of these checkpoints, ready to predict."""
+    models = []
+    for path in checkpoints:
+        model = networks.build(row)
+        weights.load_model(model, path)
+        models.append(model.to(chosen.device).eval())
+    return models
+
+
+def describe(folder: FoldFolder, row: Experiment, epochs: list, lineage: Lineage) -> dict:
+    """What an archive says of itself; two that say the same hold the same maps."""
+    return {
+        "run": folder.run,
+        "fold": folder.fold,
+        "size": row.size,
+        "tta": row.tta,
+        "checkpoints": epochs,
+        "lineage": lineage.model_dump(mode="json"),
+    }
+
+
+def already(target: Path, meta: dict, count: int) -> bool:
+    """Whether that archive is there, of these checkpoints, and complete."""
+    if not target.exists():
+        return False
+    there = maps.Maps(target).meta
+    return there == meta | {"images": count}
+
+
+def workers(given: int | None, chosen: Engine) -> int:
+    """Loader processes: beside a GPU as many as there are cores, up to 4; on a CPU none."""
+    if given is not None:
+        return given
+    return min(4, os.cpu_count() or 1) if chosen.device.type == "cuda" else 0

@@ -1,0 +1,108 @@
+"""From DATA_DIR to prepared images and the one folds file, for the stages that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kernel_lib.config import TrainParameters
+from kernel_lib.data import cache, folds, table
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+
+
+def prepare_training(parameters: TrainParameters, size: int) -> tuple[cache.Prepared, table.Source]:
+    """Discover DATA_DIR and decode its training images at `size`, each once."""
+    source = table.discover(paths.data_dir(parameters.data_dir))
+    for problem in source.problems:
+        print(f"note: {problem}")
+    if source.train.empty:
+        raise InputError(
+            f"{source.root} holds no labelled images: training needs their table"
+        )
+    prepared = cache.prepare(
+        source.train,
+        source.root,
+        size,
+        paths.cache_dir(parameters.cache_dir),
+        "train",
+        workers=parameters.workers or None,
+        on_bad_file=parameters.on_bad_file,
+    )
+    positive = int((prepared.table["area_px"] > 0).sum())
+    print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
+    for skipped in prepared.skipped:
+        print(f"left out: {skipped}")
+    return prepared, source
+
+
+def settle_folds(
+    prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
+) -> pd.DataFrame:
+    """The folds file of the working folder: the one there, an earlier kernel's, or a new draw.
+
+    Raises InputError where the one there is of other images, labels or N_FOLDS.
+    """
+    target = roots[0] / "folds.csv"
+    existing = next((r / "folds.csv" for r in roots if (r / "folds.csv").is_file()), None)
+    if existing is not None:
+        drawn = folds.load(existing)
+        _same_images(drawn, prepared.table, existing)
+        n_folds = int(drawn["fold"].max()) + 1
+        if n_folds != parameters.n_folds:
+            raise InputError(
+                f"{existing} has {n_folds} folds, N_FOLDS is {parameters.n_folds}: "
+                f"-p N_FOLDS {n_folds}, or another WORK_DIR"
+            )
+    else:
+        drawn = prepared.table[["image_id", "height", "width", "area_px", "rle"]].copy()
+        drawn["group"] = _groups(prepared.table, parameters.groups)
+        drawn["fold"] = folds.draw(drawn, parameters.n_folds)
+        print(folds.balance(drawn).to_string())
+    if existing != target:
+        folds.save(drawn, target)
+    return drawn
+
+
+def find_folds(roots: Sequence[Path], digest: str | None = None) -> pd.DataFrame:
+    """The folds file under the roots (the one with that digest); InputError where none is."""
+    there = [r / "folds.csv" for r in roots if (r / "folds.csv").is_file()]
+    for path in there:
+        drawn = folds.load(path)
+        if digest is None or folds.digest(drawn) == digest:
+            return drawn
+    places = ", ".join(str(p) for p in there or roots)
+    raise InputError(f"no folds.csv that the runs were trained on in {places}: the train stage "
+                     "writes it into WORK_DIR")  # fmt: skip
+
+
+def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
+    """Patient of each image: from the table given, else from the DICOMs, else unknown ('')."""
+    if given is None:
+        return prepared["patient"].fillna("")
+    path = Path(given) if Path(given).is_absolute() else paths.project_root() / given
+    by_id = table.read_groups(path)
+    found = prepared["image_id"].map(by_id)
+    if found.isna().all():
+        raise InputError(f"GROUPS {given} names none of the images: it must map image ids")
+    if found.isna().any():
+        print(f"note: {int(found.isna().sum())} images have no patient in {given}")
+    return found.fillna("")
+
+
+def _same_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path) -> None:
+    both = prepared.merge(drawn, on="image_id", how="left", suffixes=("", "_drawn"))
+    new = both[both["fold"].isna()]
+    if len(new):
+        raise InputError(
+            f"{path} does not know {len(new)} of the images, {new['image_id'].iloc[0]} first: it "
+            "was drawn over other data; choose another WORK_DIR, or delete it with its runs"
+        )
+    changed = both[both["rle"] != both["rle_drawn"]]
+    if len(changed):
+        raise InputError(
+            f"the label of {changed['image_id'].iloc[0]} and {len(changed) - 1} others is not the "
+            f"one in {path}: choose another WORK_DIR, or delete it with its runs"
+        )

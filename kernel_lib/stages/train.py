@@ -1,0 +1,177 @@
+"""prepare → train → predict what was held out, fold by fold."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from kernel_lib import runs
+from kernel_lib.config import TrainParameters, TrainPlan, plan
+from kernel_lib.data import augment, folds
+from kernel_lib.data.cache import Prepared
+from kernel_lib.engine import Engine, engine
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.inference import tta
+from kernel_lib.kaggle import paths
+from kernel_lib.models import losses, networks
+from kernel_lib.runs import FoldFolder
+from kernel_lib.stages import predictions, preparation, start
+from kernel_lib.training import sampling, schedule
+from kernel_lib.training.clock import Clock
+from kernel_lib.training.loop import Job, Training
+from kernel_lib.training.validation import better
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of the stage came to."""
+
+    run: str
+    work: Path
+    finished: tuple[int, ...]  # folds trained to their end and predicted
+    wanted: tuple[int, ...]
+
+    @property
+    def complete(self) -> bool:
+        return self.finished == self.wanted
+
+    def logs(self) -> dict[str, list[dict]]:
+        """The log lines of each fold, by run and fold."""
+        found = runs.find([self.work], self.run)
+        return {f.name: f.read_log() for f in found.values()}
+
+    def __str__(self) -> str:
+        if self.complete:
+            return f"{self.run}: folds {list(self.finished)} trained and predicted in {self.work}"
+        return (
+            f"{self.run}: folds {list(self.finished)} of {list(self.wanted)} are done, the rest is "
+            "saved; run the same command again to go on"
+        )
+
+
+def run(parameters: TrainParameters) -> TrainResult:
+    """Train the fold or folds asked for and predict their held-out images.
+
+    It can be stopped anywhere; the same call goes on from there. With MAX_HOURS it stops in time by
+    itself, everything saved. Raises InputError before any data is touched where a name is unknown.
+    """
+    clock = Clock(parameters.max_hours)
+    decided = plan(parameters, EXPERIMENTS)
+    check(decided)
+    for sentence in decided.says:
+        print(sentence)
+    print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
+    work = paths.work_dir(parameters.work_dir)
+    roots = paths.artefact_roots(work)
+    chosen = engine(parameters.device, parameters.precision)
+    if parameters.threads is not None:
+        torch.set_num_threads(parameters.threads)
+    prepared, _ = preparation.prepare_training(parameters, decided.experiment.size)
+    table = preparation.settle_folds(prepared, parameters, roots)
+    wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
+    if max(wanted) >= parameters.n_folds:
+        raise InputError(
+            f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
+        )
+    finished = []
+    for fold in wanted:
+        if not _one_fold(fold, decided, prepared, table, roots, chosen, clock):
+            break
+        finished.append(fold)
+    result = TrainResult(decided.run, work, tuple(finished), tuple(wanted))
+    print(result)
+    return result
+
+
+def check(decided: TrainPlan) -> None:
+    """Refuse every unknown name in a row before hours, or even minutes, are spent on its data."""
+    row = decided.experiment
+    losses.weighted_sum(row.loss)
+    augment.build(row.augment)
+    sampling.check(row.sampling)
+    schedule.check(row)
+    tta.views(row.tta)
+    better(row.monitor)
+    networks.check(row)
+
+
+def _one_fold(
+    fold: int,
+    decided: TrainPlan,
+    prepared: Prepared,
+    table: pd.DataFrame,
+    roots: Sequence[Path],
+    chosen: Engine,
+    clock: Clock,
+) -> bool:
+    """Train one fold and predict its held-out images; False where the clock stopped it."""
+    folder = runs.fold_folder(roots[0], decided.run, fold)
+    _take_over(folder, roots)
+    runs.settle_config(folder, decided, folds.digest(table))
+    truth = prepared.table[["image_id"]].merge(table, on="image_id", how="left")
+    held = truth["fold"].to_numpy() == fold
+    if not held.any() or held.all():
+        raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
+    model, lineage = start.network(folder, decided, truth, held, roots)
+    job = Job(
+        folder=folder,
+        plan=decided,
+        prepared=prepared,
+        train_rows=(~held).nonzero()[0],
+        held_rows=held.nonzero()[0],
+        truth=truth,
+        lineage=lineage,
+        engine=chosen,
+        workers=predictions.workers(decided.parameters.workers, chosen),
+    )
+    training = Training(job, model, clock)
+    if not training.run():
+        return False
+    best = training.position.kept[0]
+    print(
+        f"{folder.name}: ended after {training.position.ended}; best {decided.experiment.monitor} "
+        f"{best['value']:.4f} in epoch {best['epoch']}"
+    )
+    return _predict_held_out(job, training, clock)
+
+
+def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
+    """oof.zip by the kept checkpoints, oof_last.zip by the last EMA weights that nothing chose."""
+    epochs = sorted(k["epoch"] for k in training.position.kept)
+    kept = [job.folder.best(epoch) for epoch in epochs]
+    for target, sources in ((job.folder.oof, kept), (job.folder.oof_last, None)):
+        meta = predictions.describe(
+            job.folder, training.row, epochs if sources else ["last"], job.lineage
+        )
+        if predictions.already(target, meta, len(job.held_rows)):
+            continue
+        looks = len(tta.views(training.row.tta)) * len(sources or [1])
+        if not clock.allows(training.position.history[-1]["val_seconds"] * looks):
+            return False
+        models = (
+            predictions.load_models(training.row, sources, job.engine)
+            if sources
+            else [training.ema.model]
+        )
+        where = (job.prepared, job.held_rows, job.engine, job.workers)
+        predictions.write(target, models, training.row, *where, meta)
+    return True
+
+
+def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
+    """Go on from another kernel's output: copy the fold here, since inputs are read-only."""
+    if folder.config.exists():
+        return
+    earlier = runs.find(roots[1:], folder.run).get(folder.fold)
+    if earlier is not None:
+        print(f"going on from {earlier.path}")
+        partial = folder.path.with_name(f".{folder.path.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(earlier.path, partial)
+        partial.replace(folder.path)

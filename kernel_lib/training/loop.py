@@ -1,0 +1,258 @@
+"""The training of one fold: it can be stopped anywhere and ends the same.
+
+An epoch's order is a function of (seed, epoch), an image's augmentation of (seed, epoch, image),
+the learning rate of the epochs done. So a checkpoint holds weights, optimiser, scaler, EMA, random
+states and a position (epoch, optimiser step), and a run that goes on from it computes what an
+unbroken one would have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kernel_lib import checkpoints, files
+from kernel_lib.config import TrainPlan
+from kernel_lib.data.cache import Prepared
+from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
+from kernel_lib.engine import Engine, random_states, restore_random_states, seed_everything
+from kernel_lib.inference import tta
+from kernel_lib.models import losses, networks
+from kernel_lib.progress import bar
+from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.training import sampling, schedule
+from kernel_lib.training.clock import Clock
+from kernel_lib.training.ema import Ema
+from kernel_lib.training.validation import better, validate
+
+
+@dataclass
+class Position:
+    """Where a training stands, and what it has seen of itself so far."""
+
+    epoch: int = 0  # epochs completed
+    step: int = 0  # optimiser steps done in the present epoch
+    loss_sum: float = 0.0  # Σ loss · images of the present epoch
+    images: int = 0
+    seconds: float = 0.0  # spent in the present epoch, over all sessions
+    history: list[dict] = field(default_factory=list)  # one log line an epoch
+    kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
+    ended: str = ""  # why training is over, once it is
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the training of one fold needs."""
+
+    folder: FoldFolder
+    plan: TrainPlan
+    prepared: Prepared
+    train_rows: np.ndarray
+    held_rows: np.ndarray
+    truth: pd.DataFrame  # by cache row: rle, height, width
+    lineage: Lineage  # the past of the weights it ends with
+    engine: Engine
+    workers: int
+
+
+class Training:
+    """One fold's training, from wherever it stands."""
+
+    def __init__(self, job: Job, start: nn.Module, clock: Clock) -> None:
+        """`start` is the network with its starting weights, used only where no checkpoint is."""
+        self.job, self.clock = job, clock
+        self.row = job.plan.experiment
+        self.seed = job.plan.parameters.seed
+        self.loss = losses.weighted_sum(self.row.loss)
+        self.key = better(self.row.monitor)
+        self.views = tta.views("none")
+        self.model = start.to(job.engine.device)
+        self.optimizer = schedule.optimizer(
+            networks.parameter_groups(self.model, self.row), self.row
+        )
+        self.scaler = torch.amp.GradScaler(job.engine.device.type, enabled=job.engine.scales)
+        self.ema = Ema(self.model, self.row.ema_decay)
+        self.position = Position()
+        self.slowest = 0.0  # seconds of the slowest optimiser step in this session
+        self.saved_at = clock.spent()
+        self.images = TrainingImages(job.prepared, self.row.augment, self.seed)
+        # The same dropout whether the weights were drawn here or loaded.
+        seed_everything(self.seed, job.plan.parameters.deterministic)
+        if job.folder.last.exists():
+            self._load()
+
+    def run(self) -> bool:
+        """Train to the end, or to the clock's limit; whether the end was reached."""
+        while not self.position.ended:
+            if not (self._train_epoch() and self._end_epoch()):
+                return False
+        return True
+
+    def _train_epoch(self) -> bool:
+        """The present epoch's remaining steps; False where the clock stopped it, all saved."""
+        at, row, device = self.position, self.row, self.job.engine
+        order = sampling.epoch_order(row.sampling, self.job.train_rows, self.seed, at.epoch)
+        steps = sampling.groups(sampling.batches(order, row.batch_size), row.accumulate)
+        self.model.train()
+        if row.freeze_batch_norm:
+            for norm in networks.batch_norms(self.model):
+                norm.eval()
+        batches = [[(at.epoch, int(r)) for r in b] for s in steps[at.step :] for b in s]
+        stream = iter(
+            training_loader(self.images, batches, self.job.workers, device.device.type == "cuda")
+        )
+        title = f"{self.job.folder.name} epoch {at.epoch + 1}/{row.epochs}"
+        with bar(total=len(steps), initial=at.step, desc=title, unit="step", leave=False) as shown:
+            for number, step in enumerate(steps[at.step :], start=at.step):
+                if not self.clock.allows(self.slowest):
+                    self._save()
+                    return False
+                began = time.perf_counter()
+                schedule.set_rate(
+                    self.optimizer, schedule.rate(row, at.epoch + number / len(steps))
+                )
+                self._step(stream, step)
+                took = time.perf_counter() - began
+                at.step, at.seconds = number + 1, at.seconds + took
+                self.slowest = max(self.slowest, took)
+                shown.update()
+                shown.set_postfix(loss=f"{at.loss_sum / at.images:.4f}", refresh=False)
+                if self.clock.spent() - self.saved_at > 60 * self.job.plan.parameters.save_minutes:
+                    self._save()
+        return True
+
+    def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
+        """One optimiser step over a group of batches, each weighted by its share of the images.
+
+        A last, shorter group, or batch, so counts every one of its images alike.
+        """
+        total = sum(len(batch) for batch in step)
+        for _ in step:
+            images, masks, rows = next(stream)
+            with self.job.engine.autocast():
+                output = self.model(self.job.engine.to_device(images))
+            loss = self.loss(output, self.job.engine.to_device(masks))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                ids = self.job.prepared.table["image_id"].iloc[rows.tolist()].tolist()
+                raise FloatingPointError(
+                    f"the loss is {value} in epoch {self.position.epoch + 1} on {', '.join(ids)}: "
+                    "lower LR, or -p PRECISION float32; the last checkpoint is intact"
+                )
+            self.scaler.scale(loss * (len(images) / total)).backward()
+            self.position.loss_sum += value * len(images)
+            self.position.images += len(images)
+        if self.row.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.row.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+
+    def _end_epoch(self) -> bool:
+        """Validate, keep, log, save; False where the clock does not allow it, all saved."""
+        at = self.position
+        last = at.history[-1]["val_seconds"] if at.history else 0.0
+        if not self.clock.allows(last or self.slowest):
+            self._save()
+            return False
+        began = time.perf_counter()
+        scores = self._validate()
+        line = {
+            "epoch": at.epoch + 1,
+            "lr": schedule.rate(self.row, at.epoch + 1),
+            "train_loss": at.loss_sum / at.images,
+            **scores,
+            "seconds": at.seconds,
+            "val_seconds": time.perf_counter() - began,
+            "images_per_second": at.images / max(at.seconds, 1e-9),
+            "best": False,
+        }
+        line["best"] = self._keep(line)
+        at.kept, dropped = at.kept[: self.row.keep], at.kept[self.row.keep :]
+        at.history.append(line)
+        at.epoch, at.step, at.loss_sum, at.images, at.seconds = at.epoch + 1, 0, 0.0, 0, 0.0
+        at.ended = self._why_ended()
+        self._save()
+        for old in dropped:  # only once no checkpoint speaks of them
+            self.job.folder.best(old["epoch"]).unlink(missing_ok=True)
+        return True
+
+    def _validate(self) -> dict[str, float]:
+        job, on_gpu = self.job, self.job.engine.device.type == "cuda"
+        held = PlainImages(job.prepared, job.held_rows)
+        return validate(
+            self.ema.model,
+            plain_loader(held, 2 * self.row.batch_size, job.workers, on_gpu),
+            job.prepared.mask,
+            job.truth,
+            self.loss,
+            self.views,
+            job.engine,
+        )
+
+    def _keep(self, line: dict) -> bool:
+        """Save the averaged weights where this epoch is among the best `keep` of those that count.
+
+        Nothing counts before `min_epochs`: the notes' author saw early, lucky epochs win.
+        """
+        at, epoch = self.position, line["epoch"]
+        if epoch < self.row.min_epochs:
+            return False
+        at.kept.append({"epoch": epoch, "value": line[self.row.monitor]})
+        at.kept.sort(key=lambda k: (-self.key(k["value"]), k["epoch"]))
+        if all(k["epoch"] != epoch for k in at.kept[: self.row.keep]):
+            return False
+        state = {"model": self.ema.model.state_dict(), **line}
+        checkpoints.save(self.job.folder.best(epoch), state, self.job.lineage)
+        return True
+
+    def _why_ended(self) -> str:
+        at = self.position
+        if at.epoch >= self.row.epochs:
+            return f"all {self.row.epochs} epochs"
+        if at.kept and at.epoch - at.kept[0]["epoch"] >= self.row.patience:
+            return f"no better {self.row.monitor} for {self.row.patience} epochs"
+        return ""
+
+    def _save(self) -> None:
+        """Write last.pt, then the log that it implies."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict(),
+            "random": random_states(),
+            "position": asdict(self.position),
+            "threads": torch.get_num_threads(),
+        }
+        checkpoints.save(self.job.folder.last, state, self.job.lineage)
+        write_log(self.job.folder, self.position.history)
+        self.saved_at = self.clock.spent()
+
+    def _load(self) -> None:
+        state, _ = checkpoints.load(self.job.folder.last)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.ema.load_state_dict(state["ema"])
+        self.position = Position(**state["position"])
+        restore_random_states(state["random"])
+        kept = {self.job.folder.best(k["epoch"]) for k in self.position.kept}
+        for stray in set(self.job.folder.kept()) - kept:  # of an epoch that will come again
+            stray.unlink()
+        write_log(self.job.folder, self.position.history)
+
+
+def write_log(folder: FoldFolder, history: Iterable[dict]) -> None:
+    """log.jsonl from the checkpoint's own history, so that the two never disagree."""
+    files.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))

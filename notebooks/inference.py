@@ -1,0 +1,57 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inference
+# Predict the test images with every fold, apply the rule that was chosen out of fold, and write a
+# submission that is checked against the sample.
+
+# %%
+import sys
+
+sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+
+# %% tags=["parameters"]
+ENSEMBLE: str | None = None  # None: the only one there is
+DATA_DIR: str | None = None  # None: Kaggle's mounts
+WORK_DIR: str | None = None
+CACHE_DIR: str | None = None
+SAMPLE: str | None = None  # None: the sample submission beside the data
+TTA: str | None = None  # None: as the runs' rows say
+BATCH_SIZE: int | None = None
+PRECISION: str = "auto"
+DEVICE: str = "auto"
+WORKERS: int | None = None
+THREADS: int | None = None
+
+# %% [markdown]
+# Every name above is checked before anything is read.
+
+# %%
+from kernel_lib.config import InferenceParameters
+from kernel_lib.stages import inference
+
+parameters = InferenceParameters.from_namespace(globals())
+
+# %% [markdown]
+# One row an image, in the sample's order; masks are never split.
+
+# %%
+result = inference.run(parameters)
+
+# %% [markdown]
+# Test masks should look like those out of fold: a different share means different images, or maps
+# smoothed by averaging folds.
+
+# %%
+result.share_picture()

@@ -1,0 +1,60 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Thresholds
+# Gather what the runs predicted for images they never saw, search every rule, and score the choice
+# honestly. No GPU is needed.
+
+# %%
+import sys
+
+sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+
+# %% tags=["parameters"]
+RUNS: str | None = None  # run names, comma-separated; None: the only one
+ENSEMBLE: str | None = None  # its name; None: the runs' names joined
+WORK_DIR: str | None = None
+DATA_DIR: str | None = None  # only for pictures in the report
+COMBINE: str = "mean"  # or vote: each fold's own mask, on test images
+SINGLE: bool = False  # one threshold with one area, the notes' rule
+BOOTSTRAP: int = 2000
+ALLOW_UNKNOWN_PAST: bool = False
+
+# %% [markdown]
+# Every name above is checked before anything is read.
+
+# %%
+from kernel_lib.config import ThresholdsParameters
+from kernel_lib.stages import thresholds
+from kernel_lib.viz import figures
+
+parameters = ThresholdsParameters.from_namespace(globals())
+
+# %% [markdown]
+# The honest row is the one to believe: each image is scored by a rule chosen without it.
+
+# %%
+result = thresholds.run(parameters)
+
+# %% [markdown]
+# The chosen rule should lie inside the plateau, not on a lonely peak.
+
+# %%
+figures.threshold_surface(result.search)
+
+# %% [markdown]
+# What the search adds over probability > 0.5, and what it only seems to add.
+
+# %%
+figures.scores(result.honest)

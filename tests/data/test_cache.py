@@ -1,0 +1,440 @@
+"""The cache: right pixels and masks, nothing decoded twice, and no kill at any moment harms it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernel_lib.data import cache, cache_store, cache_workers, images, rle
+from kernel_lib.data.masks import resize_mask
+from kernel_lib.errors import InputError
+
+SIZE = 32
+
+
+def drawn(folder: Path, n: int, shape=(64, 48)) -> pd.DataFrame:
+    """n noise images as PNG; every second one has a mask."""
+    rng = np.random.default_rng(n)
+    rows = []
+    for i in range(n):
+        path = folder / f"img{i:02d}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, shape, dtype=np.uint8))
+        mask = np.zeros(shape, np.uint8)
+        mask[5 + i : 25 + i, 10:30] = i % 2
+        rows.append((path.stem, str(path), rle.encode(mask), "", f"t.csv row {i + 2}"))
+    return pd.DataFrame(rows, columns=["image_id", "path", "rle", "mask_path", "label_at"])
+
+
+@pytest.fixture
+def frame(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return drawn(folder, 6)
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    def call(frame, split="train", root=None, cache_dir=None, size=SIZE, **options):
+        return cache.prepare(
+            frame,
+            root or tmp_path / "data",
+            size,
+            cache_dir or tmp_path / "cache",
+            split,
+            **{"progress": False, "workers": 1, **options},
+        )
+
+    return call
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files decoded in this process."""
+    names, read = [], images.read_with_patient
+
+    def counted(path):
+        names.append(Path(path).stem)
+        return read(path)
+
+    monkeypatch.setattr(images, "read_with_patient", counted)
+    return names
+
+
+def check(prepared, frame):
+    assert prepared.table["image_id"].tolist() == frame["image_id"].tolist()
+    for i, row in enumerate(frame.itertuples()):
+        pixels = images.read(row.path)
+        mask = rle.decode(row.rle, pixels.shape)
+        np.testing.assert_array_equal(
+            prepared.image(i), cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        )
+        np.testing.assert_array_equal(prepared.mask(i), resize_mask(mask, (SIZE, SIZE)))
+        facts = prepared.table.iloc[i]
+        assert (facts.height, facts.width, facts.area_px) == (*pixels.shape, mask.sum())
+        assert facts.rle == row.rle
+
+
+def test_rows_are_the_resized_files(prepare, frame):
+    prepared = prepare(frame)
+    check(prepared, frame)
+    assert (len(prepared), prepared.size, prepared.skipped) == (6, SIZE, [])
+    assert prepared.image(0).dtype == np.uint8
+    assert not prepared.image(0).flags.writeable
+
+
+def test_second_call_decodes_nothing(prepare, frame, decoded):
+    prepare(frame)
+    assert sorted(decoded) == frame["image_id"].tolist()
+    decoded.clear()
+    check(prepare(frame), frame)
+    assert sorted(set(decoded)) == frame["image_id"].tolist()  # by `check` itself, once each
+    assert len(decoded) == len(frame)
+
+
+def test_order_and_choice_may_change(prepare, frame, decoded):
+    prepare(frame.iloc[:4])
+    decoded.clear()
+    other = frame.iloc[[5, 2, 0]].reset_index(drop=True)
+    prepared = prepare(other)
+    assert decoded == ["img05"]
+    check(prepared, other)
+
+
+def test_changed_file_is_decoded_again(prepare, frame, decoded):
+    prepare(frame)
+    decoded.clear()
+    cv2.imwrite(frame["path"][3], np.full((64, 48), 7, np.uint8))
+    prepared = prepare(frame)
+    assert decoded == ["img03"]
+    check(prepared, frame)
+
+
+def test_changed_date_alone_is_noticed(prepare, frame, decoded):
+    prepare(frame)
+    decoded.clear()
+    os.utime(frame["path"][1], ns=(1, 1))
+    prepare(frame)
+    assert decoded == ["img01"]
+
+
+def test_changed_label_makes_the_mask_only(prepare, frame, decoded):
+    prepare(frame)
+    decoded.clear()
+    frame.loc[1, "rle"], frame.loc[2, "rle"] = "-1", "100 30 34 30"
+    prepared = prepare(frame)
+    assert decoded == []
+    check(prepared, frame)
+
+
+def test_test_split_has_no_labels(prepare, frame):
+    prepared = prepare(frame[["image_id", "path"]], split="test")
+    assert prepared.table["area_px"].tolist() == [0] * 6
+    assert not prepared.mask(1).any()
+
+
+def test_enlarging_is_bilinear(prepare, frame):
+    prepared = prepare(frame, size=128)
+    pixels = images.read(frame["path"][0])
+    wanted = cv2.resize(pixels, (128, 128), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(prepared.image(0), wanted)
+
+
+def test_two_data_folders_never_mix(prepare, frame, tmp_path):
+    other = tmp_path / "other" / "data"
+    other.mkdir(parents=True)
+    both = prepare(frame), prepare(drawn(other, 3), root=other)
+    assert both[0].folder != both[1].folder
+    assert cache.data_key(tmp_path / "data") != cache.data_key(other)
+    assert cache.data_key(other) == cache.data_key(other / ".." / "data")
+
+
+def test_pickle_is_small_and_works(prepare, frame):
+    prepared = prepare(frame)
+    prepared.image(0)
+    text = pickle.dumps(prepared)
+    assert len(text) < 20_000
+    np.testing.assert_array_equal(pickle.loads(text).image(2), prepared.image(2))
+
+
+def test_empty_table(prepare, frame):
+    assert len(prepare(frame.iloc[:0], split="test")) == 0
+
+
+def test_mask_images_become_rle(prepare, frame):
+    for i, path in enumerate(frame["path"]):
+        mask = rle.decode(frame["rle"][i], (64, 48))
+        frame.loc[i, "mask_path"] = path.replace("img", "mask")
+        cv2.imwrite(frame["mask_path"][i], mask * 255)
+    by_masks = prepare(frame.assign(rle=""))
+    check(by_masks, frame)
+    check(prepare(frame.assign(rle="")), frame)  # and again, from what is stored
+
+
+def test_mask_of_another_size(prepare, frame):
+    frame.loc[1, "mask_path"] = frame["path"][1].replace("img", "mask")
+    cv2.imwrite(frame["mask_path"][1], np.zeros((32, 24), np.uint8))
+    with pytest.raises(InputError, match=r"mask01\.png is 24×32 and its image .*48×64"):
+        prepare(frame)
+
+
+# --- bad files ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(frame):
+    Path(frame["path"][2]).write_bytes(Path(frame["path"][2]).read_bytes()[:100])
+    return frame
+
+
+def test_bad_file_stops(prepare, broken):
+    with pytest.raises(InputError, match=r"img02\.png is cut short.*ON_BAD_FILE"):
+        prepare(broken)
+
+
+def test_bad_file_is_skipped(prepare, broken):
+    for _ in range(2):
+        prepared = prepare(broken, on_bad_file="skip")
+        check(prepared, broken.drop(index=2))
+        assert len(prepared.skipped) == 1
+        assert prepared.skipped[0].startswith("img02: ")
+
+
+def test_bad_test_image_is_blank(prepare, broken):
+    prepared = prepare(broken[["image_id", "path"]], split="test", on_bad_file="blank")
+    assert len(prepared) == 6
+    assert not prepared.image(2).any()
+    assert prepared.image(3).any()
+    assert prepared.table.loc[2, ["height", "width", "area_px"]].tolist() == [64, 48, 0]
+    assert prepared.skipped[0].startswith("img02: ")
+
+
+def test_image_gone(prepare, frame):
+    prepare(frame)
+    Path(frame["path"][4]).unlink()
+    with pytest.raises(InputError, match=r"img04\.png can't be read"):
+        prepare(frame)
+    prepared = prepare(frame, on_bad_file="blank", split="test")
+    assert prepared.table.loc[4, ["height", "width"]].tolist() == [1024, 1024]
+
+
+def test_mended_file_is_taken_up(prepare, broken, decoded):
+    prepare(broken, on_bad_file="skip")
+    decoded.clear()
+    cv2.imwrite(broken["path"][2], np.full((64, 48), 9, np.uint8))
+    prepared = prepare(broken, on_bad_file="skip")
+    assert decoded == ["img02"]
+    check(prepared, broken)
+
+
+def test_rle_outside_the_image(prepare, frame):
+    frame.loc[3, "rle"] = "3070 10"
+    with pytest.raises(InputError, match=r"t\.csv row 5, image .*img03.*outside the 64×48"):
+        prepare(frame)
+    assert len(prepare(frame, on_bad_file="skip")) == 5
+
+
+@pytest.mark.parametrize(
+    "options", [{"split": "valid"}, {"on_bad_file": "ignore"}, {"size": 0}], ids=str
+)
+def test_wrong_option(prepare, frame, options):
+    with pytest.raises(InputError, match="must be at least 1, split"):
+        prepare(frame, **options)
+
+
+def test_image_twice(prepare, frame):
+    with pytest.raises(InputError, match="img00 stands twice"):
+        prepare(pd.concat([frame, frame.iloc[:1]]))
+
+
+def test_cache_dir_that_is_a_file(prepare, frame, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="can't be written: Not a directory"):
+        prepare(frame, cache_dir=tmp_path / "file")
+
+
+def test_full_disk(prepare, frame, monkeypatch):
+    pwrite, calls = os.pwrite, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(InputError, match=r"disk is full.*CACHE_DIR"):
+        prepare(frame)
+    monkeypatch.undo()
+    check(prepare(frame), frame)
+
+
+def test_too_small_a_disk_is_seen_before_the_work(prepare, frame, decoded, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(InputError, match="GB free: make room"):
+        prepare(frame)
+    assert decoded == []
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "masks.bits", "rows.jsonl"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "odd"])
+def test_damaged_cache_is_made_anew(prepare, frame, name, damage):
+    path = prepare(frame).folder / name
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif name == "rows.jsonl":
+        path.write_bytes(data.replace(b'"row"', b'"rwo"'))
+    check(prepare(frame), frame)
+
+
+# --- killed ---------------------------------------------------------------------------------
+
+DYING = """
+import os, pickle, signal, sys
+from kernel_lib.data import cache, cache_store, cache_workers
+
+moment, call, arguments = pickle.loads(sys.stdin.buffer.read())
+counts = {}
+
+def dying(owner, name, half=False):
+    real = getattr(owner, name)
+    def patched(self, *args, **kwargs):
+        counts[name] = counts.get(name, 0) + 1
+        if counts[name] == call and half:
+            self._file.write(b'{"slot":1,"row":{"sou'); self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(self, *args, **kwargs)
+        if counts[name] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, patched)
+
+owner = cache_store.Store if moment.startswith("write") else cache_store.Journal
+if __name__ == "__main__":
+    dying(owner, moment.removesuffix(" half"), moment.endswith("half"))
+    if arguments.pop("at once"):
+        cache_workers.TRIAL_S = cache_workers.WORTH_S = 0
+    cache.prepare(**arguments)
+"""
+
+
+def killed(folder, root, moment, call, frame, workers, project_root):
+    arguments = {
+        "frame": frame,
+        "root": root / "data",
+        "size": SIZE,
+        "cache_dir": root / "cache",
+        "split": "train",
+        "workers": workers,
+        "progress": False,
+        "at once": workers > 1,
+    }
+    script = folder / "dying.py"
+    script.write_text(DYING)
+    done = subprocess.run(
+        [sys.executable, script],
+        input=pickle.dumps((moment, call, arguments)),
+        env={**os.environ, "PYTHONPATH": str(project_root)},
+        stdout=subprocess.PIPE,  # ends only when every process that holds it has ended
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("moment", "call"),
+    [("assign", 1), ("undo", 1), ("write_pixels", 3), ("write_mask", 2), ("done", 4)]
+    + [("done half", 3)],
+)
+@pytest.mark.slow
+def test_goes_on_after_a_kill(prepare, frame, tmp_path, project_root, decoded, moment, call):
+    killed(tmp_path, tmp_path, moment, call, frame, 1, project_root)
+    prepared = prepare(frame)
+    n_done = {"write_pixels": 2, "write_mask": 3, "done": 4, "done half": 2}.get(moment, 0)
+    assert decoded == frame["image_id"].tolist()[n_done:]
+    check(prepared, frame)
+
+
+@pytest.mark.slow
+def test_killed_while_redoing_a_slot(prepare, frame, tmp_path, project_root):
+    """The old file comes back with its old date after half a rewrite: it must not count as done."""
+    prepare(frame)
+    path = Path(frame["path"][3])
+    old, date = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(cv2.imencode(".png", np.full((64, 48), 7, np.uint8))[1].tobytes())
+    killed(tmp_path, tmp_path, "write_pixels", 1, frame, 1, project_root)
+    path.write_bytes(old)
+    os.utime(path, ns=(date, date))
+    check(prepare(frame), frame)
+
+
+@pytest.mark.slow
+def test_killed_with_workers_leaves_none_behind(prepare, tmp_path, project_root, decoded):
+    (tmp_path / "data").mkdir()
+    frame = drawn(tmp_path / "data", 30, shape=(64, 40))
+    killed(tmp_path, tmp_path, "done", 12, frame, 2, project_root)
+    prepared = prepare(frame)
+    assert len(decoded) == 18
+    check(prepared, frame)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same(prepare, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    frame = drawn(tmp_path / "data", 30, shape=(64, 40))
+    monkeypatch.setattr(cache_workers, "TRIAL_S", 0)
+    monkeypatch.setattr(cache_workers, "WORTH_S", 0)
+    check(prepare(frame, workers=2, progress=True), frame)
+
+
+def test_lock_keeps_a_second_call_waiting(prepare, frame, monkeypatch):
+    """While one call works, the lock is taken; afterwards it is free."""
+    import fcntl
+
+    folder, seen = prepare(frame.iloc[:1]).folder, []
+    fill = cache_workers.fill
+
+    def tried(store, task):
+        with open(folder / "lock") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                seen.append("taken")
+        return fill(store, task)
+
+    monkeypatch.setattr(cache_workers, "fill", tried)
+    prepare(frame)
+    assert seen == ["taken"] * 5
+
+
+def test_real_masks_hold_their_area(shared_data, tmp_path):
+    from kernel_lib.data import table
+
+    root = shared_data / "labelled-dicom"
+    prepared = cache.prepare(
+        table.discover(root).train, root, 256, tmp_path, "train", progress=False
+    )
+    assert prepared.table["area_px"].tolist() == [10133, 0]
+    assert int(prepared.mask(0).sum()) == round(10133 / 16)
+    assert prepared.table["patient"].map(len).tolist() == [36, 36]
+
+
+def test_format_number_is_part_of_the_cache(prepare, frame, decoded, monkeypatch):
+    prepare(frame)
+    decoded.clear()
+    monkeypatch.setattr(cache_store, "FORMAT", cache_store.FORMAT + 1)
+    prepare(frame)
+    assert len(decoded) == 6

@@ -1,0 +1,460 @@
+"""Every kind of DICOM against pydicom's own steps, and PNG and JPEG; edge files of real makers."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from importlib.util import find_spec
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.decoders import JPEG2000LosslessDecoder
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    RLELossless,
+)
+
+from kernel_lib.data import images
+
+SHAPE = (24, 40)
+
+
+def pixels_of(bits: int, *, signed: bool = False) -> np.ndarray:
+    """Random stored values with both ends of the range among them."""
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    values = np.random.default_rng(bits).integers(low, high + 1, SHAPE)
+    values[0, :2] = low, high
+    dtype = np.uint8 if bits <= 8 else np.uint16
+    return values.astype(np.dtype(f"i{dtype().itemsize}") if signed else dtype)
+
+
+def lossless_jpeg(pixels: np.ndarray, bits: int) -> bytes:
+    """A lossless JPEG (process 14, predictor 1). Source: ITU-T T.81, annex H."""
+    values = pixels.astype(np.int64)
+    guess = np.empty_like(values)
+    guess[:, 1:], guess[1:, 0], guess[0, 0] = values[:, :-1], values[:-1, 0], 1 << (bits - 1)
+    stream = ""
+    for step in (values - guess).ravel().tolist():
+        size = abs(step).bit_length()
+        code = step if step > 0 else step + (1 << size) - 1
+        stream += f"{size:05b}" + (f"{code:0{size}b}" if size else "")
+    stream += "1" * (-len(stream) % 8)
+    scan = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\x00")
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    frame = struct.pack(">BHHB", bits, *pixels.shape, 1) + bytes([1, 0x11, 0])
+    huffman = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])  # 17 codes, 5 bits each
+    head = segment(0xC3, frame) + segment(0xC4, huffman) + segment(0xDA, bytes([1, 1, 0, 1, 0, 0]))
+    return b"\xff\xd8" + head + scan + b"\xff\xd9"
+
+
+def encoded(pixels: np.ndarray, syntax: str, bits: int) -> tuple[bytes, np.ndarray]:
+    """The pixel data element, and the stored values that it decodes to."""
+    if syntax == JPEGLosslessSV1:
+        return encapsulate([lossless_jpeg(pixels, bits)]), pixels
+    if syntax in (JPEGBaseline8Bit, JPEG2000Lossless):
+        file = BytesIO()
+        if syntax == JPEGBaseline8Bit:
+            Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        else:
+            Image.fromarray(pixels).save(file, "JPEG2000", no_jp2=True)
+        return encapsulate([file.getvalue()]), np.asarray(Image.open(file))
+    return pixels.tobytes(), pixels
+
+
+def dataset_of(pixels, bits, *, syntax=ExplicitVRLittleEndian, kind="MONOCHROME2", **elements):
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = (
+        syntax if syntax != RLELossless else ExplicitVRLittleEndian
+    )
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.PhotometricInterpretation, dataset.SamplesPerPixel = kind, 1
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = pixels.itemsize * 8, bits, bits - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    dataset.PatientID = " P7 "
+    dataset.PixelData, stored = encoded(pixels, syntax, bits)
+    dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    if syntax == RLELossless:
+        dataset.compress(RLELossless)
+    return dataset, stored
+
+
+def saved(dataset: Dataset, folder, name="image.dcm"):
+    dataset.save_as(folder / name, enforce_file_format=True)
+    return folder / name
+
+
+def lut(n_entries: int, first: int, bits: int) -> list[Dataset]:
+    item = Dataset()
+    vr = "SS" if first < 0 else "US"
+    item.add_new("LUTDescriptor", vr, [n_entries % 65536, first, bits])
+    curve = np.linspace(0, 1, n_entries) ** 0.7 * ((1 << bits) - 1)
+    item.add_new("LUTData", "US", np.rint(curve).astype(int).tolist())
+    return [item]
+
+
+def expected(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The same steps by pydicom, and its output range stretched to 0..255."""
+    bits, signed = dataset.BitsStored, bool(dataset.PixelRepresentation)
+    ends = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
+    values, ends = (apply_modality_lut(array, dataset) for array in (stored, ends))
+    if "ModalityLUTSequence" in dataset:
+        ends = np.array([0, (1 << dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1])
+    if "VOILUTSequence" in dataset:
+        values = apply_voi_lut(np.rint(values).astype(np.int64), dataset)
+        ends = np.array([0, (1 << dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1])
+    elif "WindowWidth" in dataset:
+        values = apply_voi_lut(values, dataset, prefer_lut=False)
+    ends = np.sort(ends.astype(np.float64))
+    grey = np.floor((values.astype(np.float64) - ends[0]) / (ends[1] - ends[0]) * 255 + 0.5)
+    return (255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey).astype(
+        np.uint8
+    )
+
+
+def views(bits: int) -> dict[str, dict]:
+    """Name of a way to show the pixels → its DICOM elements."""
+    whole = 1 << bits
+    window = {"WindowCenter": whole * 0.45, "WindowWidth": whole * 0.6}
+    return {
+        "none": {},
+        "window": window,
+        "first of two windows": {
+            "WindowCenter": [whole // 3, 9],
+            "WindowWidth": [whole // 2, 2],
+            "WindowCenterWidthExplanation": ["A", "B"],
+        },
+        "exact window": {**window, "VOILUTFunction": "LINEAR_EXACT"},
+        "sigmoid": {**window, "VOILUTFunction": "SIGMOID"},
+        "rescale": {"RescaleSlope": 2, "RescaleIntercept": -100},
+        "falling rescale": {"RescaleSlope": -1, "RescaleIntercept": whole - 1},
+        "rescale and window": {
+            "RescaleSlope": 2,
+            "RescaleIntercept": -100,
+            "WindowCenter": whole - 100,
+            "WindowWidth": whole,
+        },
+        "VOI LUT": {"VOILUTSequence": lut(min(whole, 4096), 3, 12)},
+        "rescale and VOI LUT": {
+            "RescaleSlope": 1,
+            "RescaleIntercept": -50,
+            "VOILUTSequence": lut(min(whole, 1000), -20, 16),
+        },
+        "modality LUT": {"ModalityLUTSequence": lut(min(whole, 4096), 0, 16)},
+        "modality LUT and window": {
+            "ModalityLUTSequence": lut(min(whole, 4096), 0, 16),
+            "WindowCenter": 30000,
+            "WindowWidth": 40000,
+        },
+    }
+
+
+SYNTAXES = {
+    "implicit": (ImplicitVRLittleEndian, (8, 10, 12, 15, 16)),
+    "explicit": (ExplicitVRLittleEndian, (8, 10, 12, 15, 16)),
+    "deflated": (DeflatedExplicitVRLittleEndian, (8, 12)),
+    "RLE": (RLELossless, (8, 12, 16)),
+    "JPEG baseline": (JPEGBaseline8Bit, (8,)),
+    "JPEG lossless": (JPEGLosslessSV1, (8,)),
+    "JPEG 2000": (JPEG2000Lossless, (8, 10, 12, 16)),
+}
+CASES = [
+    pytest.param(syntax, bits, view, kind, id=f"{name}-{bits}-{view}-{kind[-1]}")
+    for name, (syntax, all_bits) in SYNTAXES.items()
+    for bits in all_bits
+    for view in views(8)
+    for kind in ("MONOCHROME1", "MONOCHROME2")
+]
+
+
+@pytest.mark.parametrize(("syntax", "bits", "view", "kind"), CASES)
+def test_grey_is_what_pydicom_gives(tmp_path, syntax, bits, view, kind):
+    elements = views(bits)[view]
+    dataset, stored = dataset_of(pixels_of(bits), bits, syntax=syntax, kind=kind, **elements)
+    grey = images.read(saved(dataset, tmp_path))
+    assert grey.dtype == np.uint8
+    assert grey.flags.c_contiguous
+    np.testing.assert_array_equal(grey, expected(stored, dataset))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_signed_pixels(tmp_path, bits, kind):
+    dataset, stored = dataset_of(pixels_of(bits, signed=True), bits, kind=kind)
+    grey = images.read(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(grey, expected(stored, dataset))
+    assert grey[0, 0] == (255 if kind == "MONOCHROME1" else 0)
+
+
+def test_unused_high_bits_are_ignored(tmp_path):
+    clean = pixels_of(12)
+    dirty, _ = dataset_of(clean | np.uint16(0xF000), 12)
+    plain, _ = dataset_of(clean, 12)
+    grey = images.read(saved(dirty, tmp_path, "dirty.dcm"))
+    np.testing.assert_array_equal(grey, images.read(saved(plain, tmp_path, "plain.dcm")))
+
+
+def test_8_bits_without_window_pass_through(tmp_path):
+    pixels = pixels_of(8)
+    dataset, _ = dataset_of(pixels, 8, RescaleSlope=1, RescaleIntercept=0)
+    np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), pixels)
+
+
+def test_window_of_no_width_is_no_window(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, WindowCenter=0, WindowWidth=0)
+    np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), stored)
+
+
+def test_packed_lut_of_bytes(tmp_path):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [256, 0, 8])
+    item.add_new("LUTData", "OW", bytes(range(255, -1, -1)))
+    dataset, stored = dataset_of(pixels_of(8), 8, VOILUTSequence=[item])
+    np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), 255 - stored)
+
+
+def test_colour_dicom_becomes_grey(tmp_path):
+    grey = pixels_of(8)
+    dataset, _ = dataset_of(grey, 8, SamplesPerPixel=3, PlanarConfiguration=0)
+    dataset.PhotometricInterpretation = "RGB"
+    dataset.PixelData = np.dstack([grey] * 3).tobytes()
+    np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), grey)
+
+
+def test_bare_data_set_without_file_header(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, syntax=ImplicitVRLittleEndian)
+    del dataset.file_meta
+    path = tmp_path / "bare.dcm"
+    dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    np.testing.assert_array_equal(images.read(path), stored)
+
+
+def test_ids_that_are_no_uids_cause_no_warning(tmp_path):
+    dataset, _ = dataset_of(pixels_of(8), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "ID_0011fe81e"
+        path = saved(dataset, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images.read(path)
+        assert images.size_of(path) == SHAPE
+        assert images.patient_of(path) == "P7"
+
+
+# --- what can't be read ---------------------------------------------------------------------
+
+
+def test_lossless_jpeg_of_more_bits_names_the_package(tmp_path):
+    if any(find_spec(name) for name in ("libjpeg", "gdcm")):
+        pytest.skip("an optional decoder is installed here")
+    dataset, _ = dataset_of(pixels_of(12), 12, syntax=JPEGLosslessSV1)
+    with pytest.raises(images.ImageError, match="pip install pylibjpeg pylibjpeg-libjpeg"):
+        images.read(saved(dataset, tmp_path))
+
+
+def test_jpeg_2000_without_a_decoder_names_the_package(tmp_path, monkeypatch):
+    dataset, _ = dataset_of(pixels_of(8), 8, syntax=JPEG2000Lossless)
+    path = saved(dataset, tmp_path)
+    monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {})
+    with pytest.raises(images.ImageError, match=r"image\.dcm.*pylibjpeg-openjpeg"):
+        images.read(path)
+
+
+def test_extended_jpeg_says_what_it_is(tmp_path):
+    dataset, _ = dataset_of(pixels_of(8), 8, syntax=JPEGBaseline8Bit)
+    dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    with pytest.raises(images.ImageError, match="JPEG Extended"):
+        images.read(saved(dataset, tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached")
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEG2000Lossless])
+def test_truncated_dicom(tmp_path, share, syntax):
+    dataset, _ = dataset_of(pixels_of(8), 8, syntax=syntax)
+    path = saved(dataset, tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(images.ImageError, match=r"image\.dcm"):
+        images.read(path)
+
+
+def test_frame_cut_inside_a_whole_dicom(tmp_path):
+    dataset, _ = dataset_of(pixels_of(8), 8, syntax=JPEGBaseline8Bit)
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: len(frame) // 2]])
+    with pytest.raises(images.ImageError, match="JPEG Baseline"):
+        images.read(saved(dataset, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "is empty"),
+        (b"ImageId, EncodedPixels\n", "no DICOM, PNG or JPEG"),
+        (b"\0" * 1000, "no DICOM, PNG or JPEG"),
+        (bytes(range(256)) * 9, "no DICOM, PNG or JPEG"),
+    ],
+)
+def test_other_content(tmp_path, content, word):
+    path = tmp_path / "odd.dcm"
+    path.write_bytes(content)
+    with pytest.raises(images.ImageError, match=rf"odd\.dcm.*{word}"):
+        images.read(path)
+
+
+def test_missing_file(tmp_path):
+    for call in (images.read, images.read_mask, images.size_of, images.patient_of):
+        with pytest.raises(images.ImageError, match=r"gone\.dcm can't be read"):
+            call(tmp_path / "gone.dcm")
+
+
+def test_image_without_pixels(tmp_path):
+    dataset, _ = dataset_of(pixels_of(8), 8)
+    del dataset.PixelData
+    with pytest.raises(images.ImageError, match="has no pixels"):
+        images.read(saved(dataset, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "word"),
+    [
+        ("NumberOfFrames", 4, "4 frames"),
+        ("PhotometricInterpretation", "PALETTE COLOR", "PALETTE COLOR"),
+        ("BitsStored", 32, "32 bits"),
+        ("Rows", 0, "lacks Rows"),
+        ("VOILUTSequence", [Dataset()], "damaged header"),
+    ],
+)
+def test_header_that_is_no_radiograph(tmp_path, tag, value, word):
+    dataset, _ = dataset_of(pixels_of(8), 8, **{tag: value})
+    with pytest.raises(images.ImageError, match=word):
+        images.read(saved(dataset, tmp_path))
+
+
+# --- PNG and JPEG ---------------------------------------------------------------------------
+
+
+def written(folder, name: str, pixels: np.ndarray):
+    path = folder / name
+    ok, data = cv2.imencode(path.suffix, pixels)
+    assert ok
+    path.write_bytes(data.tobytes())
+    return path
+
+
+def test_png_keeps_its_levels(tmp_path):
+    pixels = pixels_of(8)
+    path = written(tmp_path, "a.png", pixels)
+    np.testing.assert_array_equal(images.read(path), pixels)
+    assert images.size_of(path) == SHAPE
+    assert images.patient_of(path) is None
+
+
+def test_jpeg_is_what_pillow_decodes(tmp_path):
+    path = written(tmp_path, "a.JPG".lower(), cv2.GaussianBlur(pixels_of(8), (0, 0), 2))
+    np.testing.assert_array_equal(images.read(path), np.asarray(Image.open(path)))
+
+
+def test_content_goes_before_the_name(tmp_path):
+    path = written(tmp_path, "a.png", pixels_of(8)).rename(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(images.read(path), pixels_of(8))
+
+
+@pytest.mark.parametrize(("bits", "top"), [(16, 65535), (12, 4095), (13, 65535)])
+def test_16_bit_png(tmp_path, bits, top):
+    pixels = pixels_of(bits)
+    grey = images.read(written(tmp_path, "a.png", pixels))
+    np.testing.assert_array_equal(grey, np.floor(pixels / top * 255 + 0.5))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colour_picture_of_grey_keeps_its_levels(tmp_path, channels, bits):
+    pixels = pixels_of(bits)
+    grey = images.read(written(tmp_path, "a.png", np.dstack([pixels] * channels)))
+    plain = images.read(written(tmp_path, "b.png", pixels))
+    np.testing.assert_array_equal(grey, plain)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_truncated_picture(tmp_path, name, share):
+    path = written(tmp_path, name, pixels_of(8))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(images.ImageError, match=rf"{name} is cut short or damaged"):
+        images.read(path)
+
+
+@pytest.mark.parametrize(
+    "levels", [(0, 255), (0, 1), (3, 200)], ids=["0 and 255", "0 and 1", "noisy"]
+)
+def test_mask_levels(tmp_path, levels):
+    mask = (pixels_of(8) > 128).astype(np.uint8)
+    path = written(tmp_path, "m.png", np.where(mask, levels[1], levels[0]).astype(np.uint8))
+    np.testing.assert_array_equal(images.read_mask(path), mask)
+
+
+def test_mask_of_unclear_levels(tmp_path):
+    path = written(tmp_path, "m.png", np.full(SHAPE, 90, np.uint8))
+    with pytest.raises(images.ImageError, match=r"m\.png has levels up to 90"):
+        images.read_mask(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("1.2.276.0.819.dcm", "1.2.276.0.819"),
+        ("1.2.276.0.819", "1.2.276.0.819"),
+        ("ID_0011fe81e.PNG", "ID_0011fe81e"),
+        ("a/b/c.jpeg", "c"),
+    ],
+)
+def test_image_id(name, stem):
+    assert images.image_id(name) == stem
+
+
+# --- real files -----------------------------------------------------------------------------
+
+
+def test_edge_files_equal_pydicom(shared_data):
+    paths = sorted((shared_data / "dicom-edge").glob("*.dcm"))
+    assert len(paths) == 4
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        np.testing.assert_array_equal(images.read(path), expected(dataset.pixel_array, dataset))
+        assert images.size_of(path) == (dataset.Rows, dataset.Columns)
+
+
+def test_inverted_copy_is_the_negative(shared_data):
+    (real,) = (shared_data / "labelled-dicom").rglob("*6904.1517875201.850819.dcm")
+    negative = images.read(shared_data / "dicom-edge" / "Fake_MONOHR1.dcm")
+    np.testing.assert_array_equal(negative, 255 - images.read(real))
+
+
+def test_fast_path_equals_pydicom(shared_data):
+    for path in sorted((shared_data / "stage2-silver").rglob("*.dcm"))[:20]:
+        np.testing.assert_array_equal(images.read(path), pydicom.dcmread(path).pixel_array)

@@ -1,0 +1,185 @@
+"""Paths: found in every form that Kaggle mounts, and failing with advice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+
+COMPETITION = "siim-acr-pneumothorax-segmentation"
+
+
+@pytest.fixture
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.delenv("KERNEL_LIB_MOUNTS", raising=False)
+    folder = tmp_path / "input"
+    folder.mkdir()
+    return folder
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_a_relative_work_dir_is_taken_from_the_project_also_in_notebooks(
+    project_root, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(project_root / "notebooks")
+    assert paths.work_dir("somewhere/work") == project_root / "somewhere" / "work"
+    assert paths.cache_dir("scratch") == project_root / "scratch"
+
+
+def test_an_absolute_value_stands_as_it_is(tmp_path: Path):
+    assert paths.work_dir(str(tmp_path)) == tmp_path
+    assert paths.cache_dir(str(tmp_path)) == tmp_path
+    assert paths.data_dir(str(tmp_path)) == tmp_path
+
+
+def test_without_a_value_work_lies_in_the_project_off_kaggle(project_root, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    assert paths.work_dir(None) == project_root / "work"
+
+
+def test_on_kaggle_work_is_the_working_folder_and_the_cache_is_outside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert paths.work_dir(None, working=tmp_path) == tmp_path
+    assert not paths.cache_dir(None, working=tmp_path).is_relative_to(tmp_path)
+
+
+def test_the_variable_alone_is_not_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert not paths.on_kaggle(working=tmp_path / "absent")
+
+
+def test_the_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert paths.cache_dir(None) == tmp_path / "pneumothorax"
+
+
+def test_a_wrong_data_dir_is_named_with_what_is_there_and_the_mend(tmp_path: Path):
+    put(tmp_path, "siim/train-rle.csv", "other.txt")
+    with pytest.raises(InputError) as caught:
+        paths.data_dir(str(tmp_path / "simm"))
+    for word in (str(tmp_path / "simm"), "siim", "other.txt", "make demo"):
+        assert word in str(caught.value)
+
+
+def test_a_file_as_data_dir_names_its_folder(tmp_path: Path):
+    put(tmp_path, "train-rle.csv")
+    with pytest.raises(InputError, match="is a file; give the folder"):
+        paths.data_dir(str(tmp_path / "train-rle.csv"))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        f"competitions/{COMPETITION}",
+        "datasets/someone/siim-png",
+        "notebooks/someone/siim-copy",
+        COMPETITION,
+        "siim-png",
+    ],
+)
+@pytest.mark.parametrize("table", ["train-rle.csv", "a/b/stage_2_train.csv"])
+def test_data_is_found_in_every_form_of_mount(mounts: Path, folder: str, table: str):
+    put(mounts, f"datasets/other/unrelated/{'x/' * 3}train-rle.csv", f"{folder}/{table}")
+    assert paths.data_dir(None, mounts) == mounts / folder
+
+
+def test_the_competition_comes_before_a_copy_unless_it_holds_no_labels(mounts: Path):
+    put(mounts, "datasets/a/copy/train-rle.csv", f"competitions/{COMPETITION}/readme.txt")
+    assert paths.data_dir(None, mounts) == mounts / "datasets/a/copy"
+    put(mounts, f"competitions/{COMPETITION}/train-rle.csv")
+    assert paths.data_dir(None, mounts) == mounts / "competitions" / COMPETITION
+
+
+def test_a_competition_without_labels_is_still_the_data_when_alone(mounts: Path):
+    put(mounts, f"{COMPETITION}/dicom-images-test/a/b/1.dcm")
+    assert paths.data_dir(None, mounts) == mounts / COMPETITION
+
+
+def test_no_data_names_the_four_layouts_and_the_demo(mounts: Path):
+    put(mounts, "datasets/me/cats/1.jpg")
+    with pytest.raises(InputError) as caught:
+        paths.data_dir(None, mounts)
+    for word in ("nested DICOM", "flat DICOM", "PNG or JPG ", "masks", "make demo", "cats"):
+        assert word in str(caught.value)
+
+
+def test_no_mounts_at_all_is_an_input_error(tmp_path: Path):
+    with pytest.raises(InputError, match="make demo"):
+        paths.data_dir(None, tmp_path / "absent")
+
+
+def test_the_environment_moves_the_mounts(mounts: Path, monkeypatch: pytest.MonkeyPatch):
+    put(mounts, "siim/train-rle.csv")
+    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(mounts))
+    assert paths.data_dir(None) == mounts / "siim"
+
+
+def test_artefacts_are_found_in_every_form_in_a_fixed_order(mounts: Path, tmp_path: Path):
+    put(
+        mounts,
+        "notebooks/me/train-b/runs/r/fold0/last.pt",
+        "notebooks/me/train-a/work/folds.csv",
+        "datasets/me/old/x/y/ensembles/e/members.json",
+        "flat/runs/r/config.json",
+        "datasets/me/images/a/1.png",
+        "datasets/me/deep/a/b/c/runs/r/config.json",
+    )
+    work = tmp_path / "work"
+    expected = [
+        work,
+        mounts / "datasets/me/old/x/y",
+        mounts / "notebooks/me/train-a/work",
+        mounts / "notebooks/me/train-b",
+        mounts / "flat",
+    ]
+    assert paths.artefact_roots(work, mounts) == expected
+    assert paths.artefact_roots(work, tmp_path / "absent") == [work]
+
+
+def test_crowds_of_studies_are_not_entered(mounts: Path, tmp_path: Path):
+    for study in range(201):
+        (mounts / "siim" / "dicom-images-train" / f"{study}" / "series").mkdir(parents=True)
+    (mounts / "siim" / "dicom-images-train" / "0" / "runs").mkdir()
+    assert paths.artefact_roots(tmp_path, mounts) == [tmp_path]
+
+
+def test_weights_are_the_given_folder_then_mounted_files(mounts: Path, tmp_path: Path):
+    put(
+        mounts,
+        "datasets/me/encoders/resnet34.pth",
+        "resnets/deeper/resnet101.safetensors",
+        "notebooks/me/train/runs/r/fold0/last.pt",
+        "datasets/me/text/readme.md",
+    )
+    given = tmp_path / "given"
+    given.mkdir()
+    mounted = [mounts / "datasets/me/encoders", mounts / "resnets/deeper"]
+    assert paths.weights_dirs(None, mounts) == mounted
+    assert paths.weights_dirs(str(given), mounts) == [given, *mounted]
+    with pytest.raises(InputError, match="WEIGHTS_DIR"):
+        paths.weights_dirs(str(tmp_path / "absent"), mounts)
+
+
+def test_paths_need_only_the_standard_library(project_root: Path):
+    """The command line starts, and says what is wrong, without torch or pandas."""
+    heavy = "{'torch', 'pandas', 'numpy'}"
+    code = f"import sys, kernel_lib.kaggle.paths; print({heavy} & set(sys.modules))"
+    env = os.environ | {"PYTHONPATH": str(project_root)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

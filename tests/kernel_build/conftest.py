@@ -1,0 +1,114 @@
+"""A small project to build kernels from: sub-packages, a data file, a notebook, odd contents."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+NOTEBOOK = """\
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A stage
+# It says *what* it does.
+#
+# And more, after a blank line.
+
+# %% tags=["parameters"]
+from typing import Optional
+
+SIZE: Optional[int] = None
+SEED: int = 3456
+RATE: float = 0.5
+NAME: str = "none"
+FAIL: bool = False
+
+# %%
+from kernel_lib import stages
+
+print("config:", {k: v for k, v in sorted(globals().items()) if k[0].isupper() and k.isupper()})
+
+# %% jupyter={"outputs_hidden": true} tags=["run"]
+# a comment first
+
+stages.run(FAIL)
+"""
+
+FILES = {
+    "__init__.py": "",
+    "__main__.py": """\
+        import sys
+
+        from kernel_lib.data import rle
+
+        print("rank:", sys.argv[1:], rle.__file__)
+        """,
+    "data/__init__.py": "",
+    "data/rle.py": '''\
+        """Docstring with "quotes", a \\backslash and ünïcode."""
+
+        PATTERN = r"\\d+\\n"
+        QUOTED = """
+        %%bash
+        !ls
+        what?
+        >>> not a prompt
+        """
+        ''',
+    "stages.py": """\
+        import multiprocessing
+        import subprocess
+        import sys
+        from concurrent.futures import ProcessPoolExecutor
+        from pathlib import Path
+
+        from kernel_lib.data import rle
+
+
+        def where(_=None):
+            return rle.__file__
+
+
+        def run(fail):
+            print("library from", where())
+            Path("artefact.txt").write_text("written early")
+            if fail:
+                raise ValueError("this stage was asked to fail")  # the line of the traceback
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                print("worker agrees:", list(pool.map(where, [0])) == [where()])
+            code = "import kernel_lib.stages as s; print(s.where())"
+            child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            print("child agrees:", child.stdout.strip() == where())
+            print("done")
+        """,
+    "viz/__init__.py": "",
+    "viz/viewer.html": "<!doctype html>\n<p class='x'>“look”?</p>\n<script>let a = `\\`;</script>",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, project_root: Path) -> Path:
+    """The root of a fresh small project."""
+    root = tmp_path / "project"
+    for name, text in FILES.items():
+        path = root / "kernel_lib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text), encoding="utf-8")
+    (root / "notebooks").mkdir()
+    for stage in ("train", "thresholds", "inference"):
+        (root / "notebooks" / f"{stage}.py").write_text(NOTEBOOK, encoding="utf-8")
+    shutil.copy(project_root / "kernel-metadata.json", root)
+    return root

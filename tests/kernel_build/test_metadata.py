@@ -1,0 +1,137 @@
+"""kernel-metadata.json: valid for every stage and kind, its owner found and filled in."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from kernel_build import metadata
+from kernel_lib.errors import InputError
+
+COMPETITION = "siim-acr-pneumothorax-segmentation"
+EVERY = list(product(metadata.STAGES, metadata.KINDS))
+
+
+def test_the_root_s_own_file_is_a_pushable_base(project_root: Path):
+    base = metadata.read_base(project_root)
+    assert metadata.problems(base) == []
+    assert base["enable_internet"] is False
+    assert base["competition_sources"] == [COMPETITION]
+    assert base["kernel_type"] == "notebook"
+    slug = metadata.slug("train", "notebook")
+    assert base["id"].endswith(f"/{slug}")
+    assert base["code_file"] == f"build/{slug}/{slug}.ipynb"
+
+
+@pytest.mark.parametrize(("stage", "kind"), EVERY)
+def test_every_kernel_s_metadata_is_whole(project: Path, stage: str, kind: str):
+    meta = metadata.of_kernel(metadata.read_base(project), stage, kind, "someone", "code")
+    assert metadata.problems(meta) == []
+    owner, slug = meta["id"].split("/")
+    assert owner == "someone"
+    assert metadata.slugify(meta["title"]) == slug
+    assert 5 <= len(meta["title"]) <= 50
+    assert meta["enable_gpu"] is (stage != "thresholds")
+    assert bool(meta["machine_shape"]) is (stage != "thresholds")
+    assert meta["enable_internet"] is False
+    assert meta["enable_tpu"] is False
+    assert meta["kernel_type"] == kind
+    assert meta["competition_sources"] == [COMPETITION]
+
+
+def test_kernel_sources_follow_the_way_through(project: Path):
+    base = metadata.read_base(project)
+
+    def sources(stage: str, kind: str) -> list[str]:
+        return metadata.of_kernel(base, stage, kind, "me", "code")["kernel_sources"]
+
+    assert sources("train", "notebook") == []
+    assert sources("thresholds", "notebook") == ["me/pneumothorax-train"]
+    assert sources("inference", "script") == [
+        "me/pneumothorax-train-script",
+        "me/pneumothorax-thresholds-script",
+    ]
+
+
+def test_slugs_differ_so_that_all_kernels_stand_side_by_side():
+    slugs = [metadata.slug(stage, kind) for stage, kind in EVERY]
+    assert len(set(slugs)) == len(slugs)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": "pneumothorax-train"}, "owner/slug"),
+        ({"id": "me/abc", "title": "abc"}, "5 to 50"),
+        ({"title": "Another"}, "becomes 'another'"),
+        ({"title": "x" * 51}, "51 characters"),
+        ({"enable_internet": None}, "enable_internet is None; write true or false"),
+        ({"enable_gpu": "true"}, "enable_gpu is 'true'"),
+        ({"dataset_sources": "me/data"}, "write a list"),
+        ({"kernel_type": "jupyter"}, "kernel_type"),
+    ],
+)
+def test_what_kaggle_would_refuse_or_misread_is_found(project: Path, change: dict, words: str):
+    meta = metadata.read_base(project) | change
+    assert any(words in problem for problem in metadata.problems(meta))
+
+
+def test_a_boolean_missing_from_the_base_stops_the_build(project: Path):
+    base = metadata.read_base(project)
+    del base["enable_internet"]
+    with pytest.raises(InputError, match="enable_internet is None"):
+        metadata.of_kernel(base, "train", "script", "me", "code")
+
+
+def test_the_owner_comes_from_the_nearest_place(project: Path, tmp_path: Path):
+    home = tmp_path / "home"
+    (home / ".kaggle").mkdir(parents=True)
+    assert metadata.find_owner(project, None, {}, home) is None
+    metadata.fill_owner(project, "in-root")
+    assert metadata.find_owner(project, None, {}, home) == ("in-root", "kernel-metadata.json")
+    file = home / ".kaggle" / "kaggle.json"
+    file.write_text(json.dumps({"username": "in-file", "key": "k"}))
+    assert metadata.find_owner(project, None, {}, home) == ("in-file", str(file))
+    environ = {"KAGGLE_USERNAME": "in-env"}
+    assert metadata.find_owner(project, None, environ, home) == ("in-env", "KAGGLE_USERNAME")
+    assert metadata.find_owner(project, "given", environ, home) == ("given", "--owner")
+
+
+@pytest.mark.parametrize("variable", ["KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"])
+def test_kaggle_s_file_may_lie_elsewhere(project: Path, tmp_path: Path, variable: str):
+    folder = tmp_path / "elsewhere"
+    file = folder / ("kaggle" if variable.startswith("XDG") else ".") / "kaggle.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"username": "me"}')
+    owner, _ = metadata.find_owner(project, None, {variable: str(folder)}, tmp_path / "home")
+    assert owner == "me"
+
+
+def test_a_broken_file_of_kaggle_s_is_named(project: Path, tmp_path: Path):
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle" / "kaggle.json").write_text("{")
+    with pytest.raises(InputError, match=r"kaggle\.json is not Kaggle's JSON; give --owner"):
+        metadata.find_owner(project, None, {}, tmp_path)
+
+
+def test_an_impossible_owner_is_refused(project: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="'a b'"):
+        metadata.find_owner(project, "a b", {}, tmp_path)
+
+
+def test_filling_the_owner_changes_nothing_else(project: Path):
+    before = metadata.read_base(project)
+    assert metadata.fill_owner(project, "me") is True
+    assert metadata.fill_owner(project, "me") is False
+    assert metadata.read_base(project) == before | {"id": "me/pneumothorax-train"}
+
+
+def test_a_missing_or_broken_base_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match="does not exist"):
+        metadata.read_base(tmp_path)
+    (tmp_path / "kernel-metadata.json").write_text("{'id': 1}")
+    with pytest.raises(InputError, match="is not JSON"):
+        metadata.read_base(tmp_path)
