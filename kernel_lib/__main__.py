@@ -72,7 +72,16 @@ def score(submission: Path, labels: Path) -> None:
     """Mean dice of SUBMISSION against LABELS (either RLE table), over the images in both."""
     from kernel_lib.postprocess import submission as files
 
-    click.echo(files.score(submission, labels))
+    result = files.score(submission, labels)
+    click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
+    click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
+    click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")
+    click.echo(f"missed    {result.n_false_negative}, false alarms {result.n_false_positive}")
+    if result.n_only_submission or result.n_only_labels:
+        click.echo(
+            f"left out  {result.n_only_submission} images without a label, "
+            f"{result.n_only_labels} labels without a prediction"
+        )
 
 
 @main.command()
@@ -103,9 +112,7 @@ def phantoms(
     """Draw phantom radiographs into FOLDER, as the competition's files are."""
     from kernel_lib.data import phantom
 
-    phantom.write_competition(
-        folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty
-    )
+    phantom.write_competition(folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty)
 
 
 @main.command()

@@ -40,6 +40,7 @@ THREADS: int | None = None
 # %%
 from kernel_lib.config import InferenceParameters
 from kernel_lib.stages import inference
+from kernel_lib.viz import figures
 
 parameters = InferenceParameters.from_namespace(globals())
 
@@ -54,4 +55,4 @@ result = inference.run(parameters)
 # smoothed by averaging folds.
 
 # %%
-result.share_picture()
+figures.share_nonempty(result.honest, result.summary)

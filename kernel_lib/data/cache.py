@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from kernel_lib.data import images
 from kernel_lib.data.cache_store import Journal, Row, Store, Task
 from kernel_lib.data.cache_workers import Outcome, outcomes
 from kernel_lib.errors import InputError
+from kernel_lib.progress import bar
 
 SPLITS = ("train", "test")
 ON_BAD_FILE = ("stop", "skip", "blank")
@@ -122,18 +122,18 @@ def prepare(
         n_workers = workers or n_cores or os.cpu_count() or 1
         done = len(frame) - len(tasks) - len(filler.bad)
         with (
-            tqdm(
+            bar(
                 total=len(frame),
                 initial=done,
                 desc=f"prepare {split} {size}",
                 unit="image",
                 disable=not progress or not tasks,
-            ) as bar,
+            ) as shown,
             closing(outcomes(store, tasks, n_workers)) as results,
         ):
             for outcome in results:
                 filler.take(outcome)
-                bar.update()
+                shown.update()
         return filler.prepared(frame)
 
 

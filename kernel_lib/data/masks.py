@@ -100,7 +100,11 @@ def _cover_rows(values: np.ndarray, offset: int, n_in: int, rows: slice, n_out: 
 
 def _greatest(cover: np.ndarray, n_px: int) -> np.ndarray:
     """The n_px pixels of greatest cover (h, w), bool; at least n_px of them are above zero."""
-    last = np.partition(cover, -n_px, axis=None)[-n_px]
+    # Most pixels are full or empty: only those between them, at the border, need a selection.
+    full = cover.max()
+    left = n_px - np.count_nonzero(cover == full)
+    between = cover[(cover > 0) & (cover < full)]
+    last = np.partition(between, -left)[-left] if left > 0 else full
     chosen = cover > last
     tied = np.flatnonzero(cover == last)
     # Sums of whole numbers below 2**53 are exact in float64.

@@ -164,6 +164,8 @@ def _pockets(film: _Film, anatomy: Anatomy, area_px: float, rng) -> tuple[list, 
     line = np.zeros((film.size, film.size), np.float32)
     for side, where, part in plan:
         lung = _cavity(film, anatomy, side) > 127
+        for region in regions:
+            lung &= ~region
         lung_px = int(lung.sum())
         n_px = int(np.clip(round(todo * part), 1, LARGEST_SHARE * lung_px))
         order, width = _pocket_order(film, anatomy, side, n_px / lung_px, where, rng)
@@ -295,19 +297,10 @@ def _mark(film: _Film, grey: np.ndarray, rng) -> np.ndarray:
     return out
 
 
-def draw(
-    anatomy: Anatomy, rng: np.random.Generator, *, size: int, difficulty: float, area_px: float
-) -> Phantom:
-    """One radiograph of a patient, `area_px` (of 1024²; 0: none) of it pneumothorax.
-
-    `difficulty` 0..1 lowers the contrast of the air (0.16 to 0.035 of the range) and of the
-    pleural line (0.16 to 0.05), raises the noise from 0.6 % to 2.2 % of the range, and the mean
-    number of skin folds from 0.25 to 1.55 an image and of wires from 0.15 to 0.65.
-    """
-    film = _project(anatomy, size, rng)
+def _chest(film: _Film, anatomy: Anatomy, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Attenuation of a chest whose lungs hold no vessels yet, and where lung is seen, 0..1."""
     torso, arms = film.fill([anatomy.torso]), film.fill(anatomy.arms)
-    lungs = {side: _cavity(film, anatomy, side) for side in (RIGHT, LEFT)}
-    lung = lungs[RIGHT] | lungs[LEFT]
+    lung = _cavity(film, anatomy, RIGHT) | _cavity(film, anatomy, LEFT)
     air = film.depth((lung > 127).astype(np.uint8), 0.075)
     soft_lung = film.blur(lung, 0.002)
     heart = film.blur(film.fill([anatomy.mediastinum]), 0.004)
@@ -321,23 +314,38 @@ def draw(
     total += 0.2 * heart - 0.12 * film.blur(film.fill([anatomy.bubble]), 0.004)
     total += _bones(film, anatomy) * film.blur(torso, 0.002)
     total += (0.018 + 0.022 * soft_lung) * _noise(film, rng, 0.12) * (torso > 0)
+    return total, soft_lung
 
+
+def draw(
+    anatomy: Anatomy, rng: np.random.Generator, *, size: int, difficulty: float, area_px: float
+) -> Phantom:
+    """One radiograph of a patient, `area_px` (of 1024²; 0: none) of it pneumothorax.
+
+    `difficulty` 0..1 lowers the contrast of the air (0.16 to 0.035, where 1 is about white) and of
+    the pleural line (0.16 to 0.05), raises the noise from 0.6 % to 2.2 % of white, and the mean
+    number of skin folds from 0.25 to 1.55 an image and of wires from 0.15 to 0.65. The same
+    generator draws the same chest with air and without.
+    """
+    rng, of_air, of_decoys, of_film = rng.spawn(4)
+    film = _project(anatomy, size, rng)
+    total, lung = _chest(film, anatomy, rng)
     markings = _markings(film, anatomy, rng)
     parts: tuple[np.ndarray, ...] = ()
     mask = np.zeros((size, size), np.uint8)
-    visible = soft_lung
+    visible = lung
     if area_px > 0:
-        regions, line = _pockets(film, anatomy, area_px, rng)
-        parts = _split(regions, rng)
+        regions, line = _pockets(film, anatomy, area_px, of_air)
+        parts = _split(regions, of_air)
         mask = np.bitwise_or.reduce(parts)
         gone = film.blur(mask * np.uint8(255), 0.0012)
-        visible = soft_lung * (1 - gone)
+        visible = lung * (1 - gone)
         total -= (0.16 - 0.125 * difficulty) * gone
-        seen = 0.6 + 0.4 * _noise(film, rng, 0.1).clip(-1, 1)  # the line comes and goes
+        seen = 0.6 + 0.4 * _noise(film, of_air, 0.1).clip(-1, 1)  # the line comes and goes
         total += (0.16 - 0.11 * difficulty) * line * seen
         # What has collapsed is denser than it was.
-        total += 0.25 * float(mask.sum()) / max(1, int((lung > 127).sum())) * visible
+        total += 0.25 * float(mask.sum()) / max(1.0, float(lung.sum())) * visible
     total += markings * visible
-    total += _decoys(film, difficulty, rng) * (torso > 0)
-    grey = _expose(film, np.maximum(total, 0).astype(np.float32), anatomy, difficulty, rng)
-    return Phantom(image=_mark(film, grey, rng), mask=mask, parts=parts)
+    total += _decoys(film, difficulty, of_decoys) * film.fill([anatomy.torso]).astype(bool)
+    grey = _expose(film, np.maximum(total, 0).astype(np.float32), anatomy, difficulty, of_film)
+    return Phantom(image=_mark(film, grey, of_film), mask=mask, parts=parts)

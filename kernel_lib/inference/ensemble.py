@@ -170,8 +170,8 @@ def test_masks(
     roots: Sequence[Path],
     images: pd.DataFrame,
     rule: thresholds.Triplet,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, thresholds.Statistics]]:
-    """Yield (image_id, (H, W) mask, (H, W) map, statistics without truth) of each test image.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (image_id, (H, W) mask 0/1) of each test image, at the image's own size.
 
     `images` holds image_id, height and width. `mean`: one map of all folds and members, then the
     rule. `vote`: each fold's own map and mask, a pixel kept where more than half the folds agree.
@@ -182,17 +182,15 @@ def test_masks(
     def one(image: tuple[str, int, int]):
         image_id, height, width = image
         by_fold = [[a[image_id] for a in fold] for fold in archives]
-        flat = [m for fold in by_fold for m in fold]
-        level_map = maps.at_shape(maps.mean(flat, weights * len(archives)), (height, width))
         if ensemble.combine == "vote":
             votes = [
                 thresholds.apply(maps.at_shape(maps.mean(fold, weights), (height, width)), rule)
                 for fold in by_fold
             ]
-            mask = (2 * np.sum(votes, axis=0) > len(votes)).astype(np.uint8)
-        else:
-            mask = thresholds.apply(level_map, rule)
-        return image_id, mask, level_map, thresholds.statistics(level_map, None)
+            return image_id, (2 * np.sum(votes, axis=0) > len(votes)).astype(np.uint8)
+        flat = [level_map for fold in by_fold for level_map in fold]
+        level_map = maps.at_shape(maps.mean(flat, weights * len(archives)), (height, width))
+        return image_id, thresholds.apply(level_map, rule)
 
     rows = images[["image_id", "height", "width"]].itertuples(index=False, name=None)
     with ThreadPoolExecutor(2) as pool:

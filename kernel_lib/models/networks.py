@@ -64,7 +64,7 @@ class UNet(nn.Module):
         return Logits(mask=self.head(self._decode(features)))
 
     def _decode(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Every decoder level's output, H/16 to H; the library's decoder hands out only the last."""
+        """Outputs of all decoder levels, H/16 to H; the library's own decoder returns only the last."""
         features = features[::-1]  # coarse to fine
         skips = [*features[1:-1], None]
         x = self.decoder.center(features[0])

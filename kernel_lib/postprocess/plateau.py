@@ -22,11 +22,12 @@ class Chooser:
     """How the chosen rule is found; the defaults are those of every figure in the project.
 
     A rule's neighbours lie within `levels` of its top and bottom (of 255) and within
-    `area_factor` of its area, on a grid of areas that step by a quarter of an octave. A rule is on
-    the plateau when its mean dice is within `standard_errors` of the peak's, but at least `within`.
+    `area_factor` of its area, on the areas of `area_grid`. A rule is on the plateau when its mean
+    dice lies below the peak's by no more than `standard_errors` of the peak's standard error, or
+    `within`, whichever is more.
     """
 
-    levels: int = 12
+    levels: int = 8
     area_factor: float = 2.0
     standard_errors: float = 0.5
     within: float = 0.001
@@ -37,8 +38,12 @@ class Chooser:
 
 
 def area_grid() -> np.ndarray:
-    """Areas (G,) int64 in px at 1024², rising by a quarter octave; the last keeps no image."""
-    return np.append(np.unique(np.round(2 ** (np.arange(81) / 4)).astype(np.int64)), KEEP_NONE)
+    """Areas (G,) int64 in px at 1024², rising by a quarter octave; the last keeps no image.
+
+    Below 64 px, which no lesion is, they rise by whole octaves.
+    """
+    small, large = 2 ** np.arange(6), np.round(2 ** (np.arange(24, 81) / 4)).astype(np.int64)
+    return np.concatenate([small, large, [KEEP_NONE]])
 
 
 def tolerance(chooser: Chooser, peak_dice: np.ndarray) -> float:
@@ -46,55 +51,59 @@ def tolerance(chooser: Chooser, peak_dice: np.ndarray) -> float:
 
     Shapes: peak_dice (N,), each image's dice under the peak.
     """
-    spread = float(np.std(peak_dice, ddof=1)) if len(peak_dice) > 1 else 0.0
+    # Sorted, so that the images' order does not reach the last digit.
+    spread = float(np.std(np.sort(peak_dice), ddof=1)) if len(peak_dice) > 1 else 0.0
     return max(chooser.within, chooser.standard_errors * spread / len(peak_dice) ** 0.5)
 
 
 def choose(
-    problem: Problem, scan: Scan, chooser: Chooser, peak_score: float, tolerance: float
+    means: np.ndarray, valid: np.ndarray, chooser: Chooser, floor: float
 ) -> tuple[int, int, int] | None:
     """(top level, area, bottom level) of the chosen rule; None when only the peak is that good.
 
-    Ties as for the peak: larger area, then higher top, then higher bottom.
+    Rules that score less than `floor` (mean dice, 0–1) are not on the plateau. Ties as for the
+    peak: larger area, then higher top, then higher bottom.
+
+    Shapes: means (G, 255, 255) of `grid_means`, valid (255, 255) bool.
     """
     grid = area_grid()
-    means = _means(problem, scan)
-    floor = int(np.floor((peak_score - tolerance) * MEAN_UNIT))
-    on_plateau = scan.valid & (means >= floor)
+    on_plateau = valid & (means >= int(np.floor(floor * MEAN_UNIT)))
     if not on_plateau.any():
         return None
-    smooth = _neighbourhood_means(means, scan.valid, grid, chooser)
+    smooth = _neighbourhood_means(means, valid, grid, chooser)
     smooth[~on_plateau] = -1.0
-    # The last of equals in the order area, top, bottom.
-    flat = smooth.ravel()
-    at = flat.size - 1 - int(flat[::-1].argmax())
-    area, top, bottom = np.unravel_index(at, smooth.shape)
+    last_of_equals = np.flatnonzero(smooth == smooth.max())[-1]
+    area, top, bottom = np.unravel_index(last_of_equals, smooth.shape)
     return int(top), int(grid[area]), int(bottom)
 
 
-def extent(problem: Problem, scan: Scan, peak: tuple[int, int, int], floor: float) -> dict:
-    """Lowest and highest top level, bottom level and area among rules that score at least `floor`.
+def extent(
+    means: np.ndarray, surface: np.ndarray, peak: tuple[int, int, int], floor: float
+) -> dict[str, tuple[int, int]]:
+    """Lowest and highest top level, bottom level and area of rules that score at least `floor`.
 
     The areas are those of the grid; the peak (top, area, bottom) belongs to it in any case.
+
+    Shapes: means (G, 255, 255) of `grid_means`, surface (255, 255) mean dice, nan = no rule.
     """
-    grid = area_grid()
-    on_grid = scan.valid & (_means(problem, scan) >= int(np.floor(floor * MEAN_UNIT)))
-    somewhere = scan.valid & (problem.mean(scan.best) >= floor)
-    tops = np.append(np.flatnonzero(somewhere.any(axis=1)), peak[0])
-    bottoms = np.append(np.flatnonzero(somewhere.any(axis=0)), peak[2])
-    areas = np.append(grid[on_grid.any(axis=(1, 2))], peak[1])
-    return {
-        name: (int(values.min()), int(values.max()))
-        for name, values in (("top", tops), ("bottom", bottoms), ("min_area_px", areas))
+    reached = surface >= floor  # nan never is
+    on_grid = means >= int(np.floor(floor * MEAN_UNIT))
+    areas = area_grid()[(on_grid & ~np.isnan(surface)).any(axis=(1, 2))]
+    values = {
+        "top": np.append(np.flatnonzero(reached.any(axis=1)), peak[0]),
+        "bottom": np.append(np.flatnonzero(reached.any(axis=0)), peak[2]),
+        "min_area_px": np.append(areas, peak[1]),
     }
+    return {name: (int(some.min()), int(some.max())) for name, some in values.items()}
 
 
-def _means(problem: Problem, scan: Scan) -> np.ndarray:
+def grid_means(problem: Problem, scan: Scan) -> np.ndarray:
     """Mean dice (G, 255, 255) on the grid, int64 in MEAN_UNIT; 0 where no rule exists."""
     means = problem.mean(scan.volume)
     means *= MEAN_UNIT
     np.rint(means, out=means)
-    return np.where(scan.valid, means, 0.0).astype(np.int64)
+    means[:, ~scan.valid] = 0
+    return means.astype(np.int64)
 
 
 def _neighbourhood_means(
@@ -114,6 +123,7 @@ def _neighbourhood_means(
 
 def _window_sums(values: np.ndarray, axis: int, first: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Sums of `values` from `first` up to `end` (not included) along one axis, in whole numbers."""
-    sums = np.cumsum(values, axis=axis)
-    sums = np.concatenate([np.zeros_like(np.take(sums, [0], axis=axis)), sums], axis=axis)
-    return np.take(sums, end, axis=axis) - np.take(sums, first, axis=axis)
+    values = np.moveaxis(values, axis, 0)
+    sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype=values.dtype)
+    np.cumsum(values, axis=0, out=sums[1:])
+    return np.moveaxis(sums[end] - sums[first], 0, axis)

@@ -69,7 +69,8 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
         ends, sums = _sums_at(problem, top, bottoms)
         # The first row keeps none, the last keeps all; between them the areas fall.
         candidates = np.concatenate([[KEEP_NONE], ends, [0]])
-        rows = np.concatenate([np.zeros_like(sums[:1]), sums, keep_all[None, bottoms]])
+        rows = np.zeros((len(candidates), sums.shape[1]), np.int64)
+        rows[1:-1], rows[-1] = sums, keep_all[bottoms]
         rows[1:-1] -= problem.unit * _reaching(problem.empty_area[:, top], ends)[:, None]
         best[top, bottoms] = rows.max(axis=0)
         # Equal means may differ by half a unit an image; the first that is as good has most area.

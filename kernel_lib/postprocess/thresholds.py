@@ -241,19 +241,27 @@ def search(
     peak = sums.peak(scan, problem.n_images)
     triplet = _triplet(*peak)
     dice = per_image_dice(stats, triplet)
-    score, tolerance = mean_dice(dice), plateau.tolerance(chooser, dice)
-    choice = plateau.choose(problem, scan, chooser, score, tolerance)
+    score, within = mean_dice(dice), plateau.tolerance(chooser, dice)
+    means = plateau.grid_means(problem, scan)
+    surface = np.where(scan.valid, problem.mean(scan.best), np.nan)
+    choice = plateau.choose(means, scan.valid, chooser, score - within)
     chosen = triplet if choice is None else _triplet(*choice)
+    ranges = plateau.extent(means, surface, peak, score - within)
     return SearchResult(
         triplet=triplet,
         score=score,
         chosen=chosen,
         chosen_score=mean_dice(per_image_dice(stats, chosen)),
-        plateau=_plateau(problem, scan, peak, score, tolerance),
+        plateau={
+            "within": within,
+            "top": [_threshold(level) for level in ranges["top"]],
+            "bottom": [_threshold(level) for level in ranges["bottom"]],
+            "min_area_px": list(ranges["min_area_px"]),
+        },
         chooser=chooser,
         n_images=len(stats),
         single=single,
-        surface=np.where(scan.valid, problem.mean(scan.best), np.nan),
+        surface=surface,
         surface_area_px=scan.best_area,
     )
 
@@ -273,18 +281,6 @@ def _problem(stats: Stacked) -> sums.Problem:
         empty_kept_wrong=np.count_nonzero(above[~has_mask], axis=0),
         unit=unit,
     )
-
-
-def _plateau(
-    problem: sums.Problem, scan: sums.Scan, peak: tuple[int, int, int], score: float, within: float
-) -> dict:
-    ranges = plateau.extent(problem, scan, peak, score - within)
-    return {
-        "within": within,
-        "top": [_threshold(level) for level in ranges["top"]],
-        "bottom": [_threshold(level) for level in ranges["bottom"]],
-        "min_area_px": list(ranges["min_area_px"]),
-    }
 
 
 def _above(hist: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess import honest, submission, thresholds
+from kernel_lib.postprocess import honest, submission
+from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import predictions, report
 
@@ -30,7 +31,8 @@ class InferenceResult:
 
     folder: Path
     submission: Path
-    summary: honest.TestSummary
+    summary: honest.TestSummary  # the test masks beside those out of fold
+    honest: honest.HonestReport
     unreadable: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -49,7 +51,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)
-    rule, _ = ensembles.read_rule(earlier)
+    rule, document = ensembles.read_rule(earlier)
     source = table.discover(paths.data_dir(parameters.data_dir))
     sample = _sample(parameters, source)
     chosen = engine(parameters.device, parameters.precision)
@@ -58,18 +60,24 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     images, unreadable = _predict_all(ensemble, parameters, source, roots, chosen)
     folder = work / "ensembles" / ensemble.name
     _take_along(earlier, folder)
-    stats, found = [], {}
-    for image_id, mask, _, statistics in ensembles.test_masks(ensemble, roots, images, rule):
-        found[image_id] = "-1" if image_id in unreadable else rle.encode(mask)
-        stats.append(statistics)
+    areas, found = [], {}
+    for image_id, mask in ensembles.test_masks(ensemble, roots, images, rule):
+        if image_id in unreadable:
+            mask[:] = 0
+        found[image_id] = rle.encode(mask)
+        areas.append(int(mask.sum()) * FULL_AREA / mask.size)
     missing = sorted(set(sample) - set(found))
     target = folder / "submission.csv"
     submission.write(target, sample, [found.get(image_id, "-1") for image_id in sample])
     _check(target, source.sample, sample, images)
-    summary = honest.test_summary(stats, rule, report.read_honest(folder))
-    files.write_json(folder / "test.json", summary.to_json())
-    result = InferenceResult(folder, target, summary, (*sorted(unreadable), *missing))
-    report.write(folder, roots, source=source, test_images=images)
+    scored = honest.HonestReport.from_json(document["honest"])
+    summary = honest.summary_of_areas(np.array(areas), scored)
+    for warning in summary.warnings:
+        print(f"warning: {warning}")
+    unread = (*sorted(unreadable), *missing)
+    files.write_json(folder / "test.json", {"summary": summary.to_json(), "unreadable": unread})
+    result = InferenceResult(folder, target, summary, scored, unread)
+    report.write(folder, roots, source=source)
     print(result)
     return result
 

@@ -19,9 +19,7 @@ def prepare_training(parameters: TrainParameters, size: int) -> tuple[cache.Prep
     for problem in source.problems:
         print(f"note: {problem}")
     if source.train.empty:
-        raise InputError(
-            f"{source.root} holds no labelled images: training needs their table"
-        )
+        raise InputError(f"{source.root} holds no labelled images: training needs their table")
     prepared = cache.prepare(
         source.train,
         source.root,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pandas as pd
 
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
 
 
@@ -32,3 +37,29 @@ def table(report: HonestReport, last: HonestReport, past_known: bool = True) -> 
 def as_text(scores: pd.DataFrame) -> str:
     """The table for a terminal or a cell."""
     return scores.to_string(index=False, float_format=lambda v: f"{v:.4f}", justify="left")
+
+
+def summary(folder: Path, truth: Path | None = None) -> str:
+    """An ensemble's scores as text, its submission's where the truth is known, and its files."""
+    path = folder / "thresholds.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing: the thresholds stage makes it")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    reports = [HonestReport.from_json(document[name]) for name in ("honest", "last")]
+    lines = ["Out of fold:", as_text(table(*reports, document["past_known"]))]
+    if truth is not None:
+        lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
+    lines += ["", "Artefacts:"]
+    for name in ("submission.csv", "report.html", "thresholds.json", "members.json"):
+        if (folder / name).exists():
+            lines.append(f"  {folder / name}")
+    return "\n".join(lines)
+
+
+def _on_test(path: Path, truth: Path) -> pd.DataFrame:
+    scored = submission.score(path, truth)
+    rows = [
+        ("all empty", scored.dice_all_empty, 0.0),
+        ("submission", scored.dice, scored.dice_nonempty),
+    ]
+    return pd.DataFrame(rows, columns=["rule", "dice", "dice non-empty"])

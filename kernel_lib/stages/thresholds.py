@@ -56,7 +56,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     _write(folder, ensemble, search, *reports, kept)
     result = ThresholdsResult(folder, search, *reports, past_known=kept.honest)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
-    report.write(folder, roots, source=source)
+    report.write(folder, roots, source=source, search=search)
     print(result)
     return result
 
@@ -95,7 +95,6 @@ def _write(
             hist_all=out_of_fold.stats.hist_all.astype(np.int32),
             hist_true=out_of_fold.stats.hist_true.astype(np.int32),
             n_px=out_of_fold.stats.n_px,
-            surface=search.surface.astype(np.float32),
         )
     files.write_json(
         folder / "thresholds.json",

@@ -306,7 +306,6 @@ DYING = """
 import os, pickle, signal, sys
 from kernel_lib.data import cache, cache_store, cache_workers
 
-moment, call, arguments = pickle.loads(sys.stdin.buffer.read())
 counts = {}
 
 def dying(owner, name, half=False):
@@ -322,8 +321,9 @@ def dying(owner, name, half=False):
         return result
     setattr(owner, name, patched)
 
-owner = cache_store.Store if moment.startswith("write") else cache_store.Journal
 if __name__ == "__main__":
+    moment, call, arguments = pickle.loads(sys.stdin.buffer.read())
+    owner = cache_store.Store if moment.startswith("write") else cache_store.Journal
     dying(owner, moment.removesuffix(" half"), moment.endswith("half"))
     if arguments.pop("at once"):
         cache_workers.TRIAL_S = cache_workers.WORTH_S = 0
@@ -356,8 +356,14 @@ def killed(folder, root, moment, call, frame, workers, project_root):
 
 @pytest.mark.parametrize(
     ("moment", "call"),
-    [("assign", 1), ("undo", 1), ("write_pixels", 3), ("write_mask", 2), ("done", 4)]
-    + [("done half", 3)],
+    [
+        ("assign", 1),
+        ("undo", 1),
+        ("write_pixels", 3),
+        ("write_mask", 2),
+        ("done", 4),
+        ("done half", 3),
+    ],
 )
 @pytest.mark.slow
 def test_goes_on_after_a_kill(prepare, frame, tmp_path, project_root, decoded, moment, call):

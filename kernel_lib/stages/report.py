@@ -1,0 +1,202 @@
+"""Everything an ensemble's folder knows, as one page to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib import runs
+from kernel_lib.data import images, rle
+from kernel_lib.data.table import Source
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference import maps
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.postprocess import honest, submission, thresholds
+from kernel_lib.stages import preparation, scores
+from kernel_lib.viz import figures, overlays, report, sizes
+from kernel_lib.viz.picture import Picture
+from kernel_lib.viz.report import Section
+
+SHOWN = 6  # images of a kind
+
+
+def write(
+    folder: Path,
+    roots: Sequence[Path],
+    source: Source | None = None,
+    search: thresholds.SearchResult | None = None,
+) -> Path:
+    """Write report.html from what the stages left in an ensemble's folder.
+
+    Pictures of images need `source`, the data folder; what the inference stage adds is shown once
+    it has run. `search` saves making it again.
+    """
+    ensemble = Ensemble.load(folder)
+    rule, document = ensembles.read_rule(folder)
+    scored = honest.HonestReport.from_json(document["honest"])
+    last = honest.HonestReport.from_json(document["last"])
+    drawn = preparation.find_folds(roots, ensemble.folds_digest)
+    per_image = read_per_image(folder)
+    search = search or _search(folder, document)
+    test = _test(folder)
+    predicted = _test_areas(folder) if test is not None else None
+    sections = [
+        Section("Scores", scores.table(scored, last, document["past_known"])),
+        Section("Scores, drawn", figures.scores(scored)),
+        Section("How the honest score was made", _method(scored, last, rule)),
+        Section("Learning curves", figures.learning_curves(_logs(ensemble, roots))),
+        Section("Thresholds", figures.threshold_surface(search)),
+        Section("Dice and area", sizes.dice_against_area(per_image)),
+        Section("Missed, by size", sizes.false_negatives_by_size(per_image)),
+        Section("Share of images with a mask", figures.share_nonempty(scored, test)),
+        Section("Areas of masks", areas_picture(per_image, predicted)),
+        Section("Folds", figures.folds(drawn)),
+    ]
+    if source is not None:
+        sections += _pictures(ensemble, roots, folder, source, drawn, per_image, rule, test)
+    if test is not None:
+        sections += _test_problems(folder, test)
+    meta = {
+        "ensemble": ensemble.name,
+        "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
+        "combine": ensemble.combine,
+        "rule": f"top {rule.top:.4f}, min area {rule.min_area_px} px, bottom {rule.bottom:.4f}",
+    }
+    target = folder / "report.html"
+    report.write_report(target, f"Ensemble {ensemble.name}", sections, meta)
+    return target
+
+
+def read_per_image(folder: Path) -> pd.DataFrame:
+    """oof.csv as the figures want it: areas in px of 1024², dice by the honest rule."""
+    table = pd.read_csv(folder / "oof.csv", dtype={"image_id": str, "group": str})
+    names = {"true_area_px": "truth_px", "area_px": "predicted_px"}
+    return table.rename(columns=names).dropna(subset=["dice"])
+
+
+def areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Picture:
+    """Areas of predicted masks, out of fold beside test."""
+    areas = per_image["predicted_px"].to_numpy()
+    return sizes.mask_areas(areas[areas > 0], on_test)
+
+
+def _method(
+    scored: honest.HonestReport, last: honest.HonestReport, rule: thresholds.Triplet
+) -> str:
+    optimism = scored.honest.dice - last.honest.dice
+    return (
+        f"{scored.method} The rule to submit with keeps a mask where at least {rule.min_area_px} "
+        f"px (of 1024²) exceed {rule.top:.4f}, cut at {rule.bottom:.4f}. Epochs were selected on "
+        f"the images that score them: the selected ones score {optimism:+.4f} against the last "
+        "weights, which bounds that optimism. AUC of 'has a mask': "
+        f"{scored.auc_sum:.4f} by the sum of probabilities, {scored.auc_count:.4f} by the area "
+        "above top."
+    )
+
+
+def _search(folder: Path, document: dict) -> thresholds.SearchResult:
+    """The search again, from the statistics that the thresholds stage kept; seconds."""
+    with np.load(folder / "oof_statistics.npz") as kept:
+        n_px = kept["n_px"]
+        stats = thresholds.Stacked(
+            kept["hist_all"].astype(np.int64),
+            kept["hist_true"].astype(np.int64),
+            n_px,
+            np.ones(len(n_px), dtype=bool),
+        )
+    return thresholds.search(stats, single=document["search"]["single"])
+
+
+def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
+    found = {m.run: runs.find(roots, m.run) for m in ensemble.members}
+    return {
+        found[m.run][k].name: found[m.run][k].read_log() for m in ensemble.members for k in m.folds
+    }
+
+
+def _test(folder: Path) -> honest.TestSummary | None:
+    path = folder / "test.json"
+    if not path.exists():
+        return None
+    return honest.TestSummary.from_json(json.loads(path.read_text(encoding="utf-8"))["summary"])
+
+
+def _test_problems(folder: Path, test: honest.TestSummary) -> list[Section]:
+    unreadable = json.loads((folder / "test.json").read_text(encoding="utf-8"))["unreadable"]
+    lines = [*test.warnings, *(f"empty mask, unreadable image: {name}" for name in unreadable)]
+    return [Section("Test images: what to know", lines)] if lines else []
+
+
+def _test_areas(folder: Path) -> np.ndarray:
+    """Areas of the submission's masks, of those that are not empty."""
+    table = submission.read(folder / "submission.csv")
+    areas = np.array([rle.area(rle.parse(text)) for text in table["rle"]])
+    return areas[areas > 0]
+
+
+def _pictures(
+    ensemble: Ensemble,
+    roots: Sequence[Path],
+    folder: Path,
+    source: Source,
+    drawn: pd.DataFrame,
+    per_image: pd.DataFrame,
+    rule: thresholds.Triplet,
+    test: honest.TestSummary | None,
+) -> list[Section]:
+    """Radiographs: masks missed, masks worst and best drawn, false alarms, and test images."""
+    sections = []
+    paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
+    positive = per_image[per_image["truth_px"] > 0]
+    kinds = {
+        "The largest masks that were missed": positive[positive["predicted_px"] == 0].nlargest(
+            SHOWN, "truth_px"
+        ),
+        "Masks drawn worst": positive[positive["predicted_px"] > 0].nsmallest(SHOWN, "dice"),
+        "Masks drawn best": positive[positive["predicted_px"] > 0].nlargest(SHOWN, "dice"),
+        "The largest false alarms": per_image[
+            (per_image["truth_px"] == 0) & (per_image["predicted_px"] > 0)
+        ].nlargest(SHOWN, "predicted_px"),
+    }
+    truth = drawn.set_index("image_id")
+    archives = {fold: ensembles.open_archives(ensemble, roots, fold, "oof")
+                for fold in ensemble.folds}  # fmt: skip
+    weights = [m.weight for m in ensemble.members]
+    for title, rows in kinds.items():
+        shown = []
+        for row in rows[rows["image_id"].isin(paths)].itertuples():
+            label = truth.loc[row.image_id]
+            shape = (int(label["height"]), int(label["width"]))
+            level_map = maps.mean([a[row.image_id] for a in archives[row.fold]], weights)
+            prob = maps.at_shape(level_map, shape)
+            shown.append(
+                overlays.Example(
+                    image_id=row.image_id,
+                    image=images.read(paths[row.image_id]),
+                    truth=rle.decode(label["rle"], shape),
+                    prob=prob,
+                    mask=thresholds.apply(prob, rule),
+                    caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
+                )
+            )
+        sections.append(Section(title, overlays.examples(shown)))
+    if test is not None:
+        sections.append(Section("Test images with a mask", _test_picture(folder, source)))
+    return sections
+
+
+def _test_picture(folder: Path, source: Source) -> Picture:
+    table = submission.read(folder / "submission.csv").set_index("image_id")["rle"]
+    shown = []
+    for image_id, path in source.test[["image_id", "path"]].itertuples(index=False):
+        if len(shown) < SHOWN and table.get(image_id, "-1") != "-1":
+            image = images.read(path)
+            mask = rle.decode(table[image_id], image.shape)
+            shown.append(
+                overlays.Example(image_id, image, None, None, mask, f"{int(mask.sum()):,} px")
+            )
+    return overlays.examples(shown)

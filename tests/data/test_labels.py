@@ -1,0 +1,117 @@
+"""The CSV tables: both headers, unions, and every fault with its file and row."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernel_lib.data import labels, rle
+from kernel_lib.errors import InputError
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text: str | bytes, name="t.csv"):
+        path = tmp_path / name
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("header", ["ImageId, EncodedPixels", "ImageId,EncodedPixels"])
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "with a mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_labels(csv, header, start, end):
+    rows = [start + header, "a, -1", "b,5 3 2 1", "", "c,-1", "b, 6 10", "d.dcm,0 1", ""]
+    table = labels.read_labels(csv(end.join(rows)))
+    assert table["image_id"].tolist() == ["a", "b", "c", "d"]
+    assert table["rle"].tolist() == ["-1", "5 11", "-1", "0 1"]
+    assert [at.rpartition("t.csv ")[2] for at in table["label_at"]] == [
+        "row 2",
+        "rows 3, 6",
+        "row 5",
+        "row 7",
+    ]
+
+
+def test_columns_may_stand_otherwise(csv):
+    table = labels.read_labels(csv("n,EncodedPixels,ImageId\n1,2 3,a\n"))
+    assert table[["image_id", "rle"]].to_numpy().tolist() == [["a", "2 3"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty|has the columns"),
+        ("ImageId,EncodedPixels\n", "header and no rows"),
+        ("ImageId,EncodedPixels\n\n\n", "header and no rows"),
+        ("id,rle\na,1 2\n", r"has the columns \['id', 'rle'\], not ImageId and EncodedPixels"),
+        ("ImageId,EncodedPixels\na,-1\nb,1 2 3\n", r"row 3, image b: .*odd"),
+        ("ImageId,EncodedPixels\na,-1\n\nb,1 x\n", r"row 4, image b: .*'x'"),
+        ("ImageId,EncodedPixels\na,-4 2\n", r"row 2, image a: .*-4"),
+        ("ImageId,EncodedPixels\na,4 0\n", r"row 2, image a: .*run length is 0"),
+        ("ImageId,EncodedPixels\n,4 1\n", r"row 2 has no ImageId"),
+        ("ImageId,EncodedPixels\na,4 1,7\n", "no table"),
+        ("ImageId,EncodedPixels\na,4 1\nb,1 2,3\n", "no table.*line 3|no table"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "no table|has the columns"),
+    ],
+)
+def test_faults(csv, text, word):
+    with pytest.raises(InputError, match=rf"t\.csv.*({word})"):
+        labels.read_labels(csv(text))
+
+
+def test_missing_file(tmp_path):
+    for read in (labels.read_labels, labels.read_sample, labels.read_groups):
+        with pytest.raises(InputError, match=r"gone\.csv can't be read: No such file"):
+            read(tmp_path / "gone.csv")
+
+
+def test_sample_keeps_order_and_first_of_repeats(csv):
+    table = labels.read_sample(csv("ImageId,EncodedPixels\nb,-1\na,-1\nb,1 2\nc,-1\n"))
+    assert table["image_id"].tolist() == ["b", "a", "c"]
+    assert table["row"].tolist() == [2, 3, 5]
+
+
+def test_sample_of_another_competition(csv):
+    with pytest.raises(InputError, match="another competition"):
+        labels.read_sample(csv("id,label\na,1\n"))
+
+
+def test_groups(csv):
+    nih = csv("Kaggle_ID,NIH_ID\na,00028864_007.png\nb,00028864_008.png\nc,00000001_000.png\n")
+    assert labels.read_groups(nih) == {"a": "00028864", "b": "00028864", "c": "00000001"}
+    own = csv("image_id,patient\na.dcm,P_1\nb,P_2\nb,P_2\n")
+    assert labels.read_groups(own) == {"a": "P_1", "b": "P_2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("id,group\na,1\na,2\n", "row 3: image a is in group 2 and, further up, in 1"),
+        ("id,group\na,\n", "row 2: id 'a', group ''"),
+        ("id,group,more\na,1,2\n", "a table of groups has two"),
+        ("ID_0011fe81e,7\nID_0011fe81f,8\n", "under a header"),
+    ],
+)
+def test_group_faults(csv, text, word):
+    with pytest.raises(InputError, match=word):
+        labels.read_groups(csv(text))
+
+
+def test_real_labels(shared_data):
+    table = labels.read_labels(shared_data / "siim-labels" / "train-rle.csv")
+    assert len(table) == 12_047
+    positive = table[table["rle"] != "-1"]
+    assert len(positive) == 2_669
+    areas = positive["rle"].map(lambda text: rle.area(rle.parse(text, (1024, 1024))))
+    assert (areas.min(), areas.max()) == (55, 161_421)
+
+
+def test_real_samples_and_groups(shared_data):
+    folder = shared_data / "siim-labels"
+    assert len(labels.read_sample(folder / "stage_1_sample_submission.csv")) == 1_372
+    assert len(labels.read_sample(folder / "stage_2_sample_submission.csv")) == 3_205
+    groups = labels.read_groups(folder / "nih_id.csv")
+    assert (len(groups), len(set(groups.values()))) == (12_047, 6_171)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import metrics
+
+
+def test_dice_of_counts_has_the_competition_s_values() -> None:
+    intersection, predicted, truth = [0, 0, 0, 3, 5], [0, 4, 0, 4, 5], [0, 0, 7, 6, 5]
+    expected = [1.0, 0.0, 0.0, 0.6, 1.0]
+    np.testing.assert_array_equal(metrics.dice_of_counts(intersection, predicted, truth), expected)
+
+
+def test_dice_of_counts_broadcasts_and_takes_unsigned_counts() -> None:
+    truth = np.array([[0], [10]], dtype=np.uint8)
+    dice = metrics.dice_of_counts(
+        np.zeros(3, np.uint8), np.full(3, 250, np.uint8), truth
+    )  # would wrap round in uint8
+    assert dice.shape == (2, 3)
+    assert not dice.any()
+
+
+def test_dice_of_masks() -> None:
+    pred, true = np.zeros((4, 6), np.uint8), np.zeros((4, 6), bool)
+    assert metrics.dice(pred, true) == 1.0
+    pred[:2] = 255  # nonzero is mask, whatever the number
+    true[1:3] = True
+    assert metrics.dice(pred, true) == 0.5
+    with pytest.raises(InputError, match="own size"):
+        metrics.dice(pred, true[:2])
+
+
+def test_mean_dice_is_the_same_in_any_order() -> None:
+    dice = np.random.default_rng(0).random(10_000)
+    assert metrics.mean_dice(dice) == metrics.mean_dice(np.sort(dice))
+    assert math.isnan(metrics.mean_dice(np.empty(0)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auc_is_the_share_of_pairs_in_order(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores, labels = random.integers(0, 6, 30), random.integers(0, 2, 30)
+    pairs = list(product(scores[labels == 1], scores[labels == 0]))
+    share = sum((p > n) + (p == n) / 2 for p, n in pairs) / len(pairs)
+    assert metrics.auc(scores, labels) == pytest.approx(share, abs=1e-12)
+
+
+def test_auc_at_its_ends_and_without_a_class() -> None:
+    assert metrics.auc([1, 2, 3], [0, 0, 1]) == 1.0
+    assert metrics.auc([1, 2, 3], [1, 1, 0]) == 0.0
+    assert metrics.auc([5, 5], [0, 1]) == 0.5
+    assert math.isnan(metrics.auc([1, 2], [1, 1]))
+    assert math.isnan(metrics.auc([], []))
+    with pytest.raises(InputError, match="score 1 is nan"):
+        metrics.auc([1.0, math.nan], [0, 1])
+    with pytest.raises(InputError, match="one of each an image"):
+        metrics.auc([1.0], [0, 1])

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import metrics, submission
+
+SAMPLE = "ImageId,EncodedPixels\na,-1\nb,-1\nc,-1\n"
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    return put(tmp_path / "sample.csv", SAMPLE)
+
+
+def put(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_what_is_written_reads_back_and_is_valid(tmp_path: Path, sample: Path) -> None:
+    path = tmp_path / "submission.csv"
+    submission.write(path, ["a", "b", "c"], ["5 3", "", "-1"])
+    assert path.read_text() == "ImageId,EncodedPixels\na,5 3\nb,-1\nc,-1\n"
+    assert submission.read(path).to_dict("list") == {
+        "row": [2, 3, 4],
+        "image_id": ["a", "b", "c"],
+        "rle": ["5 3", "-1", "-1"],
+    }
+    assert submission.validate(path, sample) == []
+    assert submission.order_note(path, sample) is None
+
+
+def test_a_submission_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = put(tmp_path / "submission.csv", SAMPLE)
+    with pytest.raises(InputError, match="1 masks for 2 images"):
+        submission.write(path, ["a", "b"], ["-1"])
+    with pytest.raises(InputError, match="image a stands there twice"):
+        submission.write(path, ["a", "a"], ["-1", "-1"])
+    assert path.read_text() == SAMPLE
+    assert [one.name for one in tmp_path.iterdir()] == ["submission.csv"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ImageId, EncodedPixels\na, -1\nb, 5 3\n",
+        "\ufeffImageId,EncodedPixels\r\na,-1\r\n\r\nb,5 3\r\n",
+        '"ImageId","EncodedPixels"\n"a","-1"\n"b","5 3"',
+    ],
+)
+def test_either_header_is_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text.encode())
+    table = submission.read(path)
+    assert table["image_id"].tolist() == ["a", "b"]
+    assert table["rle"].tolist() == ["-1", "5 3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "row 1: there is no header"),
+        (b"id,label\na,1\n", "row 1: the header is 'id,label'"),
+        (b",ImageId,EncodedPixels\n0,a,-1\n", "without an index column"),
+        (b"ImageId,EncodedPixels\na,-1\nb\n", "row 3: 1 values instead of 2"),
+        (b"ImageId,EncodedPixels\na,1,2\n", "row 2: 3 values instead of 2"),
+        (b"ImageId,EncodedPixels\n,-1\n", "row 2: no id"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (None, "check the path"),
+    ],
+)
+def test_what_is_no_rle_table_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "wrong.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=said) as raised:
+        submission.read(path)
+    assert "wrong.csv" in str(raised.value)
+    (problem,) = submission.validate(path, ["a"])[:1]  # told, not raised
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a,-1\nb,-1\n", ["after row 3: image c of the sample is missing: add the row 'c,-1'"]),
+        ("a,-1\nb,-1\nc,-1\nd,-1\n", ["row 5: image 'd' is not in the sample: remove"]),
+        ("a,-1\nb,-1\nb,-1\nc,-1\n", ["row 4: image 'b' stands in row 3 already: unite"]),
+        (
+            "a,5 9\nb,-1\na,10 9\nc,-1\n",
+            [
+                "row 4: image 'a' stands in row 2 already",
+                "row 4 (a): 4 px overlap the mask in row 2",
+            ],
+        ),
+        ("a,5 3 2\nb,-1\nc,-1\n", ["row 2 (a): the RLE has 3 numbers, an odd count"]),
+        ("a,5 0\nb,-1\nc,-1\n", ["row 2 (a): pair 1: the run length is 0"]),
+        ("a,5 3 -2 4\nb,-1\nc,-1\n", ["row 2 (a): pair 2: the gap is -2"]),
+        ("a,-1\nb,five 3\nc,-1\n", ["row 3 (b): pair 1: the gap is 'five'"]),
+        ("a,-1\nb,-1\nc,1048570 7\n", ["row 4 (c): pair 1: the run ends at pixel 1,048,577"]),
+        ("a,-1\nb,\nc,-1\n", ["row 3 (b): no RLE: write -1"]),
+        ("a,-1\nb\nc,5 0\n", ["row 3: 1 values", "row 4 (c): pair 1", "after row 4: image b"]),
+        ("", ["after row 1: image a", "after row 1: image b", "after row 1: image c"]),
+    ],
+)
+def test_each_fault_is_named_with_its_row(
+    tmp_path: Path, sample: Path, rows: str, said: list[str]
+) -> None:
+    path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\n" + rows)
+    problems = submission.validate(path, sample)
+    assert len(problems) == len(said)
+    for problem, start in zip(problems, said, strict=True):
+        assert problem.startswith(start)
+
+
+def test_another_order_is_a_note_and_no_fault(tmp_path: Path, sample: Path) -> None:
+    path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\na,-1\nc,-1\nb,-1\n")
+    assert submission.validate(path, sample) == []
+    note = submission.order_note(path, sample)
+    assert note.startswith("row 3:")
+    assert "c, there b" in note
+
+
+def test_images_of_another_size_are_checked_against_their_own(tmp_path: Path) -> None:
+    path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\na,50 50\nb,1048570 6\n")
+    assert submission.validate(path, ["a", "b"], {"a": (10, 10)}) == []
+    (problem,) = submission.validate(path, ["a", "b"], {"a": (9, 11)})
+    assert "9×11" in problem
+
+
+def test_a_sample_of_another_competition_is_an_error(tmp_path: Path, sample: Path) -> None:
+    with pytest.raises(InputError, match=r"other\.csv, row 1: the header"):
+        submission.validate(sample, put(tmp_path / "other.csv", "id,target\n1,2\n"))
+    with pytest.raises(InputError, match="names no image"):
+        submission.validate(sample, [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 2**32 - 1),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_intersection_of_runs_is_that_of_masks(shape: tuple, seed: int, shares: tuple) -> None:
+    random = np.random.default_rng(seed)
+    first, second = (random.random(shape) < share for share in shares)
+    runs = rle.runs_of(first), rle.runs_of(second)
+    assert submission.intersection_px(*runs) == (first & second).sum()
+
+
+def test_score_is_the_mean_dice_of_the_masks(tmp_path: Path) -> None:
+    random, shape = np.random.default_rng(0), (20, 30)
+    names = [f"i{at}" for at in range(40)]
+    truth = [random.random(shape) < share for share in random.choice([0, 0.2, 0.5], 40)]
+    pred = [mask ^ (random.random(shape) < 0.1) if at % 3 else mask & False
+            for at, mask in enumerate(truth)]  # fmt: skip
+    path, labels = tmp_path / "submission.csv", tmp_path / "labels.csv"
+    submission.write(path, names, [rle.encode(mask) for mask in pred])
+    submission.write(labels, names[::-1], [rle.encode(mask) for mask in truth[::-1]])
+    found = submission.score(path, labels, dict.fromkeys(names, shape))
+    dice = np.array([metrics.dice(*pair) for pair in zip(pred, truth, strict=True)])
+    has_mask, has_pred = (np.array([mask.any() for mask in some]) for some in (truth, pred))
+    assert found.dice == pytest.approx(dice.mean(), abs=1e-14)
+    assert found.dice_nonempty == pytest.approx(dice[has_mask].mean(), abs=1e-14)
+    assert found.dice_all_empty == (~has_mask).mean()
+    assert (found.n_images, found.n_nonempty) == (40, has_mask.sum())
+    assert found.n_false_negative == (has_mask & ~has_pred).sum()
+    assert found.n_false_positive == (~has_mask & has_pred).sum()
+
+
+def test_score_unites_rows_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
+    labels = put(tmp_path / "labels.csv", "ImageId, EncodedPixels\na, 0 6\na, 4 4\nb, -1\nd, 3 3\n")
+    path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\na,0 8\nb,1 1\nc,-1\n")
+    found = submission.score(path, labels)
+    assert found.dice == 0.5
+    assert found.dice_nonempty == 1.0
+    assert (found.n_images, found.n_only_submission, found.n_only_labels) == (2, 1, 1)
+    table = pd.DataFrame({"image_id": ["a"], "rle": ["0 4"]})
+    assert submission.score(table, labels).dice == pytest.approx(2 * 4 / 12)
+
+
+def test_score_names_what_it_cannot_use(tmp_path: Path, sample: Path) -> None:
+    other = put(tmp_path / "other.csv", "ImageId,EncodedPixels\nx,-1\n")
+    with pytest.raises(InputError, match=r"share no image \(the first are x, a\)"):
+        submission.score(other, sample)
+    wrong = put(tmp_path / "wrong.csv", "ImageId,EncodedPixels\na,-1\nb,3\n")
+    with pytest.raises(InputError, match=r"wrong\.csv, row 3 \(b\): .* odd count"):
+        submission.score(wrong, sample)
+    nothing = submission.score(sample, sample)
+    assert nothing.dice == 1.0
+    assert math.isnan(nothing.dice_nonempty)
+
+
+def test_the_real_labels_score_against_themselves(shared_data: Path) -> None:
+    labels = shared_data / "siim-labels" / "train-rle.csv"
+    found = submission.score(labels, labels)
+    assert (found.dice, found.n_images, found.n_nonempty) == (1.0, 12_047, 2_669)
+    empty = shared_data / "stage2-silver" / "stage_2_sample_submission.csv"
+    silver = shared_data / "stage2-silver" / "stage_2_train.csv"
+    assert submission.validate(silver, empty) == []
+    found = submission.score(empty, silver)
+    assert found.dice == found.dice_all_empty == pytest.approx(2 / 3)
+    assert found.n_false_negative == 100

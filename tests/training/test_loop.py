@@ -1,0 +1,235 @@
+"""The loop on tiny phantoms: what is kept, how it stops, and that it ends the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from kernel_lib import checkpoints, runs
+from kernel_lib.config import Experiment, TrainParameters, TrainPlan
+from kernel_lib.data import rle
+from kernel_lib.engine import engine
+from kernel_lib.models import networks
+from kernel_lib.runs import Lineage
+from kernel_lib.training.clock import Clock
+from kernel_lib.training.loop import Job, Training
+
+SIZE, N = 32, 11
+
+
+class FakePrepared:
+    """Bright discs on noise, with the reader's interface."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.images = generator.integers(0, 120, (N, SIZE, SIZE), dtype=np.uint8)
+        self.masks = np.zeros((N, SIZE, SIZE), np.uint8)
+        for i in range(0, N, 2):
+            y, x = generator.integers(4, 20, 2)
+            self.masks[i, y : y + 9, x : x + 9] = 1
+            self.images[i][self.masks[i] > 0] += 120
+        self.table = pd.DataFrame(
+            {
+                "image_id": [f"image{i}" for i in range(N)],
+                "rle": [rle.encode(m) for m in self.masks],
+                "height": SIZE,
+                "width": SIZE,
+                "area_px": self.masks.sum(axis=(1, 2)),
+            }
+        )
+
+    def image(self, i: int) -> np.ndarray:
+        return self.images[i]
+
+    def mask(self, i: int) -> np.ndarray:
+        return self.masks[i]
+
+
+class TinyNet(nn.Module):
+    """A network with batch norm and dropout, which a resumed run must repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 8, 3, padding=1)
+        self.rest = nn.Sequential(
+            nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 1, 3, padding=1)
+        )
+
+    def forward(self, levels: torch.Tensor) -> networks.Logits:
+        return networks.Logits(mask=self.rest(self.encoder(levels.float() / 255)))
+
+
+def row(**changes) -> Experiment:
+    base = Experiment(
+        name="tiny", size=SIZE, epochs=4, min_epochs=2, batch_size=2, accumulate=2, lr=0.05,
+        optimizer="adamw", keep=2, ema_decay=0.9, weights="none",
+    )  # fmt: skip
+    return base.differing(name="tiny", **changes) if changes else base
+
+
+def training(folder: Path, experiment: Experiment | None = None, clock: Clock | None = None,
+             **parameters) -> Training:  # fmt: skip
+    torch.manual_seed(5)
+    prepared = FakePrepared()
+    settings = TrainParameters(seed=7, **parameters)
+    job = Job(
+        folder=runs.fold_folder(folder, "tiny_seed7", 0),
+        plan=TrainPlan(run="tiny_seed7", experiment=experiment or row(), parameters=settings),
+        prepared=prepared,
+        train_rows=np.arange(7),
+        held_rows=np.arange(7, N),
+        truth=prepared.table,
+        lineage=Lineage(images=("image0",)),
+        engine=engine("cpu"),
+        workers=0,
+    )
+    return Training(job, TinyNet(), clock or Clock(None))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor that a finished training leaves, by file and name."""
+    found = {}
+    for path in sorted((folder / "runs/tiny_seed7/fold0").glob("*.pt")):
+        state, _ = checkpoints.load(path)
+        for part in ("model", "ema"):
+            tensors = state.get(part, {})
+            tensors = tensors.get("model", tensors)
+            found |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
+    return found
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def without_times(folder: Path) -> list[dict]:
+    lines = runs.fold_folder(folder, "tiny_seed7", 0).read_log()
+    timed = ("seconds", "val_seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+def test_the_same_seed_ends_with_the_same_bits(tmp_path):
+    for name in "ab":
+        assert training(tmp_path / name).run()
+    assert_same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7])
+def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(tmp_path, stop_after):
+    assert training(tmp_path / "whole").run()
+    clock = StepsClock(stop_after)
+    assert not training(tmp_path / "parts", clock=clock).run()
+    # Something else used the generators meanwhile.
+    torch.rand(3), np.random.rand(3)
+    assert training(tmp_path / "parts").run()
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+
+
+def test_stopped_at_every_step_it_ends_with_the_same_bits(tmp_path):
+    assert training(tmp_path / "whole").run()
+    sessions = itertools.count(1)
+    while not training(tmp_path / "parts", clock=StepsClock(1)).run():
+        next(sessions)
+    assert next(sessions) > 8  # 4 epochs of 2 steps, and validations
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+class StepsClock(Clock):
+    """Allows so many pieces of work, then no more: a limit without waiting for it."""
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(None)
+        self.allowed = allowed
+
+    def allows(self, seconds: float) -> bool:
+        self.allowed -= 1
+        return self.allowed >= 0
+
+
+def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path, monkeypatch):
+    assert training(tmp_path / "whole").run()
+    broken = training(tmp_path / "parts")
+    real, calls = checkpoints.save, []
+
+    def dies_on_last(path, state, lineage):
+        calls.append(path.name)
+        if calls.count("last.pt") == 3 and path.name == "last.pt":
+            raise KeyboardInterrupt
+        real(path, state, lineage)
+
+    monkeypatch.setattr(checkpoints, "save", dies_on_last)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    monkeypatch.undo()
+    assert training(tmp_path / "parts").run()
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):
+    experiment = row(epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1)  # learns nothing
+    job = training(tmp_path, experiment)
+    job.run()
+    log = runs.fold_folder(tmp_path, "tiny_seed7", 0).read_log()
+    assert next(line["epoch"] for line in log if line["best"]) == 5
+    assert len(log) >= 6
+    assert job.position.ended == "no better dice for 1 epochs"
+
+
+def test_only_the_best_k_checkpoints_stay(tmp_path):
+    job = training(tmp_path, row(epochs=6, min_epochs=1, keep=2, monitor="val_loss"))
+    assert job.run()
+    log = job.job.folder.read_log()
+    best = sorted(log, key=lambda line: (line["val_loss"], line["epoch"]))[:2]
+    expected = sorted(job.job.folder.best(line["epoch"]).name for line in best)
+    assert [p.name for p in job.job.folder.kept()] == expected
+
+
+def test_the_log_is_rewritten_from_the_checkpoint(tmp_path):
+    job = training(tmp_path)
+    job.run()
+    lines = job.job.folder.log.read_text()
+    job.job.folder.log.write_text(lines + '{"epoch": 99')  # half a line, as a kill leaves it
+    training(tmp_path)
+    assert job.job.folder.log.read_text() == lines
+    assert [json.loads(line)["epoch"] for line in lines.splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images_named(tmp_path):
+    job = training(tmp_path)
+    with torch.no_grad():
+        job.model.rest[3].bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1 on image\d"):
+        job.run()
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, accumulate):
+    """7 images in batches of 2: the last group, and the last batch, are shorter."""
+    gradients = []
+    for batch, groups, name in ((2, accumulate, "a"), (2 * accumulate, 1, "b")):
+        job = training(tmp_path / name, row(batch_size=batch, accumulate=groups, augment="none",
+                                            freeze_batch_norm=True, optimizer="sgd",
+                                            momentum=0.0, weight_decay=0.0))  # fmt: skip
+        job.model.rest[2].p = 0.0
+        collected = []
+        real = job.optimizer.step
+        job.optimizer.step = lambda *a, real=real, job=job, into=collected: (
+            into.append([p.grad.clone() for p in job.model.parameters()]), real(*a)
+        )  # fmt: skip
+        job._train_epoch()
+        gradients.append(collected)
+    one, other = gradients
+    assert len(one) == len(other)
+    for step_a, step_b in zip(one, other, strict=True):
+        for a, b in zip(step_a, step_b, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
