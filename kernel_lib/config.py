@@ -253,8 +253,10 @@ def _row_of_size(
     renamed = row.name.replace(f"_{row.size}_", f"_{size}_")
     if renamed != row.name and renamed in rows:
         return rows[renamed], True
+    system = (row.network, row.encoder)
     for other in rows.values():
-        if other.parent == row.name and other.size == size:
+        same = other.parent == row.name and (other.network, other.encoder) == system
+        if same and other.size == size:
             return other, True
     return row, False
 

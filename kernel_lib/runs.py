@@ -149,6 +149,8 @@ def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
             raise InputError(f"several runs are there; name some with -p RUNS: {', '.join(there)}")
         return there
     chosen = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not chosen:
+        raise InputError(f"RUNS {wanted!r} names no run; there are {', '.join(there)}")
     for name in chosen:
         if name not in there:
             raise InputError(f"run {name!r} is not there; there are {', '.join(there)}")

@@ -6,7 +6,6 @@ the documentation. Everything follows from the seed.
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from kernel_lib.data import rle
 from kernel_lib.data.phantom_anatomy import draw_anatomy
 from kernel_lib.data.phantom_draw import Phantom, draw
 from kernel_lib.errors import InputError
+from kernel_lib.files import write_text
 
 # The areas of the 2,669 positive training images of the competition, px of 1024²: a log-normal
 # with the real median and the real 5 % and 95 % points, cut at the real extremes.
@@ -158,10 +158,10 @@ def _alone_in_opencv() -> None:
 
 def _write_labels(path: Path, drawn: list[tuple[Case, list[str]]], lead: str) -> None:
     """An RLE table; `lead` stands before the values and the second name, as in the real file."""
-    with path.open("w", newline="") as file:
-        file.write(f"ImageId,{lead}EncodedPixels\n")
-        for case, rows in drawn:
-            file.writelines(f"{case.image_id},{lead}{row}\n" for row in rows or ["-1"])
+    lines = [f"ImageId,{lead}EncodedPixels\n"]
+    for case, rows in drawn:
+        lines += [f"{case.image_id},{lead}{row}\n" for row in rows or ["-1"]]
+    write_text(path, "".join(lines))
 
 
 def write_competition(
@@ -203,9 +203,6 @@ def write_competition(
             rows = list(bar(pool.map(work, jobs, chunksize=4)))
     drawn = list(zip((case for case, _ in jobs), rows, strict=True))
     _write_labels(folder / TEST_TRUTH, drawn[n_train:], lead="")
-    with (folder / "sample_submission.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["ImageId", "EncodedPixels"])
-        writer.writerows([case.image_id, "-1"] for case in test)
+    _write_labels(folder / "sample_submission.csv", [(case, []) for case in test], lead="")
     # Last: whoever finds the labels finds everything.
     _write_labels(folder / "train-rle.csv", drawn[:n_train], lead=" ")

@@ -14,7 +14,7 @@ from torch import nn
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.models.heads import Hypercolumn
+from kernel_lib.models.heads import Hypercolumn, rarely
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,6 +56,8 @@ class UNet(nn.Module):
             attention_type="scse",
             add_center_block=True,
         )
+        # It looks at what a skip brings; the finest level has none, so it would never learn.
+        self.decoder.blocks[-1].attention1 = nn.Identity()
         self.head = Hypercolumn(row.decoder_channels)
 
     def forward(self, levels: torch.Tensor) -> Logits:
@@ -64,7 +66,7 @@ class UNet(nn.Module):
         return Logits(mask=self.head(self._decode(features)))
 
     def _decode(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Outputs of all decoder levels, H/16 to H; the library's own decoder returns only the last."""
+        """Outputs of all decoder levels, H/16 to H; the library's decoder returns only the last."""
         features = features[::-1]  # coarse to fine
         skips = [*features[1:-1], None]
         x = self.decoder.center(features[0])
@@ -85,6 +87,7 @@ class DeepLabV3Plus(nn.Module):
         self.encoder = net.encoder
         self.decoder = net.decoder
         self.head = net.segmentation_head
+        rarely(self.head[0])
 
     def forward(self, levels: torch.Tensor) -> Logits:
         """(B, 1, H, W) uint8 levels to logits; B is at least 2 in training (pooled batch norm)."""

@@ -117,7 +117,7 @@ def _contour(axes: Axes, mask: np.ndarray | None, colour: str, dashes: str) -> N
     level = min(0.5, float(framed.max()) / 2)
     rows, columns = np.arange(framed.shape[0]) - 1, np.arange(framed.shape[1]) - 1
     axes.contour(
-        columns, rows, framed, [level], colors=[colour], linestyles=[dashes], linewidths=1.5
+        columns, rows, framed, [level], colors=[colour], linestyles=[dashes], linewidths=1.2
     )
 
 

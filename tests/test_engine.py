@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from kernel_lib.engine import engine, random_states, restore_random_states, seed_everything
+from kernel_lib.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _generators_and_flags_as_before():
+    states, flags = random_states(), torch.backends.cudnn.benchmark
+    yield
+    restore_random_states(states)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.benchmark = flags
+
+
+def draw() -> list[float]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(1)), np.random.randn()]
+
+
+def test_a_seed_repeats_every_generator():
+    seed_everything(5, deterministic=False)
+    first = draw()
+    seed_everything(5, deterministic=False)
+    assert draw() == first
+    seed_everything(6, deterministic=False)
+    assert draw() != first
+
+
+def test_the_two_modes_differ_in_the_flags():
+    seed_everything(1, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    seed_everything(1, deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_seeds_beyond_numpy_s_range_do():
+    seed_everything(2**40, deterministic=False)
+
+
+def test_random_states_come_back_also_through_a_file(tmp_path):
+    np.random.randn()  # leaves a second normal number waiting
+    states = random_states()
+    torch.save(states, tmp_path / "states.pt")
+    expected = draw()
+    restore_random_states(states)
+    assert draw() == expected
+    restore_random_states(torch.load(tmp_path / "states.pt", weights_only=True))
+    assert draw() == expected
+    restore_random_states(states)
+    assert draw() == expected, "restoring does not use the states up"
+
+
+def test_a_cpu_computes_in_float32_unless_told():
+    chosen = engine("cpu")
+    assert (chosen.device.type, chosen.dtype, chosen.scales) == ("cpu", torch.float32, False)
+    with chosen.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    half = engine("cpu", "bfloat16")
+    with half.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert not half.scales
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "scales"),
+    [((7, 5), torch.float16, True), ((8, 0), torch.bfloat16, False)],
+)
+def test_a_t4_has_no_bfloat16_of_its_own(monkeypatch, capability, dtype, scales):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "empty", lambda *args, **how: None)
+    chosen = engine("cuda")
+    assert (chosen.dtype, chosen.scales) == (dtype, scales)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:9", ""])
+def test_a_device_that_is_not_there_is_refused_with_the_mend(device):
+    with pytest.raises(InputError, match=r"DEVICE .* is not there .*-p DEVICE cpu"):
+        engine(device)
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(InputError, match="PRECISION float16 needs a GPU; -p PRECISION float32"):
+        engine("cpu", "float16")

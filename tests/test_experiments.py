@@ -1,0 +1,93 @@
+"""Over the whole registry: whatever row is added has to pass here."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from kernel_lib import experiments
+from kernel_lib.config import Experiment
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.models import losses, networks
+from kernel_lib.stages import train
+from kernel_lib.training import schedule
+
+ROWS = list(EXPERIMENTS.values())
+# Rows that differ only in what a network does not see are one network.
+BUILT = {(r.network, r.encoder, r.decoder_channels, tuple(sorted(r.loss.items()))): r for r in ROWS}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_names_are_unique():
+    assert len({row.name for row in experiments._ROWS}) == len(experiments._ROWS)
+    assert all(name == row.name for name, row in EXPERIMENTS.items())
+
+
+def test_every_line_of_parents_ends():
+    for row in ROWS:
+        line = [row.name]
+        while (parent := EXPERIMENTS[line[-1]].parent) is not None:
+            assert parent in EXPERIMENTS, f"{line[-1]}: parent {parent} is no row"
+            assert parent not in line, f"{line} comes back to {parent}"
+            line.append(parent)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_survives_json(row):
+    assert Experiment.model_validate_json(row.model_dump_json()) == row
+    assert Experiment.model_validate(json.loads(row.model_dump_json())) == row
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_size_in_the_name_is_the_row_s(row):
+    sizes = [int(s) for s in re.findall(r"_(\d{2,4})_", f"{row.name}_")]
+    assert sizes == [row.size]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_name_in_a_row_is_known(row):
+    from kernel_lib.config import TrainParameters, plan
+
+    train.check(plan(TrainParameters(experiment=row.name), EXPERIMENTS))
+
+
+@pytest.mark.parametrize("row", BUILT.values(), ids=lambda row: row.name)
+def test_it_builds_runs_both_ways_and_every_parameter_gets_a_gradient(row):
+    torch.manual_seed(0)
+    model = networks.build(row).train()
+    levels = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    masks = (torch.rand(2, 1, 64, 64) > 0.7).to(torch.uint8)
+    output = model(levels)
+    assert output.mask.shape == (2, 1, 64, 64)
+    loss = losses.weighted_sum(row.loss)(output, masks)
+    assert loss.dtype == torch.float32
+    assert loss.ndim == 0
+    loss.backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    strange = [n for n, p in model.named_parameters() if not torch.isfinite(p.grad).all()]
+    assert strange == []
+    # The last layer's bias aside, a gradient of nothing but zeros means a dead path.
+    dead = [n for n, p in model.named_parameters() if n.startswith("head") and not p.grad.any()]
+    assert dead == []
+    groups = networks.parameter_groups(model, row)
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    optimizer = schedule.optimizer(groups, row)
+    schedule.set_rate(optimizer, row.lr)
+    factors = [group["lr"] / row.lr for group in optimizer.param_groups]
+    assert factors == [pytest.approx(row.encoder_lr_factor), 1.0]
+
+
+def test_no_row_keeps_a_checkpoint_before_its_min_epochs():
+    assert all(0 < row.min_epochs < row.epochs for row in ROWS)

@@ -1,0 +1,149 @@
+"""Run folders: what lies where, which runs are meant, and that no two trainings mix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kernel_lib import files, runs
+from kernel_lib.config import TrainParameters, TrainPlan, plan
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.runs import Lineage
+
+
+def decided(**parameters) -> TrainPlan:
+    return plan(TrainParameters(**parameters), EXPERIMENTS)
+
+
+def make(root: Path, run: str, fold: int) -> runs.FoldFolder:
+    folder = runs.fold_folder(root, run, fold)
+    files.write_json(folder.config, {"run": run, "fold": fold})
+    return folder
+
+
+def test_a_past_knows_images_and_their_patients():
+    lineage = Lineage(images=("a", "b"), groups=("p1",))
+    assert lineage.saw("a", "")
+    assert lineage.saw("c", "p1")
+    assert not lineage.saw("c", "p2")
+    assert not lineage.saw("c", "")
+    assert not Lineage(images=("a",), groups=("",)).saw("c", ""), "no patient is not one patient"
+
+
+def test_a_child_s_past_holds_its_parent_s_and_unknown_stays_unknown():
+    grand = Lineage(images=("a",), groups=("p",))
+    parent = Lineage(images=("b",)).joined(grand, "first")
+    child = Lineage(images=("c",), groups=("q",)).joined(parent, "second")
+    assert child.images == ("a", "b", "c")
+    assert child.groups == ("p", "q")
+    assert child.ancestors == ("first", "second")
+    assert child.known
+    assert not Lineage(images=("c",)).joined(runs.UNKNOWN, "found.pth").known
+    assert Lineage.model_validate_json(child.model_dump_json()) == child
+
+
+def test_the_working_folder_wins_over_other_roots(tmp_path):
+    work, other = tmp_path / "work", tmp_path / "other"
+    make(other, "run", 0), make(other, "run", 1), make(work, "run", 1), make(work, "run", 10)
+    found = runs.find([work, other], "run")
+    assert list(found) == [0, 1, 10]
+    assert [f.path.parents[2] for f in found.values()] == [other, work, work]
+    assert runs.find([work], "none") == {}
+
+
+def test_a_folder_without_a_configuration_is_no_fold(tmp_path):
+    make(tmp_path, "run", 0)
+    (tmp_path / "runs/run/fold1").mkdir()
+    (tmp_path / "runs/run/foldx").mkdir()
+    files.write_json(tmp_path / "runs/run/foldx/config.json", {})
+    assert list(runs.find([tmp_path], "run")) == [0]
+
+
+def test_kept_checkpoints_come_by_epoch(tmp_path):
+    folder = make(tmp_path, "run", 0)
+    for epoch in (12, 3, 100):
+        folder.best(epoch).touch()
+    folder.last.touch()
+    assert folder.kept() == [folder.best(e) for e in (3, 12, 100)]
+
+
+def test_the_only_run_needs_no_name_and_several_do(tmp_path):
+    with pytest.raises(InputError, match=r"no runs under .*: the train stage makes them"):
+        runs.named([tmp_path], None)
+    make(tmp_path, "b", 0)
+    assert runs.named([tmp_path], None) == ["b"]
+    make(tmp_path, "a", 0)
+    with pytest.raises(InputError, match="several runs are there; name some with -p RUNS: a, b"):
+        runs.named([tmp_path], None)
+    assert runs.named([tmp_path], " b, a,") == ["b", "a"]
+    with pytest.raises(InputError, match="run 'c' is not there; there are a, b"):
+        runs.named([tmp_path], "a,c")
+
+
+@pytest.mark.parametrize("wanted", ["", " , "])
+def test_an_empty_list_of_runs_is_refused(tmp_path, wanted):
+    make(tmp_path, "a", 0)
+    with pytest.raises(InputError, match="RUNS"):
+        runs.named([tmp_path], wanted)
+
+
+def test_the_same_configuration_settles_twice(tmp_path):
+    folder = runs.fold_folder(tmp_path, "run", 0)
+    runs.settle_config(folder, decided(), "digest")
+    written = folder.config.read_bytes()
+    runs.settle_config(folder, decided(max_hours=3.0, workers=2, threads=1), "digest")
+    assert folder.config.read_bytes() == written
+    config = folder.read_config()
+    assert (config["fold"], config["seed"], config["folds_digest"]) == (0, 3456, "digest")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": 0.5}, "lr: 0.02 there, 0.5 here"),
+        ({"seed": 1}, "seed: 3456 there, 1 here"),
+        ({"n_folds": 4}, "n_folds: 5 there, 4 here"),
+        ({"deterministic": True}, "deterministic: False there, True here"),
+        ({"encoder": "resnet18"}, "encoder: 'resnet34' there, 'resnet18' here"),
+    ],
+)
+def test_another_configuration_in_the_folder_is_refused_with_the_field(tmp_path, change, named):
+    folder = runs.fold_folder(tmp_path, "run", 0)
+    runs.settle_config(folder, decided(), "digest")
+    other = decided(**change).model_copy(update={"run": decided().run})
+    with pytest.raises(InputError, match=named):
+        runs.settle_config(folder, other, "digest")
+
+
+def test_other_folds_are_another_configuration(tmp_path):
+    folder = runs.fold_folder(tmp_path, "run", 0)
+    runs.settle_config(folder, decided(), "one")
+    with pytest.raises(InputError, match="folds_digest: 'one' there, 'two' here"):
+        runs.settle_config(folder, decided(), "two")
+
+
+def test_prose_is_no_configuration(tmp_path):
+    folder = runs.fold_folder(tmp_path, "run", 0)
+    runs.settle_config(folder, decided(), "one")
+    config = folder.read_config()
+    config["experiment"] |= {"says": "in other words", "leaderboard": "0.9", "parent": "x"}
+    files.write_json(folder.config, config)
+    runs.settle_config(folder, decided(), "one")
+
+
+def test_a_broken_or_missing_configuration_is_named(tmp_path):
+    folder = runs.fold_folder(tmp_path, "run", 0)
+    with pytest.raises(InputError, match=r"config.json is missing: the train stage makes it"):
+        folder.read_config()
+    files.write_text(folder.config, "{")
+    with pytest.raises(InputError, match=r"config.json is not JSON"):
+        folder.read_config()
+
+
+def test_a_run_without_a_log_has_an_empty_one(tmp_path):
+    folder = runs.fold_folder(tmp_path, "run", 0)
+    assert folder.read_log() == []
+    files.write_text(folder.log, '{"epoch": 1}\n{"epoch": 2}\n')
+    assert [line["epoch"] for line in folder.read_log()] == [1, 2]
