@@ -32,9 +32,9 @@ $(READY): requirements.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(PY) -m kernel_lib phantoms $(DEMO)/data --train 320 --test 80 --size 512 --difficulty 0.3
+	$(PY) -m kernel_lib phantoms $(DEMO)/data --train 300 --test 80 --size 512 --difficulty 0.15
 	papermill notebooks/train.ipynb $(DEMO)/train.ipynb --log-output --no-progress-bar \
-		-p EXPERIMENT demo_UNetResNet18_128_v1 -p N_FOLDS 2 -p DATA_DIR $(DEMO)/data \
+		-p EXPERIMENT demo_UNetResNet10_128_v1 -p N_FOLDS 2 -p DATA_DIR $(DEMO)/data \
 		-p WORK_DIR $(DEMO)/work -p CACHE_DIR $(DEMO)/cache
 	papermill notebooks/thresholds.ipynb $(DEMO)/thresholds.ipynb --log-output --no-progress-bar \
 		-p WORK_DIR $(DEMO)/work -p DATA_DIR $(DEMO)/data

@@ -35,34 +35,39 @@ def _parameters(config: Path, kind: str):
         values = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{config} is not JSON: {error}") from None
-    return getattr(settings, kind).from_namespace({k.upper(): v for k, v in values.items()})
+    if not isinstance(values, dict):
+        raise InputError(f'{config} holds no object of parameters, as {{"SIZE": 1024}} is one')
+    return getattr(settings, kind).checked({k.lower(): v for k, v in values.items()})
 
 
 @main.command()
 @click.argument("config", type=FILE)
 def train(config: Path) -> None:
     """Train as CONFIG, a JSON of the train notebook's parameters, says."""
+    parameters = _parameters(config, "TrainParameters")  # before torch is loaded
     from kernel_lib.stages import train as stage
 
-    stage.run(_parameters(config, "TrainParameters"))
+    stage.run(parameters)
 
 
 @main.command()
 @click.argument("config", type=FILE)
 def thresholds(config: Path) -> None:
     """Search thresholds as CONFIG, a JSON of the thresholds notebook's parameters, says."""
+    parameters = _parameters(config, "ThresholdsParameters")  # before torch is loaded
     from kernel_lib.stages import thresholds as stage
 
-    stage.run(_parameters(config, "ThresholdsParameters"))
+    stage.run(parameters)
 
 
 @main.command()
 @click.argument("config", type=FILE)
 def inference(config: Path) -> None:
     """Predict and submit as CONFIG, a JSON of the inference notebook's parameters, says."""
+    parameters = _parameters(config, "InferenceParameters")  # before torch is loaded
     from kernel_lib.stages import inference as stage
 
-    stage.run(_parameters(config, "InferenceParameters"))
+    stage.run(parameters)
 
 
 @main.command()

@@ -96,6 +96,11 @@ class Parameters(Frozen):
         Raises InputError naming each wrong parameter, its value and the mend.
         """
         given = {k.lower(): v for k, v in namespace.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", k)}
+        return cls.checked(given)
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> Self:
+        """The parameters of these values by name; InputError naming each wrong one and the mend."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:

@@ -68,12 +68,22 @@ def flips() -> A.Compose:
     )
 
 
+def hflip() -> A.Compose:
+    """Horizontal flips alone."""
+    return A.Compose([A.HorizontalFlip(p=0.5)])
+
+
 def none() -> A.Compose:
     """Nothing at all."""
     return A.Compose([])
 
 
-AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {"notes": notes, "flips": flips, "none": none}
+AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {
+    "notes": notes,
+    "flips": flips,
+    "hflip": hflip,
+    "none": none,
+}
 
 
 def build(name: str) -> Augment:
@@ -87,11 +97,22 @@ def build(name: str) -> Augment:
     transform = AUGMENTATIONS[name]()
 
     def augment(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        transform.set_random_seed(seed)
+        _seed(transform, np.random.default_rng(seed))
         out = transform(image=image, mask=mask)
         return out["image"], out["mask"]
 
     return augment
+
+
+def _seed(transform: A.BaseCompose | A.BasicTransform, generator: np.random.Generator) -> None:
+    """Give each transform a seed of its own.
+
+    albumentations hands one seed to all of them: every coin of an item would then fall alike, and
+    half of the items would get everything, the others nothing.
+    """
+    transform.set_random_seed(int(generator.integers(2**32)))
+    for inner in getattr(transform, "transforms", ()):  # after it, since it seeds them alike
+        _seed(inner, generator)
 
 
 def item_seed(seed: int, epoch: int, image_id: str) -> int:

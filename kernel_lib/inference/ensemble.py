@@ -246,5 +246,5 @@ def read_rule(folder: Path) -> tuple[thresholds.Triplet, dict]:
         return thresholds.Triplet.from_json(document["rule"]), document
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the thresholds stage makes it") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): run the thresholds stage") from error

@@ -104,5 +104,9 @@ class Maps:
         """The (S, S) uint8 map of an image."""
         if image_id not in self._known:
             raise InputError(f"{self.path} holds no map of image {image_id}")
-        png = np.frombuffer(self._zip.read(f"{image_id}.png"), np.uint8)
-        return cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
+        try:
+            png = self._zip.read(f"{image_id}.png")  # against its checksum
+        except (zipfile.BadZipFile, EOFError) as error:
+            mend = "delete it, run its stage"
+            raise InputError(f"{self.path} is damaged ({error}): {mend}") from error
+        return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
+from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
@@ -43,7 +45,11 @@ class GreyInput(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger 2015) with scSE (Roy 2018) in the decoder and a hypercolumn head."""
+    """U-Net (Ronneberger 2015) with scSE (Roy 2018) in the decoder and a hypercolumn head.
+
+    With fewer than five decoder levels it stops that much below full size, and its logits are
+    upsampled: cheaper, and coarser at the edges.
+    """
 
     def __init__(self, row: Experiment) -> None:
         super().__init__()
@@ -56,14 +62,20 @@ class UNet(nn.Module):
             attention_type="scse",
             add_center_block=True,
         )
-        # It looks at what a skip brings; the finest level has none, so it would never learn.
-        self.decoder.blocks[-1].attention1 = nn.Identity()
+        if len(row.decoder_channels) == len(self.encoder.out_channels) - 1:
+            # It looks at what a skip brings; full size has none, so it would never learn.
+            self.decoder.blocks[-1].attention1 = nn.Identity()
         self.head = Hypercolumn(row.decoder_channels)
 
     def forward(self, levels: torch.Tensor) -> Logits:
         """(B, 1, H, W) uint8 levels to logits; H and W are multiples of 32."""
         features = self.encoder(self.input(levels))  # H, H/2, … H/32
-        return Logits(mask=self.head(self._decode(features)))
+        logits = self.head(self._decode(features))  # (B, 1, H, W) / 2 a missing level
+        if logits.shape[2:] != levels.shape[2:]:
+            logits = F.interpolate(
+                logits, size=levels.shape[2:], mode="bilinear", align_corners=False
+            )
+        return Logits(mask=logits)
 
     def _decode(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Outputs of all decoder levels, H/16 to H; the library's decoder returns only the last."""
@@ -71,7 +83,7 @@ class UNet(nn.Module):
         skips = [*features[1:-1], None]
         x = self.decoder.center(features[0])
         outputs = []
-        for block, skip, target in zip(self.decoder.blocks, skips, features[1:], strict=True):
+        for block, skip, target in zip(self.decoder.blocks, skips, features[1:], strict=False):
             x = block(x, *target.shape[2:], skip_connection=skip)
             outputs.append(x)
         return outputs
@@ -106,7 +118,8 @@ def check(row: Experiment) -> None:
     if row.network not in NETWORKS:
         raise InputError(f"network {row.network!r} is none of {', '.join(NETWORKS)}")
     known = smp.encoders.get_encoder_names()
-    if row.encoder not in known and not row.encoder.startswith("tu-"):
+    timms = row.encoder.startswith("tu-") and timm.is_model(row.encoder.removeprefix("tu-"))
+    if row.encoder not in known and not timms:
         near = difflib.get_close_matches(row.encoder, known, n=3, cutoff=0.3)
         raise InputError(f"ENCODER {row.encoder!r} is unknown; nearest: {', '.join(near)}")
 

@@ -86,12 +86,16 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     # Old files lack the counters of batch norm, which training does not read.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    if wrong or missing:
-        first = (wrong or missing)[0]
-        what = "has another shape" if wrong else "is missing"
+    # A deeper network of the same kind holds all that this one needs, and more of the same parts.
+    parts = {k.split(".")[0] for k in own}
+    beyond = [k for k in state if k not in own and k.split(".")[0] in parts]
+    if wrong or missing or beyond:
+        first = (wrong or missing or beyond)[0]
+        what = "has another shape" if wrong else "is missing" if missing else "has no place here"
         raise InputError(
             f"{path} is of another network: {first} {what} ({len(wrong)} other shapes, "
-            f"{len(missing)} missing); give the file of the same encoder, {OFFER}"
+            f"{len(missing)} missing, {len(beyond)} beyond); give the file of the same encoder, "
+            f"{OFFER}"
         )
     module.load_state_dict({k: state.get(k, v) for k, v in own.items()})
 

@@ -15,7 +15,7 @@ from kernel_lib.data import phantom
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
 TINY = {
-    "EXPERIMENT": "demo_UNetResNet18_128_v1",
+    "EXPERIMENT": "demo_UNetResNet10_128_v1",
     "SIZE": "64",
     "EPOCHS": "2",
     "MIN_EPOCHS": "0",

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernel_lib.data import augment
+from kernel_lib.errors import InputError
+
+SIZE = 48
+
+
+def image_and_mask() -> tuple[np.ndarray, np.ndarray]:
+    """An image whose bright part is the mask, so that the two are seen to stay together."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    mask = ((y - 15) ** 2 + (x - 30) ** 2 < 81).astype(np.uint8)
+    return (40 + 160 * mask + (x % 5)).astype(np.uint8), mask
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_the_seed_alone_decides(name):
+    one, other = augment.build(name), augment.build(name)
+    for seed in (0, 7, 2**32 - 1):
+        first = one(*image_and_mask(), seed)
+        one(*image_and_mask(), 99)  # what came between does not matter
+        for repeated in (one(*image_and_mask(), seed), other(*image_and_mask(), seed)):
+            assert all(np.array_equal(a, b) for a, b in zip(first, repeated, strict=True))
+
+
+def test_global_generators_do_not_matter():
+    one = augment.build("notes")
+    np.random.seed(1)
+    first = one(*image_and_mask(), 5)
+    np.random.seed(2)
+    assert np.array_equal(one(*image_and_mask(), 5)[0], first[0])
+
+
+@pytest.mark.parametrize("name", ["notes", "flips"])
+def test_seeds_differ(name):
+    one = augment.build(name)
+    seen = {one(*image_and_mask(), seed)[0].tobytes() for seed in range(60)}
+    assert len(seen) > 25
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_image_and_mask_move_together_and_stay_what_they_are(name):
+    one = augment.build(name)
+    for seed in range(60):
+        image, mask = one(*image_and_mask(), seed)
+        assert image.shape == mask.shape == (SIZE, SIZE)
+        assert image.dtype == mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 1}
+        # Blur and interpolation touch the rim alone.
+        assert np.mean((image > 130) == (mask > 0)) > 0.97
+
+
+def test_the_arrays_given_stay_as_they_are():
+    image, mask = image_and_mask()
+    image.setflags(write=False)
+    mask.setflags(write=False)
+    for name in augment.AUGMENTATIONS:
+        for seed in range(20):
+            augment.build(name)(image, mask, seed)
+    assert np.array_equal(image, image_and_mask()[0])
+
+
+def test_none_changes_nothing():
+    image, mask = augment.build("none")(*image_and_mask(), 3)
+    assert np.array_equal(image, image_and_mask()[0])
+    assert np.array_equal(mask, image_and_mask()[1])
+
+
+def test_each_of_the_notes_groups_acts_on_its_own():
+    """Three coins: an eighth of the items gets nothing, a quarter of a half each pair alone."""
+    one, plain = augment.build("notes"), image_and_mask()
+    n, same, moved = 400, 0, 0
+    for seed in range(n):
+        image, mask = one(*plain, seed)
+        same += np.array_equal(image, plain[0])
+        moved += not np.array_equal(mask, plain[1])
+    assert 0.08 < same / n < 0.25  # an eighth, and what a whole turn or a faint change leaves alike
+    assert 0.45 < moved / n < 0.75  # a flip or turn (a half, less whole turns), or a perspective
+
+
+def test_an_item_s_seed_depends_on_seed_epoch_and_image():
+    keys = [(s, e, i) for s in (1, 2) for e in (1, 2, 12) for i in ("a", "2/a", "1/a")]
+    seeds = {augment.item_seed(*key) for key in keys}
+    assert len(seeds) >= len(keys) - 2
+    assert all(0 <= s < 2**32 for s in seeds)
+    # Frozen: another number here is another training on every machine.
+    assert augment.item_seed(3456, 0, "image0") == 1600692171
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="AUGMENT 'note' is none of notes, flips"):
+        augment.build("note")

@@ -1,0 +1,221 @@
+"""Who speaks for which image: members, folds, weights, votes, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernel_lib import files, runs
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference import maps
+from kernel_lib.inference.ensemble import Ensemble, Member
+from kernel_lib.postprocess import thresholds
+from kernel_lib.runs import Lineage
+
+SIZE = 16
+RULE = thresholds.Triplet(0.5, 0, 0.5)
+
+
+def table(n: int = 6, n_folds: int = 2) -> pd.DataFrame:
+    """Images i0 …, the fold by turns, a square of mask on every third; not square themselves."""
+    rows = []
+    for i in range(n):
+        mask = np.zeros((24, 20), np.uint8)
+        if i % 3 == 0:
+            mask[4:14, 3:12] = 1
+        rows.append((f"i{i}", i % n_folds, "", 24, 20, int(mask.sum()), rle.encode(mask)))
+    return pd.DataFrame(
+        rows, columns=["image_id", "fold", "group", "height", "width", "area_px", "rle"]
+    )
+
+
+def level_map(image_id: str, run: str) -> np.ndarray:
+    seed = [ord(c) for c in image_id + run]
+    return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+
+
+def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d", **lineage):
+    for fold in folds:
+        folder = runs.fold_folder(root, run, fold)
+        files.write_json(folder.config, {"run": run, "folds_digest": digest})
+        held = drawn["fold"] == fold
+        past = Lineage(**({"images": tuple(drawn.loc[~held, "image_id"])} | lineage))
+        meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
+        held_out = [(i, level_map(i, run)) for i in drawn.loc[held, "image_id"]]
+        for path in (folder.oof, folder.oof_last):
+            maps.write(path, held_out, meta)
+
+
+def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> None:
+    meta = {"run": run, "fold": fold, "lineage": Lineage().model_dump(mode="json")}
+    maps.write(runs.fold_folder(root, run, fold).test, shown.items(), meta)
+
+
+def test_one_run_is_an_ensemble_of_one(tmp_path):
+    make_run(tmp_path, "a", table())
+    ensemble = Ensemble.gather([tmp_path], ["a"], None)
+    assert ensemble == Ensemble(
+        name="a", members=(Member(run="a", folds=(0, 1)),), folds_digest="d"
+    )
+    ensemble.save(tmp_path / "e")
+    assert Ensemble.load(tmp_path / "e") == ensemble
+
+
+def test_only_folds_that_all_members_have_speak(tmp_path):
+    make_run(tmp_path, "a", table(), folds=(0, 1))
+    make_run(tmp_path, "b", table(), folds=(1,))
+    make_run(tmp_path, "c", table(), folds=(0,))
+    ensemble = Ensemble.gather([tmp_path], ["a", "b"], None)
+    assert (ensemble.name, ensemble.folds) == ("a+b", (1,))
+    with pytest.raises(InputError, match="the runs b, c have no fold in common"):
+        Ensemble.gather([tmp_path], ["b", "c"], None)
+
+
+def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
+    files.write_json(runs.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
+    with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
+        Ensemble.gather([tmp_path], ["a"], None)
+
+
+def test_runs_of_different_folds_files_do_not_mix(tmp_path):
+    make_run(tmp_path, "a", table(), digest="one")
+    make_run(tmp_path, "b", table(), digest="two")
+    with pytest.raises(InputError, match="a/fold0 and b/fold0 were trained on different folds"):
+        Ensemble.gather([tmp_path], ["a", "b"], None)
+
+
+def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_path):
+    drawn = table()
+    make_run(tmp_path, "a", drawn), make_run(tmp_path, "b", drawn)
+    ensemble = Ensemble(
+        name="x",
+        folds_digest="d",
+        members=(Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=3.0)),
+    )
+    found = ensembles.out_of_fold(ensemble, [tmp_path], drawn)
+    assert found.honest
+    assert found.table["image_id"].tolist() == ["i0", "i2", "i4", "i1", "i3", "i5"]
+    for row, image in enumerate(found.table.itertuples()):
+        mixed = maps.mean([level_map(image.image_id, r) for r in "ab"], [1.0, 3.0])
+        expected = maps.statistics(mixed, image.rle, (24, 20))
+        assert np.array_equal(found.stats.hist_all[row], expected.hist_all)
+        assert np.array_equal(found.stats.hist_true[row], expected.hist_true)
+
+
+def test_images_that_could_not_be_read_are_left_out(tmp_path):
+    make_run(tmp_path, "a", table().iloc[:5])
+    ensemble = Ensemble.gather([tmp_path], ["a"], None)
+    found = ensembles.out_of_fold(ensemble, [tmp_path], table())
+    assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
+
+
+def test_a_member_that_lacks_an_image_is_refused(tmp_path):
+    make_run(tmp_path, "a", table()), make_run(tmp_path, "b", table().iloc[:5])
+    ensemble = Ensemble.gather([tmp_path], ["a", "b"], None)
+    with pytest.raises(InputError, match="holds no map of image i5"):
+        ensembles.out_of_fold(ensemble, [tmp_path], table())
+
+
+def masks_of(ensemble: Ensemble, root: Path, images: pd.DataFrame, rule=RULE) -> dict:
+    return dict(ensembles.test_masks(ensemble, [root], images, rule))
+
+
+def flat(value: int) -> np.ndarray:
+    return np.full((SIZE, SIZE), value, np.uint8)
+
+
+def three_folds(root: Path, values=(250, 100, 10), **how) -> tuple[Ensemble, pd.DataFrame]:
+    for fold, value in enumerate(values):
+        make_test(root, "a", fold, {"t0": flat(value), "t1": flat(0)})
+    ensemble = Ensemble(
+        name="a", folds_digest="d", members=(Member(run="a", folds=(0, 1, 2)),), **how
+    )
+    return ensemble, pd.DataFrame({"image_id": ["t0", "t1"], "height": 40, "width": [30, 50]})
+
+
+def test_the_mean_of_all_folds_meets_the_rule_once(tmp_path):
+    ensemble, images = three_folds(tmp_path, (250, 130, 10))
+    found = masks_of(ensemble, tmp_path, images)  # (250 + 130 + 10) / 3 = 130 > 127.5
+    assert [m.shape for m in found.values()] == [(40, 30), (40, 50)]
+    assert [int(m.mean() == 1) for m in found.values()] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((250, 250, 10), 1), ((250, 100, 10), 0), ((128, 128, 0), 1)]
+)
+def test_a_vote_needs_more_than_half_of_the_folds(tmp_path, values, expected):
+    ensemble, images = three_folds(tmp_path, values, combine="vote")
+    found = masks_of(ensemble, tmp_path, images)
+    assert (found["t0"] == expected).all()
+    assert (found["t1"] == 0).all()
+
+
+def test_half_of_the_folds_is_not_more_than_half(tmp_path):
+    for fold, value in enumerate((255, 0)):
+        make_test(tmp_path, "a", fold, {"t0": flat(value)})
+    ensemble = Ensemble(
+        name="a", folds_digest="d", members=(Member(run="a", folds=(0, 1)),), combine="vote"
+    )
+    images = pd.DataFrame({"image_id": ["t0"], "height": 20, "width": 20})
+    assert not masks_of(ensemble, tmp_path, images)["t0"].any()
+
+
+def test_weights_count_on_test_images_as_on_held_out_ones(tmp_path):
+    for run, value in (("a", 240), ("b", 60)):
+        for fold in (0, 1):
+            make_test(tmp_path, run, fold, {"t0": flat(value)})
+    images = pd.DataFrame({"image_id": ["t0"], "height": 20, "width": 20})
+    for weight, expected in ((1.0, 1), (3.0, 0)):  # 150, and 105
+        members = (Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=weight))
+        for combine in ("mean", "vote"):
+            ensemble = Ensemble(name="x", folds_digest="d", members=members, combine=combine)
+            assert (masks_of(ensemble, tmp_path, images)["t0"] == expected).all()
+
+
+def test_many_images_come_in_order(tmp_path):
+    names = [f"t{i}" for i in range(50)]
+    make_test(tmp_path, "a", 0, {name: level_map(name, "a") for name in names})
+    ensemble = Ensemble(name="a", folds_digest="d", members=(Member(run="a", folds=(0,)),))
+    images = pd.DataFrame({"image_id": names, "height": SIZE, "width": SIZE})
+    found = masks_of(ensemble, tmp_path, images)
+    assert list(found) == names
+    for name, mask in found.items():
+        assert np.array_equal(mask, thresholds.apply(level_map(name, "a"), RULE))
+
+
+def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
+    with pytest.raises(InputError, match="ensembles with thresholds: none; name one"):
+        ensembles.find([tmp_path], None)
+    for name in "ab":
+        folder = tmp_path / "ensembles" / name
+        files.write_json(folder / "thresholds.json", {"rule": RULE.to_json()})
+    with pytest.raises(InputError, match="thresholds: a, b; name one with -p ENSEMBLE"):
+        ensembles.find([tmp_path], None)
+    with pytest.raises(InputError, match="'c' is not among them"):
+        ensembles.find([tmp_path], "c")
+    found = ensembles.find([tmp_path], "b")
+    assert found.name == "b"
+    assert ensembles.read_rule(found)[0] == RULE
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"rule": {"top": 2}}', "[]"])
+def test_a_damaged_rule_is_named_with_the_stage(tmp_path, content):
+    (tmp_path / "thresholds.json").write_text(content)
+    with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
+        ensembles.read_rule(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"name": "x", "members": []}'])
+def test_damaged_members_are_named_with_the_stage(tmp_path, content):
+    with pytest.raises(InputError, match=r"members.json is missing: the thresholds stage"):
+        Ensemble.load(tmp_path)
+    (tmp_path / "members.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"(?s)members.json is damaged .*: run the thresholds stage"
+    ):
+        Ensemble.load(tmp_path)

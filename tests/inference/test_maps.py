@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+from kernel_lib.inference import maps
+from kernel_lib.postprocess import thresholds
+
+META = {"run": "a", "fold": 0, "lineage": {"images": ["x"]}}
+
+
+def noise(seed: int, shape: tuple[int, int] = (32, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def some(n: int = 3) -> list[tuple[str, np.ndarray]]:
+    return [(f"1.2.{i}", noise(i)) for i in range(n)]
+
+
+def test_every_level_is_met_exactly():
+    levels = np.arange(256)
+    prob = (levels / 255).astype(np.float32)
+    assert maps.quantise(prob).tolist() == levels.tolist()
+
+
+def test_a_probability_goes_to_the_nearest_level():
+    middle = (np.arange(255) + 0.5) / 255
+    assert maps.quantise(middle - 1e-5).tolist() == list(range(255))
+    assert maps.quantise(middle + 1e-5).tolist() == list(range(1, 256))
+    assert maps.quantise(np.array([0.0, 1.0])).tolist() == [0, 255]
+
+
+def test_the_mean_of_equal_maps_is_the_map():
+    level_map = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for n in (1, 2, 3, 7, 10):
+        assert np.array_equal(maps.mean([level_map] * n), level_map)
+        assert np.array_equal(maps.mean([level_map] * n, [0.1 + i for i in range(n)]), level_map)
+
+
+def test_the_mean_is_of_probabilities_in_float_and_weighted():
+    one, other = np.full((2, 2), 10, np.uint8), np.full((2, 2), 101, np.uint8)
+    assert (maps.mean([one, other]) == np.rint(55.5)).all()
+    assert (maps.mean([one, other], [3.0, 1.0]) == 33).all()  # 32.75
+    full = np.full((2, 2), 255, np.uint8)
+    assert (maps.mean([full] * 5) == 255).all(), "no overflow of uint8"
+
+
+def test_maps_of_several_sizes_meet_at_the_largest():
+    small, large = noise(1, (16, 16)), noise(2, (32, 32))
+    expected = np.rint((maps.at_shape(small, (32, 32)) / 2) + large / 2)
+    assert np.abs(maps.mean([small, large]) - expected).max() <= 1
+    assert maps.mean([small, large]).shape == (32, 32)
+
+
+def test_the_image_s_own_shape_is_height_by_width():
+    assert maps.at_shape(noise(0), (48, 80)).shape == (48, 80)
+    level_map = noise(0)
+    assert maps.at_shape(level_map, (32, 32)) is level_map
+    assert (maps.at_shape(np.full((32, 32), 77, np.uint8), (100, 50)) == 77).all()
+
+
+def test_statistics_are_taken_at_the_image_s_own_geometry():
+    mask = np.zeros((40, 24), np.uint8)
+    mask[3:9, 2:20] = 1
+    stats = maps.statistics(noise(0), rle.encode(mask), (40, 24))
+    expected = thresholds.statistics(maps.at_shape(noise(0), (40, 24)), mask)
+    assert stats.n_px == 40 * 24
+    assert stats.hist_true.sum() == mask.sum()
+    assert np.array_equal(stats.hist_true, expected.hist_true)
+    assert np.array_equal(stats.hist_all, expected.hist_all)
+
+
+def test_an_archive_gives_back_what_it_took(tmp_path):
+    assert maps.write(tmp_path / "oof.zip", iter(some()), META) == 3
+    archive = maps.Maps(tmp_path / "oof.zip")
+    assert archive.ids == [image_id for image_id, _ in some()]
+    assert (len(archive), archive.meta) == (3, META | {"images": 3})
+    assert "1.2.0" in archive
+    assert "1.2.9" not in archive
+    for image_id, level_map in some():
+        assert np.array_equal(archive[image_id], level_map)
+    with pytest.raises(InputError, match=r"oof.zip holds no map of image 1.2.9"):
+        archive["1.2.9"]
+
+
+def test_the_same_maps_make_the_same_bytes(tmp_path):
+    for name in "ab":
+        maps.write(tmp_path / name, some(), META)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_any_viewer_opens_a_map(tmp_path):
+    maps.write(tmp_path / "oof.zip", some(1), META)
+    with zipfile.ZipFile(tmp_path / "oof.zip") as archive:
+        png = np.frombuffer(archive.read("1.2.0.png"), np.uint8)
+    assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_UNCHANGED), some(1)[0][1])
+
+
+def test_what_breaks_while_writing_leaves_no_archive(tmp_path):
+    def broken():
+        yield some(1)[0]
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        maps.write(tmp_path / "oof.zip", broken(), META)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_archive_says_which_stage_makes_it(tmp_path):
+    with pytest.raises(InputError, match="is missing: the train stage predicts held-out images"):
+        maps.Maps(tmp_path / "oof.zip")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "text", "without meta"])
+def test_a_damaged_archive_is_refused_when_it_is_opened(tmp_path, damage):
+    path = tmp_path / "oof.zip"
+    maps.write(path, some(), META)
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("no archive")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.png", b"")
+    with pytest.raises(InputError, match=r"oof.zip is damaged .*: delete it, run its stage"):
+        maps.Maps(path)
+
+
+def test_a_map_with_a_wrong_byte_is_refused_when_it_is_read(tmp_path):
+    path = tmp_path / "oof.zip"
+    maps.write(path, some(), META)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT") + 40
+    content[at] ^= 0xFF
+    path.write_bytes(bytes(content))
+    archive = maps.Maps(path)
+    with pytest.raises(InputError, match=r"oof.zip is damaged .*: delete it, run its stage"):
+        archive["1.2.0"]
+    assert np.array_equal(archive["1.2.1"], some()[1][1])

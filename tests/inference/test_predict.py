@@ -1,0 +1,89 @@
+"""The rule of the map: views as logits, models as probabilities, then levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kernel_lib.engine import engine
+from kernel_lib.inference import maps, tta
+from kernel_lib.inference.predict import mean_logits, predict
+from kernel_lib.models.networks import Logits
+
+CPU = engine("cpu")
+
+
+class Ramp(nn.Module):
+    """Logits that depend on level and column, so that a flip is seen."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        assert not self.training
+        columns = torch.linspace(-2, 2, levels.shape[-1])
+        return Logits(mask=self.factor * (levels.float() / 128 - 1) + columns)
+
+
+def images(n: int) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator())
+
+
+def batched(levels: torch.Tensor, size: int, first_row: int = 0):
+    for start in range(0, len(levels), size):
+        rows = torch.arange(start, min(start + size, len(levels))) + first_row
+        yield levels[start : start + size], rows
+
+
+def test_views_are_averaged_as_logits():
+    levels = images(2)
+    model = Ramp(1.0).eval()
+    logits = mean_logits(model, levels, tta.views("hflip"), CPU).mask
+    expected = (model(levels).mask + model(levels.flip(-1)).mask.flip(-1)) / 2
+    torch.testing.assert_close(logits, expected)
+    # The column's share cancels: what is left is the flip-free part.
+    torch.testing.assert_close(logits, levels.float() / 128 - 1)
+
+
+def test_models_are_averaged_as_probabilities_and_then_rounded():
+    levels = images(3)
+    models = [Ramp(1.0), Ramp(5.0)]
+    found = dict(predict(models, batched(levels, 2), tta.views("none"), CPU))
+    probs = [torch.sigmoid(m(levels).mask) for m in models]
+    expected = maps.quantise(((probs[0] + probs[1]) / 2).squeeze(1).numpy())
+    assert list(found) == [0, 1, 2]
+    assert all(np.array_equal(found[i], expected[i]) for i in found)
+    assert all(m.dtype == np.uint8 and m.shape == (8, 8) for m in found.values())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_batches_do_not_matter_and_rows_are_kept(size):
+    levels = images(5)
+    found = dict(predict([Ramp(2.0)], batched(levels, size, 10), tta.views("hflip"), CPU))
+    whole = dict(predict([Ramp(2.0)], batched(levels, 5, 10), tta.views("hflip"), CPU))
+    assert list(found) == list(range(10, 15))
+    assert all(np.array_equal(found[i], whole[i]) for i in found)
+
+
+def test_it_streams():
+    """A batch is asked for when its maps are, so that no test set has to fit into memory."""
+    asked = []
+
+    def batches():
+        for number, batch in enumerate(batched(images(6), 2)):
+            asked.append(number)
+            yield batch
+
+    stream = predict([Ramp(1.0)], batches(), tta.views("none"), CPU)
+    assert asked == []
+    next(stream)
+    assert asked == [0]
+
+
+def test_no_gradient_is_kept_and_training_mode_is_left():
+    model = nn.Sequential(Ramp(1.0)).train()
+    list(predict([model], batched(images(1), 1), tta.views("none"), CPU))
+    assert not model.training

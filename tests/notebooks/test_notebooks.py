@@ -1,0 +1,136 @@
+"""The notebooks: what lies in them, and that a wrong parameter stops at once."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+
+from kernel_lib import config
+
+KINDS = {
+    "train": config.TrainParameters,
+    "thresholds": config.ThresholdsParameters,
+    "inference": config.InferenceParameters,
+}
+STAGES = pytest.mark.parametrize("stage", KINDS)
+
+
+def read(root: Path, stage: str) -> dict:
+    return json.loads((root / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def parameters(root: Path, stage: str) -> str:
+    tagged = [
+        c for c in read(root, stage)["cells"] if "parameters" in c["metadata"].get("tags", [])
+    ]
+    assert len(tagged) == 1
+    return source(tagged[0])
+
+
+def papermill(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    there = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", *arguments],
+        cwd=root, capture_output=True, text=True, check=False, env=there,
+    )  # fmt: skip
+
+
+@STAGES
+def test_the_pair_agrees(project_root, stage):
+    text = jupytext.read(project_root / "notebooks" / f"{stage}.py")
+    notebook = read(project_root, stage)
+    theirs = [(c["cell_type"], source(c), c["metadata"]) for c in notebook["cells"]]
+    ours = [(c.cell_type, c.source, dict(c.metadata)) for c in text.cells]
+    assert theirs == ours, "run `make notebooks`"
+
+
+@STAGES
+def test_the_notebook_has_no_outputs_and_names_its_kernel(project_root, stage):
+    notebook = read(project_root, stage)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    kernel = notebook["metadata"]["kernelspec"]
+    assert (kernel["name"], kernel["language"]) == ("python3", "python")
+
+
+@STAGES
+def test_parameters_and_fields_are_one_to_one_with_equal_defaults(project_root, stage):
+    given = {}
+    for statement in ast.parse(parameters(project_root, stage)).body:
+        if isinstance(statement, ast.AnnAssign):
+            given[statement.target.id] = ast.literal_eval(statement.value)
+    assert given.keys() == {name.upper() for name in KINDS[stage].model_fields}
+    assert KINDS[stage].from_namespace(given) == KINDS[stage]()
+    defaults = {k.upper(): v for k, v in KINDS[stage]().model_dump().items()}
+    assert {k: (type(v), v) for k, v in given.items()} == {
+        k: (type(v), v) for k, v in defaults.items()
+    }
+
+
+@STAGES
+def test_annotations_are_those_of_the_fields(project_root, stage):
+    """As papermill reads them; a field narrower than its annotation checks more, never less."""
+    known = {"int": int, "float": float, "str": str, "bool": bool}
+    for statement in ast.parse(parameters(project_root, stage)).body:
+        if not isinstance(statement, ast.AnnAssign):
+            continue
+        text = ast.unparse(statement.annotation)
+        inner = re.fullmatch(r"(?:Optional\[(\w+)\]|(\w+) \| None|(\w+))", text)
+        assert inner, text
+        base, optional = next(g for g in inner.groups() if g), inner[3] is None
+        field = KINDS[stage].model_fields[statement.target.id.lower()]
+        shown = str(field.annotation)
+        assert base in shown or (known[base] is field.annotation) or "Literal" in shown
+        assert optional == ("None" in shown), statement.target.id
+
+
+@STAGES
+def test_every_other_cell_is_thin(project_root, stage):
+    banned = (ast.For, ast.While, ast.FunctionDef, ast.ClassDef, ast.ListComp, ast.Lambda)
+    for cell in read(project_root, stage)["cells"]:
+        if cell["cell_type"] == "code":
+            assert not any(isinstance(n, banned) for n in ast.walk(ast.parse(source(cell))))
+
+
+@STAGES
+def test_papermill_tells_the_parameters_and_their_types(project_root, stage):
+    done = papermill(project_root, "--help-notebook", f"notebooks/{stage}.ipynb")
+    assert done.returncode == 0, done.stderr
+    told = dict(re.findall(r"^\s+([A-Z_]+): (.+?) \(default", done.stdout, re.MULTILINE))
+    assert told.keys() == {name.upper() for name in KINDS[stage].model_fields}, done.stdout
+    assert "Unknown type" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("SIZES", "1024"), "unknown parameter SIZES; the nearest is SIZE"),
+        (("SIZE", "big"), "SIZE = 'big': "),
+    ],
+)
+def test_a_wrong_parameter_stops_papermill_at_once(project_root, tmp_path, given, words):
+    done = papermill(
+        project_root, "notebooks/train.ipynb", str(tmp_path / "out.ipynb"), "-p", *given,
+        "-p", "WORK_DIR", str(tmp_path / "work"), "-p", "CACHE_DIR", str(tmp_path / "cache"),
+        "--no-progress-bar",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "cache").exists()
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    ran = [c for c in cells if c["cell_type"] == "code" and c["execution_count"]]
+    assert "from_namespace" in source(ran[-1]), "it stops in the cell that checks"

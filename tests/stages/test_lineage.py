@@ -1,0 +1,229 @@
+"""Who saw what: no score on an image that a member, or what it descends from, was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kernel_lib import checkpoints, files, runs
+from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters, TrainPlan
+from kernel_lib.data import folds, rle
+from kernel_lib.errors import InputError
+from kernel_lib.inference import maps
+from kernel_lib.models import networks
+from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
+from kernel_lib.stages import start
+from kernel_lib.stages import thresholds as stage
+
+ROW = Experiment(
+    name="tiny", encoder="resnet18", decoder_channels=(48, 40, 32, 24, 16), size=32,
+    epochs=3, min_epochs=1, weights="none",
+)  # fmt: skip
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path, monkeypatch):
+    """No mounts but the test's own, one thread, generators as before."""
+    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(before)
+
+
+def table(groups: bool = False) -> pd.DataFrame:
+    """Twelve images in two folds by turns, every third with a mask; two a patient with groups."""
+    rows = []
+    for i in range(12):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        if i % 3 == 0:
+            mask[4:12, 3:9] = 1
+        fold = (i // 2) % 2
+        group = f"patient{i // 2}" if groups else ""
+        rows.append((f"i{i:02d}", fold, group, SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
+    return pd.DataFrame(rows, columns=list(folds.COLUMNS))
+
+
+DIGEST = folds.digest(table())
+
+
+def plan(run: str, weights: str = "none") -> TrainPlan:
+    row = ROW.model_copy(update={"weights": weights})
+    return TrainPlan(run=run, experiment=row, parameters=TrainParameters(seed=1, n_folds=2))
+
+
+def settled(work: Path, run: str, fold: int, weights: str = "none", digest=DIGEST) -> FoldFolder:
+    folder = runs.fold_folder(work, run, fold)
+    runs.settle_config(folder, plan(run, weights), digest)
+    return folder
+
+
+def finished(work: Path, run: str, fold: int, lineage: Lineage | None = None, digest=DIGEST):
+    """A fold of a parent run, as training leaves it: epochs 1 and 2 kept, 2 the better."""
+    folder = settled(work, run, fold, digest=digest)
+    held = table()["fold"] == fold
+    past = lineage or Lineage(images=tuple(table().loc[~held, "image_id"]))
+    for epoch in (1, 2):
+        torch.manual_seed(10 * fold + epoch)
+        checkpoints.save(folder.best(epoch), {"model": networks.build(ROW).state_dict()}, past)
+    lines = [{"epoch": e, "dice": 0.5 + e / 10, "best": True} for e in (1, 2)]
+    files.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def begin(work: Path, fold: int, weights: str, truth: pd.DataFrame | None = None):
+    truth = table() if truth is None else truth
+    held = (truth["fold"] == fold).to_numpy()
+    folder = settled(work, "child", fold, weights)
+    return start.network(folder, plan("child", weights), truth, held, [work])
+
+
+def test_a_first_run_has_seen_what_it_trains_on(tmp_path):
+    _, lineage = begin(tmp_path, 0, "none", table(groups=True))
+    assert lineage.images == ("i02", "i03", "i06", "i07", "i10", "i11")
+    assert lineage.groups == ("patient1", "patient3", "patient5")
+    assert (lineage.known, lineage.ancestors) == (True, ())
+
+
+def test_a_child_s_fold_starts_from_its_parent_s_same_fold(tmp_path):
+    finished(tmp_path, "parent", 0), finished(tmp_path, "parent", 1)
+    for fold in (0, 1):
+        model, lineage = begin(tmp_path, fold, "parent")
+        best, _ = checkpoints.load(runs.fold_folder(tmp_path, "parent", fold).best(2))
+        assert torch.equal(model.head.logit.weight, best["model"]["head.logit.weight"])
+        held = set(table().loc[table()["fold"] == fold, "image_id"])
+        assert held.isdisjoint(lineage.images)
+        assert (lineage.known, lineage.ancestors) == (True, ("parent",))
+
+
+def test_a_parent_of_another_folds_file_is_refused(tmp_path):
+    finished(tmp_path, "parent", 0, digest="another")
+    with pytest.raises(InputError, match=r"parent/fold0 was trained on another folds file"):
+        begin(tmp_path, 0, "parent")
+
+
+def test_a_parent_without_this_fold_is_refused_with_the_runs_there(tmp_path):
+    finished(tmp_path, "parent", 0)
+    with pytest.raises(InputError, match=r"'parent' is neither .* fold 1; runs there: .*parent"):
+        begin(tmp_path, 1, "parent")
+    with pytest.raises(InputError, match=r"'parnt' is neither imagenet, none, a file, nor a run"):
+        begin(tmp_path, 0, "parnt")
+
+
+def test_a_parent_that_saw_a_held_out_image_is_refused_before_training(tmp_path):
+    """The other fold's checkpoint, given as a file, has trained on what this fold holds out."""
+    other = finished(tmp_path, "parent", 1).best(2)
+    with pytest.raises(InputError, match=r"was trained on image i00 or its patient, which fold 0"):
+        begin(tmp_path, 0, str(other))
+    assert not runs.fold_folder(tmp_path, "child", 0).last.exists()
+
+
+def test_a_grandparent_counts_too(tmp_path):
+    past = Lineage(images=("i02",)).joined(Lineage(images=("i04",)), "grandparent")
+    finished(tmp_path, "parent", 0, past)
+    with pytest.raises(InputError, match="was trained on image i04 or its patient"):
+        begin(tmp_path, 0, "parent")
+
+
+def test_another_image_of_a_held_out_patient_counts_as_seen(tmp_path):
+    past = Lineage(images=("elsewhere",), groups=("patient2",))
+    finished(tmp_path, "parent", 0, past)
+    with pytest.raises(InputError, match="was trained on image i04 or its patient"):
+        begin(tmp_path, 0, "parent", table(groups=True))
+
+
+def test_a_file_that_does_not_tell_makes_the_past_unknown(tmp_path):
+    path = tmp_path / "found.pth"
+    torch.save(networks.build(ROW).state_dict(), path)
+    _, lineage = begin(tmp_path, 0, str(path))
+    assert not lineage.known
+    assert set(lineage.images) == {"i02", "i03", "i06", "i07", "i10", "i11"}
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"absent.pth does not exist; .*-p WEIGHTS none"):
+        begin(tmp_path, 0, str(tmp_path / "absent.pth"))
+
+
+# What the thresholds stage does with a past.
+
+
+def predicted(work: Path, run: str, pasts: dict[int, Lineage] | None = None, groups=False) -> None:
+    """Both folds of a run with maps of their held-out images, and the folds file."""
+    drawn = table(groups)
+    folds.save(drawn, work / "folds.csv")
+    generator = np.random.default_rng(len(run))
+    for fold in (0, 1):
+        folder = settled(work, run, fold, digest=folds.digest(drawn))
+        held = drawn["fold"] == fold
+        past = (pasts or {}).get(fold, Lineage(images=tuple(drawn.loc[~held, "image_id"])))
+        meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
+        shown = []
+        for image in drawn[held].itertuples():
+            truth = rle.decode(image.rle, (SIZE, SIZE))
+            noise = generator.integers(0, 90, (SIZE, SIZE))
+            shown.append((image.image_id, (truth * 150 + noise).astype(np.uint8)))
+        maps.write(folder.oof, shown, meta), maps.write(folder.oof_last, shown, meta)
+        line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "dice_half": 0.4,
+                "dice_nonempty": 0.3, "lr": 0.1, "best": True}  # fmt: skip
+        files.write_text(folder.log, json.dumps(line) + "\n")
+
+
+def search(work: Path, **parameters):
+    return stage.run(ThresholdsParameters(work_dir=str(work), bootstrap=100, **parameters))
+
+
+def test_a_member_that_saw_an_image_is_refused(tmp_path):
+    predicted(tmp_path, "leaky", {1: Lineage(images=("i00", "i07"))})
+    with pytest.raises(InputError, match=r"leaky/fold1 was trained on image i07 or its patient"):
+        search(tmp_path)
+    assert not (tmp_path / "ensembles").exists()
+
+
+def test_one_leaky_member_spoils_an_ensemble(tmp_path):
+    predicted(tmp_path, "clean")
+    predicted(tmp_path, "leaky", {0: Lineage(images=("i05",))})
+    with pytest.raises(InputError, match=r"leaky/fold0 was trained on image i05"):
+        search(tmp_path, runs="clean,leaky")
+    assert search(tmp_path, runs="clean").past_known
+
+
+def test_a_member_that_saw_a_patient_is_refused(tmp_path):
+    predicted(tmp_path, "leaky", {0: Lineage(images=("x",), groups=("patient4",))}, groups=True)
+    with pytest.raises(InputError, match=r"leaky/fold0 was trained on image i08 or its patient"):
+        search(tmp_path)
+
+
+def test_an_ancestor_that_saw_an_image_is_named(tmp_path):
+    past = Lineage(images=("i02",)).joined(Lineage(images=("i04",)), "grandparent")
+    predicted(tmp_path, "leaky", {0: past})
+    with pytest.raises(InputError, match=r"image i04 .* descends from grandparent"):
+        search(tmp_path, allow_unknown_past=True)
+
+
+def test_an_unknown_past_is_refused_unless_asked_for_and_then_not_honest(tmp_path):
+    past = Lineage(images=("i02",)).joined(UNKNOWN, "found.pth")
+    predicted(tmp_path, "foundling", {0: past})
+    with pytest.raises(InputError, match=r"\(found.pth\) may .* -p ALLOW_UNKNOWN_PAST True"):
+        search(tmp_path)
+    result = search(tmp_path, allow_unknown_past=True)
+    assert not result.past_known
+    assert "NOT HONEST" in str(result)
+    document = json.loads((result.folder / "thresholds.json").read_text())
+    assert document["past_known"] is False
+    assert "NOT HONEST" in (result.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_folds_that_all_can_be_scored_come_out_honest(tmp_path):
+    predicted(tmp_path, "clean")
+    result = search(tmp_path)
+    assert result.past_known
+    assert result.search.score > 0.9
+    assert "NOT HONEST" not in str(result)

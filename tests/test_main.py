@@ -1,0 +1,145 @@
+"""The command line in processes of its own: what it prints, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch", "timm")
+
+
+def run(root: Path, *arguments: str, **how) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=False, **how
+    )
+
+
+def cli(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The command line, where importing anything heavy is an error."""
+    code = (
+        "import sys, runpy\n"
+        f"for name in {HEAVY!r}: sys.modules[name] = None\n"
+        f"sys.argv = ['kernel_lib', *{list(arguments)!r}]\n"
+        "runpy.run_module('kernel_lib', run_name='__main__', alter_sys=True)\n"
+    )
+    return run(root, "-c", code)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """A sample, labels as the real file has them, and a submission that is half right."""
+    (tmp_path / "sample.csv").write_text("ImageId,EncodedPixels\na,-1\nb,-1\nc,-1\n")
+    (tmp_path / "labels.csv").write_text("ImageId, EncodedPixels\na, 0 10\na, 20 10\nb, -1\n")
+    (tmp_path / "right.csv").write_text("ImageId,EncodedPixels\na,0 20\nb,-1\nc,-1\n")
+    (tmp_path / "wrong.csv").write_text("ImageId,EncodedPixels\na,0 20 5\nb,-1\nb,-1\n")
+    return tmp_path
+
+
+def test_help_names_every_command(project_root):
+    done = run(project_root, "-m", "kernel_lib", "--help")
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "thresholds", "inference", "score", "validate", "phantoms"):
+        assert f"\n  {command}" in done.stdout
+
+
+def test_score_prints_the_mean_dice_with_many_digits_and_without_torch(project_root, tables):
+    done = cli(project_root, "score", str(tables / "right.csv"), str(tables / "labels.csv"))
+    assert done.returncode == 0, done.stderr
+    # a: 10 of 20 and 20 are shared: 0.5; b: empty against empty: 1
+    assert done.stdout.splitlines()[0] == "mean dice 0.75000000 over 2 images"
+    assert "non-empty 0.50000000 over 1 images" in done.stdout
+    assert "1 images without a label" in done.stdout
+
+
+def test_labels_score_one_against_themselves(project_root, tables):
+    done = cli(project_root, "score", *[str(tables / "labels.csv")] * 2)
+    assert "mean dice 1.00000000 over 2 images" in done.stdout
+
+
+def test_validate_accepts_the_right_and_names_what_is_wrong(project_root, tables):
+    sample = ("--sample", str(tables / "sample.csv"))
+    done = cli(project_root, "validate", str(tables / "right.csv"), *sample)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().endswith("right.csv is valid")
+    done = cli(project_root, "validate", str(tables / "wrong.csv"), *sample)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert any("row 2" in line and "odd" in line for line in lines)
+    assert any("row 4" in line and "b" in line for line in lines)
+    assert any("image c" in line and "missing" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "absent.csv", "labels.csv"), "does not exist"),
+        (("score", "labels.csv", "text.csv"), "text.csv"),
+        (("validate", "right.csv", "--sample", "text.csv"), "text.csv"),
+        (("validate", "right.csv"), "--sample"),
+        (("train", "text.csv"), "is not JSON"),
+        (("train", "list.json"), "list.json"),
+        (("train", "typo.json"), "unknown parameter SIZES; the nearest is SIZE"),
+        (("train", "dash.json"), "MAX-HOURS"),
+        (("summary", "."), "the thresholds stage makes it"),
+        (("scor",), "No such command"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_is_one_clear_line_and_no_traceback(project_root, tables, arguments, words):
+    (tables / "text.csv").write_text("nothing of the kind\n")
+    (tables / "list.json").write_text("[]")
+    (tables / "typo.json").write_text('{"sizes": 1024}')
+    (tables / "dash.json").write_text('{"max-hours": 1}')
+    given = [str(tables / a) if "." in a else a for a in arguments]
+    done = run(project_root, "-m", "kernel_lib", *given)
+    assert done.returncode not in (0, None)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "kernel_lib.__main__",
+        "kernel_lib.data.rle, kernel_lib.data.masks, kernel_lib.data.table, kernel_lib.data.folds",
+        "kernel_lib.postprocess.metrics, kernel_lib.postprocess.thresholds, "
+        "kernel_lib.postprocess.honest, kernel_lib.postprocess.submission",
+        "kernel_lib.config, kernel_lib.experiments, kernel_lib.runs, kernel_lib.kaggle.paths",
+        "kernel_lib.inference.maps, kernel_lib.inference.ensemble, kernel_lib.stages.thresholds",
+        "kernel_lib.viz.figures, kernel_lib.viz.report, kernel_lib.data.phantom",
+    ],
+)
+def test_what_needs_no_network_starts_without_torch(project_root, modules):
+    code = f"import json, sys\nimport {modules}\nprint(json.dumps(sorted(sys.modules)))"
+    done = run(project_root, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert set(HEAVY).isdisjoint(json.loads(done.stdout))
+
+
+def test_importing_the_package_imports_nothing_of_it(project_root):
+    code = "import sys, kernel_lib\nprint([m for m in sys.modules if m.startswith('kernel_lib.')])"
+    assert run(project_root, "-c", code).stdout.strip() == "[]"
+
+
+def test_phantoms_are_drawn_into_a_folder(project_root, tmp_path):
+    target = tmp_path / "data"
+    done = cli(project_root, "phantoms", str(target), "--train", "3", "--test", "2", "--size", "64")
+    assert done.returncode == 0, done.stderr
+    assert len(list(target.rglob("*.dcm"))) == 5
+    assert {p.name for p in target.glob("*.csv")} >= {"train-rle.csv", "sample_submission.csv"}
+    again = cli(project_root, "phantoms", str(target))
+    assert again.returncode == 1
+    assert "give an empty folder" in again.stderr
+
+
+def test_the_command_line_works_from_anywhere(project_root, tables):
+    done = run(
+        tables, "-m", "kernel_lib", "score", "right.csv", "labels.csv",
+        env=os.environ | {"PYTHONPATH": str(project_root)},
+    )  # fmt: skip
+    assert "mean dice 0.75000000" in done.stdout, done.stderr

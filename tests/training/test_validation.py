@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from kernel_lib.data import rle
+from kernel_lib.engine import engine
+from kernel_lib.errors import InputError
+from kernel_lib.inference import tta
+from kernel_lib.models import losses
+from kernel_lib.models.networks import Logits
+from kernel_lib.postprocess.metrics import dice
+from kernel_lib.training.validation import better, validate
+
+SIZE, HEIGHT, WIDTH = 16, 32, 24
+
+
+class Copy(nn.Module):
+    """Says what it sees: p = level / 255, nearly."""
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        return Logits(mask=torch.logit((levels.float() / 255).clamp(1e-6, 1 - 1e-6)))
+
+
+def scores(images: np.ndarray, own_masks: list[np.ndarray], batch: int = 2) -> dict[str, float]:
+    """Validate `Copy` on images (N, S, S); own_masks have the images' own geometry."""
+    rows = list(range(len(images)))
+    small = [(m[:: HEIGHT // SIZE, :][:, :SIZE] > 0).astype(np.uint8) for m in own_masks]
+    truth = pd.DataFrame(
+        {"rle": [rle.encode(m) for m in own_masks], "height": HEIGHT, "width": WIDTH}, index=rows
+    )
+    batches = [
+        (torch.from_numpy(images[i : i + batch]).unsqueeze(1), torch.tensor(rows[i : i + batch]))
+        for i in range(0, len(images), batch)
+    ]
+    return validate(
+        Copy(), batches, lambda i: small[i], truth, losses.weighted_sum({"bce": 1.0}),
+        tta.views("none"), engine("cpu"),
+    )  # fmt: skip
+
+
+def half(on: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A map whose left half is sure, and the mask of the same half at the image's own geometry."""
+    level_map = np.zeros((SIZE, SIZE), np.uint8)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    if on:
+        level_map[:, : SIZE // 2] = 255
+        mask[:, : WIDTH // 2] = 1
+    return level_map, mask
+
+
+def test_perfect_maps_score_one_at_the_images_own_geometry():
+    images, masks = zip(*[half(on) for on in (True, False, True)], strict=True)
+    found = scores(np.stack(images), list(masks))
+    assert found["dice"] == found["dice_half"] == found["dice_nonempty"] == 1.0
+
+
+def test_dice_is_a_mean_over_images_and_not_over_batches():
+    images, masks = zip(*[half(on) for on in (True, True, True)], strict=True)
+    images = [images[0], images[1], np.zeros_like(images[2])]  # the third is missed
+    for batch in (1, 2, 3):
+        found = scores(np.stack(images), list(masks), batch)
+        assert found["dice_half"] == pytest.approx(2 / 3)
+        assert found["dice_nonempty"] == pytest.approx(2 / 3)
+
+
+def test_dice_half_and_nonempty_by_hand():
+    mask = half(True)[1]
+    full = np.full((SIZE, SIZE), 200, np.uint8)  # both images called full
+    found = scores(np.stack([full, full]), [mask, np.zeros_like(mask)])
+    expected = 2 * 0.5 / (1 + 0.5)  # half of the image is right, all of it is predicted
+    assert found["dice_half"] == pytest.approx(expected / 2)
+    assert found["dice_nonempty"] == pytest.approx(expected)
+    assert found["dice"] == pytest.approx(0.5)  # nothing anywhere is better than that
+
+
+def test_the_search_beats_one_half_where_maps_are_faint():
+    level_map, mask = half(True)
+    found = scores(np.stack([level_map // 4, np.zeros_like(level_map)]), [mask, mask * 0])
+    assert (found["dice"], found["dice_half"]) == (1.0, 0.5)
+
+
+def test_without_any_mask_the_non_empty_dice_is_zero():
+    level_map, mask = half(False)
+    found = scores(level_map[None], [mask])
+    assert (found["dice_nonempty"], found["dice"]) == (0.0, 1.0)
+
+
+def test_the_loss_is_a_mean_over_images():
+    images, masks = zip(*[half(on) for on in (True, False, True)], strict=True)
+    images = [images[0], np.full_like(images[1], 128), images[2]]
+    by_batch = [scores(np.stack(images), list(masks), batch)["val_loss"] for batch in (1, 2, 3)]
+    assert by_batch == pytest.approx([by_batch[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "worse", "best"),
+    [("dice", 0.1, 0.2), ("dice_half", 0.1, 0.2), ("dice_nonempty", 0.1, 0.2),
+     ("val_loss", 0.2, 0.1)],
+)  # fmt: skip
+def test_more_dice_and_less_loss_is_better(monitor, worse, best):
+    key = better(monitor)
+    assert key(best) > key(worse)
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="MONITOR 'iou' is none of dice, dice_half"):
+        better("iou")
+
+
+def test_the_metric_is_the_competition_s():
+    level_map, mask = half(True)
+    shifted = np.zeros_like(mask)
+    shifted[:, 6 : 6 + WIDTH // 2] = 1
+    found = scores(level_map[None], [shifted])
+    predicted = np.zeros_like(mask)
+    predicted[:, : WIDTH // 2] = 1
+    assert found["dice_half"] == pytest.approx(dice(predicted, shifted))
