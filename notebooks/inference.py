@@ -18,21 +18,22 @@
 
 # %%
 import sys
+from typing import Optional
 
 sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 
 # %% tags=["parameters"]
-ENSEMBLE: str | None = None  # None: the only one there is
-DATA_DIR: str | None = None  # None: Kaggle's mounts
-WORK_DIR: str | None = None
-CACHE_DIR: str | None = None
-SAMPLE: str | None = None  # None: the sample submission beside the data
-TTA: str | None = None  # None: as the runs' rows say
-BATCH_SIZE: int | None = None
+ENSEMBLE: Optional[str] = None  # None: the only one there is
+DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
+WORK_DIR: Optional[str] = None
+CACHE_DIR: Optional[str] = None
+SAMPLE: Optional[str] = None  # None: the sample submission beside the data
+TTA: Optional[str] = None  # None: as the runs' rows say
+BATCH_SIZE: Optional[int] = None
 PRECISION: str = "auto"
 DEVICE: str = "auto"
-WORKERS: int | None = None
-THREADS: int | None = None
+WORKERS: Optional[int] = None
+THREADS: Optional[int] = None
 
 # %% [markdown]
 # Every name above is checked before anything is read.

@@ -18,14 +18,15 @@
 
 # %%
 import sys
+from typing import Optional
 
 sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 
 # %% tags=["parameters"]
-RUNS: str | None = None  # run names, comma-separated; None: the only one
-ENSEMBLE: str | None = None  # its name; None: the runs' names joined
-WORK_DIR: str | None = None
-DATA_DIR: str | None = None  # only for pictures in the report
+RUNS: Optional[str] = None  # run names, comma-separated; None: the only one
+ENSEMBLE: Optional[str] = None  # its name; None: the runs' names joined
+WORK_DIR: Optional[str] = None
+DATA_DIR: Optional[str] = None  # only for pictures in the report
 COMBINE: str = "mean"  # or vote: each fold's own mask, on test images
 SINGLE: bool = False  # one threshold with one area, the notes' rule
 BOOTSTRAP: int = 2000

@@ -19,44 +19,45 @@
 
 # %%
 import sys
+from typing import Optional
 
 sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 
 # %% tags=["parameters"]
 EXPERIMENT: str = "UNetResNet34_512_v1"
 SEED: int = 3456
-FOLD: int | None = None  # None: every fold, one after the other
+FOLD: Optional[int] = None  # None: every fold, one after the other
 N_FOLDS: int = 5
-DATA_DIR: str | None = None  # None: Kaggle's mounts
-WORK_DIR: str | None = None  # None: /kaggle/working, or work/ in the project
-CACHE_DIR: str | None = None  # scratch for decoded images
-GROUPS: str | None = None  # table of image and patient, such as nih_id.csv
-SIZE: int | None = None
-ENCODER: str | None = None
-WEIGHTS: str | None = None  # imagenet, none, another run, or a file
-WEIGHTS_DIR: str | None = None
-EPOCHS: int | None = None
-MIN_EPOCHS: int | None = None  # nothing is kept as best before
-PATIENCE: int | None = None
-BATCH_SIZE: int | None = None
-ACCUMULATE: int | None = None  # batches an optimiser step
-OPTIMIZER: str | None = None  # sgd, adamw
-LR: float | None = None
-SCHEDULE: str | None = None  # cosine, poly, constant
-AUGMENT: str | None = None  # notes, flips, none
-EMA_DECAY: float | None = None
-FREEZE_BATCH_NORM: bool | None = None
-MONITOR: str | None = None  # dice, dice_half, dice_nonempty, val_loss
-KEEP: int | None = None  # checkpoints whose predictions are averaged
-TTA: str | None = None  # none, hflip
-MAX_HOURS: float | None = None  # stop in time, all saved; run again to go on
+DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
+WORK_DIR: Optional[str] = None  # None: /kaggle/working, or work/ in the project
+CACHE_DIR: Optional[str] = None  # scratch for decoded images
+GROUPS: Optional[str] = None  # table of image and patient, such as nih_id.csv
+SIZE: Optional[int] = None
+ENCODER: Optional[str] = None
+WEIGHTS: Optional[str] = None  # imagenet, none, another run, or a file
+WEIGHTS_DIR: Optional[str] = None
+EPOCHS: Optional[int] = None
+MIN_EPOCHS: Optional[int] = None  # nothing is kept as best before
+PATIENCE: Optional[int] = None
+BATCH_SIZE: Optional[int] = None
+ACCUMULATE: Optional[int] = None  # batches an optimiser step
+OPTIMIZER: Optional[str] = None  # sgd, adamw
+LR: Optional[float] = None
+SCHEDULE: Optional[str] = None  # cosine, poly, constant
+AUGMENT: Optional[str] = None  # notes, flips, none
+EMA_DECAY: Optional[float] = None
+FREEZE_BATCH_NORM: Optional[bool] = None
+MONITOR: Optional[str] = None  # dice, dice_half, dice_nonempty, val_loss
+KEEP: Optional[int] = None  # checkpoints whose predictions are averaged
+TTA: Optional[str] = None  # none, hflip
+MAX_HOURS: Optional[float] = None  # stop in time, all saved; run again to go on
 SAVE_MINUTES: float = 10.0
 ON_BAD_FILE: str = "stop"  # or skip
 DETERMINISTIC: bool = False
 PRECISION: str = "auto"  # float32, float16, bfloat16
 DEVICE: str = "auto"
-WORKERS: int | None = None
-THREADS: int | None = None
+WORKERS: Optional[int] = None
+THREADS: Optional[int] = None
 
 # %% [markdown]
 # Every name above is checked: one that is misspelt or ill-typed stops here, not after nine hours.

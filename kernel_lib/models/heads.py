@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 PRIOR = 0.01  # about the share of pixels that lie in a pneumothorax
 
 

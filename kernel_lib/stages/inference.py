@@ -157,9 +157,12 @@ def _predict_fold(
 
 
 def _digest(images: pd.DataFrame) -> str:
-    """Which test images an archive was made of: their ids and files."""
-    listed = images[["image_id", "path"]].to_csv(index=False)
-    return hashlib.sha256(listed.encode()).hexdigest()
+    """Which test images an archive was made of: their ids and files, as they were then."""
+    listed = images[["image_id", "path"]].copy()
+    stats = [Path(path).stat() for path in listed["path"]]
+    listed["bytes"] = [stat.st_size for stat in stats]
+    listed["changed"] = [stat.st_mtime_ns for stat in stats]  # a mended file is another image
+    return hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
 
 
 def _take_along(earlier: Path, folder: Path) -> None:

@@ -118,7 +118,12 @@ def _one_fold(
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
-    model, lineage = start.network(folder, decided, truth, held, roots)
+    try:
+        model, lineage = start.network(folder, decided, truth, held, roots)
+    except InputError:
+        if not folder.last.exists():  # nothing began: no run stays behind for others to find
+            folder.config.unlink()
+        raise
     job = Job(
         folder=folder,
         plan=decided,
