@@ -7,7 +7,6 @@ a model's seed, nor on the order in which the images were found.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pandas as pd
 
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
+from kernel_lib.files import write_text
 
 COLUMNS = ("image_id", "fold", "group", "height", "width", "area_px", "rle")
 WHOLE_NUMBERS = {"fold": 0, "height": 1, "width": 1, "area_px": 0}  # column → smallest value
@@ -86,16 +86,7 @@ def save(table: pd.DataFrame, path: Path) -> None:
     text = table[list(COLUMNS)].assign(group=_groups(table)).astype(str)
     _checked(text, f"the table for {path.name}", "mend the table", first_row=0)
     content = text.sort_values("image_id").to_csv(index=False, lineterminator="\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, content)
 
 
 def load(path: Path) -> pd.DataFrame:

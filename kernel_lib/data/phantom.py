@@ -18,13 +18,13 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
-from tqdm import tqdm
 
 from kernel_lib.data import rle
 from kernel_lib.data.phantom_anatomy import draw_anatomy
 from kernel_lib.data.phantom_draw import Phantom, draw
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
+from kernel_lib.progress import bar
 
 # The areas of the 2,669 positive training images of the competition, px of 1024²: a log-normal
 # with the real median and the real 5 % and 95 % points, cut at the real extremes.
@@ -192,15 +192,15 @@ def write_competition(
     test = cases(n_test, seed=seed, positives=positives, first_patient=beyond)
     jobs = [(case, folder / "dicom-images-train") for case in train]
     jobs += [(case, folder / "dicom-images-test") for case in test]
-    bar = partial(tqdm, total=len(jobs), desc="phantoms", unit="image", disable=not progress)
+    shown = partial(bar, total=len(jobs), desc="phantoms", unit="image", disable=not progress)
     work = partial(_draw_and_write, size=size, difficulty=difficulty)
     if workers <= 1 or len(jobs) < 16:  # processes cost more than they save
-        rows = list(bar(map(work, jobs)))
+        rows = list(shown(map(work, jobs)))
     else:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         with ProcessPoolExecutor(workers, context, initializer=_alone_in_opencv) as pool:
-            rows = list(bar(pool.map(work, jobs, chunksize=4)))
+            rows = list(shown(pool.map(work, jobs, chunksize=4)))
     drawn = list(zip((case for case, _ in jobs), rows, strict=True))
     _write_labels(folder / TEST_TRUTH, drawn[n_train:], lead="")
     _write_labels(folder / "sample_submission.csv", [(case, []) for case in test], lead="")

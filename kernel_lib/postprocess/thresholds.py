@@ -21,6 +21,7 @@ from kernel_lib.postprocess import plateau
 from kernel_lib.postprocess import search as sums
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.search import FULL_AREA, LEVELS
+from kernel_lib.progress import bar
 
 # cv2 counts in float32, which is exact up to here.
 CV2_EXACT_PX = 1 << 24
@@ -303,11 +304,7 @@ def _first_level(threshold: float) -> int:
 
 
 def _tops(progress: bool) -> Iterable[int]:
-    if not progress:
-        return range(LEVELS)
-    from tqdm.auto import tqdm  # only who wants a bar needs it
-
-    return tqdm(range(LEVELS), desc="thresholds", unit="top")
+    return bar(range(LEVELS), desc="thresholds", unit="top") if progress else range(LEVELS)
 
 
 def _with_truth(stats: Sequence[Statistics] | Stacked) -> Stacked:

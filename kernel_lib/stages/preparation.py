@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib import files
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 
+LEFT_OUT = "left_out.json"  # in the working folder: images that no training sees, and why
 
-def prepare_training(parameters: TrainParameters, size: int) -> tuple[cache.Prepared, table.Source]:
-    """Discover DATA_DIR and decode its training images at `size`, each once."""
+
+def prepare_training(parameters: TrainParameters, size: int, work: Path) -> cache.Prepared:
+    """Discover DATA_DIR and decode its training images at `size`, each once.
+
+    Images without a label and unreadable ones are listed in the working folder for the report.
+    """
     source = table.discover(paths.data_dir(parameters.data_dir))
     for problem in source.problems:
         print(f"note: {problem}")
@@ -31,9 +38,19 @@ def prepare_training(parameters: TrainParameters, size: int) -> tuple[cache.Prep
     )
     positive = int((prepared.table["area_px"] > 0).sum())
     print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
-    for skipped in prepared.skipped:
-        print(f"left out: {skipped}")
-    return prepared, source
+    left_out = [*prepared.skipped, *(f"{name}: no label" for name in source.unlabelled)]
+    for line in left_out:
+        print(f"left out: {line}")
+    files.write_json(work / LEFT_OUT, left_out)
+    return prepared
+
+
+def read_left_out(roots: Sequence[Path]) -> list[str]:
+    """A line for each image that training left out; empty where there is none."""
+    for root in roots:
+        if (root / LEFT_OUT).is_file():
+            return json.loads((root / LEFT_OUT).read_text(encoding="utf-8"))
+    return []
 
 
 def settle_folds(

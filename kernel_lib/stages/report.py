@@ -58,6 +58,9 @@ def write(
     ]
     if source is not None:
         sections += _pictures(ensemble, roots, folder, source, drawn, per_image, rule, test)
+    left_out = preparation.read_left_out(roots)
+    if left_out:
+        sections.append(Section("Training images left out", left_out))
     if test is not None:
         sections += _test_problems(folder, test)
     meta = {

@@ -72,7 +72,7 @@ def run(parameters: TrainParameters) -> TrainResult:
     chosen = engine(parameters.device, parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    prepared, _ = preparation.prepare_training(parameters, decided.experiment.size)
+    prepared = preparation.prepare_training(parameters, decided.experiment.size, work)
     table = preparation.settle_folds(prepared, parameters, roots)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
     if max(wanted) >= parameters.n_folds:
