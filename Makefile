@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format notebooks bench clean
+.PHONY: help setup demo test test-slow lint format notebooks pictures bench clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -61,6 +61,9 @@ format: $(READY)
 
 notebooks: $(READY)
 	.venv/bin/jupytext --quiet --to ipynb $(NOTEBOOKS:%=notebooks/%.py)
+
+pictures: $(READY)
+	PYTHONPATH=. $(PY) docs/make_pictures.py $(DEMO) docs/pictures
 
 bench: $(READY)
 	@for b in rle thresholds training; do $(PY) -m benchmarks.$$b || exit 1; done

@@ -17,7 +17,7 @@ from kernel_lib.inference import maps
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import honest, submission, thresholds
 from kernel_lib.stages import preparation, scores
-from kernel_lib.viz import figures, overlays, report, sizes
+from kernel_lib.viz import figures, report
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.report import Section
 
@@ -36,6 +36,27 @@ def write(
     it has run. `search` saves making it again.
     """
     ensemble = Ensemble.load(folder)
+    rule, _ = ensembles.read_rule(folder)
+    meta = {
+        "ensemble": ensemble.name,
+        "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
+        "combine": ensemble.combine,
+        "rule": f"top {rule.top:.4f}, min area {rule.min_area_px} px, bottom {rule.bottom:.4f}",
+    }
+    target = folder / "report.html"
+    found = sections(folder, roots, source, search)
+    report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
+    return target
+
+
+def sections(
+    folder: Path,
+    roots: Sequence[Path],
+    source: Source | None = None,
+    search: thresholds.SearchResult | None = None,
+) -> list[Section]:
+    """The report's sections in order; as `write`."""
+    ensemble = Ensemble.load(folder)
     rule, document = ensembles.read_rule(folder)
     scored = honest.HonestReport.from_json(document["honest"])
     last = honest.HonestReport.from_json(document["last"])
@@ -44,34 +65,28 @@ def write(
     search = search or _search(folder, document)
     test = _test(folder)
     predicted = _test_areas(folder) if test is not None else None
-    sections = [
+    found = [
         Section("Scores", scores.table(scored, last, document["past_known"])),
         Section("Scores, drawn", figures.scores(scored)),
         Section("How the honest score was made", _method(scored, last, rule)),
         Section("Learning curves", figures.learning_curves(_logs(ensemble, roots))),
         Section("Thresholds", figures.threshold_surface(search)),
-        Section("Dice and area", sizes.dice_against_area(per_image)),
-        Section("Missed, by size", sizes.false_negatives_by_size(per_image)),
+        Section("Dice and area", figures.dice_against_area(per_image)),
+        Section("Missed, by size", figures.false_negatives_by_size(per_image)),
         Section("Share of images with a mask", figures.share_nonempty(scored, test)),
-        Section("Areas of masks", areas_picture(per_image, predicted)),
+        Section("Areas of masks", _areas_picture(per_image, predicted)),
         Section("Folds", figures.folds(drawn)),
     ]
     if source is not None:
-        sections += _pictures(ensemble, roots, folder, source, drawn, per_image, rule, test)
+        found += _masks(ensemble, roots, source, drawn, per_image, rule)
+        if test is not None:
+            found.append(Section("Test images with a mask", _test_picture(folder, source)))
     left_out = preparation.read_left_out(roots)
     if left_out:
-        sections.append(Section("Training images left out", left_out))
+        found.append(Section("Training images left out", left_out))
     if test is not None:
-        sections += _test_problems(folder, test)
-    meta = {
-        "ensemble": ensemble.name,
-        "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
-        "combine": ensemble.combine,
-        "rule": f"top {rule.top:.4f}, min area {rule.min_area_px} px, bottom {rule.bottom:.4f}",
-    }
-    target = folder / "report.html"
-    report.write_report(target, f"Ensemble {ensemble.name}", sections, meta)
-    return target
+        found += _test_problems(folder, test)
+    return found
 
 
 def read_per_image(folder: Path) -> pd.DataFrame:
@@ -81,10 +96,10 @@ def read_per_image(folder: Path) -> pd.DataFrame:
     return table.rename(columns=names).dropna(subset=["dice"])
 
 
-def areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Picture:
+def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Picture:
     """Areas of predicted masks, out of fold beside test."""
     areas = per_image["predicted_px"].to_numpy()
-    return sizes.mask_areas(areas[areas > 0], on_test)
+    return figures.mask_areas(areas[areas > 0], on_test)
 
 
 def _method(
@@ -141,18 +156,16 @@ def _test_areas(folder: Path) -> np.ndarray:
     return areas[areas > 0]
 
 
-def _pictures(
+def _masks(
     ensemble: Ensemble,
     roots: Sequence[Path],
-    folder: Path,
     source: Source,
     drawn: pd.DataFrame,
     per_image: pd.DataFrame,
     rule: thresholds.Triplet,
-    test: honest.TestSummary | None,
 ) -> list[Section]:
-    """Radiographs: masks missed, masks worst and best drawn, false alarms, and test images."""
-    sections = []
+    """Radiographs out of fold: masks missed, drawn worst and best, and false alarms."""
+    found = []
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
     kinds = {
@@ -177,7 +190,7 @@ def _pictures(
             level_map = maps.mean([a[row.image_id] for a in archives[row.fold]], weights)
             prob = maps.at_shape(level_map, shape)
             shown.append(
-                overlays.Example(
+                figures.Example(
                     image_id=row.image_id,
                     image=images.read(paths[row.image_id]),
                     truth=rle.decode(label["rle"], shape),
@@ -186,10 +199,8 @@ def _pictures(
                     caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
                 )
             )
-        sections.append(Section(title, overlays.examples(shown)))
-    if test is not None:
-        sections.append(Section("Test images with a mask", _test_picture(folder, source)))
-    return sections
+        found.append(Section(title, figures.examples(shown)))
+    return found
 
 
 def _test_picture(folder: Path, source: Source) -> Picture:
@@ -200,6 +211,6 @@ def _test_picture(folder: Path, source: Source) -> Picture:
             image = images.read(path)
             mask = rle.decode(table[image_id], image.shape)
             shown.append(
-                overlays.Example(image_id, image, None, None, mask, f"{int(mask.sum()):,} px")
+                figures.Example(image_id, image, None, None, mask, f"{int(mask.sum()):,} px")
             )
-    return overlays.examples(shown)
+    return figures.examples(shown)
