@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from kernel_lib import files
 from kernel_lib.errors import InputError
@@ -28,7 +29,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
         raise InputError(f"{path} cannot be read ({error}): delete it and train again") from error
     if not isinstance(state, dict) or "lineage" not in state:
         raise InputError(f"{path} is no checkpoint of this package: it holds no lineage")
-    return state, Lineage.model_validate(state.pop("lineage"))
+    try:
+        return state, Lineage.model_validate(state.pop("lineage"))
+    except ValidationError as error:
+        raise InputError(f"{path} holds a broken lineage ({error}): train again") from None
 
 
 def past(path: Path) -> Lineage:

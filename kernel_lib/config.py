@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -33,7 +33,10 @@ class Experiment(Frozen):
 
     network: str = "UNet"
     encoder: str = "resnet34"
-    decoder_channels: tuple[int, ...] = Field((256, 128, 64, 32, 16), strict=False)
+    # scSE squeezes channels sixteenfold, so a level has at least 16.
+    decoder_channels: tuple[Annotated[int, Field(ge=16)], ...] = Field(
+        (256, 128, 64, 32, 16), strict=False, min_length=1, max_length=5
+    )
     weights: str = "imagenet"
 
     size: int = Field(512, ge=32, le=2048)
@@ -96,6 +99,9 @@ class Parameters(Frozen):
         Raises InputError naming each wrong parameter, its value and the mend.
         """
         given = {k.lower(): v for k, v in namespace.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", k)}
+        for name in namespace:
+            if not name.isupper() and name.lower() in cls.model_fields:
+                raise InputError(f"parameter {name} is not read: write {name.upper()}")
         return cls.checked(given)
 
     @classmethod

@@ -151,6 +151,8 @@ def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
     chosen = [name.strip() for name in wanted.split(",") if name.strip()]
     if not chosen:
         raise InputError(f"RUNS {wanted!r} names no run; there are {', '.join(there)}")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"RUNS {wanted!r} names a run twice: it would count double")
     for name in chosen:
         if name not in there:
             raise InputError(f"run {name!r} is not there; there are {', '.join(there)}")

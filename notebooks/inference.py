@@ -40,8 +40,6 @@ THREADS: Optional[int] = None
 
 # %%
 from kernel_lib.config import InferenceParameters
-from kernel_lib.stages import inference
-from kernel_lib.viz import figures
 
 parameters = InferenceParameters.from_namespace(globals())
 
@@ -49,6 +47,9 @@ parameters = InferenceParameters.from_namespace(globals())
 # One row an image, in the sample's order; masks are never split.
 
 # %%
+from kernel_lib.stages import inference
+from kernel_lib.viz import figures
+
 result = inference.run(parameters)
 
 # %% [markdown]

@@ -37,8 +37,6 @@ ALLOW_UNKNOWN_PAST: bool = False
 
 # %%
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.stages import thresholds
-from kernel_lib.viz import figures
 
 parameters = ThresholdsParameters.from_namespace(globals())
 
@@ -46,6 +44,9 @@ parameters = ThresholdsParameters.from_namespace(globals())
 # The honest row is the one to believe: each image is scored by a rule chosen without it.
 
 # %%
+from kernel_lib.stages import thresholds
+from kernel_lib.viz import figures
+
 result = thresholds.run(parameters)
 
 # %% [markdown]

@@ -64,8 +64,6 @@ THREADS: Optional[int] = None
 
 # %%
 from kernel_lib.config import TrainParameters
-from kernel_lib.stages import train
-from kernel_lib.viz import figures
 
 parameters = TrainParameters.from_namespace(globals())
 
@@ -73,6 +71,9 @@ parameters = TrainParameters.from_namespace(globals())
 # Training can be stopped anywhere; the same command goes on from there and ends the same.
 
 # %%
+from kernel_lib.stages import train
+from kernel_lib.viz import figures
+
 result = train.run(parameters)
 
 # %% [markdown]

@@ -24,6 +24,8 @@ from kernel_lib.postprocess import thresholds
 from kernel_lib.progress import bar
 from kernel_lib.runs import Lineage
 
+LONGEST_NAME = 200  # file systems take 255 bytes
+
 
 class Member(Frozen):
     """One run, the folds of it that take part, and its weight in the mean."""
@@ -70,7 +72,11 @@ class Ensemble(Frozen):
         """
         members, digests = [], {}
         for run in names:
-            folds = {k: f for k, f in runs.find(roots, run).items() if f.oof.is_file()}
+            folds = {
+                k: f
+                for k, f in runs.find(roots, run).items()
+                if f.oof.is_file() and f.oof_last.is_file()
+            }
             if not folds:
                 raise InputError(
                     f"run {run} has no held-out predictions yet: finish its training, which "
@@ -84,9 +90,13 @@ class Ensemble(Frozen):
                 f"{' and '.join(digests.values())} were trained on different folds files: an "
                 "ensemble needs one; train them again in one WORK_DIR"
             )
-        ensemble = cls(
-            name=name or "+".join(names), members=members, folds_digest=next(iter(digests)), **how
-        )
+        name = name or "+".join(names)
+        if len(name) > LONGEST_NAME:
+            raise InputError(
+                f"the runs' names joined have {len(name)} characters, too many for a folder: "
+                "name the ensemble with -p ENSEMBLE"
+            )
+        ensemble = cls(name=name, members=members, folds_digest=next(iter(digests)), **how)
         if not ensemble.folds:
             raise InputError(f"the runs {', '.join(names)} have no fold in common")
         return ensemble

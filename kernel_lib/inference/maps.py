@@ -26,8 +26,17 @@ _META = "meta.json"
 
 
 def quantise(prob: np.ndarray) -> np.ndarray:
-    """Probabilities 0–1 of any shape to uint8 levels, round(255 · p)."""
-    return np.rint(np.asarray(prob, dtype=np.float32) * 255).astype(np.uint8)
+    """Probabilities 0–1 of any shape to uint8 levels, round(255 · p).
+
+    Raises FloatingPointError for NaN, which would otherwise pass as an empty map.
+    """
+    scaled = np.asarray(prob, dtype=np.float32) * 255
+    if np.isnan(scaled).any():
+        raise FloatingPointError(
+            "the network's probabilities are not numbers: its weights are broken, or float16 "
+            "overflowed; -p PRECISION float32, or take an earlier checkpoint"
+        )
+    return np.rint(scaled).astype(np.uint8)
 
 
 def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:

@@ -117,6 +117,11 @@ def check(row: Experiment) -> None:
     """InputError for a network or encoder that does not exist, with the nearest names."""
     if row.network not in NETWORKS:
         raise InputError(f"network {row.network!r} is none of {', '.join(NETWORKS)}")
+    if row.network == "DeepLabV3Plus" and row.batch_size == 1 and not row.freeze_batch_norm:
+        raise InputError(
+            "BATCH_SIZE 1 gives DeepLabV3+'s pooled batch norm one value a channel: take 2 and "
+            "more, with ACCUMULATE, or -p FREEZE_BATCH_NORM True"
+        )
     known = smp.encoders.get_encoder_names()
     timms = row.encoder.startswith("tu-") and timm.is_model(row.encoder.removeprefix("tu-"))
     if row.encoder not in known and not timms:

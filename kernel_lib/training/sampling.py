@@ -38,12 +38,16 @@ def epoch_order(name: str, rows: Sequence[int], seed: int, epoch: int) -> np.nda
 def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Consecutive batches that hold every image once.
 
-    The last is as short as it comes, save that one lone image is never left over where another can
-    keep it company: batch norm has no variance of one pooled value.
+    The last is as short as it comes, save that one lone image is never left over: batch norm has
+    no variance of one pooled value. It takes one from the batch before, and batches of two take it
+    in as a third.
     """
     cuts = list(range(batch_size, len(order), batch_size))
-    if cuts and len(order) - cuts[-1] == 1 and batch_size > 2:
-        cuts[-1] -= 1
+    if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:
+        if batch_size == 2:
+            cuts.pop()
+        else:
+            cuts[-1] -= 1
     return np.split(order, cuts)
 
 
