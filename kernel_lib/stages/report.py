@@ -78,7 +78,7 @@ def sections(
         Section("Folds", figures.folds(drawn)),
     ]
     if source is not None:
-        found += _masks(ensemble, roots, source, drawn, per_image, rule)
+        found += _masks(ensemble, roots, source, drawn, per_image, scored)
         if test is not None:
             found.append(Section("Test images with a mask", _test_picture(folder, source)))
     left_out = preparation.read_left_out(roots)
@@ -162,10 +162,14 @@ def _masks(
     source: Source,
     drawn: pd.DataFrame,
     per_image: pd.DataFrame,
-    rule: thresholds.Triplet,
+    scored: honest.HonestReport,
 ) -> list[Section]:
-    """Radiographs out of fold: masks missed, drawn worst and best, and false alarms."""
+    """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
+
+    Each mask is that of the rule which scored the image, chosen without it.
+    """
     found = []
+    rule_of_part = {rule.part: rule.triplet for rule in scored.rules}
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
     kinds = {
@@ -195,7 +199,7 @@ def _masks(
                     image=images.read(paths[row.image_id]),
                     truth=rle.decode(label["rle"], shape),
                     prob=prob,
-                    mask=thresholds.apply(prob, rule),
+                    mask=thresholds.apply(prob, rule_of_part[row.part]),
                     caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
                 )
             )
