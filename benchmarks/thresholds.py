@@ -1,6 +1,6 @@
 """How long the threshold search takes, from stored maps to the rule.
 
-    python benchmarks/thresholds.py [--images 10675] [--maps 400]
+    python -m benchmarks.thresholds [--images 10675] [--maps 400]
 
 Three parts, in one process on at most two threads: the histograms from PNG-compressed 512² maps
 (measured on some, scaled to all), the search over synthetic histograms, and the loop over grid
