@@ -26,6 +26,9 @@ def main() -> None:
 
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+SHAPE = click.option(
+    "--shape", nargs=2, type=int, default=(1024, 1024), show_default=True, help="H W of the images"
+)
 
 
 def _parameters(config: Path, kind: str):
@@ -73,11 +76,12 @@ def inference(config: Path) -> None:
 @main.command()
 @click.argument("submission", type=FILE)
 @click.argument("labels", type=FILE)
-def score(submission: Path, labels: Path) -> None:
+@SHAPE
+def score(submission: Path, labels: Path, shape: tuple[int, int]) -> None:
     """Mean dice of SUBMISSION against LABELS (either RLE table), over the images in both."""
     from kernel_lib.postprocess import submission as files
 
-    result = files.score(submission, labels)
+    result = files.score(submission, labels, shape=shape)
     click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
     click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
     click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")
@@ -92,15 +96,18 @@ def score(submission: Path, labels: Path) -> None:
 @main.command()
 @click.argument("submission", type=FILE)
 @click.option("--sample", type=FILE, required=True, help="the competition's sample submission")
-def validate(submission: Path, sample: Path) -> None:
+@SHAPE
+def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
     """Check SUBMISSION against the sample: ids, RLE, one mask an image. Status 1 if it is wrong."""
     from kernel_lib.postprocess import submission as files
 
-    problems = files.validate(submission, sample)
+    problems = files.validate(submission, sample, shape=shape)
     for problem in problems:
         click.echo(problem)
     if problems:
         raise click.exceptions.Exit(1)
+    if note := files.order_note(submission, sample):
+        click.echo(note)
     click.echo(f"{submission} is valid")
 
 

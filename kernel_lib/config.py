@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kernel_lib.errors import InputError
 
+NAME = r"^[A-Za-z0-9_.+-]+$"  # of an ensemble: it becomes a folder
+
 
 class Frozen(BaseModel):
     """Strictly typed, unchangeable, and deaf to no key: an unknown one is an error."""
@@ -159,7 +161,9 @@ class ThresholdsParameters(Parameters):
     """Parameters of `notebooks/thresholds`: gather out-of-fold maps, search, score honestly."""
 
     runs: str | None = None  # names, comma-separated; None: the only run there is
-    ensemble: str | None = None  # None: the run's name, or the runs' names joined
+    ensemble: str | None = Field(
+        None, pattern=NAME
+    )  # None: the run's name, or the runs' names joined
     work_dir: str | None = None
     data_dir: str | None = None  # only for pictures of images in the report
     combine: Literal["mean", "vote"] = "mean"
@@ -171,7 +175,7 @@ class ThresholdsParameters(Parameters):
 class InferenceParameters(Parameters):
     """Parameters of `notebooks/inference`: test images to a checked submission and a report."""
 
-    ensemble: str | None = None  # None: the only one there is
+    ensemble: str | None = Field(None, pattern=NAME)  # None: the only one there is
     data_dir: str | None = None
     work_dir: str | None = None
     cache_dir: str | None = None
@@ -259,14 +263,15 @@ def _row_of_size(
     """The notes' row of the same system at another size, and whether there is one.
 
     The same name with the size exchanged comes first, then a row that was written as a difference
-    from this one.
+    from this one or from its parent, or the parent itself.
     """
     renamed = row.name.replace(f"_{row.size}_", f"_{size}_")
     if renamed != row.name and renamed in rows:
         return rows[renamed], True
-    system = (row.network, row.encoder)
+    system, family = (row.network, row.encoder), {row.name, row.parent} - {None}
     for other in rows.values():
-        same = other.parent == row.name and (other.network, other.encoder) == system
+        related = family & {other.name, other.parent}
+        same = related and (other.network, other.encoder) == system
         if same and other.size == size:
             return other, True
     return row, False

@@ -97,4 +97,6 @@ def restore_random_states(states: dict) -> None:
     np.random.set_state(numpy_state)
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in states["cuda"]])
+        there = range(torch.cuda.device_count())  # perhaps fewer than there were
+        for device, state in zip(there, states["cuda"], strict=False):
+            torch.cuda.set_rng_state(state.cpu(), device)

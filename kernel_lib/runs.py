@@ -94,6 +94,10 @@ class FoldFolder:
     def best(self, epoch: int) -> Path:
         return self.path / f"best_epoch{epoch:03d}.pt"
 
+    def kept_epochs(self) -> list[int]:
+        """The epochs of the kept checkpoints, in order."""
+        return [int(path.stem.removeprefix("best_epoch")) for path in self.kept()]
+
     def kept(self) -> list[Path]:
         """The kept checkpoints, by epoch."""
         return sorted(self.path.glob("best_epoch*.pt"))

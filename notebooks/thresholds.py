@@ -59,4 +59,4 @@ figures.threshold_surface(result.search)
 # What the search adds over probability > 0.5, and what it only seems to add.
 
 # %%
-figures.scores(result.honest)
+figures.scores(result.honest, result.past_known)

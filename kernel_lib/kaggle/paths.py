@@ -44,14 +44,14 @@ def work_dir(value: str | None, working: Path = _WORKING) -> Path:
     and the command line agree. None: Kaggle's working folder there, else `work` in the project.
     """
     if value is not None:
-        return _from_root(value)
+        return from_root(value)
     return working if on_kaggle(working) else project_root() / "work"
 
 
 def cache_dir(value: str | None, working: Path = _WORKING) -> Path:
     """The folder for scratch, outside the working folder; not created here."""
     if value is not None:
-        return _from_root(value)
+        return from_root(value)
     if on_kaggle(working):
         return Path(tempfile.gettempdir()) / "pneumothorax-cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumothorax"
@@ -64,7 +64,7 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     then data sets, then outputs of kernels. Raises InputError that says what was looked for.
     """
     if value is not None:
-        return _existing(_from_root(value), "DATA_DIR")
+        return _existing(from_root(value), "DATA_DIR")
     mounts = _mounts(mounts)
     folders = _mounted(mounts)
     competition = [folder for folder in folders if folder.name == COMPETITION]
@@ -103,7 +103,7 @@ def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
     Checkpoints of this project's own runs are artefacts and not listed. Raises InputError when
     the given folder does not exist.
     """
-    found = [_existing(_from_root(value), "WEIGHTS_DIR")] if value is not None else []
+    found = [_existing(from_root(value), "WEIGHTS_DIR")] if value is not None else []
     for mounted in _mounted(_mounts(mounts)):
         found += [folder for folder in _below(mounted, depth=3) if _holds_weights(folder)]
     return list(dict.fromkeys(found))
@@ -156,7 +156,7 @@ def _holds_weights(folder: Path) -> bool:
         return any(e.name.endswith(WEIGHT_ENDINGS) and e.is_file() for e in entries)
 
 
-def _from_root(value: str) -> Path:
+def from_root(value: str) -> Path:
     return project_root() / Path(value).expanduser()
 
 

@@ -66,7 +66,10 @@ def read(path: Path | str) -> pd.DataFrame:
 
 
 def validate(
-    path: Path | str, sample: Path | str | Sequence[str], shapes: Shapes | None = None
+    path: Path | str,
+    sample: Path | str | Sequence[str],
+    shapes: Shapes | None = None,
+    shape: tuple[int, int] = SHAPE,
 ) -> list[str]:
     """What is wrong with a submission, each with its row and the mend; [] when nothing is.
 
@@ -74,7 +77,7 @@ def validate(
     0 pixels or an odd count. The order of rows is no fault, since the competition matches by id:
     `order_note` tells it. `sample` is the sample submission, or its ids in order.
 
-    Shapes: `shapes` holds (H, W) by id; images not in it are 1024².
+    Shapes: `shapes` holds (H, W) by id; images not in it have `shape`.
     Raises: InputError when the sample itself cannot be read; what is wrong in `path` is returned.
     """
     wanted = _sample_ids(sample)
@@ -85,7 +88,7 @@ def validate(
     problems = [
         *ragged,
         *_problems_of_ids(table, set(wanted)),
-        *_problems_of_masks(table, shapes or {}),
+        *_problems_of_masks(table, shapes or {}, shape),
     ]
     problems.sort(key=lambda problem: problem[0])
     given, last = set(table["image_id"]), max([1, *table["row"]])
@@ -114,13 +117,14 @@ def score(
     submission: Path | str | pd.DataFrame,
     labels: Path | str | pd.DataFrame,
     shapes: Shapes | None = None,
+    shape: tuple[int, int] = SHAPE,
 ) -> ScoreResult:
     """Mean dice of a submission over the images that it shares with the labels.
 
     Several rows of an image are united. Counted on runs, so that no mask is drawn. Tables are as
     `read` returns them (image_id, rle), or files of either header.
 
-    Shapes: `shapes` holds (H, W) by id; images not in it are 1024².
+    Shapes: `shapes` holds (H, W) by id; images not in it have `shape`.
     Raises: InputError naming file and row of an RLE at fault, or when no image stands in both.
     """
     sides = [_grouped(_table(side), str(_name(side))) for side in (submission, labels)]
@@ -134,7 +138,7 @@ def score(
         )
     counts = np.empty((len(both), 3), dtype=np.int64)  # (N, 3) intersection, predicted, truth
     for at, one in enumerate(both):
-        shape = (shapes or {}).get(one, SHAPE)
+        shape = (shapes or {}).get(one, shape)
         first, second = (_united(side[one], shape) for side in sides)
         counts[at] = intersection_px(first, second), rle.area(first), rle.area(second)
     dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
@@ -182,7 +186,9 @@ def _problems_of_ids(table: pd.DataFrame, wanted: set[str]) -> Iterator[tuple[in
         first_row.setdefault(one, row)
 
 
-def _problems_of_masks(table: pd.DataFrame, shapes: Shapes) -> Iterator[tuple[int, str]]:
+def _problems_of_masks(
+    table: pd.DataFrame, shapes: Shapes, shape: tuple[int, int]
+) -> Iterator[tuple[int, str]]:
     """(row, problem) of RLEs that describe no mask of their image, or overlap an earlier row's."""
     seen: dict[str, list[tuple[int, rle.Runs]]] = {}
     for row, one, text in zip(table["row"], table["image_id"], table["rle"], strict=True):
@@ -190,7 +196,7 @@ def _problems_of_masks(table: pd.DataFrame, shapes: Shapes) -> Iterator[tuple[in
             yield row, f"row {row} ({one}): no RLE: write {rle.EMPTY} for an empty mask"
             continue
         try:
-            runs = rle.parse(text, shapes.get(one, SHAPE))
+            runs = rle.parse(text, shapes.get(one, shape))
         except rle.RleError as error:
             yield row, f"row {row} ({one}): {error}"
             continue

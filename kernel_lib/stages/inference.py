@@ -17,6 +17,7 @@ from kernel_lib.data import cache, rle, table
 from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference import maps
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
@@ -53,55 +54,79 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     ensemble = Ensemble.load(earlier)
     rule, document = ensembles.read_rule(earlier)
     source = table.discover(paths.data_dir(parameters.data_dir))
-    sample = _sample(parameters, source)
+    sample_file, sample = _sample(parameters, source)
+    _settled(ensemble, roots)
     chosen = engine(parameters.device, parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     images, unreadable = _predict_all(ensemble, parameters, source, roots, chosen)
     folder = work / "ensembles" / ensemble.name
     _take_along(earlier, folder)
-    areas, found = [], {}
+    areas, found, wanted = [], {}, set(sample)
     for image_id, mask in ensembles.test_masks(ensemble, roots, images, rule):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
-        areas.append(int(mask.sum()) * FULL_AREA / mask.size)
-    missing = sorted(set(sample) - set(found))
+        if image_id in wanted:
+            areas.append(int(mask.sum()) * FULL_AREA / mask.size)
     target = folder / "submission.csv"
-    submission.write(target, sample, [found.get(image_id, "-1") for image_id in sample])
-    _check(target, source.sample, sample, images)
+    submission.write(target, sample, [found[image_id] for image_id in sample])
+    _check(target, sample_file or sample, images)
     scored = honest.HonestReport.from_json(document["honest"])
     summary = honest.summary_of_areas(np.array(areas), scored)
     for warning in summary.warnings:
         print(f"warning: {warning}")
-    unread = (*sorted(unreadable), *missing)
-    files.write_json(folder / "test.json", {"summary": summary.to_json(), "unreadable": unread})
+    unread = tuple(sorted(unreadable))
+    files.write_json(
+        folder / "test.json",
+        {"summary": summary.to_json(), "unreadable": unread, "area_px": areas},
+    )
     result = InferenceResult(folder, target, summary, scored, unread)
     report.write(folder, roots, source=source)
     print(result)
     return result
 
 
-def _sample(parameters: InferenceParameters, source: table.Source) -> list[str]:
-    """The image ids of the submission, in the sample's order, or those of the test images."""
-    if parameters.sample is not None:
-        given = Path(parameters.sample)
-        path = given if given.is_absolute() else paths.project_root() / given
-    else:
-        path = source.sample
+def _sample(parameters: InferenceParameters, source: table.Source) -> tuple[Path | None, list[str]]:
+    """The sample submission, if there is one, and the image ids in its order."""
+    path = source.sample if parameters.sample is None else paths.from_root(parameters.sample)
     there = source.test["image_id"].tolist()
     if not there:
         raise InputError(f"{source.root} holds no test images; {source.layout} layout")
     if path is None:
         print("no sample submission: one row for each test image, by id")
-        return sorted(there)
+        return None, sorted(there)
     ids = table.read_sample(path)["image_id"].tolist()
-    if not set(ids) & set(there):
+    known = set(there)
+    absent = [image_id for image_id in ids if image_id not in known]
+    if absent:
         raise InputError(
-            f"none of the {len(ids)} images of {path} is among the {len(there)} test images in "
-            f"{source.root}: the sample is of another data set; -p SAMPLE PATH"
+            f"{path}: {len(absent)} of {len(ids)} images, {absent[0]} first, are not among the "
+            f"{len(there)} test images in {source.root}: is the sample of another data set? "
+            "-p SAMPLE PATH"
         )
-    return ids
+    return path, ids
+
+
+def _settled(ensemble: Ensemble, roots: Sequence[Path]) -> None:
+    """Refuse members that are not there, or not those whose maps the rule was searched on."""
+    for member in ensemble.members:
+        folders = runs.find(roots, member.run)
+        for fold in ensemble.folds:
+            if fold not in folders:
+                places = ", ".join(str(root) for root in roots)
+                raise InputError(
+                    f"{member.run} has no fold {fold} under {places}: attach the train stage's "
+                    "output, or train it"
+                )
+            folder = folders[fold]
+            searched = maps.Maps(folder.oof).meta["checkpoints"]
+            same = folder.read_config()["folds_digest"] == ensemble.folds_digest
+            if not same or searched != predictions.contents(folder.kept()):
+                raise InputError(
+                    f"{folder.path} is not what the rule of {ensemble.name} was searched on: run "
+                    "the train stage to its end, then the thresholds stage"
+                )
 
 
 def _predict_all(
@@ -142,11 +167,9 @@ def _predict_fold(
     """test.zip of one fold of one run, into the working folder, unless it lies there already."""
     if parameters.tta is not None:
         row = row.model_copy(update={"tta": parameters.tta})
+        print(f"note: {folder.name} predicts with TTA {row.tta}, its rule was found with the row's")
     kept = folder.kept()
-    if not kept:
-        raise InputError(f"{folder.path} holds no kept checkpoint: finish its training")
-    epochs = [int(p.stem.removeprefix("best_epoch")) for p in kept]
-    meta = predictions.describe(folder, row, epochs, checkpoints.past(kept[0]))
+    meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
     meta["images_digest"] = _digest(prepared.table)
     target = runs.fold_folder(work, folder.run, folder.fold).test
     if predictions.already(target, meta, len(prepared)):
@@ -159,10 +182,16 @@ def _predict_fold(
 def _digest(images: pd.DataFrame) -> str:
     """Which test images an archive was made of: their ids and files, as they were then."""
     listed = images[["image_id", "path"]].copy()
-    stats = [Path(path).stat() for path in listed["path"]]
-    listed["bytes"] = [stat.st_size for stat in stats]
-    listed["changed"] = [stat.st_mtime_ns for stat in stats]  # a mended file is another image
+    listed["state"] = [_state(path) for path in listed["path"]]  # a mended file is another image
     return hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
+
+
+def _state(path: str) -> str:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return "gone"  # and so a black image
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _take_along(earlier: Path, folder: Path) -> None:
@@ -174,9 +203,7 @@ def _take_along(earlier: Path, folder: Path) -> None:
             copy.write(path.read_bytes())
 
 
-def _check(
-    target: Path, sample_file: Path | None, sample: Sequence[str], images: pd.DataFrame
-) -> None:
+def _check(target: Path, sample: Path | Sequence[str], images: pd.DataFrame) -> None:
     """Read the submission back and refuse it where Kaggle would, or should."""
     shapes = {
         image_id: (height, width)
@@ -184,8 +211,7 @@ def _check(
             index=False, name=None
         )
     }
-    against = sample_file if sample_file is not None else sample
-    problems = submission.validate(target, against, shapes)
+    problems = submission.validate(target, sample, shapes)
     if problems:
         raise RuntimeError(f"{target} is not valid: " + "; ".join(problems[:5]))
-    print(f"{target.name}: {len(sample)} rows, checked against the sample")
+    print(f"{target.name}: {len(submission.read(target))} rows, checked against the sample")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from kernel_lib.config import Experiment
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, plain_loader
 from kernel_lib.engine import Engine
+from kernel_lib.errors import InputError
 from kernel_lib.inference import maps, tta
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks, weights
@@ -52,23 +54,40 @@ def load_models(row: Experiment, checkpoints: Sequence[Path], chosen: Engine) ->
     return models
 
 
-def describe(folder: FoldFolder, row: Experiment, epochs: list, lineage: Lineage) -> dict:
-    """What an archive says of itself; two that say the same hold the same maps."""
+def describe(
+    folder: FoldFolder, row: Experiment, checkpoints: Sequence[Path], lineage: Lineage
+) -> dict:
+    """What an archive says of itself; two that say the same hold the same maps.
+
+    `checkpoints` are the files whose predictions it averages, told by their contents.
+    """
     return {
         "run": folder.run,
         "fold": folder.fold,
         "size": row.size,
         "tta": row.tta,
-        "checkpoints": epochs,
+        "checkpoints": contents(checkpoints),
         "lineage": lineage.model_dump(mode="json"),
     }
+
+
+def contents(checkpoints: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file by its name."""
+    found = {}
+    for path in checkpoints:
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def already(target: Path, meta: dict, count: int) -> bool:
     """Whether that archive is there, of these checkpoints, and complete."""
     if not target.exists():
         return False
-    there = maps.Maps(target).meta
+    try:
+        there = maps.Maps(target).meta
+    except InputError:  # damaged: it is made anew
+        return False
     return there == meta | {"images": count}
 
 

@@ -66,6 +66,7 @@ def settle_folds(
         drawn = folds.load(existing)
         _same_images(drawn, prepared.table, existing)
         n_folds = int(drawn["fold"].max()) + 1
+        _same_groups(drawn, prepared.table, parameters.groups, existing)
         if n_folds != parameters.n_folds:
             raise InputError(
                 f"{existing} has {n_folds} folds, N_FOLDS is {parameters.n_folds}: "
@@ -97,14 +98,32 @@ def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
     """Patient of each image: from the table given, else from the DICOMs, else unknown ('')."""
     if given is None:
         return prepared["patient"].fillna("")
-    path = Path(given) if Path(given).is_absolute() else paths.project_root() / given
-    by_id = table.read_groups(path)
+    by_id = table.read_groups(paths.from_root(given))
     found = prepared["image_id"].map(by_id)
     if found.isna().all():
         raise InputError(f"GROUPS {given} names none of the images: it must map image ids")
     if found.isna().any():
         print(f"note: {int(found.isna().sum())} images have no patient in {given}")
     return found.fillna("")
+
+
+def _same_groups(
+    drawn: pd.DataFrame, prepared: pd.DataFrame, given: str | None, path: Path
+) -> None:
+    """Refuse a table of patients that the folds were not drawn with: some would stand in two."""
+    if given is None:
+        return
+    had = prepared["image_id"].map(drawn.set_index("image_id")["group"])
+    wanted = _groups(prepared, given)
+    other = (had != wanted).to_numpy().nonzero()[0]
+    if len(other):
+        first = other[0]
+        raise InputError(
+            f"{path} was drawn with other patients than GROUPS {given} says "
+            f"({prepared['image_id'].iloc[first]}: {had.iloc[first]!r}, here "
+            f"{wanted.iloc[first]!r}; {len(other)} images): choose another WORK_DIR, or delete it "
+            "with its runs"
+        )
 
 
 def _same_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path) -> None:

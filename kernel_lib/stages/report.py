@@ -16,6 +16,7 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import honest, submission, thresholds
+from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.stages import preparation, scores
 from kernel_lib.viz import figures, report
 from kernel_lib.viz.picture import Picture
@@ -67,8 +68,10 @@ def sections(
     predicted = _test_areas(folder) if test is not None else None
     found = [
         Section("Scores", scores.table(scored, last, document["past_known"])),
-        Section("Scores, drawn", figures.scores(scored)),
-        Section("How the honest score was made", _method(scored, last, rule)),
+        Section("Scores, drawn", figures.scores(scored, document["past_known"])),
+        Section(
+            "How the honest score was made", _method(scored, last, rule, document["past_known"])
+        ),
         Section("Learning curves", figures.learning_curves(_logs(ensemble, roots))),
         Section("Thresholds", figures.threshold_surface(search)),
         Section("Dice and area", figures.dice_against_area(per_image)),
@@ -103,13 +106,18 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
 
 
 def _method(
-    scored: honest.HonestReport, last: honest.HonestReport, rule: thresholds.Triplet
+    scored: honest.HonestReport,
+    last: honest.HonestReport,
+    rule: thresholds.Triplet,
+    past_known: bool,
 ) -> str:
+    warning = "" if past_known else "NOT HONEST: what a member descends from is unknown. "
     optimism = scored.honest.dice - last.honest.dice
     return (
-        f"{scored.method} The rule to submit with keeps a mask where at least {rule.min_area_px} "
-        f"px (of 1024²) exceed {rule.top:.4f}, cut at {rule.bottom:.4f}. Epochs were selected on "
-        f"the images that score them: the selected ones score {optimism:+.4f} against the last "
+        f"{warning}{scored.method} The rule to submit with keeps a mask where at least "
+        f"{rule.min_area_px} px (of 1024²) exceed {rule.top:.4f}, cut at {rule.bottom:.4f}. "
+        "Epochs were selected on the images that score them: the selected ones score "
+        f"{optimism:+.4f} against the last "
         "weights, which bounds that optimism. AUC of 'has a mask': "
         f"{scored.auc_sum:.4f} by the sum of probabilities, {scored.auc_count:.4f} by the area "
         "above top."
@@ -150,9 +158,8 @@ def _test_problems(folder: Path, test: honest.TestSummary) -> list[Section]:
 
 
 def _test_areas(folder: Path) -> np.ndarray:
-    """Areas of the submission's masks, of those that are not empty."""
-    table = submission.read(folder / "submission.csv")
-    areas = np.array([rle.area(rle.parse(text)) for text in table["rle"]])
+    """Areas of the submission's masks that are not empty, px of 1024²."""
+    areas = np.array(json.loads((folder / "test.json").read_text(encoding="utf-8"))["area_px"])
     return areas[areas > 0]
 
 
@@ -215,6 +222,13 @@ def _test_picture(folder: Path, source: Source) -> Picture:
             image = images.read(path)
             mask = rle.decode(table[image_id], image.shape)
             shown.append(
-                figures.Example(image_id, image, None, None, mask, f"{int(mask.sum()):,} px")
+                figures.Example(
+                    image_id,
+                    image,
+                    None,
+                    None,
+                    mask,
+                    f"{mask.sum() * FULL_AREA / mask.size:,.0f} px",
+                )
             )
     return figures.examples(shown)

@@ -47,7 +47,7 @@ def summary(folder: Path, truth: Path | None = None) -> str:
     document = json.loads(path.read_text(encoding="utf-8"))
     reports = [HonestReport.from_json(document[name]) for name in ("honest", "last")]
     lines = ["Out of fold:", as_text(table(*reports, document["past_known"]))]
-    if truth is not None:
+    if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
     lines += ["", "Artefacts:"]
     for name in ("submission.csv", "report.html", "thresholds.json", "members.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -30,9 +31,11 @@ def network(
     row, parameters = decided.experiment, decided.parameters
     seed_everything(parameters.seed, parameters.deterministic)
     model = networks.build(row)
-    if folder.last.exists():
-        return model, checkpoints.load(folder.last)[1]
     mine = truth[~held]
+    if folder.last.exists():
+        lineage = checkpoints.load(folder.last)[1]
+        _same_images(folder, lineage, set(mine["image_id"]), set(truth["image_id"]))
+        return model, lineage
     lineage = Lineage(
         images=tuple(sorted(mine["image_id"])),
         groups=tuple(sorted(set(mine["group"]) - {""})),
@@ -58,19 +61,59 @@ def network(
     return model, lineage
 
 
+def check(decided: TrainPlan, folds: Sequence[int], roots: Sequence[Path]) -> None:
+    """Refuse starting weights that cannot be had, before any image is decoded."""
+    row, parameters = decided.experiment, decided.parameters
+    if parameters.groups is not None and not paths.from_root(parameters.groups).is_file():
+        raise InputError(f"GROUPS {paths.from_root(parameters.groups)} does not exist")
+    begun = [f for f in folds if runs.fold_folder(roots[0], decided.run, f).last.exists()]
+    if row.weights == "none" or begun:
+        return
+    if row.weights == "imagenet":
+        encoder = networks.build(row).encoder
+        weights.load_imagenet(encoder, row.encoder, paths.weights_dirs(parameters.weights_dir))
+    elif not _is_file(row.weights) and row.weights not in runs.names(roots):
+        _no_such_weights(row.weights, min(folds), roots)
+    elif _is_file(row.weights) and not paths.from_root(row.weights).is_file():
+        raise InputError(f"WEIGHTS {paths.from_root(row.weights)} does not exist; {weights.OFFER}")
+
+
+def _same_images(folder: FoldFolder, lineage: Lineage, now: set[str], everything: set[str]) -> None:
+    """Refuse to go on with other training images than the fold began with.
+
+    The order of an epoch, and what the checkpoint says it has seen, would both be wrong.
+    """
+    began = set(lineage.images)
+    gone = began - everything if not lineage.ancestors else set()
+    if not now <= began or gone or (not lineage.ancestors and began != now):
+        other = sorted((now - began) or gone or (began - now))
+        raise InputError(
+            f"{folder.path} began with other training images than are here now ({other[0]}; see "
+            "left_out.json): restore them, or delete that folder"
+        )
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".pt", ".pth", ".safetensors")
+
+
+def _no_such_weights(name: str, fold: int, roots: Sequence[Path]) -> NoReturn:
+    raise InputError(
+        f"WEIGHTS {name!r} is neither imagenet, none, a file, nor a run with a finished fold "
+        f"{fold}; runs there: {', '.join(runs.names(roots)) or 'none'}; {weights.OFFER}"
+    )
+
+
 def _parent(name: str, fold: int, roots: Sequence[Path], folds_digest: str) -> Path:
     """The checkpoint that WEIGHTS names: a file, or the best of another run's same fold."""
-    if Path(name).suffix in (".pt", ".pth", ".safetensors"):
-        path = Path(name) if Path(name).is_absolute() else paths.project_root() / name
+    if _is_file(name):
+        path = paths.from_root(name)
         if not path.is_file():
             raise InputError(f"WEIGHTS {path} does not exist; {weights.OFFER}")
         return path
     folder = runs.find(roots, name).get(fold)
-    if folder is None or not folder.kept():
-        raise InputError(
-            f"WEIGHTS {name!r} is neither imagenet, none, a file, nor a run with a finished fold "
-            f"{fold}; runs there: {', '.join(runs.names(roots)) or 'none'}; {weights.OFFER}"
-        )
+    if folder is None or not folder.kept() or not folder.oof.is_file():
+        _no_such_weights(name, fold, roots)
     if folder.read_config()["folds_digest"] != folds_digest:
         raise InputError(
             f"{folder.name} was trained on another folds file: its fold {fold} is not this one; "
@@ -79,5 +122,4 @@ def _parent(name: str, fold: int, roots: Sequence[Path], folds_digest: str) -> P
     kept = {line["epoch"]: line for line in folder.read_log() if line["best"]}
     monitor = folder.read_config()["experiment"]["monitor"]
     key = better(monitor)
-    by_epoch = {int(p.stem.removeprefix("best_epoch")): p for p in folder.kept()}
-    return by_epoch[max(by_epoch, key=lambda e: (key(kept[e][monitor]), -e))]
+    return folder.best(max(folder.kept_epochs(), key=lambda e: (key(kept[e][monitor]), -e)))

@@ -40,6 +40,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     """
     work = paths.work_dir(parameters.work_dir)
     roots = paths.artefact_roots(work)
+    source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     ensemble = Ensemble.gather(
         roots,
         runs.named(roots, parameters.runs),
@@ -55,7 +56,6 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     folder = work / "ensembles" / ensemble.name
     _write(folder, ensemble, search, *reports, kept)
     result = ThresholdsResult(folder, search, *reports, past_known=kept.honest)
-    source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     report.write(folder, roots, source=source, search=search)
     print(result)
     return result
@@ -85,6 +85,8 @@ def _write(
     out_of_fold: OutOfFold,
 ) -> None:
     """members.json, what the search saw and scored, and last of all the rule."""
+    for stale in ("thresholds.json", "test.json"):  # they speak of another search
+        (folder / stale).unlink(missing_ok=True)
     ensemble.save(folder)
     with files.whole(folder / "oof.csv", "w", encoding="utf-8", newline="") as file:
         kept.per_image.to_csv(file, index=False)

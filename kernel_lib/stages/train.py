@@ -64,21 +64,22 @@ def run(parameters: TrainParameters) -> TrainResult:
     clock = Clock(parameters.max_hours)
     decided = plan(parameters, EXPERIMENTS)
     check(decided)
-    for sentence in decided.says:
-        print(sentence)
-    print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
-    work = paths.work_dir(parameters.work_dir)
-    roots = paths.artefact_roots(work)
-    chosen = engine(parameters.device, parameters.precision)
-    if parameters.threads is not None:
-        torch.set_num_threads(parameters.threads)
-    prepared = preparation.prepare_training(parameters, decided.experiment.size, work)
-    table = preparation.settle_folds(prepared, parameters, roots)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
     if max(wanted) >= parameters.n_folds:
         raise InputError(
             f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
         )
+    for sentence in decided.says:
+        print(sentence)
+    print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
+    work = paths.work_dir(parameters.work_dir)
+    roots = paths.artefact_roots(work)
+    start.check(decided, wanted, roots)
+    chosen = engine(parameters.device, parameters.precision)
+    if parameters.threads is not None:
+        torch.set_num_threads(parameters.threads)
+    prepared = preparation.prepare_training(parameters, decided.experiment.size, work)
+    table = preparation.settle_folds(prepared, parameters, roots)
     finished = []
     for fold in wanted:
         if not _one_fold(fold, decided, prepared, table, roots, chosen, clock):
@@ -148,11 +149,10 @@ def _one_fold(
 
 def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
     """oof.zip by the kept checkpoints, oof_last.zip by the last EMA weights that nothing chose."""
-    epochs = sorted(k["epoch"] for k in training.position.kept)
-    kept = [job.folder.best(epoch) for epoch in epochs]
-    for target, sources in ((job.folder.oof, kept), (job.folder.oof_last, None)):
+    kept = [job.folder.best(k["epoch"]) for k in training.position.kept]
+    for target, sources in ((job.folder.oof, sorted(kept)), (job.folder.oof_last, None)):
         meta = predictions.describe(
-            job.folder, training.row, epochs if sources else ["last"], job.lineage
+            job.folder, training.row, sources or [job.folder.last], job.lineage
         )
         if predictions.already(target, meta, len(job.held_rows)):
             continue
@@ -178,5 +178,8 @@ def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
         print(f"going on from {earlier.path}")
         partial = folder.path.with_name(f".{folder.path.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(earlier.path, partial)
+        # Without its modes: the input is read-only, and this copy is to be written.
+        shutil.copytree(earlier.path, partial, copy_function=shutil.copyfile)
+        partial.chmod(0o755)
+        shutil.rmtree(folder.path, ignore_errors=True)  # without a config, at most an old test.zip
         partial.replace(folder.path)

@@ -88,6 +88,9 @@ class Training:
         seed_everything(self.seed, job.plan.parameters.deterministic)
         if job.folder.last.exists():
             self._load()
+        else:
+            for stray in job.folder.kept():  # of a training whose last.pt was deleted
+                stray.unlink()
 
     def run(self) -> bool:
         """Train to the end, or to the clock's limit; whether the end was reached."""
@@ -161,8 +164,9 @@ class Training:
     def _end_epoch(self) -> bool:
         """Validate, keep, log, save; False where the clock does not allow it, all saved."""
         at = self.position
-        last = at.history[-1]["val_seconds"] if at.history else 0.0
-        if not self.clock.allows(last or self.slowest):
+        # Before the first: a held-out image costs at most what a training image does.
+        guess = at.seconds / max(at.images, 1) * len(self.job.held_rows)
+        if not self.clock.allows(at.history[-1]["val_seconds"] if at.history else guess):
             self._save()
             return False
         began = time.perf_counter()
@@ -239,14 +243,26 @@ class Training:
         write_log(self.job.folder, self.position.history)
         self.saved_at = self.clock.spent()
 
+    def _same_threads(self, before: int) -> None:
+        """Go on with as many threads as before: on a CPU another number is another result."""
+        given = self.job.plan.parameters.threads
+        if self.job.engine.device.type != "cpu" or before == torch.get_num_threads():
+            return
+        if given is None:
+            torch.set_num_threads(before)
+        else:
+            print(f"note: THREADS {given}, before {before}: the last digits will differ")
+
     def _load(self) -> None:
         state, _ = checkpoints.load(self.job.folder.last)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run so far needed none
+            self.scaler.load_state_dict(state["scaler"])
         self.ema.load_state_dict(state["ema"])
         self.position = Position(**state["position"])
         restore_random_states(state["random"])
+        self._same_threads(state["threads"])
         kept = {self.job.folder.best(k["epoch"]) for k in self.position.kept}
         for stray in set(self.job.folder.kept()) - kept:  # of an epoch that will come again
             stray.unlink()

@@ -199,16 +199,17 @@ def share_nonempty(oof: Any, test: Any = None) -> Picture:
     return Picture(figure, " ".join([f"Images with a mask: {text}.", *warnings]))
 
 
-def scores(honest: Any) -> Picture:
+def scores(honest: Any, past_known: bool = True) -> Picture:
     """Mean dice (0–1) of all-empty, probability > 0.5, the rule in sample, and the honest score.
 
-    `honest` is a HonestReport of `postprocess`, or a mapping with its fields.
+    `honest` is a HonestReport of `postprocess`, or a mapping with its fields. Where a member's past
+    is not known, the last is said to be not honest.
     """
     kinds = (
         ("all empty", "all_empty"),
         ("probability > 0.5", "above_half"),
         ("searched rule, in sample", "in_sample"),
-        ("searched rule, honest", "honest"),
+        ("searched rule, honest" if past_known else "searched rule, NOT HONEST", "honest"),
     )
     found = [(name, _field(honest, key)) for name, key in kinds]
     rows = [(name, _number(s, "dice"), _number(s, "dice_nonempty")) for name, s in found if s]
@@ -218,7 +219,7 @@ def scores(honest: Any) -> Picture:
     interval = _pair(honest, "interval")
     figure, axes = panels(1, 2, height=2.6)
     left, right = axes[0]
-    bars = [(name, dice, interval if "honest" in name else None) for name, dice, _ in rows]
+    bars = [(name, dice, interval if "honest" in name.lower() else None) for name, dice, _ in rows]
     _points(left, bars)
     _points(right, [(name, nonempty, None) for name, _, nonempty in rows])
     right.set_yticklabels([])
@@ -227,7 +228,7 @@ def scores(honest: Any) -> Picture:
     parts = [f"{name} {dice:.4f} ({_told(nonempty)})" for name, dice, nonempty in rows]
     text = f"Mean dice, and beside it that of non-empty images: {', '.join(parts)}."
     if interval:
-        text += f" The honest score's 95 % interval is {interval[0]:.4f} to {interval[1]:.4f}."
+        text += f" Its 95 % interval is {interval[0]:.4f} to {interval[1]:.4f}."
     return Picture(figure, text)
 
 

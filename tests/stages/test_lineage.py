@@ -74,6 +74,7 @@ def finished(work: Path, run: str, fold: int, lineage: Lineage | None = None, di
         torch.manual_seed(10 * fold + epoch)
         checkpoints.save(folder.best(epoch), {"model": networks.build(ROW).state_dict()}, past)
     lines = [{"epoch": e, "dice": 0.5 + e / 10, "best": True} for e in (1, 2)]
+    folder.oof.touch()
     files.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
