@@ -112,13 +112,19 @@ def _one_fold(
     clock: Clock,
 ) -> bool:
     """Train one fold and predict its held-out images; False where the clock stopped it."""
-    folder = runs.fold_folder(roots[0], decided.run, fold)
-    _take_over(folder, roots)
-    runs.settle_config(folder, decided, folds.digest(table))
     truth = prepared.table[["image_id"]].merge(table, on="image_id", how="left")
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
+    row = decided.experiment
+    if row.network == "DeepLabV3Plus" and (~held).sum() == 1 and not row.freeze_batch_norm:
+        raise InputError(
+            f"fold {fold} trains on one image, and DeepLabV3+'s pooled batch norm needs two: give "
+            "more images, or -p FREEZE_BATCH_NORM True"
+        )
+    folder = runs.fold_folder(roots[0], decided.run, fold)
+    _take_over(folder, roots)
+    runs.settle_config(folder, decided, folds.digest(table))
     try:
         model, lineage = start.network(folder, decided, truth, held, roots)
     except InputError:
