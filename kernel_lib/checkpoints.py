@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
         return state, Lineage.model_validate(state.pop("lineage"))
     except ValidationError as error:
         raise InputError(f"{path} holds a broken lineage ({error}): train again") from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over the weights that a checkpoint predicts with: of last.pt, the averaged ones.
+
+    The same weights give the same digest, whatever else the file says (how long an epoch took).
+    """
+    state, _ = load(path)
+    tensors = state["ema"]["model"] if "ema" in state else state["model"]
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def past(path: Path) -> Lineage:

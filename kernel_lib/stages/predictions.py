@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
+from kernel_lib import checkpoints
 from kernel_lib.config import Experiment
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, plain_loader
@@ -44,40 +44,34 @@ def write(
     maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
 
 
-def load_models(row: Experiment, checkpoints: Sequence[Path], chosen: Engine) -> list[nn.Module]:
+def load_models(row: Experiment, kept: Sequence[Path], chosen: Engine) -> list[nn.Module]:
     """The networks of these checkpoints, ready to predict."""
     models = []
-    for path in checkpoints:
+    for path in kept:
         model = networks.build(row)
         weights.load_model(model, path)
         models.append(model.to(chosen.device).eval())
     return models
 
 
-def describe(
-    folder: FoldFolder, row: Experiment, checkpoints: Sequence[Path], lineage: Lineage
-) -> dict:
+def describe(folder: FoldFolder, row: Experiment, kept: Sequence[Path], lineage: Lineage) -> dict:
     """What an archive says of itself; two that say the same hold the same maps.
 
-    `checkpoints` are the files whose predictions it averages, told by their contents.
+    `kept` are the checkpoints whose predictions it averages, told by their weights.
     """
     return {
         "run": folder.run,
         "fold": folder.fold,
         "size": row.size,
         "tta": row.tta,
-        "checkpoints": contents(checkpoints),
+        "checkpoints": contents(kept),
         "lineage": lineage.model_dump(mode="json"),
     }
 
 
-def contents(checkpoints: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file by its name."""
-    found = {}
-    for path in checkpoints:
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+def contents(paths: Sequence[Path]) -> dict[str, str]:
+    """A digest of each checkpoint's predicting weights by the file's name."""
+    return {path.name: checkpoints.digest(path) for path in paths}
 
 
 def already(target: Path, meta: dict, count: int) -> bool:
