@@ -43,7 +43,12 @@ class Experiment(Frozen):
 
     size: int = Field(512, ge=32, le=2048)
     loss: dict[str, float] = Field(default_factory=lambda: {"bce": 1.0}, min_length=1)
+    loss_options: dict[str, dict[str, float]] = Field(default_factory=dict)
+    mask_loss_images: Literal["all", "nonempty"] = "all"
+    label_weight: float = Field(0.0, ge=0)  # above 0 the network has a label head
+    side_weight: float = Field(0.0, ge=0)  # above 0 the network has side masks
     sampling: str = "all"
+    sampling_options: dict[str, float] = Field(default_factory=dict)
     augment: str = "notes"
 
     epochs: int = Field(70, ge=1)
