@@ -12,20 +12,13 @@ from kernel_lib.data import labels as csv_tables
 from kernel_lib.data.folder import Listing, one_path_an_id, survey
 from kernel_lib.data.images import DICOM_SUFFIXES, image_id
 from kernel_lib.data.labels import read_groups, read_labels, read_sample
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS
 from kernel_lib.errors import InputError
 
 __all__ = ["Source", "discover", "read_groups", "read_labels", "read_sample"]
 
-LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
 MAX_UNLABELLED_SHARE = 0.05
 TRAIN_COLUMNS = ("image_id", "path", "rle", "mask_path", "label_at")
-LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in it):
-  nested DICOM    dicom-images-train/<study>/<series>/<id>.dcm, dicom-images-test/…
-  flat DICOM      <folder>/<id>.dcm
-  images and RLE  <folder>/<id>.png or .jpg
-      each with train-rle.csv or stage_2_train.csv, and sample_submission.csv for test images
-  images + masks  images/<id>.png and masks/<id>.png or <id>_mask.png (.jpg too)
-Without data, `make demo` draws some and runs everything on it."""
 
 
 @dataclass(frozen=True)

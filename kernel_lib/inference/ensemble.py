@@ -99,6 +99,9 @@ class Ensemble(Frozen):
         ensemble = cls(name=name, members=members, folds_digest=next(iter(digests)), **how)
         if not ensemble.folds:
             raise InputError(f"the runs {', '.join(names)} have no fold in common")
+        for member in members:
+            if alone := sorted(set(member.folds) - set(ensemble.folds)):
+                print(f"note: folds {alone} of {member.run} stay out: not every run has them")
         return ensemble
 
 

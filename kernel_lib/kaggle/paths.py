@@ -7,18 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS
 from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
-LABEL_TABLES = ("train-rle.csv", "stage_2_train.csv")
 WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors")
-LAYOUTS = """\
-  nested DICOM       <study>/<series>/<image id>.dcm below a training and a test folder,
-                     with train-rle.csv (or stage_2_train.csv)
-  flat DICOM         <image id>.dcm, with the same table
-  PNG or JPG         <image id>.png or .jpg, with the same table
-  PNG or JPG, masks  the same images, with a folder of mask images of the same names"""
-
 _INPUT = Path("/kaggle/input")
 _WORKING = Path("/kaggle/working")
 # A folder with more sub-folders than this holds images by study, and no artefacts: looking into
@@ -79,9 +72,7 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
     raise InputError(
         f"no data: DATA_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach the "
-        f"competition {COMPETITION} or a data set with its files; elsewhere set DATA_DIR to a "
-        f"folder in one of these layouts:\n{LAYOUTS}\n"
-        "or run `make demo`, which draws its own radiographs."
+        f"competition {COMPETITION} or a data set with its files; elsewhere set DATA_DIR. {LAYOUTS}"
     )
 
 
@@ -141,7 +132,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _holds_labels(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in LABEL_TABLES)
+    return any((folder / name).is_file() for name in LABEL_FILES)
 
 
 def _holds_artefacts(folder: Path) -> bool:

@@ -101,8 +101,6 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None
 
 
 def _find(folder: Path, encoder: str, official: str | None) -> Path | None:
-    if folder.is_file():
-        return folder
     if official and (exact := folder / official.rsplit("/", 1)[1]).is_file():
         return exact
     pattern = re.compile(rf"{re.escape(encoder)}([-._].*)?\.(pth|pt|safetensors)")

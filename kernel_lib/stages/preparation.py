@@ -95,7 +95,10 @@ def find_folds(roots: Sequence[Path], digest: str | None = None) -> pd.DataFrame
 
 
 def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
-    """Patient of each image: from the table given, else from the DICOMs, else unknown ('')."""
+    """Patient of each image: from the table given, else from the DICOMs, else unknown ('').
+
+    An image that the table lacks stays unknown: a patient's name in a DICOM is another naming.
+    """
     if given is None:
         return prepared["patient"].fillna("")
     by_id = table.read_groups(paths.from_root(given))

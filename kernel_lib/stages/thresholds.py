@@ -28,8 +28,8 @@ class ThresholdsResult:
     past_known: bool  # False: a member may have seen these images, and no score is honest
 
     def __str__(self) -> str:
-        table = scores.table(self.honest, self.last, self.past_known)
-        return f"{scores.as_text(table)}\nwritten: {self.folder / 'thresholds.json'}"
+        listed = scores.table(self.honest, self.last, self.past_known)
+        return f"{scores.as_text(listed)}\nwritten: {self.folder / 'thresholds.json'}"
 
 
 def run(parameters: ThresholdsParameters) -> ThresholdsResult:

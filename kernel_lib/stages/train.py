@@ -79,10 +79,10 @@ def run(parameters: TrainParameters) -> TrainResult:
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     prepared = preparation.prepare_training(parameters, decided.experiment.size, work)
-    table = preparation.settle_folds(prepared, parameters, roots)
+    drawn = preparation.settle_folds(prepared, parameters, roots)
     finished = []
     for fold in wanted:
-        if not _one_fold(fold, decided, prepared, table, roots, chosen, clock):
+        if not _one_fold(fold, decided, prepared, drawn, roots, chosen, clock):
             break
         finished.append(fold)
     result = TrainResult(decided.run, work, tuple(finished), tuple(wanted))
@@ -106,13 +106,13 @@ def _one_fold(
     fold: int,
     decided: TrainPlan,
     prepared: Prepared,
-    table: pd.DataFrame,
+    drawn: pd.DataFrame,
     roots: Sequence[Path],
     chosen: Engine,
     clock: Clock,
 ) -> bool:
     """Train one fold and predict its held-out images; False where the clock stopped it."""
-    truth = prepared.table[["image_id"]].merge(table, on="image_id", how="left")
+    truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
@@ -124,7 +124,7 @@ def _one_fold(
         )
     folder = runs.fold_folder(roots[0], decided.run, fold)
     _take_over(folder, roots)
-    runs.settle_config(folder, decided, folds.digest(table))
+    runs.settle_config(folder, decided, folds.digest(drawn))
     try:
         model, lineage = start.network(folder, decided, truth, held, roots)
     except InputError:
@@ -163,7 +163,8 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
         if predictions.already(target, meta, len(job.held_rows)):
             continue
         looks = len(tta.views(training.row.tta)) * len(sources or [1])
-        if not clock.allows(training.position.history[-1]["val_seconds"] * looks):
+        needed = training.position.history[-1]["val_seconds"] * looks
+        if not clock.allows_whole(needed, "predicting the held-out images"):
             return False
         models = (
             predictions.load_models(training.row, sources, job.engine)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+
+from kernel_lib.errors import InputError
 
 
 class Clock:
@@ -28,6 +31,20 @@ class Clock:
         Twice the estimate and a hundredth of the limit must be left: steps vary, and what was
         computed has still to be written.
         """
-        if self.max_hours is None:
-            return True
-        return self.left() > 2 * seconds + 0.01 * self.max_hours * 3600
+        return self.max_hours is None or self.left() > self._needed(seconds)
+
+    def allows_whole(self, seconds: float, what: str) -> bool:
+        """As `allows`, for work that cannot be cut: it must fit into a session of its own.
+
+        Raises InputError where it does not, since each session would stop before it, for ever.
+        """
+        if self.max_hours is not None and self.max_hours * 3600 <= self._needed(seconds):
+            least = math.ceil(100 * 2 * seconds / 0.99 / 3600 + 1) / 100
+            raise InputError(
+                f"MAX_HOURS {self.max_hours} is too short for {what}, about {seconds:.0f} s in one "
+                f"go: give {least:.2f} or more; all that was trained is saved"
+            )
+        return self.allows(seconds)
+
+    def _needed(self, seconds: float) -> float:
+        return 2 * seconds + 0.01 * self.max_hours * 3600

@@ -166,14 +166,15 @@ class Training:
         at = self.position
         # Before the first: a held-out image costs at most what a training image does.
         guess = at.seconds / max(at.images, 1) * len(self.job.held_rows)
-        if not self.clock.allows(at.history[-1]["val_seconds"] if at.history else guess):
-            self._save()
-            return False
+        needed = at.history[-1]["val_seconds"] if at.history else guess
+        if not self.clock.allows(needed):
+            self._save()  # before the question whether it can ever fit, which may end this
+            return self.clock.allows_whole(needed, "scoring the held-out images")
         began = time.perf_counter()
         scores = self._validate()
         line = {
             "epoch": at.epoch + 1,
-            "lr": schedule.rate(self.row, at.epoch + 1),
+            "lr": schedule.rate(self.row, at.epoch),  # at the epoch's start
             "train_loss": at.loss_sum / at.images,
             **scores,
             "seconds": at.seconds,

@@ -113,7 +113,7 @@ def test_no_data_names_the_four_layouts_and_the_demo(mounts: Path):
     put(mounts, "datasets/me/cats/1.jpg")
     with pytest.raises(InputError) as caught:
         paths.data_dir(None, mounts)
-    for word in ("nested DICOM", "flat DICOM", "PNG or JPG ", "masks", "make demo", "cats"):
+    for word in ("nested DICOM", "flat DICOM", "images and RLE", "masks", "make demo", "cats"):
         assert word in str(caught.value)
 
 

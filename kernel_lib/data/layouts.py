@@ -1,0 +1,15 @@
+"""The names and layouts in which the competition's data comes; for error messages, and to look for.
+
+Nothing but the standard library: where data lies is asked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
+LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in it):
+  nested DICOM    dicom-images-train/<study>/<series>/<id>.dcm, dicom-images-test/…
+  flat DICOM      <folder>/<id>.dcm
+  images and RLE  <folder>/<id>.png or .jpg
+      each with train-rle.csv or stage_2_train.csv, and sample_submission.csv for test images
+  images + masks  images/<id>.png and masks/<id>.png or <id>_mask.png (.jpg too)
+Without data, `make demo` draws some and runs everything on it."""
