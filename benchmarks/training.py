@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from kernel_lib import runs
-from kernel_lib.config import TrainParameters, TrainPlan
+from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, phantom, table
 from kernel_lib.engine import engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
+from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import Lineage
 from kernel_lib.training import schedule
 from kernel_lib.training.clock import Clock

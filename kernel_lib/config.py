@@ -1,13 +1,12 @@
 """What may be set, checked: experiment rows, and the parameters of the three notebooks.
 
 A row (`Experiment`) says all that a training needs. The parameters are what a person may say to a
-notebook; `None` means "as the row says". `plan` joins the two and names the run.
+notebook; `None` means "as the row says". `plan.plan` joins the two and names the run.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -39,7 +38,10 @@ class Experiment(Frozen):
     decoder_channels: tuple[Annotated[int, Field(ge=16)], ...] = Field(
         (256, 128, 64, 32, 16), strict=False, min_length=1, max_length=5
     )
+    # imagenet, none, a file, a run, or a row: then the run of that row with the same seed and fold
     weights: str = "imagenet"
+    images: Literal["competition", "nih"] = "competition"  # what it is trained on
+    gate: str | None = None  # the row of the classifier whose label empties images
 
     size: int = Field(512, ge=32, le=2048)
     loss: dict[str, float] = Field(default_factory=lambda: {"bce": 1.0}, min_length=1)
@@ -117,7 +119,7 @@ class Parameters(Frozen):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise InputError(_explain(error, sorted(cls.model_fields))) from None
+            raise InputError(explain(error, sorted(cls.model_fields))) from None
 
 
 class TrainParameters(Parameters):
@@ -136,6 +138,8 @@ class TrainParameters(Parameters):
     size: int | None = None
     encoder: str | None = None
     weights: str | None = None
+    loss: str | None = None  # "bce", "bce+dice", "3*bce+dice+4*focal"
+    sampling: str | None = None
     epochs: int | None = None
     min_epochs: int | None = None
     patience: int | None = None
@@ -152,6 +156,9 @@ class TrainParameters(Parameters):
     tta: str | None = None
 
     weights_dir: str | None = None
+    with_parents: bool = False  # train first what the row starts from, and what gates it
+    parent_weights: str | None = None  # what the first of the parents starts from
+    nih_dir: str | None = None  # NIH ChestX-ray14, for rows that are trained on it
     max_hours: float | None = Field(None, gt=0)
     save_minutes: float = Field(10.0, gt=0)
     on_bad_file: Literal["stop", "skip"] = "stop"
@@ -193,96 +200,7 @@ class InferenceParameters(Parameters):
     threads: int | None = Field(None, ge=1)
 
 
-# What a parameter of the same name overrides in the row, in the order of the run's suffixes.
-OVERRIDES = (
-    "size", "encoder", "weights", "epochs", "min_epochs", "patience", "batch_size", "accumulate",
-    "optimizer", "lr", "schedule", "augment", "ema_decay", "freeze_batch_norm", "monitor", "keep",
-    "tta",
-)  # fmt: skip
-_SHORT = {"min_epochs": "min", "batch_size": "batch", "accumulate": "acc", "optimizer": "",
-          "schedule": "", "encoder": "", "ema_decay": "ema", "freeze_batch_norm": "frozenbn",
-          "weights": "from"}  # fmt: skip
-
-
-class TrainPlan(Frozen):
-    """A run that is decided: its name, its row with all overrides, and its parameters."""
-
-    run: str
-    experiment: Experiment
-    parameters: TrainParameters
-    says: tuple[str, ...] = Field((), strict=False)  # what a person should know before it starts
-
-
-def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPlan:
-    """Join parameters and rows. Raises InputError for an unknown row or impossible numbers."""
-    row = find_row(parameters.experiment, rows)
-    given = {k: v for k in OVERRIDES if (v := getattr(parameters, k)) is not None}
-    says: list[str] = []
-    if "size" in given and given["size"] != row.size:
-        row, found = _row_of_size(row, given["size"], rows)
-        says.append(
-            f"SIZE {given['size']} selects the row {row.name}"
-            if found
-            else f"the notes have no {row.name} at {given['size']}: {row.name} with another size"
-        )
-    if "epochs" in given and "min_epochs" not in given:
-        scaled = scaled_min_epochs(row, given["epochs"])
-        says.append(
-            f"EPOCHS {given['epochs']} given alone: min_epochs scaled from {row.min_epochs} of "
-            f"{row.epochs} to {scaled}"
-        )
-        given["min_epochs"] = scaled
-    changes = {k: v for k, v in given.items() if v != getattr(row, k)}
-    try:
-        experiment = Experiment.model_validate(row.model_dump() | changes)
-    except ValidationError as error:
-        raise InputError(_explain(error, sorted(Experiment.model_fields))) from None
-    implied = {"min_epochs"} if parameters.min_epochs is None else set()
-    suffixes = "".join(f"_{suffix(k, changes[k])}" for k in changes if k not in implied)
-    run = f"{row.name}{suffixes}_seed{parameters.seed}"
-    return TrainPlan(run=run, experiment=experiment, parameters=parameters, says=tuple(says))
-
-
-def scaled_min_epochs(row: Experiment, epochs: int) -> int:
-    """The row's share of epochs in which nothing is kept, for another number of epochs."""
-    return min(epochs - 1, math.floor(epochs * row.min_epochs / row.epochs))
-
-
-def find_row(name: str, rows: Mapping[str, Experiment]) -> Experiment:
-    """The row of that name; InputError with the nearest names otherwise."""
-    if name in rows:
-        return rows[name]
-    near = difflib.get_close_matches(name, rows, n=3, cutoff=0.4) or list(rows)
-    raise InputError(f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {', '.join(near)}")
-
-
-def suffix(field: str, value: Any) -> str:
-    """How an override shows in a run's name: `epochs3`, `lr0.001`, `adamw`."""
-    text = re.sub(r"[^A-Za-z0-9.+-]+", "-", str(value)).strip("-")
-    return f"{_SHORT.get(field, field)}{text}"
-
-
-def _row_of_size(
-    row: Experiment, size: int, rows: Mapping[str, Experiment]
-) -> tuple[Experiment, bool]:
-    """The notes' row of the same system at another size, and whether there is one.
-
-    The same name with the size exchanged comes first, then a row that was written as a difference
-    from this one or from its parent, or the parent itself.
-    """
-    renamed = row.name.replace(f"_{row.size}_", f"_{size}_")
-    if renamed != row.name and renamed in rows:
-        return rows[renamed], True
-    system, family = (row.network, row.encoder), {row.name, row.parent} - {None}
-    for other in rows.values():
-        related = family & {other.name, other.parent}
-        same = related and (other.network, other.encoder) == system
-        if same and other.size == size:
-            return other, True
-    return row, False
-
-
-def _explain(error: ValidationError, names: list[str]) -> str:
+def explain(error: ValidationError, names: list[str]) -> str:
     """Every fault of a validation in words that name the parameter, its value and the mend."""
     lines = []
     for fault in error.errors():

@@ -19,8 +19,9 @@ from typing import Any
 from pydantic import Field
 
 from kernel_lib import files
-from kernel_lib.config import Frozen, TrainPlan
+from kernel_lib.config import Frozen
 from kernel_lib.errors import InputError
+from kernel_lib.plan import TrainPlan
 
 
 class Lineage(Frozen):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from kernel_lib import files, runs
-from kernel_lib.config import TrainParameters, TrainPlan, plan
+from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import Lineage
 
 

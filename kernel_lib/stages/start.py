@@ -11,11 +11,11 @@ import pandas as pd
 from torch import nn
 
 from kernel_lib import checkpoints, runs
-from kernel_lib.config import TrainPlan
 from kernel_lib.engine import seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.models import networks, weights
+from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.training.validation import better
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from kernel_lib import runs
-from kernel_lib.config import TrainParameters, TrainPlan, plan
+from kernel_lib.config import TrainParameters
 from kernel_lib.data import augment, folds
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine, engine
@@ -20,6 +20,7 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import tta
 from kernel_lib.kaggle import paths
 from kernel_lib.models import losses, networks
+from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import predictions, preparation, start
 from kernel_lib.training import sampling, schedule

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from kernel_lib import checkpoints, files
-from kernel_lib.config import TrainPlan
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
 from kernel_lib.engine import Engine, random_states, restore_random_states, seed_everything
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks
+from kernel_lib.plan import TrainPlan
 from kernel_lib.progress import bar
 from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.training import sampling, schedule

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from kernel_lib import checkpoints, files, runs
-from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters, TrainPlan
+from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.models import networks
+from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import start
 from kernel_lib.stages import thresholds as stage

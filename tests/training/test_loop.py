@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from kernel_lib import checkpoints, runs
-from kernel_lib.config import Experiment, TrainParameters, TrainPlan
+from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.engine import engine
 from kernel_lib.models import networks
+from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import Lineage
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.loop import Job, Training
