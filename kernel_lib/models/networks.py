@@ -25,7 +25,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Logits(NamedTuple):
     """What every network returns; losses and prediction know no other form."""
 
-    mask: torch.Tensor  # (B, 1, H, W) logits
+    mask: torch.Tensor | None  # (B, 1, H, W) logits; None from a classifier
+    label: torch.Tensor | None = None  # (B,) logits of "has a pneumothorax"
+    # each (B, 1, H, W) logits, coarse to fine, brought bilinearly to full size
+    sides: tuple[torch.Tensor, ...] = ()
 
 
 class GreyInput(nn.Module):
