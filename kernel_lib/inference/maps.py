@@ -12,7 +12,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,14 @@ from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import thresholds
 
-_META = "meta.json"
+_META, _LABELS = "meta.json", "labels.json"
+
+
+class Prediction(NamedTuple):
+    """What the models of one fold say of one image."""
+
+    levels: np.ndarray | None  # (S, S) uint8 map; None from a classifier
+    label: float | None = None  # probability 0–1 of a pneumothorax; None without a label head
 
 
 def quantise(prob: np.ndarray) -> np.ndarray:
@@ -62,28 +69,46 @@ def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(levels, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def statistics(levels: np.ndarray, mask_rle: str, shape: tuple[int, int]) -> thresholds.Statistics:
-    """A map and the truth at the image's own geometry, as the histogram pair that rules need."""
-    return thresholds.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape))
+def statistics(
+    levels: np.ndarray, mask_rle: str, shape: tuple[int, int], label: float | None = None
+) -> thresholds.Statistics:
+    """A map and the truth at the image's own geometry, as the histogram pair that rules need.
 
-
-def write(path: Path, levels: Iterable[tuple[str, np.ndarray]], meta: dict[str, Any]) -> int:
-    """Store maps by image id in one archive, whole or not at all; returns how many.
-
-    A zip of PNGs, which any viewer opens; `meta` says who made them and what they had seen.
+    `label` is the image's probability of a pneumothorax, where a model says one.
     """
-    count = 0
+    level = None if label is None else int(quantise(label))
+    return thresholds.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape), level)
+
+
+def write(
+    path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]
+) -> int:
+    """Store predictions by image id in one archive, whole or not at all; returns how many.
+
+    A zip of PNGs, which any viewer opens, and a table of labels; `meta` says who made them and what
+    they had seen.
+    """
+    count, labels = 0, {}
     with files.whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for image_id, level_map in levels:
-            done, png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-            if not done:
-                raise RuntimeError(f"OpenCV could not encode the map of {image_id}")
-            archive.writestr(zipfile.ZipInfo(f"{image_id}.png"), png.tobytes())
+        for image_id, (level_map, label) in predictions:
+            if level_map is not None:
+                done, png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+                if not done:
+                    raise RuntimeError(f"OpenCV could not encode the map of {image_id}")
+                archive.writestr(zipfile.ZipInfo(f"{image_id}.png"), png.tobytes())
+            if label is not None:
+                labels[image_id] = label
             count += 1
-        info = zipfile.ZipInfo(_META)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        archive.writestr(info, json.dumps(meta | {"images": count}, indent=1))
+        if labels:
+            _write_json(archive, _LABELS, labels)
+        _write_json(archive, _META, meta | {"images": count})
     return count
+
+
+def _write_json(archive: zipfile.ZipFile, name: str, value: dict[str, Any]) -> None:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(info, json.dumps(value, indent=1))
 
 
 class Maps:
@@ -95,12 +120,16 @@ class Maps:
         try:
             self._zip = zipfile.ZipFile(self.path)  # which locks its file for each read
             self.meta: dict[str, Any] = json.loads(self._zip.read(_META))
+            named = self._zip.namelist()
+            self._labels = json.loads(self._zip.read(_LABELS)) if _LABELS in named else {}
         except FileNotFoundError:
             raise InputError(f"{path} is missing: the train stage predicts held-out images, "
                              "the inference stage test images") from None  # fmt: skip
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): delete it, run its stage") from error
-        self.ids = [n.removesuffix(".png") for n in self._zip.namelist() if n != _META]
+        drawn = [name.removesuffix(".png") for name in named if name.endswith(".png")]
+        self.has_maps, self.has_labels = bool(drawn), bool(self._labels)
+        self.ids = drawn or list(self._labels)
         self._known = frozenset(self.ids)
 
     def __contains__(self, image_id: str) -> bool:
@@ -111,7 +140,7 @@ class Maps:
 
     def __getitem__(self, image_id: str) -> np.ndarray:
         """The (S, S) uint8 map of an image."""
-        if image_id not in self._known:
+        if image_id not in self._known or not self.has_maps:
             raise InputError(f"{self.path} holds no map of image {image_id}")
         try:
             png = self._zip.read(f"{image_id}.png")  # against its checksum
@@ -119,3 +148,7 @@ class Maps:
             mend = "delete it, run its stage"
             raise InputError(f"{self.path} is damaged ({error}): {mend}") from error
         return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+    def label(self, image_id: str) -> float | None:
+        """The image's probability of a pneumothorax; None where the models say none."""
+        return self._labels.get(image_id)

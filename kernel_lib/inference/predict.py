@@ -1,4 +1,4 @@
-"""Networks to maps, in one stream."""
+"""Networks to maps and labels, in one stream."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from kernel_lib.engine import Engine
 from kernel_lib.inference import maps
+from kernel_lib.inference.maps import Prediction
 from kernel_lib.inference.tta import View
 from kernel_lib.models.networks import Logits
 
@@ -17,13 +18,16 @@ from kernel_lib.models.networks import Logits
 def mean_logits(
     model: nn.Module, levels: torch.Tensor, views: Sequence[View], engine: Engine
 ) -> Logits:
-    """One model's logits (B, 1, H, W) float32, averaged over its views of the images."""
-    total = 0.0
+    """One model's mask and label logits in float32, averaged over its views of the images."""
+    masks, labels = [], []
     for view in views:
         with engine.autocast():
             output = model(view.forward(levels))
-        total = total + view.inverse(output.mask.float())
-    return Logits(mask=total / len(views))
+        if output.mask is not None:
+            masks.append(view.inverse(output.mask.float(), levels.shape[2:]))
+        if output.label is not None:
+            labels.append(output.label.float())
+    return Logits(mask=_mean(masks), label=_mean(labels))
 
 
 @torch.inference_mode()
@@ -32,15 +36,33 @@ def predict(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     views: Sequence[View],
     engine: Engine,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (row, (S, S) uint8 map) of every image, models averaged as probabilities."""
+) -> Iterator[tuple[int, Prediction]]:
+    """Yield (row, prediction) of every image, models averaged as probabilities."""
     for model in models:
         model.eval()
     for levels, rows in batches:
         on_device = engine.to_device(levels)
-        prob = 0.0
-        for model in models:
-            prob = prob + torch.sigmoid(mean_logits(model, on_device, views, engine).mask)
-        # (B, S, S) levels; to the CPU as floats, so that one rounding rule serves everywhere
-        quantised = maps.quantise((prob / len(models)).squeeze(1).cpu().numpy())
-        yield from zip(rows.tolist(), quantised, strict=True)
+        outputs = [mean_logits(model, on_device, views, engine) for model in models]
+        yield from zip(rows.tolist(), _predictions(outputs, len(rows)), strict=True)
+
+
+def _predictions(outputs: Sequence[Logits], count: int) -> Iterator[Prediction]:
+    """The mean over the models, image by image; all of them have the same heads."""
+    levels, labels = [None] * count, [None] * count
+    prob = _mean([torch.sigmoid(o.mask) for o in outputs if o.mask is not None])
+    if prob is not None:
+        # (B, S, S); to the CPU as floats, so that one rounding rule serves everywhere
+        levels = maps.quantise(prob.squeeze(1).cpu().numpy())
+    prob = _mean([torch.sigmoid(o.label) for o in outputs if o.label is not None])
+    if prob is not None:
+        labels = [float(p) for p in prob.cpu().numpy().astype(np.float64)]
+    return map(Prediction, levels, labels)
+
+
+def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    if not tensors:
+        return None
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total / len(tensors)

@@ -40,7 +40,7 @@ def write(
     ids = prepared.table["image_id"].tolist()
     stream = predict(models, loader, tta.views(meta["tta"]), chosen)
     title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
-    named = ((ids[i], level_map) for i, level_map in stream)
+    named = ((ids[i], prediction) for i, prediction in stream)
     maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
 
 

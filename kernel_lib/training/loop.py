@@ -1,9 +1,9 @@
 """The training of one fold: it can be stopped anywhere and ends the same.
 
-An epoch's order is a function of (seed, epoch), an image's augmentation of (seed, epoch, image),
-the learning rate of the epochs done. So a checkpoint holds weights, optimiser, scaler, EMA, random
-states and a position (epoch, optimiser step), and a run that goes on from it computes what an
-unbroken one would have.
+An epoch's order is a function of (seed, epoch) and of how hard each image was before it, an image's
+augmentation of (seed, epoch, image), the learning rate of the epochs done. So a checkpoint holds
+weights, optimiser, scaler, EMA, random states, hardness and a position (epoch, optimiser step), and
+a run that goes on from it computes what an unbroken one would have.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.training import sampling, schedule
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema
+from kernel_lib.training.hardness import hardness_of
 from kernel_lib.training.validation import better, validate
 
 
@@ -57,7 +58,7 @@ class Job:
     prepared: Prepared
     train_rows: np.ndarray
     held_rows: np.ndarray
-    truth: pd.DataFrame  # by cache row: rle, height, width
+    truth: pd.DataFrame  # by cache row: rle, height, width, positive (has a pneumothorax)
     lineage: Lineage  # the past of the weights it ends with
     engine: Engine
     workers: int
@@ -71,7 +72,7 @@ class Training:
         self.job, self.clock = job, clock
         self.row = job.plan.experiment
         self.seed = job.plan.parameters.seed
-        self.loss = losses.weighted_sum(self.row.loss)
+        self.loss = losses.of_row(self.row)
         self.key = better(self.row.monitor)
         self.views = tta.views("none")
         self.model = start.to(job.engine.device)
@@ -84,6 +85,10 @@ class Training:
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session
         self.saved_at = clock.spent()
         self.images = TrainingImages(job.prepared, self.row.augment, self.seed)
+        self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))
+        # By cache row: as it is now, and as it was when the present epoch began.
+        self.hardness = torch.full((len(job.truth),), sampling.UNSEEN)
+        self.hardness_before = self.hardness.clone()
         # The same dropout whether the weights were drawn here or loaded.
         seed_everything(self.seed, job.plan.parameters.deterministic)
         if job.folder.last.exists():
@@ -102,7 +107,7 @@ class Training:
     def _train_epoch(self) -> bool:
         """The present epoch's remaining steps; False where the clock stopped it, all saved."""
         at, row, device = self.position, self.row, self.job.engine
-        order = sampling.epoch_order(row.sampling, self.job.train_rows, self.seed, at.epoch)
+        order = sampling.epoch_order(row.sampling, row.sampling_options, self._shown(), self.seed)
         steps = sampling.groups(sampling.batches(order, row.batch_size), row.accumulate)
         self.model.train()
         if row.freeze_batch_norm:
@@ -132,6 +137,16 @@ class Training:
                     self._save()
         return True
 
+    def _shown(self) -> sampling.Shown:
+        rows = self.job.train_rows
+        return sampling.Shown(
+            rows=rows,
+            positive=self.positive.numpy()[rows] > 0,
+            hardness=self.hardness_before.numpy()[rows],
+            epoch=self.position.epoch,
+            epochs=self.row.epochs,
+        )
+
     def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
         """One optimiser step over a group of batches, each weighted by its share of the images.
 
@@ -142,7 +157,9 @@ class Training:
             images, masks, rows = next(stream)
             with self.job.engine.autocast():
                 output = self.model(self.job.engine.to_device(images))
-            loss = self.loss(output, self.job.engine.to_device(masks))
+            target = self.job.engine.to_device(masks)
+            labels = self.positive[rows].to(self.job.engine.device)
+            loss = self.loss(output, target, labels)
             value = float(loss.detach())
             if not math.isfinite(value):
                 ids = self.job.prepared.table["image_id"].iloc[rows.tolist()].tolist()
@@ -151,6 +168,8 @@ class Training:
                     "lower LR, or -p PRECISION float32; the last checkpoint is intact"
                 )
             self.scaler.scale(loss * (len(images) / total)).backward()
+            if self.row.sampling in sampling.BY_HARDNESS:
+                self.hardness[rows] = hardness_of(output, target, labels).cpu()
             self.position.loss_sum += value * len(images)
             self.position.images += len(images)
         if self.row.clip_grad_norm is not None:
@@ -186,6 +205,7 @@ class Training:
         at.kept, dropped = at.kept[: self.row.keep], at.kept[self.row.keep :]
         at.history.append(line)
         at.epoch, at.step, at.loss_sum, at.images, at.seconds = at.epoch + 1, 0, 0.0, 0, 0.0
+        self.hardness_before = self.hardness.clone()
         at.ended = self._why_ended()
         self._save()
         for old in dropped:  # only once no checkpoint speaks of them
@@ -236,6 +256,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict(),
+            "hardness": {"now": self.hardness, "before": self.hardness_before},
             "random": random_states(),
             "position": asdict(self.position),
             "threads": torch.get_num_threads(),
@@ -261,6 +282,7 @@ class Training:
         if state["scaler"]:  # empty where the run so far needed none
             self.scaler.load_state_dict(state["scaler"])
         self.ema.load_state_dict(state["ema"])
+        self.hardness, self.hardness_before = (state["hardness"][k] for k in ("now", "before"))
         self.position = Position(**state["position"])
         restore_random_states(state["random"])
         self._same_threads(state["threads"])

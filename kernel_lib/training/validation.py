@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,24 +11,47 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kernel_lib.config import Experiment
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.losses import RowLoss
 from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess.metrics import auc
 
 HALF = thresholds.Triplet(top=0.5, min_area_px=0, bottom=0.5)
-# What may be monitored, and whether more is better.
-MONITORS = {"dice": 1, "dice_half": 1, "dice_nonempty": 1, "val_loss": -1}
+# What may be monitored: whether more is better, and what the network must give for it.
+MONITORS = {
+    "dice": (1, "mask"),
+    "dice_half": (1, "mask"),
+    "dice_nonempty": (1, "mask"),
+    "dice_gated": (1, "mask and label"),
+    "auc": (1, "label"),
+    "val_loss": (-1, ""),
+}
 
 
 def better(monitor: str) -> Callable[[float], float]:
     """A key that is larger for a better value; InputError for a metric that does not exist."""
     if monitor not in MONITORS:
-        raise InputError(f"MONITOR {monitor!r} is none of {', '.join(MONITORS)}")
-    return lambda value: MONITORS[monitor] * value
+        near = difflib.get_close_matches(monitor, MONITORS, n=3, cutoff=0.0)
+        raise InputError(f"MONITOR {monitor!r} is unknown; nearest: {', '.join(near)}")
+    return lambda value: MONITORS[monitor][0] * value
+
+
+def check(row: Experiment) -> None:
+    """Refuse a monitor that does not exist, or that the row's network does not give."""
+    better(row.monitor)
+    has = {"mask": row.network != "Classifier", "label": row.label_weight > 0}
+    needs = MONITORS[row.monitor][1]
+    if not all(given for name, given in has.items() if name in needs):
+        fits = [m for m, (_, n) in MONITORS.items() if all(has[k] for k in has if k in n)]
+        raise InputError(
+            f"MONITOR {row.monitor!r} needs a {needs}, which {row.name} does not give: "
+            f"{', '.join(fits)}"
+        )
 
 
 @torch.inference_mode()
@@ -36,35 +60,65 @@ def validate(
     loader: DataLoader,
     masks: Callable[[int], np.ndarray],
     truth: pd.DataFrame,
-    loss: Callable[[Logits, torch.Tensor], torch.Tensor],
+    loss: RowLoss,
     views: Sequence[View],
     engine: Engine,
 ) -> dict[str, float]:
     """Score a model on images that it did not train on.
 
-    `masks(row)` is the (S, S) mask for the loss; `truth` holds rle, height and width by row, for
-    dice at the images' own geometry. Returns val_loss; dice, at the best single threshold and area
-    (the notes' rule, searched exactly); dice_half, at p > 0.5; dice_nonempty, the same over
-    images with a mask (0 where there are none).
+    `masks(row)` is the (S, S) mask for the loss; `truth` holds rle, height, width and positive by
+    row, for dice at the images' own geometry. Returns val_loss, and what the model has heads for.
+    With a mask: dice, at the best single threshold and area (the notes' rule, searched exactly);
+    dice_half, at p > 0.5; dice_nonempty, the same over images with a mask (0 where there are none).
+    With a label: auc of "has a pneumothorax" (0.5 where all images are of one kind). With both:
+    dice_gated, as dice with the best label threshold before the rule.
     """
     model.eval()
-    losses, pairs = 0.0, []
+    losses, pairs, labels, positive = 0.0, [], [], []
     for levels, rows in loader:
         logits = mean_logits(model, engine.to_device(levels), views, engine)
+        images = truth.loc[rows.tolist()]
         target = torch.from_numpy(np.stack([masks(int(r)) for r in rows])).unsqueeze(1)
-        losses += float(loss(logits, engine.to_device(target))) * len(rows)
-        prob = torch.sigmoid(logits.mask).squeeze(1).cpu().numpy()  # (B, S, S)
-        for row, level_map in zip(rows.tolist(), maps.quantise(prob), strict=True):
-            image = truth.loc[row]
-            pairs.append(
-                maps.statistics(level_map, image["rle"], (image["height"], image["width"]))
-            )
+        has_mask = torch.from_numpy(images["positive"].to_numpy(dtype=np.float32))
+        value = loss(logits, engine.to_device(target), has_mask.to(engine.device))
+        losses += float(value) * len(rows)
+        batch_labels = _probabilities(logits.label)
+        if logits.mask is not None:
+            level_maps = maps.quantise(_probabilities(logits.mask.squeeze(1)))  # (B, S, S)
+            pairs += _statistics(level_maps, images, batch_labels)
+        labels += [] if batch_labels is None else batch_labels.tolist()
+        positive += images["positive"].tolist()
+    scores = {"val_loss": losses / len(positive)}
+    if pairs:
+        scores |= _mask_scores(pairs, gated=bool(labels))
+    if labels:
+        mixed = 0 < sum(positive) < len(positive)
+        scores["auc"] = auc(np.array(labels), np.array(positive)) if mixed else 0.5
+    return scores
+
+
+def _probabilities(logits: torch.Tensor | None) -> np.ndarray | None:
+    return None if logits is None else torch.sigmoid(logits).cpu().numpy()
+
+
+def _statistics(
+    level_maps: np.ndarray, images: pd.DataFrame, labels: np.ndarray | None
+) -> Iterable[thresholds.Statistics]:
+    each = [None] * len(images) if labels is None else labels
+    shown = images[["rle", "height", "width"]].itertuples(index=False, name=None)
+    for level_map, (mask_rle, height, width), label in zip(level_maps, shown, each, strict=True):
+        yield maps.statistics(level_map, mask_rle, (height, width), label)
+
+
+def _mask_scores(pairs: list[thresholds.Statistics], gated: bool) -> dict[str, float]:
     stacked = thresholds.stack(pairs)
     halves = thresholds.per_image_dice(stacked, HALF)
     positive = stacked.true_px > 0
-    return {
-        "val_loss": losses / len(pairs),
-        "dice": thresholds.search(stacked, single=True).score,
+    scores = {
+        "dice": thresholds.search(stacked, single=True, label=False).score,
         "dice_half": float(halves.mean()),
         "dice_nonempty": float(halves[positive].mean()) if positive.any() else 0.0,
     }
+    if gated:
+        scores["dice_gated"] = thresholds.search(stacked, single=True).score
+    return scores
