@@ -66,7 +66,7 @@ pictures: $(READY)
 	PYTHONPATH=. $(PY) docs/make_pictures.py $(DEMO) docs/pictures
 
 bench: $(READY)
-	@for b in rle thresholds training; do $(PY) -m benchmarks.$$b || exit 1; done
+	@for b in rle votes thresholds training; do $(PY) -m benchmarks.$$b || exit 1; done
 
 clean:
 	rm -rf build $(DEMO) .pytest_cache .ruff_cache .hypothesis

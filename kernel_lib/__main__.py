@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Pneumothorax segmentation: train, search thresholds, infer, score, check."""
+    """Pneumothorax segmentation: train, search thresholds, infer, vote, score, check."""
 
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -43,34 +44,19 @@ def _parameters(config: Path, kind: str):
     return getattr(settings, kind).checked({k.lower(): v for k, v in values.items()})
 
 
-@main.command()
-@click.argument("config", type=FILE)
-def train(config: Path) -> None:
-    """Train as CONFIG, a JSON of the train notebook's parameters, says."""
-    parameters = _parameters(config, "TrainParameters")  # before torch is loaded
-    from kernel_lib.stages import train as stage
+def _add_stage(name: str, does: str) -> None:
+    """The command of a stage, which runs it as a JSON of its notebook's parameters says."""
 
-    stage.run(parameters)
-
-
-@main.command()
-@click.argument("config", type=FILE)
-def thresholds(config: Path) -> None:
-    """Search thresholds as CONFIG, a JSON of the thresholds notebook's parameters, says."""
-    parameters = _parameters(config, "ThresholdsParameters")  # before torch is loaded
-    from kernel_lib.stages import thresholds as stage
-
-    stage.run(parameters)
+    @main.command(name, help=f"{does} as CONFIG, a JSON of the {name} notebook's parameters, says.")
+    @click.argument("config", type=FILE)
+    def stage(config: Path) -> None:
+        parameters = _parameters(config, f"{name.capitalize()}Parameters")  # before torch is loaded
+        importlib.import_module(f"kernel_lib.stages.{name}").run(parameters)
 
 
-@main.command()
-@click.argument("config", type=FILE)
-def inference(config: Path) -> None:
-    """Predict and submit as CONFIG, a JSON of the inference notebook's parameters, says."""
-    parameters = _parameters(config, "InferenceParameters")  # before torch is loaded
-    from kernel_lib.stages import inference as stage
-
-    stage.run(parameters)
+_add_stage("train", "Train")
+_add_stage("thresholds", "Search thresholds")
+_add_stage("inference", "Predict and submit")
 
 
 @main.command()
@@ -109,6 +95,26 @@ def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
     if note := files.order_note(submission, sample):
         click.echo(note)
     click.echo(f"{submission} is valid")
+
+
+@main.command()
+@click.argument("submissions", type=FILE, nargs=-1, required=True)
+@click.option("--at-least", "k", type=int, required=True, help="submissions that must agree")
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="the vote"
+)
+@click.option("--union", is_flag=True, help="unite the masks that agree, instead of voting a pixel")
+@SHAPE
+def vote(
+    submissions: tuple[Path, ...], k: int, out: Path, union: bool, shape: tuple[int, int]
+) -> None:
+    """Vote of SUBMISSIONS, one voice each: the pixels that at least so many of them hold."""
+    from kernel_lib.postprocess import votes
+
+    result = votes.of_files(submissions, out, k, union=union, shape=shape)
+    for path, n in zip(submissions, result.n_with_mask, strict=True):
+        click.echo(f"{path} has a mask in {n} images")
+    click.echo(f"{out}: {result.n_images} images, {result.n_kept} kept a mask")
 
 
 @main.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch", "timm")
+VOTE = ("--at-least", "1", "-o", "out.csv")
 
 
 def run(root: Path, *arguments: str, **how) -> subprocess.CompletedProcess:
@@ -30,6 +31,11 @@ def cli(root: Path, *arguments: str) -> subprocess.CompletedProcess:
     return run(root, "-c", code)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """By name, what the files of a folder hold."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
     """A sample, labels as the real file has them, and a submission that is half right."""
@@ -43,7 +49,7 @@ def tables(tmp_path: Path) -> Path:
 def test_help_names_every_command(project_root):
     done = run(project_root, "-m", "kernel_lib", "--help")
     assert done.returncode == 0, done.stderr
-    for command in ("train", "thresholds", "inference", "score", "validate", "phantoms"):
+    for command in ("train", "thresholds", "inference", "score", "vote", "validate", "phantoms"):
         assert f"\n  {command}" in done.stdout
 
 
@@ -75,6 +81,32 @@ def test_validate_accepts_the_right_and_names_what_is_wrong(project_root, tables
 
 
 @pytest.mark.parametrize(
+    ("options", "row"),
+    [(("--at-least", "2"), "a,4 2"), (("--at-least", "2", "--union"), "a,0 9")],
+    ids=["pixels", "union"],
+)
+def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path, options, row):
+    files = {
+        "A.csv": ["c,5 5", "a,0 6", "b,-1"],
+        "B.csv": ["a,4 5", "b,20 4", "c,5 5"],
+        "C.csv": ["b,-1", "c,-1", "a,12 1"],
+    }
+    for name, lines in files.items():
+        (tmp_path / name).write_text("\n".join(["ImageId,EncodedPixels", *lines]) + "\n")
+    inputs, out = [str(tmp_path / name) for name in files], tmp_path / "out.csv"
+    done = cli(project_root, "vote", *inputs, *options, "-o", str(out), "--shape", "5", "5")
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().splitlines() == ["ImageId,EncodedPixels", "c,5 5", row, "b,-1"]
+    assert done.stdout.splitlines() == [
+        f"{inputs[0]} has a mask in 2 images",
+        f"{inputs[1]} has a mask in 3 images",
+        f"{inputs[2]} has a mask in 1 images",
+        f"{out}: 3 images, 2 kept a mask",
+    ]
+    assert "3/3" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("score", "absent.csv", "labels.csv"), "does not exist"),
@@ -86,6 +118,10 @@ def test_validate_accepts_the_right_and_names_what_is_wrong(project_root, tables
         (("train", "typo.json"), "unknown parameter SIZES; the nearest is SIZE"),
         (("train", "dash.json"), "MAX-HOURS"),
         (("summary", "."), "the thresholds stage makes it"),
+        (("vote", "right.csv", "other.csv", *VOTE), "other.csv lacks image c"),
+        (("vote", "right.csv", "--at-least", "2", "-o", "out.csv"), "a number from 1 to 1"),
+        (("vote", "right.csv", "--at-least", "1", "-o", "right.csv"), "give another output file"),
+        (("vote", "right.csv", "-o", "out.csv"), "--at-least"),
         (("scor",), "No such command"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
@@ -95,11 +131,14 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(project_root, tables, 
     (tables / "list.json").write_text("[]")
     (tables / "typo.json").write_text('{"sizes": 1024}')
     (tables / "dash.json").write_text('{"max-hours": 1}')
+    (tables / "other.csv").write_text("ImageId,EncodedPixels\na,0 20\nb,-1\n")
+    before = contents(tables)
     given = [str(tables / a) if "." in a else a for a in arguments]
     done = run(project_root, "-m", "kernel_lib", *given)
     assert done.returncode not in (0, None)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert contents(tables) == before
 
 
 @pytest.mark.parametrize(
@@ -108,7 +147,8 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(project_root, tables, 
         "kernel_lib.__main__",
         "kernel_lib.data.rle, kernel_lib.data.masks, kernel_lib.data.table, kernel_lib.data.folds",
         "kernel_lib.postprocess.metrics, kernel_lib.postprocess.thresholds, "
-        "kernel_lib.postprocess.honest, kernel_lib.postprocess.submission",
+        "kernel_lib.postprocess.honest, kernel_lib.postprocess.submission, "
+        "kernel_lib.postprocess.votes",
         "kernel_lib.config, kernel_lib.experiments, kernel_lib.runs, kernel_lib.kaggle.paths",
         "kernel_lib.inference.maps, kernel_lib.inference.ensemble, kernel_lib.stages.thresholds",
         "kernel_lib.viz.figures, kernel_lib.viz.report, kernel_lib.data.phantom",
