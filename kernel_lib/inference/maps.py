@@ -80,9 +80,7 @@ def statistics(
     return thresholds.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape), level)
 
 
-def write(
-    path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]
-) -> int:
+def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]) -> int:
     """Store predictions by image id in one archive, whole or not at all; returns how many.
 
     A zip of PNGs, which any viewer opens, and a table of labels; `meta` says who made them and what

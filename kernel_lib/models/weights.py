@@ -72,12 +72,18 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(model: nn.Module, path: Path) -> None:
-    """Fill a whole network from a checkpoint of the same network; InputError where it does not fit.
+    """Fill a whole network from a checkpoint of the same network: every tensor finds its place.
 
-    A checkpoint of another network with the same encoder fills the encoder alone only through
-    `load_imagenet`'s folder; here every tensor must find its place.
+    Raises InputError where one does not.
     """
     _fill(model, read_state(path), path)
+
+
+def load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Fill an encoder with that of a checkpoint of another network; InputError as `load_model`."""
+    state = read_state(path)
+    own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    _fill(encoder, own, path)
 
 
 def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

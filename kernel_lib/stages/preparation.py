@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,31 @@ from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
+from kernel_lib.plan import TrainPlan
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Prepared images and what is known of each, for the folds of one run."""
+
+    prepared: cache.Prepared
+    # by cache row: image_id, fold, group, rle, height, width, positive (has a pneumothorax)
+    truth: pd.DataFrame
+    folds_digest: str
+    past_known: bool = True  # False: an image may show a patient of the fold without saying so
+
 
 LEFT_OUT = "left_out.json"  # in the working folder: images that no training sees, and why
+
+
+def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
+    """The images that a run trains on, decoded, with their folds."""
+    parameters, size = decided.parameters, decided.experiment.size
+    prepared = prepare_training(parameters, size, roots[0])
+    drawn = settle_folds(prepared, parameters, roots)
+    truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
+    truth["positive"] = truth["area_px"] > 0
+    return TrainingSet(prepared, truth, folds.digest(drawn))
 
 
 def prepare_training(parameters: TrainParameters, size: int, work: Path) -> cache.Prepared:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from kernel_lib import runs
-from kernel_lib.config import TrainParameters
-from kernel_lib.data import augment, folds
-from kernel_lib.data.cache import Prepared
+from kernel_lib.config import Experiment, TrainParameters
+from kernel_lib.data import augment
 from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -23,10 +21,9 @@ from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import predictions, preparation, start
-from kernel_lib.training import sampling, schedule
+from kernel_lib.training import sampling, schedule, validation
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.loop import Job, Training
-from kernel_lib.training.validation import better
 
 
 @dataclass(frozen=True)
@@ -56,78 +53,92 @@ class TrainResult:
         )
 
 
-def run(parameters: TrainParameters) -> TrainResult:
+def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS) -> TrainResult:
     """Train the fold or folds asked for and predict their held-out images.
 
     It can be stopped anywhere; the same call goes on from there. With MAX_HOURS it stops in time by
-    itself, everything saved. Raises InputError before any data is touched where a name is unknown.
+    itself, everything saved. WITH_PARENTS trains first what the row starts from and what gates it.
+    Raises InputError before any data is touched where a name is unknown.
     """
     clock = Clock(parameters.max_hours)
-    decided = plan(parameters, EXPERIMENTS)
-    check(decided)
+    decided = plan(parameters, rows)
+    chain = (*decided.needs(), decided) if parameters.with_parents else (decided,)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
     if max(wanted) >= parameters.n_folds:
         raise InputError(
             f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
         )
-    for sentence in decided.says:
-        print(sentence)
-    print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
     work = paths.work_dir(parameters.work_dir)
     roots = paths.artefact_roots(work)
-    start.check(decided, wanted, roots)
+    for one in chain:
+        check(one)
+        start.check(one, wanted, roots, among={c.run for c in chain})
     chosen = engine(parameters.device, parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    prepared = preparation.prepare_training(parameters, decided.experiment.size, work)
-    drawn = preparation.settle_folds(prepared, parameters, roots)
+    for one in chain:
+        result = _train(one, wanted, roots, chosen, clock)
+        print(result)
+        if not result.complete:
+            return replace(result, run=decided.run, finished=result.finished * (one is decided))
+    return result
+
+
+def _train(
+    decided: TrainPlan,
+    wanted: Sequence[int],
+    roots: Sequence[Path],
+    chosen: Engine,
+    clock: Clock,
+) -> TrainResult:
+    """The wanted folds of one run, one after the other."""
+    for sentence in decided.says:
+        print(sentence)
+    print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
+    images = preparation.training_images(decided, roots)
     finished = []
     for fold in wanted:
-        if not _one_fold(fold, decided, prepared, drawn, roots, chosen, clock):
+        if not _one_fold(fold, decided, images, roots, chosen, clock):
             break
         finished.append(fold)
-    result = TrainResult(decided.run, work, tuple(finished), tuple(wanted))
-    print(result)
-    return result
+    return TrainResult(decided.run, roots[0], tuple(finished), tuple(wanted))
 
 
 def check(decided: TrainPlan) -> None:
     """Refuse every unknown name in a row before hours, or even minutes, are spent on its data."""
     row = decided.experiment
-    losses.weighted_sum(row.loss)
+    losses.check(row)
     augment.build(row.augment)
-    sampling.check(row.sampling)
+    sampling.check(row.sampling, row.sampling_options)
     schedule.check(row)
     tta.views(row.tta)
-    better(row.monitor)
     networks.check(row)
+    validation.check(row)
 
 
 def _one_fold(
     fold: int,
     decided: TrainPlan,
-    prepared: Prepared,
-    drawn: pd.DataFrame,
+    images: preparation.TrainingSet,
     roots: Sequence[Path],
     chosen: Engine,
     clock: Clock,
 ) -> bool:
     """Train one fold and predict its held-out images; False where the clock stopped it."""
-    truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
+    truth, row = images.truth, decided.experiment
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
-    row = decided.experiment
-    if row.network == "DeepLabV3Plus" and (~held).sum() == 1 and not row.freeze_batch_norm:
+    if (~held).sum() == 1 and networks.needs_pairs(row):
         raise InputError(
-            f"fold {fold} trains on one image, and DeepLabV3+'s pooled batch norm needs two: give "
-            "more images, or -p FREEZE_BATCH_NORM True"
+            f"fold {fold} trains on one image, and a batch norm of {row.network} at {row.size} px "
+            "needs two: give more images, or -p FREEZE_BATCH_NORM True"
         )
     folder = runs.fold_folder(roots[0], decided.run, fold)
     _take_over(folder, roots)
-    runs.settle_config(folder, decided, folds.digest(drawn))
+    runs.settle_config(folder, decided, images.folds_digest)
     try:
-        model, lineage = start.network(folder, decided, truth, held, roots)
+        model, lineage = start.network(folder, decided, images, held, roots)
     except InputError:
         if not folder.last.exists():  # nothing began: no run stays behind for others to find
             folder.config.unlink()
@@ -135,7 +146,7 @@ def _one_fold(
     job = Job(
         folder=folder,
         plan=decided,
-        prepared=prepared,
+        prepared=images.prepared,
         train_rows=(~held).nonzero()[0],
         held_rows=held.nonzero()[0],
         truth=truth,
