@@ -1,42 +1,108 @@
-"""Test-time augmentation by name: views of an image, each with the way back."""
+"""Test-time augmentation by name: views of an image, each with the way back.
+
+Names join with `+`: "hflip+multiscale" is every flip at every scale. A label is no picture: it has
+no way back, and is averaged over the views as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from kernel_lib.errors import InputError
 
-Transform = Callable[[torch.Tensor], torch.Tensor]
+Size = tuple[int, int]  # (H, W)
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """One look at the image, and what brings its logits back."""
 
-    forward: Transform  # (B, 1, H, W) → (B, 1, H', W')
-    inverse: Transform  # (B, 1, H', W') → (B, 1, H, W)
+    hflip: bool = False
+    vflip: bool = False
+    scale: float = 1.0  # of both sides, before these are rounded to multiples of 32
+
+    def forward(self, levels: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) levels as this view shows them, (B, 1, H', W').
+
+        Flips alone keep the type. A scaled view is float32 levels, 0–255 and not rounded: bilinear,
+        over a wider window where it shrinks (antialiased), pixels as areas (corners not aligned).
+        """
+        size = (levels.shape[-2], levels.shape[-1])
+        looked_at, x = self.size_of(size), self._flipped(levels)
+        if looked_at == size:
+            return x
+        return F.interpolate(
+            x.float(), looked_at, mode="bilinear", align_corners=False, antialias=True
+        )
+
+    def inverse(self, logits: torch.Tensor, size: Size) -> torch.Tensor:
+        """(B, 1, H', W') float32 logits of this view as (B, 1, H, W) of the image.
+
+        Exact for flips; a scaled view comes back bilinearly.
+        """
+        if (logits.shape[-2], logits.shape[-1]) != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return self._flipped(logits)
+
+    def size_of(self, size: Size) -> Size:
+        """The size in which an image of this size is looked at.
+
+        Each side times the scale, to the nearest multiple of 32, at least 32; halfway, away from
+        its own length. Scale 1 leaves it alone.
+        """
+        if self.scale == 1:
+            return size
+        to_whole = math.floor if self.scale > 1 else math.ceil
+        half = 0.5 if self.scale > 1 else -0.5
+        height, width = (32 * max(1, to_whole(side * self.scale / 32 + half)) for side in size)
+        return height, width
+
+    def _flipped(self, x: torch.Tensor) -> torch.Tensor:
+        axes = [axis for axis, flips in ((-2, self.vflip), (-1, self.hflip)) if flips]
+        return x.flip(axes) if axes else x
+
+    def _joined(self, other: View) -> View:
+        """Both at once: two flips cancel, two scales multiply."""
+        return View(self.hflip ^ other.hflip, self.vflip ^ other.vflip, self.scale * other.scale)
 
 
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-def _hflip(x: torch.Tensor) -> torch.Tensor:
-    return x.flip(-1)
-
-
-_IDENTITY = View(_same, _same)
+_IMAGE, _HFLIP, _VFLIP = View(), View(hflip=True), View(vflip=True)
 
 TTA: dict[str, tuple[View, ...]] = {
-    "none": (_IDENTITY,),
-    "hflip": (_IDENTITY, View(_hflip, _hflip)),
+    "none": (_IMAGE,),
+    "hflip": (_IMAGE, _HFLIP),
+    "vflip": (_IMAGE, _VFLIP),
+    "flips": (_IMAGE, _HFLIP, _VFLIP, View(hflip=True, vflip=True)),
+    "multiscale": (_IMAGE, View(scale=0.75), View(scale=1.25)),
 }
 
 
 def views(name: str) -> tuple[View, ...]:
-    """The views of that name; InputError for an unknown one."""
-    if name not in TTA:
-        raise InputError(f"TTA {name!r} is none of {', '.join(TTA)}")
-    return TTA[name]
+    """The views of that name, the image itself first, none twice.
+
+    Raises InputError for a name, or a part between `+`, that does not exist, with the nearest.
+    """
+    joined = (_IMAGE,)
+    for part in name.split("+"):
+        if part not in TTA:
+            near = difflib.get_close_matches(part, TTA, n=3, cutoff=0.4) or list(TTA)
+            where = "" if part == name else f" in {name!r}"
+            raise InputError(
+                f"TTA {part!r}{where} is unknown; nearest: {', '.join(near)} (names join with +)"
+            )
+        joined = tuple(before._joined(view) for before in joined for view in TTA[part])
+    return tuple(dict.fromkeys(joined))
+
+
+def distinct(chosen: Sequence[View], size: Size) -> tuple[View, ...]:
+    """The views that differ at this size: scales that round to one size are one view."""
+    seen: dict[tuple[bool, bool, Size], View] = {}
+    for view in chosen:
+        seen.setdefault((view.hflip, view.vflip, view.size_of(size)), view)
+    return tuple(seen.values())

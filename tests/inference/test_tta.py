@@ -1,35 +1,174 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
+from kernel_lib.inference.tta import View
+
+FLIPS = ("none", "hflip", "vflip", "flips", "hflip+vflip")
+NAMES = (*tta.TTA, "hflip+vflip", "hflip+multiscale", "multiscale+flips")
 
 
-@pytest.mark.parametrize("name", tta.TTA)
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (1, 1, 6, 10)])
-def test_every_view_has_its_exact_inverse(name, shape):
+def there_and_back(view: View, x: torch.Tensor) -> torch.Tensor:
+    """What a network that returns its input would give."""
+    return view.inverse(view.forward(x).float(), (x.shape[-2], x.shape[-1]))
+
+
+@pytest.mark.parametrize("name", FLIPS)
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (1, 1, 6, 10), (1, 1, 7, 5), (3, 1, 1, 3)])
+def test_every_flip_has_its_exact_inverse(name, shape):
+    size = shape[-2:]
     torch.manual_seed(0)
     for x in (torch.randn(shape), torch.randint(0, 256, shape, dtype=torch.uint8)):
         for view in tta.views(name):
-            assert torch.equal(view.inverse(view.forward(x)), x)
-            assert torch.equal(view.forward(view.inverse(x)), x)
+            assert view.forward(x).dtype == x.dtype
+            assert torch.equal(view.inverse(view.forward(x), size), x)
+            assert torch.equal(view.forward(view.inverse(x, size)), x)
 
 
-@pytest.mark.parametrize("name", tta.TTA)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_view_is_there_twice_and_the_first_is_the_image(name):
-    x = torch.arange(16.0).view(1, 1, 4, 4)
-    seen = [view.forward(x).flatten().tolist() for view in tta.views(name)]
-    assert len({tuple(s) for s in seen}) == len(seen)
-    assert seen[0] == x.flatten().tolist()
+    x = torch.rand((1, 1, 128, 96), generator=torch.Generator().manual_seed(1))
+    seen = [view.forward(x) for view in tta.views(name)]
+    assert len({tuple(s.flatten().tolist()) for s in seen}) == len(seen)
+    assert seen[0] is x
 
 
-def test_hflip_turns_the_columns():
+def test_what_the_flips_turn():
     x = torch.arange(4.0).view(1, 1, 2, 2)
-    assert tta.views("hflip")[1].forward(x).flatten().tolist() == [1, 0, 3, 2]
+    seen = [view.forward(x).flatten().tolist() for view in tta.views("flips")]
+    assert seen == [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]]
+    assert [v.forward(x).flatten().tolist() for v in tta.views("hflip")] == [seen[0], seen[1]]
+    assert [v.forward(x).flatten().tolist() for v in tta.views("vflip")] == [seen[0], seen[2]]
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="TTA 'vflip' is none of none, hflip"):
-        tta.views("vflip")
+def test_names_join_to_all_products():
+    joined = tta.views("hflip+multiscale")
+    assert len(joined) == 6
+    assert set(joined) == {View(hflip=h, scale=s) for h in (False, True) for s in (1, 0.75, 1.25)}
+    assert set(tta.views("hflip+vflip")) == set(tta.views("flips"))
+    assert set(tta.views("flips+multiscale")) == set(tta.views("multiscale+flips"))
+    assert tta.views("hflip+hflip") == tta.views("none+hflip") == tta.views("hflip")
+
+
+@pytest.mark.parametrize(
+    ("side", "smaller", "larger"),
+    [
+        (1024, 768, 1280),
+        (768, 576, 960),
+        (512, 384, 640),
+        (256, 192, 320),
+        (192, 128, 256),  # 144 and 240 are halfway: away from 192
+        (128, 96, 160),
+        (96, 64, 128),
+        (64, 32, 96),
+        (32, 32, 32),
+    ],
+)
+def test_scaled_sides_are_multiples_of_32(side, smaller, larger):
+    x = torch.zeros((1, 1, side, 32), dtype=torch.uint8)
+    seen = [view.forward(x) for view in tta.views("multiscale")]
+    assert [s.shape for s in seen] == [(1, 1, side, 32), (1, 1, smaller, 32), (1, 1, larger, 32)]
+    assert [view.size_of((side, 32)) for view in tta.views("multiscale")] == [
+        (side, 32),
+        (smaller, 32),
+        (larger, 32),
+    ]
+
+
+@given(st.integers(1, 400), st.floats(0.1, 3).filter(lambda s: s != 1))
+def test_a_scaled_side_is_the_nearest_multiple_that_there_is(side, scale):
+    found, _ = View(scale=scale).size_of((side, 32))
+    assert found % 32 == 0
+    assert found >= 32
+    assert found == 32 or abs(found - side * scale) <= 16 + 1e-6
+
+
+def test_views_of_one_size_are_one_view():
+    chosen = tta.views("hflip+multiscale")
+    assert tta.distinct(chosen, (32, 32)) == (View(), View(hflip=True))
+    assert tta.distinct(chosen, (64, 32)) == chosen  # one side is enough
+    assert tta.distinct(chosen, (512, 512)) == chosen
+    assert len(tta.distinct(chosen, torch.zeros((1, 1, 32, 32)).shape[-2:])) == 2  # torch's own
+    x = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    assert all(view.forward(x).dtype == torch.uint8 for view in chosen)  # nothing was resized
+
+
+@pytest.mark.parametrize("scale", [0.75, 1.25])
+@pytest.mark.parametrize("shape", [(1, 1, 128, 128), (2, 1, 96, 160), (1, 1, 101, 67)])
+def test_a_constant_survives_a_scale(scale, shape):
+    x = torch.full(shape, 77, dtype=torch.uint8)
+    looked_at = View(scale=scale).forward(x)
+    assert looked_at.dtype == torch.float32
+    torch.testing.assert_close(looked_at, torch.full_like(looked_at, 77.0))
+    torch.testing.assert_close(there_and_back(View(scale=scale), x), x.float())
+
+
+# The antialiasing window is cut at whole pixels: its middle is off by a hundredth of one.
+@pytest.mark.parametrize(("scale", "off"), [(0.75, 0.02), (1.25, 1e-3)])
+@pytest.mark.parametrize("vertical", [False, True])
+def test_a_ramp_survives_a_scale(scale, off, vertical):
+    x = torch.arange(128.0).expand(1, 1, 128, 128)
+    x = x.transpose(-1, -2).contiguous() if vertical else x.contiguous()
+    error = (there_and_back(View(scale=scale), x) - x).abs()
+    assert error[..., 4:-4, 4:-4].max() < off
+    assert error.max() < 1  # at the edge there is nothing to go on
+
+
+def centroid(x: torch.Tensor) -> tuple[float, float]:
+    weights = x[0, 0].double()
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in weights.shape)
+    total = weights.sum()
+    return float((weights.sum(1) * rows).sum() / total), float(
+        (weights.sum(0) * columns).sum() / total
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(128, 128), (96, 160), (101, 67)])
+@pytest.mark.parametrize("sigma", [1.5, 5.0])
+def test_a_blob_stays_where_it_is(name, size, sigma):
+    rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])[None]
+    at = (0.4 * size[0] + 0.3, 0.6 * size[1] - 0.2)
+    squared = (rows - at[0]) ** 2 + (columns - at[1]) ** 2
+    blob = (255 * torch.exp(-squared / (2 * sigma**2))).round().to(torch.uint8)[None, None]
+    before = centroid(blob)
+    for view in tta.views(name):
+        back = there_and_back(view, blob)
+        assert back.shape == blob.shape
+        assert math.dist(centroid(back), before) < 0.5
+
+
+def test_a_shrunk_view_sees_what_lies_between_its_pixels():
+    """Without antialiasing a line one pixel wide could vanish, or weigh more than it is."""
+    for column in range(20, 28):
+        x = torch.zeros((1, 1, 128, 128))
+        x[..., column] = 100.0
+        small = View(scale=0.25).forward(x)
+        assert float(small[0, 0, 5].sum()) == pytest.approx(25.0, rel=1e-4)
+
+
+def test_flip_and_scale_do_not_mind_their_order():
+    x = torch.randint(0, 256, (1, 1, 64, 96), dtype=torch.uint8)
+    both = View(hflip=True, scale=1.25).forward(x)
+    torch.testing.assert_close(both, View(scale=1.25).forward(x).flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hflp", "TTA 'hflp' is unknown; nearest: hflip"),
+        ("hflip+multscale", r"TTA 'multscale' in 'hflip\+multscale' is unknown; nearest: multisc"),
+        ("", "TTA '' is unknown; nearest: none, hflip, vflip, flips, multiscale"),
+        ("hflip+", r"TTA '' in 'hflip\+' is unknown.*names join with \+"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, message):
+    with pytest.raises(InputError, match=message):
+        tta.views(name)
