@@ -75,7 +75,7 @@ def _training(row, prepared: cache.Prepared, folder: Path) -> Training:
         prepared=prepared,
         train_rows=rows,
         held_rows=rows[:2],
-        truth=prepared.table,
+        truth=prepared.table.assign(positive=prepared.table["area_px"] > 0),
         lineage=Lineage(),
         engine=engine("cpu"),
         workers=0,
@@ -86,15 +86,16 @@ def _training(row, prepared: cache.Prepared, folder: Path) -> Training:
 def _bare_loop(row, prepared: cache.Prepared):
     model = networks.build(row).train()
     optimizer = schedule.optimizer(networks.parameter_groups(model, row), row)
-    loss = losses.weighted_sum(row.loss)
+    loss = losses.of_row(row)
     images = torch.from_numpy(np.stack([prepared.image(i) for i in range(len(prepared))]))
     masks = torch.from_numpy(np.stack([prepared.mask(i) for i in range(len(prepared))]))
     images, masks = images.unsqueeze(1), masks.unsqueeze(1)  # (N, 1, S, S)
+    labels = masks.flatten(1).any(dim=1).float()
 
     def epoch() -> None:
         for start in range(0, len(images), row.batch_size):
             part = slice(start, start + row.batch_size)
-            loss(model(images[part]), masks[part]).backward()
+            loss(model(images[part]), masks[part], labels[part]).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

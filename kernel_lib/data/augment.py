@@ -115,7 +115,11 @@ def _seed(transform: A.BaseCompose | A.BasicTransform, generator: np.random.Gene
         _seed(inner, generator)
 
 
-def item_seed(seed: int, epoch: int, image_id: str) -> int:
-    """The seed of one image in one epoch, 0 to 2^32 − 1; the same on every worker and machine."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{image_id}".encode(), digest_size=4).digest()
+def item_seed(seed: int, epoch: int, image_id: str, turn: int = 0) -> int:
+    """The seed of one image in one epoch, 0 to 2^32 − 1; the same on every worker and machine.
+
+    `turn` counts how often the epoch has shown the image before: each time it looks different.
+    """
+    name = f"{seed}/{epoch}/{image_id}" + (f"/{turn}" if turn else "")
+    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")

@@ -12,11 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from kernel_lib.data import augment
 from kernel_lib.data.cache import Prepared
 
-Key = tuple[int, int]  # (epoch, row in the cache): a worker learns the epoch with each item
+# (epoch, row in the cache, times that the epoch showed it before): what an item depends on, so that
+# a worker learns it with each item.
+Key = tuple[int, int, int]
 
 
 class TrainingImages(Dataset):
-    """Augmented images and masks by (epoch, row), (1, S, S) uint8 each, with the row."""
+    """Augmented images and masks by key, (1, S, S) uint8 each, with the row."""
 
     def __init__(self, prepared: Prepared, augmentation: str, seed: int) -> None:
         self.prepared = prepared
@@ -25,11 +27,11 @@ class TrainingImages(Dataset):
         self.seed = seed
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, int]:
-        epoch, row = key
+        epoch, row, turn = key
         image, mask = self.augment(
             np.asarray(self.prepared.image(row)),
             self.prepared.mask(row),
-            augment.item_seed(self.seed, epoch, self.ids[row]),
+            augment.item_seed(self.seed, epoch, self.ids[row], turn),
         )
         return _tensor(image), _tensor(mask), row
 

@@ -11,7 +11,7 @@ from torch import nn
 from kernel_lib.engine import Engine
 from kernel_lib.inference import maps
 from kernel_lib.inference.maps import Prediction
-from kernel_lib.inference.tta import View
+from kernel_lib.inference.tta import View, distinct
 from kernel_lib.models.networks import Logits
 
 
@@ -20,11 +20,12 @@ def mean_logits(
 ) -> Logits:
     """One model's mask and label logits in float32, averaged over its views of the images."""
     masks, labels = [], []
-    for view in views:
+    size = (levels.shape[-2], levels.shape[-1])
+    for view in distinct(views, size):
         with engine.autocast():
             output = model(view.forward(levels))
         if output.mask is not None:
-            masks.append(view.inverse(output.mask.float(), levels.shape[2:]))
+            masks.append(view.inverse(output.mask.float(), size))
         if output.label is not None:
             labels.append(output.label.float())
     return Logits(mask=_mean(masks), label=_mean(labels))

@@ -10,16 +10,24 @@ from torch import nn
 from torch.nn import functional as F
 
 PRIOR = 0.01  # about the share of pixels that lie in a pneumothorax
+POSITIVE = 0.22  # share of the competition's images that have one
 
 
-def rarely(logit: nn.Conv2d) -> nn.Conv2d:
-    """A last convolution that starts by predicting the prior, not one half (Lin 2017).
+def rarely(logit: nn.Conv2d | nn.Linear, share: float = PRIOR) -> nn.Conv2d | nn.Linear:
+    """A last layer that starts by predicting the prior `share`, not one half (Lin 2017).
 
     The first epochs are then spent on what a pneumothorax looks like rather than on its rarity.
     """
     nn.init.normal_(logit.weight, std=0.01)
-    nn.init.constant_(logit.bias, math.log(PRIOR / (1 - PRIOR)))
+    nn.init.constant_(logit.bias, math.log(share / (1 - share)))
     return logit
+
+
+def resized(planes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Features or logits (B, C, h, w) brought bilinearly to (B, C, *size)."""
+    if planes.shape[2:] == torch.Size(size):
+        return planes
+    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
 
 
 class Hypercolumn(nn.Module):
@@ -40,10 +48,42 @@ class Hypercolumn(nn.Module):
 
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
         """Levels (B, C_i, H_i, W_i), coarse to fine, to (B, 1, H, W) logits."""
-        height, width = levels[-1].shape[2:]
+        size = levels[-1].shape[2:]
         total = self.reduce[-1](levels[-1])  # (B, channels, H, W)
         for conv, level in zip(self.reduce[:-1], levels[:-1], strict=True):
-            total = total + F.interpolate(
-                conv(level), size=(height, width), mode="bilinear", align_corners=False
-            )
+            total = total + resized(conv(level), size)
         return self.logit(F.relu(self.norm(total)))
+
+
+class SideMasks(nn.Module):
+    """Deep supervision (Lee 2015): mask logits of each level by itself, by a 1×1 convolution.
+
+    They teach and do not predict, so they are computed in training only: prediction does not pay
+    for them, and validation's loss has no side term.
+    """
+
+    def __init__(self, level_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.logits = nn.ModuleList(rarely(nn.Conv2d(c, 1, kernel_size=1)) for c in level_channels)
+
+    def forward(
+        self, levels: Sequence[torch.Tensor], size: Sequence[int]
+    ) -> tuple[torch.Tensor, ...]:
+        """Levels (B, C_i, H_i, W_i) to as many (B, 1, *size) logits in that order; () in eval."""
+        if not self.training:
+            return ()
+        return tuple(
+            resized(conv(level), size) for conv, level in zip(self.logits, levels, strict=True)
+        )
+
+
+class LabelHead(nn.Module):
+    """The logit of "has a pneumothorax": one linear layer on the mean over all pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logit = rarely(nn.Linear(channels, 1), POSITIVE)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) features to (B,) logits."""
+        return self.logit(features.mean(dim=(2, 3)))[:, 0]

@@ -14,16 +14,16 @@ weigh as much as another's many.
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from torch.nn import functional as F
 
+from kernel_lib import options as options_of
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models.networks import Logits
@@ -165,23 +165,7 @@ def check(row: Experiment) -> None:
                 f"loss_options sets {name!r}, which the row does not use (its losses: "
                 f"{', '.join(row.loss) or 'none'}): leave it out, or add it to loss"
             )
-        for option, value in options.items():
-            _check_option(name, option, value)
-
-
-def _check_option(name: str, option: str, value: float) -> None:
-    parameters = inspect.signature(LOSSES[name], eval_str=True).parameters.values()
-    known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if option not in known:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise InputError(f"loss {name!r} has no option {option!r}; {has}")
-    try:
-        TypeAdapter(known[option].annotation).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise InputError(
-            f"loss_options: {option} of {name!r} is {value!r}: {error.errors()[0]['msg']}; "
-            f"the default is {known[option].default}"
-        ) from None
+        options_of.check(f"loss {name!r}", LOSSES[name], options)
 
 
 def of_row(row: Experiment) -> RowLoss:

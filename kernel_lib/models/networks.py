@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import segmentation_models_pytorch as smp
@@ -12,23 +12,26 @@ import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
-from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.models.heads import Hypercolumn, rarely
+from kernel_lib.models.attention import AttentionGate
+from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, rarely, resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ASPP_CHANNELS = 256
 
 
 class Logits(NamedTuple):
-    """What every network returns; losses and prediction know no other form."""
+    """What every network returns; losses and prediction know no other form.
+
+    Side masks are there in training only (`heads.SideMasks`), coarse to fine, at full size.
+    """
 
     mask: torch.Tensor | None  # (B, 1, H, W) logits; None from a classifier
     label: torch.Tensor | None = None  # (B,) logits of "has a pneumothorax"
-    # each (B, 1, H, W) logits, coarse to fine, brought bilinearly to full size
-    sides: tuple[torch.Tensor, ...] = ()
+    sides: tuple[torch.Tensor, ...] = ()  # each (B, 1, H, W) logits
 
 
 class GreyInput(nn.Module):
@@ -51,8 +54,11 @@ class UNet(nn.Module):
     """U-Net (Ronneberger 2015) with scSE (Roy 2018) in the decoder and a hypercolumn head.
 
     With fewer than five decoder levels it stops that much below full size, and its logits are
-    upsampled: cheaper, and coarser at the edges.
+    upsampled: cheaper, and coarser at the edges. A label is read from the centre block, side masks
+    from every decoder level.
     """
+
+    gated = False  # whether attention weighs what a skip brings
 
     def __init__(self, row: Experiment) -> None:
         super().__init__()
@@ -69,61 +75,149 @@ class UNet(nn.Module):
             # It looks at what a skip brings; full size has none, so it would never learn.
             self.decoder.blocks[-1].attention1 = nn.Identity()
         self.head = Hypercolumn(row.decoder_channels)
+        # From here on what a row may add, so that a seed draws the same weights above without it.
+        self.gates = self._gates(row.decoder_channels) if self.gated else nn.ModuleDict()
+        self.sides = SideMasks(row.decoder_channels) if row.side_weight > 0 else None
+        self.label = LabelHead(self.encoder.out_channels[-1]) if row.label_weight > 0 else None
 
     def forward(self, levels: torch.Tensor) -> Logits:
         """(B, 1, H, W) uint8 levels to logits; H and W are multiples of 32."""
+        size = levels.shape[2:]
         features = self.encoder(self.input(levels))  # H, H/2, … H/32
-        logits = self.head(self._decode(features))  # (B, 1, H, W) / 2 a missing level
-        if logits.shape[2:] != levels.shape[2:]:
-            logits = F.interpolate(
-                logits, size=levels.shape[2:], mode="bilinear", align_corners=False
-            )
-        return Logits(mask=logits)
+        centre = self.decoder.center(features[-1])  # (B, C, H/32, W/32)
+        outputs = self._decode(centre, features)
+        return Logits(
+            mask=resized(self.head(outputs), size),
+            label=self.label(centre) if self.label is not None else None,
+            sides=self.sides(outputs, size) if self.sides is not None else (),
+        )
 
-    def _decode(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _decode(self, x: torch.Tensor, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Outputs of all decoder levels, H/16 to H; the library's decoder returns only the last."""
         features = features[::-1]  # coarse to fine
         skips = [*features[1:-1], None]
-        x = self.decoder.center(features[0])
         outputs = []
-        for block, skip, target in zip(self.decoder.blocks, skips, features[1:], strict=False):
-            x = block(x, *target.shape[2:], skip_connection=skip)
+        for i, block in enumerate(self.decoder.blocks):
+            skip = skips[i]
+            if str(i) in self.gates:
+                skip = self.gates[str(i)](skip, x)
+            x = block(x, *features[i + 1].shape[2:], skip_connection=skip)
             outputs.append(x)
         return outputs
 
+    def _gates(self, decoder_channels: Sequence[int]) -> nn.ModuleDict:
+        """A gate for every decoder level that has a skip, by the level's number, coarsest 0."""
+        skips = self.encoder.out_channels[-2:0:-1]  # H/16 to H/2
+        coarser = (self.encoder.out_channels[-1], *decoder_channels[:-1])
+        return nn.ModuleDict(
+            {
+                str(i): AttentionGate(skip, below)
+                for i, (skip, below) in enumerate(zip(skips, coarser, strict=False))
+                if skip > 0  # some encoders have no features at half size
+            }
+        )
+
+
+class AttentionUNet(UNet):
+    """Attention U-Net (Oktay 2018): the U-Net above with a gate on each skip.
+
+    The gating signal is the output of the next coarser level, the centre block's for the coarsest.
+    Its other weights are those that the same seed draws for the plain U-Net.
+    """
+
+    gated = True
+
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+ (Chen 2018), output stride 16."""
+    """DeepLabV3+ (Chen 2018), output stride 16.
+
+    A label is read from the ASPP's output, not from the encoder's, because that is what the mask's
+    decoder gets too, as it gets the centre block in the U-Net. Side masks are read at stride 16
+    from the encoder's stage before the last, where Zhao 2017 has its auxiliary loss, and from the
+    ASPP's output. At stride 4 the decoder's fused features are what the mask itself is read from
+    by one 1×1 convolution, and the encoder's are edges, too early to tell a pneumothorax.
+    """
 
     def __init__(self, row: Experiment) -> None:
         super().__init__()
-        net = smp.DeepLabV3Plus(encoder_name=row.encoder, encoder_weights=None, classes=1)
+        net = smp.DeepLabV3Plus(
+            encoder_name=row.encoder,
+            encoder_weights=None,
+            decoder_channels=ASPP_CHANNELS,
+            classes=1,
+        )
         self.input = GreyInput()
         self.encoder = net.encoder
         self.decoder = net.decoder
         self.head = net.segmentation_head
         rarely(self.head[0])
+        side_channels = (self.encoder.out_channels[-2], ASPP_CHANNELS)
+        self.sides = SideMasks(side_channels) if row.side_weight > 0 else None
+        self.label = LabelHead(ASPP_CHANNELS) if row.label_weight > 0 else None
 
     def forward(self, levels: torch.Tensor) -> Logits:
         """(B, 1, H, W) uint8 levels to logits; B is at least 2 in training (pooled batch norm)."""
-        features = self.encoder(self.input(levels))
-        return Logits(mask=self.head(self.decoder(features)))
+        size = levels.shape[2:]
+        features = self.encoder(self.input(levels))  # H, H/2, … H/16, H/16
+        aspp = self.decoder.aspp(features[-1])  # (B, 256, H/16, W/16)
+        return Logits(
+            mask=self.head(self._decode(aspp, features)),
+            label=self.label(aspp) if self.label is not None else None,
+            sides=self.sides((features[-2], aspp), size) if self.sides is not None else (),
+        )
+
+    def _decode(self, aspp: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
+        """The fused features (B, 256, H/4, W/4); the library's decoder keeps the ASPP's output."""
+        early = self.decoder.block1(features[2])  # (B, 48, H/4, W/4)
+        return self.decoder.block2(torch.cat([self.decoder.up(aspp), early], dim=1))
+
+
+class Classifier(nn.Module):
+    """An encoder and a label head on its deepest features: "has a pneumothorax", and no mask.
+
+    Its encoder has the names of the other networks' encoders, so it can start one of them.
+    """
+
+    def __init__(self, row: Experiment) -> None:
+        super().__init__()
+        self.input = GreyInput()
+        self.encoder = get_encoder(row.encoder, in_channels=3, depth=5, weights=None)
+        self.label = LabelHead(self.encoder.out_channels[-1])
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        """(B, 1, H, W) uint8 levels to logits; H and W are multiples of 32."""
+        deepest = self.encoder(self.input(levels))[-1]  # (B, C, H/32, W/32)
+        return Logits(mask=None, label=self.label(deepest))
 
 
 NETWORKS: dict[str, Callable[[Experiment], nn.Module]] = {
     "UNet": UNet,
+    "AttentionUNet": AttentionUNet,
     "DeepLabV3Plus": DeepLabV3Plus,
+    "Classifier": Classifier,
 }
 
 
 def check(row: Experiment) -> None:
-    """InputError for a network or encoder that does not exist, with the nearest names."""
+    """InputError for a network or encoder that does not exist, with the nearest names.
+
+    So too for heads that the network cannot have, and for batches too small for its batch norm.
+    """
     if row.network not in NETWORKS:
         raise InputError(f"network {row.network!r} is none of {', '.join(NETWORKS)}")
-    if row.network == "DeepLabV3Plus" and row.batch_size == 1 and not row.freeze_batch_norm:
+    if row.network == "Classifier" and row.label_weight == 0:
         raise InputError(
-            "BATCH_SIZE 1 gives DeepLabV3+'s pooled batch norm one value a channel: take 2 and "
-            "more, with ACCUMULATE, or -p FREEZE_BATCH_NORM True"
+            "label_weight 0 leaves a Classifier nothing to learn: give its row one above 0, say 1"
+        )
+    if row.network == "Classifier" and row.side_weight > 0:
+        raise InputError(
+            f"side_weight {row.side_weight:g} asks a Classifier for masks, and it has none: give "
+            "its row 0, or take another network"
+        )
+    if row.batch_size == 1 and needs_pairs(row):
+        raise InputError(
+            f"BATCH_SIZE 1 gives a batch norm of {row.network} at {row.size} px one value a "
+            "channel: take 2 and more, with ACCUMULATE, or -p FREEZE_BATCH_NORM True"
         )
     known = smp.encoders.get_encoder_names()
     timms = row.encoder.startswith("tu-") and timm.is_model(row.encoder.removeprefix("tu-"))
@@ -132,13 +226,29 @@ def check(row: Experiment) -> None:
         raise InputError(f"ENCODER {row.encoder!r} is unknown; nearest: {', '.join(near)}")
 
 
+def needs_pairs(row: Experiment) -> bool:
+    """Whether a training batch needs two images, because a batch norm stands at a single pixel.
+
+    DeepLabV3+ pools its image to one; at 32 px the deepest level of the others is one.
+    """
+    return not row.freeze_batch_norm and (row.network == "DeepLabV3Plus" or row.size == 32)
+
+
 def build(row: Experiment) -> nn.Module:
     """The row's network with fresh random weights, in channels_last.
 
-    Raises InputError for an unknown network or encoder, with the nearest names.
+    Raises InputError for an unknown network or encoder, with the nearest names, and for an encoder
+    that this network cannot have.
     """
     check(row)
-    return NETWORKS[row.network](row).to(memory_format=torch.channels_last)
+    try:
+        model = NETWORKS[row.network](row)
+    except (ValueError, AssertionError) as error:  # as the library and timm refuse an encoder
+        reason = str(error) or "timm refuses it"
+        raise InputError(
+            f"ENCODER {row.encoder!r} does not fit {row.network} ({reason}): take a ResNet"
+        ) from error
+    return model.to(memory_format=torch.channels_last)
 
 
 def parameter_groups(model: nn.Module, row: Experiment) -> list[dict]:

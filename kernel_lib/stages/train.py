@@ -112,7 +112,7 @@ def check(decided: TrainPlan) -> None:
     sampling.check(row.sampling, row.sampling_options)
     schedule.check(row)
     tta.views(row.tta)
-    networks.check(row)
+    networks.build(row)  # which refuses an encoder that does not fit
     validation.check(row)
 
 

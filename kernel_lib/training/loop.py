@@ -108,12 +108,13 @@ class Training:
         """The present epoch's remaining steps; False where the clock stopped it, all saved."""
         at, row, device = self.position, self.row, self.job.engine
         order = sampling.epoch_order(row.sampling, row.sampling_options, self._shown(), self.seed)
-        steps = sampling.groups(sampling.batches(order, row.batch_size), row.accumulate)
+        keys = np.stack([np.full_like(order, at.epoch), order, sampling.turns(order)], axis=1)
+        steps = sampling.groups(sampling.batches(keys, row.batch_size), row.accumulate)
         self.model.train()
         if row.freeze_batch_norm:
             for norm in networks.batch_norms(self.model):
                 norm.eval()
-        batches = [[(at.epoch, int(r)) for r in b] for s in steps[at.step :] for b in s]
+        batches = [batch.tolist() for step in steps[at.step :] for batch in step]
         stream = iter(
             training_loader(self.images, batches, self.job.workers, device.device.type == "cuda")
         )

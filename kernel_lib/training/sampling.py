@@ -8,14 +8,14 @@ nowhere else.
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
+from kernel_lib import options as options_of
 from kernel_lib.errors import InputError
 
 # The hardness of an image that the run has not looked at: nothing is known against it, so a first
@@ -121,6 +121,7 @@ SAMPLERS: dict[str, Sampler] = {
     "positive_share": positive_share,
     "hard": hard,
 }
+BY_HARDNESS = ("hard",)  # samplers that ask for it; the others spare the counting
 
 
 def check(name: str, options: Mapping[str, float]) -> None:
@@ -128,19 +129,7 @@ def check(name: str, options: Mapping[str, float]) -> None:
     if name not in SAMPLERS:
         near = difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4) or list(SAMPLERS)
         raise InputError(f"sampling {name!r} is unknown; nearest: {', '.join(near)}")
-    parameters = inspect.signature(SAMPLERS[name], eval_str=True).parameters.values()
-    known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for option, value in options.items():
-        if option not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise InputError(f"sampling {name!r} has no option {option!r}; {has}")
-        try:
-            TypeAdapter(known[option].annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise InputError(
-                f"sampling_options: {option} of {name!r} is {value!r}: {error.errors()[0]['msg']}; "
-                f"the default is {known[option].default}"
-            ) from None
+    options_of.check(f"sampling {name!r}", SAMPLERS[name], options)
 
 
 def epoch_order(name: str, options: Mapping[str, float], shown: Shown, seed: int) -> np.ndarray:
@@ -151,6 +140,17 @@ def epoch_order(name: str, options: Mapping[str, float], shown: Shown, seed: int
     """
     check(name, options)
     return SAMPLERS[name](shown, np.random.default_rng([seed, shown.epoch]), **options)
+
+
+def turns(order: np.ndarray) -> np.ndarray:
+    """How often each position's row came before it in the order, (N,) int64."""
+    by_row = np.argsort(order, kind="stable")
+    ordered = order[by_row]
+    first = np.r_[True, ordered[1:] != ordered[:-1]][: len(order)]
+    place = np.arange(len(order))
+    found = np.empty(len(order), np.int64)
+    found[by_row] = place - np.maximum.accumulate(np.where(first, place, 0))
+    return found
 
 
 def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

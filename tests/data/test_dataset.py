@@ -33,7 +33,7 @@ def training_images(seed: int = 7, augmentation: str = "notes") -> TrainingImage
 
 def epoch(number: int, workers: int, seed: int = 7, batch: int = 2) -> torch.Tensor:
     """Images and masks (N, 2, S, S) of an epoch, in the rows' order."""
-    keys = [(number, row) for row in range(N)]
+    keys = [(number, row, 0) for row in range(N)]
     batches = [keys[i : i + batch] for i in range(0, N, batch)]
     loader = training_loader(training_images(seed), batches, workers, pin=False)
     found = [(torch.cat([image, mask], 1), rows) for image, mask, rows in loader]
@@ -42,7 +42,7 @@ def epoch(number: int, workers: int, seed: int = 7, batch: int = 2) -> torch.Ten
 
 
 def test_an_item_is_an_image_a_mask_and_a_row():
-    image, mask, row = training_images()[(3, 4)]
+    image, mask, row = training_images()[(3, 4, 0)]
     assert image.shape == mask.shape == (1, SIZE, SIZE)
     assert image.dtype == mask.dtype == torch.uint8
     assert mask.max() == 1
@@ -50,9 +50,16 @@ def test_an_item_is_an_image_a_mask_and_a_row():
 
 
 def test_without_augmentation_it_is_what_lies_in_the_cache():
-    image, mask, _ = training_images(augmentation="none")[(0, 2)]
+    image, mask, _ = training_images(augmentation="none")[(0, 2, 0)]
     assert np.array_equal(image[0].numpy(), FakePrepared().image(2))
     assert np.array_equal(mask[0].numpy(), FakePrepared().mask(2))
+
+
+def test_an_image_shown_twice_in_an_epoch_looks_different():
+    images = training_images()
+    first, again = images[(0, 2, 0)][0], images[(0, 2, 1)][0]
+    assert not torch.equal(first, again)
+    assert torch.equal(again, images[(0, 2, 1)][0])
 
 
 def test_workers_make_the_same_items_and_do_not_repeat_epochs():
@@ -66,7 +73,7 @@ def test_batches_and_order_do_not_matter():
     assert torch.equal(epoch(1, 0, batch=2), epoch(1, 0, batch=5))
     images = training_images()
     late = images[(1, 3)]
-    images[(0, 1)]
+    images[(0, 1, 0)]
     assert torch.equal(images[(1, 3)][0], late[0])
 
 

@@ -46,14 +46,15 @@ def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d"
         held = drawn["fold"] == fold
         past = Lineage(**({"images": tuple(drawn.loc[~held, "image_id"])} | lineage))
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
-        held_out = [(i, level_map(i, run)) for i in drawn.loc[held, "image_id"]]
+        held_out = [(i, maps.Prediction(level_map(i, run))) for i in drawn.loc[held, "image_id"]]
         for path in (folder.oof, folder.oof_last):
             maps.write(path, held_out, meta)
 
 
 def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> None:
     meta = {"run": run, "fold": fold, "lineage": Lineage().model_dump(mode="json")}
-    maps.write(runs.fold_folder(root, run, fold).test, shown.items(), meta)
+    predictions = [(i, maps.Prediction(level_map)) for i, level_map in shown.items()]
+    maps.write(runs.fold_folder(root, run, fold).test, predictions, meta)
 
 
 def test_one_run_is_an_ensemble_of_one(tmp_path):

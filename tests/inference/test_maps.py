@@ -18,8 +18,8 @@ def noise(seed: int, shape: tuple[int, int] = (32, 32)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def some(n: int = 3) -> list[tuple[str, np.ndarray]]:
-    return [(f"1.2.{i}", noise(i)) for i in range(n)]
+def some(n: int = 3) -> list[tuple[str, maps.Prediction]]:
+    return [(f"1.2.{i}", maps.Prediction(noise(i))) for i in range(n)]
 
 
 def test_every_level_is_met_exactly():
@@ -82,10 +82,29 @@ def test_an_archive_gives_back_what_it_took(tmp_path):
     assert (len(archive), archive.meta) == (3, META | {"images": 3})
     assert "1.2.0" in archive
     assert "1.2.9" not in archive
-    for image_id, level_map in some():
+    for image_id, (level_map, _) in some():
         assert np.array_equal(archive[image_id], level_map)
+        assert archive.label(image_id) is None
     with pytest.raises(InputError, match=r"oof.zip holds no map of image 1.2.9"):
         archive["1.2.9"]
+
+
+def test_labels_come_back_to_the_last_bit_with_maps_and_without(tmp_path):
+    labels = {"1.2.0": 1 / 3, "1.2.1": 0.0, "1.2.2": 1.0}
+    for name, shown in (("both", some()), ("alone", [(i, maps.Prediction(None)) for i in labels])):
+        given = [(i, maps.Prediction(p.levels, labels[i])) for i, p in shown]
+        assert maps.write(tmp_path / name, given, META) == 3
+        archive = maps.Maps(tmp_path / name)
+        assert {i: archive.label(i) for i in archive.ids} == labels
+        assert (len(archive), archive.has_maps) == (3, name == "both")
+    with pytest.raises(InputError, match=r"alone holds no map of image 1.2.0"):
+        archive["1.2.0"]
+
+
+def test_a_label_enters_the_statistics_as_a_level(tmp_path):
+    found = maps.statistics(noise(0), "-1", (6, 8), 0.5)
+    assert found.label == 128
+    assert maps.statistics(noise(0), "-1", (6, 8)).label is None
 
 
 def test_the_same_maps_make_the_same_bytes(tmp_path):
@@ -98,7 +117,7 @@ def test_any_viewer_opens_a_map(tmp_path):
     maps.write(tmp_path / "oof.zip", some(1), META)
     with zipfile.ZipFile(tmp_path / "oof.zip") as archive:
         png = np.frombuffer(archive.read("1.2.0.png"), np.uint8)
-    assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_UNCHANGED), some(1)[0][1])
+    assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_UNCHANGED), some(1)[0][1].levels)
 
 
 def test_what_breaks_while_writing_leaves_no_archive(tmp_path):

@@ -55,8 +55,8 @@ def test_models_are_averaged_as_probabilities_and_then_rounded():
     probs = [torch.sigmoid(m(levels).mask) for m in models]
     expected = maps.quantise(((probs[0] + probs[1]) / 2).squeeze(1).numpy())
     assert list(found) == [0, 1, 2]
-    assert all(np.array_equal(found[i], expected[i]) for i in found)
-    assert all(m.dtype == np.uint8 and m.shape == (8, 8) for m in found.values())
+    assert all(np.array_equal(found[i].levels, expected[i]) for i in found)
+    assert all(m.dtype == np.uint8 and m.shape == (8, 8) for m, _ in found.values())
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
@@ -65,7 +65,7 @@ def test_batches_do_not_matter_and_rows_are_kept(size):
     found = dict(predict([Ramp(2.0)], batched(levels, size, 10), tta.views("hflip"), CPU))
     whole = dict(predict([Ramp(2.0)], batched(levels, 5, 10), tta.views("hflip"), CPU))
     assert list(found) == list(range(10, 15))
-    assert all(np.array_equal(found[i], whole[i]) for i in found)
+    assert all(np.array_equal(found[i].levels, whole[i].levels) for i in found)
 
 
 def test_it_streams():
@@ -87,3 +87,39 @@ def test_no_gradient_is_kept_and_training_mode_is_left():
     model = nn.Sequential(Ramp(1.0)).train()
     list(predict([model], batched(images(1), 1), tta.views("none"), CPU))
     assert not model.training
+
+
+class Labelled(nn.Module):
+    """A label from the left column, with a mask or, as a classifier, without."""
+
+    def __init__(self, factor: float, mask: bool) -> None:
+        super().__init__()
+        self.factor, self.mask = factor, mask
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        label = self.factor * (levels[..., 0].float().mean(dim=(1, 2)) / 128 - 1)
+        return Logits(mask=levels.float() / 128 - 1 if self.mask else None, label=label)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_labels_are_averaged_as_maps_are(mask):
+    levels = images(3)
+    models = [Labelled(1.0, mask), Labelled(5.0, mask)]
+    found = dict(predict(models, batched(levels, 2), tta.views("hflip"), CPU))
+    per_model = [(m(levels).label + m(levels.flip(-1)).label) / 2 for m in models]
+    expected = torch.stack([torch.sigmoid(logits) for logits in per_model]).mean(0)
+    assert [p.label for p in found.values()] == pytest.approx(expected.tolist())
+    assert all((p.levels is not None) == mask for p in found.values())
+
+
+def test_scales_that_round_to_one_size_are_one_look():
+    levels = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    looked = []
+
+    class Counting(Ramp):
+        def forward(self, levels: torch.Tensor) -> Logits:
+            looked.append(tuple(levels.shape[2:]))
+            return super().forward(levels)
+
+    mean_logits(Counting(1.0).eval(), levels, tta.views("multiscale"), CPU)
+    assert looked == [(32, 32)]  # ×0.75 and ×1.25 are nearest to 32 as well

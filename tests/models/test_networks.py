@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
@@ -9,9 +12,30 @@ from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 
 UNET = Experiment(
-    name="tiny", encoder="resnet18", decoder_channels=(48, 40, 32, 24, 16), size=32, weights="none"
+    name="tiny",
+    encoder="tu-resnet10t",
+    decoder_channels=(48, 40, 32, 24, 16),
+    size=64,
+    weights="none",
 )
+ATTENTION = UNET.differing(name="tiny_attention", network="AttentionUNet")
 DEEPLAB = UNET.differing(name="tiny_deeplab", network="DeepLabV3Plus")
+CLASSIFIER = UNET.differing(name="tiny_classifier", network="Classifier", label_weight=1.0)
+MASKS = [UNET, ATTENTION, DEEPLAB]
+PLAIN = [*MASKS, CLASSIFIER]
+HEADS = {
+    "label": {"label_weight": 0.05},
+    "sides": {"side_weight": 0.1},
+    "both": {"label_weight": 0.05, "side_weight": 0.1},
+}
+HEADED = [row.differing(name=head, **HEADS[head]) for row in MASKS for head in HEADS]
+ROWS = [*PLAIN, *HEADED]
+FULL = [*PLAIN, *(row for row in HEADED if row.name == "both")]
+N_SIDES = {"UNet": 5, "AttentionUNet": 5, "DeepLabV3Plus": 2}
+
+
+def title(row: Experiment) -> str:
+    return f"{row.network}-{row.name}"
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +47,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def levels(batch: int = 2, size: int = 32) -> torch.Tensor:
+def levels(batch: int = 2, size: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8)
 
 
@@ -36,34 +60,246 @@ def test_grey_levels_become_what_an_imagenet_encoder_expects():
         assert white[channel].item() == pytest.approx((1 - mean) / std, abs=1e-6)
 
 
-@pytest.mark.parametrize("row", [UNET, DEEPLAB], ids=lambda row: row.network)
-@pytest.mark.parametrize("shape", [(32, 32), (64, 96)])
-def test_logits_have_the_images_shape(row, shape):
-    model = networks.build(row).eval()
-    with torch.inference_mode():
-        output = model(torch.zeros(1, 1, *shape, dtype=torch.uint8))
-    assert output.mask.shape == (1, 1, *shape)
+def everything(output: networks.Logits) -> list[torch.Tensor]:
+    """All tensors of an output, in order."""
+    return [t for t in (output.mask, output.label, *output.sides) if t is not None]
 
 
-@pytest.mark.parametrize("row", [UNET, DEEPLAB], ids=lambda row: row.network)
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    return model
+
+
+def loud(model: nn.Module) -> nn.Module:
+    """The network with last layers that do not, as fresh ones do, hide what comes before them."""
+    for name, layer in model.named_modules():
+        if name == "head.0" or name.split(".")[-1] == "logit" or name.startswith("sides.logits."):
+            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def built(row: Experiment, seed: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return networks.build(row)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=title)
+def test_every_head_has_its_shape(row):
+    model = networks.build(row)
+    for training, shape in itertools.product([True, False], [(64, 64), (32, 96), (160, 32)]):
+        with torch.no_grad():
+            output = model.train(training)(torch.randint(0, 256, (2, 1, *shape), dtype=torch.uint8))
+        full = (2, 1, *shape)
+        if row.network == "Classifier":
+            assert output.mask is None
+        else:
+            assert output.mask.shape == full
+        if row.label_weight == 0:
+            assert output.label is None
+        else:
+            assert output.label.shape == (2,)
+        taught = row.side_weight > 0 and training
+        assert [s.shape for s in output.sides] == [full] * (N_SIDES[row.network] if taught else 0)
+        assert all(torch.isfinite(tensor).all() for tensor in everything(output))
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=title)
+def test_the_smallest_size_works(row):
+    row = row.differing(name="x", size=32, label_weight=0.05)
+    model = networks.build(row)
+    for output in (model.train()(levels(2, 32)), model.eval()(levels(1, 32))):
+        assert torch.isfinite(output.label).all()
+        assert output.mask is None or output.mask.shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=title)
+def test_every_parameter_gets_a_gradient(row):
+    model = networks.build(row).train()
+    sum(F.softplus(tensor).mean() for tensor in everything(model(levels()))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        if name.startswith(("head.", "label.", "sides.", "gates.")):
+            assert parameter.grad.any(), name
+    groups = networks.parameter_groups(model, row)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(
+        id(p) for p in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("row", MASKS, ids=title)
+@pytest.mark.parametrize("head", ["label", "sides"])
+def test_what_only_teaches_reaches_encoder_and_decoder(row, head):
+    model = networks.build(row.differing(name="x", **HEADS[head])).train()
+    output = model(levels())
+    sum(F.softplus(tensor).mean() for tensor in everything(output)[1:]).backward()
+    reached = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
+    own = {"label": "label", "sides": "sides"}[head]
+    gated = {"gates"} if row is ATTENTION and head == "sides" else set()
+    assert reached == {"encoder", "decoder", own} | gated
+
+
+@pytest.mark.parametrize("row", FULL, ids=title)
+def test_feature_maps_stay_channels_last(row):
+    model = networks.build(row).train()
+    four = [p for p in model.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in four)
+    seen = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, x, name=name: seen.append((name, x[0])))
+    model(levels())
+    strange = {n for n, x in seen if not x.is_contiguous(memory_format=torch.channels_last)}
+    # The first takes the image as it comes; the library's ASPP concatenates a pooled branch.
+    assert strange <= {seen[0][0], "decoder.aspp.0.project.0"}
+    assert len(seen) > 10
+
+
+@pytest.mark.parametrize("row", FULL, ids=title)
+def test_the_same_image_gives_the_same_logits_with_every_dropout_a_module(row):
+    images = levels()
+    for model in (networks.build(row).eval(), without_dropout(networks.build(row).train())):
+        with torch.no_grad():
+            once, again = everything(model(images)), everything(model(images))
+        assert len(once) == len(again)
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def test_deeplab_drops_out_in_training():
+    model = networks.build(DEEPLAB).train()
+    images = levels()
+    with torch.no_grad():
+        assert not torch.equal(model(images).mask, model(images).mask)
+
+
+@pytest.mark.parametrize("row", FULL, ids=title)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_half_precision_is_near_single(row, dtype, tolerance):
+    model = without_dropout(loud(networks.build(row)).train())
+    images = levels()
+    with torch.no_grad():
+        single = everything(model(images))
+        with torch.autocast("cpu", dtype=dtype):
+            half = everything(model(images))
+    for one, other in zip(single, half, strict=True):
+        assert torch.isfinite(other).all()
+        assert (torch.sigmoid(one) - torch.sigmoid(other.float())).abs().mean() < tolerance
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=title)
 def test_images_of_a_batch_do_not_meet_when_predicting(row):
-    model = networks.build(row).eval()
+    model = loud(networks.build(row.differing(name="x", label_weight=0.05))).eval()
     images = levels(3, 64)
     with torch.inference_mode():
-        together = model(images).mask
-        alone = torch.cat([model(image[None]).mask for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+        together = everything(model(images))
+        alone = [everything(model(image[None])) for image in images]
+    for all_at_once, one_by_one in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(all_at_once, torch.cat(one_by_one), rtol=1e-4, atol=1e-4)
 
 
 def test_the_decoder_s_levels_are_the_library_s_own():
     model = networks.build(UNET).eval()
     with torch.inference_mode():
-        features = model.encoder(model.input(levels()))
-        ours = model._decode(features)
+        features = model.encoder(model.input(levels(size=32)))
+        ours = model._decode(model.decoder.center(features[-1]), features)
         assert [o.shape[1:] for o in ours] == [
             (channels, 2**k, 2**k) for k, channels in enumerate((48, 40, 32, 24, 16), start=1)
         ]
         torch.testing.assert_close(ours[-1], model.decoder(features))
+
+
+def test_deeplab_s_fused_features_are_the_library_s_own():
+    model = networks.build(DEEPLAB).eval()
+    with torch.inference_mode():
+        features = model.encoder(model.input(levels()))
+        ours = model._decode(model.decoder.aspp(features[-1]), features)
+        assert ours.shape == (2, networks.ASPP_CHANNELS, 16, 16)
+        torch.testing.assert_close(ours, model.decoder(features))
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=title)
+def test_a_label_is_read_from_pooled_deep_features(row):
+    """The centre block's output, the ASPP's, or an encoder's deepest level, pooled by hand."""
+    model = networks.build(row.differing(name="x", label_weight=0.05)).eval()
+    images = levels()
+    with torch.inference_mode():
+        deep = model.encoder(model.input(images))[-1]
+        if row in (UNET, ATTENTION):
+            deep = model.decoder.center(deep)
+        elif row is DEEPLAB:
+            deep = model.decoder.aspp(deep)
+        mean = deep.flatten(2).sum(2) / deep[0, 0].numel()
+        by_hand = mean @ model.label.logit.weight[0] + model.label.logit.bias
+        torch.testing.assert_close(model(images).label, by_hand)
+
+
+@pytest.mark.parametrize("row", MASKS, ids=title)
+def test_side_masks_are_read_from_their_levels_coarse_to_fine(row):
+    model = without_dropout(networks.build(row.differing(name="x", side_weight=0.1)).train())
+    images = levels()
+    with torch.no_grad():
+        sides = model(images).sides
+        features = model.encoder(model.input(images))
+        if row is DEEPLAB:
+            wanted = [features[4], model.decoder.aspp(features[-1])]
+        else:
+            wanted = model._decode(model.decoder.center(features[-1]), features)
+        heights = [w.shape[2] for w in wanted]
+        assert heights == sorted(heights)
+        for side, level, conv in zip(sides, wanted, model.sides.logits, strict=True):
+            full = F.interpolate(conv(level), size=(64, 64), mode="bilinear", align_corners=False)
+            torch.testing.assert_close(side, full)
+
+
+def test_with_fewer_levels_side_masks_are_still_at_full_size():
+    row = UNET.differing(name="x", decoder_channels=(32, 24), side_weight=0.1)
+    output = networks.build(row).train()(levels())
+    assert [s.shape for s in (output.mask, *output.sides)] == [(2, 1, 64, 64)] * 3
+
+
+@pytest.mark.parametrize("channels", [(48, 40, 32, 24, 16), (32, 24)], ids=len)
+def test_an_attention_unet_with_open_gates_is_the_plain_unet(channels):
+    plain, gated = (
+        loud(built(row.differing(name="x", decoder_channels=channels))).eval()
+        for row in (UNET, ATTENTION)
+    )
+    gated.load_state_dict(plain.state_dict(), strict=False)  # the same last layer
+    assert len(gated.gates) == min(len(channels), 4)
+    images, masks = levels(), {}
+    with torch.inference_mode():
+        for bias in (100, -100):
+            for gate in gated.gates.values():
+                nn.init.zeros_(gate.psi.weight)
+                nn.init.constant_(gate.psi.bias, bias)
+            masks[bias] = gated(images).mask
+        torch.testing.assert_close(masks[100], plain(images).mask, rtol=1e-5, atol=1e-5)
+        assert (masks[-100] - plain(images).mask).abs().max() > 0.01
+
+
+def test_with_closed_gates_only_the_deepest_level_is_heard():
+    model = built(ATTENTION).eval()
+    images = levels()
+    with torch.inference_mode():
+        features = model.encoder(model.input(images))
+        centre = model.decoder.center(features[-1])
+        for gate in model.gates.values():
+            nn.init.zeros_(gate.psi.weight)
+            nn.init.constant_(gate.psi.bias, -1000)
+        other = [torch.randn_like(f) for f in features[:-1]]
+        one = model._decode(centre, features)
+        another = model._decode(centre, [*other, features[-1]])
+    assert all(torch.equal(a, b) for a, b in zip(one, another, strict=True))
+
+
+def test_a_skip_without_channels_has_no_gate():
+    row = ATTENTION.differing(name="x", encoder="tu-convnext_atto")  # nothing at half size
+    model = networks.build(row).eval()
+    assert sorted(model.gates) == ["0", "1", "2"]
+    with torch.inference_mode():
+        assert model(levels(1)).mask.shape == (1, 1, 64, 64)
 
 
 def test_the_encoder_learns_at_its_own_rate():
@@ -76,30 +312,60 @@ def test_the_encoder_learns_at_its_own_rate():
     assert not encoder & {id(p) for p in groups[1]["params"]}
 
 
-@pytest.mark.parametrize("row", [UNET, DEEPLAB], ids=lambda row: row.network)
+@pytest.mark.parametrize("row", PLAIN, ids=title)
 def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(row):
     model = networks.build(row).train()
     norms = list(networks.batch_norms(model))
-    assert len(norms) > 20
+    assert len(norms) > 10
     before = [norm.running_mean.clone() for norm in norms]
     for norm in norms:
         norm.eval()
-    loss = F.softplus(model(levels(1, 64)).mask).mean()
-    loss.backward()
+    sum(F.softplus(tensor).mean() for tensor in everything(model(levels(1)))).backward()
     assert all(torch.equal(b, n.running_mean) for b, n in zip(before, norms, strict=True))
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
-def test_a_seed_builds_the_same_network():
-    states = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        states.append(networks.build(UNET).state_dict())
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+@pytest.mark.parametrize("row", FULL, ids=title)
+def test_a_seed_builds_the_same_network(row):
+    one, other = built(row).state_dict(), built(row).state_dict()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    another = built(row, seed=4).state_dict()
+    assert not all(torch.equal(one[k], another[k]) for k in one)
+
+
+@pytest.mark.parametrize("row", HEADED, ids=title)
+def test_a_head_leaves_the_weights_that_a_seed_draws_elsewhere(row):
+    plain = built(row.differing(name="x", label_weight=0.0, side_weight=0.0)).state_dict()
+    headed = built(row).state_dict()
+    assert all(torch.equal(plain[k], headed[k]) for k in plain)
+    added = {k.split(".")[0] for k in headed.keys() - plain.keys()}
+    wanted = {"label": row.label_weight > 0, "sides": row.side_weight > 0}
+    assert added == {name for name, there in wanted.items() if there}
+
+
+def test_a_gate_leaves_the_weights_of_the_plain_unet():
+    plain, gated = built(UNET).state_dict(), built(ATTENTION).state_dict()
+    assert all(torch.equal(plain[k], gated[k]) for k in plain)
+    assert {k.split(".")[0] for k in gated.keys() - plain.keys()} == {"gates"}
+
+
+@pytest.mark.parametrize("row", MASKS, ids=title)
+def test_a_classifier_s_encoder_can_start_a_mask_model(row):
+    classifier, model = built(CLASSIFIER, seed=1), built(row, seed=2)
+    encoder = {
+        k.removeprefix("encoder."): v
+        for k, v in classifier.state_dict().items()
+        if k.startswith("encoder.")
+    }
+    model.encoder.load_state_dict(encoder)  # strict: every name finds its place
+    images = model.input(levels())
+    with torch.inference_mode():
+        early = [m.eval().encoder(images)[3] for m in (classifier, model)]
+    assert torch.equal(*early)
 
 
 def test_an_unknown_network_or_encoder_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="network 'Unet' is none of UNet, DeepLabV3Plus"):
+    with pytest.raises(InputError, match="network 'Unet' is none of UNet, AttentionUNet"):
         networks.build(UNET.differing(name="x", network="Unet"))
     with pytest.raises(InputError, match=r"ENCODER 'resnet43' is unknown; nearest: .*resnet34"):
         networks.build(UNET.differing(name="x", encoder="resnet43"))
@@ -113,3 +379,39 @@ def test_an_encoder_like_nothing_known_is_refused_too():
 def test_an_encoder_that_timm_does_not_have_is_refused():
     with pytest.raises(InputError, match=r"ENCODER 'tu-nonsense'"):
         networks.check(UNET.differing(name="x", encoder="tu-nonsense"))
+
+
+@pytest.mark.parametrize("encoder", ["vgg11_bn", "densenet121", "tu-vgg11"])
+def test_an_encoder_that_cannot_be_dilated_is_refused_for_deeplab(encoder):
+    with pytest.raises(InputError, match=rf"ENCODER '{encoder}' does not fit DeepLabV3Plus \(.+\)"):
+        networks.build(DEEPLAB.differing(name="x", encoder=encoder))
+
+
+def test_a_classifier_without_a_label_or_with_side_masks_is_refused():
+    with pytest.raises(InputError, match="label_weight 0 leaves a Classifier nothing to learn"):
+        networks.check(CLASSIFIER.differing(name="x", label_weight=0.0))
+    with pytest.raises(InputError, match=r"side_weight 0\.1 asks a Classifier for masks"):
+        networks.check(CLASSIFIER.differing(name="x", side_weight=0.1))
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=title)
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_who_needs_pairs_cannot_train_on_one_image_and_all_others_can(row, size, frozen):
+    row = row.differing(name="x", size=size, freeze_batch_norm=frozen)
+    model = networks.build(row).train()
+    if frozen:
+        for norm in networks.batch_norms(model):
+            norm.eval()
+    alone = row.differing(name="x", batch_size=1)
+    if networks.needs_pairs(row):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            model(levels(1, size))
+        with pytest.raises(InputError, match=f"BATCH_SIZE 1 .* {row.network} at {size} px"):
+            networks.check(alone)
+    else:
+        assert all(torch.isfinite(t).all() for t in everything(model(levels(1, size))))
+        networks.check(alone)
+    assert networks.needs_pairs(row) == (
+        not frozen and (row.network == DEEPLAB.network or size == 32)
+    )

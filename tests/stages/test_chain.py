@@ -198,7 +198,7 @@ def test_test_images_keep_their_own_geometry(place, whole):
         for image_id in archive.ids:
             rough = generator.integers(0, 256, (5, 5), dtype=np.uint8)
             shown[fold, image_id] = cv2.resize(rough, (64, 64))
-        drawn = [(i, shown[fold, i]) for i in archive.ids]
+        drawn = [(i, maps.Prediction(shown[fold, i])) for i in archive.ids]
         maps.write(folder.test, drawn, archive.meta)  # as complete as the one that was there
     rule = thresholds.Triplet(0.6, 500, 0.5)
     document = work / "ensembles" / RUN / "thresholds.json"

@@ -20,6 +20,7 @@ from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import start
 from kernel_lib.stages import thresholds as stage
+from kernel_lib.stages.preparation import TrainingSet
 
 ROW = Experiment(
     name="tiny", encoder="resnet18", decoder_channels=(48, 40, 32, 24, 16), size=32,
@@ -84,7 +85,8 @@ def begin(work: Path, fold: int, weights: str, truth: pd.DataFrame | None = None
     truth = table() if truth is None else truth
     held = (truth["fold"] == fold).to_numpy()
     folder = settled(work, "child", fold, weights)
-    return start.network(folder, plan("child", weights), truth, held, [work])
+    images = TrainingSet(None, truth, DIGEST)
+    return start.network(folder, plan("child", weights), images, held, [work])
 
 
 def test_a_first_run_has_seen_what_it_trains_on(tmp_path):
@@ -171,7 +173,8 @@ def predicted(work: Path, run: str, pasts: dict[int, Lineage] | None = None, gro
         for image in drawn[held].itertuples():
             truth = rle.decode(image.rle, (SIZE, SIZE))
             noise = generator.integers(0, 90, (SIZE, SIZE))
-            shown.append((image.image_id, (truth * 150 + noise).astype(np.uint8)))
+            level_map = (truth * 150 + noise).astype(np.uint8)
+            shown.append((image.image_id, maps.Prediction(level_map)))
         maps.write(folder.oof, shown, meta), maps.write(folder.oof_last, shown, meta)
         line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "dice_half": 0.4,
                 "dice_nonempty": 0.3, "lr": 0.1, "best": True}  # fmt: skip

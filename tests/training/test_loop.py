@@ -86,7 +86,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
         prepared=prepared,
         train_rows=np.arange(7),
         held_rows=np.arange(7, N),
-        truth=prepared.table,
+        truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",)),
         engine=engine("cpu"),
         workers=0,

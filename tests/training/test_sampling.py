@@ -223,3 +223,9 @@ def test_what_exists_passes(name):
     sampling.check(name, {})
     sampling.check("positive_share", {"start": 1, "end": 0.22})
     sampling.check("hard", {"factor": 4.0, "share": 1.0})
+
+
+@given(st.lists(st.integers(0, 5), max_size=40))
+def test_turns_count_what_came_before(rows):
+    order = np.array(rows, dtype=np.int64)
+    assert sampling.turns(order).tolist() == [rows[:i].count(r) for i, r in enumerate(rows)]
