@@ -15,6 +15,7 @@ import pandas as pd
 
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import parts
+from kernel_lib.postprocess.gate import NO_LABEL
 from kernel_lib.postprocess.honest_report import (
     AREA_EDGES,
     HonestReport,
@@ -38,6 +39,7 @@ from kernel_lib.postprocess.thresholds import (
     per_image_dice,
     search,
     stack,
+    sweeps_label,
 )
 
 ABOVE_HALF = Triplet(0.5, 0, 0.5)
@@ -54,56 +56,50 @@ def honest(
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = SEED,
     result: SearchResult | None = None,
+    label: bool | None = None,
 ) -> HonestReport:
     """Score the way a rule is chosen, on images that the rule did not see.
 
     The rule for a fold is chosen on the other folds, without the images of any patient who also
     stands in that fold; with one fold only, five patient-wise parts take the folds' place. `groups`
     are patients; None, or "" or a missing one for an image, makes each image its own group.
-    `result`, when the search over all these images was made before, saves making it again.
+    `result`, when the search over all these images was made before, saves making it again. `label`
+    is as in `search`: a label threshold is part of the rule, chosen with it on the other folds.
 
     Shapes: stats, image_ids, folds and groups of one length N.
-    Raises: InputError for other lengths, an id twice, an image without truth, another `result`.
+    Raises: InputError for other lengths, an id twice, an image without truth, another `result`, or
+    `label` True and an image without one.
     """
     stats = stack(stats)
     names = parts.checked_groups(image_ids, folds, groups, len(stats))
     if result is None:
-        result = search(stats, single=single, chooser=chooser)
-    elif (result.n_images, result.single) != (len(stats), single):
+        result = search(stats, single=single, chooser=chooser, label=label)
+    asked = (len(stats), single, sweeps_label(stats, label))
+    if (result.n_images, result.single, result.label_swept) != asked:
         raise InputError(
-            f"the search given was over {result.n_images} images with single={result.single}, "
-            f"not over these {len(stats)} with single={single}: leave `result` out"
+            f"the search given was over {result.n_images} images with single={result.single} and "
+            f"label={result.label_swept}, not over these {asked[0]} with single={single} and "
+            f"label={asked[2]}: leave `result` out"
         )
     part, method = parts.parts_of(np.asarray(folds), names, _at_full(stats.true_px, stats))
     table = pd.DataFrame({"image_id": list(image_ids), "fold": np.asarray(folds)})
     table["part"], table["group"] = part, names
     table["true_area_px"] = _at_full(stats.true_px, stats)
-    rules = _cross_fit(stats, table, single, chooser or result.chooser)
+    rules = _cross_fit(stats, table, result, chooser or result.chooser)
     table["dice_in_sample"] = per_image_dice(stats, result.chosen)
     table["sum_prob"] = _at_full(stats.hist_all @ (np.arange(256) / 255), stats)
+    if (stats.label != NO_LABEL).any():
+        table["label"] = np.where(stats.label == NO_LABEL, np.nan, stats.label / 255)
     resampler = Resampler(n_bootstrap, seed)
     return _report(stats, table, rules, result, method, groups is not None, resampler)
 
 
-def test_summary(
-    stats_of_test: Sequence[Statistics] | Stacked, triplet: Triplet, report: HonestReport
-) -> TestSummary:
-    """The test set's masks under a rule, beside those out of fold; a warning where they differ.
-
-    Shapes: stats_of_test of N images, made without truth.
-    """
-    stats = stack(stats_of_test)
-    return summary_of_areas(_at_full(areas(stats, triplet), stats), report)
-
-
-test_summary.__test__ = False  # the name is no test to pytest
-
-
 def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
-    """As `test_summary`, from the areas (N,) in px at 1024² of masks made in any way, 0 = empty.
+    """The test set's masks beside those out of fold, and a warning where they differ.
 
-    What is expected is the bootstrap interval out of fold, widened for the chance in the test
-    images themselves: its half-widths are multiplied by √(1 + n out of fold / n in test).
+    Takes the areas (N,) in px at 1024² of masks made in any way, 0 = empty. What is expected is the
+    bootstrap interval out of fold, widened for the chance in the test images themselves: its
+    half-widths are multiplied by √(1 + n out of fold / n in test).
     """
     area_px = np.asarray(area_px, dtype=np.float64)
     predicted = area_px > 0
@@ -148,11 +144,12 @@ def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
 
 
 def _cross_fit(
-    stats: Stacked, table: pd.DataFrame, single: bool, chooser: Chooser
+    stats: Stacked, table: pd.DataFrame, result: SearchResult, chooser: Chooser
 ) -> tuple[PartRule, ...]:
     """Fill in each image's row by the rule chosen outside its part and patient; the rules."""
     part, names = table["part"].to_numpy(), table["group"].to_numpy()
     columns = {name: np.full(len(table), np.nan) for name in ("dice", "area_px", "above_top_px")}
+    how = {"single": result.single, "label": result.label_swept, "chooser": chooser}
     rules = []
     for number in np.unique(part):
         inside = part == number
@@ -160,7 +157,7 @@ def _cross_fit(
         outside = ~inside & ~same_patient
         if not outside.any():
             continue  # nobody is left to choose on: these images have no honest score
-        rule = search(stats.take(outside), single=single, chooser=chooser).chosen
+        rule = search(stats.take(outside), **how).chosen
         held_out = stats.take(inside)
         dice = per_image_dice(held_out, rule)
         columns["dice"][inside] = dice
@@ -196,7 +193,7 @@ def _report(
     dice, area = seen["dice"].to_numpy(), seen["area_px"].to_numpy()
     predicted, group = area > 0, seen["group"].to_numpy()
     return HonestReport(
-        method=_told(method, rules, int((~scored).sum())),
+        method=_told(method, rules, int((~scored).sum()), result.label_swept),
         n_images=len(stats),
         n_nonempty=int(has_mask.sum()),
         n_groups=table["group"].nunique(),
@@ -222,13 +219,16 @@ def _report(
         n_false_positive=int((predicted & ~truth).sum()),
         auc_sum=auc(table["sum_prob"], has_mask),
         auc_count=auc(seen["above_top_px"], truth),
+        auc_label=auc(stats.label, has_mask) if stats.has_labels else None,
         rules=rules,
         per_image=table,
     )
 
 
-def _told(method: str, rules: tuple[PartRule, ...], n_unscored: int) -> str:
-    """The method's sentence, and one more for whatever bent it."""
+def _told(method: str, rules: tuple[PartRule, ...], n_unscored: int, label_swept: bool) -> str:
+    """The method's sentence, and one more for a label and for whatever bent it."""
+    if label_swept:
+        method += " The label's threshold is part of each rule and was chosen with it."
     n_left_out = sum(rule.n_left_out for rule in rules)
     if n_left_out:
         method += (

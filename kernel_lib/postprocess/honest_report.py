@@ -78,6 +78,7 @@ class HonestReport:
     auc_sum: float  # of "has a mask", by the sum of probabilities
     auc_count: float  # by the area above the `top` of the image's own rule
     rules: tuple[PartRule, ...]
+    auc_label: float | None = None  # by the label; None where images have none
     per_image: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict:

@@ -10,7 +10,7 @@ and equal means compare equal.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,21 +22,38 @@ GAIN_BITS = 44  # 2^44 · 262,144 images stay below 2^62
 
 @dataclass(frozen=True)
 class Problem:
-    """What the search needs of the images; rows are images, columns the 255 thresholds."""
+    """What the search needs of the images; rows are images, columns the 255 thresholds.
+
+    Images that a gate leaves out have no row but stay in `n_images` and `n_empty`: their masks are
+    empty under every rule.
+    """
 
     area: np.ndarray  # (P, 255) int64 areas at 1024², of images whose truth has a mask
     gain: np.ndarray  # (P, 255) int64 dice of those when kept, in units (not kept it is 0)
+    label: np.ndarray  # (P,) int16 label levels of those, -1 = none
     empty_area: np.ndarray  # (E, 255) int64 areas at 1024², of images whose truth is empty
-    empty_kept_wrong: np.ndarray  # (255,) int64 how many of those exceed the threshold anywhere
+    empty_shown: np.ndarray  # (E, 255) bool whether those exceed the threshold anywhere
+    empty_label: np.ndarray  # (E,) int16
     unit: int  # this many units are a dice of 1
+    n_images: int
+    n_empty: int  # of those, images whose truth is empty
 
-    @property
-    def n_images(self) -> int:
-        return len(self.area) + len(self.empty_area)
+    def passing(self, gate: int) -> Problem:
+        """The problem of rules that leave out images whose label level is not above `gate`."""
+        has_mask, empty = self.label > gate, self.empty_label > gate
+        return replace(
+            self,
+            area=self.area[has_mask],
+            gain=self.gain[has_mask],
+            label=self.label[has_mask],
+            empty_area=self.empty_area[empty],
+            empty_shown=self.empty_shown[empty],
+            empty_label=self.empty_label[empty],
+        )
 
     def mean(self, gained: np.ndarray | int) -> np.ndarray:
         """Mean dice (0–1) from the sum of gains over predicting nothing anywhere."""
-        return (gained + len(self.empty_area) * self.unit) / (self.n_images * self.unit)
+        return (gained + self.n_empty * self.unit) / (self.n_images * self.unit)
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,8 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
     best, best_area = np.zeros(shape, np.int64), np.full(shape, KEEP_NONE, np.int64)
     volume = np.zeros((len(area_grid), *shape), np.int64)
     # An area of 0 keeps every image whatever the top, even one with nothing above it.
-    keep_all = problem.gain.sum(axis=0) - problem.unit * problem.empty_kept_wrong
+    wrong = np.count_nonzero(problem.empty_shown, axis=0)
+    keep_all = problem.gain.sum(axis=0) - problem.unit * wrong
     for top in tops:
         bottoms = slice(top, top + 1) if single else slice(0, top + 1)
         ends, sums = _sums_at(problem, top, bottoms)
@@ -71,7 +89,7 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
         candidates = np.concatenate([[KEEP_NONE], ends, [0]])
         rows = np.zeros((len(candidates), sums.shape[1]), np.int64)
         rows[1:-1], rows[-1] = sums, keep_all[bottoms]
-        rows[1:-1] -= problem.unit * _reaching(problem.empty_area[:, top], ends)[:, None]
+        rows[1:-1] -= problem.unit * reaching(problem.empty_area[:, top], ends)[:, None]
         best[top, bottoms] = rows.max(axis=0)
         # Equal means may differ by half a unit an image; the first that is as good has most area.
         as_good = rows >= best[top, bottoms] - problem.n_images
@@ -114,11 +132,9 @@ def _on_grid(
     """Sums (G, bottoms) of one top at the areas of the grid."""
     padded = np.concatenate([np.zeros((1, sums.shape[1]), np.int64), sums])
     reached = len(ends) - np.searchsorted(ends[::-1], area_grid, side="left")
-    return (
-        padded[reached] - problem.unit * _reaching(problem.empty_area[:, top], area_grid)[:, None]
-    )
+    return padded[reached] - problem.unit * reaching(problem.empty_area[:, top], area_grid)[:, None]
 
 
-def _reaching(areas: np.ndarray, minima: np.ndarray) -> np.ndarray:
+def reaching(areas: np.ndarray, minima: np.ndarray) -> np.ndarray:
     """How many of the areas reach each minimum."""
     return len(areas) - np.searchsorted(np.sort(areas), minima, side="left")

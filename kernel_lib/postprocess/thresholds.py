@@ -1,122 +1,63 @@
-"""The rule that turns a probability map into a mask, and the search for it.
+"""The search for a rule: every one of them, exactly.
 
-A pixel exceeds a threshold t when its level is above 255·t. An image keeps a mask if at least
-`min_area_px` of its pixels (stated for 1024², scaled by H·W / 1024²) exceed `top`; the mask is then
-what exceeds `bottom`. Everything but `apply` works on two histograms an image: of all its pixels,
-and of those in its true mask.
+The rule itself is in `rule`, what is kept of each image's map in `histograms`; both are used from
+here. Where every image has a label, the search sweeps the rule's label threshold, too.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess import plateau
+from kernel_lib.postprocess import plateau, sweep
 from kernel_lib.postprocess import search as sums
+from kernel_lib.postprocess.gate import label_level, sum_level
+from kernel_lib.postprocess.histograms import (
+    Stacked,
+    Statistics,
+    areas,
+    areas_above,
+    gate_by_sum,
+    kept,
+    per_image_dice,
+    stack,
+    statistics,
+    with_truth,
+)
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
+from kernel_lib.postprocess.rule import Triplet, apply
 from kernel_lib.postprocess.search import FULL_AREA, LEVELS
 from kernel_lib.progress import bar
 
-# cv2 counts in float32, which is exact up to here.
-CV2_EXACT_PX = 1 << 24
-
-
-@dataclass(frozen=True)
-class Triplet:
-    """A rule: thresholds 0 ≤ bottom ≤ top ≤ 1, and an area ≥ 0 in px of a 1024² image.
-
-    Raises: InputError when a value is out of its bounds.
-    Source: the first place of the competition (sneddy); top == bottom is one threshold, one area.
-    """
-
-    top: float
-    min_area_px: int
-    bottom: float
-
-    def __post_init__(self) -> None:
-        for name in ("top", "bottom"):
-            value = getattr(self, name)
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not 0 <= number <= 1:
-                raise InputError(
-                    f"{name} is {value!r}, not within 0–1: a level of a uint8 map is /255"
-                )
-            object.__setattr__(self, name, number)
-        if self.bottom > self.top:
-            raise InputError(
-                f"bottom is {self.bottom}, above top, {self.top}: the order is "
-                "Triplet(top, min_area_px, bottom)"
-            )
-        try:
-            area = operator.index(self.min_area_px)
-        except TypeError:
-            area = -1
-        if area < 0 or isinstance(self.min_area_px, bool):
-            raise InputError(
-                f"min_area_px is {self.min_area_px!r}, not a whole number of at least 0: "
-                "give pixels of a 1024² image"
-            )
-        object.__setattr__(self, "min_area_px", area)
-
-    def to_json(self) -> dict[str, float | int]:
-        """The rule as a dict for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict) -> Triplet:
-        """The rule of a dict with exactly top, min_area_px and bottom; else InputError."""
-        names = {"top", "min_area_px", "bottom"}
-        if not isinstance(values, dict) or set(values) != names:
-            raise InputError(f"a rule is {values!r}: it needs exactly {', '.join(sorted(names))}")
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What the search keeps of one image: (256,) int64 pixel counts by level."""
-
-    hist_all: np.ndarray
-    hist_true: np.ndarray  # of the pixels in the true mask
-    n_px: int
-    has_truth: bool = True  # False: no truth is known, as for test images
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """Statistics of N images as arrays; what the functions below work on."""
-
-    hist_all: np.ndarray  # (N, 256) int64
-    hist_true: np.ndarray  # (N, 256) int64
-    n_px: np.ndarray  # (N,) int64
-    has_truth: np.ndarray  # (N,) bool
-
-    def __len__(self) -> int:
-        return len(self.n_px)
-
-    @property
-    def true_px(self) -> np.ndarray:
-        """Pixels (N,) int64 of the true masks."""
-        return self.hist_true.sum(axis=1)
-
-    def take(self, rows: np.ndarray) -> Stacked:
-        """The images at these indices, or where a boolean array is true."""
-        return Stacked(
-            self.hist_all[rows], self.hist_true[rows], self.n_px[rows], self.has_truth[rows]
-        )
+__all__ = [
+    "SearchResult",
+    "Stacked",
+    "Statistics",
+    "Triplet",
+    "apply",
+    "areas",
+    "areas_above",
+    "gate_by_sum",
+    "kept",
+    "label_level",
+    "per_image_dice",
+    "search",
+    "stack",
+    "statistics",
+    "sum_level",
+    "sweeps_label",
+]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The exact peak over all rules, and the rule chosen from the plateau around it."""
+    """The exact peak over all rules, and the rule chosen from the plateau around it.
+
+    Plateau and surface are those of rules with the peak's label threshold, which `chosen` shares.
+    """
 
     triplet: Triplet
     score: float  # mean dice (0–1) of `triplet` on the images searched
@@ -126,6 +67,7 @@ class SearchResult:
     chooser: plateau.Chooser
     n_images: int
     single: bool
+    label_swept: bool  # False: no label was looked at; True with None in the rules: none helps
     surface: np.ndarray = field(repr=False, compare=False)  # (255, 255) [top, bottom]
     surface_area_px: np.ndarray = field(repr=False, compare=False)  # (255, 255) its area
 
@@ -140,87 +82,8 @@ class SearchResult:
             "chooser": self.chooser.to_json(),
             "n_images": self.n_images,
             "single": self.single,
+            "label_swept": self.label_swept,
         }
-
-
-def statistics(prob: np.ndarray, mask: np.ndarray | None) -> Statistics:
-    """Histograms of one image's map, over all pixels and over its true mask.
-
-    Shapes: prob (H, W) uint8, round(255 · p) at the image's own size; mask (H, W), nonzero = mask
-    (all zero: truth is empty), or None when no truth is known.
-    Raises: InputError for another type or shape.
-    """
-    prob = _checked_map(prob)
-    no_px = np.zeros(256, dtype=np.int64)
-    if mask is None:
-        return Statistics(_histogram(prob, None), no_px, prob.size, has_truth=False)
-    mask = np.asarray(mask)
-    if mask.shape != prob.shape:
-        raise InputError(
-            f"the mask is {mask.shape}, the map {prob.shape}: bring the map to the image's own size"
-        )
-    if mask.dtype != np.uint8:
-        mask = (mask != 0).view(np.uint8)
-    hist_true = _histogram(prob, mask) if mask.any() else no_px
-    return Statistics(_histogram(prob, None), hist_true, prob.size)
-
-
-def stack(stats: Iterable[Statistics] | Stacked) -> Stacked:
-    """Statistics of N ≥ 1 images as arrays; what is stacked already comes back as it is.
-
-    Raises: InputError when there is no image.
-    """
-    if isinstance(stats, Stacked):
-        return stats
-    stats = list(stats)
-    if not stats:
-        raise InputError("no image to search over: predict some held-out images first")
-    return Stacked(
-        np.stack([one.hist_all for one in stats]).astype(np.int64, copy=False),
-        np.stack([one.hist_true for one in stats]).astype(np.int64, copy=False),
-        np.array([one.n_px for one in stats], dtype=np.int64),
-        np.array([one.has_truth for one in stats], dtype=bool),
-    )
-
-
-def apply(prob: np.ndarray, triplet: Triplet) -> np.ndarray:
-    """Mask (H, W) uint8 0/1 of a map under a rule.
-
-    Shapes: prob (H, W) uint8, at the image's own size.
-    Raises: InputError for another type or shape.
-    """
-    prob = _checked_map(prob)
-    above_top = np.count_nonzero(prob >= _first_level(triplet.top))
-    if above_top * FULL_AREA < triplet.min_area_px * prob.size:
-        return np.zeros(prob.shape, dtype=np.uint8)
-    return (prob >= _first_level(triplet.bottom)).view(np.uint8)
-
-
-def areas_above(stats: Sequence[Statistics] | Stacked, threshold: float) -> np.ndarray:
-    """Pixels (N,) int64 that exceed a threshold (0–1), in each image's own pixels."""
-    return stack(stats).hist_all[:, _first_level(threshold) :].sum(axis=1)
-
-
-def kept(stats: Sequence[Statistics] | Stacked, triplet: Triplet) -> np.ndarray:
-    """Whether each image (N,) reaches the rule's least area above `top`."""
-    stats = stack(stats)
-    return areas_above(stats, triplet.top) * FULL_AREA >= triplet.min_area_px * stats.n_px
-
-
-def areas(stats: Sequence[Statistics] | Stacked, triplet: Triplet) -> np.ndarray:
-    """Pixels (N,) int64 of each image's mask under the rule, in the image's own pixels."""
-    return np.where(kept(stats, triplet), areas_above(stats, triplet.bottom), 0)
-
-
-def per_image_dice(stats: Sequence[Statistics] | Stacked, triplet: Triplet) -> np.ndarray:
-    """Dice (N,) float64 (0–1) of each image's mask under the rule.
-
-    Raises: InputError when an image's truth is not known.
-    """
-    stats = _with_truth(stats)
-    shared = stats.hist_true[:, _first_level(triplet.bottom) :].sum(axis=1)
-    shared = np.where(kept(stats, triplet), shared, 0)
-    return dice_of_counts(shared, areas(stats, triplet), stats.true_px)
 
 
 def search(
@@ -229,24 +92,34 @@ def search(
     single: bool = False,
     progress: bool = False,
     chooser: plateau.Chooser | None = None,
+    label: bool | None = None,
 ) -> SearchResult:
     """The best rule over all pairs bottom ≤ top of the 255 thresholds and all areas, and a choice.
 
     `single` holds top == bottom. Means closer than 2^-42 tie: the larger area wins, then the higher
     top, then the higher bottom; a rule that keeps no image has an area of 1024² + 1.
-    Raises: InputError without images, or when an image's truth is not known.
+
+    Where every image has a label, unless `label` is False, all this is also over the thresholds of
+    the label, halfway between levels; of rules that tie, those without it, then those of the lowest
+    come before the larger area. The plateau is then that of rules with the peak's label threshold.
+
+    Raises: InputError without images, when an image's truth is not known, or when `label` is True
+    and an image has none.
     """
-    stats, chooser = _with_truth(stats), chooser or plateau.Chooser()
-    problem = _problem(stats)
+    stats, chooser = with_truth(stats), chooser or plateau.Chooser()
+    swept, problem = sweeps_label(stats, label), _problem(stats)
+    gate = sweep.best_gate(problem, single=single) if swept else sweep.NO_GATE
+    problem = problem if gate == sweep.NO_GATE else problem.passing(gate)
+    threshold = None if gate == sweep.NO_GATE else _threshold(gate)
     scan = sums.scan(problem, plateau.area_grid(), single=single, tops=_tops(progress))
     peak = sums.peak(scan, problem.n_images)
-    triplet = _triplet(*peak)
+    triplet = _triplet(*peak, threshold)
     dice = per_image_dice(stats, triplet)
     score, within = mean_dice(dice), plateau.tolerance(chooser, dice)
     means = plateau.grid_means(problem, scan)
     surface = np.where(scan.valid, problem.mean(scan.best), np.nan)
     choice = plateau.choose(means, scan.valid, chooser, score - within)
-    chosen = triplet if choice is None else _triplet(*choice)
+    chosen = triplet if choice is None else _triplet(*choice, threshold)
     ranges = plateau.extent(means, surface, peak, score - within)
     return SearchResult(
         triplet=triplet,
@@ -262,9 +135,20 @@ def search(
         chooser=chooser,
         n_images=len(stats),
         single=single,
+        label_swept=swept,
         surface=surface,
         surface_area_px=scan.best_area,
     )
+
+
+def sweeps_label(stats: Stacked, label: bool | None) -> bool:
+    """Whether a search over these images looks at their labels; InputError where it cannot."""
+    if label and not stats.has_labels:
+        raise InputError(
+            f"{int((stats.label < 0).sum())} of {len(stats)} images have no label to search a "
+            "threshold of: predict them by a network with a label head, or leave label=True out"
+        )
+    return stats.has_labels and label is not False
 
 
 def _problem(stats: Stacked) -> sums.Problem:
@@ -278,9 +162,13 @@ def _problem(stats: Stacked) -> sums.Problem:
     return sums.Problem(
         area=area[has_mask],
         gain=np.rint(dice * unit).astype(np.int64),
+        label=stats.label[has_mask],
         empty_area=area[~has_mask],
-        empty_kept_wrong=np.count_nonzero(above[~has_mask], axis=0),
+        empty_shown=above[~has_mask] > 0,
+        empty_label=stats.label[~has_mask],
         unit=unit,
+        n_images=len(stats),
+        n_empty=int(np.count_nonzero(~has_mask)),
     )
 
 
@@ -294,41 +182,9 @@ def _threshold(level: int) -> float:
     return (level + 0.5) / 255
 
 
-def _triplet(top: int, area: int, bottom: int) -> Triplet:
-    return Triplet(_threshold(top), area, _threshold(bottom))
-
-
-def _first_level(threshold: float) -> int:
-    """The lowest level that exceeds a threshold: 1–256, the last of which none reaches."""
-    return math.floor(255 * threshold) + 1
+def _triplet(top: int, area: int, bottom: int, label: float | None) -> Triplet:
+    return Triplet(_threshold(top), area, _threshold(bottom), label)
 
 
 def _tops(progress: bool) -> Iterable[int]:
     return bar(range(LEVELS), desc="thresholds", unit="top") if progress else range(LEVELS)
-
-
-def _with_truth(stats: Sequence[Statistics] | Stacked) -> Stacked:
-    stats = stack(stats)
-    if not stats.has_truth.all():
-        raise InputError(
-            f"image {int(np.argmin(stats.has_truth))} of {len(stats)} has no truth to score "
-            "against: give an all-zero mask where the truth is empty, and leave test images out"
-        )
-    return stats
-
-
-def _checked_map(prob: np.ndarray) -> np.ndarray:
-    prob = np.asarray(prob)
-    if prob.dtype != np.uint8 or prob.ndim != 2 or not prob.size:
-        raise InputError(
-            f"the map is {prob.dtype} of shape {prob.shape}, not uint8 (H, W): "
-            "give round(255 · p) of one image"
-        )
-    return prob
-
-
-def _histogram(prob: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Pixels (256,) int64 by level, of all or of those where the mask is not 0."""
-    if prob.size < CV2_EXACT_PX:
-        return cv2.calcHist([prob], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
-    return np.bincount(prob.ravel() if mask is None else prob[mask != 0], minlength=256)

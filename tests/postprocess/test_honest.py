@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,10 @@ def random_set(n: int, seed: int = 0, positives: float = 0.4) -> list[Statistics
         alarm = {int(random.integers(1, 120)): int(random.integers(1, 6000))}
         drawn.append(image(alarm, true if random.random() < positives else None))
     return drawn
+
+
+def labelled(stats: list[Statistics], labels: Sequence[int]) -> list[Statistics]:
+    return [replace(one, label=int(label)) for one, label in zip(stats, labels, strict=True)]
 
 
 def ids(n: int) -> list[str]:
@@ -170,7 +176,7 @@ def test_the_report_goes_through_json() -> None:
 def test_a_test_set_like_the_others_raises_no_warning() -> None:
     stats = random_set(120, seed=5)
     report = honest.honest(stats, ids(120), np.arange(120) % 3, None, n_bootstrap=300)
-    summary = honest.test_summary(random_set(60, seed=6), report.chosen, report)
+    summary = honest.summary_of_areas(th.areas(random_set(60, seed=6), report.chosen), report)
     assert summary.warnings == ()
     assert summary.share_out_of_fold == report.share_predicted
     assert summary.share_expected.low <= report.share_interval.low  # 60 images: wider than 120
@@ -182,8 +188,7 @@ def test_a_test_set_with_other_shares_or_sizes_warns() -> None:
     report = honest.honest(
         random_set(120, seed=5), ids(120), np.arange(120) % 3, None, n_bootstrap=300
     )
-    without = [th.statistics(np.zeros((8, 8), np.uint8), None)] * 200
-    summary = honest.test_summary(without, report.chosen, report)
+    summary = honest.summary_of_areas(np.zeros(200), report)
     assert summary.share_predicted == 0.0
     assert math.isnan(summary.mean_area_px)
     assert len(summary.warnings) == 1
@@ -192,3 +197,73 @@ def test_a_test_set_with_other_shares_or_sizes_warns() -> None:
     huge = np.where(np.arange(200) < share, 500_000, 0)
     (warning,) = honest.summary_of_areas(huge, report).warnings
     assert "500,000 px" in warning
+
+
+def test_a_report_without_labels_says_nothing_of_them() -> None:
+    report = honest.honest(random_set(12), ids(12), np.arange(12) % 2, None, n_bootstrap=10)
+    assert report.auc_label is None
+    assert "label" not in report.per_image
+    plain = report.to_json()
+    assert "auc_label" not in plain
+    assert "label" not in json.dumps(plain)
+
+
+def test_labels_stand_in_the_report() -> None:
+    stats = random_set(30, seed=2)
+    truth = np.array([one.hist_true.any() for one in stats])
+    labels = np.where(truth, 200, 100)
+    labels[[3, 7]] = 150
+    report = honest.honest(labelled(stats, labels), ids(30), np.arange(30) % 3, None, n_bootstrap=9)
+    assert report.auc_label == metrics.auc(labels, truth) > report.auc_sum
+    np.testing.assert_array_equal(report.per_image["label"], labels / 255)
+    assert report.chosen.label is not None
+    assert "label" in report.method
+    again = HonestReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
+    assert again == report
+    one_class = labelled([image({9: 50})] * 4, [1, 2, 3, 4])
+    report = honest.honest(one_class, ids(4), [0, 0, 1, 1], None, n_bootstrap=9)
+    plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert math.isnan(HonestReport.from_json(plain).auc_label)
+
+
+def test_labels_that_some_images_lack_are_told_but_not_searched() -> None:
+    stats = random_set(12)
+    some = [*labelled(stats[:4], [10, 20, 30, 40]), *stats[4:]]
+    report = honest.honest(some, ids(12), np.arange(12) % 2, None, n_bootstrap=10)
+    assert report.auc_label is None
+    assert report.per_image["label"].notna().tolist() == [True] * 4 + [False] * 8
+    assert report == honest.honest(stats, ids(12), np.arange(12) % 2, None, n_bootstrap=10)
+    with pytest.raises(InputError, match="8 of 12 images have no label"):
+        honest.honest(some, ids(12), np.arange(12) % 2, None, label=True)
+
+
+def test_a_label_that_informs_in_one_fold_only_does_not_flatter_it() -> None:
+    """In fold 1 the label is the truth; in fold 0 every image, with or without a mask, has 90.
+
+    Maps know nothing: lesions and false alarms look alike, and keeping all scores a half.
+    """
+    alike = [image({200: 4000}) if at % 2 else image({}, {200: 4000}) for at in range(24)]
+    folds = np.repeat([0, 1], 12)
+    labels = np.where(folds == 0, 90, np.where(np.arange(24) % 2, 50, 200))
+    stats = labelled(alike, labels)
+    report = honest.honest(stats, ids(24), folds, None, n_bootstrap=10)
+    informative, blind = report.rules[0].triplet, report.rules[1].triplet
+    # The rule for fold 0 saw fold 1's label: it asks for more than 50, which all of fold 0 have.
+    assert informative == th.search(stats[12:]).chosen
+    assert informative.label == 50.5 / 255
+    # The rule for fold 1 saw a constant: no threshold of it helps, though one would in fold 1.
+    assert blind.label is None
+    assert report.rules[1].score.dice == 0.5
+    assert report.in_sample.dice == 0.75  # both rules fitted on both folds
+    assert report.honest.dice == 0.5
+
+
+def test_a_search_that_swept_the_label_is_not_taken_for_one_that_did_not() -> None:
+    stats = labelled(random_set(12), range(12))
+    found, folds = th.search(stats, label=False), np.arange(12) % 2
+    with pytest.raises(InputError, match="leave `result` out"):
+        honest.honest(stats, ids(12), folds, None, result=found)
+    report = honest.honest(stats, ids(12), folds, None, result=found, label=False, n_bootstrap=9)
+    assert all(rule.triplet.label is None for rule in report.rules)
+    bare = honest.honest(random_set(12), ids(12), folds, None, n_bootstrap=9)
+    assert replace(report, auc_label=None) == bare

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.postprocess.honest import honest, test_summary
-from kernel_lib.postprocess.thresholds import search, statistics
+from kernel_lib.postprocess.honest import honest, summary_of_areas
+from kernel_lib.postprocess.thresholds import areas, search, statistics
 from kernel_lib.viz import figures
 from kernel_lib.viz.figures import Example, Picture
 
@@ -168,7 +168,8 @@ def test_scores_of_nothing_and_without_a_mask() -> None:
 def test_share_nonempty_with_test_and_without(report) -> None:
     assert f"{report.share_predicted:.1%}" in drawn(figures.share_nonempty(report))
     probs, _ = maps(9)
-    summary = test_summary([statistics(p, None) for p in probs], report.chosen, report)
+    px = areas([statistics(p, None) for p in probs], report.chosen)
+    summary = summary_of_areas(px * 1024, report)  # the maps are 32², areas those of 1024²
     sentence = drawn(figures.share_nonempty(report, summary))
     assert f"predicted, test: {summary.share_predicted:.1%}" in sentence
     assert drawn(figures.share_nonempty(report.to_json(), summary.to_json())) == sentence

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import gate
+from kernel_lib.postprocess import thresholds as th
+from kernel_lib.postprocess.thresholds import Triplet
+
+FULL = 1024 * 1024
+
+
+def test_a_label_is_a_level() -> None:
+    assert [th.label_level(p) for p in (0, 0.1, 0.5, 1.0)] == [0, 26, 128, 255]
+    assert th.label_level(np.float32(0.75)) == 191
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="sigmoid"):
+            th.label_level(wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 256, 0.5, "high", True])
+def test_what_is_no_level_is_refused(wrong: object) -> None:
+    with pytest.raises(InputError, match="level of 0–255"):
+        th.statistics(np.zeros((2, 2), np.uint8), None, wrong)
+
+
+def test_a_mask_needs_a_label_above_the_threshold() -> None:
+    prob = np.array([[200, 0]], np.uint8)
+    rule = Triplet(0.5, 0, 0.5, label=0.4)  # 0.4 is level 102
+    masks = [th.apply(prob, rule, label).tolist() for label in (0, 102, 103, 255)]
+    assert masks == [[[0, 0]], [[0, 0]], [[1, 0]], [[1, 0]]]
+    assert th.apply(prob, Triplet(0.5, 0, 0.5), 0).tolist() == [[1, 0]]
+    assert th.apply(prob, Triplet(0.5, 0, 0.5, label=0), 0).tolist() == [[0, 0]]
+
+
+def test_a_rule_with_a_label_refuses_an_image_without() -> None:
+    prob, rule = np.zeros((2, 2), np.uint8), Triplet(0.5, 0, 0.5, label=0.4)
+    with pytest.raises(InputError, match="label head"):
+        th.apply(prob, rule)
+    stats = [th.statistics(prob, prob, 3), th.statistics(prob, prob)]
+    for under in (th.kept, th.areas, th.per_image_dice):
+        with pytest.raises(InputError, match="image 1 of 2 has no label"):
+            under(stats, rule)
+
+
+def test_the_label_of_a_rule_is_checked_and_written_only_where_it_is() -> None:
+    rule = Triplet(0.5, 10, 0.2, label=np.float32(0.75))
+    assert rule.to_json() == {"top": 0.5, "min_area_px": 10, "bottom": 0.2, "label": 0.75}
+    assert Triplet.from_json(rule.to_json()) == rule
+    bare = {"top": 0.5, "min_area_px": 10, "bottom": 0.2}
+    assert Triplet.from_json(bare).to_json() == bare
+    for wrong in (-0.1, 1.5, "high", float("nan")):
+        with pytest.raises(InputError, match="label is"):
+            Triplet(0.5, 10, 0.2, label=wrong)
+
+
+def test_labels_stay_with_their_images() -> None:
+    prob = np.zeros((2, 2), np.uint8)
+    stats = th.stack([th.statistics(prob, prob, label) for label in (7, None, 255)])
+    assert stats.label.tolist() == [7, -1, 255]
+    assert stats.label.dtype == np.int16
+    assert not stats.has_labels
+    assert stats.take(np.array([2, 0])).label.tolist() == [255, 7]
+    assert stats.take(np.array([True, False, True])).has_labels
+    without = th.Stacked(stats.hist_all, stats.hist_true, stats.n_px, stats.has_truth)
+    assert without.label.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("levels", "n_px", "expected"),
+    [
+        ({}, FULL, 0),
+        ({255: FULL}, FULL, 255),
+        ({255: 1023}, FULL, 128),  # log2(1024) = 10 of 20
+        ({51: 5 * 1023}, FULL, 128),  # five pixels of a fifth are one
+        ({255: 1}, FULL, 13),  # log2(2) = 1 of 20: 12.75
+        ({255: 1}, FULL // 1024, 128),  # a pixel of 32² is 1,024 of 1024²
+        ({255: 4 * FULL}, 4 * FULL, 255),
+    ],
+)
+def test_the_level_of_a_sum(levels: dict[int, int], n_px: int, expected: int) -> None:
+    hist = np.zeros(256, np.int64)
+    for level, px in levels.items():
+        hist[level] = px
+    assert th.sum_level(hist, n_px) == expected
+
+
+def test_images_labelled_by_their_sum_are_what_one_map_gives() -> None:
+    random = np.random.default_rng(0)
+    maps = [(random.random((20, 30)) * peak).astype(np.uint8) for peak in (1, 20, 255)]
+    stats = th.gate_by_sum([th.statistics(prob, prob) for prob in maps])
+    assert stats.has_labels
+    for prob, level in zip(maps, stats.label, strict=True):
+        assert th.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size) == level
+        assert level == round(255 * np.log2(1 + prob.sum() / 255 * FULL / 600) / 20)
+    assert (np.diff(stats.label) > 0).all()
+
+
+def test_passing_without_a_threshold_needs_no_label() -> None:
+    assert gate.passes(np.array([-1, 3]), None).tolist() == [True, True]
+    assert gate.passes(np.array([0, 3, 4]), 3.5 / 255).tolist() == [False, False, True]
