@@ -72,9 +72,9 @@ def test_workers_make_the_same_items_and_do_not_repeat_epochs():
 def test_batches_and_order_do_not_matter():
     assert torch.equal(epoch(1, 0, batch=2), epoch(1, 0, batch=5))
     images = training_images()
-    late = images[(1, 3)]
+    late = images[(1, 3, 0)]
     images[(0, 1, 0)]
-    assert torch.equal(images[(1, 3)][0], late[0])
+    assert torch.equal(images[(1, 3, 0)][0], late[0])
 
 
 def test_seeds_differ():

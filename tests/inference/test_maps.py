@@ -162,4 +162,4 @@ def test_a_map_with_a_wrong_byte_is_refused_when_it_is_read(tmp_path):
     archive = maps.Maps(path)
     with pytest.raises(InputError, match=r"oof.zip is damaged .*: delete it, run its stage"):
         archive["1.2.0"]
-    assert np.array_equal(archive["1.2.1"], some()[1][1])
+    assert np.array_equal(archive["1.2.1"], some()[1][1].levels)

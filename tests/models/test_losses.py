@@ -401,15 +401,15 @@ def test_batches_weighted_by_their_shares_make_the_whole_s_loss(name):
         ),
         (
             {"loss": {"dice": 1.0}, "loss_options": {"dice": {"smooth": 0.0}}},
-            "smooth of 'dice' is 0.0: Input should be greater than 0; the default is 1.0",
+            "'dice': smooth is 0.0: Input should be greater than 0; the default is 1.0",
         ),
         (
             {"loss": {"focal": 1.0}, "loss_options": {"focal": {"gamma": -1.0}}},
-            "gamma of 'focal' is -1.0: Input should be greater than or equal to 0",
+            "'focal': gamma is -1.0: Input should be greater than or equal to 0",
         ),
         (
             {"loss": {"focal": 1.0}, "loss_options": {"focal": {"gamma": math.nan}}},
-            "gamma of 'focal' is nan: Input should be a finite number",
+            "'focal': gamma is nan: Input should be a finite number",
         ),
     ],
 )

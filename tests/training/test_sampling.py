@@ -203,12 +203,12 @@ def test_which_hard_image_is_rounded_up_is_chance():
         ("zzz", {}, "'zzz' is unknown; nearest: all, nonempty, positive_share, hard"),
         ("all", {"share": 0.5}, "sampling 'all' has no option 'share'; it has none"),
         ("hard", {"shares": 0.5}, "'hard' has no option 'shares'; it has factor, share"),
-        ("hard", {"factor": 1.0}, "factor of 'hard' is 1.0.*greater than 1; the default is 2.0"),
-        ("hard", {"factor": 1e9}, "factor of 'hard' is 1000000000.0.*less than or equal to 100"),
-        ("hard", {"share": float("nan")}, "share of 'hard' is nan"),
-        ("positive_share", {"start": 1.5}, "start of 'positive_share' is 1.5.*less than or equal"),
-        ("positive_share", {"end": -0.1}, "end of 'positive_share' is -0.1.*default is 0.4"),
-        ("positive_share", {"end": "0.2"}, "end of 'positive_share' is '0.2'"),
+        ("hard", {"factor": 1.0}, "'hard': factor is 1.0.*greater than 1; the default is 2.0"),
+        ("hard", {"factor": 1e9}, "'hard': factor is 1000000000.0.*less than or equal to 100"),
+        ("hard", {"share": float("nan")}, "'hard': share is nan"),
+        ("positive_share", {"start": 1.5}, "'positive_share': start is 1.5.*less than or equal"),
+        ("positive_share", {"end": -0.1}, "'positive_share': end is -0.1.*default is 0.4"),
+        ("positive_share", {"end": "0.2"}, "'positive_share': end is '0.2'"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_any_data(name, options, message):

@@ -14,7 +14,7 @@ from kernel_lib.inference import tta
 from kernel_lib.models import losses
 from kernel_lib.models.networks import Logits
 from kernel_lib.postprocess.metrics import dice
-from kernel_lib.training.validation import better, validate
+from kernel_lib.training.validation import better, check, validate
 
 SIZE, HEIGHT, WIDTH = 16, 32, 24
 ROW = Experiment(name="r")
@@ -27,7 +27,10 @@ class Copy(nn.Module):
         return Logits(mask=torch.logit((levels.float() / 255).clamp(1e-6, 1 - 1e-6)))
 
 
-def scores(images: np.ndarray, own_masks: list[np.ndarray], batch: int = 2) -> dict[str, float]:
+def scores(
+    images: np.ndarray, own_masks: list[np.ndarray], batch: int = 2,
+    model: nn.Module | None = None, row: Experiment = ROW,
+) -> dict[str, float]:  # fmt: skip
     """Validate `Copy` on images (N, S, S); own_masks have the images' own geometry."""
     rows = list(range(len(images)))
     small = [(m[:: HEIGHT // SIZE, :][:, :SIZE] > 0).astype(np.uint8) for m in own_masks]
@@ -40,7 +43,7 @@ def scores(images: np.ndarray, own_masks: list[np.ndarray], batch: int = 2) -> d
         for i in range(0, len(images), batch)
     ]
     return validate(
-        Copy(), batches, lambda i: small[i], truth, losses.of_row(ROW),
+        model or Copy(), batches, lambda i: small[i], truth, losses.of_row(row),
         tta.views("none"), engine("cpu"),
     )  # fmt: skip
 
@@ -109,9 +112,63 @@ def test_more_dice_and_less_loss_is_better(monitor, worse, best):
     assert key(best) > key(worse)
 
 
-def test_an_unknown_metric_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="MONITOR 'iou' is none of dice, dice_half"):
-        better("iou")
+def test_an_unknown_metric_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="MONITOR 'dise' is unknown; nearest: dice, dice_half"):
+        better("dise")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"monitor": "auc"},
+            "'auc' needs a label, which r does not give: dice, dice_half, ",
+        ),
+        ({"monitor": "dice_gated"}, "'dice_gated' needs a mask and label, which r does not give"),
+        (
+            {"network": "Classifier", "label_weight": 1.0},
+            "'dice' needs a mask, which r does not give: auc, val_loss",
+        ),
+    ],
+)
+def test_a_metric_that_the_network_does_not_give_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        check(Experiment(name="r", **fields))
+
+
+class Labelled(nn.Module):
+    """As `Copy`, with the first pixel's level as its label, or that alone."""
+
+    def __init__(self, mask: bool) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        prob = (levels.float() / 255).clamp(1e-6, 1 - 1e-6)
+        label = torch.logit(prob[:, 0, 0, 0])
+        return Logits(mask=torch.logit(prob) if self.mask else None, label=label)
+
+
+def test_a_label_is_scored_beside_the_mask_and_gates_it():
+    """The second map calls more than the first, wrongly; only the label knows that it is empty."""
+    called, mask = half(True)
+    images = np.stack([called, np.full_like(called, 255)])
+    images[1, 0, 0] = 100
+    row = Experiment(name="r", label_weight=1.0)
+    found = scores(images, [mask, np.zeros_like(mask)], model=Labelled(True), row=row)
+    assert found["auc"] == 1.0
+    assert found["dice"] == pytest.approx(0.5)
+    assert found["dice_gated"] == 1.0
+
+
+def test_a_classifier_is_scored_by_its_label_alone():
+    images = np.stack([half(True)[0], half(False)[0]])
+    row = Experiment(name="r", network="Classifier", label_weight=1.0)
+    found = scores(images, [half(True)[1], half(False)[1]], model=Labelled(False), row=row)
+    assert set(found) == {"val_loss", "auc"}
+    assert found["auc"] == 1.0
+    alone = scores(images[:1], [half(True)[1]], model=Labelled(False), row=row)
+    assert alone["auc"] == 0.5, "one kind of image says nothing"
 
 
 def test_the_metric_is_the_competition_s():
