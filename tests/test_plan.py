@@ -1,0 +1,219 @@
+"""Rows and parameters joined: names, sizes, overrides, and what a run needs first."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernel_lib import plan as plans
+from kernel_lib.config import Experiment, TrainParameters
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.plan import TrainPlan, plan
+
+DEFAULT = "UNetResNet34_512_v1"
+
+
+def planned(**parameters) -> TrainPlan:
+    return plan(TrainParameters(**parameters), EXPERIMENTS)
+
+
+def test_the_default_run_is_named_by_row_and_seed():
+    decided = planned()
+    assert decided.run == f"{DEFAULT}_seed3456"
+    assert decided.experiment == EXPERIMENTS[DEFAULT]
+    assert decided.says == ()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "size", "row"),
+    [
+        (DEFAULT, 1024, "UNetResNet34_1024_v1"),
+        (DEFAULT, 768, "UNetResNet34_768_v1"),
+        ("UNetResNet34_1024_v1", 512, DEFAULT),
+        ("deeplabv3plus_resnet_512_v1", 768, "deeplabv3plus_resnet_768_v1"),
+        ("deeplabv3plus_resnet_512_v1", 1024, "deeplabv3plus_resnet_1024_v2"),
+    ],
+)
+def test_size_selects_the_row_that_the_notes_have(experiment, size, row):
+    decided = planned(experiment=experiment, size=size)
+    assert decided.run == f"{row}_seed3456"
+    assert decided.experiment == EXPERIMENTS[row]
+    assert decided.says == (f"SIZE {size} selects the row {row}",)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 640])
+def test_a_size_that_the_notes_lack_is_an_override_and_says_so(size):
+    decided = planned(size=size)
+    assert decided.run == f"{DEFAULT}_size{size}_seed3456"
+    assert decided.experiment == EXPERIMENTS[DEFAULT].model_copy(update={"size": size})
+    assert decided.says == (f"the notes have no {DEFAULT} at {size}: {DEFAULT} with another size",)
+
+
+def test_the_row_s_own_size_changes_nothing():
+    assert planned(size=512).run == f"{DEFAULT}_seed3456"
+
+
+def test_every_override_shows_in_the_name_and_no_two_alike():
+    values = {
+        "size": 64, "encoder": "resnet18", "weights": "none", "loss": "bce+dice",
+        "sampling": "hard", "epochs": 3, "min_epochs": 1, "patience": 2, "batch_size": 4,
+        "accumulate": 1, "optimizer": "adamw", "lr": 0.001, "schedule": "poly",
+        "augment": "none", "ema_decay": 0.9, "freeze_batch_norm": True,
+        "monitor": "val_loss", "keep": 1, "tta": "none",
+    }  # fmt: skip
+    assert tuple(values) == plans.OVERRIDES
+    parsed = values | {"loss": {"bce": 1.0, "dice": 1.0}}
+    names = set()
+    for field, value in values.items():
+        extra = {"epochs": 50} if field == "min_epochs" else {}
+        decided = planned(**{field: value}, **extra)
+        assert getattr(decided.experiment, field) == parsed[field]
+        assert plans.suffix(field, value) in decided.run
+        names.add(decided.run)
+    assert len(names) == len(values)
+    together = planned(**values)
+    assert {k: getattr(together.experiment, k) for k in values} == parsed
+    assert together.run == (
+        f"{DEFAULT}_size64_resnet18_fromnone_lossbce+dice_samplinghard_epochs3_min1_patience2_batch4"
+        "_acc1_adamw_lr0.001_poly_augmentnone_ema0.9_frozenbnTrue_monitorval-loss_keep1_ttanone_seed3456"
+    )
+
+
+def test_an_override_that_says_what_the_row_says_adds_no_suffix():
+    assert planned(encoder="resnet34", lr=0.02).run == f"{DEFAULT}_seed3456"
+
+
+def test_a_file_of_weights_makes_a_name_that_is_one_folder():
+    run = planned(weights="/some/where/resnet 34.pth").run
+    assert "/" not in run
+    assert " " not in run
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(35, 22), (7, 4), (2, 1), (1, 0), (140, 90)])
+def test_epochs_alone_scale_min_epochs_and_say_so(epochs, expected):
+    decided = planned(epochs=epochs)
+    assert decided.experiment.min_epochs == expected
+    assert f"min_epochs scaled from 45 of 70 to {expected}" in decided.says[0]
+    assert decided.run == f"{DEFAULT}_epochs{epochs}_seed3456"
+
+
+def test_min_epochs_given_is_taken_as_it_is():
+    decided = planned(epochs=20, min_epochs=12)
+    assert (decided.experiment.epochs, decided.experiment.min_epochs) == (20, 12)
+    assert decided.says == ()
+    assert decided.run == f"{DEFAULT}_epochs20_min12_seed3456"
+
+
+@pytest.mark.parametrize("wrong", [{"min_epochs": 70}, {"epochs": 5, "min_epochs": 5}])
+def test_min_epochs_not_below_epochs_is_refused(wrong):
+    with pytest.raises(InputError, match=r"min_epochs \d+ is not below epochs \d+.*lower MIN_EPO"):
+        planned(**wrong)
+
+
+@pytest.mark.parametrize(("size", "near"), [(500, 512), (1000, 992), (33, 32)])
+def test_a_size_not_divisible_by_32_is_refused_with_the_nearest(size, near):
+    with pytest.raises(InputError, match=f"SIZE = {size}: .* the nearest that is: {near}"):
+        planned(size=size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", 0), ("size", 4096), ("batch_size", 0), ("lr", 0.0), ("lr", -1.0), ("keep", 0),
+     ("epochs", 0), ("accumulate", 0), ("ema_decay", 1.0), ("patience", 0)],
+)  # fmt: skip
+def test_impossible_numbers_are_refused_by_name_and_value(field, value):
+    with pytest.raises(InputError, match=f"{field.upper()} = {value}: "):
+        planned(**{field: value})
+
+
+def test_an_unknown_experiment_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"'UNetResnet34_512_v1' is no row.*UNetResNet34_512_v1"):
+        planned(experiment="UNetResnet34_512_v1")
+
+
+def needed(decided: TrainPlan) -> list[str]:
+    return [one.run for one in decided.needs()]
+
+
+def test_a_row_that_starts_from_a_row_starts_from_that_row_s_run():
+    decided = planned(experiment="UNetResNet34_512_v3", seed=7, fold=1)
+    assert decided.run == "UNetResNet34_512_v3_seed7"
+    assert decided.experiment.weights == "UNetResNet34_512_v1_seed7"
+    assert decided.parent.experiment == EXPERIMENTS["UNetResNet34_512_v1"]
+    assert (decided.parent.parameters.fold, decided.gate) == (1, None)
+    assert needed(decided) == ["UNetResNet34_512_v1_seed7"]
+
+
+def test_overrides_reach_the_parents_but_not_where_they_start_or_what_they_learn():
+    decided = planned(
+        experiment="UNetResNet34_512_v3", size=64, epochs=2, encoder="resnet18", loss="dice",
+        sampling="hard", monitor="val_loss", parent_weights="none",
+    )  # fmt: skip
+    assert decided.run == (
+        "UNetResNet34_512_v3_size64_resnet18_lossdice_samplinghard_epochs2_monitorval-loss_seed3456"
+    )
+    assert needed(decided) == ["UNetResNet34_512_v1_size64_resnet18_fromnone_epochs2_seed3456"]
+    assert decided.parent.experiment.loss == {"bce": 1.0}
+
+
+def test_weights_given_take_the_parent_s_place():
+    decided = planned(experiment="UNetResNet34_512_v3", weights="none")
+    assert (decided.parent, decided.experiment.weights) == (None, "none")
+    other = planned(experiment="UNetResNet34_512_v3", weights="UNetResNet34_512_v2")
+    assert needed(other) == ["UNetResNet34_512_v2_seed3456"], "a row's name is its run"
+
+
+def test_a_warm_start_keeps_its_parent_s_own_size():
+    name = "deeplabv3plus_resnet_1024_v1"
+    for decided in (planned(experiment=name), planned(experiment=name, size=1024)):
+        assert decided.run == f"{name}_seed3456"
+        assert needed(decided) == ["deeplabv3plus_resnet_512_v1_seed3456"]
+        assert decided.parent.experiment.size == 512
+
+
+def test_a_gated_row_needs_its_classifier():
+    decided = planned(experiment="two_step", weights="none", parent_weights="none")
+    assert needed(decided) == ["two_step_classifier_512_v1_fromnone_seed3456"]
+    assert decided.experiment.gate == decided.gate.run
+    assert decided.parent is None
+
+
+def test_chains_are_in_the_order_of_training_and_name_no_run_twice():
+    rows = {"a": Experiment(name="a", weights="none")}
+    rows["b"] = rows["a"].differing(name="b", weights="a")
+    rows["c"] = rows["a"].differing(name="c", weights="b", gate="a")
+    decided = plan(TrainParameters(experiment="c", seed=1), rows)
+    assert needed(decided) == ["a_seed1", "b_seed1"]
+
+
+def test_the_words_that_make_a_parent_are_a_command_that_names_it():
+    decided = planned(experiment="UNetResNet34_512_v3", size=64, fold=2, parent_weights="none")
+    words = plans.how_to_make(decided.parent)
+    assert words.startswith(
+        "train it first with -p EXPERIMENT UNetResNet34_512_v1 -p FOLD 2 -p SIZE 64 -p WEIGHTS none"
+    )
+    given = dict(zip(*[iter(words.split(", or")[0].removeprefix("train it first with -p ")
+                            .replace(" -p ", " ").split())] * 2, strict=True))  # fmt: skip
+    parameters = {k.lower(): int(v) if v.isdigit() else v for k, v in given.items()}
+    assert planned(**parameters).run == decided.parent.run
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("bce", {"bce": 1.0}),
+        ("bce+dice", {"bce": 1.0, "dice": 1.0}),
+        ("3*bce + dice+4*focal", {"bce": 3.0, "dice": 1.0, "focal": 4.0}),
+        ("0.5*lovasz", {"lovasz": 0.5}),
+    ],
+)
+def test_a_loss_is_a_sum_of_names_with_weights(text, weights):
+    decided = planned(experiment="UNetResNet34_512_v6", loss=text)
+    assert decided.experiment.loss == weights
+    assert decided.experiment.loss_options == {}, "they were the row's own loss's"
+
+
+@pytest.mark.parametrize("text", ["", "bce+", "two*bce", "bce+bce", "nan*bce", "*bce"])
+def test_what_is_no_sum_of_losses_is_refused(text):
+    with pytest.raises(InputError, match=r"LOSS .* is no term; write names with weights"):
+        planned(loss=text)
