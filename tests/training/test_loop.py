@@ -145,6 +145,39 @@ def test_stopped_at_every_step_it_ends_with_the_same_bits(tmp_path):
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
 
 
+@pytest.mark.parametrize("sampling", ["hard", "positive_share", "nonempty"])
+def test_every_sampler_ends_with_the_same_bits_when_stopped_within_epochs(tmp_path, sampling):
+    chosen = row(sampling=sampling)
+    assert training(tmp_path / "whole", chosen).run()
+    while not training(tmp_path / "parts", chosen, StepsClock(1)).run():
+        pass
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+
+
+def test_hard_images_come_again_in_the_epoch_after(tmp_path):
+    """Each epoch's order follows from what the one before thought of each training image."""
+    job = training(tmp_path, row(sampling="hard", epochs=2, min_epochs=1))
+    shown = []
+    real = job._step
+    job._step = lambda stream, step: (shown.extend(k for b in step for k in b.tolist()),
+                                      real(stream, step))  # fmt: skip
+    job._train_epoch()
+    assert sorted(row for _, row, _ in shown) == list(range(7)), "at first nothing is known"
+    assert job.hardness[:7].any()
+    assert not job.hardness_before.any()
+    assert not job.hardness[7:].any(), "held-out images are never looked at"
+    job._end_epoch()
+    assert torch.equal(job.hardness, job.hardness_before)
+    before, shown[:] = job.hardness.clone(), []
+    job._train_epoch()
+    extra = min(float(before[:7].sum()), 0.5 * 7)
+    assert len(shown) == 7 + int(extra + 0.5)
+    again = [row for _, row, turn in shown if turn]
+    assert again
+    assert all(before[row] > 0 for row in again)
+
+
 class StepsClock(Clock):
     """Allows so many pieces of work, then no more: a limit without waiting for it."""
 
