@@ -21,7 +21,7 @@ from kernel_lib.data.cache_workers import Outcome, outcomes
 from kernel_lib.errors import InputError
 from kernel_lib.progress import bar
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "nih")
 ON_BAD_FILE = ("stop", "skip", "blank")
 # The competition's own size, for a test image so broken that it does not tell.
 ASSUMED_SHAPE = (1024, 1024)
@@ -67,6 +67,16 @@ class Prepared:
             return np.zeros((self.size, self.size), np.uint8)
         bits = self._mapped()[1][self._slots[i]]
         return np.unpackbits(bits, count=self.size**2).reshape(self.size, self.size)
+
+    def subset(self, rows: np.ndarray) -> Prepared:
+        """Those rows alone, renumbered from 0; the files are shared."""
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return Prepared(table, self._store, self._slots[rows], self.skipped)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of images and slots and all that was ever decoded into this cache."""
+        listed = "\n".join(self.table["image_id"]).encode()
+        return hashlib.sha256(listed + self._store.journal.read_bytes()).hexdigest()
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": None}  # a pickled map would be a copy of the file
@@ -116,7 +126,7 @@ def prepare(
     folder = Path(cache_dir) / data_key(root) / str(size) / split
     store = Store(folder, size)
     with _clear_about_disk(folder), _locked(folder, root), closing(Journal(store)) as journal:
-        filler = _Filler(store, journal, on_bad_file, split == "train")
+        filler = _Filler(store, journal, on_bad_file, split != "test")
         tasks = filler.plan(frame)
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         n_workers = workers or n_cores or os.cpu_count() or 1

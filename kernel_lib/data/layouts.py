@@ -6,6 +6,12 @@ Nothing but the standard library: where data lies is asked before anything heavy
 from __future__ import annotations
 
 LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
+# NIH ChestX-ray14, its tables of labels by preference, and how they lie.
+NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+NIH_LAYOUT = (
+    f"NIH ChestX-ray14 is one folder with {NIH_TABLES[1]} (or {NIH_TABLES[0]}) and, in it or in "
+    "any folders of it, the PNGs that the table lists: images_001/images/00000001_000.png …"
+)
 LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in it):
   nested DICOM    dicom-images-train/<study>/<series>/<id>.dcm, dicom-images-test/…
   flat DICOM      <folder>/<id>.dcm

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -73,6 +73,27 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     raise InputError(
         f"no data: DATA_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach the "
         f"competition {COMPETITION} or a data set with its files; elsewhere set DATA_DIR. {LAYOUTS}"
+    )
+
+
+def nih_dir(value: str | None, mounts: Path | None = None) -> Path:
+    """The folder of NIH ChestX-ray14, for rows that are trained on it.
+
+    None looks through Kaggle's mounts for its table of labels. Raises InputError with the mend.
+    """
+    if value is not None:
+        return _existing(from_root(value), "NIH_DIR")
+    mounts = _mounts(mounts)
+    folders = _mounted(mounts)
+    for folder in folders:
+        for below in _below(folder, depth=3):
+            if any((below / name).is_file() for name in NIH_TABLES):
+                # The table may lie in a folder of its own beside the images.
+                return folder
+    seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
+    raise InputError(
+        f"no NIH images: NIH_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach a data "
+        f"set of NIH ChestX-ray14; elsewhere -p NIH_DIR FOLDER. {NIH_LAYOUT}"
     )
 
 

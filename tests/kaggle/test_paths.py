@@ -183,3 +183,21 @@ def test_paths_need_only_the_standard_library(project_root: Path):
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"])
+@pytest.mark.parametrize(
+    ("mounted", "inner"), [("datasets/nih-chest-xrays/data", ""), ("nih", "archive/labels/")]
+)
+def test_nih_s_folder_is_found_by_its_table(mounts, mounted, inner, name):
+    put(mounts, f"competitions/{COMPETITION}/train-rle.csv", f"{mounted}/{inner}{name}")
+    assert paths.nih_dir(None, mounts) == mounts / mounted
+
+
+def test_nih_s_folder_is_taken_as_given_or_asked_for(mounts):
+    put(mounts, "pictures/images_001/images/00000001_000.png")
+    assert paths.nih_dir(str(mounts / "pictures"), mounts) == mounts / "pictures"
+    with pytest.raises(InputError, match=r"NIH_DIR is not set, and .*pictures.*-p NIH_DIR FOLDER"):
+        paths.nih_dir(None, mounts)
+    with pytest.raises(InputError, match=r"NIH_DIR .*gone does not exist"):
+        paths.nih_dir(str(mounts / "gone"), mounts)

@@ -1,0 +1,155 @@
+"""NIH ChestX-ray14 (Wang et al. 2017): its table of findings, and its images wherever they lie."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from kernel_lib.data.folder import one_path_an_id
+from kernel_lib.data.images import image_id
+from kernel_lib.data.layouts import NIH_LAYOUT, NIH_TABLES
+from kernel_lib.errors import InputError
+
+FINDING = "Pneumothorax"
+NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN = "Image Index", "Finding Labels", "Patient ID"
+PATIENT_DIGITS = 8
+FILE_NAME = r"\d{8}_\d{3}\.png"
+MAX_MISSING_SHARE = 0.05
+# images_001/images/, and a folder or two around it.
+MAX_DEPTH = 6
+
+
+def read(folder: Path | str, left_out: list[str] | None = None) -> pd.DataFrame:
+    """The images of an NIH folder with their patients and labels, by image_id; opens no image.
+
+    Shapes: DataFrame[image_id, path, patient, positive]: image_id is the file's stem, patient its
+    first part (8 digits), positive whether Pneumothorax is among the findings. `left_out` is given
+    a line for each listed image that has no file; images that no table lists are not looked at.
+    Errors: InputError naming file, row and mend: no table, no images, wrong columns or rows, an
+    image listed twice, two differing files of one name, more than 5 % of the images missing.
+    """
+    folder = Path(folder)
+    tables, pictures = _scan(folder)
+    if not tables:
+        raise InputError(f"NIH_DIR {folder} holds neither of {', '.join(NIH_TABLES)}. {NIH_LAYOUT}")
+    if not pictures:
+        raise InputError(f"NIH_DIR {folder} holds no PNG: unpack the images there. {NIH_LAYOUT}")
+    csv = min(tables, key=lambda path: (NIH_TABLES.index(path.name), len(path.parts), path))
+    listed = _read_table(csv)
+    paths = one_path_an_id(pictures)[0]
+    path = listed["image_id"].map({name: str(path) for name, path in paths.items()})
+    _note_missing(listed[path.isna()], len(listed), csv, folder, left_out)
+    found = listed.assign(path=path)[path.notna()].sort_values("image_id", ignore_index=True)
+    return found[["image_id", "path", "patient", "positive"]]
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The tables and the PNGs under a folder; each folder is listed once, no file is asked for."""
+    tables: list[Path] = []
+    pictures: list[str] = []
+    waiting = [(str(folder), 0)]
+    while waiting:
+        inside, depth = waiting.pop()
+        try:
+            with os.scandir(inside) as entries:
+                # Archives from a Mac hold ._ twins of the images, under __MACOSX.
+                there = [e for e in entries if not e.name.startswith((".", "__"))]
+        except OSError as error:
+            raise InputError(
+                f"NIH_DIR: {inside} can't be listed: {error.strerror or error}"
+            ) from error
+        for entry in there:
+            if entry.name.lower().endswith(".png"):
+                pictures.append(entry.path)
+            elif entry.name in NIH_TABLES:
+                tables.append(Path(entry.path))
+            elif depth < MAX_DEPTH and entry.is_dir():
+                waiting.append((entry.path, depth + 1))
+    return tables, [Path(path) for path in sorted(pictures)]
+
+
+def _read_table(csv: Path) -> pd.DataFrame:
+    """image_id, patient and positive of each row, checked; the index is the row in the file."""
+    text = _cells(csv)
+    names, labels, patients = (text[c] for c in (NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN))
+
+    def refuse(bad: pd.Series, complaint: str) -> None:
+        if bad.any():
+            row = bad.index[bad.to_numpy().argmax()]
+            raise InputError(
+                f"{csv} row {row}: {complaint.format(*text.loc[row])} ({int(bad.sum())} such rows);"
+                " fetch the table again"
+            )
+
+    refuse(~names.str.fullmatch(FILE_NAME), f"{NAME_COLUMN} {{0!r}} is not like 00000001_000.png")
+    refuse(names.duplicated(), "the image {0} is listed a second time")
+    refuse(labels == "", "the image {0} has no " + LABEL_COLUMN)
+    refuse(~patients.str.fullmatch(r"\d{1,8}"), f"{PATIENT_COLUMN} {{2!r}} is no whole number")
+    patient = patients.str.zfill(PATIENT_DIGITS)
+    refuse(
+        names.str[:PATIENT_DIGITS] != patient, f"the image {{0}} is not of {PATIENT_COLUMN} {{2}}"
+    )
+    return pd.DataFrame(
+        {
+            "image_id": names.map(image_id),
+            "patient": patient,
+            "positive": labels.str.split("|").map(lambda found: FINDING in found).astype(bool),
+        }
+    )
+
+
+def _cells(csv: Path) -> pd.DataFrame:
+    """The three columns as stripped text, indexed by row in the file (the header is row 1)."""
+    wanted = [NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN]
+    try:
+        with warnings.catch_warnings():
+            # Its rows end in a comma, and in some copies the header does not.
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                csv,
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=False,  # or the rows' numbers would not be the file's
+                index_col=False,
+                encoding="utf-8-sig",
+            )
+    except OSError as error:
+        raise InputError(f"{csv} can't be read: {error.strerror or error}") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{csv} is empty: fetch it again") from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{csv} is no table with commas between its cells: {reason}") from error
+    table.columns = [str(name).strip() for name in table.columns]
+    absent = [name for name in wanted if name not in table.columns]
+    if absent:
+        raise InputError(
+            f"{csv} has the columns {list(table.columns)}, not {' and '.join(absent)}: is it NIH's "
+            "table?"
+        )
+    table = table[wanted].fillna("").apply(lambda column: column.str.strip())
+    table.index = pd.RangeIndex(2, len(table) + 2)
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise InputError(f"{csv} has a header and no rows: fetch it again")
+    return table
+
+
+def _note_missing(
+    missing: pd.DataFrame, n_listed: int, csv: Path, folder: Path, left_out: list[str] | None
+) -> None:
+    if missing.empty:
+        return
+    share = len(missing) / n_listed
+    if share > MAX_MISSING_SHARE:
+        raise InputError(
+            f"{csv} row {missing.index[0]}: {missing['image_id'].iloc[0]}.png has no file under "
+            f"{folder}, nor have {len(missing)} of the {n_listed} listed images ({share:.0%}, at "
+            f"most {MAX_MISSING_SHARE:.0%} may be missing): unpack all archives there, or delete "
+            "their rows"
+        )
+    if left_out is not None:
+        left_out += [f"{name}: no file under {folder}" for name in missing["image_id"]]

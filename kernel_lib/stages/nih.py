@@ -1,0 +1,182 @@
+"""NIH images to train a classifier on, without the competition's held-out and test images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib import files
+from kernel_lib.config import TrainParameters
+from kernel_lib.data import cache, fingerprint, folds, nih, table
+from kernel_lib.data.cache import Prepared
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+from kernel_lib.progress import bar
+
+LEFT_OUT = "nih_left_out.json"  # in the working folder: NIH images that no training sees, and why
+MATCHES = "test_matches.json"  # in the NIH images' cache: which of them are test images
+ALWAYS_TRAINS = -1  # the fold of patients that the competition does not have
+_BLOCK = 4096  # NIH fingerprints held at a time
+
+
+@dataclass(frozen=True)
+class NihImages:
+    """NIH images at one size, each with the fold whose classifier must not see it.
+
+    truth: DataFrame[image_id, fold, group, rle, height, width, area_px, positive], a row for each
+    of `prepared`, in its order. group is the patient; fold is the fold of the competition's images
+    of that patient, −1 where it has none; rle "-1" and area_px 0 stand for the masks NIH lacks.
+    past_known: whether every competition image has an NIH patient in folds.csv; if not, any of
+    these images may be one that fold k holds out, and no score that descends from them is honest.
+    excluded: "id: reason" of each NIH image that is left out.
+    """
+
+    prepared: Prepared
+    truth: pd.DataFrame
+    past_known: bool
+    excluded: list[str]
+
+
+def prepare(
+    parameters: TrainParameters,
+    size: int,
+    work: Path,
+    drawn: pd.DataFrame,
+    source: table.Source,
+) -> NihImages:
+    """Decode NIH's images at `size`, each once, and say which fold may not see which.
+
+    drawn: folds.csv, its groups NIH's patients where GROUPS gave them. All images of a patient one
+    of whose images is a test image, by its pixels, are left out. Goes on where it was stopped.
+    Raises InputError where NIH_DIR is not there, or not what it should be.
+    """
+    root = paths.nih_dir(parameters.nih_dir)
+    excluded: list[str] = []
+    listed = nih.read(root, excluded)
+    everything = _decoded(listed.assign(rle="-1"), root, size, "nih", parameters)
+    excluded += everything.skipped
+    facts = everything.table[["image_id"]].merge(listed, on="image_id", how="left")
+    because = _test_patients(everything, facts["patient"], source, size, parameters)
+    taken = facts["patient"].isin(because.keys()).to_numpy()
+    for name, patient in facts.loc[taken, ["image_id", "patient"]].itertuples(index=False):
+        excluded.append(f"{name}: its patient's {because[patient]}")
+    if taken.all():
+        raise InputError(f"NIH_DIR {root} holds no image of a patient without test images")
+    kept = np.flatnonzero(~taken)
+    prepared, facts = everything.subset(kept), facts.iloc[kept].reset_index(drop=True)
+    past_known = _past_known(drawn, listed["patient"])
+    truth = prepared.table[["image_id", "rle", "height", "width", "area_px"]].assign(
+        group=facts["patient"], positive=facts["positive"]
+    )
+    truth.insert(1, "fold", _folds(truth, drawn))
+    truth.insert(2, "group", truth.pop("group"))
+    files.write_json(work / LEFT_OUT, excluded)
+    _say(truth, size, past_known, excluded)
+    return NihImages(prepared, truth, past_known, excluded)
+
+
+def _decoded(
+    frame: pd.DataFrame, root: Path, size: int, split: str, parameters: TrainParameters
+) -> Prepared:
+    return cache.prepare(
+        frame,
+        root,
+        size,
+        paths.cache_dir(parameters.cache_dir),
+        split,
+        workers=parameters.workers or None,
+        # A broken test image is blank here as in inference, which shares this cache.
+        on_bad_file="blank" if split == "test" else parameters.on_bad_file,
+    )
+
+
+def _test_patients(
+    everything: Prepared,
+    patients: pd.Series,
+    source: table.Source,
+    size: int,
+    parameters: TrainParameters,
+) -> dict[str, str]:
+    """Each patient with an image that is a test image, and in words which is which."""
+    if source.test.empty:
+        print(
+            f"note: {source.root} holds no test images, so NIH's copies of them can't be found and "
+            "left out: predict no test images with what descends from this training"
+        )
+        return {}
+    test = _decoded(source.test, source.root, size, "test", parameters)
+    for line in test.skipped:
+        print(f"note: a test image can't be looked for among NIH's: {line}")
+    because: dict[str, str] = {}
+    for i, j in _matches(everything, test):
+        name, other = everything.table["image_id"].iat[i], test.table["image_id"].iat[j]
+        because.setdefault(patients.iat[i], f"{name} has the pixels of the test image {other}")
+    return because
+
+
+def _matches(these: Prepared, test: Prepared) -> list[list[int]]:
+    """Rows of NIH images and rows of test images that show the same; kept beside the cache."""
+    recipe = f"{fingerprint.VERSION} {fingerprint.THRESHOLD} {these.digest()} {test.digest()}"
+    key = hashlib.sha256(recipe.encode()).hexdigest()
+    path = these.folder / MATCHES
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["of"] == key:
+            return known["pairs"]
+    those = np.stack([fingerprint.of(test.image(j)) for j in range(len(test))])  # (M, D)
+    pairs: list[list[int]] = []
+    with bar(total=len(these), desc="look for test images", unit="image") as shown:
+        for start in range(0, len(these), _BLOCK):
+            rows = range(start, min(start + _BLOCK, len(these)))
+            block = np.stack([fingerprint.of(these.image(i)) for i in rows])  # (block, D)
+            pairs += (fingerprint.matches(block, those) + np.array([start, 0])).tolist()
+            shown.update(len(rows))
+    files.write_json(path, {"of": key, "pairs": pairs})
+    return pairs
+
+
+def _past_known(drawn: pd.DataFrame, patients: pd.Series) -> bool:
+    """Whether every competition image's patient is named, and named as NIH names them.
+
+    A DICOM's own PatientID is another naming: under it no patient would ever be found here.
+    """
+    groups = drawn["group"].astype(str)
+    named = groups.str.fullmatch(rf"\d{{{nih.PATIENT_DIGITS}}}")
+    return bool(named.all() and groups.isin(set(patients)).any())
+
+
+def _folds(truth: pd.DataFrame, drawn: pd.DataFrame) -> np.ndarray:
+    """The fold of each row's patient in folds.csv, −1 where it has none.
+
+    Where folds.csv has none of NIH's patients at all, there would be nothing to validate on: the
+    patients are then drawn into as many folds, by `folds.draw`, whose seed is fixed.
+    """
+    fold_of_patient = dict(zip(drawn["group"], drawn["fold"], strict=True))
+    found = truth["group"].map(fold_of_patient)
+    if found.notna().any():
+        return found.fillna(ALWAYS_TRAINS).to_numpy(np.int64)
+    n_folds = int(drawn["fold"].max()) + 1
+    return folds.draw(truth.assign(area_px=truth["positive"].astype(int)), n_folds).to_numpy()
+
+
+def _say(truth: pd.DataFrame, size: int, past_known: bool, excluded: list[str]) -> None:
+    print(
+        f"{len(truth)} NIH images of {truth['group'].nunique()} patients, "
+        f"{int(truth['positive'].sum())} with pneumothorax, at {size} px"
+    )
+    for fold, rows in truth.groupby("fold"):
+        what = "held out by no fold" if fold == ALWAYS_TRAINS else f"held out by fold {fold}"
+        print(f"  {what}: {len(rows)}, {int(rows['positive'].sum())} with pneumothorax")
+    if excluded:
+        print(f"  left out: {len(excluded)}, see {LEFT_OUT}; {excluded[0]}")
+    if not past_known:
+        print(
+            "warning: not every competition image has an NIH patient, so these images may hold "
+            "what a fold holds out: no score that descends from them is honest. "
+            "-p GROUPS nih_id.csv, with a new WORK_DIR, mends that"
+        )

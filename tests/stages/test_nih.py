@@ -1,0 +1,248 @@
+"""NIH images beside folds: no patient of fold k and no test image trains in fold k's classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernel_lib.config import TrainParameters
+from kernel_lib.data import cache_workers, fingerprint, folds, images, nih, table
+from kernel_lib.data.phantom import write_competition
+from kernel_lib.data.phantom_nih import write_nih
+from kernel_lib.errors import InputError
+from kernel_lib.stages import nih as stage
+
+SIZE = 64
+N_FOLDS = 3
+N_TRAIN, N_TEST, N_OTHER = 24, 4, 8
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A competition at 128 px, and NIH images of it at 96 px that hold all its images."""
+    root = tmp_path_factory.mktemp("places")
+    write_competition(
+        root / "siim", N_TRAIN, N_TEST, size=128, seed=4, positives=0.4, workers=1, progress=False
+    )
+    write_nih(root / "nih", root / "siim", N_OTHER, size=96)
+    return root
+
+
+@pytest.fixture(scope="module")
+def planted(places, tmp_path_factory) -> dict[str, str]:
+    """The NIH image → test image of each planted copy, as the folder's writer says."""
+    again = tmp_path_factory.mktemp("again") / "nih"
+    return write_nih(again, places / "siim", N_OTHER, size=96)
+
+
+@pytest.fixture(scope="module")
+def source(places) -> table.Source:
+    return table.discover(places / "siim")
+
+
+def drawn(source: table.Source, groups: dict[str, str] | None = None) -> pd.DataFrame:
+    """folds.csv of the competition, with these patients."""
+    frame = source.train[["image_id", "rle"]].assign(height=128, width=128)
+    frame["area_px"] = (frame["rle"] != "-1").astype(int)
+    frame["group"] = [(groups or {}).get(image_id, "") for image_id in frame["image_id"]]
+    frame["fold"] = folds.draw(frame, N_FOLDS)
+    return frame
+
+
+@pytest.fixture(scope="module")
+def by_table(places, source) -> pd.DataFrame:
+    return drawn(source, table.read_groups(places / "nih" / "nih_id.csv"))
+
+
+def prepare(places, source, frame, work: Path, size: int = SIZE, **options) -> stage.NihImages:
+    parameters = TrainParameters(
+        nih_dir=str(options.pop("nih_dir", places / "nih")),
+        cache_dir=str(options.pop("cache_dir", places / "cache")),
+        n_folds=N_FOLDS,
+        workers=1,
+        **options,
+    )
+    return stage.prepare(parameters, size, work, frame, source)
+
+
+def trains_in(found: stage.NihImages, fold: int) -> pd.DataFrame:
+    return found.truth[found.truth["fold"] != fold]
+
+
+def test_no_image_of_a_fold_s_patients_trains_in_its_classifier(places, source, by_table, tmp_path):
+    found = prepare(places, source, by_table, tmp_path)
+    assert found.past_known
+    original = {
+        image_id: fingerprint.of(images.read(path))
+        for image_id, path in source.train[["image_id", "path"]].itertuples(index=False)
+    }
+    for fold in range(N_FOLDS):
+        held = by_table[by_table["fold"] == fold]
+        rows = trains_in(found, fold)
+        assert set(rows["group"]).isdisjoint(held["group"])
+        # And by the pixels, which no table can get wrong.
+        seen = np.stack([fingerprint.of(found.prepared.image(i)) for i in rows.index])
+        those = np.stack([original[image_id] for image_id in held["image_id"]])
+        assert len(fingerprint.matches(seen, those)) == 0
+        mine = found.truth[found.truth["fold"] == fold]
+        assert set(mine["group"]) == set(held["group"])
+        assert len(mine) > len(held)  # images of its patients that the competition lacks
+    assert (found.truth["fold"] == -1).sum() == N_OTHER
+
+
+def test_no_copy_of_a_test_image_trains_in_any_nor_another_of_its_patient(
+    places, source, by_table, planted, tmp_path
+):
+    found = prepare(places, source, by_table, tmp_path)
+    listed = nih.read(places / "nih").set_index("image_id")["patient"]
+    assert len(planted) == N_TEST
+    patients = {listed[name] for name in planted}
+    assert set(found.truth["group"]).isdisjoint(patients)
+    of_them = set(listed.index[listed.isin(patients)])
+    assert len(of_them) > N_TEST
+    assert {line.split(":")[0] for line in found.excluded} == of_them
+    assert json.loads((tmp_path / stage.LEFT_OUT).read_text()) == found.excluded
+    test = np.stack([fingerprint.of(images.read(path)) for path in source.test["path"]])
+    seen = np.stack([fingerprint.of(found.prepared.image(i)) for i in range(len(found.truth))])
+    assert len(fingerprint.matches(seen, test)) == 0
+    name = min(planted)
+    line = next(line for line in found.excluded if line.startswith(name))
+    assert "has the pixels of the test image 1.2.276.0.7230010.3.1.4." in line
+
+
+def test_truth_is_by_the_rows_of_what_was_decoded(places, source, by_table, tmp_path):
+    found = prepare(places, source, by_table, tmp_path)
+    truth = found.truth
+    assert list(truth.columns) == [
+        "image_id", "fold", "group", "rle", "height", "width", "area_px", "positive",
+    ]  # fmt: skip
+    assert truth["image_id"].tolist() == found.prepared.table["image_id"].tolist()
+    assert len(found.prepared) == len(truth)
+    assert truth.index.tolist() == list(range(len(truth)))
+    listed = nih.read(places / "nih").set_index("image_id")
+    for i in range(0, len(truth), 5):
+        row = truth.iloc[i]
+        shown = images.read(listed["path"][row["image_id"]])
+        shown = cv2.resize(shown, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(found.prepared.image(i), shown)
+        assert not found.prepared.mask(i).any()
+        assert row["positive"] == listed["positive"][row["image_id"]]
+        assert row["group"] == listed["patient"][row["image_id"]]
+        assert (row["rle"], row["area_px"], row["height"], row["width"]) == ("-1", 0, 96, 96)
+    assert truth["positive"].dtype == bool
+    assert 0 < truth["positive"].sum() < len(truth)
+
+
+def test_without_a_table_the_past_is_unknown_and_patients_are_drawn_into_folds(
+    places, source, by_table, tmp_path, capsys
+):
+    dicom = {row.image_id: images.patient_of(row.path) for row in source.train.itertuples()}
+    for groups in ({}, dicom):  # a DICOM's own patient is no NIH patient
+        found = prepare(places, source, drawn(source, groups), tmp_path)
+        assert not found.past_known
+        assert "no score that descends from them is honest. -p GROUPS" in capsys.readouterr().out
+        assert set(found.truth["fold"]) == set(range(N_FOLDS))
+        assert found.truth.groupby("group")["fold"].nunique().max() == 1
+    again = prepare(places, source, drawn(source), tmp_path)
+    pd.testing.assert_frame_equal(again.truth, found.truth)
+    known = prepare(places, source, by_table, tmp_path)
+    assert known.excluded == found.excluded  # test images are left out either way
+
+
+def test_one_image_without_a_patient_makes_the_past_unknown(places, source, tmp_path):
+    groups = table.read_groups(places / "nih" / "nih_id.csv")
+    del groups[max(groups)]
+    frame = drawn(source, groups)
+    found = prepare(places, source, frame, tmp_path)
+    assert not found.past_known
+    fold = dict(zip(frame["group"], frame["fold"], strict=True))
+    assert found.truth["fold"].tolist() == [fold.get(p, -1) for p in found.truth["group"]]
+
+
+def test_a_copy_under_another_id_in_another_coding_is_caught(places, source, by_table, tmp_path):
+    mine = tmp_path / "nih"
+    write_nih(mine, places / "siim", 2, n_test=0, size=96)
+    levels = cv2.resize(images.read(source.test["path"].iat[2]), (256, 256))
+    levels = cv2.imdecode(cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], 0)
+    # As an RGBA file of a patient who has another, innocent image.
+    patient = nih.read(mine)["patient"].max()
+    copy = f"{patient}_077.png"
+    cv2.imwrite(str(mine / copy), cv2.cvtColor(levels, cv2.COLOR_GRAY2BGRA))
+    with open(mine / "Data_Entry_2017.csv", "a") as csv:
+        csv.write(f"{copy},Hernia,77,{int(patient)},50,F,PA,2500,2048,0.17,0.17,\n")
+    found = prepare(places, source, by_table, tmp_path / "work", nih_dir=mine)
+    assert f"{patient}_077" not in set(found.truth["image_id"])
+    assert patient not in set(found.truth["group"])
+    image_id = source.test["image_id"].iat[2]
+    assert found.excluded == [
+        f"{name}: its patient's {patient}_077 has the pixels of the test image {image_id}"
+        for name in (f"{patient}_000", f"{patient}_077")
+    ]
+
+
+def test_a_second_call_decodes_and_compares_nothing_and_a_changed_file_is_seen(
+    places, source, by_table, tmp_path, monkeypatch
+):
+    mine, cache_dir = tmp_path / "nih", tmp_path / "cache"
+    write_nih(mine, places / "siim", 3, n_patients=4, n_test=0, n_more=0, size=SIZE)
+    options = {"nih_dir": mine, "cache_dir": cache_dir}
+    first = prepare(places, source, by_table, tmp_path / "work", **options)
+    assert first.excluded == []
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_workers, "fill", None)
+        patch.setattr(fingerprint, "of", None)
+        second = prepare(places, source, by_table, tmp_path / "work", **options)
+    pd.testing.assert_frame_equal(first.truth, second.truth)
+    # A file that becomes a copy of a test image afterwards.
+    last = nih.read(mine).iloc[-1]
+    cv2.imwrite(last["path"], images.read(source.test["path"].iat[0]))
+    third = prepare(places, source, by_table, tmp_path / "work", **options)
+    assert last["patient"] in {line.split("_")[0] for line in third.excluded}
+    assert last["patient"] not in set(third.truth["group"])
+
+
+def test_missing_and_unreadable_images_are_listed(places, source, by_table, tmp_path):
+    mine = tmp_path / "nih"
+    write_nih(mine, places / "siim", N_OTHER, n_test=0, size=SIZE)
+    paths = nih.read(mine)["path"]
+    Path(paths.iat[-1]).unlink()
+    Path(paths.iat[-2]).write_bytes(b"\x89PNG\r\n\x1a\n")
+    options = {"nih_dir": mine, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(InputError, match="ON_BAD_FILE"):
+        prepare(places, source, by_table, tmp_path / "work", **options)
+    found = prepare(places, source, by_table, tmp_path / "work", on_bad_file="skip", **options)
+    assert len(found.excluded) == 2
+    assert "no file under" in found.excluded[0]
+    assert "is cut short or damaged" in found.excluded[1]
+    assert len(found.truth) == len(found.prepared) == len(paths) - 2
+
+
+def test_without_test_images_a_note_says_what_cannot_be_done(
+    places, source, by_table, tmp_path, capsys
+):
+    without = table.Source(source.root, source.layout, source.train, source.test.iloc[:0])
+    found = prepare(places, without, by_table, tmp_path)
+    assert "holds no test images, so NIH's copies" in capsys.readouterr().out
+    assert found.excluded == []
+
+
+def test_a_broken_test_image_is_named_and_matches_nothing(
+    places, source, by_table, tmp_path, capsys
+):
+    (tmp_path / "broken.dcm").write_bytes(b"nothing")
+    rows = pd.DataFrame({"image_id": ["broken"], "path": [str(tmp_path / "broken.dcm")]})
+    other = table.Source(source.root, source.layout, source.train, rows)
+    found = prepare(places, other, by_table, tmp_path, cache_dir=tmp_path / "cache")
+    assert "can't be looked for among NIH's: broken: " in capsys.readouterr().out
+    assert found.excluded == []
+
+
+def test_no_folder_is_an_error_with_the_mend(places, source, by_table, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path))
+    with pytest.raises(InputError, match="-p NIH_DIR FOLDER"):
+        stage.prepare(TrainParameters(), SIZE, tmp_path, by_table, source)
