@@ -15,6 +15,7 @@ from kernel_lib.data import cache, folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan
+from kernel_lib.stages import nih
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,32 @@ LEFT_OUT = "left_out.json"  # in the working folder: images that no training see
 
 
 def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
-    """The images that a run trains on, decoded, with their folds."""
+    """The images that a run trains on, decoded, with their folds.
+
+    Also for a run on NIH's images the competition's are read: their patients and folds say which
+    of NIH's a fold may not see.
+    """
     parameters, size = decided.parameters, decided.experiment.size
-    prepared = prepare_training(parameters, size, roots[0])
+    source = table.discover(paths.data_dir(parameters.data_dir))
+    for problem in source.problems:
+        print(f"note: {problem}")
+    prepared = prepare_training(source, parameters, size, roots[0])
     drawn = settle_folds(prepared, parameters, roots)
+    if decided.experiment.images == "nih":
+        found = nih.prepare(parameters, size, roots[0], drawn, source)
+        return TrainingSet(found.prepared, found.truth, folds.digest(drawn), found.past_known)
     truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
     truth["positive"] = truth["area_px"] > 0
     return TrainingSet(prepared, truth, folds.digest(drawn))
 
 
-def prepare_training(parameters: TrainParameters, size: int, work: Path) -> cache.Prepared:
-    """Discover DATA_DIR and decode its training images at `size`, each once.
+def prepare_training(
+    source: table.Source, parameters: TrainParameters, size: int, work: Path
+) -> cache.Prepared:
+    """Decode the labelled images of DATA_DIR at `size`, each once.
 
     Images without a label and unreadable ones are listed in the working folder for the report.
     """
-    source = table.discover(paths.data_dir(parameters.data_dir))
-    for problem in source.problems:
-        print(f"note: {problem}")
     if source.train.empty:
         raise InputError(f"{source.root} holds no labelled images: training needs their table")
     prepared = cache.prepare(

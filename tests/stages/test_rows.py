@@ -1,4 +1,4 @@
-"""Every row, end to end at a small size: trained after its parents, predicted, searched, submitted."""
+"""Every row, end to end at a small size: trained after its parents, searched, submitted."""
 
 from __future__ import annotations
 
@@ -86,9 +86,11 @@ def test_a_row_is_trained_predicted_searched_and_submitted(place, name):
 
 
 def test_a_child_without_its_parent_says_how_to_make_it(place):
-    with pytest.raises(InputError, match=r"starts from fold 0 of UNetResNet34_512_v1_size64.*is not "
-                       r"finished here.*train it first with -p EXPERIMENT UNetResNet34_512_v1 "
-                       r".*-p SEED 9.*-p WITH_PARENTS True"):  # fmt: skip
+    words = (
+        r"starts from fold 0 of UNetResNet34_512_v1_size64.*is not finished here.*train it first "
+        r"with -p EXPERIMENT UNetResNet34_512_v1 .*-p SEED 9.*-p WITH_PARENTS True"
+    )
+    with pytest.raises(InputError, match=words):
         train_stage.run(parameters(place, "UNetResNet34_512_v3", seed=9, with_parents=False))
 
 
