@@ -134,6 +134,15 @@ def phantoms(
 
 
 @main.command()
+def experiments() -> None:
+    """List the experiments: what each is, where it starts, and what the notes reported."""
+    from kernel_lib import catalogue
+    from kernel_lib.experiments import EXPERIMENTS
+
+    click.echo(catalogue.as_markdown(EXPERIMENTS), nl=False)
+
+
+@main.command()
 @click.argument("ensemble", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--truth", type=FILE, help="labels of the test images, where they are known")
 def summary(ensemble: Path, truth: Path | None) -> None:

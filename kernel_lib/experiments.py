@@ -100,13 +100,13 @@ _ROWS = (
     ),
     _UNET.differing(
         name="UNetResNet34_768_v1",
-        says="the same at 768, from scratch",
+        says="the same, straight at 768",
         leaderboard="0.8557 / 0.8530 / 0.8592",
         **_UNET_768,
     ),
     _UNET.differing(
         name="UNetResNet34_1024_v1",
-        says="the same at 1024, from scratch",
+        says="the same, straight at 1024",
         leaderboard="0.8601 / 0.8592 / 0.8609",
         **_UNET_1024,
     ),
