@@ -1,4 +1,4 @@
-"""Command line: library + notebook + parameters -> one file that Kaggle can run."""
+"""Command line: library + notebook + parameters -> one file that Kaggle can run, and its push."""
 
 from __future__ import annotations
 
@@ -13,7 +13,24 @@ from kernel_lib.errors import InputError
 ROOT = Path(__file__).resolve().parent
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class BuildUnlessNamed(click.Group):
+    """A group whose `build` need not be said: what is no command's name is build's argument."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=BuildUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """What `kaggle kernels push` needs: kernels as one file each.
+
+    `build_kernel.py STAGE …` is `build_kernel.py build STAGE …`.
+    """
+
+
+@main.command()
 @click.argument("stage", required=False, type=click.Choice(list(metadata.STAGES)))
 @click.option(
     "-p",
@@ -34,7 +51,7 @@ ROOT = Path(__file__).resolve().parent
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the kernels' folders go; default: build in the project.",
 )
-def main(stage, parameters, kind, owner, out) -> None:
+def build(stage, parameters, kind, owner, out) -> None:
     """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
     try:
         known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
