@@ -1,12 +1,13 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format notebooks pictures bench clean
+.PHONY: help setup demo test test-slow test-kaggle lint format notebooks pictures bench clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 PY := .venv/bin/python
 READY := .venv/.ready
+KAGGLE := .venv-kaggle
 NOTEBOOKS := train thresholds inference
 DEMO := demo
 
@@ -17,6 +18,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 help:
 	@echo "make demo       phantoms to a checked submission and a report, in minutes"
 	@echo "make test       lint and tests; make test-slow: the rest"
+	@echo "make test-kaggle  the tests with the versions of Kaggle's image, in an environment apart"
 	@echo "make setup      the environment alone    make bench     the README's figures"
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 
@@ -49,6 +51,17 @@ test: lint
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow
+
+# Kaggle's own versions. A kernel that a test starts must find them first too.
+test-kaggle: $(KAGGLE)/.ready
+	PATH="$(CURDIR)/$(KAGGLE)/bin:$$PATH" OMP_NUM_THREADS=1 \
+		$(KAGGLE)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
+
+$(KAGGLE)/.ready: $(READY) requirements-kaggle.txt
+	@test -x $(KAGGLE)/bin/python || .venv/bin/uv venv --quiet --seed --python 3.12 $(KAGGLE) || { \
+		echo "Kaggle's image has Python 3.12, which is not on this machine: install it"; exit 1; }
+	.venv/bin/uv pip sync --quiet --python $(KAGGLE)/bin/python requirements-kaggle.txt
+	@touch $@
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from kernel_build import bundle, metadata
+from kernel_build import bundle, check, metadata, needs, offline, wheels
 from kernel_lib.errors import InputError
 
 ROOT = Path(__file__).resolve().parent
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+OWNER = click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME or kaggle.json.")
 
 
 class BuildUnlessNamed(click.Group):
@@ -20,6 +25,19 @@ class BuildUnlessNamed(click.Group):
         if not args or args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["build", *args]
         return super().parse_args(ctx, args)
+
+
+def plainly(command: Callable) -> Callable:
+    """A command whose InputError is one line and status 1."""
+
+    @functools.wraps(command)
+    def run(*arguments, **options):
+        try:
+            return command(*arguments, **options)
+        except InputError as error:
+            raise click.ClickException(str(error)) from None
+
+    return run
 
 
 @click.group(cls=BuildUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,41 +63,124 @@ def main() -> None:
     type=click.Choice(metadata.KINDS),
     help="Default: notebook for a stage, both for all stages.",
 )
-@click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME or kaggle.json.")
+@OWNER
+@click.option("--out", type=FOLDER, help="Where the kernels' folders go; default: build here.")
+@click.option("--slug", help="The kernel's name; default: made of stage, row, seed and fold.")
 @click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the kernels' folders go; default: build in the project.",
+    "--data",
+    metavar="OWNER/SLUG",
+    help="The data set to read, or another competition's slug; default: the competition.",
 )
-def build(stage, parameters, kind, owner, out) -> None:
+@click.option(
+    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="One more data set."
+)
+@click.option(
+    "--kernel-source",
+    "kernels",
+    multiple=True,
+    metavar="OWNER/SLUG",
+    help="A kernel whose output this one takes; default: those of the stages before.",
+)
+@click.option("--offline", "attached", type=FOLDER, help="A data set of `offline`, to be attached.")
+@click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
+@plainly
+def build(
+    stage, parameters, kind, owner, out, slug, data, datasets, kernels, attached, without_wheel
+) -> None:
     """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
-    try:
-        known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
-        if known is None:
-            click.echo(
-                f"owner unknown: {metadata.PLACEHOLDER} stays in the metadata, and Kaggle refuses "
-                "the push; give --owner NAME or set KAGGLE_USERNAME"
+    if not stage and (parameters or slug):
+        raise InputError("-p and --slug are of one kernel; name its STAGE")
+    known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
+    if known is None:
+        click.echo(
+            f"owner unknown: {metadata.PLACEHOLDER} stays in the metadata, and Kaggle refuses "
+            "the push; give --owner NAME or set KAGGLE_USERNAME"
+        )
+    wanted = offline.manifest(attached) if attached else None
+    if wanted:
+        datasets = (*datasets, wanted["dataset"])
+    kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
+    for one_stage in (stage,) if stage else tuple(metadata.STAGES):
+        needs_network = one_stage in metadata.GPU_STAGES
+        carried = () if without_wheel or not needs_network else (_carried(),)
+        for one_kind in kinds:
+            kernel = bundle.build(
+                ROOT,
+                one_stage,
+                one_kind,
+                given=parameters,
+                owner=known and known[0],
+                out=out,
+                slug=slug,
+                sources=metadata.Sources(data, datasets, kernels),
+                cargo=bundle.Cargo(carried, wanted if needs_network else None),
+                needs=needs.unmet,
             )
-        kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
-        for one_stage in (stage,) if stage else metadata.STAGES:
-            for one_kind in kinds:
-                kernel = bundle.build(
-                    ROOT,
-                    one_stage,
-                    one_kind,
-                    given=parameters,
-                    owner=known and known[0],
-                    out=out,
-                )
-                click.echo(
-                    f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, "
-                    f"{kernel.members} library files"
-                )
-                click.echo(f"  kaggle kernels push -p {_shown(kernel.folder)}")
-        if known and metadata.fill_owner(ROOT, known[0]):
-            click.echo(f"owner {known[0]} ({known[1]}) filled into {metadata.FILE}")
+            _tell(kernel)
+    if known and metadata.fill_owner(ROOT, known[0]):
+        click.echo(f"owner {known[0]} ({known[1]}) filled into {metadata.FILE}")
+
+
+@main.command("check")
+@click.argument("folders", nargs=-1, type=FOLDER)
+@plainly
+def check_folders(folders) -> None:
+    """Say what Kaggle would refuse, or silently accept, of FOLDERS; default: all that are built.
+
+    Status 1 where there is anything to mend.
+    """
+    found = check.check(folders or check.built(ROOT))
+    for folder, problems in found.items():
+        for problem in problems:
+            click.echo(f"{_shown(folder)}: {problem}")
+        if not problems:
+            click.echo(f"{_shown(folder)}: fine")
+    if any(found.values()):
+        raise SystemExit(1)
+
+
+@main.command("offline")
+@click.argument("out", type=FOLDER)
+@click.option("--weights", multiple=True, type=FILE, help="A file of encoder weights.")
+@click.option("--fetch", multiple=True, metavar="ENCODER", help="torchvision's ImageNet weights.")
+@click.option(
+    "--wheel", "named", multiple=True, metavar="NAME==VERSION", help="A wheel for Kaggle's Python."
+)
+@OWNER
+@click.option("--slug", default=offline.SLUG, show_default=True, help="The data set's name.")
+@plainly
+def write_offline(out, weights, fetch, named, owner, slug) -> None:
+    """Write OUT, a data set of weights and wheels for kernels without internet."""
+    known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
+    if known is None:
+        raise InputError("whose data set is it? give --owner NAME or set KAGGLE_USERNAME")
+    contents = offline.Contents(weights, fetch, named)
+    said = offline.write(out, contents, owner=known[0], slug=slug, cache=wheels.cache_folder())
+    for line in said:
+        click.echo(line)
+    click.echo(f"  kaggle datasets create -p {_shown(out)}")
+    click.echo(f"  python build_kernel.py train --offline {_shown(out)}")
+
+
+def _carried() -> wheels.Wheel:
+    """The wheel that kernels carry, of the pinned version."""
+    version = wheels.pinned(ROOT, wheels.CARRIED)
+    try:
+        return wheels.fetch(wheels.CARRIED, version, wheels.cache_folder())
     except InputError as error:
-        raise click.ClickException(str(error)) from None
+        raise InputError(f"{error}; or build --without-wheel") from None
+
+
+def _tell(kernel: bundle.Kernel) -> None:
+    """Say what was built, what it takes in, and how it is pushed."""
+    click.echo(
+        f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, {kernel.members} library files"
+    )
+    inputs = [one for key in metadata.SOURCES for one in kernel.metadata[key]]
+    click.echo(f"  from {', '.join(inputs) or 'nothing'}")
+    for words in kernel.unmet:
+        click.echo(f"  {words}")
+    click.echo(f"  kaggle kernels push -p {_shown(kernel.folder)}")
 
 
 def _shown(path: Path) -> Path:

@@ -89,6 +89,14 @@ def put_on_path(folder: str) -> str:
     return folder
 
 
+def bring_packages(wheels: dict[str, tuple[str, str]], wanted: dict | None) -> None:
+    """Use the wheels that this kernel carries and those of attached data sets; says so."""
+    from kernel_lib.kaggle import packages
+
+    for line in packages.bring(wheels, wanted):
+        print(line, flush=True)
+
+
 def cells_of(percent: str) -> list[dict]:
     """The cells of a jupytext percent text, as nbformat 4.4 has them; the header is left out.
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jupytext
 
-from kernel_build import boot, metadata, parameters
+from kernel_build import boot, metadata, names, parameters, wheels
 from kernel_build.sources import LIBRARY, Member, collect, literal, ordered, read_text
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
+_START = (boot.unpack_library, boot.put_on_path, boot.bring_packages)
 _PYTHON = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -32,6 +34,20 @@ class Kernel:
     size_bytes: int
     members: int
     parameters: dict
+    metadata: dict
+    unmet: tuple[str, ...] = ()  # what it will miss on Kaggle
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """What a kernel carries or needs beside library and notebook.
+
+    `wanted` is the manifest of an offline data set (`offline.manifest`) that the kernel must find
+    attached.
+    """
+
+    wheels: tuple[wheels.Wheel, ...] = field(default=())
+    wanted: dict | None = None
 
 
 def build(
@@ -42,31 +58,40 @@ def build(
     given: tuple[tuple[str, str], ...] = (),
     owner: str | None = None,
     out: Path | None = None,
+    sources: metadata.Sources | None = None,
+    cargo: Cargo | None = None,
+    slug: str | None = None,
+    part: int | None = None,
+    needs: Callable[[str, dict, dict], Iterable[str]] | None = None,
 ) -> Kernel:
     """Write one kernel, `<out>/<slug>/` with its code file and kernel-metadata.json.
 
-    `kind` is 'notebook' or 'script', `given` holds the parameters to bake in as texts. Raises
-    InputError for an unknown or ill-typed parameter, a source that cannot be embedded, a kernel of
-    1 MB or more, and metadata that Kaggle would refuse. Nothing is written then.
+    `kind` is 'notebook' or 'script', `given` holds the parameters to bake in as texts, `part` is a
+    session's number in a chain, `slug` a name of one's own. `needs` says what a stage with these
+    parameters and metadata will miss, and may refuse them. Raises InputError for an unknown or
+    ill-typed parameter, a source that cannot be embedded, a kernel of 1 MB or more, and metadata
+    that Kaggle would refuse. Nothing is written then.
     """
-    name = f"notebooks/{stage}.py"
+    notebook, cargo = f"notebooks/{stage}.py", cargo or Cargo()
     percent = read_notebook(root, stage)
-    values = parameters.check(given, parameters.declared(percent, name), name)
+    values = parameters.check(given, parameters.declared(percent, notebook), notebook)
+    name = slug or names.slug(stage, kind, values, parameters.defaults(percent, notebook), part)
     members = ordered(collect(root))
-    slug = metadata.slug(stage, kind)
     if kind == "script":
-        code, code_name = script_kernel(members, stage, percent, values), f"{slug}.py"
+        code, code_name = script_kernel(members, stage, percent, values, cargo), f"{name}.py"
     else:
-        code, code_name = notebook_kernel(members, stage, percent, values), f"{slug}.ipynb"
-    size_bytes = check_size(code, kind, members)
-    meta = metadata.of_kernel(metadata.read_base(root), stage, kind, owner, code_name)
-    folder = (out or root / "build") / slug
+        code, code_name = notebook_kernel(members, stage, percent, values, cargo), f"{name}.ipynb"
+    size_bytes = check_size(code, kind, members, cargo)
+    base = metadata.read_base(root)
+    meta = metadata.of_kernel(base, stage, kind, owner, code_name, name=name, sources=sources)
+    unmet = tuple(needs(stage, values, meta)) if needs else ()
+    folder = (out or root / "build") / name
     _write_folder(folder, {code_name: code, metadata.FILE: metadata.as_text(meta)})
-    return Kernel(folder, folder / code_name, size_bytes, len(members), values)
+    return Kernel(folder, folder / code_name, size_bytes, len(members), values, meta, unmet)
 
 
-def library_source(members: list[Member], headline: str) -> str:
-    """The part that both kinds share: every file under its banner, and the unpacking."""
+def library_source(members: list[Member], headline: str, cargo: Cargo) -> str:
+    """The part that both kinds share: every file under its banner, wheels, and the unpacking."""
     parts = [
         f"# {headline}\n"
         "# Built by build_kernel.py: change the project's files and build again, not this one.\n"
@@ -81,13 +106,24 @@ def library_source(members: list[Member], headline: str) -> str:
             f'kernel_files[{json.dumps(member.path)}] = (\n    "{member.sha256}",\n'
             f"    {literal(member.path, member.text)},\n)\n"
         )
-    for function in (boot.unpack_library, boot.put_on_path):
+    parts.append("\n\nkernel_wheels = {}\n")
+    parts += [wheels.source(wheel) for wheel in cargo.wheels]
+    wanted = json.dumps(cargo.wanted, indent=4, sort_keys=True) if cargo.wanted else "None"
+    parts.append(
+        f"\n# Files of a data set that must be attached; None: none\nkernel_wanted = {wanted}\n"
+    )
+    for function in _START:
         parts.append(f"\n\n{inspect.getsource(function)}")
-    parts.append('\n\nprint("library:", put_on_path(unpack_library(kernel_files)), flush=True)\n')
+    parts.append(
+        '\n\nprint("library:", put_on_path(unpack_library(kernel_files)), flush=True)\n'
+        "bring_packages(kernel_wheels, kernel_wanted)\n"
+    )
     return "".join(parts)
 
 
-def script_kernel(members: list[Member], stage: str, percent: str, values: dict) -> str:
+def script_kernel(
+    members: list[Member], stage: str, percent: str, values: dict, cargo: Cargo
+) -> str:
     """A script: the library, the notebook as its percent text, and a run of it by papermill.
 
     Started with RANK set, it is one process of a training on several GPUs, and no notebook.
@@ -96,7 +132,7 @@ def script_kernel(members: list[Member], stage: str, percent: str, values: dict)
     baked = f"{{\n{baked}    }}" if values else "{}"
     embedded = literal(f"notebooks/{stage}.py", percent)
     return (
-        library_source(members, f"{stage}: script kernel of notebooks/{stage}.py")
+        library_source(members, f"{stage}: script kernel of notebooks/{stage}.py", cargo)
         + f"\n# notebooks/{stage}.py, run by papermill below\nkernel_notebook = {embedded}\n"
         + f"\n\n{inspect.getsource(boot.cells_of)}\n\n{inspect.getsource(boot.run_notebook)}\n\n"
         + 'if __name__ == "__main__":\n    import os\n    import runpy\n\n'
@@ -107,14 +143,17 @@ def script_kernel(members: list[Member], stage: str, percent: str, values: dict)
     )
 
 
-def notebook_kernel(members: list[Member], stage: str, percent: str, values: dict) -> str:
+def notebook_kernel(
+    members: list[Member], stage: str, percent: str, values: dict, cargo: Cargo
+) -> str:
     """The notebook as nbformat 4.4 JSON, the library in a folded first cell, no outputs.
 
     The parameters stand in an injected cell after their defaults, as papermill prepares it.
     """
-    source = library_source(members, f"{stage}: the library of notebooks/{stage}.py")
+    source = library_source(members, f"{stage}: the library of notebooks/{stage}.py", cargo)
     # What is left over would otherwise stand in the namespace that becomes the configuration.
-    source += "del kernel_files, unpack_library, put_on_path"
+    used = ", ".join(function.__name__ for function in _START)
+    source += f"del kernel_files, kernel_wheels, kernel_wanted, {used}"
     folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["library"]}
     cells = [_code_cell(source, folded)]
     for cell in boot.cells_of(percent):
@@ -131,25 +170,37 @@ def notebook_kernel(members: list[Member], stage: str, percent: str, values: dic
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def check_size(code: str, kind: str, members: list[Member]) -> int:
-    """Bytes of what is pushed; InputError with the largest parts from 1 MB on.
-
-    The Kaggle CLI sends a notebook as JSON anew, every letter beyond ASCII as an escape.
-    """
-    size_bytes = len(code.encode("utf-8"))
-    if kind == "notebook":
-        notebook = json.loads(code)
-        for cell in notebook["cells"]:
-            cell["source"] = "".join(cell["source"])
-        size_bytes = max(size_bytes, len(json.dumps(notebook)))
+def check_size(code: str, kind: str, members: list[Member], cargo: Cargo) -> int:
+    """Bytes of what is pushed; InputError with the largest parts from 1 MB on."""
+    size_bytes = sent_bytes(code, kind)
     if size_bytes >= MAX_BYTES:
-        largest = sorted(members, key=lambda m: (-len(m.text.encode("utf-8")), m.path))[:5]
-        parts = ", ".join(f"{m.path} {len(m.text.encode('utf-8')):,}" for m in largest)
+        sizes = [(m.path, len(m.text.encode("utf-8"))) for m in members]
+        sizes += [(wheel.name, len(wheels.source(wheel))) for wheel in cargo.wheels]
+        largest = sorted(sizes, key=lambda part: (-part[1], part[0]))[:5]
+        parts = ", ".join(f"{name} {size:,}" for name, size in largest)
         raise InputError(
             f"the {kind} kernel has {size_bytes:,} bytes, and Kaggle refuses {MAX_BYTES:,} or more;"
             f" the largest parts: {parts}; make them smaller"
         )
     return size_bytes
+
+
+def sent_bytes(code: str, kind: str) -> int:
+    """Bytes of a code file as the Kaggle CLI sends it: a notebook as JSON anew, without outputs.
+
+    Every letter beyond ASCII is an escape in that JSON. InputError for a notebook that is none.
+    """
+    if kind != "notebook":
+        return len(code.encode("utf-8"))
+    try:
+        notebook = json.loads(code)
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+            if cell["cell_type"] == "code":
+                cell["outputs"] = []
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"not a notebook of nbformat 4 ({error!r}); build it anew") from None
+    return len(json.dumps(notebook))
 
 
 def read_notebook(root: Path, stage: str) -> str:

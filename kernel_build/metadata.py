@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from kernel_build import names
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 
@@ -17,22 +19,30 @@ KINDS = ("notebook", "script")
 STAGES = {"train": (), "thresholds": ("train",), "inference": ("train", "thresholds")}
 GPU_STAGES = ("train", "inference")
 BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
-SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
+OWNER = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+_SLUG = r"[A-Za-z0-9][\w-]*"
+SOURCES = {
+    "dataset_sources": ("OWNER/SLUG", rf"{OWNER}/{_SLUG}(/\d+)?"),
+    "competition_sources": ("the slug of a competition's address", _SLUG),
+    "kernel_sources": ("OWNER/SLUG with a slug of 5 to 50", rf"{OWNER}/[a-z0-9-]{{5,50}}(/\d+)?"),
+    "model_sources": (
+        "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
+        rf"{OWNER}/{_SLUG}/[A-Za-z0-9]+/[A-Za-z0-9][\w.-]*/\d+",
+    ),
+}
 
 
-def slug(stage: str, kind: str) -> str:
-    """A kernel's name in addresses and folders; both kinds of a stage can stand side by side."""
-    return f"pneumothorax-{stage}" + ("-script" if kind == "script" else "")
+@dataclass(frozen=True)
+class Sources:
+    """Where a kernel's inputs come from; what is not given is as the root's file and the stage say.
 
+    `data` is the OWNER/SLUG of a data set, or the slug of a competition; `kernels` are those whose
+    output it takes.
+    """
 
-def title(stage: str, kind: str) -> str:
-    """A kernel's title; Kaggle makes the slug of it."""
-    return slug(stage, kind).replace("-", " ").capitalize()
-
-
-def slugify(text: str) -> str:
-    """Kaggle's slug of a title: lower case, everything else than letters and digits one hyphen."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    data: str | None = None
+    datasets: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
 
 
 def read_base(root: Path) -> dict:
@@ -48,23 +58,35 @@ def read_base(root: Path) -> dict:
         raise InputError(f"{path} is not JSON: {error}; correct it") from None
 
 
-def of_kernel(base: dict, stage: str, kind: str, owner: str | None, code_file: str) -> dict:
-    """A kernel's metadata: the base with what differs by stage and kind; checked.
+def of_kernel(
+    base: dict,
+    stage: str,
+    kind: str,
+    owner: str | None,
+    code_file: str,
+    *,
+    name: str | None = None,
+    sources: Sources | None = None,
+) -> dict:
+    """A kernel's metadata: the base with what differs by stage, kind and sources; checked.
 
-    Without an owner the placeholder stands in, and Kaggle refuses the push until it is filled.
+    `name` is its slug; without it, it is the stage's own kernel. Without an owner the placeholder
+    stands in, and Kaggle refuses the push until it is filled. InputError for what Kaggle would
+    refuse.
     """
     owner = owner or PLACEHOLDER
+    name = name or names.slug(stage, kind)
     gpu = stage in GPU_STAGES
     meta = base | {
-        "id": f"{owner}/{slug(stage, kind)}",
-        "title": title(stage, kind),
+        "id": f"{owner}/{name}",
+        "title": names.title(name),
         "code_file": code_file,
         "language": "python",
         "kernel_type": kind,
         "enable_gpu": gpu,
         "machine_shape": base.get("machine_shape", "") if gpu else "",
-        "kernel_sources": [f"{owner}/{slug(earlier, kind)}" for earlier in STAGES[stage]],
     }
+    meta |= _sources(base, stage, kind, owner, sources or Sources())
     faults = problems(meta)
     if faults:
         raise InputError(f"{FILE} of the {stage} {kind}: " + "; ".join(faults))
@@ -75,24 +97,61 @@ def problems(meta: dict) -> list[str]:
     """What Kaggle would refuse or, worse, accept in silence; each with its mend."""
     found = []
     owner, _, name = str(meta.get("id", "")).partition("/")
-    if not re.fullmatch(r"\w[\w-]*", owner) or not re.fullmatch(r"[a-z0-9-]{5,50}", name):
+    if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{5,50}", name):
         found.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 5 to 50 a-z, 0-9, -")
-    heading = meta.get("title", "")
-    if not 5 <= len(heading) <= 50:
+    heading = str(meta.get("title") or "")
+    if not 5 <= len(heading) <= names.MAX_LENGTH:
         found.append(f"title {heading!r} has {len(heading)} characters; give 5 to 50")
-    if slugify(heading) != name:
-        found.append(f"title {heading!r} becomes {slugify(heading)!r}, not the id's {name!r}")
+    if names.slugify(heading) != name:
+        found.append(
+            f"title {heading!r} becomes {names.slugify(heading)!r}, not the id's {name!r}; "
+            "make them agree"
+        )
     for key in BOOLEANS:
         # The CLI takes a missing enable_internet for true, and a text for false.
         if not isinstance(meta.get(key), bool):
             found.append(f"{key} is {meta.get(key)!r}; write true or false")
-    for key in SOURCES:
+    for key, (form, pattern) in SOURCES.items():
         value = meta.get(key)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             found.append(f"{key} is {value!r}; write a list of names, [] for none")
+            continue
+        found += [
+            f"{key}: {one!r} is not {form}" for one in value if not re.fullmatch(pattern, one)
+        ]
+        found += [
+            f"{key} names {one} twice" for one in sorted({o for o in value if value.count(o) > 1})
+        ]
     if meta.get("kernel_type") not in KINDS:
-        found.append(f"kernel_type {meta.get('kernel_type')!r} is none of {', '.join(KINDS)}")
+        found.append(
+            f"kernel_type {meta.get('kernel_type')!r} is not known; write {' or '.join(KINDS)}"
+        )
+    if meta.get("language") != "python":
+        found.append(f"language is {meta.get('language')!r}; write python")
+    if not meta.get("code_file"):
+        found.append("code_file is missing; name the file to push")
+    if meta.get("docker_image_pinning_type") not in (None, "original", "latest"):
+        found.append(
+            f"docker_image_pinning_type is {meta['docker_image_pinning_type']!r}; write original "
+            "or latest, or leave it out"
+        )
     return found
+
+
+def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> dict:
+    """The three lists of sources: the root's own data sets, and what is given for this kernel."""
+    datasets = [*base.get("dataset_sources", []), *given.datasets]
+    competitions = base.get("competition_sources", [])
+    if given.data is not None:
+        is_dataset = "/" in given.data
+        competitions = [] if is_dataset else [given.data]
+        datasets = [given.data, *datasets] if is_dataset else datasets
+    earlier = [f"{owner}/{names.slug(one, kind)}" for one in STAGES[stage]]
+    return {
+        "dataset_sources": list(dict.fromkeys(datasets)),
+        "competition_sources": competitions,
+        "kernel_sources": list(dict.fromkeys(given.kernels or earlier)),
+    }
 
 
 def find_owner(
@@ -105,13 +164,14 @@ def find_owner(
     places = [(given, "--owner"), (environ.get("KAGGLE_USERNAME"), "KAGGLE_USERNAME")]
     config = environ.get("XDG_CONFIG_HOME") or home / ".config"
     folders = [environ.get("KAGGLE_CONFIG_DIR"), home / ".kaggle", Path(config) / "kaggle"]
-    for file in (Path(folder) / "kaggle.json" for folder in folders if folder):
-        if file.is_file():
-            places.append((_username(file), str(file)))
+    for folder in (Path(folder) for folder in folders if folder):
+        for file in (folder / "kaggle.json", folder / "credentials.json"):  # a key, a log-in
+            if file.is_file():
+                places.append((_username(file), str(file)))
     in_root = str(read_base(root).get("id", "")).partition("/")[0]
     places.append((in_root if in_root != PLACEHOLDER else None, FILE))
     for owner, place in places:
-        if owner and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
+        if owner and not re.fullmatch(OWNER, owner):
             raise InputError(
                 f"{owner!r} ({place}) is no Kaggle user name; it is the last part of your "
                 "profile's address"

@@ -31,19 +31,25 @@ def declared(percent: str, notebook: str) -> dict[str, str]:
 
     A name without an annotation has ''. Raises InputError if there is no such cell.
     """
-    tagged = [c for c in cells_of(percent) if "parameters" in c["metadata"].get("tags", [])]
-    if len(tagged) != 1:
-        raise InputError(
-            f"{notebook} has {len(tagged)} cells tagged `parameters`, and a kernel needs one; "
-            'mark it `# %% tags=["parameters"]`'
-        )
     names: dict[str, str] = {}
-    for statement in ast.parse(tagged[0]["source"], notebook).body:
+    for statement in _cell(percent, notebook).body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             names[statement.target.id] = ast.unparse(statement.annotation)
         elif isinstance(statement, ast.Assign):
             names |= {t.id: "" for t in statement.targets if isinstance(t, ast.Name)}
     return names
+
+
+def defaults(percent: str, notebook: str) -> dict[str, Value]:
+    """Name and value of what the notebook's `parameters` cell sets to a literal, in its order."""
+    values: dict[str, Value] = {}
+    for statement in _cell(percent, notebook).body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value)):
+                values[name] = value
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)):
+                values[name] = value
+    return values
 
 
 def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str) -> dict:
@@ -77,6 +83,17 @@ def literal(value: Value) -> str:
     """A value as Python source; infinities and NaN have no literal of their own."""
     text = repr(value)
     return f"float({text!r})" if text in ("inf", "-inf", "nan") else text
+
+
+def _cell(percent: str, notebook: str) -> ast.Module:
+    """The notebook's `parameters` cell, parsed; InputError if there is no such cell."""
+    tagged = [c for c in cells_of(percent) if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise InputError(
+            f"{notebook} has {len(tagged)} cells tagged `parameters`, and a kernel needs one; "
+            'mark it `# %% tags=["parameters"]`'
+        )
+    return ast.parse(tagged[0]["source"], notebook)
 
 
 def _allowed(value: Value, annotation: ast.expr) -> bool:

@@ -121,6 +121,16 @@ def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def mounted_files(name: str, mounts: Path | None = None) -> list[Path]:
+    """Every mounted file of that name, up to two levels down in its source, in a fixed order."""
+    return [
+        folder / name
+        for mounted in _mounted(_mounts(mounts))
+        for folder in _below(mounted, depth=3)
+        if (folder / name).is_file()
+    ]
+
+
 def _mounts(given: Path | None) -> Path:
     """Where inputs are mounted; a rehearsal outside Kaggle sets KERNEL_LIB_MOUNTS."""
     return Path(given or os.environ.get("KERNEL_LIB_MOUNTS") or _INPUT)

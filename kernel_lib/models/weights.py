@@ -30,7 +30,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     for folder in [*folders, cache]:
         found = _find(folder, name, official)
         if found:
-            _check_hash(found)
+            check_hash(found)
             _fill(encoder, read_state(found), found)
             return found
     sought = ", ".join(str(f) for f in [*folders, cache])
@@ -114,7 +114,7 @@ def _find(folder: Path, encoder: str, official: str | None) -> Path | None:
     return matches[0] if matches else None
 
 
-def _check_hash(path: Path) -> None:
+def check_hash(path: Path) -> None:
     """torchvision writes the first eight hex digits of the SHA-256 into the file's name."""
     prefix = _hash_prefix(path)
     if prefix is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
@@ -68,6 +70,11 @@ FILES = {
         >>> not a prompt
         """
         ''',
+    "kaggle/__init__.py": "",
+    "kaggle/packages.py": """\
+        def bring(wheels, wanted):
+            yield f"packages: {sorted(wheels)} {wanted}"
+        """,
     "stages.py": """\
         import multiprocessing
         import subprocess
@@ -112,3 +119,27 @@ def project(tmp_path: Path, project_root: Path) -> Path:
         (root / "notebooks" / f"{stage}.py").write_text(NOTEBOOK, encoding="utf-8")
     shutil.copy(project_root / "kernel-metadata.json", root)
     return root
+
+
+def write_wheel(
+    folder: Path, project: str, version: str, files: dict[str, str], tag: str = "py3-none-any"
+) -> Path:
+    """A small wheel, as a registry would have it."""
+    name = project.replace("-", "_")
+    about = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
+    about += 'Requires-Dist: numpy>=1\nRequires-Dist: pytest ; extra == "test"\n'
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for member, text in files.items():
+            wheel.writestr(member, text)
+        kind = f"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: {tag}\n"
+        wheel.writestr(f"{name}-{version}.dist-info/METADATA", about)
+        wheel.writestr(f"{name}-{version}.dist-info/WHEEL", kind)
+        wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def make_wheel() -> Callable[..., Path]:
+    return write_wheel

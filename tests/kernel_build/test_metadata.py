@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kernel_build import metadata
+from kernel_build import metadata, names
+from kernel_build.metadata import Sources
 from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -21,7 +22,7 @@ def test_the_root_s_own_file_is_a_pushable_base(project_root: Path):
     assert base["enable_internet"] is False
     assert base["competition_sources"] == [COMPETITION]
     assert base["kernel_type"] == "notebook"
-    slug = metadata.slug("train", "notebook")
+    slug = names.slug("train", "notebook")
     assert base["id"].endswith(f"/{slug}")
     assert base["code_file"] == f"build/{slug}/{slug}.ipynb"
 
@@ -32,7 +33,7 @@ def test_every_kernel_s_metadata_is_whole(project: Path, stage: str, kind: str):
     assert metadata.problems(meta) == []
     owner, slug = meta["id"].split("/")
     assert owner == "someone"
-    assert metadata.slugify(meta["title"]) == slug
+    assert names.slugify(meta["title"]) == slug
     assert 5 <= len(meta["title"]) <= 50
     assert meta["enable_gpu"] is (stage != "thresholds")
     assert bool(meta["machine_shape"]) is (stage != "thresholds")
@@ -56,9 +57,30 @@ def test_kernel_sources_follow_the_way_through(project: Path):
     ]
 
 
-def test_slugs_differ_so_that_all_kernels_stand_side_by_side():
-    slugs = [metadata.slug(stage, kind) for stage, kind in EVERY]
-    assert len(set(slugs)) == len(slugs)
+def test_given_sources_replace_those_of_the_stage(project: Path):
+    base = metadata.read_base(project) | {"dataset_sources": ["me/always"]}
+
+    def of(**given: object) -> dict:
+        return metadata.of_kernel(base, "inference", "script", "me", "c", sources=Sources(**given))
+
+    one = of(data="else/siim-png", datasets=("me/weights", "me/always"), kernels=("me/train-a",))
+    assert one["dataset_sources"] == ["else/siim-png", "me/always", "me/weights"]
+    assert one["competition_sources"] == []
+    assert one["kernel_sources"] == ["me/train-a"]
+    assert metadata.problems(one) == []
+    other = of(data="another-competition")
+    assert other["competition_sources"] == ["another-competition"]
+    assert other["dataset_sources"] == ["me/always"]
+    with pytest.raises(InputError, match="dataset_sources: 'x/y/z' is not OWNER/SLUG"):
+        of(datasets=("x/y/z",))
+
+
+def test_a_name_of_one_s_own_is_id_and_title(project: Path):
+    base = metadata.read_base(project)
+    meta = metadata.of_kernel(base, "train", "script", "me", "code", name="train-x-part2")
+    assert (meta["id"], meta["title"]) == ("me/train-x-part2", "Train x part2")
+    with pytest.raises(InputError, match="'me/Train_x' is not owner/slug"):
+        metadata.of_kernel(base, "train", "script", "me", "code", name="Train_x")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +93,15 @@ def test_slugs_differ_so_that_all_kernels_stand_side_by_side():
         ({"enable_internet": None}, "enable_internet is None; write true or false"),
         ({"enable_gpu": "true"}, "enable_gpu is 'true'"),
         ({"dataset_sources": "me/data"}, "write a list"),
+        ({"dataset_sources": ["data"]}, "dataset_sources: 'data' is not OWNER/SLUG"),
+        ({"dataset_sources": ["me/a-b", "me/a-b"]}, "dataset_sources names me/a-b twice"),
+        ({"kernel_sources": ["me/abc"]}, "with a slug of 5 to 50"),
+        ({"competition_sources": ["c/x"]}, "competition's address"),
+        ({"model_sources": ["me/model/pyTorch/base"]}, "FRAMEWORK/VARIATION/VERSION"),
         ({"kernel_type": "jupyter"}, "kernel_type"),
+        ({"language": "r"}, "language is 'r'; write python"),
+        ({"code_file": ""}, "code_file is missing"),
+        ({"docker_image_pinning_type": "newest"}, "write original or latest"),
     ],
 )
 def test_what_kaggle_would_refuse_or_misread_is_found(project: Path, change: dict, words: str):
@@ -98,6 +128,13 @@ def test_the_owner_comes_from_the_nearest_place(project: Path, tmp_path: Path):
     environ = {"KAGGLE_USERNAME": "in-env"}
     assert metadata.find_owner(project, None, environ, home) == ("in-env", "KAGGLE_USERNAME")
     assert metadata.find_owner(project, "given", environ, home) == ("given", "--owner")
+
+
+def test_a_log_in_names_the_owner_where_there_is_no_key(project: Path, tmp_path: Path):
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle" / "credentials.json").write_text('{"username": "logged-in"}')
+    owner, _ = metadata.find_owner(project, None, {}, tmp_path)
+    assert owner == "logged-in"
 
 
 @pytest.mark.parametrize("variable", ["KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"])

@@ -76,7 +76,9 @@ def test_unpacked_files_are_the_project_s_byte_for_byte(texts: dict[str, str]):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8"))
         try:
-            source = bundle.library_source(sources.ordered(sources.collect(root)), "test")
+            source = bundle.library_source(
+                sources.ordered(sources.collect(root)), "test", bundle.Cargo()
+            )
         except InputError:
             return
         (Path(folder) / "tmp").mkdir()
@@ -163,7 +165,7 @@ def test_a_folder_without_the_library_is_refused(tmp_path: Path):
 
 def test_the_project_s_own_library_can_be_carried(project_root: Path):
     members = sources.ordered(sources.collect(project_root))
-    files = written_files(bundle.library_source(members, "test"))
+    files = written_files(bundle.library_source(members, "test", bundle.Cargo()))
     for path, (_, text) in files.items():
         assert text.encode("utf-8") == (project_root / path).read_bytes()
     assert os.path.commonpath(files) == "kernel_lib"

@@ -1,0 +1,152 @@
+"""A data set for kernels without internet: encoder weights and wheels, their hashes in a manifest.
+
+The kernel finds it attached wherever Kaggle mounts it: `kernel_lib/kaggle/packages.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_build import names, wheels
+from kernel_build.metadata import OWNER, PLACEHOLDER
+from kernel_lib.errors import InputError
+from kernel_lib.files import write_json
+from kernel_lib.kaggle.packages import MANIFEST
+from kernel_lib.kaggle.paths import WEIGHT_ENDINGS
+
+FILE = "dataset-metadata.json"
+SLUG = "pneumothorax-offline"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into the data set: files of weights, encoders to fetch, wheels as NAME==VERSION."""
+
+    weights: Sequence[Path] = ()
+    fetch: Sequence[str] = ()
+    wheels: Sequence[str] = ()
+
+
+def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Path) -> list[str]:
+    """Write the folder that `kaggle datasets create -p` takes; returns a line for each file in it.
+
+    An earlier one of ours is replaced, whole or not at all. Raises InputError for a slug that
+    Kaggle would refuse, weights that cannot be read, and what cannot be fetched.
+    """
+    meta = {
+        "id": f"{owner}/{slug}",
+        "title": names.title(slug),
+        "licenses": [{"name": "other"}],  # of each file, its author's
+    }
+    if faults := problems(meta):
+        raise InputError(f"{FILE}: " + "; ".join(faults))
+    if not (contents.weights or contents.fetch or contents.wheels):
+        raise InputError("the data set would be empty; give --weights, --fetch or --wheel")
+    _may_replace(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        said = [_add(path, fresh) for path in contents.weights]
+        said += [_add(_fetched(encoder), fresh) for encoder in contents.fetch]
+        said += [_add_wheel(wanted, fresh, cache / "kaggle") for wanted in contents.wheels]
+        files = {path.name: _entry(path) for path in sorted(fresh.iterdir())}
+        write_json(fresh / MANIFEST, {"dataset": meta["id"], "files": files})
+        write_json(fresh / FILE, meta)
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        fresh.rename(folder)
+    return said
+
+
+def manifest(folder: Path) -> dict:
+    """The manifest of a folder that `write` made; InputError for another folder."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(
+            f"{folder} has no {MANIFEST}; give a folder that `build_kernel.py offline` wrote"
+        ) from None
+
+
+def problems(meta: dict) -> list[str]:
+    """What Kaggle would refuse of a data set's metadata, each with its mend."""
+    found = []
+    owner, _, slug = str(meta.get("id", "")).partition("/")
+    if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{6,50}", slug):
+        found.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 6 to 50 a-z, 0-9, -")
+    if owner == PLACEHOLDER:
+        found.append(f"the owner is still {PLACEHOLDER}; give --owner")
+    title = str(meta.get("title") or "")
+    if not 6 <= len(title) <= 50:
+        found.append(f"title {title!r} has {len(title)} characters; give 6 to 50")
+    licenses = meta.get("licenses")
+    if not isinstance(licenses, list) or len(licenses) != 1:
+        found.append(f'licenses is {licenses!r}; write exactly one, [{{"name": "other"}}]')
+    return found
+
+
+def _may_replace(folder: Path) -> None:
+    """InputError where the folder holds what no earlier `write` put there."""
+    if not folder.is_dir():
+        return
+    there = {path.name for path in folder.iterdir()}
+    ours = {MANIFEST, FILE, *(manifest(folder)["files"] if MANIFEST in there else ())}
+    if others := sorted(there - ours):
+        raise InputError(f"{folder} holds {others[0]}, which is not ours; give another folder")
+
+
+def _add(path: Path, folder: Path) -> str:
+    """Copy a file of weights, read once so that a damaged one is not found out on Kaggle."""
+    from kernel_lib.models import weights
+
+    if not path.is_file() or path.suffix not in WEIGHT_ENDINGS:
+        raise InputError(f"{path} is no file of weights ({', '.join(WEIGHT_ENDINGS)}); correct it")
+    if (folder / path.name).exists():
+        raise InputError(f"two files are named {path.name}; rename one")
+    weights.check_hash(path)
+    tensors = len(weights.read_state(path))
+    shutil.copyfile(path, folder / path.name)
+    return f"{path.name}: {tensors} tensors, {path.stat().st_size:,} bytes"
+
+
+def _fetched(encoder: str) -> Path:
+    """torchvision's ImageNet weights of an encoder, hash checked, found to fit the encoder."""
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    from kernel_lib.models import weights
+
+    try:
+        network = get_encoder(encoder, weights=None)
+    except KeyError:
+        raise InputError(
+            f"no encoder {encoder!r}; name one of segmentation-models-pytorch"
+        ) from None
+    try:
+        return weights.load_imagenet(network, encoder, [])
+    except InputError as error:
+        raise InputError(f"--fetch {encoder}: {error}; or give the file with --weights") from None
+
+
+def _add_wheel(wanted: str, folder: Path, cache: Path) -> str:
+    """Fetch a wheel for Kaggle's Python; the line says what it needs and does not bring along."""
+    project, _, version = wanted.partition("==")
+    if not re.fullmatch(r"\w[\w.-]*", project) or not re.fullmatch(r"[\w.+!]+", version):
+        raise InputError(f"--wheel {wanted} is not NAME==VERSION; write pylibjpeg-libjpeg==2.3.0")
+    wheel = wheels.fetch(project, version, cache, wheels.KAGGLE)
+    (folder / wheel.name).write_bytes(wheel.content)
+    needs = ", ".join(wheels.needs(wheel))
+    return f"{wheel.name}: {len(wheel.content):,} bytes" + (f"; needs {needs}" if needs else "")
+
+
+def _entry(path: Path) -> dict:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,0 +1,185 @@
+"""Packages that Kaggle's image lacks: wheels in the kernel's file, or in an attached data set.
+
+Nothing is installed and no network is used: a wheel whose hash holds is unpacked into a folder of
+scratch named by that hash, and the folder put on the path of this process and those it starts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import io
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+
+MANIFEST = "offline-manifest.json"  # in a data set that `build_kernel.py offline` made
+
+
+def bring(wheels: Mapping[str, tuple[str, str]], wanted: Mapping | None = None) -> Iterator[str]:
+    """Make importable what the kernel carries and what its inputs hold; yields what was done.
+
+    `wheels` maps a wheel's file name to (sha256, base64); `wanted` is the manifest of the data set
+    that the kernel was built for. Raises InputError for what was altered, damaged or is missing,
+    with the way to attach it.
+    """
+    for name, (digest, text) in wheels.items():
+        content = base64.b64decode(text)
+        _check(name, hashlib.sha256(content).hexdigest(), digest, "build the kernel again")
+        yield use_wheel(name, content)
+    attached = paths.mounted_files(MANIFEST)
+    if wanted:
+        _check_attached(wanted, attached)
+    for manifest in attached:
+        yield from use_data_set(manifest)
+
+
+def use_wheel(name: str, content: bytes) -> str:
+    """Make a wheel's modules importable where they are not yet; says in a line what was done.
+
+    A wheel for another Python is left alone, since importing it would crash.
+    """
+    with _opened(name, content) as wheel:
+        modules = _modules(wheel)
+    if all(find_spec(module) for module in modules):
+        return f"{name}: {', '.join(modules)} is in this image already"
+    ours = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    python, abi = name.removesuffix(".whl").split("-")[-3:-1]
+    if not (abi == "abi3" or {"py3", ours} & set(python.split("."))):
+        return f"{name}: not used, since it is for {python} and this Python is {ours}"
+    folder = str(unpack(name, content))
+    inherited = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    if folder not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*inherited, folder])
+    if folder not in sys.path:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    return f"{name}: {', '.join(modules)} from {folder}"
+
+
+def use_data_set(manifest: Path) -> Iterator[str]:
+    """Check every file that a data set's manifest lists, and use its wheels; yields what was done.
+
+    Raises InputError for a file that is missing or differs.
+    """
+    listed = _read(manifest)
+    for name, entry in sorted(listed["files"].items()):
+        path = manifest.parent / PurePosixPath(name).name
+        mend = (
+            f"make the folder anew with `build_kernel.py offline`, `kaggle datasets version -p "
+            f"FOLDER -m mended`, and attach the newest version of {listed['dataset']}"
+        )
+        if not path.is_file():
+            raise InputError(f"{path} is missing, and {manifest} lists it; {mend}")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        _check(str(path), found, entry["sha256"], mend)
+        if name.endswith(".whl"):
+            yield use_wheel(name, path.read_bytes())
+        else:
+            yield f"{name}: whole, in {path.parent}"
+
+
+def unpack(name: str, content: bytes) -> Path:
+    """The folder of scratch with exactly the wheel's files, named by its hash; written whole.
+
+    Processes that start at once agree on one. Raises InputError for a member that would leave the
+    folder.
+    """
+    scratch = Path(tempfile.gettempdir()).resolve()
+    folder = scratch / f"kernel_wheel-{hashlib.sha256(content).hexdigest()[:16]}"
+    with _opened(name, content) as wheel:
+        members = {m.filename: wheel.read(m) for m in wheel.infolist() if not m.is_dir()}
+    for member in members:
+        path = PurePosixPath(member)
+        if path.is_absolute() or ".." in path.parts or "\\" in member or ":" in path.parts[0]:
+            raise InputError(
+                f"{name} holds {member!r}, which would leave its folder; do not use it"
+            )
+    if _holds(folder, members):
+        return folder
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=scratch) as beside:
+            for member, data in members.items():
+                target = Path(beside) / "new" / member
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            if folder.exists():
+                folder.rename(Path(beside) / "damaged")
+            (Path(beside) / "new").rename(folder)
+    except OSError as error:
+        if not _holds(folder, members):  # another process was first otherwise
+            raise InputError(
+                f"cannot unpack {name} to {folder} ({error}); set TMPDIR to a folder of your own"
+            ) from error
+    return folder
+
+
+def _check_attached(wanted: Mapping, attached: list[Path]) -> None:
+    """That the data set which the kernel was built for is there, in that version."""
+    there = {name: e for m in attached for name, e in _read(m)["files"].items()}
+    for name, entry in sorted(wanted["files"].items()):
+        found = there.get(name, {}).get("sha256")
+        if found != entry["sha256"]:
+            what = "is in no input" if found is None else "is of another version"
+            raise InputError(
+                f"{name} {what}: attach the data set {wanted['dataset']} (Add Input, then its "
+                "name; or in dataset_sources of kernel-metadata.json), newest version; it is made "
+                "by `build_kernel.py offline` and `kaggle datasets create`"
+            )
+
+
+def _read(manifest: Path) -> dict:
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        if all("sha256" in entry for entry in listed["files"].values()) and listed["dataset"]:
+            return listed
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise InputError(f"{manifest} is no manifest of `build_kernel.py offline`; make it anew")
+
+
+def _check(what: str, found: str, expected: str, mend: str) -> None:
+    if found != expected:
+        raise InputError(f"{what} is damaged: its sha256 is {found}, expected {expected}; {mend}")
+
+
+def _opened(name: str, content: bytes) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(io.BytesIO(content))
+    except zipfile.BadZipFile:
+        raise InputError(f"{name} is no wheel; fetch it anew") from None
+
+
+def _modules(wheel: zipfile.ZipFile) -> list[str]:
+    """The top modules and packages of a wheel, by name."""
+    found = set()
+    for name in wheel.namelist():
+        head, inner, _ = name.partition("/")
+        if inner and not head.endswith((".dist-info", ".data", ".libs")):
+            found.add(head)
+        elif not inner and name.endswith((".py", ".so")):
+            found.add(name.split(".")[0])
+    return sorted(found)
+
+
+def _holds(folder: Path, members: Mapping[str, bytes]) -> bool:
+    """Whether a folder holds these files and no others, but what Python compiles."""
+    try:
+        there = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.parent.name != "__pycache__"
+        }
+    except OSError:  # another process is replacing the folder
+        return False
+    return there == members

@@ -1,0 +1,155 @@
+"""What `build_kernel.py check` finds: each thing that Kaggle refuses or silently accepts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernel_build import bundle, check, offline
+from kernel_lib.kaggle.packages import MANIFEST
+
+
+def rewrite(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def of(folder: Path) -> list[str]:
+    return check.check([folder])[folder]
+
+
+@pytest.fixture
+def kernel(project: Path) -> bundle.Kernel:
+    return bundle.build(project, "train", "notebook", owner="me")
+
+
+@pytest.mark.parametrize("kind", ["script", "notebook"])
+@pytest.mark.parametrize("stage", ["train", "thresholds", "inference"])
+def test_a_built_kernel_is_fine(project: Path, stage: str, kind: str):
+    assert of(bundle.build(project, stage, kind, owner="me").folder) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": "me/other-train"}, "title 'Pneumothorax train' becomes 'pneumothorax-train'"),
+        ({"title": "abc"}, "3 characters; give 5 to 50"),
+        ({"enable_internet": True}, "enable_internet is true; submissions need it off"),
+        ({"enable_internet": "false"}, "enable_internet is 'false'; write true or false"),
+        ({"enable_gpu": False}, "enable_gpu is False: train runs for days on a CPU; write true"),
+        ({"enable_gpu": False}, "machine_shape NvidiaTeslaT4 without enable_gpu"),
+        ({"kernel_type": "script"}, "is no script; kernel_type and suffix (.py) differ"),
+        ({"code_file": "gone.ipynb"}, "code_file 'gone.ipynb' is not there; run build_kernel.py"),
+        ({"kernel_sources": ["me/pneumothorax-train"]}, "is its own source"),
+        ({"kernel_sources": ["OWNER_TO_FILL/some-kernel"]}, "owner is still OWNER_TO_FILL"),
+        ({"model_sources": ["google/bert"]}, "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
+    ],
+)
+def test_each_fault_of_the_metadata_is_a_line(kernel: bundle.Kernel, change: dict, words: str):
+    rewrite(kernel.folder / "kernel-metadata.json", lambda meta: meta.update(change))
+    assert any(words in problem for problem in of(kernel.folder))
+
+
+def test_a_missing_enable_internet_is_found(kernel: bundle.Kernel):
+    rewrite(kernel.folder / "kernel-metadata.json", lambda meta: meta.pop("enable_internet"))
+    assert of(kernel.folder) == ["enable_internet is None; write true or false"]
+
+
+def test_a_gpu_for_thresholds_is_found(project: Path):
+    folder = bundle.build(project, "thresholds", "script", owner="me").folder
+    rewrite(folder / "kernel-metadata.json", lambda meta: meta.update(enable_gpu=True))
+    assert of(folder) == ["enable_gpu is True: thresholds costs GPU quota for nothing; write false"]
+
+
+def test_an_unknown_owner_is_found(project: Path):
+    folder = bundle.build(project, "train", "script").folder
+    assert of(folder) == ["the owner is still OWNER_TO_FILL; build with --owner NAME"]
+
+
+def test_a_megabyte_is_found_as_it_is_sent(kernel: bundle.Kernel):
+    """Outputs are dropped by the push and do not count; escapes are made by it and do."""
+
+    def add(notebook: dict, source: str, text: str) -> None:
+        output = {"output_type": "stream", "name": "stdout", "text": [text]}
+        notebook["cells"][-1] |= {"source": [source], "outputs": [output]}
+
+    rewrite(kernel.code_file, lambda notebook: add(notebook, "", "x" * 1_100_000))
+    assert of(kernel.folder) == ["1 cells have outputs, which the push drops; build it anew"]
+    rewrite(kernel.code_file, lambda notebook: add(notebook, "#" + "ü" * 170_000, ""))
+    assert any("bytes, and Kaggle refuses 1,000,000 or more" in one for one in of(kernel.folder))
+
+
+@pytest.mark.parametrize("key", ["widgets", "papermill"])
+def test_what_a_run_left_in_a_notebook_is_found(kernel: bundle.Kernel, key: str):
+    rewrite(kernel.code_file, lambda notebook: notebook["metadata"].update({key: {"a": 1}}))
+    assert of(kernel.folder) == [
+        f"metadata holds {key} of an earlier run, which is pushed; build it anew"
+    ]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_code_file_that_is_none_is_found(kernel: bundle.Kernel, content: bytes):
+    kernel.code_file.write_bytes(content)
+    (problem,) = of(kernel.folder)
+    assert problem.endswith("; build it anew")
+
+
+def test_a_folder_without_metadata_is_found(tmp_path: Path):
+    assert of(tmp_path) == [
+        "no kernel-metadata.json that is JSON; build the folder with build_kernel.py"
+    ]
+
+
+def test_two_kernels_of_one_id_are_found_and_the_root_s_own_is_not(project: Path, tmp_path: Path):
+    one = bundle.build(project, "train", "notebook", owner="me").folder
+    rewrite(project / "kernel-metadata.json", lambda meta: meta.update(id="me/pneumothorax-train"))
+    assert check.built(project) == [project, one]
+    assert check.check(check.built(project)) == {project: [], one: []}
+    two = bundle.build(project, "train", "notebook", owner="me", out=tmp_path / "out").folder
+    found = check.check([one, two])
+    assert found == {
+        one: [],
+        two: [f"id me/pneumothorax-train is also that of {one}; the later push wins"],
+    }
+
+
+@pytest.fixture
+def data_set(tmp_path: Path, make_wheel: Callable) -> Path:
+    cache = tmp_path / "cache"
+    make_wheel(cache / "kaggle", "thing", "1.0", {"thing.py": ""})
+    contents = offline.Contents(wheels=["thing==1.0"])
+    offline.write(tmp_path / "set", contents, owner="me", slug="some-things", cache=cache)
+    return tmp_path / "set"
+
+
+def test_a_written_data_set_is_fine(data_set: Path):
+    assert of(data_set) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": "me/short"}, "slug of 6 to 50"),
+        ({"id": "OWNER_TO_FILL/some-things"}, "owner is still"),
+        ({"title": "Short"}, "5 characters; give 6 to 50"),
+        ({"licenses": []}, "write exactly one"),
+    ],
+)
+def test_each_fault_of_a_data_set_is_a_line(data_set: Path, change: dict, words: str):
+    rewrite(data_set / "dataset-metadata.json", lambda meta: meta.update(change))
+    (problem,) = of(data_set)
+    assert words in problem
+
+
+def test_a_data_set_s_folders_and_gaps_are_found(data_set: Path):
+    gone = "thing-1.0-py3-none-any.whl"
+    (data_set / "inner").mkdir()
+    (data_set / gone).unlink()
+    assert of(data_set) == [
+        "inner is a folder, skipped without -r zip; put its files beside dataset-metadata.json",
+        f"{gone} is listed in {MANIFEST} and is not there; write the folder anew",
+    ]

@@ -1,0 +1,54 @@
+"""What a kernel will miss on Kaggle, said at its build."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernel_build import needs
+from kernel_lib.errors import InputError
+
+NOTHING = {"dataset_sources": [], "kernel_sources": [], "enable_internet": False}
+ROW = "deeplabv3plus_resnet_1024_v1"  # starts from the run at 512
+
+
+def missed(stage: str = "train", *, attached: dict | None = None, **values: object) -> list[str]:
+    return list(needs.unmet(stage, values, NOTHING | (attached or {})))
+
+
+def test_imagenet_weights_need_a_data_set_without_internet():
+    (words,) = missed(EXPERIMENT="UNetResNet34_512_v1")
+    assert words.startswith("ImageNet weights cannot be downloaded without internet")
+    assert "(resnet34)" in words
+    assert missed(attached={"dataset_sources": ["me/weights"]}) == []
+    assert missed(attached={"enable_internet": True}) == []
+    assert missed(WEIGHTS="none") == []
+    assert missed(EXPERIMENT="demo_UNetResNet10_128_v1") == []
+
+
+def test_a_run_that_starts_from_another_needs_its_kernel():
+    words = "needs the run deeplabv3plus_resnet_512_v1_seed7: attach its kernel with"
+    assert missed(EXPERIMENT=ROW, SEED=7) == [f"{words} --kernel-source OWNER/SLUG"]
+    assert missed(EXPERIMENT=ROW, attached={"kernel_sources": ["me/train-512"]}) == []
+    (weights,) = missed(EXPERIMENT=ROW, WITH_PARENTS=True)
+    assert weights.startswith("ImageNet weights")
+
+
+def test_nih_rows_need_a_data_set():
+    assert any("NIH" in one for one in missed(EXPERIMENT="nih_UNetResNet34_v1", WEIGHTS="none"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "words"),
+    [
+        ("train", {"EXPERIMENT": "UNetResNet34_512_v9"}, "no row of experiments"),
+        ("train", {"SIZE": 500}, "the nearest that is: 512"),
+        ("thresholds", {"BOOTSTRAP": 1}, "BOOTSTRAP = 1"),
+    ],
+)
+def test_what_the_stage_would_refuse_is_refused_at_the_build(stage: str, values: dict, words: str):
+    with pytest.raises(InputError, match=words):
+        missed(stage, **values)
+
+
+def test_other_stages_miss_nothing():
+    assert missed("thresholds") == missed("inference", TTA="none") == []
