@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kernel_build import bundle, check, metadata, needs, offline, wheels
+from kernel_build import bundle, check, metadata, offline, wheels
 from kernel_lib.errors import InputError
 
 ROOT = Path(__file__).resolve().parent
@@ -88,6 +88,8 @@ def build(
     stage, parameters, kind, owner, out, slug, data, datasets, kernels, attached, without_wheel
 ) -> None:
     """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
+    from kernel_build import needs  # half a second to import, and only a build asks
+
     if not stage and (parameters or slug):
         raise InputError("-p and --slug are of one kernel; name its STAGE")
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())

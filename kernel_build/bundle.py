@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jupytext
-
 from kernel_build import boot, metadata, names, parameters, wheels
 from kernel_build.sources import LIBRARY, Member, collect, literal, ordered, read_text
 from kernel_lib.errors import InputError
@@ -216,6 +214,8 @@ def read_notebook(root: Path, stage: str) -> str:
         ours = boot.cells_of(percent)
     except ValueError as error:
         raise InputError(f"notebooks/{stage}.py: {error}; write it as jupytext does") from None
+    import jupytext  # a second to import, and only a build reads notebooks
+
     theirs = jupytext.reads(percent, fmt="py:percent").cells
     for number in range(max(len(ours), len(theirs))):
         mine, its = ours[number : number + 1], theirs[number : number + 1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ SIZE: int = 512
 # %%
 print(SIZE)
 """
+WHEEL = "segmentation_models_pytorch-0.6.0-py3-none-any.whl"
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def clone(tmp_path: Path, project_root: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("kernel_lib", "kernel_build"):
         shutil.copytree(project_root / folder, root / folder, ignore=ignore)
-    for file in ("build_kernel.py", "kernel-metadata.json"):
+    for file in ("build_kernel.py", "kernel-metadata.json", "requirements.txt"):
         shutil.copy(project_root / file, root)
     (root / "notebooks").mkdir()
     for stage in ("train", "thresholds", "inference"):
@@ -35,6 +38,11 @@ def clone(tmp_path: Path, project_root: Path) -> Path:
     base = json.loads((root / "kernel-metadata.json").read_text())
     base["id"] = "OWNER_TO_FILL/pneumothorax-train"
     (root / "kernel-metadata.json").write_text(json.dumps(base))
+    cache = root / ".cache" / "pneumothorax" / "wheels"
+    cache.mkdir(parents=True)
+    with zipfile.ZipFile(cache / WHEEL, "w") as wheel:
+        about = "Name: segmentation-models-pytorch\nVersion: 0.6.0\n"
+        wheel.writestr("segmentation_models_pytorch-0.6.0.dist-info/METADATA", about)
     return root
 
 
@@ -68,12 +76,85 @@ def test_a_stage_alone_is_a_notebook_unless_a_kind_is_said(clone: Path, tmp_path
     assert folders(clone) == ["pneumothorax-thresholds"]
     assert "owner unknown: OWNER_TO_FILL stays" in done.stdout
     done = build(clone, "train", "--kind", "script", "-p", "SIZE", "1024", KAGGLE_USERNAME="me")
-    assert folders(clone) == ["pneumothorax-thresholds", "pneumothorax-train-script"]
-    code = clone / "build/pneumothorax-train-script/pneumothorax-train-script.py"
+    thresholds, train = folders(clone)
+    assert thresholds == "pneumothorax-thresholds"
+    assert re.fullmatch(r"pneumothorax-train-script-[0-9a-f]{6}", train)
+    code = clone / "build" / train / f"{train}.py"
     assert "'SIZE': 1024" in code.read_text()
-    assert "kaggle kernels push -p build/pneumothorax-train-script" in done.stdout
+    assert f"kaggle kernels push -p build/{train}" in done.stdout
     meta = json.loads((code.parent / "kernel-metadata.json").read_text())
-    assert meta["id"] == "me/pneumothorax-train-script"
+    assert meta["id"] == f"me/{train}"
+
+
+def test_a_training_is_named_by_row_seed_and_fold_and_takes_what_is_given(
+    clone: Path, project_root: Path
+):
+    shutil.copy(project_root / "notebooks" / "train.py", clone / "notebooks")
+    row = "deeplabv3plus_resnet_1024_v2"
+    given = ["-p", "EXPERIMENT", row, "-p", "SEED", "5678", "-p", "FOLD", "0", "--owner", "me"]
+    inputs = ["--data", "a/images", "--dataset", "me/weights", "--kernel-source", "me/train-part1"]
+    done = build(clone, "train", *given, *inputs)
+    assert done.returncode == 0, done.stderr
+    slug = "train-deeplabv3plus-resnet-1024-v2-seed5678-fold0"
+    assert folders(clone) == [slug]
+    meta = json.loads((clone / "build" / slug / "kernel-metadata.json").read_text())
+    assert meta["dataset_sources"] == ["a/images", "me/weights"]
+    assert meta["kernel_sources"] == ["me/train-part1"]
+    assert meta["competition_sources"] == []
+    assert "  from a/images, me/weights, me/train-part1\n" in done.stdout
+    done = build(clone, "train", *given, "--slug", "another-name")
+    assert "ImageNet weights cannot be downloaded without internet" in done.stdout
+    assert folders(clone) == ["another-name", slug]
+    done = build(clone, "check")
+    assert done.returncode == 1  # the root's own kernel is not built
+    shown = [".: code_file", "build/another-name: fine", f"build/{slug}: fine"]
+    assert [
+        line[: len(s)] for line, s in zip(done.stdout.splitlines(), shown, strict=True)
+    ] == shown
+
+
+def test_training_and_inference_carry_the_wheel_and_thresholds_do_not(clone: Path):
+    carrying = f'kernel_wheels["{WHEEL}"]'
+    build(clone, "--kind", "script", "--owner", "me")
+    for stage, carries in (("train", True), ("thresholds", False), ("inference", True)):
+        name = f"pneumothorax-{stage}-script"
+        assert (carrying in (clone / "build" / name / f"{name}.py").read_text()) is carries
+    build(clone, "train", "--kind", "script", "--without-wheel")
+    assert (
+        carrying
+        not in (
+            clone / "build" / "pneumothorax-train-script" / "pneumothorax-train-script.py"
+        ).read_text()
+    )
+
+
+def test_without_registry_and_cache_a_build_says_how_to_go_on(clone: Path):
+    (clone / ".cache" / "pneumothorax" / "wheels" / WHEEL).unlink()
+    done = build(clone, "train", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert done.returncode == 1
+    assert "cannot fetch the wheel of segmentation-models-pytorch 0.6.0" in done.stderr
+    assert "connect to a package registry" in done.stderr
+    assert "or build --without-wheel" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert build(clone, "train", "--without-wheel").returncode == 0
+
+
+def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
+    cache = clone / ".cache" / "pneumothorax" / "wheels"
+    (cache / "kaggle").mkdir()
+    shutil.copy(cache / WHEEL, cache / "kaggle")
+    wheel = ("--wheel", "segmentation-models-pytorch==0.6.0")
+    done = build(clone, "offline", "set", *wheel)
+    assert done.returncode == 1
+    assert "whose data set is it? give --owner" in done.stderr
+    done = build(clone, "offline", "set", *wheel, "--owner", "me")
+    assert done.returncode == 0, done.stderr
+    assert "kaggle datasets create -p set" in done.stdout
+    done = build(clone, "train", "--kind", "script", "--owner", "me", "--offline", "set")
+    folder = clone / "build" / "pneumothorax-train-script"
+    meta = json.loads((folder / "kernel-metadata.json").read_text())
+    assert meta["dataset_sources"] == ["me/pneumothorax-offline"]
+    assert '"dataset": "me/pneumothorax-offline"' in (folder / f"{folder.name}.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +164,10 @@ def test_a_stage_alone_is_a_notebook_unless_a_kind_is_said(clone: Path, tmp_path
         (("train", "-p", "SIZE", "big"), "SIZE: int"),
         (("trian",), "'trian' is not one of 'train'"),
         (("train", "--owner", "not a name"), "no Kaggle user name"),
+        (("--slug", "some-name"), "-p and --slug are of one kernel; name its STAGE"),
+        (("train", "--slug", "abc"), "with a slug of 5 to 50"),
+        (("train", "--dataset", "a"), "dataset_sources: 'a' is not OWNER/SLUG"),
+        (("train", "--offline", "gone"), "give a folder that `build_kernel.py offline` wrote"),
     ],
 )
 def test_a_mistake_is_one_clear_error_and_builds_nothing(

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat import v4
 
+import kernel_lib
 from kernel_build import boot
 
 
@@ -98,8 +99,9 @@ def test_processes_that_start_at_once_on_a_damaged_folder_agree(scratch: Path, p
 
 
 def test_another_imported_copy_is_refused(tmp_path: Path):
+    assert kernel_lib.__file__  # the project's own is imported already
     with pytest.raises(RuntimeError, match="restart the kernel"):
-        boot.put_on_path(str(tmp_path))  # the project's own kernel_lib is imported already
+        boot.put_on_path(str(tmp_path))
 
 
 def essence(cell: dict) -> tuple:
