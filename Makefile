@@ -58,7 +58,7 @@ test-kaggle: $(KAGGLE)/.ready
 		$(KAGGLE)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 $(KAGGLE)/.ready: $(READY) requirements-kaggle.txt
-	@test -x $(KAGGLE)/bin/python || .venv/bin/uv venv --quiet --seed --python 3.12 $(KAGGLE) || { \
+	@test -x $(KAGGLE)/bin/python || .venv/bin/uv venv --quiet --python 3.12 $(KAGGLE) || { \
 		echo "Kaggle's image has Python 3.12, which is not on this machine: install it"; exit 1; }
 	.venv/bin/uv pip sync --quiet --python $(KAGGLE)/bin/python requirements-kaggle.txt
 	@touch $@
