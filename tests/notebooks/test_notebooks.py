@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jupytext
 import pytest
@@ -94,7 +95,7 @@ def test_annotations_are_those_of_the_fields(project_root, stage):
         field = KINDS[stage].model_fields[statement.target.id.lower()]
         shown = str(field.annotation)
         assert base in shown or (known[base] is field.annotation) or "Literal" in shown
-        assert optional == ("None" in shown), statement.target.id
+        assert optional == (type(None) in get_args(field.annotation)), statement.target.id
 
 
 @STAGES
