@@ -100,7 +100,7 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
     given = parameters.ensemble
     asked = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
     asked["gate"] = None if parameters.gate == "auto" else parameters.gate
-    if given is not None and (given.endswith(".json") or "/" in given):
+    if given is not None and given.endswith(".json"):
         name = Path(given).stem
         if parameters.runs is not None or not re.match(NAME, name):
             raise InputError(
@@ -112,6 +112,9 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
         name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
     else:
         name, found = given, recipes.of_runs(runs.named(roots, parameters.runs))
+        if given is not None and parameters.runs is None:
+            print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
+                  f"the ensemble of {found.members[0].name}")  # fmt: skip
     return found.differing(**asked), name
 
 

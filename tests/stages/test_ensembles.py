@@ -196,6 +196,21 @@ def test_own_heads_gate_where_the_dice_was_gated_and_only_report_elsewhere(tmp_p
         search(tmp_path, runs="heads,mute", gate="label")
 
 
+def test_archives_without_the_label_that_is_to_gate_are_named(tmp_path):
+    make_run(tmp_path, "gated", label_weight=0.05, monitor="dice_gated")
+    with pytest.raises(InputError, match=r"oof\.zip holds no label of image i00, .* -p GATE none"):
+        search(tmp_path)
+
+
+def test_members_of_which_one_has_no_label_are_not_gated_unasked(tmp_path, capsys):
+    make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
+    make_run(tmp_path, "mute")
+    assert search(tmp_path, runs="gated,mute").ensemble.gate == "none"
+    assert "note: gated was scored with its label as a gate, but mute has none" in (
+        capsys.readouterr().out
+    )
+
+
 def test_labels_are_averaged_with_the_members_weights(tmp_path):
     make_run(tmp_path, "a", label=True, label_weight=0.05)
     make_run(tmp_path, "b", label=True, label_weight=0.05)
