@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.data import rle
-from kernel_lib.inference import ensemble, maps
+from kernel_lib.inference import maps, out_of_fold
 from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess import thresholds, votes
 from kernel_lib.postprocess.honest import ABOVE_HALF, HonestReport, honest
@@ -24,7 +24,7 @@ Gate = Literal["none", "label", "sum"]
 def refuse_seen(archives: Sequence[Maps], truth: pd.DataFrame) -> None:
     """InputError where a member saw an evaluation image, or another one of its patient."""
     for archive in archives:
-        ensemble.refuse_seen(archive, truth, allow_unknown_past=False)
+        out_of_fold.refuse_seen(archive, truth, allow_unknown_past=False)
 
 
 def of_mean(

@@ -24,10 +24,10 @@ sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 
 # %% tags=["parameters"]
 RUNS: Optional[str] = None  # run names, comma-separated; None: the only one
-ENSEMBLE: Optional[str] = None  # its name, or a recipe: notes_best, path/to/mine.json
+ENSEMBLE: Optional[str] = None  # its name; without RUNS a recipe: notes_best, my/own.json
 WORK_DIR: Optional[str] = None
 DATA_DIR: Optional[str] = None  # only for pictures in the report
-COMBINE: Optional[str] = None  # mean, vote (folds), member_vote, member_union
+COMBINE: Optional[str] = None  # mean (None without a recipe), vote, member_vote, member_union
 CHOOSE: Optional[str] = None  # greedy: members and weights of a mean; None: the recipe's, or none
 AT_LEAST: Optional[int] = None  # members that must agree; None: the recipe's, or chosen
 GATE: str = "auto"  # none, label or sum: what empties an image; auto: as the recipe or the rows say

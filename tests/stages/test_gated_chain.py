@@ -28,6 +28,7 @@ def test_two_steps_go_the_whole_way(tmp_path, monkeypatch):
     place = {"data_dir": str(tmp_path / "data"), "work_dir": str(tmp_path / "work")}
     device = {"cache_dir": str(tmp_path / "cache"), "threads": 1, "device": "cpu"}
     small = {"size": 64, "encoder": "resnet18", "weights": "none", "epochs": 2, "n_folds": 2}
+    small["parent_weights"] = "none"  # the classifier learns from scratch, too
     trained = train.run(
         TrainParameters(experiment="two_step", with_parents=True, **small, **place, **device)
     )
