@@ -60,7 +60,8 @@ def test_every_kind_of_arm_comes_to_numbers(place):
     found = {(line["arm"], line["seed"]): line["columns"] for line in lines}
     (first,) = runner.seeds(1)
     assert set(found["classifier", first]) == {"label"}
-    assert found["pretrained", first]["sum_prob"] != found["unet", first]["sum_prob"]
+    said = place.log("pretrained", first).read_text()
+    assert f"encoder starts from {place.weights('classifier_of_others', first)}" in said
     # Only what others start from keeps its checkpoints, and nothing the optimiser's state.
     kept = {path.parent.parent.name for path in place.folder.rglob("best_epoch*.pt")}
     assert kept == {f"unet_seed{first}", f"classifier_of_others_seed{first}"}
