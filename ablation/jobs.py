@@ -51,7 +51,9 @@ def execute(job: Job, place: Place, how: Setting, rows: Mapping[str, Experiment]
                 line["columns"] = _columns(job, place, how, rows)
         except Exception as error:  # a failed arm is a result, too
             traceback.print_exc(file=file)
-            first = next(iter(str(error).splitlines()), "").replace(str(place.folder), "…")
+            first = next(iter(str(error).splitlines()), "")
+            for path in (place.folder, Path.home()):  # the line is for others to read
+                first = first.replace(str(path), "…")
             line["error"] = f"{type(error).__name__}: {first}"
     return line | {"seconds": round(time.perf_counter() - began, 1)}
 

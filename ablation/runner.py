@@ -57,7 +57,8 @@ def plan(arms: Mapping[str, Arm], wanted: Sequence[int], how: Setting) -> list[J
             arm = arms[name]
             needs = _needs(arm, position, wanted)
             if needs is not None:
-                key = _key(arm, seed, needs, arms, how)
+                # An arm that gave its checkpoints up is made again once others start from them.
+                key = _digest([_key(arm, seed, needs, arms, how), name in kept])
                 made[name, seed] = Job(arm, seed, needs, key, keep=name in kept)
     return list(made.values())
 

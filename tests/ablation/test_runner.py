@@ -160,6 +160,13 @@ def test_one_seed_has_nothing_to_join_across():
     assert [job.arm.name for job in planned] == ["unet", "large", "view", "child"]
 
 
+def test_an_arm_is_made_again_once_others_start_from_it(place):
+    run(place, Stub(), {"unet": UNET, "large": LARGE})
+    do = Stub()
+    run(place, do, {"unet": UNET, "large": LARGE, "child": CHILD})
+    assert {name for name, _ in do.did} == {"unet", "child"}
+
+
 def test_checkpoints_stay_for_those_who_start_from_them():
     keep = {job.arm.name: job.keep for job in runner.plan(ARMS, SEEDS, setting.QUICK)}
     assert {name for name, kept in keep.items() if kept} == {"unet"}
