@@ -74,7 +74,7 @@ def _what(
     if not quick:
         return arms.build(), setting.FULL, place, runner.seeds(seeds or 3)
     tiny = arms.BASELINE.differing(name="unet", size=64, epochs=6, min_epochs=3)
-    every = arms.build(tiny, (32, 64, 96))
+    every = arms.build(tiny, (64, 96, 128))
     return (
         {name: every[name] for name in QUICK_ARMS},
         setting.QUICK,

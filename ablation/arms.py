@@ -18,7 +18,7 @@ SMALL, MIDDLE, LARGE = 96, 128, 192
 BASELINE = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
     name="unet",
     says="the baseline: a small U-Net, BCE",
-    size=MIDDLE,
+    size=SMALL,
     epochs=6,
     min_epochs=4,
     patience=6,
@@ -79,9 +79,9 @@ Arm = Trained | Viewed | Joined
 
 
 def build(base: Experiment = BASELINE, sizes: tuple[int, int, int] | None = None) -> dict[str, Arm]:
-    """Every arm by name, from a baseline row and the sizes small, middle (its own) and large."""
-    small, _, large = sizes or (SMALL, base.size, LARGE)
-    trained = {arm.name: arm for arm in (*_one_change(base), *_sized(base, small, large))}
+    """Every arm by name, from a baseline row and the sizes small (its own), middle and large."""
+    _, middle, large = sizes or (base.size, MIDDLE, LARGE)
+    trained = {arm.name: arm for arm in (*_one_change(base), *_sized(base, middle, large))}
     for arm in _descended(trained, large):
         trained[arm.name] = arm
     return trained | {arm.name: arm for arm in _made_of(trained["unet"])}
@@ -122,12 +122,12 @@ def _one_change(base: Experiment) -> Sequence[Trained]:
     return (*rows, Trained(gated, gated=True), Trained(classifier), other)
 
 
-def _sized(base: Experiment, small: int, large: int) -> Sequence[Trained]:
-    """U-Net and DeepLab at the other two sizes; the middle one is the baseline's."""
+def _sized(base: Experiment, middle: int, large: int) -> Sequence[Trained]:
+    """U-Net and DeepLab at the other two sizes; the small one is the baseline's."""
     return [
         Trained(base.differing(name=f"{arm}_{word}", network=network, size=size))
         for arm, network in (("unet", "UNet"), ("deeplab", "DeepLabV3Plus"))
-        for word, size in (("small", small), ("large", large))
+        for word, size in (("middle", middle), ("large", large))
     ]
 
 
@@ -149,7 +149,7 @@ def _descended(trained: dict[str, Trained], large: int) -> Sequence[Trained]:
         after("unet", "tuned_bce_dice", loss={"bce": 1.0, "dice": 1.0}),
         after("deep_supervision_v1", "deep_supervision_v2", loss={"lovasz": 1.0}),
         after("deeplab", "deeplab_v2", loss=weighted.loss, loss_options=weighted.loss_options),
-        after("deeplab_small", "deeplab_large_warm", size=large, lr=base.lr / 2),
+        after("deeplab", "deeplab_large_warm", size=large, lr=base.lr / 2),
         # The exported encoder of another classifier is given where ImageNet's would be.
         Trained(
             base.differing(name="pretrained", weights="imagenet"), encoder_of="classifier_of_others"

@@ -34,7 +34,7 @@ class Setting:
 
 
 FULL = Setting(
-    own=Phantoms(250, 400, 192, difficulty=0.1, positives=0.35, seed=1),
+    own=Phantoms(250, 300, 192, difficulty=0.1, positives=0.35, seed=1),
     other=Phantoms(300, 2, 192, difficulty=0.1, positives=0.35, seed=2),
 )
 # Enough for every stage to run, and for little to be learnt.

@@ -16,9 +16,9 @@ TOGETHER = ({"loss", "loss_options"}, {"label_weight", "side_weight"})
 
 
 def test_sizes_stand_in_for_the_notes():
-    sizes = {name: ARMS[name].row.size for name in ("unet_small", "unet", "unet_large")}
+    sizes = {name: ARMS[name].row.size for name in ("unet", "unet_middle", "unet_large")}
     assert list(sizes.values()) == [96, 128, 192]
-    assert ARMS["deeplab"].row.size == 128
+    assert ARMS["deeplab"].row.size == 96
 
 
 TRAINED = [arm for arm in ARMS.values() if isinstance(arm, Trained)]
@@ -37,7 +37,7 @@ def test_rows_of_the_baselines_own_size_differ_from_it_in_one_thing():
     alone = [
         "accumulated", "batch_16", "kept_early", "bce_dice", "lovasz", "focal", "weighted_bce",
         "nonempty", "positive_share", "hard", "multitask_v1", "attention", "deeplab",
-        "unet_small", "unet_large", "pretrained", "deep_supervision_v1",
+        "unet_middle", "unet_large", "pretrained", "deep_supervision_v1",
     ]  # fmt: skip
     for name in alone:
         row = ARMS[name].row.model_dump(exclude={"name", "parent", "says"})
@@ -49,7 +49,7 @@ def test_fine_tuned_arms_differ_from_their_control_in_the_loss():
     tuned, control = (ARMS[n].row.model_dump() for n in ("tuned_bce_dice", "tuned_bce"))
     assert {k for k in tuned if tuned[k] != control[k]} == {"name", "loss"}
     assert ARMS["tuned_bce"].row.weights == "unet"
-    assert ARMS["deeplab_large_warm"].row.weights == "deeplab_small"
+    assert ARMS["deeplab_large_warm"].row.weights == "deeplab"
 
 
 def test_every_side_of_every_claim_exists():
