@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 
 import click
@@ -51,7 +52,12 @@ def _add_stage(name: str, does: str) -> None:
     @click.argument("config", type=FILE)
     def stage(config: Path) -> None:
         parameters = _parameters(config, f"{name.capitalize()}Parameters")  # before torch is loaded
-        importlib.import_module(f"kernel_lib.stages.{name}").run(parameters)
+        run = importlib.import_module(f"kernel_lib.stages.{name}").run
+        if "RANK" in os.environ:  # one of several processes: its launcher shows why it ended
+            from torch.distributed.elastic.multiprocessing.errors import record
+
+            run = record(run)
+        run(parameters)
 
 
 _add_stage("train", "Train")

@@ -16,6 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kernel_lib.errors import InputError
 
 NAME = r"^[A-Za-z0-9_.+-]+$"  # of an ensemble: it becomes a folder
+# mean: of probabilities, then one rule; vote: of the folds' own masks, on test images; member_vote:
+# each member's mask by its own rule, pixels of enough of them; member_union: masks that agree
+Combine = Literal["mean", "vote", "member_vote", "member_union"]
+Choose = Literal["none", "greedy"]  # members and weights of a mean
+Gate = Literal["auto", "none", "label", "sum"]  # what may empty an image before the triplet
 
 
 class Frozen(BaseModel):
@@ -173,12 +178,16 @@ class ThresholdsParameters(Parameters):
     """Parameters of `notebooks/thresholds`: gather out-of-fold maps, search, score honestly."""
 
     runs: str | None = None  # names, comma-separated; None: the only run there is
-    ensemble: str | None = Field(
-        None, pattern=NAME
-    )  # None: the run's name, or the runs' names joined
+    # Its name, a shipped recipe's, or a recipe's file; None: the run's name, or the runs' joined
+    ensemble: str | None = Field(None, pattern=rf"{NAME}|\.json$")
     work_dir: str | None = None
     data_dir: str | None = None  # only for pictures of images in the report
-    combine: Literal["mean", "vote"] = "mean"
+    combine: Combine | None = None  # None: as the recipe says, else mean
+    choose: Choose | None = None  # None: as the recipe says, else none
+    at_least: int | None = Field(
+        None, ge=1
+    )  # of a member vote; None: as the recipe says, or chosen
+    gate: Gate = "auto"  # auto: as the recipe or the runs' rows say
     single: bool = False  # one threshold with one area, the notes' rule
     bootstrap: int = Field(2000, ge=100)
     allow_unknown_past: bool = False

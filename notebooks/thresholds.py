@@ -24,10 +24,13 @@ sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 
 # %% tags=["parameters"]
 RUNS: Optional[str] = None  # run names, comma-separated; None: the only one
-ENSEMBLE: Optional[str] = None  # its name; None: the runs' names joined
+ENSEMBLE: Optional[str] = None  # its name; without RUNS a recipe: notes_best, my/own.json
 WORK_DIR: Optional[str] = None
 DATA_DIR: Optional[str] = None  # only for pictures in the report
-COMBINE: str = "mean"  # or vote: each fold's own mask, on test images
+COMBINE: Optional[str] = None  # mean (None without a recipe), vote, member_vote, member_union
+CHOOSE: Optional[str] = None  # greedy: members and weights of a mean; None: the recipe's, or none
+AT_LEAST: Optional[int] = None  # members that must agree; None: the recipe's, or chosen
+GATE: str = "auto"  # none, label or sum: what empties an image; auto: as the recipe or the rows say
 SINGLE: bool = False  # one threshold with one area, the notes' rule
 BOOTSTRAP: int = 2000
 ALLOW_UNKNOWN_PAST: bool = False
@@ -41,7 +44,9 @@ from kernel_lib.config import ThresholdsParameters
 parameters = ThresholdsParameters.from_namespace(globals())
 
 # %% [markdown]
-# The honest row is the one to believe: each image is scored by a rule chosen without it.
+# The honest row is the one to believe: each image is scored by what was chosen without it. Below
+# it stand the rule with its label threshold, what gates, and how well each means tells images with
+# a mask from those without.
 
 # %%
 from kernel_lib.stages import thresholds
@@ -54,6 +59,12 @@ result = thresholds.run(parameters)
 
 # %%
 figures.threshold_surface(result.search)
+
+# %% [markdown]
+# What was chosen for each fold, on the other folds.
+
+# %%
+result.by_part()
 
 # %% [markdown]
 # What the search adds over probability > 0.5, and what it only seems to add.

@@ -116,6 +116,22 @@ def area(runs: Runs) -> int:
     return int(runs[:, 1].sum())
 
 
+def shared_px(first: Runs, second: Runs) -> int:
+    """Pixels that lie in both of two lists of runs, (n, 2) and (m, 2)."""
+    if not len(first) or not len(second):
+        return 0
+    starts, lengths = second.T
+    before = np.append(0, np.cumsum(lengths))
+
+    def covered(position: np.ndarray) -> np.ndarray:
+        """Pixels of `second` before each position."""
+        run = np.searchsorted(starts, position, side="right") - 1
+        inside = np.minimum(position - starts[run], lengths[run])
+        return np.where(run < 0, 0, before[run] + inside)
+
+    return int((covered(first.sum(axis=1)) - covered(first[:, 0])).sum())
+
+
 def check_inside(runs: Runs, shape: tuple[int, int]) -> None:
     """Check that runs (n, 2) are ascending, disjoint and inside an image of shape (H, W).
 

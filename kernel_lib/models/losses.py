@@ -9,6 +9,9 @@ The training loop weighs the batches of one step by their shares of its images. 
 images as one batch. `weighted_bce`, and every term that counts non-empty images alone, is a mean
 over what its batch happens to hold: there it is an approximation, in which a batch's few positives
 weigh as much as another's many.
+
+A batch may be spread over several processes. Each then computes its part, and for every loss the
+parts sum to that of the whole batch: what a mean divides by is counted over all (`Total`).
 """
 
 from __future__ import annotations
@@ -29,11 +32,18 @@ from kernel_lib.errors import InputError
 from kernel_lib.models.networks import Logits
 
 Loss = Callable[..., torch.Tensor]  # logits, masks, its own options → scalar
+# counts of this process's part of a batch → those of the whole batch, in the same shape
+Total = Callable[[torch.Tensor], torch.Tensor]
 # output, masks (B, 1, H, W), labels (B,) → scalar
 RowLoss = Callable[[Logits, torch.Tensor, torch.Tensor], torch.Tensor]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def whole(counts: torch.Tensor) -> torch.Tensor:
+    """The `Total` of one process: its part is the batch."""
+    return counts
 
 
 def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -113,6 +123,7 @@ def _jaccard_steps(inside: torch.Tensor) -> torch.Tensor:
 def weighted_bce(
     logits: torch.Tensor,
     masks: torch.Tensor,
+    total: Total = whole,
     *,
     positive: Positive = 0.25,
     negative: Positive = 0.75,
@@ -121,13 +132,16 @@ def weighted_bce(
 
     The means run over the whole batch, not over images, and a class without a pixel gives 0. 0 or
     more, (positive + negative) · ln 2 at logit 0 with both classes there. All-empty masks:
-    negative × mean ln(1 + e^z); all-full: positive × mean ln(1 + e^−z).
+    negative × mean ln(1 + e^z); all-full: positive × mean ln(1 + e^−z). Of a batch spread over
+    processes it gives this one's part, from its images, of which there may be none.
     Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Source: the notes' v6, after Heng.
     """
     each = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    classes = (masks, 1 - masks)
+    counts = total(torch.stack([of_class.sum() for of_class in classes])).clamp(min=1)
     return sum(
-        weight * (each * of_class).sum() / of_class.sum().clamp(min=1)
-        for weight, of_class in ((positive, masks), (negative, 1 - masks))
+        weight * (each * of_class).sum() / count
+        for weight, of_class, count in zip((positive, negative), classes, counts, strict=True)
     )
 
 
@@ -138,6 +152,7 @@ LOSSES: dict[str, Loss] = {
     "lovasz": lovasz,
     "weighted_bce": weighted_bce,
 }
+BY_COUNTS = ("weighted_bce",)  # no means over images: they take a `Total` as a third argument
 
 
 def check(row: Experiment) -> None:
@@ -168,7 +183,7 @@ def check(row: Experiment) -> None:
         options_of.check(f"loss {name!r}", LOSSES[name], options)
 
 
-def of_row(row: Experiment) -> RowLoss:
+def of_row(row: Experiment, total: Total = whole) -> RowLoss:
     """The loss that the row trains with, in float32 whatever the network computed in.
 
     Σ weight · loss of the mask, over all images or over non-empty ones (`mask_loss_images`),
@@ -177,28 +192,33 @@ def of_row(row: Experiment) -> RowLoss:
     has no such image these terms are 0, and so are their gradients. A classifier has the label's
     term alone; an output without side masks (validation needs none) has none of theirs.
 
+    With a `total` over processes it is this one's part of the batch's loss; every process must
+    call it, one without an image too.
+
     Raises InputError as `check` does; and on the first batch, where the row weighs a label that
     the network does not give, or nothing that it gives.
     """
     check(row)
-    terms = [
-        (weight, partial(LOSSES[name], **row.loss_options.get(name, {})))
-        for name, weight in row.loss.items()
-    ]
+    terms = [(weight, _part(name, row, total)) for name, weight in row.loss.items()]
 
     def loss(output: Logits, masks: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         nonempty = labels > 0  # (B,)
+        counts = torch.stack([torch.ones_like(nonempty).sum(), nonempty.sum()])
+        of_all, of_nonempty = counts / total(counts).clamp(min=1)  # this process's shares, 0–1
         parts = []
         if output.mask is not None and terms:
-            chosen = nonempty if row.mask_loss_images == "nonempty" else slice(None)
-            parts.append(_weighted(terms, output.mask[chosen], masks[chosen]))
+            if row.mask_loss_images == "nonempty":
+                shown = (output.mask[nonempty], masks[nonempty], of_nonempty)
+            else:
+                shown = (output.mask, masks, of_all)
+            parts.append(_weighted(terms, *shown))
             if row.side_weight > 0:
                 parts += [
-                    row.side_weight * _weighted(terms, side[nonempty], masks[nonempty])
+                    row.side_weight * _weighted(terms, side[nonempty], masks[nonempty], of_nonempty)
                     for side in output.sides
                 ]
         if row.label_weight > 0:
-            parts.append(row.label_weight * _label_loss(row, output, labels))
+            parts.append(row.label_weight * _label_loss(row, output, labels, of_all))
         if not parts:
             raise InputError(f"{row.network} gives no mask: set label_weight above 0")
         return torch.stack(parts).sum()
@@ -206,20 +226,43 @@ def of_row(row: Experiment) -> RowLoss:
     return loss
 
 
-def _label_loss(row: Experiment, output: Logits, labels: torch.Tensor) -> torch.Tensor:
+Part = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _part(name: str, row: Experiment, total: Total) -> Part:
+    """A loss's part from logits, masks, and the share of the batch's images that these are."""
+    loss = partial(LOSSES[name], **row.loss_options.get(name, {}))
+    if name in BY_COUNTS:
+        return lambda logits, masks, share: loss(logits, masks, total)
+    return partial(_of_mean, loss)
+
+
+def _of_mean(
+    loss: Loss, logits: torch.Tensor, truth: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """The part of a mean over images; without an image 0."""
+    if not len(logits):
+        return logits.sum()  # still in the graph: every parameter gets its gradient of zeros
+    return share * loss(logits, truth)
+
+
+def _label_loss(
+    row: Experiment, output: Logits, labels: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
     if output.label is None:
         raise InputError(
             f"label_weight is {row.label_weight}, but {row.network} gives no label: set it to 0, "
             "or take a network with a label head"
         )
-    return bce(output.label.float(), labels.float())
+    return _of_mean(bce, output.label.float(), labels.float(), share)
 
 
 def _weighted(
-    terms: Sequence[tuple[float, Loss]], logits: torch.Tensor, masks: torch.Tensor
+    terms: Sequence[tuple[float, Part]],
+    logits: torch.Tensor,
+    masks: torch.Tensor,
+    share: torch.Tensor,
 ) -> torch.Tensor:
-    """Σ weight · loss of these images (B, 1, H, W), in float32; 0 where there are none."""
+    """Σ weight · loss's part of these images (B, 1, H, W), in float32; 0 where there are none."""
     logits, masks = logits.float(), masks.float()
-    if not len(logits):
-        return logits.sum()  # still in the graph: every parameter gets its gradient of zeros
-    return torch.stack([weight * loss(logits, masks) for weight, loss in terms]).sum()
+    return torch.stack([weight * part(logits, masks, share) for weight, part in terms]).sum()

@@ -1,8 +1,9 @@
 """The score to expect on images that no threshold was chosen on.
 
 Each image is scored with a rule that was chosen without it and without any other image of its
-patient. Beside that honest score stand the score in sample, which every search flatters, and those
-of two rules that need no search.
+patient, and so is whatever else is chosen on labels, such as members and their weights. Beside that
+honest score stand the score in sample, which every search flatters, and those of two rules that
+need no search.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ from kernel_lib.postprocess.thresholds import (
     Stacked,
     Statistics,
     Triplet,
-    areas,
-    areas_above,
     per_image_dice,
     search,
     stack,
     sweeps_label,
 )
+from kernel_lib.postprocess.ways import Choice, OneRule, Searched, Way
 
 ABOVE_HALF = Triplet(0.5, 0, 0.5)
 
@@ -71,7 +71,7 @@ def honest(
     `label` True and an image without one.
     """
     stats = stack(stats)
-    names = parts.checked_groups(image_ids, folds, groups, len(stats))
+    parts.checked_groups(image_ids, folds, groups, len(stats))
     if result is None:
         result = search(stats, single=single, chooser=chooser, label=label)
     asked = (len(stats), single, sweeps_label(stats, label))
@@ -81,17 +81,46 @@ def honest(
             f"label={result.label_swept}, not over these {asked[0]} with single={single} and "
             f"label={asked[2]}: leave `result` out"
         )
-    part, method = parts.parts_of(np.asarray(folds), names, _at_full(stats.true_px, stats))
+    way = OneRule(stats, single=single, chooser=chooser or result.chooser, label=result.label_swept)
+    found = Searched(Choice(result.chosen), Choice(result.triplet), (result,))
+    resampler = Resampler(n_bootstrap, seed)
+    return of_way(way, found, stats, image_ids, folds, groups, resampler)
+
+
+def of_way(
+    way: Way,
+    found: Searched,
+    facts: Stacked,
+    image_ids: Sequence[str],
+    folds: Sequence[int],
+    groups: Sequence[str] | None,
+    resampler: Resampler | None = None,
+) -> HonestReport:
+    """Score a way to choose, whatever it chooses, on images that the choice did not see.
+
+    Parts and patients are as in `honest`. `found` is what the way chooses over all rows. `facts`
+    are statistics of the same images that nothing was chosen for: their maps and labels are those
+    of the AUCs and of probability > 0.5.
+
+    Shapes: facts, image_ids, folds and groups of one length N, the rows of the way.
+    Raises: InputError for other lengths, an id twice, or an image without truth.
+    """
+    names = parts.checked_groups(image_ids, folds, groups, len(facts))
+    every = np.arange(len(facts))
+    part, method = parts.parts_of(np.asarray(folds), names, _at_full(facts.true_px, facts))
     table = pd.DataFrame({"image_id": list(image_ids), "fold": np.asarray(folds)})
     table["part"], table["group"] = part, names
-    table["true_area_px"] = _at_full(stats.true_px, stats)
-    rules = _cross_fit(stats, table, result, chooser or result.chooser)
-    table["dice_in_sample"] = per_image_dice(stats, result.chosen)
-    table["sum_prob"] = _at_full(stats.hist_all @ (np.arange(256) / 255), stats)
-    if (stats.label != NO_LABEL).any():
-        table["label"] = np.where(stats.label == NO_LABEL, np.nan, stats.label / 255)
-    resampler = Resampler(n_bootstrap, seed)
-    return _report(stats, table, rules, result, method, groups is not None, resampler)
+    table["true_area_px"] = _at_full(facts.true_px, facts)
+    rules = _cross_fit(way, facts, table)
+    table["dice_in_sample"] = way.decide(found.choice, every).dice
+    table["sum_prob"] = _at_full(facts.hist_all @ (np.arange(256) / 255), facts)
+    if (facts.label != NO_LABEL).any():
+        table["label"] = np.where(facts.label == NO_LABEL, np.nan, facts.label / 255)
+    in_sample = table["dice_in_sample"].to_numpy()
+    peak = in_sample if found.peak == found.choice else way.decide(found.peak, every).dice
+    method = _told(method, rules, int(table["dice"].isna().sum()), way.says)
+    resampler = resampler or Resampler()
+    return _report(facts, table, rules, found, peak, method, groups is not None, resampler)
 
 
 def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
@@ -143,13 +172,10 @@ def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
     )
 
 
-def _cross_fit(
-    stats: Stacked, table: pd.DataFrame, result: SearchResult, chooser: Chooser
-) -> tuple[PartRule, ...]:
-    """Fill in each image's row by the rule chosen outside its part and patient; the rules."""
+def _cross_fit(way: Way, facts: Stacked, table: pd.DataFrame) -> tuple[PartRule, ...]:
+    """Fill in each image's row by what was chosen outside its part and patient; the choices."""
     part, names = table["part"].to_numpy(), table["group"].to_numpy()
     columns = {name: np.full(len(table), np.nan) for name in ("dice", "area_px", "above_top_px")}
-    how = {"single": result.single, "label": result.label_swept, "chooser": chooser}
     rules = []
     for number in np.unique(part):
         inside = part == number
@@ -157,20 +183,23 @@ def _cross_fit(
         outside = ~inside & ~same_patient
         if not outside.any():
             continue  # nobody is left to choose on: these images have no honest score
-        rule = search(stats.take(outside), **how).chosen
-        held_out = stats.take(inside)
-        dice = per_image_dice(held_out, rule)
-        columns["dice"][inside] = dice
-        columns["area_px"][inside] = _at_full(areas(held_out, rule), held_out)
-        columns["above_top_px"][inside] = _at_full(areas_above(held_out, rule.top), held_out)
+        choice = way.searched(outside.nonzero()[0]).choice
+        decided = way.decide(choice, inside.nonzero()[0])
+        held_out = facts.take(inside)
+        columns["dice"][inside] = decided.dice
+        columns["area_px"][inside] = _at_full(decided.area_px, held_out)
+        columns["above_top_px"][inside] = _at_full(decided.above_top_px, held_out)
         rules.append(
             PartRule(
                 part=int(number),
-                triplet=rule,
                 n_chosen_on=int(outside.sum()),
                 n_scored=int(inside.sum()),
                 n_left_out=int((same_patient & ~inside).sum()),
-                score=_score(dice, held_out.true_px > 0),
+                score=_score(decided.dice, held_out.true_px > 0),
+                triplet=choice.triplet,
+                weights=choice.weights,
+                rules=choice.rules,
+                at_least=choice.at_least,
             )
         )
     for name, values in columns.items():
@@ -182,7 +211,8 @@ def _report(
     stats: Stacked,
     table: pd.DataFrame,
     rules: tuple[PartRule, ...],
-    result: SearchResult,
+    found: Searched,
+    peak: np.ndarray,
     method: str,
     grouped: bool,
     resampler: Resampler,
@@ -193,13 +223,13 @@ def _report(
     dice, area = seen["dice"].to_numpy(), seen["area_px"].to_numpy()
     predicted, group = area > 0, seen["group"].to_numpy()
     return HonestReport(
-        method=_told(method, rules, int((~scored).sum()), result.label_swept),
+        method=method,
         n_images=len(stats),
         n_nonempty=int(has_mask.sum()),
         n_groups=table["group"].nunique(),
-        triplet=result.triplet,
-        chosen=result.chosen,
-        in_sample_peak=_score(per_image_dice(stats, result.triplet), has_mask),
+        triplet=found.peak.triplet,
+        chosen=found.choice.triplet,
+        in_sample_peak=_score(peak, has_mask),
         in_sample=_score(table["dice_in_sample"].to_numpy(), has_mask),
         honest=_score(dice, truth),
         all_empty=_score(np.where(has_mask, 0.0, 1.0), has_mask),
@@ -225,10 +255,9 @@ def _report(
     )
 
 
-def _told(method: str, rules: tuple[PartRule, ...], n_unscored: int, label_swept: bool) -> str:
-    """The method's sentence, and one more for a label and for whatever bent it."""
-    if label_swept:
-        method += " The label's threshold is part of each rule and was chosen with it."
+def _told(method: str, rules: tuple[PartRule, ...], n_unscored: int, says: str) -> str:
+    """The method's sentence, what else was chosen, and one more for whatever bent it."""
+    method += says
     n_left_out = sum(rule.n_left_out for rule in rules)
     if n_left_out:
         method += (

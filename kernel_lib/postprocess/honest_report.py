@@ -11,6 +11,7 @@ from kernel_lib.postprocess import plain
 from kernel_lib.postprocess.resample import Interval
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.postprocess.thresholds import Triplet
+from kernel_lib.postprocess.ways import Choice
 
 # Mask areas in px of 1024²: a tenth of the true ones lie below 2,000, a fifth below 3,500, and from
 # there each bin is an octave.
@@ -25,16 +26,24 @@ class Score:
     dice_nonempty: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartRule:
-    """The rule that scored one fold (or part), and what it was chosen on."""
+    """The choice that scored one fold (or part), and what it was chosen on."""
 
     part: int
-    triplet: Triplet
+    triplet: Triplet | None = None  # of the one map; a vote of members has `rules` instead
     n_chosen_on: int
     n_scored: int
     n_left_out: int  # images of other parts, left out since their patient is in this one
     score: Score
+    weights: tuple[int, ...] | None = None  # of the members, where they were chosen; 0 = left out
+    rules: tuple[Triplet, ...] | None = None  # of each member
+    at_least: int | None = None  # members that must agree
+
+    @property
+    def choice(self) -> Choice:
+        """What was chosen on labels."""
+        return Choice(self.triplet, self.weights, self.rules, self.at_least)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Missed:
     n_missed: int  # of those, predicted empty
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HonestReport:
     """What is known of a rule before the test set; figures are honest unless called in sample."""
 
@@ -55,10 +64,12 @@ class HonestReport:
     n_images: int
     n_nonempty: int
     n_groups: int
-    triplet: Triplet  # the peak over all images
-    chosen: Triplet  # chosen over all images: the rule to submit with
+    # The peak over all images, and chosen over all: the rule to submit with. A vote of members
+    # has several, which stand beside the report.
+    triplet: Triplet | None = None
+    chosen: Triplet | None = None
     in_sample_peak: Score
-    in_sample: Score  # of `chosen`
+    in_sample: Score  # of what was chosen over all images
     honest: Score
     all_empty: Score
     above_half: Score  # of probability > 0.5, without an area

@@ -50,7 +50,7 @@ def from_plain(kind: type[T], values: Any, leave_out: Collection[str] = ()) -> T
             )
         return kind(**{name: from_plain(hints[name], values[name]) for name in names})
     if get_origin(kind) is UnionType:  # of a type and None, which is never written
-        kind = next(one for one in get_args(kind) if one is not NoneType)
+        return from_plain(next(one for one in get_args(kind) if one is not NoneType), values)
     if get_origin(kind) is tuple:
         return tuple(from_plain(get_args(kind)[0], one) for one in values)
     if isinstance(kind, type) and issubclass(kind, tuple):  # a named tuple of numbers

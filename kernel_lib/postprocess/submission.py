@@ -140,7 +140,7 @@ def score(
     for at, one in enumerate(both):
         shape = (shapes or {}).get(one, shape)
         first, second = (_united(side[one], shape) for side in sides)
-        counts[at] = intersection_px(first, second), rle.area(first), rle.area(second)
+        counts[at] = rle.shared_px(first, second), rle.area(first), rle.area(second)
     dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
     return ScoreResult(
         dice=mean_dice(dice),
@@ -153,22 +153,6 @@ def score(
         n_only_submission=len(predicted) - len(both),
         n_only_labels=len(truth) - len(both),
     )
-
-
-def intersection_px(first: rle.Runs, second: rle.Runs) -> int:
-    """Pixels that lie in both of two lists of runs, (n, 2) and (m, 2)."""
-    if not len(first) or not len(second):
-        return 0
-    starts, lengths = second.T
-    before = np.append(0, np.cumsum(lengths))
-
-    def covered(position: np.ndarray) -> np.ndarray:
-        """Pixels of `second` before each position."""
-        run = np.searchsorted(starts, position, side="right") - 1
-        inside = np.minimum(position - starts[run], lengths[run])
-        return np.where(run < 0, 0, before[run] + inside)
-
-    return int((covered(first.sum(axis=1)) - covered(first[:, 0])).sum())
 
 
 def _problems_of_ids(table: pd.DataFrame, wanted: set[str]) -> Iterator[tuple[int, str]]:
@@ -201,7 +185,7 @@ def _problems_of_masks(
             yield row, f"row {row} ({one}): {error}"
             continue
         for earlier, others in seen.get(one, []):
-            shared = intersection_px(runs, others)
+            shared = rle.shared_px(runs, others)
             if shared:
                 yield (
                     row,

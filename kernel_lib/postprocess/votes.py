@@ -12,7 +12,6 @@ from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.submission import intersection_px as shared_px
 from kernel_lib.progress import bar
 
 
@@ -62,7 +61,7 @@ def union_of_agreeing(many: Sequence[rle.Runs], at_least: int) -> rle.Runs:
 
 def dice(one: rle.Runs, other: rle.Runs) -> float:
     """Dice (0–1) of one image's runs, (n, 2) and (m, 2); empty against empty is 1."""
-    return float(dice_of_counts(shared_px(one, other), rle.area(one), rle.area(other)))
+    return float(dice_of_counts(rle.shared_px(one, other), rle.area(one), rle.area(other)))
 
 
 def of_files(

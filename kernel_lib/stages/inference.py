@@ -1,4 +1,4 @@
-"""Test images → maps of every fold and member → the rule → a checked submission."""
+"""Test images → maps and labels of every fold and member → masks → a checked submission."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
+from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
-from kernel_lib.stages import predictions, report
+from kernel_lib.stages import predictions, report, scores
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class InferenceResult:
     summary: honest.TestSummary  # the test masks beside those out of fold
     honest: honest.HonestReport
     unreadable: tuple[str, ...]
+    told: tuple[str, ...]  # the rule, and who has a say in what
 
     def __str__(self) -> str:
-        lines = [f"submission: {self.submission}", f"report: {self.folder / 'report.html'}"]
+        lines = [*self.told]
+        lines += [f"submission: {self.submission}", f"report: {self.folder / 'report.html'}"]
         lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
         return "\n".join(lines)
 
 
 def run(parameters: InferenceParameters) -> InferenceResult:
-    """Predict the test images with every member, apply the ensemble's rule, write and check.
+    """Predict the test images with every member, decide as the ensemble does, write and check.
 
     The submission has one row an image in the sample's order. Raises InputError where a stage's
     output is missing, or the sample and the images do not belong together.
@@ -52,7 +55,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)
-    rule, document = ensembles.read_rule(earlier)
+    choice, document = ensembles.read_choice(earlier)
     source = table.discover(paths.data_dir(parameters.data_dir))
     sample_file, sample = _sample(parameters, source)
     _settled(ensemble, roots)
@@ -63,7 +66,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     folder = work / "ensembles" / ensemble.name
     _take_along(earlier, folder)
     areas, found, wanted = [], {}, set(sample)
-    for image_id, mask in ensembles.test_masks(ensemble, roots, images, rule):
+    for image_id, mask in test_masks(ensemble, roots, images, choice):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
@@ -81,7 +84,8 @@ def run(parameters: InferenceParameters) -> InferenceResult:
         folder / "test.json",
         {"summary": summary.to_json(), "unreadable": unread, "area_px": areas},
     )
-    result = InferenceResult(folder, target, summary, scored, unread)
+    told = tuple(scores.told(ensemble, choice, scored))
+    result = InferenceResult(folder, target, summary, scored, unread, told)
     report.write(folder, roots, source=source)
     print(result)
     return result
@@ -110,7 +114,7 @@ def _sample(parameters: InferenceParameters, source: table.Source) -> tuple[Path
 
 def _settled(ensemble: Ensemble, roots: Sequence[Path]) -> None:
     """Refuse members that are not there, or not those whose maps the rule was searched on."""
-    for member in ensemble.members:
+    for member in ensemble.everyone:
         folders = runs.find(roots, member.run)
         for fold in ensemble.folds:
             if fold not in folders:
@@ -139,7 +143,7 @@ def _predict_all(
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
     n_workers = predictions.workers(parameters.workers, chosen)
     images, unreadable, by_size = None, set(), {}
-    for member in ensemble.members:
+    for member in ensemble.everyone:
         folders = runs.find(roots, member.run)
         for fold in ensemble.folds:
             row = Experiment.model_validate(folders[fold].read_config()["experiment"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 from torch import nn
 
 from kernel_lib import checkpoints
@@ -19,6 +22,9 @@ from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks, weights
 from kernel_lib.progress import bar
 from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.training.distributed import ALONE, World
+
+T = TypeVar("T")
 
 
 def write(
@@ -31,17 +37,31 @@ def write(
     n_workers: int,
     meta: dict,
     batch_size: int | None = None,
+    world: World = ALONE,
 ) -> None:
-    """Stream the images in these rows of the cache through the models into one archive."""
-    loader = plain_loader(
-        PlainImages(prepared, rows), batch_size or 2 * row.batch_size, n_workers,
-        chosen.device.type == "cuda",
-    )  # fmt: skip
+    """Stream the images in these rows of the cache through the models into one archive.
+
+    Of several ranks each predicts its batches, and the first writes.
+    """
+    size = batch_size or 2 * row.batch_size
+    mine = PlainImages(prepared, world.batches(np.asarray(rows), size))
+    loader = plain_loader(mine, size, n_workers, chosen.device.type == "cuda")
     ids = prepared.table["image_id"].tolist()
-    stream = predict(models, loader, tta.views(meta["tta"]), chosen)
+    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen), size)
+    stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
+    if not world.first:
+        for _ in stream:  # gives nothing here, and all to the first
+            pass
+        return
     title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
     named = ((ids[i], prediction) for i, prediction in stream)
     maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
+
+
+def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
 
 
 def load_models(row: Experiment, kept: Sequence[Path], chosen: Engine) -> list[nn.Module]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib import runs
+from kernel_lib import files, runs
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
+from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.speakers import open_speakers
 from kernel_lib.postprocess import honest, submission, thresholds
 from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.postprocess.thresholds import SearchResult, Stacked
 from kernel_lib.stages import preparation, scores
 from kernel_lib.viz import figures, report
 from kernel_lib.viz.picture import Picture
@@ -29,23 +31,24 @@ def write(
     folder: Path,
     roots: Sequence[Path],
     source: Source | None = None,
-    search: thresholds.SearchResult | None = None,
+    searches: Mapping[str, SearchResult] | None = None,
 ) -> Path:
     """Write report.html from what the stages left in an ensemble's folder.
 
     Pictures of images need `source`, the data folder; what the inference stage adds is shown once
-    it has run. `search` saves making it again.
+    it has run. `searches` saves making them again.
     """
     ensemble = Ensemble.load(folder)
-    rule, _ = ensembles.read_rule(folder)
+    choice, document = ensembles.read_choice(folder)
+    scored = honest.HonestReport.from_json(document["honest"])
     meta = {
         "ensemble": ensemble.name,
         "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
         "combine": ensemble.combine,
-        "rule": f"top {rule.top:.4f}, min area {rule.min_area_px} px, bottom {rule.bottom:.4f}",
     }
+    meta |= dict(line.split(": ", 1) for line in scores.told(ensemble, choice, scored))
     target = folder / "report.html"
-    found = sections(folder, roots, source, search)
+    found = sections(folder, roots, source, searches)
     report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
     return target
 
@@ -54,26 +57,29 @@ def sections(
     folder: Path,
     roots: Sequence[Path],
     source: Source | None = None,
-    search: thresholds.SearchResult | None = None,
+    searches: Mapping[str, SearchResult] | None = None,
 ) -> list[Section]:
     """The report's sections in order; as `write`."""
     ensemble = Ensemble.load(folder)
-    rule, document = ensembles.read_rule(folder)
+    choice, document = ensembles.read_choice(folder)
+    among = ensembles.candidates(ensemble, document)
     scored = honest.HonestReport.from_json(document["honest"])
     last = honest.HonestReport.from_json(document["last"])
     drawn = preparation.find_folds(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
-    search = search or _search(folder, document)
+    searches = searches or _searches(folder, document)
     test = _test(folder)
     predicted = _test_areas(folder) if test is not None else None
     found = [
         Section("Scores", scores.table(scored, last, document["past_known"])),
         Section("Scores, drawn", figures.scores(scored, document["past_known"])),
         Section(
-            "How the honest score was made", _method(scored, last, rule, document["past_known"])
+            "How the honest score was made",
+            _method(scored, last, scores.told(ensemble, choice, scored), document["past_known"]),
         ),
+        Section("Chosen for each part", scores.chosen_by_part(among, scored)),
         Section("Learning curves", figures.learning_curves(_logs(ensemble, roots))),
-        Section("Thresholds", figures.threshold_surface(search)),
+        Section("Thresholds", _surfaces(searches)),
         Section("Dice and area", figures.dice_against_area(per_image)),
         Section("Missed, by size", figures.false_negatives_by_size(per_image)),
         Section("Share of images with a mask", figures.share_nonempty(scored, test)),
@@ -81,7 +87,7 @@ def sections(
         Section("Folds", figures.folds(drawn)),
     ]
     if source is not None:
-        found += _masks(ensemble, roots, source, drawn, per_image, scored)
+        found += _masks(among, roots, source, drawn, per_image, scored)
         if test is not None:
             found.append(Section("Test images with a mask", _test_picture(folder, source)))
     left_out = preparation.read_left_out(roots)
@@ -108,33 +114,66 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
 def _method(
     scored: honest.HonestReport,
     last: honest.HonestReport,
-    rule: thresholds.Triplet,
+    told: Sequence[str],
     past_known: bool,
 ) -> str:
     warning = "" if past_known else "NOT HONEST: what a member descends from is unknown. "
     optimism = scored.honest.dice - last.honest.dice
     return (
-        f"{warning}{scored.method} The rule to submit with keeps a mask where at least "
-        f"{rule.min_area_px} px (of 1024²) exceed {rule.top:.4f}, cut at {rule.bottom:.4f}. "
+        f"{warning}{scored.method} A rule keeps a mask where at least its area (px of 1024²) "
+        "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
+        "exceed that has no mask. Submitted with: "
+        f"{'; '.join(told)}. "
         "Epochs were selected on the images that score them: the selected ones score "
-        f"{optimism:+.4f} against the last "
-        "weights, which bounds that optimism. AUC of 'has a mask': "
-        f"{scored.auc_sum:.4f} by the sum of probabilities, {scored.auc_count:.4f} by the area "
-        "above top."
+        f"{optimism:+.4f} against the last weights, which bounds that optimism."
     )
 
 
-def _search(folder: Path, document: dict) -> thresholds.SearchResult:
-    """The search again, from the statistics that the thresholds stage kept; seconds."""
+def save_statistics(folder: Path, image_ids: Sequence[str], searched: Sequence[Stacked]) -> None:
+    """Keep what the searches saw, one set of images a search, so that a report can repeat them."""
+    arrays = {"image_id": np.array(image_ids, dtype=str)}
+    for at, stats in enumerate(searched):
+        arrays[_key("hist_all", at)] = stats.hist_all.astype(np.int32)
+        arrays[_key("hist_true", at)] = stats.hist_true.astype(np.int32)
+        arrays["n_px"] = stats.n_px
+        if stats.has_labels:
+            arrays[_key("label", at)] = stats.label
+    with files.whole(folder / "oof_statistics.npz") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _surfaces(searches: Mapping[str, SearchResult]) -> tuple:
+    """The surface of each search, under its member's name where there are several."""
+    named = len(searches) > 1
+    return tuple(
+        part
+        for name, one in searches.items()
+        for part in ([f"{name}:"] * named + [figures.threshold_surface(one)])
+    )
+
+
+def _key(name: str, at: int) -> str:
+    return name if at == 0 else f"{name}_{at}"
+
+
+def _searches(folder: Path, document: dict) -> dict[str, SearchResult]:
+    """The searches again, from the statistics that the thresholds stage kept; seconds."""
+    made = document["searches"] if "searches" in document else {"": document["search"]}
+    found = {}
     with np.load(folder / "oof_statistics.npz") as kept:
         n_px = kept["n_px"]
-        stats = thresholds.Stacked(
-            kept["hist_all"].astype(np.int64),
-            kept["hist_true"].astype(np.int64),
-            n_px,
-            np.ones(len(n_px), dtype=bool),
-        )
-    return thresholds.search(stats, single=document["search"]["single"])
+        for at, (name, one) in enumerate(made.items()):
+            label = _key("label", at)
+            stats = Stacked(
+                kept[_key("hist_all", at)].astype(np.int64),
+                kept[_key("hist_true", at)].astype(np.int64),
+                n_px,
+                np.ones(len(n_px), dtype=bool),
+                kept.get(label),
+            )
+            swept = one.get("label_swept", False)
+            found[name] = thresholds.search(stats, single=one["single"], label=swept)
+    return found
 
 
 def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
@@ -173,10 +212,11 @@ def _masks(
 ) -> list[Section]:
     """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
 
-    Each mask is that of the rule which scored the image, chosen without it.
+    Each mask is that of the choice which scored the image, made without it; beside it the map of
+    the members' mean.
     """
     found = []
-    rule_of_part = {rule.part: rule.triplet for rule in scored.rules}
+    choice_of_part = {rule.part: rule.choice for rule in scored.rules}
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
     kinds = {
@@ -190,23 +230,22 @@ def _masks(
         ].nlargest(SHOWN, "predicted_px"),
     }
     truth = drawn.set_index("image_id")
-    archives = {fold: ensembles.open_archives(ensemble, roots, fold, "oof")
-                for fold in ensemble.folds}  # fmt: skip
-    weights = [m.weight for m in ensemble.members]
+    speaking = {fold: open_speakers(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
     for title, rows in kinds.items():
         shown = []
         for row in rows[rows["image_id"].isin(paths)].itertuples():
             label = truth.loc[row.image_id]
             shape = (int(label["height"]), int(label["width"]))
-            level_map = maps.mean([a[row.image_id] for a in archives[row.fold]], weights)
-            prob = maps.at_shape(level_map, shape)
+            speakers, choice = speaking[row.fold], choice_of_part[row.part]
+            weights = choice.weights or ensemble.weights
+            prob, _ = speakers.seen(row.image_id, shape, weights)
             shown.append(
                 figures.Example(
                     image_id=row.image_id,
                     image=images.read(paths[row.image_id]),
                     truth=rle.decode(label["rle"], shape),
                     prob=prob,
-                    mask=thresholds.apply(prob, rule_of_part[row.part]),
+                    mask=mask_of(speakers, row.image_id, shape, choice, weights),
                     caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
                 )
             )

@@ -8,8 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.errors import InputError
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
+from kernel_lib.postprocess.thresholds import Triplet
+from kernel_lib.postprocess.ways import Choice
 
 
 def table(report: HonestReport, last: HonestReport, past_known: bool = True) -> pd.DataFrame:
@@ -39,6 +43,70 @@ def as_text(scores: pd.DataFrame) -> str:
     return scores.to_string(index=False, float_format=lambda v: f"{v:.4f}", justify="left")
 
 
+def told(ensemble: Ensemble, choice: Choice, report: HonestReport) -> list[str]:
+    """Lines on what is submitted with: rules, who has a say in what, and what tells images apart.
+
+    Weights that greedy found are the members' own by now.
+    """
+    lines = [f"rule: {rule_text(choice.triplet)}"] if choice.rules is None else [
+        f"rule of {m.run}: {rule_text(rule)}"
+        for m, rule in zip(ensemble.members, choice.rules, strict=True)
+    ]  # fmt: skip
+    if choice.rules is not None:
+        lines.append(f"{ensemble.combine}: at least {choice.at_least} of {len(choice.rules)} agree")
+    if len(set(ensemble.weights)) > 1:
+        shares = ", ".join(f"{m.weight:g} · {m.run}" for m in ensemble.members)
+        lines.append(f"weights: {shares}")
+    return [*lines, f"gate: {gate_text(ensemble)}", auc_text(report)]
+
+
+def rule_text(rule: Triplet) -> str:
+    """A rule in words."""
+    text = f"top {rule.top:.4f}, min area {rule.min_area_px} px, bottom {rule.bottom:.4f}"
+    return text if rule.label is None else f"label {rule.label:.4f}, {text}"
+
+
+def gate_text(ensemble: Ensemble) -> str:
+    """What empties images before the triplet, in words."""
+    if ensemble.gate == "none":
+        return "none"
+    if ensemble.gate == "sum":
+        return "the map's own sum of probabilities, log2(1 + Σp) / 20"
+    if ensemble.gate_members:
+        return f"the label of {', '.join(m.run for m in ensemble.gate_members)}"
+    return "the label of the members' own heads"
+
+
+def auc_text(report: HonestReport) -> str:
+    """How well images with a mask are told from those without, by each means side by side."""
+    by_label = "" if report.auc_label is None else f"{report.auc_label:.4f} by the label, "
+    return (
+        f"AUC of 'has a mask': {by_label}{report.auc_sum:.4f} by the map's sum of probabilities, "
+        f"{report.auc_count:.4f} by the area above top"
+    )
+
+
+def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
+    """What was chosen for each fold or part, without it, and how that scored there.
+
+    `ensemble` holds the members among which was chosen.
+    """
+    rows = []
+    for part in report.rules:
+        row = {"part": part.part, "dice": part.score.dice, "chosen on": part.n_chosen_on}
+        if part.weights is not None:
+            named = zip(part.weights, ensemble.members, strict=True)
+            row["weights"] = ", ".join(f"{w} · {m.run}" for w, m in named if w)
+        if part.rules is None:
+            row["rule"] = rule_text(part.triplet)
+        else:
+            row["at least"] = part.at_least
+            named = zip(ensemble.members, part.rules, strict=True)
+            row |= {m.run: rule_text(rule) for m, rule in named}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def summary(folder: Path, truth: Path | None = None) -> str:
     """An ensemble's scores as text, its submission's where the truth is known, and its files."""
     path = folder / "thresholds.json"
@@ -47,6 +115,9 @@ def summary(folder: Path, truth: Path | None = None) -> str:
     document = json.loads(path.read_text(encoding="utf-8"))
     reports = [HonestReport.from_json(document[name]) for name in ("honest", "last")]
     lines = ["Out of fold:", as_text(table(*reports, document["past_known"]))]
+    if (folder / "members.json").exists():
+        choice, _ = ensembles.read_choice(folder)
+        lines += told(Ensemble.load(folder), choice, reports[0])
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
     lines += ["", "Artefacts:"]

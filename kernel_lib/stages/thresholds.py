@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from kernel_lib import files, runs
-from kernel_lib.config import ThresholdsParameters
+from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble, OutOfFold
+from kernel_lib.errors import InputError
+from kernel_lib.inference import members, recipes, selection
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
+from kernel_lib.inference.recipes import Recipe
+from kernel_lib.inference.speakers import alone
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, thresholds
+from kernel_lib.postprocess.resample import Resampler
+from kernel_lib.postprocess.ways import Choice, Searched
 from kernel_lib.stages import preparation, report, scores
 
 
@@ -22,89 +31,146 @@ class ThresholdsResult:
     """The search, its honest report, and the folder that keeps them."""
 
     folder: Path
-    search: thresholds.SearchResult
+    ensemble: Ensemble  # as it goes on to the test images
+    among: Ensemble  # the members among which greedy chose; else the same
+    choice: Choice
+    searches: dict[str, thresholds.SearchResult]  # of the ensemble's map, or of each member's
     honest: honest.HonestReport
     last: honest.HonestReport  # of the last EMA weights, which no label selected
     past_known: bool  # False: a member may have seen these images, and no score is honest
 
+    @property
+    def search(self) -> thresholds.SearchResult:
+        """The search; where members have rules of their own, the first one's."""
+        return next(iter(self.searches.values()))
+
+    def by_part(self) -> pd.DataFrame:
+        """What was chosen for each fold or part without it, and its score there."""
+        return scores.chosen_by_part(self.among, self.honest)
+
     def __str__(self) -> str:
         listed = scores.table(self.honest, self.last, self.past_known)
-        return f"{scores.as_text(listed)}\nwritten: {self.folder / 'thresholds.json'}"
+        lines = [
+            scores.as_text(listed),
+            *scores.told(self.ensemble, self.choice, self.honest),
+            f"written: {self.folder / 'thresholds.json'}",
+        ]
+        return "\n".join(lines)
 
 
 def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     """Gather the runs' held-out maps, search every rule exactly, score it honestly.
 
     Needs neither GPU nor images. Raises InputError where a member saw an image that it would be
-    scored on, and where the train stage has not finished a fold.
+    scored on, where the train stage has not finished a fold, and where a recipe's run is missing.
     """
     work = paths.work_dir(parameters.work_dir)
     roots = paths.artefact_roots(work)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
-    ensemble = Ensemble.gather(
-        roots,
-        runs.named(roots, parameters.runs),
-        parameters.ensemble,
-        combine=parameters.combine,
-    )
+    recipe, name = _recipe(parameters, roots)
+    ensemble = members.gather(roots, recipe, name)
     drawn = preparation.find_folds(roots, ensemble.folds_digest)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
-    kept = ensembles.out_of_fold(ensemble, roots, drawn, **allow)
-    last = ensembles.out_of_fold(ensemble, roots, drawn, last=True, **allow)
-    search = thresholds.search(kept.stats, single=parameters.single, progress=True)
-    reports = [_honest(part, parameters, found) for part, found in ((kept, search), (last, None))]
+    kept = out_of_fold(ensemble, roots, drawn, **allow)
+    last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
+    found, scored = _honest(kept, recipe, parameters, progress=True)
+    _, scored_last = _honest(last, recipe, parameters)
     folder = work / "ensembles" / ensemble.name
-    _write(folder, ensemble, search, *reports, kept)
-    result = ThresholdsResult(folder, search, *reports, past_known=kept.honest)
-    report.write(folder, roots, source=source, search=search)
+    searches = _write(folder, kept, found, scored, scored_last)
+    result = ThresholdsResult(
+        folder=folder,
+        ensemble=Ensemble.load(folder),
+        among=ensemble,
+        choice=found.choice,
+        searches=searches,
+        honest=scored,
+        last=scored_last,
+        past_known=kept.honest,
+    )
+    report.write(folder, roots, source=source, searches=searches)
     print(result)
     return result
 
 
+def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Recipe, str | None]:
+    """What to gather, and the ensemble's name, None where the runs' names are to be joined.
+
+    ENSEMBLE names a recipe, shipped or in a file, unless RUNS names the members.
+    """
+    given = parameters.ensemble
+    asked = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
+    asked["gate"] = None if parameters.gate == "auto" else parameters.gate
+    if given is not None and given.endswith(".json"):
+        name = Path(given).stem
+        if parameters.runs is not None or not re.match(NAME, name):
+            raise InputError(
+                f"ENSEMBLE {given} is a recipe's file: it names the members, so leave RUNS out, "
+                "and its name, of letters, digits and _.+- alone, is the ensemble's"
+            )
+        found = recipes.read(paths.from_root(given))
+    elif given in recipes.shipped() and parameters.runs is None:
+        name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
+    else:
+        name, found = given, recipes.of_runs(runs.named(roots, parameters.runs))
+        if given is not None and parameters.runs is None:
+            print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
+                  f"the ensemble of {found.members[0].name}")  # fmt: skip
+    return found.differing(**asked), name
+
+
 def _honest(
-    part: OutOfFold, parameters: ThresholdsParameters, found: thresholds.SearchResult | None
-) -> honest.HonestReport:
+    part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
+) -> tuple[Searched, honest.HonestReport]:
+    """What is chosen on all images, and the honest score of choosing so."""
+    way = selection.way(part, recipe, single=parameters.single)
+    found = way.searched(np.arange(len(part.table)), progress)
     groups = part.table["group"]
-    return honest.honest(
+    return found, honest.of_way(
+        way,
+        found,
         part.stats,
         part.table["image_id"].tolist(),
         part.table["fold"].tolist(),
         groups.tolist() if (groups != "").any() else None,
-        single=parameters.single,
-        n_bootstrap=parameters.bootstrap,
-        result=found,
+        Resampler(n_bootstrap=parameters.bootstrap),
     )
 
 
 def _write(
     folder: Path,
-    ensemble: Ensemble,
-    search: thresholds.SearchResult,
+    part: OutOfFold,
+    found: Searched,
     kept: honest.HonestReport,
     last: honest.HonestReport,
-    out_of_fold: OutOfFold,
-) -> None:
-    """members.json, what the search saw and scored, and last of all the rule."""
+) -> dict[str, thresholds.SearchResult]:
+    """members.json, what the searches saw and scored, and last of all the rule; the searches."""
     for stale in ("thresholds.json", "test.json"):  # they speak of another search
         (folder / stale).unlink(missing_ok=True)
-    ensemble.save(folder)
+    ensemble, weights = part.ensemble, found.choice.weights
+    searched = [weights or ensemble.weights]
+    names, document = [ensemble.name], {}
+    if ensemble.by_members:
+        names = [m.run for m in ensemble.members]
+        searched = [alone(len(names), at) for at in range(len(names))]
+        rules = zip(names, found.choice.rules, strict=True)
+        document["rules"] = {name: rule.to_json() for name, rule in rules}
+        document["at_least"] = found.choice.at_least
+    else:
+        document["rule"] = found.choice.triplet.to_json()
+    searches = dict(zip(names, found.searches, strict=True))
+    told = {name: one.to_json() for name, one in searches.items()}
+    document |= {"searches": told} if ensemble.by_members else {"search": told[ensemble.name]}
+    if weights is not None:
+        among = [m.model_dump(mode="json") for m in ensemble.members]
+        document["selection"] = {"choose": "greedy", "candidates": among, "weights": list(weights)}
+    if ensemble.gate != "none":
+        by = [m.run for m in ensemble.gate_members or ensemble.members]
+        document["gate"] = {"by": ensemble.gate, "runs": by}
+    final = ensemble if weights is None else ensemble.taking(weights)
+    final.save(folder)
     with files.whole(folder / "oof.csv", "w", encoding="utf-8", newline="") as file:
         kept.per_image.to_csv(file, index=False)
-    with files.whole(folder / "oof_statistics.npz") as file:
-        np.savez_compressed(
-            file,
-            image_id=out_of_fold.table["image_id"].to_numpy(dtype=str),
-            hist_all=out_of_fold.stats.hist_all.astype(np.int32),
-            hist_true=out_of_fold.stats.hist_true.astype(np.int32),
-            n_px=out_of_fold.stats.n_px,
-        )
-    files.write_json(
-        folder / "thresholds.json",
-        {
-            "rule": search.chosen.to_json(),
-            "search": search.to_json(),
-            "past_known": out_of_fold.honest,
-            "honest": kept.to_json(),
-            "last": last.to_json(),
-        },
-    )
+    report.save_statistics(folder, part.table["image_id"], [part.gated(some) for some in searched])
+    document |= {"past_known": part.honest, "honest": kept.to_json(), "last": last.to_json()}
+    files.write_json(folder / "thresholds.json", document)
+    return searches

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from kernel_lib import runs
 from kernel_lib.config import Experiment, TrainParameters
@@ -19,11 +22,12 @@ from kernel_lib.inference import tta
 from kernel_lib.kaggle import paths
 from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan, plan
-from kernel_lib.runs import FoldFolder
+from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.stages import predictions, preparation, start
-from kernel_lib.training import sampling, schedule, validation
+from kernel_lib.training import distributed, sampling, schedule, validation
 from kernel_lib.training.clock import Clock
-from kernel_lib.training.loop import Job, Training
+from kernel_lib.training.job import Job
+from kernel_lib.training.loop import Training
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,24 @@ class TrainResult:
         )
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What a call of the stage trains with."""
+
+    roots: Sequence[Path]  # the working folder first
+    engine: Engine
+    clock: Clock
+    world: distributed.World  # where it is several processes, the first alone writes
+
+
 def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS) -> TrainResult:
     """Train the fold or folds asked for and predict their held-out images.
 
     It can be stopped anywhere; the same call goes on from there. With MAX_HOURS it stops in time by
     itself, everything saved. WITH_PARENTS trains first what the row starts from and what gates it.
-    Raises InputError before any data is touched where a name is unknown.
+    Raises InputError before any data is touched where a name is unknown. Where RANK and WORLD_SIZE
+    are set, as torchrun sets them, it is one of several processes that train each fold together;
+    they must see the same working folder and cache.
     """
     clock = Clock(parameters.max_hours)
     decided = plan(parameters, rows)
@@ -72,36 +88,40 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
-        start.check(one, wanted, roots, among={c.run for c in chain})
-    chosen = engine(parameters.device, parameters.precision)
+    chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
+    with distributed.joined(chosen.device) as world:
+        session = _Session(roots, chosen, distributed.SharedClock(world, clock), world)
+        return _train_all(chain, wanted, session)
+
+
+def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Session) -> TrainResult:
+    """The runs of a chain, one after the other; the result is that of the last."""
+    among = {one.run for one in chain}
     for one in chain:
-        result = _train(one, wanted, roots, chosen, clock)
+        session.world.agreed(partial(start.check, one, wanted, session.roots, among))
+    for one in chain:
+        result = _train(one, wanted, session)
         print(result)
         if not result.complete:
+            decided = chain[-1]
             return replace(result, run=decided.run, finished=result.finished * (one is decided))
     return result
 
 
-def _train(
-    decided: TrainPlan,
-    wanted: Sequence[int],
-    roots: Sequence[Path],
-    chosen: Engine,
-    clock: Clock,
-) -> TrainResult:
+def _train(decided: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainResult:
     """The wanted folds of one run, one after the other."""
     for sentence in decided.says:
         print(sentence)
     print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
-    images = preparation.training_images(decided, roots)
+    images = session.world.agreed(lambda: preparation.training_images(decided, session.roots))
     finished = []
     for fold in wanted:
-        if not _one_fold(fold, decided, images, roots, chosen, clock):
+        if not _one_fold(fold, decided, images, session):
             break
         finished.append(fold)
-    return TrainResult(decided.run, roots[0], tuple(finished), tuple(wanted))
+    return TrainResult(decided.run, session.roots[0], tuple(finished), tuple(wanted))
 
 
 def check(decided: TrainPlan) -> None:
@@ -120,9 +140,7 @@ def _one_fold(
     fold: int,
     decided: TrainPlan,
     images: preparation.TrainingSet,
-    roots: Sequence[Path],
-    chosen: Engine,
-    clock: Clock,
+    session: _Session,
 ) -> bool:
     """Train one fold and predict its held-out images; False where the clock stopped it."""
     truth, row = images.truth, decided.experiment
@@ -134,15 +152,11 @@ def _one_fold(
             f"fold {fold} trains on one image, and a batch norm of {row.network} at {row.size} px "
             "needs two: give more images, or -p FREEZE_BATCH_NORM True"
         )
-    folder = runs.fold_folder(roots[0], decided.run, fold)
-    _take_over(folder, roots)
-    runs.settle_config(folder, decided, images.folds_digest)
-    try:
-        model, lineage = start.network(folder, decided, images, held, roots)
-    except InputError:
-        if not folder.last.exists():  # nothing began: no run stays behind for others to find
-            folder.config.unlink()
-        raise
+    folder = runs.fold_folder(session.roots[0], decided.run, fold)
+    session.world.agreed(lambda: _settle_folder(folder, decided, images, session.roots))
+    model, lineage = session.world.after_first(
+        lambda: _starting(folder, decided, images, held, session)
+    )
     job = Job(
         folder=folder,
         plan=decided,
@@ -151,10 +165,11 @@ def _one_fold(
         held_rows=held.nonzero()[0],
         truth=truth,
         lineage=lineage,
-        engine=chosen,
-        workers=predictions.workers(decided.parameters.workers, chosen),
+        engine=session.engine,
+        workers=predictions.workers(decided.parameters.workers, session.engine),
+        world=session.world,
     )
-    training = Training(job, model, clock)
+    training = Training(job, model, session.clock)
     if not training.run():
         return False
     best = training.position.kept[0]
@@ -162,17 +177,47 @@ def _one_fold(
         f"{folder.name}: ended after {training.position.ended}; best {decided.experiment.monitor} "
         f"{best['value']:.4f} in epoch {best['epoch']}"
     )
-    return _predict_held_out(job, training, clock)
+    return _predict_held_out(job, training, session.clock)
+
+
+def _settle_folder(
+    folder: FoldFolder,
+    decided: TrainPlan,
+    images: preparation.TrainingSet,
+    roots: Sequence[Path],
+) -> None:
+    _take_over(folder, roots)
+    runs.settle_config(folder, decided, images.folds_digest)
+
+
+def _starting(
+    folder: FoldFolder,
+    decided: TrainPlan,
+    images: preparation.TrainingSet,
+    held: np.ndarray,
+    session: _Session,
+) -> tuple[nn.Module, Lineage]:
+    try:
+        return start.network(folder, decided, images, held, session.roots)
+    except InputError:
+        # Nothing began: no run stays behind for others to find.
+        if session.world.first and not folder.last.exists():
+            folder.config.unlink()
+        raise
 
 
 def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
     """oof.zip by the kept checkpoints, oof_last.zip by the last EMA weights that nothing chose."""
     kept = [job.folder.best(k["epoch"]) for k in training.position.kept]
     for target, sources in ((job.folder.oof, sorted(kept)), (job.folder.oof_last, None)):
-        meta = predictions.describe(
-            job.folder, training.row, sources or [job.folder.last], job.lineage
-        )
-        if predictions.already(target, meta, len(job.held_rows)):
+        # The first rank's, once it has written all that it describes.
+        meta = job.world.agreed(
+            partial(
+                predictions.describe,
+                job.folder, training.row, sources or [job.folder.last], job.lineage,
+            )
+        )  # fmt: skip
+        if job.world.agreed(partial(predictions.already, target, meta, len(job.held_rows))):
             continue
         looks = len(tta.views(training.row.tta)) * len(sources or [1])
         needed = training.position.history[-1]["val_seconds"] * looks
@@ -184,7 +229,7 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
             else [training.ema.model]
         )
         where = (job.prepared, job.held_rows, job.engine, job.workers)
-        predictions.write(target, models, training.row, *where, meta)
+        predictions.write(target, models, training.row, *where, meta, world=job.world)
     return True
 
 

@@ -4,75 +4,48 @@ An epoch's order is a function of (seed, epoch) and of how hard each image was b
 augmentation of (seed, epoch, image), the learning rate of the epochs done. So a checkpoint holds
 weights, optimiser, scaler, EMA, random states, hardness and a position (epoch, optimiser step), and
 a run that goes on from it computes what an unbroken one would have.
+
+Several processes may train one fold together (`distributed`). All of them hold the same weights and
+the same position; the first alone writes, and what time or a disk decides it decides for all.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from kernel_lib import checkpoints, files
-from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
-from kernel_lib.engine import Engine, random_states, restore_random_states, seed_everything
+from kernel_lib.engine import random_states, restore_random_states, seed_everything
 from kernel_lib.inference import tta
-from kernel_lib.models import losses, networks
-from kernel_lib.plan import TrainPlan
+from kernel_lib.models import losses, networks, sync_norm
 from kernel_lib.progress import bar
-from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.runs import FoldFolder
 from kernel_lib.training import sampling, schedule
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema
-from kernel_lib.training.hardness import hardness_of
+from kernel_lib.training.job import Job, Position
+from kernel_lib.training.step import Step, shares
 from kernel_lib.training.validation import better, validate
-
-
-@dataclass
-class Position:
-    """Where a training stands, and what it has seen of itself so far."""
-
-    epoch: int = 0  # epochs completed
-    step: int = 0  # optimiser steps done in the present epoch
-    loss_sum: float = 0.0  # Σ loss · images of the present epoch
-    images: int = 0
-    seconds: float = 0.0  # spent in the present epoch, over all sessions
-    history: list[dict] = field(default_factory=list)  # one log line an epoch
-    kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
-    ended: str = ""  # why training is over, once it is
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that the training of one fold needs."""
-
-    folder: FoldFolder
-    plan: TrainPlan
-    prepared: Prepared
-    train_rows: np.ndarray
-    held_rows: np.ndarray
-    truth: pd.DataFrame  # by cache row: rle, height, width, positive (has a pneumothorax)
-    lineage: Lineage  # the past of the weights it ends with
-    engine: Engine
-    workers: int
 
 
 class Training:
     """One fold's training, from wherever it stands."""
 
     def __init__(self, job: Job, start: nn.Module, clock: Clock) -> None:
-        """`start` is the network with its starting weights, used only where no checkpoint is."""
-        self.job, self.clock = job, clock
+        """`start` is the network with its starting weights, used only where no checkpoint is.
+
+        It, and what the clock says, must be the same on every rank (`distributed.SharedClock`).
+        """
+        self.job, self.clock, self.world = job, clock, job.world
         self.row = job.plan.experiment
         self.seed = job.plan.parameters.seed
-        self.loss = losses.of_row(self.row)
         self.key = better(self.row.monitor)
         self.views = tta.views("none")
         self.model = start.to(job.engine.device)
@@ -81,21 +54,22 @@ class Training:
         )
         self.scaler = torch.amp.GradScaler(job.engine.device.type, enabled=job.engine.scales)
         self.ema = Ema(self.model, self.row.ema_decay)
+        if self.world.size > 1 and not self.row.freeze_batch_norm:
+            sync_norm.synchronise(self.model)
+        self.step = Step(job, self.model, self.optimizer, self.scaler)
         self.position = Position()
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session
         self.saved_at = clock.spent()
         self.images = TrainingImages(job.prepared, self.row.augment, self.seed)
-        self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))
         # By cache row: as it is now, and as it was when the present epoch began.
         self.hardness = torch.full((len(job.truth),), sampling.UNSEEN)
         self.hardness_before = self.hardness.clone()
         # The same dropout whether the weights were drawn here or loaded.
-        seed_everything(self.seed, job.plan.parameters.deterministic)
-        if job.folder.last.exists():
+        seed_everything(self.world.seed(self.seed), job.plan.parameters.deterministic)
+        if self.world.agreed(job.folder.last.exists):
             self._load()
-        else:
-            for stray in job.folder.kept():  # of a training whose last.pt was deleted
-                stray.unlink()
+        if self.world.first:
+            self._settle_files()
 
     def run(self) -> bool:
         """Train to the end, or to the clock's limit; whether the end was reached."""
@@ -114,12 +88,15 @@ class Training:
         if row.freeze_batch_norm:
             for norm in networks.batch_norms(self.model):
                 norm.eval()
-        batches = [batch.tolist() for step in steps[at.step :] for batch in step]
+        mine = shares(steps[at.step :], self.world)
         stream = iter(
-            training_loader(self.images, batches, self.job.workers, device.device.type == "cuda")
+            training_loader(self.images, mine, self.job.workers, device.device.type == "cuda")
         )
         title = f"{self.job.folder.name} epoch {at.epoch + 1}/{row.epochs}"
-        with bar(total=len(steps), initial=at.step, desc=title, unit="step", leave=False) as shown:
+        with bar(
+            total=len(steps), initial=at.step, desc=title, unit="step", leave=False,
+            disable=not self.world.first,
+        ) as shown:  # fmt: skip
             for number, step in enumerate(steps[at.step :], start=at.step):
                 if not self.clock.allows(self.slowest):
                     self._save()
@@ -142,43 +119,15 @@ class Training:
         rows = self.job.train_rows
         return sampling.Shown(
             rows=rows,
-            positive=self.positive.numpy()[rows] > 0,
+            positive=self.job.truth["positive"].to_numpy()[rows] > 0,
             hardness=self.hardness_before.numpy()[rows],
             epoch=self.position.epoch,
             epochs=self.row.epochs,
         )
 
     def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
-        """One optimiser step over a group of batches, each weighted by its share of the images.
-
-        A last, shorter group, or batch, so counts every one of its images alike.
-        """
-        total = sum(len(batch) for batch in step)
-        for _ in step:
-            images, masks, rows = next(stream)
-            with self.job.engine.autocast():
-                output = self.model(self.job.engine.to_device(images))
-            target = self.job.engine.to_device(masks)
-            labels = self.positive[rows].to(self.job.engine.device)
-            loss = self.loss(output, target, labels)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                ids = self.job.prepared.table["image_id"].iloc[rows.tolist()].tolist()
-                raise FloatingPointError(
-                    f"the loss is {value} in epoch {self.position.epoch + 1} on {', '.join(ids)}: "
-                    "lower LR, or -p PRECISION float32; the last checkpoint is intact"
-                )
-            self.scaler.scale(loss * (len(images) / total)).backward()
-            if self.row.sampling in sampling.BY_HARDNESS:
-                self.hardness[rows] = hardness_of(output, target, labels).cpu()
-            self.position.loss_sum += value * len(images)
-            self.position.images += len(images)
-        if self.row.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.row.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        """One optimiser step over a group of batches, and what follows from new weights."""
+        self.step.take(stream, step, self.position, self.hardness)
         self.ema.update(self.model)
 
     def _end_epoch(self) -> bool:
@@ -209,21 +158,24 @@ class Training:
         self.hardness_before = self.hardness.clone()
         at.ended = self._why_ended()
         self._save()
-        for old in dropped:  # only once no checkpoint speaks of them
-            self.job.folder.best(old["epoch"]).unlink(missing_ok=True)
+        if self.world.first:
+            for old in dropped:  # only once no checkpoint speaks of them
+                self.job.folder.best(old["epoch"]).unlink(missing_ok=True)
         return True
 
     def _validate(self) -> dict[str, float]:
         job, on_gpu = self.job, self.job.engine.device.type == "cuda"
-        held = PlainImages(job.prepared, job.held_rows)
+        batch_size = 2 * self.row.batch_size
+        held = PlainImages(job.prepared, self.world.batches(job.held_rows, batch_size))
         return validate(
             self.ema.model,
-            plain_loader(held, 2 * self.row.batch_size, job.workers, on_gpu),
+            plain_loader(held, batch_size, job.workers, on_gpu),
             job.prepared.mask,
             job.truth,
-            self.loss,
+            losses.of_row(self.row),
             self.views,
             job.engine,
+            self.world,
         )
 
     def _keep(self, line: dict) -> bool:
@@ -238,8 +190,9 @@ class Training:
         at.kept.sort(key=lambda k: (-self.key(k["value"]), k["epoch"]))
         if all(k["epoch"] != epoch for k in at.kept[: self.row.keep]):
             return False
-        state = {"model": self.ema.model.state_dict(), **line}
-        checkpoints.save(self.job.folder.best(epoch), state, self.job.lineage)
+        if self.world.first:
+            state = {"model": self.ema.model.state_dict(), **line}
+            checkpoints.save(self.job.folder.best(epoch), state, self.job.lineage)
         return True
 
     def _why_ended(self) -> str:
@@ -252,19 +205,22 @@ class Training:
 
     def _save(self) -> None:
         """Write last.pt, then the log that it implies."""
+        random = self.world.gathered(random_states())  # also: every rank has come this far
+        self.saved_at = self.clock.spent()
+        if not self.world.first:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict(),
             "hardness": {"now": self.hardness, "before": self.hardness_before},
-            "random": random_states(),
+            "random": random,  # by rank
             "position": asdict(self.position),
             "threads": torch.get_num_threads(),
         }
         checkpoints.save(self.job.folder.last, state, self.job.lineage)
         write_log(self.job.folder, self.position.history)
-        self.saved_at = self.clock.spent()
 
     def _same_threads(self, before: int) -> None:
         """Go on with as many threads as before: on a CPU another number is another result."""
@@ -285,12 +241,30 @@ class Training:
         self.ema.load_state_dict(state["ema"])
         self.hardness, self.hardness_before = (state["hardness"][k] for k in ("now", "before"))
         self.position = Position(**state["position"])
-        restore_random_states(state["random"])
+        self._restore_random(state["random"])
         self._same_threads(state["threads"])
+
+    def _restore_random(self, states: list[dict]) -> None:
+        """Each rank goes on with its own random states; one that was not there draws anew."""
+        at, world = self.position, self.world
+        if world.rank < len(states):
+            restore_random_states(states[world.rank])
+        else:
+            fresh = world.seed(self.seed, at.epoch, at.step)
+            seed_everything(fresh, self.job.plan.parameters.deterministic)
+        if world.size != len(states):
+            print(
+                f"note: {self.job.folder.name} goes on in {world.size} processes, before "
+                f"{len(states)}: the batches are the same, dropout and the last digits are not"
+            )
+
+    def _settle_files(self) -> None:
+        """What lies beside last.pt says no more than it does: after a kill there may be more."""
         kept = {self.job.folder.best(k["epoch"]) for k in self.position.kept}
         for stray in set(self.job.folder.kept()) - kept:  # of an epoch that will come again
             stray.unlink()
-        write_log(self.job.folder, self.position.history)
+        if self.job.folder.last.exists():
+            write_log(self.job.folder, self.position.history)
 
 
 def write_log(folder: FoldFolder, history: Iterable[dict]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from kernel_lib.inference import maps
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
 from kernel_lib.models.losses import RowLoss
+from kernel_lib.models.networks import Logits
 from kernel_lib.postprocess import thresholds
 from kernel_lib.postprocess.metrics import auc
+from kernel_lib.training.distributed import ALONE, World
 
 HALF = thresholds.Triplet(top=0.5, min_area_px=0, bottom=0.5)
 # What may be monitored: whether more is better, and what the network must give for it.
@@ -63,6 +66,7 @@ def validate(
     loss: RowLoss,
     views: Sequence[View],
     engine: Engine,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Score a model on images that it did not train on.
 
@@ -72,23 +76,50 @@ def validate(
     dice_half, at p > 0.5; dice_nonempty, the same over images with a mask (0 where there are none).
     With a label: auc of "has a pneumothorax" (0.5 where all images are of one kind). With both:
     dice_gated, as dice with the best label threshold before the rule.
+    Of several ranks each gives a loader of its own batches (`World.batches`) and gets all scores.
     """
     model.eval()
-    losses, pairs, labels, positive = 0.0, [], [], []
-    for levels, rows in loader:
-        logits = mean_logits(model, engine.to_device(levels), views, engine)
-        images = truth.loc[rows.tolist()]
-        target = torch.from_numpy(np.stack([masks(int(r)) for r in rows])).unsqueeze(1)
-        has_mask = torch.from_numpy(images["positive"].to_numpy(dtype=np.float32))
-        value = loss(logits, engine.to_device(target), has_mask.to(engine.device))
-        losses += float(value) * len(rows)
-        batch_labels = _probabilities(logits.label)
-        if logits.mask is not None:
-            level_maps = maps.quantise(_probabilities(logits.mask.squeeze(1)))  # (B, S, S)
-            pairs += _statistics(level_maps, images, batch_labels)
-        labels += [] if batch_labels is None else batch_labels.tolist()
-        positive += images["positive"].tolist()
-    scores = {"val_loss": losses / len(positive)}
+
+    def looks() -> Iterator[_Look]:
+        for levels, rows in loader:
+            logits = mean_logits(model, engine.to_device(levels), views, engine)
+            images = truth.loc[rows.tolist()]
+            target = torch.from_numpy(np.stack([masks(int(r)) for r in rows])).unsqueeze(1)
+            has_mask = torch.from_numpy(images["positive"].to_numpy(dtype=np.float32))
+            value = loss(logits, engine.to_device(target), has_mask.to(engine.device))
+            yield _look(logits, float(value), images)
+
+    found = list(world.in_turns(looks(), len(loader)))
+    return world.agreed(lambda: _scores(found))
+
+
+class _Look(NamedTuple):
+    """What validation keeps of one batch."""
+
+    loss: float
+    pairs: list[thresholds.Statistics]  # none from a classifier
+    labels: list[float]  # none without a label head
+    positive: list[bool]  # of each image
+
+
+def _look(logits: Logits, loss: float, images: pd.DataFrame) -> _Look:
+    labels, pairs = _probabilities(logits.label), []
+    if logits.mask is not None:
+        level_maps = maps.quantise(_probabilities(logits.mask.squeeze(1)))  # (B, S, S)
+        pairs = _statistics(level_maps, images, labels)
+    given = [] if labels is None else labels.tolist()
+    return _Look(loss, pairs, given, images["positive"].tolist())
+
+
+def _scores(looks: list[_Look]) -> dict[str, float]:
+    pairs, labels, positive = (
+        [one for look in looks for one in getattr(look, name)]
+        for name in ("pairs", "labels", "positive")
+    )
+    total = 0.0
+    for look in looks:
+        total += look.loss * len(look.positive)
+    scores = {"val_loss": total / len(positive)}
     if pairs:
         scores |= _mask_scores(pairs, gated=bool(labels))
     if labels:
@@ -103,11 +134,13 @@ def _probabilities(logits: torch.Tensor | None) -> np.ndarray | None:
 
 def _statistics(
     level_maps: np.ndarray, images: pd.DataFrame, labels: np.ndarray | None
-) -> Iterable[thresholds.Statistics]:
+) -> list[thresholds.Statistics]:
     each = [None] * len(images) if labels is None else labels
     shown = images[["rle", "height", "width"]].itertuples(index=False, name=None)
-    for level_map, (mask_rle, height, width), label in zip(level_maps, shown, each, strict=True):
-        yield maps.statistics(level_map, mask_rle, (height, width), label)
+    return [
+        maps.statistics(level_map, mask_rle, (height, width), label)
+        for level_map, (mask_rle, height, width), label in zip(level_maps, shown, each, strict=True)
+    ]
 
 
 def _mask_scores(pairs: list[thresholds.Statistics], gated: bool) -> dict[str, float]:

@@ -166,7 +166,8 @@ def _plateau_read(plateau: Mapping[str, Any] | None) -> str:
 
 
 def _rule(triplet: Any) -> str:
-    return f"top {triplet.top:.3f}, {triplet.min_area_px:,} px, bottom {triplet.bottom:.3f}"
+    label = "" if triplet.label is None else f"label {triplet.label:.3f}, "
+    return f"{label}top {triplet.top:.3f}, {triplet.min_area_px:,} px, bottom {triplet.bottom:.3f}"
 
 
 def share_nonempty(oof: Any, test: Any = None) -> Picture:

@@ -308,3 +308,15 @@ def test_every_real_row_decodes_and_encodes_back(real_rows):
         flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(np.int8)
         edges = np.flatnonzero(np.diff(flat))
         np.testing.assert_array_equal(edges, runs.cumsum(axis=1).ravel())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 2**32 - 1),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_shared_pixels_of_runs_are_those_of_masks(shape: tuple, seed: int, shares: tuple) -> None:
+    random = np.random.default_rng(seed)
+    first, second = (random.random(shape) < share for share in shares)
+    assert rle.shared_px(rle.runs_of(first), rle.runs_of(second)) == (first & second).sum()

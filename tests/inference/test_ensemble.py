@@ -11,10 +11,12 @@ import pytest
 from kernel_lib import files, runs
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
+from kernel_lib.inference import combine, maps, members, recipes
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
 from kernel_lib.inference.ensemble import Ensemble, Member
+from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess.ways import Choice
 from kernel_lib.runs import Lineage
 
 SIZE = 16
@@ -57,9 +59,13 @@ def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> 
     maps.write(runs.fold_folder(root, run, fold).test, predictions, meta)
 
 
+def gather(roots: list[Path], names: list[str]) -> Ensemble:
+    return members.gather(roots, recipes.of_runs(names))
+
+
 def test_one_run_is_an_ensemble_of_one(tmp_path):
     make_run(tmp_path, "a", table())
-    ensemble = Ensemble.gather([tmp_path], ["a"], None)
+    ensemble = gather([tmp_path], ["a"])
     assert ensemble == Ensemble(
         name="a", members=(Member(run="a", folds=(0, 1)),), folds_digest="d"
     )
@@ -71,23 +77,23 @@ def test_only_folds_that_all_members_have_speak(tmp_path):
     make_run(tmp_path, "a", table(), folds=(0, 1))
     make_run(tmp_path, "b", table(), folds=(1,))
     make_run(tmp_path, "c", table(), folds=(0,))
-    ensemble = Ensemble.gather([tmp_path], ["a", "b"], None)
+    ensemble = gather([tmp_path], ["a", "b"])
     assert (ensemble.name, ensemble.folds) == ("a+b", (1,))
     with pytest.raises(InputError, match="the runs b, c have no fold in common"):
-        Ensemble.gather([tmp_path], ["b", "c"], None)
+        gather([tmp_path], ["b", "c"])
 
 
 def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
     files.write_json(runs.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
     with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
-        Ensemble.gather([tmp_path], ["a"], None)
+        gather([tmp_path], ["a"])
 
 
 def test_runs_of_different_folds_files_do_not_mix(tmp_path):
     make_run(tmp_path, "a", table(), digest="one")
     make_run(tmp_path, "b", table(), digest="two")
     with pytest.raises(InputError, match="a/fold0 and b/fold0 were trained on different folds"):
-        Ensemble.gather([tmp_path], ["a", "b"], None)
+        gather([tmp_path], ["a", "b"])
 
 
 def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_path):
@@ -98,7 +104,7 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
         folds_digest="d",
         members=(Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=3.0)),
     )
-    found = ensembles.out_of_fold(ensemble, [tmp_path], drawn)
+    found = out_of_fold(ensemble, [tmp_path], drawn)
     assert found.honest
     assert found.table["image_id"].tolist() == ["i0", "i2", "i4", "i1", "i3", "i5"]
     for row, image in enumerate(found.table.itertuples()):
@@ -110,20 +116,20 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
 
 def test_images_that_could_not_be_read_are_left_out(tmp_path):
     make_run(tmp_path, "a", table().iloc[:5])
-    ensemble = Ensemble.gather([tmp_path], ["a"], None)
-    found = ensembles.out_of_fold(ensemble, [tmp_path], table())
+    ensemble = gather([tmp_path], ["a"])
+    found = out_of_fold(ensemble, [tmp_path], table())
     assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
 
 
 def test_a_member_that_lacks_an_image_is_refused(tmp_path):
     make_run(tmp_path, "a", table()), make_run(tmp_path, "b", table().iloc[:5])
-    ensemble = Ensemble.gather([tmp_path], ["a", "b"], None)
+    ensemble = gather([tmp_path], ["a", "b"])
     with pytest.raises(InputError, match="holds no map of image i5"):
-        ensembles.out_of_fold(ensemble, [tmp_path], table())
+        out_of_fold(ensemble, [tmp_path], table())
 
 
 def masks_of(ensemble: Ensemble, root: Path, images: pd.DataFrame, rule=RULE) -> dict:
-    return dict(ensembles.test_masks(ensemble, [root], images, rule))
+    return dict(combine.test_masks(ensemble, [root], images, Choice(rule)))
 
 
 def flat(value: int) -> np.ndarray:
@@ -172,9 +178,9 @@ def test_weights_count_on_test_images_as_on_held_out_ones(tmp_path):
             make_test(tmp_path, run, fold, {"t0": flat(value)})
     images = pd.DataFrame({"image_id": ["t0"], "height": 20, "width": 20})
     for weight, expected in ((1.0, 1), (3.0, 0)):  # 150, and 105
-        members = (Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=weight))
-        for combine in ("mean", "vote"):
-            ensemble = Ensemble(name="x", folds_digest="d", members=members, combine=combine)
+        pair = (Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=weight))
+        for how in ("mean", "vote"):
+            ensemble = Ensemble(name="x", folds_digest="d", members=pair, combine=how)
             assert (masks_of(ensemble, tmp_path, images)["t0"] == expected).all()
 
 
@@ -201,14 +207,14 @@ def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
         ensembles.find([tmp_path], "c")
     found = ensembles.find([tmp_path], "b")
     assert found.name == "b"
-    assert ensembles.read_rule(found)[0] == RULE
+    assert ensembles.read_choice(found)[0] == Choice(RULE)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"rule": {"top": 2}}', "[]"])
 def test_a_damaged_rule_is_named_with_the_stage(tmp_path, content):
     (tmp_path / "thresholds.json").write_text(content)
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
-        ensembles.read_rule(tmp_path)
+        ensembles.read_choice(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"name": "x", "members": []}'])

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
@@ -142,19 +140,6 @@ def test_a_sample_of_another_competition_is_an_error(tmp_path: Path, sample: Pat
         submission.validate(sample, put(tmp_path / "other.csv", "id,target\n1,2\n"))
     with pytest.raises(InputError, match="names no image"):
         submission.validate(sample, [])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    seed=st.integers(0, 2**32 - 1),
-    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-)
-def test_intersection_of_runs_is_that_of_masks(shape: tuple, seed: int, shares: tuple) -> None:
-    random = np.random.default_rng(seed)
-    first, second = (random.random(shape) < share for share in shares)
-    runs = rle.runs_of(first), rle.runs_of(second)
-    assert submission.intersection_px(*runs) == (first & second).sum()
 
 
 def test_score_is_the_mean_dice_of_the_masks(tmp_path: Path) -> None:

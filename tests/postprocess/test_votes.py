@@ -131,7 +131,7 @@ def test_a_number_that_cannot_agree_is_refused(vote, k):
 def test_dice_of_runs_is_that_of_masks(masks):
     one, other = (rle.runs_of(mask) for mask in masks)
     assert votes.dice(one, other) == metrics.dice(*masks)
-    assert votes.shared_px(one, other) == np.count_nonzero(masks[0] & masks[1])
+    assert rle.shared_px(one, other) == np.count_nonzero(masks[0] & masks[1])
 
 
 def test_dice_by_hand():

@@ -85,6 +85,31 @@ def test_a_row_is_trained_predicted_searched_and_submitted(place, name):
     assert len(submission.read(submitted.submission)) == 3
 
 
+def test_rows_of_every_network_speak_together(place):
+    """Those of the test above, of one folds file: as a mean, and as a vote of finished masks."""
+    names = [
+        "UNetResNet34_512_v1", "deeplabv3plus_resnet_512_v1", "attention_UNetResNet34_512_v1",
+        "multitask_UNetResNet34_512_v1", "deep_supervision_UNetResNet34_512_v1",
+    ]  # fmt: skip
+    trained = [train_stage.run(parameters(place, name)).run for name in names]
+    for combine in ("mean", "member_vote", "member_union"):
+        found = thresholds_stage.run(
+            ThresholdsParameters(
+                runs=",".join(trained), ensemble=combine, combine=combine, bootstrap=100,
+                work_dir=str(place / "work"),
+            )
+        )  # fmt: skip
+        assert found.past_known
+        assert 0 < found.honest.honest.dice <= 1
+        submitted = inference_stage.run(
+            InferenceParameters(
+                ensemble=combine, data_dir=str(place / "data"), threads=1, device="cpu",
+                work_dir=str(place / "work"), cache_dir=str(place / "cache"),
+            )
+        )  # fmt: skip
+        assert len(submission.read(submitted.submission)) == 3
+
+
 def test_a_child_without_its_parent_says_how_to_make_it(place):
     words = (
         r"starts from fold 0 of UNetResNet34_512_v1_size64.*is not finished here.*train it first "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -102,6 +103,14 @@ def test_learning_curves_of_one_epoch_and_of_lines_that_lack_keys() -> None:
 @pytest.mark.parametrize("logs", [{}, {"fold0": []}])
 def test_learning_curves_of_nothing(logs: dict) -> None:
     nothing(figures.learning_curves(logs))
+
+
+def test_threshold_surface_tells_the_label_s_threshold() -> None:
+    gated = [replace(one, label=200 * bool(one.hist_true.any())) for one in stats_of(12)]
+    blurred = [replace(one, hist_all=gated[0].hist_all) for one in gated]  # all look alike
+    result = search(blurred)
+    assert result.chosen.label is not None
+    assert f"label {result.chosen.label:.3f}, top" in drawn(figures.threshold_surface(result))
 
 
 @pytest.mark.parametrize("n", [30, 1])

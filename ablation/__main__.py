@@ -1,0 +1,97 @@
+"""The claims of the notes, tried on phantoms.
+
+python -m ablation run [--quick] [--seeds 3]    train what is not done yet, and write the table
+python -m ablation table [--quick]              the table of what is done
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from ablation import arms, runner, setting, table
+from ablation.claims import SECTIONS
+from ablation.setting import Place, Setting
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = Path("docs") / "results.md"
+QUICK_ARMS = ("unet", "unet_hflip", "unet_single_rule", "lovasz", "deeplab", "two_networks")
+
+
+class Commands(click.Group):
+    """Commands whose InputErrors are read as one clear line, not as a traceback."""
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except InputError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The claims of the notes, tried on phantoms."""
+
+
+QUICK = click.option("--quick", is_flag=True, help="A few tiny arms; the table is only printed.")
+SEEDS = click.option("--seeds", type=int, help="How many seeds: 3, or 1 of --quick.")
+FOLDER = click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Results.")
+
+
+@main.command()
+@QUICK
+@SEEDS
+@FOLDER
+@click.option("--at-once", default=2, show_default=True, help="Arms trained side by side.")
+def run(quick: bool, seeds: int | None, folder: Path | None, at_once: int) -> None:
+    """Train what is not done yet, and write the table; stopped, it goes on when called again."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: they share the cores
+    chosen, how, place, wanted = _what(quick, seeds, folder)
+    runner.settle(chosen, how, place)
+    if not quick:
+        runner.settle_gpu(EXPERIMENTS["UNetResNet34_512_v1"], place)
+    _write(quick, runner.run(chosen, wanted, how, place, at_once=at_once), how)
+
+
+@main.command("table")
+@QUICK
+@SEEDS
+@FOLDER
+def write_table(quick: bool, seeds: int | None, folder: Path | None) -> None:
+    """Write the table of what is done so far."""
+    chosen, how, place, wanted = _what(quick, seeds, folder)
+    _write(quick, runner.of_plan(chosen, wanted, how, place), how)
+
+
+def _what(
+    quick: bool, seeds: int | None, folder: Path | None
+) -> tuple[dict[str, arms.Arm], Setting, Place, tuple[int, ...]]:
+    place = Place((folder or ROOT / "ablation-results" / ("quick" if quick else "full")).resolve())
+    if not quick:
+        return arms.build(), setting.FULL, place, runner.seeds(seeds or 3)
+    tiny = arms.BASELINE.differing(name="unet", size=64, epochs=6, min_epochs=3)
+    every = arms.build(tiny, (64, 96, 128))
+    return (
+        {name: every[name] for name in QUICK_ARMS},
+        setting.QUICK,
+        place,
+        runner.seeds(seeds or 1),
+    )
+
+
+def _write(quick: bool, lines: list[runner.Line], how: Setting) -> None:
+    sections = table.known(SECTIONS, {line["arm"] for line in lines}) if quick else SECTIONS
+    section = table.render(table.Results(lines), how, sections)
+    if quick:
+        click.echo(section)
+        return
+    table.write(ROOT / DOCUMENT, section)
+    click.echo(f"written into {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()

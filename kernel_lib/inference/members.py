@@ -1,0 +1,139 @@
+"""From a recipe to an ensemble: whose folds are there, what gates, and who may not take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kernel_lib import runs
+from kernel_lib.errors import InputError
+from kernel_lib.inference.ensemble import Ensemble, Member
+from kernel_lib.inference.recipes import Recipe, require
+from kernel_lib.runs import FoldFolder
+
+LONGEST_NAME = 200  # file systems take 255 bytes
+
+
+def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> Ensemble:
+    """The ensemble of a recipe's runs, with every fold whose held-out images are predicted.
+
+    Raises InputError where a run is not there, is none that draws masks of the competition's
+    images, has no such fold, or folds files differ: a fold of one run would then hold images that
+    another has trained on. Also where a gate is asked for and nothing says a label.
+    """
+    require(recipe, roots)
+    names = [member.name for member in recipe.members]
+    found = {run: _predicted(roots, run) for run in names}
+    rows = {run: _row(folders) for run, folders in found.items()}
+    for run, row in rows.items():
+        _refuse_maskless(run, row)
+    gate, gate_runs = _gate(recipe.gate, rows)
+    gates = {run: _gate_folds(roots, run, rows) for run in gate_runs}
+    weights = [member.weight for member in recipe.members]
+    name = name or "+".join(names)
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"the runs' names joined have {len(name)} characters, too many for a folder: "
+            "name the ensemble with -p ENSEMBLE"
+        )
+    ensemble = Ensemble(
+        name=name,
+        members=tuple(
+            Member(run=run, folds=tuple(found[run]), weight=weight)
+            for run, weight in zip(names, weights, strict=True)
+        ),
+        combine=recipe.combine,
+        gate=gate,
+        gate_members=tuple(Member(run=run, folds=tuple(gates[run])) for run in gates),
+        folds_digest=_one_digest(found | gates),
+    )
+    if not ensemble.folds:
+        raise InputError(f"the runs {', '.join([*names, *gates])} have no fold in common")
+    for member in ensemble.everyone:
+        if alone := sorted(set(member.folds) - set(ensemble.folds)):
+            print(f"note: folds {alone} of {member.run} stay out: not every run has them")
+    return ensemble
+
+
+def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldFolder]:
+    """The folds of a run whose held-out images are predicted; InputError where there is none."""
+    folds = {
+        k: f for k, f in runs.find(roots, run).items() if f.oof.is_file() and f.oof_last.is_file()
+    }
+    if not folds:
+        raise InputError(
+            f"run {run} has no held-out predictions yet: finish its training, which "
+            "writes runs/<run>/fold<k>/oof.zip"
+        )
+    return folds
+
+
+def _row(folders: Mapping[int, FoldFolder]) -> dict[str, Any]:
+    """The row that a run was trained by, as its config.json has it."""
+    return next(iter(folders.values())).read_config().get("experiment", {})
+
+
+def _one_digest(found: Mapping[str, Mapping[int, FoldFolder]]) -> str:
+    """The digest of the folds file that all were trained on; InputError where there are two."""
+    digests: dict[str, str] = {}
+    for folds in found.values():
+        for folder in folds.values():
+            digests.setdefault(folder.read_config()["folds_digest"], folder.name)
+    if len(digests) > 1:
+        raise InputError(
+            f"{' and '.join(digests.values())} were trained on different folds files: an "
+            "ensemble needs one; train them again in one WORK_DIR"
+        )
+    return next(iter(digests))
+
+
+def _refuse_maskless(run: str, row: Mapping[str, Any]) -> None:
+    """Refuse a run that draws no masks of the competition's images."""
+    if row.get("images") == "nih":
+        raise InputError(
+            f"run {run} was trained on NIH images and predicts none of the competition's: name the "
+            "run of masks that starts from it"
+        )
+    if row.get("network") == "Classifier":
+        raise InputError(
+            f"run {run} is a classifier and draws no masks: name the run of masks whose row has it "
+            "as its gate, and its label gates them"
+        )
+
+
+def _gate(asked: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
+    """What gates, and the classifiers' runs whose label it is: none where it is the members' own.
+
+    `auto` gates by the label where a member's row names a classifier, or was scored by a dice in
+    which its own label gates the mask.
+    """
+    named = tuple(dict.fromkeys(row["gate"] for row in rows.values() if row.get("gate")))
+    mute = [run for run, row in rows.items() if not row.get("label_weight")]
+    gated = [run for run, row in rows.items() if row.get("monitor") == "dice_gated"]
+    if asked == "auto":
+        asked = "label" if named or (gated and not mute) else "none"
+        if asked == "none" and gated:
+            print(f"note: {gated[0]} was scored with its label as a gate, but {mute[0]} has none: "
+                  "no gate; -p GATE sum gates by the maps' own sums")  # fmt: skip
+    if asked != "label":
+        return asked, ()
+    if not named and mute:
+        raise InputError(
+            f"GATE label, but {mute[0]} has no label head and its row names no classifier: leave "
+            "it out, or -p GATE sum, or -p GATE none"
+        )
+    return asked, named
+
+
+def _gate_folds(
+    roots: Sequence[Path], run: str, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[int, FoldFolder]:
+    """The predicted folds of a classifier's run; InputError saying who needs it and the mend."""
+    if not runs.find(roots, run):
+        needs = next(name for name, row in rows.items() if row.get("gate") == run)
+        raise InputError(
+            f"{needs} is gated by the run {run}, which is not there: train it, or {needs} again "
+            "with -p WITH_PARENTS True, which trains what is missing; or -p GATE none"
+        )
+    return _predicted(roots, run)

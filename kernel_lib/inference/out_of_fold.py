@@ -1,0 +1,150 @@
+"""Held-out images as the members that never saw them predict them, for whatever is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.data import rle
+from kernel_lib.errors import InputError
+from kernel_lib.inference import maps
+from kernel_lib.inference.combine import vote
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.speakers import Speakers, open_speakers
+from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess.thresholds import Stacked, Triplet
+from kernel_lib.progress import bar
+from kernel_lib.runs import Lineage
+
+
+class OutOfFold:
+    """Every held-out image with what the members of its fold say; rows are those of `table`."""
+
+    def __init__(
+        self, ensemble: Ensemble, table: pd.DataFrame, speakers: Mapping[int, Speakers],
+        honest: bool,
+    ) -> None:  # fmt: skip
+        self.ensemble = ensemble
+        self.table = table  # image_id, fold, group, height, width, area_px, rle
+        self.speakers = speakers  # by fold
+        self.honest = honest  # False: some member's past is unknown
+        self._kept: dict[tuple[float, ...], Stacked] = {}
+
+    @property
+    def stats(self) -> Stacked:
+        """Statistics of every image under the members' own weights, labels as models say them."""
+        return self.statistics(self.ensemble.weights)
+
+    def statistics(self, weights: Sequence[float]) -> Stacked:
+        """The same under other weights, 0 for who is silent; each weighting is computed once."""
+        weights = tuple(weights)
+        if weights not in self._kept:
+
+            def one(image: Any) -> thresholds.Statistics:
+                speakers = self.speakers[image.fold]
+                level_map = speakers.level_map(image.image_id, weights)
+                label = speakers.label(image.image_id, weights)
+                shape = (image.height, image.width)
+                return maps.statistics(level_map, image.rle, shape, label)
+
+            stats = thresholds.stack(self._each(range(len(self.table)), one, "maps"))
+            # Half the memory: greedy keeps one of these for each mean that it tries.
+            small = {k: getattr(stats, k).astype(np.int32) for k in ("hist_all", "hist_true")}
+            self._kept[weights] = replace(stats, **small)
+        stats = self._kept[weights]
+        large = {k: getattr(stats, k).astype(np.int64) for k in ("hist_all", "hist_true")}
+        return replace(stats, **large)
+
+    def gated(self, weights: Sequence[float]) -> Stacked:
+        """As `statistics`, with the label that gates: where the sum does, the map's own."""
+        stats = self.statistics(weights)
+        return thresholds.gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
+
+    def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
+        """For rows (N,) and each k of 1…n members, what their vote shares with the truth, its area.
+
+        Shapes: rules one a member; the result (N, n, 2) int64 px.
+        """
+        draw = vote(self.ensemble.combine)
+
+        def one(image: Any) -> list[tuple[int, int]]:
+            shape = (image.height, image.width)
+            speakers, truth = self.speakers[image.fold], rle.parse(image.rle, shape)
+            many = speakers.member_runs(image.image_id, shape, rules)
+            voted = [draw(many, k) for k in range(1, len(rules) + 1)]
+            return [(rle.shared_px(mask, truth), rle.area(mask)) for mask in voted]
+
+        counts = self._each(rows, one, "votes", leave=False)
+        return np.array(counts, dtype=np.int64).reshape(len(rows), len(rules), 2)
+
+    def _each(self, rows: Iterable[int], work: Callable, title: str, **how: Any) -> list:
+        images = list(self.table.iloc[list(rows)].itertuples(index=False))
+        with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
+            done = pool.map(work, images)
+            return list(bar(done, total=len(images), desc=title, unit="image", **how))
+
+
+def out_of_fold(
+    ensemble: Ensemble,
+    roots: Sequence[Path],
+    table: pd.DataFrame,
+    *,
+    allow_unknown_past: bool = False,
+    last: bool = False,
+) -> OutOfFold:
+    """Every image of the ensemble's folds, by members and classifiers that never saw it.
+
+    `table` is the folds file. `last` takes the last EMA weights instead of the kept ones. Raises
+    InputError where any of them saw an image or its patient, and where a past is unknown unless
+    `allow_unknown_past`.
+    """
+    honest, parts, speakers = True, [], {}
+    for fold in ensemble.folds:
+        speak = open_speakers(ensemble, roots, [fold], "oof_last" if last else "oof")
+        rows = table[table["image_id"].isin(set(speak.archives[0].ids))]
+        for archive in speak.archives:
+            _refuse_partial(archive, rows)
+            honest &= refuse_seen(archive, rows, allow_unknown_past)
+        parts.append(rows)
+        speakers[fold] = speak
+    return OutOfFold(ensemble, pd.concat(parts, ignore_index=True), speakers, honest)
+
+
+def _refuse_partial(archive: maps.Maps, rows: pd.DataFrame) -> None:
+    """Refuse, before hours of work, an archive that lacks an image which another one has."""
+    for image_id in rows["image_id"]:
+        if image_id not in archive:
+            what = "map" if archive.has_maps else "label"
+            raise InputError(
+                f"{archive.path} holds no {what} of image {image_id}, which another member has: "
+                "train that run again on the same images, or leave it out"
+            )
+
+
+def refuse_seen(archive: maps.Maps, rows: pd.DataFrame, allow_unknown_past: bool) -> bool:
+    """Whether scoring these images with that archive's predictions is honest.
+
+    Raises InputError naming an image that the member had seen, or an unknown past that was not
+    allowed: a score counts only if no member saw the image.
+    """
+    lineage = Lineage.model_validate(archive.meta["lineage"])
+    for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
+        if lineage.saw(image_id, group):
+            raise InputError(
+                f"{archive.meta['run']}/fold{archive.meta['fold']} was trained on image {image_id} "
+                f"or its patient, or descends from {', '.join(lineage.ancestors) or 'what'} was: "
+                "it cannot be scored on it; leave that run out, or train it on this folds file"
+            )
+    if not lineage.known and not allow_unknown_past:
+        raise InputError(
+            f"what {archive.meta['run']}/fold{archive.meta['fold']} descends from "
+            f"({', '.join(lineage.ancestors)}) may have seen these images: its score would not be "
+            "honest; -p ALLOW_UNKNOWN_PAST True prints it as such"
+        )
+    return lineage.known

@@ -1,0 +1,24 @@
+"""The way in which an ensemble's masks are chosen, on the held-out images of its members."""
+
+from __future__ import annotations
+
+from kernel_lib.inference.out_of_fold import OutOfFold
+from kernel_lib.inference.recipes import Recipe
+from kernel_lib.inference.speakers import alone
+from kernel_lib.postprocess.ways import Greedy, MemberVote, OneRule, Way
+
+
+def way(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Way:
+    """What a recipe leaves to be chosen on labels: a rule, members and weights, or rules and k.
+
+    `single` holds top == bottom in every rule.
+    """
+    ensemble = held.ensemble
+    how = {"single": single, "label": ensemble.gate != "none"}
+    n_members = len(ensemble.members)
+    if ensemble.by_members:
+        members = [held.gated(alone(n_members, at)) for at in range(n_members)]
+        return MemberVote(members, held.vote_counts, recipe.at_least, **how)
+    if recipe.choose == "greedy":
+        return Greedy(held.gated, n_members, **how)
+    return OneRule(held.gated(ensemble.weights), **how)

@@ -1,0 +1,44 @@
+"""What the training of one fold is given, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.data.cache import Prepared
+from kernel_lib.engine import Engine
+from kernel_lib.plan import TrainPlan
+from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.training.distributed import ALONE, World
+
+
+@dataclass
+class Position:
+    """Where a training stands, and what it has seen of itself so far."""
+
+    epoch: int = 0  # epochs completed
+    step: int = 0  # optimiser steps done in the present epoch
+    loss_sum: float = 0.0  # Σ loss · images of the present epoch
+    images: int = 0
+    seconds: float = 0.0  # spent in the present epoch, over all sessions
+    history: list[dict] = field(default_factory=list)  # one log line an epoch
+    kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
+    ended: str = ""  # why training is over, once it is
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the training of one fold needs."""
+
+    folder: FoldFolder
+    plan: TrainPlan
+    prepared: Prepared
+    train_rows: np.ndarray
+    held_rows: np.ndarray
+    truth: pd.DataFrame  # by cache row: rle, height, width, positive (has a pneumothorax)
+    lineage: Lineage  # the past of the weights it ends with
+    engine: Engine
+    workers: int
+    world: World = ALONE  # the processes that train it together

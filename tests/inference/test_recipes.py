@@ -1,0 +1,129 @@
+"""Recipes: the shipped ones, and every fault named with its mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernel_lib import files
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.inference import recipes
+
+ROW = "UNetResNet34_512_v1"
+TWO = [{"run": "a"}, {"run": "b"}]
+
+
+def read(tmp_path: Path, **values) -> recipes.Recipe:
+    files.write_json(tmp_path / "mine.json", values)
+    return recipes.read(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_a_shipped_recipe_names_rows_and_says_what_it_is(name):
+    recipe = recipes.read(recipes.SHIPPED / f"{name}.json")
+    assert recipe.says
+    assert recipe.leaderboard
+    for member in recipe.members:
+        row = EXPERIMENTS[member.experiment]
+        assert member.name == f"{row.name}_seed{member.seed}"
+        assert (row.network, row.images) != ("Classifier", "nih")
+
+
+def test_the_notes_two_are_shipped():
+    assert recipes.shipped() == ("notes_512_five_seeds", "notes_best")
+    five, best = (recipes.read(recipes.SHIPPED / f"{name}.json") for name in recipes.shipped())
+    assert {m.experiment for m in five.members} == {ROW}
+    assert [m.seed for m in five.members] == [1234, 2345, 3456, 4567, 5678]
+    assert [m.name for m in best.members] == [
+        "deeplabv3plus_resnet_1024_v2_seed5678",
+        "UNetResNet34_1024_v1_seed3456",
+    ]
+    assert (five.combine, best.combine) == ("mean", "mean")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"members": []}, "members: "),
+        ({"members": TWO, "weights": [1, 2]}, "weights: Extra"),
+        ({"members": [{"run": "a", "seed": 1}]}, "members.0: a member is"),
+        ({"members": [{"experiment": ROW}]}, "members.0: a member is"),
+        ({"members": [{}]}, "members.0: a member is"),
+        ({"members": [{"experiment": "UNetResNet34_512_v11", "seed": 1}]}, f"nearest: {ROW}"),
+        ({"members": [{"run": "a"}, {"run": "a"}]}, "a is named twice: name it once"),
+        (
+            {"members": [{"run": f"{ROW}_seed1"}, {"experiment": ROW, "seed": 1}]},
+            f"{ROW}_seed1 is named twice",
+        ),
+        ({"members": [{"run": "a", "weight": 0.0}]}, "members.0.weight: 0.0 is no weight: give"),
+        ({"members": [{"run": "a", "weight": -1}]}, "members.0.weight: -1.0 is no weight"),
+        ({"members": TWO, "combine": "median"}, "combine: "),
+        ({"members": TWO, "at_least": 1}, "at_least 1, with combine mean: it counts members"),
+        ({"members": TWO, "combine": "vote", "at_least": 1}, "at_least 1, with combine vote"),
+        ({"members": TWO, "combine": "member_vote", "at_least": 3}, "at_least 3 of 2 members: gi"),
+        ({"members": TWO, "combine": "member_union", "at_least": 0}, "at_least 0 of 2 members"),
+        ({"members": TWO[:1], "combine": "member_vote"}, "combine member_vote of 1 members"),
+        (
+            {"members": [{"run": "a", "weight": 2.0}, {"run": "b"}], "combine": "member_vote"},
+            "of 2 members with weights: each has one voice",
+        ),
+        ({"members": TWO, "choose": "greedy", "combine": "vote"}, "greedy, with combine vote"),
+        (
+            {"members": [{"run": "a", "weight": 2.0}, {"run": "b"}], "choose": "greedy"},
+            "with combine mean and weights: greedy finds",
+        ),
+        ({"members": TWO, "gate": "classifier"}, "gate: "),
+    ],
+)
+def test_a_fault_is_named_with_the_file(tmp_path, values, words):
+    with pytest.raises(InputError) as raised:
+        read(tmp_path, **values)
+    assert str(tmp_path / "mine.json") in str(raised.value)
+    assert words in str(raised.value)
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "mine.json").write_text("{")
+    with pytest.raises(InputError, match=r"mine\.json: .*JSON"):
+        recipes.read(tmp_path / "mine.json")
+
+
+def test_what_is_given_goes_before_the_recipe_s_own(tmp_path):
+    recipe = read(tmp_path, members=TWO, combine="member_vote", at_least=2)
+    assert recipe.differing(combine=None, at_least=None) == recipe
+    assert recipe.differing(at_least=1).at_least == 1
+    assert recipe.differing(combine="mean") == recipes.of_runs(["a", "b"]), "k was the vote's"
+    with pytest.raises(InputError, match="at_least 3 of 2 members"):
+        recipe.differing(at_least=3)
+
+
+def test_missing_members_are_all_named_with_what_trains_them(tmp_path):
+    values = {
+        "members": [
+            {"experiment": ROW, "seed": 7},
+            {"experiment": "deeplabv3plus_resnet_1024_v1", "seed": 7},
+            {"run": "there"},
+            {"run": "mine"},
+        ]
+    }
+    files.write_json(tmp_path / "runs" / "there" / "fold0" / "config.json", {})
+    with pytest.raises(InputError) as raised:
+        recipes.require(read(tmp_path, **values), [tmp_path])
+    for words in (
+        "3 of 4 members",
+        f"{ROW}_seed7: train it with -p EXPERIMENT {ROW} -p SEED 7;",
+        "-p EXPERIMENT deeplabv3plus_resnet_1024_v1 -p SEED 7 -p WITH_PARENTS True",
+        "mine: train it, or correct the name",
+    ):
+        assert words in str(raised.value)
+    recipes.require(recipes.of_runs(["there"]), [tmp_path])
+
+
+def test_a_kernel_can_carry_the_shipped_files():
+    for path in recipes.SHIPPED.glob("*"):
+        assert path.suffix == ".json"
+        assert path.read_bytes().endswith(b"}\n")
+        assert json.loads(path.read_text(encoding="utf-8"))

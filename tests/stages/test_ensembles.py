@@ -1,0 +1,362 @@
+"""Gates, recipes and every way to combine, from archives to thresholds.json and test masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernel_lib import files, runs
+from kernel_lib.config import ThresholdsParameters
+from kernel_lib.data import folds, rle
+from kernel_lib.errors import InputError
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference import maps
+from kernel_lib.inference.combine import test_masks as masks_of_test
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.postprocess import thresholds, votes
+from kernel_lib.runs import Lineage
+from kernel_lib.stages import report, scores
+from kernel_lib.stages import thresholds as stage
+
+SIZE, N = 24, 24
+BLOCK = np.zeros((SIZE, SIZE), np.uint8)
+BLOCK[3:20, 4:15] = 1  # larger than any true mask
+SHAPES = {"t0": (24, 24), "t1": (30, 40), "t2": (48, 36)}
+
+
+write_report = report.write
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path, monkeypatch):
+    """No mounts but the test's own; the page, which takes seconds, only where a test writes it."""
+    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
+    monkeypatch.setattr(report, "write", lambda *args, **how: None)
+
+
+def table() -> pd.DataFrame:
+    """Images in two folds by turns, every third with a mask."""
+    rows = []
+    for i in range(N):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        if i % 3 == 0:
+            mask[4 : 9 + i // 3, 3:12] = 1
+        rows.append((f"i{i:02d}", i % 2, "", SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
+    return pd.DataFrame(rows, columns=list(folds.COLUMNS))
+
+
+def level_map(seed: str, mask: np.ndarray, noise: int) -> np.ndarray:
+    random = np.random.default_rng([ord(c) for c in seed])
+    return (mask * 120 + random.integers(0, noise, mask.shape)).astype(np.uint8)
+
+
+def make_run(
+    work: Path, run: str, *, noise=90, label=False, masks=True, alarms=False, lineage=None, **row
+) -> None:
+    """Both folds with what they predict of held-out and of three test images.
+
+    The label is right but for every seventh image; a mask's map is it and noise, and with `alarms`
+    every empty image seems to have one.
+    """
+    drawn = table()
+    folds.save(drawn, work / "folds.csv")
+    for fold in (0, 1):
+        folder = runs.fold_folder(work, run, fold)
+        config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": row}
+        files.write_json(folder.config, config)
+        held = drawn["fold"] == fold
+        past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]))
+        meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
+        for path in (folder.oof, folder.oof_last):
+            shown = []
+            for at, image in enumerate(drawn[held].itertuples()):
+                truth = rle.decode(image.rle, (SIZE, SIZE))
+                seems = BLOCK if alarms and not truth.any() else truth
+                drawing = level_map(f"{path.stem}{image.image_id}{run}", seems, noise)
+                said = (0.8 if truth.any() else 0.3) if at % 7 else 0.55
+                shown.append((image.image_id, drawing if masks else None, said if label else None))
+            maps.write(path, [(i, maps.Prediction(m, p)) for i, m, p in shown], meta)
+        test = [
+            (i, maps.Prediction(
+                level_map(f"{i}{run}{fold}", BLOCK, noise) if masks else None,
+                (0.1, 0.9, 0.6)[at] if label else None,
+            ))
+            for at, i in enumerate(SHAPES)
+        ]  # fmt: skip
+        maps.write(folder.test, test, meta)
+        line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1}
+        files.write_text(folder.log, json.dumps(line | {"best": True}) + "\n")
+
+
+def search(work: Path, **parameters):
+    return stage.run(ThresholdsParameters(work_dir=str(work), bootstrap=100, **parameters))
+
+
+def document(result) -> dict:
+    return json.loads((result.folder / "thresholds.json").read_text())
+
+
+def masks(work: Path, folder: Path) -> dict[str, np.ndarray]:
+    """Of the test images, as the inference stage makes them."""
+    choice, _ = ensembles.read_choice(folder)
+    images = pd.DataFrame(
+        [(i, *shape) for i, shape in SHAPES.items()], columns=["image_id", "height", "width"]
+    )
+    return dict(masks_of_test(Ensemble.load(folder), [work], images, choice))
+
+
+def archives(work: Path, run: str) -> list[maps.Maps]:
+    return [maps.Maps(runs.fold_folder(work, run, fold).test) for fold in (0, 1)]
+
+
+def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
+    make_run(tmp_path, "plain")
+    result = search(tmp_path)
+    kept = document(result)
+    assert list(kept) == ["rule", "search", "past_known", "honest", "last"]
+    assert list(kept["rule"]) == ["top", "min_area_px", "bottom"]
+    written = json.loads((result.folder / "members.json").read_text())
+    assert list(written) == ["name", "members", "combine", "folds_digest"]
+    with np.load(result.folder / "oof_statistics.npz") as arrays:
+        assert set(arrays) == {"image_id", "hist_all", "hist_true", "n_px"}
+    assert "gate: none" in str(result)
+
+
+def test_a_row_s_classifier_gates_by_its_label(tmp_path):
+    make_run(tmp_path, "steps", gate="judge", alarms=True)
+    make_run(tmp_path, "judge", label=True, masks=False, network="Classifier", label_weight=1.0)
+    result = search(tmp_path, runs="steps")
+    assert document(result)["gate"] == {"by": "label", "runs": ["judge"]}
+    rule = result.choice.triplet
+    assert rule.label == 76.5 / 255  # above the empty images' 0.3, level 76
+    assert result.honest.auc_label > 0.9
+    text = str(result)
+    assert "gate: the label of judge" in text
+    assert f"label {rule.label:.4f}, top" in text
+    assert f"{result.honest.auc_label:.4f} by the label, {result.honest.auc_sum:.4f} by" in text
+    found = masks(tmp_path, result.folder)
+    assert not found["t0"].any(), "its label, 0.1, is below the threshold"
+    mean = maps.mean([archive["t1"] for archive in archives(tmp_path, "steps")])
+    expected = thresholds.apply(maps.at_shape(mean, SHAPES["t1"]), rule, round(255 * 0.9))
+    assert np.array_equal(found["t1"], expected)
+    assert expected.any()
+    page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
+    assert "the label of judge" in page
+    (again,) = report._searches(result.folder, document(result)).values()
+    assert again == result.search
+    assert "gate: the label of judge" in scores.summary(result.folder)
+
+
+def test_a_gate_can_be_left_out_and_its_label_is_then_not_looked_for(tmp_path):
+    make_run(tmp_path, "steps", gate="judge")
+    result = search(tmp_path, gate="none")
+    assert result.honest.auc_label is None
+    assert result.choice.triplet.label is None
+
+
+def test_a_missing_classifier_is_named_with_the_mend(tmp_path):
+    make_run(tmp_path, "steps", gate="judge")
+    with pytest.raises(InputError, match=r"gated by the run judge, .* -p WITH_PARENTS True"):
+        search(tmp_path)
+
+
+def test_a_classifier_that_saw_an_image_is_refused(tmp_path):
+    make_run(tmp_path, "steps", gate="judge")
+    past = Lineage(images=("i05",))
+    make_run(tmp_path, "judge", label=True, masks=False, lineage=past)
+    with pytest.raises(InputError, match="judge/fold1 was trained on image i05"):
+        search(tmp_path, runs="steps")
+
+
+def test_runs_that_draw_no_masks_of_these_images_are_no_members(tmp_path):
+    make_run(tmp_path, "judge", label=True, masks=False, network="Classifier", label_weight=1.0)
+    with pytest.raises(InputError, match="judge is a classifier and draws no masks: name the run"):
+        search(tmp_path)
+    make_run(tmp_path, "elsewhere", images="nih")
+    with pytest.raises(InputError, match="elsewhere was trained on NIH images"):
+        search(tmp_path, runs="elsewhere")
+
+
+def test_own_heads_gate_where_the_dice_was_gated_and_only_report_elsewhere(tmp_path):
+    heads = {"label": True, "label_weight": 0.05, "alarms": True}
+    make_run(tmp_path, "gated", monitor="dice_gated", **heads)
+    make_run(tmp_path, "heads", monitor="dice", **heads)
+    assert search(tmp_path, runs="gated").choice.triplet.label is not None
+    free = search(tmp_path, runs="heads")
+    assert free.choice.triplet.label is None
+    assert free.honest.auc_label > 0.9
+    assert "gate" not in document(free)
+    assert search(tmp_path, runs="heads", gate="label").choice.triplet.label is not None
+    make_run(tmp_path, "mute")
+    with pytest.raises(InputError, match="GATE label, but mute has no label head"):
+        search(tmp_path, runs="heads,mute", gate="label")
+
+
+def test_archives_without_the_label_that_is_to_gate_are_named(tmp_path):
+    make_run(tmp_path, "gated", label_weight=0.05, monitor="dice_gated")
+    with pytest.raises(InputError, match=r"oof\.zip holds no label of image i00, .* -p GATE none"):
+        search(tmp_path)
+
+
+def test_members_of_which_one_has_no_label_are_not_gated_unasked(tmp_path, capsys):
+    make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
+    make_run(tmp_path, "mute")
+    assert search(tmp_path, runs="gated,mute").ensemble.gate == "none"
+    assert "note: gated was scored with its label as a gate, but mute has none" in (
+        capsys.readouterr().out
+    )
+
+
+def test_labels_are_averaged_with_the_members_weights(tmp_path):
+    make_run(tmp_path, "a", label=True, label_weight=0.05)
+    make_run(tmp_path, "b", label=True, label_weight=0.05)
+    recipe = {"members": [{"run": "a", "weight": 3.0}, {"run": "b"}], "gate": "label"}
+    files.write_json(tmp_path / "mine.json", recipe)
+    for fold in (0, 1):  # b says 0 of everything
+        folder = runs.fold_folder(tmp_path, "b", fold)
+        there = maps.Maps(folder.oof)
+        said = [(i, maps.Prediction(there[i], 0.0)) for i in there.ids]
+        maps.write(folder.oof, said, there.meta)
+    result = search(tmp_path, ensemble=str(tmp_path / "mine.json"))
+    assert result.folder.name == "mine"
+    own = maps.Maps(runs.fold_folder(tmp_path, "a", 0).oof)
+    for image in result.honest.per_image[result.honest.per_image["fold"] == 0].itertuples():
+        assert image.label == round(255 * own.label(image.image_id) * 0.75) / 255
+
+
+def test_the_map_s_own_sum_gates(tmp_path):
+    make_run(tmp_path, "plain")
+    result = search(tmp_path, gate="sum")
+    kept, rule = document(result), result.choice.triplet
+    assert kept["gate"] == {"by": "sum", "runs": ["plain"]}
+    assert kept["search"]["label_swept"]
+    forced = thresholds.Triplet(rule.top, 0, rule.bottom, 0.5)
+    files.write_json(result.folder / "thresholds.json", kept | {"rule": forced.to_json()})
+    found = masks(tmp_path, result.folder)
+    for image_id, shape in SHAPES.items():
+        mean = maps.mean([archive[image_id] for archive in archives(tmp_path, "plain")])
+        prob = maps.at_shape(mean, shape)
+        level = thresholds.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
+        assert np.array_equal(found[image_id], thresholds.apply(prob, forced, level))
+    assert "the map's own sum of probabilities" in str(result)
+
+
+def test_a_vote_of_folds_asks_each_fold_s_own_label(tmp_path):
+    make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
+    for fold, said in ((0, 0.95), (1, 0.05)):
+        folder = runs.fold_folder(tmp_path, "gated", fold)
+        there = maps.Maps(folder.test)
+        said = [(i, maps.Prediction(np.full((SIZE, SIZE), 255, np.uint8), said)) for i in there.ids]
+        maps.write(folder.test, said, there.meta)
+    for how, expected in (("mean", True), ("vote", False)):
+        result = search(tmp_path, combine=how)
+        kept = document(result)
+        rule = thresholds.Triplet(0.5, 0, 0.5, 0.4).to_json()  # the mean label is 0.5
+        files.write_json(result.folder / "thresholds.json", kept | {"rule": rule})
+        found = masks(tmp_path, result.folder)
+        assert all(mask.all() if expected else not mask.any() for mask in found.values())
+
+
+@pytest.mark.parametrize(("how", "at_least"), [("member_vote", None), ("member_union", 2)])
+def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least):
+    names = ["a", "b", "c"]
+    for place, run in enumerate(names):
+        make_run(tmp_path, run, noise=90 + 40 * place)
+    result = search(tmp_path, runs="a,b,c", ensemble="three", combine=how, at_least=at_least)
+    kept = document(result)
+    assert "rule" not in kept
+    assert list(kept["rules"]) == names
+    k = kept["at_least"]
+    assert k == at_least or at_least is None
+    one = search(tmp_path, runs="b")
+    assert kept["rules"]["b"] == one.choice.triplet.to_json(), "as if it stood alone"
+    rules = [thresholds.Triplet.from_json(kept["rules"][run]) for run in names]
+    for image_id, found in masks(tmp_path, result.folder).items():
+        drawn = []
+        for run, rule in zip(names, rules, strict=True):
+            mean = maps.mean([archive[image_id] for archive in archives(tmp_path, run)])
+            drawn.append(thresholds.apply(maps.at_shape(mean, SHAPES[image_id]), rule))
+        if how == "member_vote":
+            expected = np.sum(drawn, axis=0) >= k
+        else:
+            many = [rle.runs_of(mask) for mask in drawn]
+            expected = rle.mask_of(votes.union_of_agreeing(many, k), SHAPES[image_id])
+        assert np.array_equal(found, expected)
+    again = report._searches(result.folder, kept)
+    assert again == result.searches
+    text = str(result)
+    assert all(f"rule of {run}: top" in text for run in names)
+    assert f"{how}: at least {k} of 3 agree" in text
+    assert set(result.by_part().columns) >= {"at least", *names}
+    if at_least:
+        page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
+        assert "at least 2 of 3 agree" in page
+
+
+def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
+    make_run(tmp_path, "good"), make_run(tmp_path, "better", noise=60)
+    make_run(tmp_path, "noise", noise=256 - 120)
+    for fold in (0, 1):
+        folder = runs.fold_folder(tmp_path, "noise", fold)
+        for path in (folder.oof, folder.oof_last):
+            there = maps.Maps(path)
+            blind = np.zeros((SIZE, SIZE), np.uint8)
+            drawn = [(i, maps.Prediction(level_map(i, blind, 255))) for i in there.ids]
+            maps.write(path, drawn, there.meta)
+    result = search(tmp_path, runs="noise,better,good", ensemble="picked", choose="greedy")
+    kept = document(result)["selection"]
+    assert [one["run"] for one in kept["candidates"]] == ["noise", "better", "good"]
+    assert kept["weights"][0] == 0
+    members = Ensemble.load(result.folder).members
+    taken = zip(("noise", "better", "good"), kept["weights"], strict=True)
+    assert [(m.run, m.weight) for m in members] == [(run, w) for run, w in taken if w]
+    assert len(masks(tmp_path, result.folder)) == 3
+    assert "weights" in result.by_part()
+    assert "chosen with it, greedily" in result.honest.method
+    page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
+    assert "Chosen for each part" in page
+
+
+def test_a_shipped_recipe_is_taken_by_its_name_and_says_what_is_missing(tmp_path):
+    make_run(tmp_path, "UNetResNet34_1024_v1_seed3456")
+    with pytest.raises(
+        InputError,
+        match=r"1 of 2 members .*deeplabv3plus_resnet_1024_v2_seed5678: train it with "
+        r"-p EXPERIMENT deeplabv3plus_resnet_1024_v2 -p SEED 5678$",
+    ):
+        search(tmp_path, ensemble="notes_best")
+    make_run(tmp_path, "deeplabv3plus_resnet_1024_v2_seed5678")
+    result = search(tmp_path, ensemble="notes_best")
+    assert result.folder.name == "notes_best"
+    assert [m.run.split("_")[0] for m in result.ensemble.members] == [
+        "deeplabv3plus",
+        "UNetResNet34",
+    ]
+    named = search(tmp_path, ensemble="notes_best", runs="UNetResNet34_1024_v1_seed3456")
+    assert len(named.ensemble.members) == 1, "RUNS names the members, ENSEMBLE only the folder"
+
+
+def test_a_recipe_s_file_and_runs_exclude_each_other(tmp_path):
+    make_run(tmp_path, "a")
+    files.write_json(tmp_path / "mine.json", {"members": [{"run": "a"}]})
+    with pytest.raises(InputError, match="names the members, so leave RUNS out"):
+        search(tmp_path, ensemble=str(tmp_path / "mine.json"), runs="a")
+    files.write_json(tmp_path / "my own.json", {"members": [{"run": "a"}]})
+    with pytest.raises(InputError, match="letters, digits"):
+        search(tmp_path, ensemble=str(tmp_path / "my own.json"))
+    with pytest.raises(InputError, match=r"absent.json cannot be read"):
+        search(tmp_path, ensemble=str(tmp_path / "absent.json"))
+
+
+def test_documents_of_before_load_as_they_did(tmp_path):
+    make_run(tmp_path, "plain")
+    result = search(tmp_path)
+    kept = document(result)
+    del kept["search"]["label_swept"]
+    files.write_json(result.folder / "thresholds.json", kept)
+    assert ensembles.read_choice(result.folder)[0].triplet == result.choice.triplet
+    assert write_report(result.folder, [tmp_path]).exists()
