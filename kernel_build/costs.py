@@ -25,7 +25,7 @@ NIH_IMAGES = 112_120
 LOOK_SHARE = 1 / 3  # of a training step, for a step that only looks
 START_HOURS = 1 / 6  # a session's start: imports, and the images decoded anew
 MARGIN_HOURS = 0.5  # of a session, left for its end
-SLACK = 1.1  # a chain may be longer than the estimate
+SLACK = 1.1  # sessions are counted for so many times the estimate: a chain cannot grow later
 MAP_BYTES_PER_PX = 0.1  # of a map as PNG
 
 
@@ -140,9 +140,7 @@ def fold_cost(
     looks = views * (row.keep + 1)
     predict = measured.look * looks / 3600
     hours = train + predict
-    count = 1
-    if hours > session.usable:
-        count = quota.sessions_for(SLACK * hours, session.usable)
+    count = quota.sessions_for(SLACK * hours, session.usable)
     parts = [session.start + min(session.usable, max(0.0, hours - done * session.usable))
              for done in range(count)]  # fmt: skip
     maps = 2 * MAP_BYTES_PER_PX * row.size**2 * TRAIN_IMAGES / folds
@@ -203,13 +201,13 @@ def _fold_advice(cost: FoldCost, session: Session) -> list[str]:
     row, found = cost.row, []
     if len(cost.sessions) > 1:
         epoch = (cost.measured.train + cost.measured.look) / 3600
-        epochs = int((session.usable - cost.predict_hours) / epoch)
-        size = int((row.size**2 * session.usable / cost.hours) ** 0.5) // 32 * 32
+        epochs = int((session.usable / SLACK - cost.predict_hours) / epoch)
+        size = int((row.size**2 * session.usable / SLACK / cost.hours) ** 0.5) // 32 * 32
         ways = [f"-p EPOCHS {epochs}"] * (epochs > 0) + [f"-p SIZE {size}"] * (size >= 32)
         found.append(
             f"one fold of {row.name} takes {cost.hours:.1f} h and a session leaves "
-            f"{session.usable:.1f}: a chain of {len(cost.sessions)} kernels a fold; one would do "
-            f"with {' or '.join(ways) or 'a faster row'}"
+            f"{session.usable:.1f}, a tenth of it to spare: a chain of {len(cost.sessions)} "
+            f"kernels a fold; one would do with {' or '.join(ways) or 'a faster row'}"
         )
     # The loop's clock wants twice the time of what cannot be cut.
     whole = {"scoring": cost.measured.look, "predicting": cost.measured.look * cost.looks}

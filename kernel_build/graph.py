@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kernel_build import bundle, metadata
+from kernel_build.rehearse import REHEARSALS
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.kaggle import quota
@@ -18,6 +20,9 @@ from kernel_lib.plan import OVERRIDES, TrainPlan
 
 FILE = "graph.json"
 PUSHER = "push_all.py"
+# Parameters of a training that its kernels take from the plan; the rest is the graph's own.
+CARRIED = (*OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir", "deterministic",
+           "precision", "on_bad_file", "workers", "threads", "save_minutes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,14 @@ def nodes(
     """
     found: list[Node] = []
     last: dict[tuple[str, int], str] = {}  # (run, fold) → the kernel that ends it
-    for chain in runs.values():
+    for seed, chain in runs.items():
         for fold in range(folds):
             for decided in chain:
                 needed = [last[need.run, fold] for need in decided.needs()]
                 row = decided.parameters.experiment
                 for part, taken in enumerate(hours[row], 1):
                     many = len(hours[row]) > 1
-                    name = slug(decided.run, f"f{fold}" + (f"-p{part}" if many else ""))
+                    name = slug(decided.run, seed, f"f{fold}" + (f"-p{part}" if many else ""))
                     earlier = [found[-1].slug] if part > 1 else []
                     given = (*_train_given(decided, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
                     found.append(
@@ -68,22 +73,26 @@ def nodes(
     named = {r.run for c in runs.values() for r in (c[-1], c[-1].gate) if r is not None}
     trained = tuple(kernel for (run, _), kernel in last.items() if run in named)
     ensemble = row if len(wanted) > 1 else wanted[0]
+    seeds = f"{len(wanted)}seeds" if len(wanted) > 1 else next(iter(runs))
     given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
-    search = Node(slug(ensemble, "thresholds"), "thresholds", given, trained, gpu=False, hours=0.0)
+    search = Node(
+        slug(wanted[0], seeds, "thresholds"), "thresholds", given, trained, gpu=False, hours=0.0
+    )
     found.append(search)
     given = (("ENSEMBLE", ensemble),)
     sources = (*trained, search.slug)
-    name = slug(ensemble, "inference")
+    name = slug(wanted[0], seeds, "inference")
     return [*found, Node(name, "inference", given, sources, gpu=True, hours=inference_hours)]
 
 
-def slug(run: str, tail: str) -> str:
+def slug(run: str, seed: int | str, tail: str) -> str:
     """A kernel's name of a run's, 50 characters at most; what was cut is told by a hash."""
-    head = metadata.slugify(run)
-    if len(head) + 1 + len(tail) > 50:
-        digest = hashlib.sha256(run.encode()).hexdigest()[:6]
-        head = f"{head[: 50 - len(tail) - 8].rstrip('-')}-{digest}"
-    return f"{head}-{tail}"
+    head = metadata.slugify(re.sub(r"_seed\d+$", "", run))
+    end = f"{seed}-{tail}" if isinstance(seed, str) else f"s{seed}-{tail}"
+    if len(head) + 1 + len(end) > 50:
+        digest = hashlib.sha256(head.encode()).hexdigest()[:6]
+        head = f"{head[: 50 - len(end) - 8].rstrip('-')}-{digest}"
+    return f"{head}-{end}"
 
 
 def weeks(
@@ -144,6 +153,8 @@ def write(
         write_text(fresh / FILE, text + "\n")
         shutil.copy(Path(__file__).with_name(PUSHER), fresh / PUSHER)
         if out.exists():
+            if (out / REHEARSALS).is_dir():
+                (out / REHEARSALS).rename(fresh / REHEARSALS)
             out.rename(Path(scratch) / "old")
         fresh.rename(out)
     return [out / node.slug for node in kernels]
@@ -195,9 +206,7 @@ def _train_given(decided: TrainPlan, fold: int, folds: int) -> tuple[tuple[str, 
     given = {"EXPERIMENT": parameters.experiment, "SEED": parameters.seed}
     given |= {"FOLD": fold, "N_FOLDS": folds}
     defaults = type(parameters).model_fields
-    named = (*OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir", "deterministic",
-             "precision", "on_bad_file", "workers", "save_minutes")  # fmt: skip
-    for name in named:
+    for name in CARRIED:
         value = getattr(parameters, name)
         if value != defaults[name].default:
             given[name.upper()] = value

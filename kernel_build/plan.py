@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -19,9 +20,22 @@ from kernel_lib.plan import plan as decide
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as the notes count
+# Parameters that each kernel of a plan has its own of, and how to say it to the plan.
+_OWN = {
+    "experiment": "it is the first argument",
+    "seed": "give --seeds N",
+    "n_folds": "give --folds N",
+    "fold": "every fold is planned",
+    "max_hours": "give --hours of a session",
+    "with_parents": "parents are kernels of their own",
+    "data_dir": "give --data OWNER/SLUG, or leave it to the competition",
+    "work_dir": "a kernel's is Kaggle's working folder",
+    "cache_dir": "a kernel's is scratch",
+    "device": "a kernel's is what Kaggle gives",
+}
 
 
-def as_text(found: Estimate, session: Session) -> str:
+def as_text(found: Estimate, session: Session, now: datetime | None = None) -> str:
     """The estimate as a person reads it: a table, the weeks, the order, what to change."""
     rows = [("row", "size", "epochs", "s/epoch", "h/fold", "sessions", "GPU h", "GB")]
     times = found.folds * len(found.seeds)
@@ -48,10 +62,13 @@ def as_text(found: Estimate, session: Session) -> str:
     seeds = ", ".join(map(str, found.seeds))
     lines += [
         "",
-        f"{len(found.seeds)} seeds ({seeds}) × {found.folds} folds, at most: patience may end a "
-        "fold before its last epoch",
+        f"{_count(len(found.seeds), 'seed')} ({seeds}) × {found.folds} folds, at most: patience "
+        "may end a fold before its last epoch",
     ]
-    lines += _week_lines(found)
+    lines += [
+        *_week_lines(found),
+        f"the quota is full again on {quota.week_ends(now):%A %d %B}, 00:00 UTC",
+    ]
     lines += [
         "order: seed by seed, each fold's parents before it, so that one seed is whole, and could "
         "be scored, before the next one costs anything; two GPU sessions at once",
@@ -70,8 +87,12 @@ def _week_lines(found: Estimate) -> list[str]:
     for number, week in enumerate(found.weeks, 1):
         hours = sum(node.hours for node in week)
         names = f"{week[0].slug} … {week[-1].slug}" if len(week) > 1 else week[0].slug
-        lines.append(f"week {number}: {hours:.1f} h in {len(week)} kernels, {names}")
+        lines.append(f"week {number}: {hours:.1f} h in {_count(len(week), 'kernel')}, {names}")
     return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def plans_of(given: TrainParameters, seeds: int) -> dict[int, tuple[TrainPlan, ...]]:
@@ -131,7 +152,11 @@ def measurements(
 @click.option("--log", "logs", multiple=True, metavar="[ROW=]FILE", help="A run's log.jsonl.")
 @click.option("--seconds-per-epoch", "seconds", multiple=True, metavar="[ROW=]S")
 @click.option(
-    "--hours", type=float, default=quota.SESSION_HOURS, show_default=True, help="Of a session."
+    "--hours",
+    type=float,
+    default=quota.SESSION_HOURS,
+    show_default=True,
+    help=f"Of a session; {quota.COMPETITION_SESSION_HOURS:g} where a code competition says so.",
 )
 @click.option(
     "--write", "out", type=click.Path(file_okay=False, path_type=Path),
@@ -150,6 +175,8 @@ def plan(
         if session.usable <= 0:
             raise InputError(f"--hours {hours:g} leaves nothing after start and end; give over 1")
         values = {name.lower(): parameters.parse(text) for name, text in given}
+        if own := [name.upper() for name in values if name in _OWN]:
+            raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
         asked = TrainParameters.checked(values | {"experiment": experiment, "n_folds": folds})
         plans = plans_of(asked, seeds)
         measured = measurements(logs, seconds, experiment, folds)

@@ -22,6 +22,7 @@ from kernel_lib.kaggle import quota
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "__notebook__.ipynb"  # where Kaggle puts a notebook that it runs
 REPORT = "rehearsal.json"  # marks a folder as a rehearsal's, which the next one may empty
+REHEARSALS = "rehearsals"  # beside the built kernels, a folder for each
 # Where a source of each kind is mounted; the name is what the metadata say.
 _MOUNTS = {
     "competition_sources": "competitions",
@@ -100,6 +101,16 @@ def read_kernel(folder: Path) -> tuple[dict, str]:
     return meta, code_file
 
 
+def rehearsed(folder: Path) -> dict[str, Path]:
+    """What rehearsals beside this kernel's left, by source, of the kernels that it takes."""
+    meta, _ = read_kernel(folder)
+    found = {
+        name: folder.parent / REHEARSALS / name.rpartition("/")[2] / "working"
+        for name in meta.get("kernel_sources", [])
+    }
+    return {name: path for name, path in found.items() if path.is_dir()}
+
+
 def mounts(meta: dict, data: Path | None, inputs: dict[str, Path]) -> dict[str, Path]:
     """Folder by path below /kaggle/input, for every source that the metadata name."""
     names = {
@@ -123,7 +134,7 @@ def mounts(meta: dict, data: Path | None, inputs: dict[str, Path]) -> dict[str, 
     if absent:
         raise InputError(
             f"no folder for {', '.join(absent)}: give --data DIR for the competition or data set, "
-            "--input NAME=FOLDER for others (a kernel's is OUT/working of its own rehearsal)"
+            "--input NAME=FOLDER for others (a kernel's is what its own rehearsal left)"
         )
     for name, folder in given.items():
         if not folder.is_dir():
@@ -250,7 +261,8 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
     multiple=True,
     metavar="NAME=FOLDER",
     callback=_named_folder,
-    help="Stands for another source, NAME as the metadata has it; may be repeated.",
+    help="Stands for another source, NAME as the metadata has it; may be repeated. Default for a "
+    "kernel: what its rehearsal beside this one left.",
 )
 @click.option(
     "--hours", type=float, default=quota.SESSION_HOURS, show_default=True, help="Of a session."
@@ -265,7 +277,7 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where outputs and log stay; default: rehearsals/ beside FOLDER.",
+    help="Where outputs and log stay; default: rehearsals/SLUG beside FOLDER.",
 )
 @click.option("--level", type=click.Choice(sandbox.LEVELS), help="Default: the strictest possible.")
 def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
@@ -274,10 +286,12 @@ def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
         if hours * scale <= 0:
             raise InputError(f"--hours {hours} × --scale {scale} leave no time; give both above 0")
         chosen = level or sandbox.best_level()
+        folder = folder.resolve()
         click.echo(f"rehearsal of {folder.name}; {sandbox.SAYS[chosen]}")
-        out = out or folder.resolve().parent / "rehearsals" / folder.resolve().name
+        inputs = rehearsed(folder) | inputs
+        out = out or folder.parent / REHEARSALS / folder.name
         done = run(
-            folder.resolve(), out.resolve(), data=data, inputs=inputs,
+            folder, out.resolve(), data=data, inputs=inputs,
             seconds=hours * scale * 3600, level=chosen,
         )  # fmt: skip
     except InputError as error:

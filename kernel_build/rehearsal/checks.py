@@ -32,7 +32,7 @@ OUTPUTS = {
     "inference": ("*submission.csv", "ensembles/*/test.json", "ensembles/*/report.html"),
 }  # fmt: skip
 _GOES_ON = "run the same command again to go on"  # what a train stage says that the clock stopped
-_TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^-{60,}\n\w*Error\b", re.MULTILINE)
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -38,10 +38,10 @@ def by_slug(found: list[Node]) -> dict[str, Node]:
 def test_one_seed_without_parents_is_a_kernel_a_fold_and_two_more():
     found = nodes("UNetResNet34_512_v1", 3456)
     assert [node.slug for node in found] == [
-        "unetresnet34-512-v1-seed3456-f0",
-        "unetresnet34-512-v1-seed3456-f1",
-        "unetresnet34-512-v1-seed3456-thresholds",
-        "unetresnet34-512-v1-seed3456-inference",
+        "unetresnet34-512-v1-s3456-f0",
+        "unetresnet34-512-v1-s3456-f1",
+        "unetresnet34-512-v1-s3456-thresholds",
+        "unetresnet34-512-v1-s3456-inference",
     ]
     assert [node.gpu for node in found] == [True, True, False, True]
     assert [node.sources for node in found] == [
@@ -63,7 +63,7 @@ def test_one_seed_without_parents_is_a_kernel_a_fold_and_two_more():
 
 def test_a_fold_longer_than_a_session_is_a_chain_each_on_the_last_one_s_output():
     found = by_slug(nodes("UNetResNet34_512_v1", 1, hours={"UNetResNet34_512_v1": (12, 12, 3)}))
-    name = "unetresnet34-512-v1-seed1-f1-p"
+    name = "unetresnet34-512-v1-s1-f1-p"
     assert [found[f"{name}{part}"].sources for part in (1, 2, 3)] == [
         (),
         (f"{name}1",),
@@ -71,15 +71,15 @@ def test_a_fold_longer_than_a_session_is_a_chain_each_on_the_last_one_s_output()
     ]
     assert found[f"{name}3"].hours == 3
     assert found[f"{name}1"].given == found[f"{name}2"].given
-    search = found["unetresnet34-512-v1-seed1-thresholds"]
-    assert search.sources == ("unetresnet34-512-v1-seed1-f0-p3", f"{name}3")
+    search = found["unetresnet34-512-v1-s1-thresholds"]
+    assert search.sources == ("unetresnet34-512-v1-s1-f0-p3", f"{name}3")
 
 
 def test_a_child_takes_its_parent_s_same_fold_in_each_of_its_sessions():
     found = by_slug(
         nodes("deeplabv3plus_resnet_1024_v1", 1, hours={"deeplabv3plus_resnet_1024_v1": (12, 3)})
     )
-    child, parent = "deeplabv3plus-resnet-1024-v1-seed1", "deeplabv3plus-resnet-512-v1-seed1"
+    child, parent = "deeplabv3plus-resnet-1024-v1-s1", "deeplabv3plus-resnet-512-v1-s1"
     assert found[f"{child}-f1-p1"].sources == (f"{parent}-f1",)
     assert found[f"{child}-f1-p2"].sources == (f"{child}-f1-p1", f"{parent}-f1")
     # The parents speak no more.
@@ -89,10 +89,10 @@ def test_a_child_takes_its_parent_s_same_fold_in_each_of_its_sessions():
 def test_what_gates_a_run_goes_on_to_the_thresholds():
     found = nodes("two_step", 1)
     assert found[-2].sources == (
-        "two-step-classifier-512-v1-seed1-f0",
-        "two-step-seed1-f0",
-        "two-step-classifier-512-v1-seed1-f1",
-        "two-step-seed1-f1",
+        "two-step-classifier-512-v1-s1-f0",
+        "two-step-s1-f0",
+        "two-step-classifier-512-v1-s1-f1",
+        "two-step-s1-f1",
     )
 
 
@@ -135,11 +135,12 @@ def test_every_row_gives_kernels_that_kaggle_can_name(name: str):
 
 
 def test_a_name_that_is_cut_ends_in_a_hash_of_the_whole():
-    one, other = (graph.slug("a" * 60 + end, "f0-p1") for end in "xy")
+    one, other = (graph.slug("a" * 60 + end, 3456, "f0-p1") for end in "xy")
     assert len(one) == len(other) == 50
     assert one != other
-    assert one.endswith("-f0-p1")
-    assert graph.slug("A_b", "f0") == "a-b-f0"
+    assert one.endswith("-s3456-f0-p1")
+    assert graph.slug("A_b_seed7", 7, "f0") == "a-b-s7-f0"
+    assert graph.slug("A_b_seed7", "5seeds", "inference") == "a-b-5seeds-inference"
 
 
 def node(name: str, hours: float, *sources: str) -> Node:
@@ -196,7 +197,9 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
     assert "'SEED': 7" in (out / "a-kernel-f0" / "a-kernel-f0.py").read_text()
     listed = json.loads((out / "graph.json").read_text())["kernels"]
     assert [one["id"] for one in listed] == ["me/a-kernel-f0", "me/a-kernel-thresholds"]
+    (out / "rehearsals" / "a-kernel-f0").mkdir(parents=True)
     assert graph.write(kernels, out, "me", build) == folders  # again, over the first
+    assert (out / "rehearsals" / "a-kernel-f0").is_dir()
 
 
 def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import costs, plan
+from kernel_build import costs, graph, plan
 from kernel_build.costs import Measured, Session, Sizes
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
@@ -61,15 +62,15 @@ def test_a_fold_beyond_a_session_is_cut_and_nothing_of_it_is_lost():
     # 1.1 times as long would be 27.98 h: three sessions of 11.
     assert cost.sessions == (11.5, 11.5, pytest.approx(0.5 + 25.44 - 22))
     (line,) = [line for line in found.advice if "one fold" in line]
-    assert "takes 25.4 h and a session leaves 11.0: a chain of 3 kernels" in line
-    # (11 − 0.24) / 0.36 = 29.9 epochs; 512 · √(11 / 25.44) = 336.7, so 320.
-    assert line.endswith("one would do with -p EPOCHS 29 or -p SIZE 320")
+    assert "takes 25.4 h and a session leaves 11.0, a tenth of it to spare: a chain of 3" in line
+    # (11 / 1.1 − 0.24) / 0.36 = 27.1 epochs; 512 · √(10 / 25.44) = 321.0, so 320.
+    assert line.endswith("one would do with -p EPOCHS 27 or -p SIZE 320")
 
 
 def test_the_epochs_it_names_do_fit():
     measured = {ROW: Measured(train=1188, look=108)}
-    assert len(estimate(ROW, measured, epochs=29).costs[0].sessions) == 1
-    assert len(estimate(ROW, measured, epochs=30).costs[0].sessions) > 1
+    assert len(estimate(ROW, measured, epochs=27).costs[0].sessions) == 1
+    assert len(estimate(ROW, measured, epochs=28).costs[0].sessions) > 1
 
 
 @given(st.floats(1, 5000), st.floats(1, 500), st.floats(1.5, 12))
@@ -186,6 +187,18 @@ def test_the_command_prints_a_table_and_the_weeks(monkeypatch):
     assert "2 seeds (3456, 4567) × 5 folds" in done.output
 
 
+def test_every_parameter_of_a_training_is_carried_or_the_plan_s_own():
+    known = {*graph.CARRIED, *plan._OWN}
+    assert known == set(TrainParameters.model_fields)
+    assert not set(graph.CARRIED) & set(plan._OWN)
+
+
+def test_it_says_when_the_quota_is_full_again():
+    found = estimate(ROW, {ROW: Measured(60, 5)})
+    text = plan.as_text(found, SESSION, datetime(2026, 11, 22, 21, 0, tzinfo=UTC))
+    assert "the quota is full again on Saturday 28 November, 00:00 UTC" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -194,6 +207,7 @@ def test_the_command_prints_a_table_and_the_weeks(monkeypatch):
         ((ROW, "--seconds-per-epoch", "-3"), "is no number of seconds"),
         (("UNet", "--seconds-per-epoch", "3"), "'UNet' is no row of experiments.py"),
         ((ROW, "--seconds-per-epoch", "3", "--hours", "0.5"), "leaves nothing after start"),
+        ((ROW, "-p", "SEED", "3", "--seconds-per-epoch", "3"), "-p SEED is not a plan's: give --s"),
         ((ROW, "-p", "SIZES", "3", "--seconds-per-epoch", "3"), "unknown parameter SIZES"),
     ],
 )

@@ -353,6 +353,20 @@ def test_sources_are_mounted_where_kaggle_does(tmp_path: Path):
     }
 
 
+def test_a_kernel_that_was_rehearsed_beside_it_is_found(tmp_path: Path, data: Path):
+    built = kernel(tmp_path, GOOD, kernel_sources=["me/earlier", "me/other"])
+    assert rehearse.rehearsed(built) == {}
+    left = tmp_path / "build" / "rehearsals" / "earlier" / "working"
+    left.mkdir(parents=True)
+    (left / "x.csv").write_text("")
+    assert rehearse.rehearsed(built) == {"me/earlier": left}
+    arguments = [str(built), "--data", str(data)]
+    done = CliRunner().invoke(rehearse.rehearse, arguments)
+    assert "no folder for me/other" in done.output
+    done = CliRunner().invoke(rehearse.rehearse, [*arguments, "--input", f"me/other={left}"])
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("data_given", "inputs", "words"),
     [
