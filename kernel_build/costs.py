@@ -1,0 +1,273 @@
+"""What folds, runs and whole plans cost on Kaggle, and what to change where it is too much.
+
+Everything follows from measured seconds: of an epoch's training, and of one look at the images
+that a fold holds out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_build import graph
+from kernel_build.graph import Node
+from kernel_lib.config import Experiment
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import quota
+from kernel_lib.plan import TrainPlan
+
+# Assumed, and said in the output.
+TRAIN_IMAGES, TEST_IMAGES = 12_047, 3_205  # the competition's second stage
+NIH_IMAGES = 112_120
+LOOK_SHARE = 1 / 3  # of a training step, for a step that only looks
+START_HOURS = 1 / 6  # a session's start: imports, and the images decoded anew
+MARGIN_HOURS = 0.5  # of a session, left for its end
+SLACK = 1.1  # sessions are counted for so many times the estimate: a chain cannot grow later
+MAP_BYTES_PER_PX = 0.1  # of a map as PNG
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of an epoch's training and of one look at a fold's held-out images."""
+
+    train: float
+    look: float
+    scaled: bool = False  # from another row's, by pixels and images
+
+    def times(self, factor: float) -> Measured:
+        return Measured(self.train * factor, self.look * factor, scaled=True)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one session holds; the limits are Kaggle's unless given."""
+
+    hours: float = quota.SESSION_HOURS
+    margin: float = MARGIN_HOURS
+    start: float = START_HOURS
+
+    @property
+    def max_hours(self) -> float:
+        """MAX_HOURS of a kernel: it stops itself before Kaggle does."""
+        return self.hours - self.margin
+
+    @property
+    def usable(self) -> float:
+        """Hours of a session in which something is learnt."""
+        return self.max_hours - self.start
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes on the disk: of a model's weights, and of all that last.pt holds."""
+
+    model: int
+    last: int
+
+
+@dataclass(frozen=True)
+class FoldCost:
+    """What one fold of one run costs; hours are of one GPU session."""
+
+    run: str
+    row: Experiment
+    measured: Measured
+    looks: int  # at each image by its predictions: views × kept checkpoints
+    train_hours: float
+    predict_hours: float
+    sessions: tuple[float, ...]  # GPU hours of each, its start included
+    bytes: int  # left in the working folder
+
+    @property
+    def hours(self) -> float:
+        return self.train_hours + self.predict_hours
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(self.sessions)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The whole plan: each row's fold, the kernels, the weeks, and what to change."""
+
+    costs: tuple[FoldCost, ...]
+    seeds: tuple[int, ...]
+    folds: int
+    nodes: tuple[Node, ...]
+    weeks: tuple[tuple[Node, ...], ...]
+    inference_hours: float
+    advice: tuple[str, ...]
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(node.hours for node in self.nodes if node.gpu)
+
+    @property
+    def gpu_sessions(self) -> int:
+        return sum(node.gpu for node in self.nodes)
+
+
+def from_log(path: Path) -> Measured:
+    """The median epoch of a run's log.jsonl. Raises InputError for a file that is none."""
+    try:
+        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+        seconds = [(float(x["seconds"]), float(x["val_seconds"])) for x in lines]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a run's log.jsonl") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no log of a training ({error!r})") from None
+    if not seconds:
+        raise InputError(f"{path} holds no epoch; let one end first")
+    return Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
+
+
+def from_seconds(seconds: float, folds: int) -> Measured:
+    """An epoch's seconds divided: a look at an image costs a third of training on it."""
+    held = LOOK_SHARE / (folds - 1)
+    return Measured(seconds / (1 + held), seconds * held / (1 + held))
+
+
+def fold_cost(
+    decided: TrainPlan, measured: Measured, session: Session, views: int, sizes: Sizes, folds: int
+) -> FoldCost:
+    """The cost of one fold with all its epochs; patience may end it before."""
+    row = decided.experiment
+    train = row.epochs * (measured.train + measured.look) / 3600
+    looks = views * (row.keep + 1)
+    predict = measured.look * looks / 3600
+    hours = train + predict
+    count = quota.sessions_for(SLACK * hours, session.usable)
+    parts = [session.start + min(session.usable, max(0.0, hours - done * session.usable))
+             for done in range(count)]  # fmt: skip
+    maps = 2 * MAP_BYTES_PER_PX * row.size**2 * TRAIN_IMAGES / folds
+    n_bytes = sizes.last + (row.keep + 1) * sizes.model + round(maps)
+    return FoldCost(
+        decided.run, row, measured, views * row.keep, train, predict, tuple(parts), n_bytes
+    )
+
+
+def estimate(
+    plans: Mapping[int, Sequence[TrainPlan]],
+    folds: int,
+    measured: Mapping[str, Measured],
+    session: Session,
+    views: Mapping[str, int],
+    sizes: Mapping[str, Sizes],
+) -> Estimate:
+    """The plan's cost. `plans` holds by seed the runs to train, the wanted one last.
+
+    A row without a measurement of its own takes the wanted row's, scaled by pixels and images.
+    """
+    chain = next(iter(plans.values()))
+    wanted = chain[-1]
+    costs = tuple(
+        fold_cost(
+            one, _measured(one, wanted, measured), session, views[one.parameters.experiment],
+            sizes[one.parameters.experiment], folds,
+        )
+        for one in chain
+    )  # fmt: skip
+    own = costs[-1]
+    a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
+    inference = session.start + a_look * own.looks * folds * len(plans)
+    hours = {c.parameters.experiment: cost.sessions for c, cost in zip(chain, costs, strict=True)}
+    nodes = graph.nodes(plans, folds, hours, inference, session.max_hours)
+    advice = [line for cost in costs for line in _fold_advice(cost, session)]
+    by_week = graph.weeks(nodes) if max(n.hours for n in nodes) <= quota.GPU_HOURS_A_WEEK else []
+    advice += _whole_advice(own, costs, len(plans), folds, inference, session)
+    return Estimate(
+        costs, tuple(plans), folds, tuple(nodes), tuple(tuple(w) for w in by_week), inference,
+        tuple(advice),
+    )  # fmt: skip
+
+
+def _measured(one: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
+    name = one.parameters.experiment
+    if name in measured:
+        return measured[name]
+    base = measured[wanted.parameters.experiment]
+    factor = (one.experiment.size / wanted.experiment.size) ** 2
+    images = {"competition": TRAIN_IMAGES, "nih": NIH_IMAGES}
+    factor *= images[one.experiment.images] / images[wanted.experiment.images]
+    return base if factor == 1 and one is wanted else base.times(factor)
+
+
+def _fold_advice(cost: FoldCost, session: Session) -> list[str]:
+    """What to change where a fold does not fit a session, or cannot be cut to fit."""
+    row, found = cost.row, []
+    if len(cost.sessions) > 1:
+        epoch = (cost.measured.train + cost.measured.look) / 3600
+        epochs = int((session.usable / SLACK - cost.predict_hours) / epoch)
+        size = int((row.size**2 * session.usable / SLACK / cost.hours) ** 0.5) // 32 * 32
+        ways = [f"-p EPOCHS {epochs}"] * (epochs > 0) + [f"-p SIZE {size}"] * (size >= 32)
+        found.append(
+            f"one fold of {row.name} takes {cost.hours:.1f} h and a session leaves "
+            f"{session.usable:.1f}, a tenth of it to spare: a chain of {len(cost.sessions)} "
+            f"kernels a fold; one would do with {' or '.join(ways) or 'a faster row'}"
+        )
+    # The loop's clock wants twice the time of what cannot be cut.
+    whole = {"scoring": cost.measured.look, "predicting": cost.measured.look * cost.looks}
+    for what, seconds in whole.items():
+        if 2 * seconds / 3600 > session.usable:
+            found.append(
+                f"{what} a fold of {row.name} takes {seconds / 3600:.1f} h in one go, and a "
+                f"session of {session.usable:.1f} usable hours holds half of its length: more "
+                "folds, a smaller SIZE" + (", KEEP or TTA" if what == "predicting" else "")
+            )
+    batches = TRAIN_IMAGES / row.batch_size / row.accumulate
+    if 2 * cost.measured.train / max(batches, 1) / 3600 > session.usable:
+        found.append(f"one optimiser step of {row.name} fills a session: lower ACCUMULATE")
+    if cost.bytes > quota.OUTPUT_BYTES:
+        found.append(
+            f"a fold of {row.name} leaves {cost.bytes / 1e9:.1f} GB, the working folder holds "
+            f"{quota.OUTPUT_BYTES / 1e9:.0f}: lower KEEP {row.keep} or SIZE"
+        )
+    return found
+
+
+def _whole_advice(
+    own: FoldCost,
+    costs: Sequence[FoldCost],
+    seeds: int,
+    folds: int,
+    inference: float,
+    session: Session,
+) -> list[str]:
+    """What to change where inference does not fit a session, or the whole not a week."""
+    found = []
+    if inference > session.max_hours:
+        found.append(
+            f"inference takes {inference:.1f} h and cannot be cut, a session leaves "
+            f"{session.max_hours:g}: lower KEEP or TTA, or make ensembles of fewer seeds"
+        )
+    test_bytes = MAP_BYTES_PER_PX * own.row.size**2 * TEST_IMAGES * folds * seeds
+    if test_bytes > quota.OUTPUT_BYTES:
+        found.append(
+            f"inference leaves about {test_bytes / 1e9:.0f} GB of maps, the working folder holds "
+            f"{quota.OUTPUT_BYTES / 1e9:.0f}: make ensembles of fewer seeds"
+        )
+    fold = sum(cost.gpu_hours for cost in costs)
+    total, week = fold * folds * seeds + inference, quota.GPU_HOURS_A_WEEK
+    if total > week:
+        each = fold * folds + inference / seeds
+        ways = []
+        if (fewer := int(week / each)) >= 1:
+            ways.append(f"--seeds {fewer}")
+        elif (some := int(week / fold)) >= 1:
+            ways.append(f"{some} of {folds} folds of one seed")
+        # A tenth of the epochs is another experiment, and so is a quarter of the side.
+        epochs = int(own.row.epochs * week / total)
+        if 3 * epochs >= own.row.epochs:
+            ways.append(f"about -p EPOCHS {epochs}")
+        size = int((own.row.size**2 * week / total) ** 0.5) // 32 * 32
+        if 2 * size >= own.row.size:
+            ways.append(f"about -p SIZE {size}")
+        found.append(
+            f"{total:.0f} GPU hours are more than a week's {week:g}; one week holds "
+            f"{', or '.join(ways) or 'none of it'}"
+        )
+    return found

@@ -1,0 +1,213 @@
+"""Which kernels a plan becomes, in which order, and whose output each of them takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kernel_build import bundle, metadata
+from kernel_build.rehearse import REHEARSALS
+from kernel_lib.errors import InputError
+from kernel_lib.files import write_text
+from kernel_lib.kaggle import quota
+from kernel_lib.plan import OVERRIDES, TrainPlan
+
+FILE = "graph.json"
+PUSHER = "push_all.py"
+# Parameters of a training that its kernels take from the plan; the rest is the graph's own.
+CARRIED = (*OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir", "deterministic",
+           "precision", "on_bad_file", "workers", "threads", "save_minutes")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    """One kernel: a session of its own. `sources` are the slugs whose output it takes."""
+
+    slug: str
+    stage: str
+    given: tuple[tuple[str, str], ...]
+    sources: tuple[str, ...]
+    gpu: bool
+    hours: float
+
+
+def nodes(
+    runs: Mapping[int, Sequence[TrainPlan]],
+    folds: int,
+    hours: Mapping[str, Sequence[float]],
+    inference_hours: float,
+    max_hours: float,
+) -> list[Node]:
+    """The kernels of a plan in an order in which they can be pushed.
+
+    `runs` holds by seed the runs to train, those that others need first and the wanted one last;
+    `hours` by row the hours of each session of one fold. A session after the first takes the output
+    of the one before it. Every run is trained fold by fold and seed by seed, so that a seed is
+    whole before the next begins.
+    """
+    found: list[Node] = []
+    last: dict[tuple[str, int], str] = {}  # (run, fold) → the kernel that ends it
+    for seed, chain in runs.items():
+        for fold in range(folds):
+            for decided in chain:
+                needed = [last[need.run, fold] for need in decided.needs()]
+                row = decided.parameters.experiment
+                for part, taken in enumerate(hours[row], 1):
+                    many = len(hours[row]) > 1
+                    name = slug(decided.run, seed, f"f{fold}" + (f"-p{part}" if many else ""))
+                    earlier = [found[-1].slug] if part > 1 else []
+                    given = (*_train_given(decided, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
+                    found.append(
+                        Node(name, "train", given, (*earlier, *needed), gpu=True, hours=taken)
+                    )
+                last[decided.run, fold] = found[-1].slug
+    wanted = [chain[-1].run for chain in runs.values()]
+    row = next(iter(runs.values()))[-1].parameters.experiment
+    # What gates a run speaks with it; what it started from is no longer needed.
+    named = {r.run for c in runs.values() for r in (c[-1], c[-1].gate) if r is not None}
+    trained = tuple(kernel for (run, _), kernel in last.items() if run in named)
+    ensemble = row if len(wanted) > 1 else wanted[0]
+    seeds = f"{len(wanted)}seeds" if len(wanted) > 1 else next(iter(runs))
+    given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
+    search = Node(
+        slug(wanted[0], seeds, "thresholds"), "thresholds", given, trained, gpu=False, hours=0.0
+    )
+    found.append(search)
+    given = (("ENSEMBLE", ensemble),)
+    sources = (*trained, search.slug)
+    name = slug(wanted[0], seeds, "inference")
+    return [*found, Node(name, "inference", given, sources, gpu=True, hours=inference_hours)]
+
+
+def slug(run: str, seed: int | str, tail: str) -> str:
+    """A kernel's name of a run's, 50 characters at most; what was cut is told by a hash."""
+    head = metadata.slugify(re.sub(r"_seed\d+$", "", run))
+    end = f"{seed}-{tail}" if isinstance(seed, str) else f"s{seed}-{tail}"
+    if len(head) + 1 + len(end) > 50:
+        digest = hashlib.sha256(head.encode()).hexdigest()[:6]
+        head = f"{head[: 50 - len(end) - 8].rstrip('-')}-{digest}"
+    return f"{head}-{end}"
+
+
+def weeks(
+    kernels: Sequence[Node], weekly_hours: float = quota.GPU_HOURS_A_WEEK
+) -> list[list[Node]]:
+    """The kernels by week, none started that the rest of its week's quota does not hold.
+
+    A kernel comes after its sources. Raises InputError for one that no week holds.
+    """
+    too_long = [node for node in kernels if node.hours > weekly_hours]
+    if too_long:
+        raise InputError(
+            f"{too_long[0].slug} takes {too_long[0].hours:.1f} GPU hours and a week has "
+            f"{weekly_hours:g}; cut it into sessions with a smaller --hours"
+        )
+    found: list[list[Node]] = []
+    waiting, done = list(kernels), set()
+    while waiting:
+        left, week = weekly_hours, []
+        for node in waiting:
+            if set(node.sources) <= done and node.hours <= left:
+                week.append(node)
+                done.add(node.slug)
+                left -= node.hours
+        if not week:
+            raise InputError(f"{waiting[0].slug} waits for kernels that are not in the plan")
+        waiting = [node for node in waiting if node.slug not in done]
+        found.append(week)
+    return found
+
+
+def write(
+    kernels: Sequence[Node],
+    out: Path,
+    owner: str,
+    build: Callable[[Node, Path], Path],
+) -> list[Path]:
+    """Every kernel's folder, graph.json, and the script that pushes them; nothing if one fails.
+
+    `build(node, folder)` builds one kernel below a folder and returns its own.
+    """
+    known = {".", FILE, PUSHER, "push_state.json", *(node.slug for node in kernels)}
+    others = [p.name for p in out.iterdir() if p.name not in known] if out.is_dir() else []
+    if others and not (out / FILE).is_file():
+        raise InputError(f"{out} holds {others[0]}, which no plan wrote; give another folder")
+    if (out / "push_state.json").is_file():
+        raise InputError(
+            f"{out} is being pushed (push_state.json): finish it, or give another folder"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        for node in kernels:
+            build(node, fresh)
+        listed = [asdict(node) | {"id": f"{owner}/{node.slug}"} for node in kernels]
+        text = json.dumps({"owner": owner, "kernels": listed}, indent=1)
+        write_text(fresh / FILE, text + "\n")
+        shutil.copy(Path(__file__).with_name(PUSHER), fresh / PUSHER)
+        if out.exists():
+            if (out / REHEARSALS).is_dir():
+                (out / REHEARSALS).rename(fresh / REHEARSALS)
+            out.rename(Path(scratch) / "old")
+        fresh.rename(out)
+    return [out / node.slug for node in kernels]
+
+
+def builder(
+    root: Path,
+    owner: str,
+    kind: str,
+    data: str | None = None,
+    datasets: Iterable[str] = (),
+) -> Callable[[Node, Path], Path]:
+    """A `build` for `write`: the bundle's kernel under the node's name, with the node's sources.
+
+    `data` is the data set that holds the images, in the place of the competition; `datasets` are
+    further ones, such as one of encoder weights.
+    """
+
+    def build(node: Node, folder: Path) -> Path:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            kernel = bundle.build(
+                root, node.stage, kind, given=node.given, owner=owner, out=Path(scratch)
+            )
+            target = folder / node.slug
+            kernel.folder.rename(target)
+        code_file = f"{node.slug}{kernel.code_file.suffix}"
+        (target / kernel.code_file.name).rename(target / code_file)
+        found = metadata.read_base(target)
+        meta = found | {
+            "id": f"{owner}/{node.slug}",
+            "title": node.slug.replace("-", " ").capitalize(),
+            "code_file": code_file,
+            "dataset_sources": [*([data] if data else found["dataset_sources"]), *datasets],
+            "competition_sources": [] if data else found["competition_sources"],
+            "kernel_sources": [f"{owner}/{source}" for source in node.sources],
+        }
+        faults = metadata.problems(meta)
+        if faults:
+            raise InputError(f"{node.slug}: " + "; ".join(faults))
+        write_text(target / metadata.FILE, metadata.as_text(meta))
+        return target
+
+    return build
+
+
+def _train_given(decided: TrainPlan, fold: int, folds: int) -> tuple[tuple[str, str], ...]:
+    """The notebook's parameters that make this run's fold, and nothing that is a default."""
+    parameters = decided.parameters
+    given = {"EXPERIMENT": parameters.experiment, "SEED": parameters.seed}
+    given |= {"FOLD": fold, "N_FOLDS": folds}
+    defaults = type(parameters).model_fields
+    for name in CARRIED:
+        value = getattr(parameters, name)
+        if value != defaults[name].default:
+            given[name.upper()] = value
+    return tuple((name, str(value)) for name, value in given.items())

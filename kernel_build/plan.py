@@ -1,0 +1,210 @@
+"""The command `plan`: what an experiment costs on Kaggle, as a table, and its kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from kernel_build import costs, graph, metadata, parameters
+from kernel_build.costs import Estimate, Measured, Session, Sizes
+from kernel_lib.config import Experiment, TrainParameters
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.kaggle import quota
+from kernel_lib.plan import TrainPlan
+from kernel_lib.plan import plan as decide
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as the notes count
+# Parameters that each kernel of a plan has its own of, and how to say it to the plan.
+_OWN = {
+    "experiment": "it is the first argument",
+    "seed": "give --seeds N",
+    "n_folds": "give --folds N",
+    "fold": "every fold is planned",
+    "max_hours": "give --hours of a session",
+    "with_parents": "parents are kernels of their own",
+    "data_dir": "give --data OWNER/SLUG, or leave it to the competition",
+    "work_dir": "a kernel's is Kaggle's working folder",
+    "cache_dir": "a kernel's is scratch",
+    "device": "a kernel's is what Kaggle gives",
+}
+
+
+def as_text(found: Estimate, session: Session, now: datetime | None = None) -> str:
+    """The estimate as a person reads it: a table, the weeks, the order, what to change."""
+    rows = [("row", "size", "epochs", "s/epoch", "h/fold", "sessions", "GPU h", "GB")]
+    times = found.folds * len(found.seeds)
+    for cost in found.costs:
+        seconds = cost.measured.train + cost.measured.look
+        rows.append((
+            cost.row.name, str(cost.row.size), str(cost.row.epochs),
+            f"{'~' * cost.measured.scaled}{seconds:.0f}", f"{cost.hours:.2f}",
+            f"{times} × {len(cost.sessions)}", f"{cost.gpu_hours * times:.1f}",
+            f"{cost.bytes / 1e9:.1f}",
+        ))  # fmt: skip
+    rows.append(("thresholds (no GPU)", "", "", "", "", "1", "0.0", ""))
+    rows.append(("inference", "", "", "", "", "1", f"{found.inference_hours:.1f}", ""))
+    rows.append(("together", "", "", "", "", str(found.gpu_sessions + 1),
+                 f"{found.gpu_hours:.1f}", ""))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    seeds = ", ".join(map(str, found.seeds))
+    lines += [
+        "",
+        f"{_count(len(found.seeds), 'seed')} ({seeds}) × {found.folds} folds, at most: patience "
+        "may end a fold before its last epoch",
+    ]
+    lines += [
+        *_week_lines(found),
+        f"the quota is full again on {quota.week_ends(now):%A %d %B}, 00:00 UTC",
+    ]
+    lines += [
+        "order: seed by seed, each fold's parents before it, so that one seed is whole, and could "
+        "be scored, before the next one costs anything; two GPU sessions at once",
+        f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over, "
+        f"{60 * session.start:.0f} minutes to start, {costs.TRAIN_IMAGES:,} training and "
+        f"{costs.TEST_IMAGES:,} test images, maps of {costs.MAP_BYTES_PER_PX} bytes a pixel"
+        + (
+            "; ~ scaled by pixels and images" if any(c.measured.scaled for c in found.costs) else ""
+        ),
+    ]
+    return "\n".join([*lines, *(f"change: {line}" for line in found.advice)])
+
+
+def _week_lines(found: Estimate) -> list[str]:
+    lines = []
+    for number, week in enumerate(found.weeks, 1):
+        hours = sum(node.hours for node in week)
+        names = f"{week[0].slug} … {week[-1].slug}" if len(week) > 1 else week[0].slug
+        lines.append(f"week {number}: {hours:.1f} h in {_count(len(week), 'kernel')}, {names}")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def plans_of(given: TrainParameters, seeds: int) -> dict[int, tuple[TrainPlan, ...]]:
+    """By seed the runs to train, those that are needed first before those that need them."""
+    found = {}
+    for number in range(seeds):
+        seed = FIRST_SEED + SEED_STEP * number
+        decided = decide(given.model_copy(update={"seed": seed}), EXPERIMENTS)
+        found[seed] = (*decided.needs(), decided)
+    return found
+
+
+def sizes_of(row: Experiment) -> Sizes:
+    """Bytes of a row's weights, and of its last.pt: the weights, their average, the optimiser's."""
+    from kernel_lib.models import networks
+
+    n_bytes = sum(t.numel() * t.element_size() for t in networks.build(row).state_dict().values())
+    return Sizes(n_bytes, n_bytes * (4 if row.optimizer.startswith("adam") else 3))
+
+
+def _by_row(values: Sequence[str], experiment: str) -> dict[str, str]:
+    """`ROW=VALUE` or `VALUE`, which is the experiment's own."""
+    found = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        found[name if equals else experiment] = rest if equals else value
+    return found
+
+
+def measurements(
+    logs: Sequence[str], seconds: Sequence[str], experiment: str, folds: int
+) -> dict[str, Measured]:
+    """What was measured, by row. Raises InputError where nothing was for the experiment."""
+    found = {name: costs.from_log(Path(path)) for name, path in _by_row(logs, experiment).items()}
+    for name, text in _by_row(seconds, experiment).items():
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise InputError(f"--seconds-per-epoch {text!r} is no number of seconds above 0")
+        found[name] = costs.from_seconds(value, folds)
+    if experiment not in found:
+        raise InputError(
+            f"nothing measured for {experiment}: give --log of a run (runs/RUN/fold0/log.jsonl) or "
+            f"--seconds-per-epoch S; a kernel of one epoch measures it: build_kernel.py train "
+            f"-p EXPERIMENT {experiment} -p FOLD 0 -p EPOCHS 1"
+        )
+    return found
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True)
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="As for training.")
+@click.option("--log", "logs", multiple=True, metavar="[ROW=]FILE", help="A run's log.jsonl.")
+@click.option("--seconds-per-epoch", "seconds", multiple=True, metavar="[ROW=]S")
+@click.option(
+    "--hours",
+    type=float,
+    default=quota.SESSION_HOURS,
+    show_default=True,
+    help=f"Of a session; {quota.COMPETITION_SESSION_HOURS:g} where a code competition says so.",
+)
+@click.option(
+    "--write", "out", type=click.Path(file_okay=False, path_type=Path),
+    help="Build every kernel here, and push_all.py.",
+)  # fmt: skip
+@click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME or kaggle.json.")
+@click.option("--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True)
+@click.option("--data", metavar="OWNER/SLUG", help="The images' data set; default: competition.")
+@click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="Also attached.")
+def plan(
+    experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, data, datasets
+) -> None:
+    """What EXPERIMENT costs on Kaggle; with --write, the kernels that it takes."""
+    try:
+        session = Session(hours)
+        if session.usable <= 0:
+            raise InputError(f"--hours {hours:g} leaves nothing after start and end; give over 1")
+        values = {name.lower(): parameters.parse(text) for name, text in given}
+        if own := [name.upper() for name in values if name in _OWN]:
+            raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
+        asked = TrainParameters.checked(values | {"experiment": experiment, "n_folds": folds})
+        plans = plans_of(asked, seeds)
+        measured = measurements(logs, seconds, experiment, folds)
+        found = _estimate(plans, folds, measured, session)
+        click.echo(as_text(found, session))
+        if out is not None:
+            _write(found, out, owner, kind, data, datasets)
+    except InputError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _estimate(plans, folds, measured, session) -> Estimate:
+    from kernel_lib.inference import tta
+
+    rows = {one.parameters.experiment: one.experiment for one in next(iter(plans.values()))}
+    views = {name: len(tta.views(row.tta)) for name, row in rows.items()}
+    sizes = {name: sizes_of(row) for name, row in rows.items()}
+    return costs.estimate(plans, folds, measured, session, views, sizes)
+
+
+def _write(found: Estimate, out: Path, owner, kind, data, datasets) -> None:
+    known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
+    if known is None:
+        raise InputError("sources are named by their owner: give --owner NAME")
+    build = graph.builder(ROOT, known[0], kind, data, datasets)
+    folders = graph.write(found.nodes, out, known[0], build)
+    click.echo(f"{len(folders)} kernels in {out}; push them with\n  python {out / graph.PUSHER}")
+
+
+if __name__ == "__main__":
+    plan()

@@ -1,0 +1,200 @@
+"""Push the kernels beside this script to Kaggle in order, and wait for each before what needs it.
+
+    python push_all.py [--poll SECONDS] [--kaggle COMMAND]
+
+Needs Python 3.9 and the kaggle command line. Where it stands is kept in push_state.json: stopped
+anywhere, it goes on from there when started again; a kernel that failed is then pushed anew.
+Whether a push succeeded is read from what the command line says, since its exit code is 0 also
+when Kaggle refused. At most two GPU sessions run at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GPU_SESSIONS = 2
+PATIENCE = 10  # times in a row that the network, or Kaggle, may fail before this gives up
+PUSHED = re.compile(r"Kernel version (\d+) successfully pushed")
+INVALID = re.compile(r"^.*\bnot valid\b.*$", re.MULTILINE | re.IGNORECASE)
+STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
+BUSY = re.compile(r"maximum (?:batch )?GPU session", re.IGNORECASE)  # all slots are taken: wait
+# Kaggle answers 403 for a kernel that it does not know.
+ABSENT = re.compile(r"\b40[34]\b|not found|forbidden", re.IGNORECASE)
+NOBODY = re.compile(r"\b401\b|unauthorized|could not find kaggle.json|authenticate", re.IGNORECASE)
+GOING = ("queued", "running", "new_script", "newscript")
+
+
+class PushError(Exception):
+    """A kernel cannot be pushed or has failed; nothing more is pushed."""
+
+
+class NoAnswerError(Exception):
+    """No answer that says anything of the kernel: to be asked again."""
+
+
+class BusyError(Exception):
+    """Kaggle runs as many GPU sessions as it allows, others' of this account among them."""
+
+
+class State:
+    """What is known of each kernel, kept in a file: waiting, pushing, pushed, complete, failed."""
+
+    def __init__(self, path: Path, slugs: list[str]) -> None:
+        self.path = path
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.of = {slug: kept.get(slug, "waiting") for slug in slugs}
+
+    def set(self, slug: str, state: str) -> None:
+        """Keep it at once and whole, so that a kill loses nothing."""
+        self.of[slug] = state
+        beside = self.path.with_suffix(".part")
+        beside.write_text(json.dumps(self.of, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, self.path)
+        print(f"{time.strftime('%H:%M:%S')} {slug}: {state}", flush=True)
+
+
+def say(command: list[str], *words: str) -> str:
+    """What the command line answers, both streams; NoAnswerError where it does not end."""
+    try:
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=600, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise NoAnswerError(f"{' '.join(words)}: no answer in 10 minutes") from None
+    answer = f"{done.stdout}\n{done.stderr}".strip()
+    if NOBODY.search(answer):
+        raise PushError(f"the kaggle command line is not logged in: {last_line(answer)}")
+    return answer
+
+
+def push(command: list[str], folder: Path) -> None:
+    """Push one kernel; PushError with Kaggle's words, NoAnswerError where to try again."""
+    answer = say(command, "kernels", "push", "-p", str(folder))
+    invalid = INVALID.findall(answer)
+    if invalid:  # it says success as well, and the kernel runs without them
+        raise PushError(f"sources were refused, cancel the run on Kaggle: {'; '.join(invalid)}")
+    if PUSHED.search(answer):
+        return
+    if BUSY.search(answer):
+        raise BusyError
+    if "push error" in answer.lower() or ABSENT.search(answer):
+        raise PushError(answer)
+    raise NoAnswerError(last_line(answer))
+
+
+def status(command: list[str], kernel_id: str) -> tuple[str, str]:
+    """Kaggle's status of a kernel in lower case, and all that was answered.
+
+    'absent' where there is no such kernel.
+    """
+    answer = say(command, "kernels", "status", kernel_id)
+    found = STATUS.search(answer)
+    if found:
+        return found[1].lower(), answer
+    if ABSENT.search(answer):
+        return "absent", answer
+    raise NoAnswerError(last_line(answer))
+
+
+def look(command: list[str], kernel: dict, state: State) -> None:
+    """Bring the state of a pushed kernel up to date; PushError where it failed on Kaggle."""
+    slug = kernel["slug"]
+    found, answer = status(command, kernel["id"])
+    if found == "complete":
+        state.set(slug, "complete")
+    elif found not in GOING:
+        state.set(slug, "failed")
+        raise PushError(f"{slug} is {found} on Kaggle: {answer}")
+
+
+def resume(command: list[str], kernel: dict, state: State) -> None:
+    """Of a push that was cut short: Kaggle knows whether it arrived."""
+    if state.of[kernel["slug"]] == "pushing":
+        found, _ = status(command, kernel["id"])
+        # Complete or failed may be said of an older version; then it is pushed anew.
+        state.set(kernel["slug"], "pushed" if found in GOING else "waiting")
+
+
+def step(command: list[str], folder: Path, kernels: list[dict], state: State) -> None:
+    """One round: look at what runs, then push what may begin."""
+    for kernel in kernels:
+        if state.of[kernel["slug"]] == "pushed":
+            look(command, kernel, state)
+    for kernel in kernels:
+        slug = kernel["slug"]
+        if state.of[slug] != "waiting":
+            continue
+        if any(state.of[source] != "complete" for source in kernel["sources"]):
+            continue
+        running = sum(k["gpu"] and state.of[k["slug"]] == "pushed" for k in kernels)
+        if kernel["gpu"] and running >= GPU_SESSIONS:
+            continue
+        state.set(slug, "pushing")
+        try:
+            push(command, folder / slug)
+        except PushError as failure:
+            state.set(slug, "failed")
+            raise PushError(f"{slug}: {failure}") from None
+        except BusyError:
+            state.set(slug, "waiting")
+            return
+        except NoAnswerError:
+            resume(command, kernel, state)
+            raise
+        state.set(slug, "pushed")
+
+
+def main() -> int:
+    """Push everything; 0 once all is complete, 1 where something stopped it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--poll", type=float, default=60.0, help="seconds between two looks")
+    parser.add_argument("--kaggle", default="kaggle", help="the command line to call")
+    options = parser.parse_args()
+    folder, command = Path(__file__).resolve().parent, shlex.split(options.kaggle)
+    kernels = json.loads((folder / "graph.json").read_text(encoding="utf-8"))["kernels"]
+    state = State(folder / "push_state.json", [kernel["slug"] for kernel in kernels])
+    hiccups = 0
+    try:
+        for kernel in kernels:
+            if state.of[kernel["slug"]] == "failed":
+                state.set(kernel["slug"], "waiting")
+        while any(one != "complete" for one in state.of.values()):
+            try:
+                for kernel in kernels:
+                    resume(command, kernel, state)
+                step(command, folder, kernels, state)
+                hiccups = 0
+            except NoAnswerError as hiccup:
+                hiccups += 1
+                print(f"no clear answer ({hiccups} of {PATIENCE}): {hiccup}", flush=True)
+                if hiccups >= PATIENCE:
+                    raise PushError(
+                        "no clear answer for too long; start this again later"
+                    ) from None
+            if any(one != "complete" for one in state.of.values()):
+                time.sleep(options.poll)
+    except PushError as failure:
+        print(f"stopped: {failure}\nmend it and start this again", file=sys.stderr)
+        return 1
+    except FileNotFoundError as error:
+        print(f"stopped: {error}; pip install kaggle", file=sys.stderr)
+        return 1
+    print(f"all {len(kernels)} kernels are complete")
+    return 0
+
+
+def last_line(text: str) -> str:
+    """What an answer ends with."""
+    return text.splitlines()[-1] if text else "an empty answer"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Kaggle's limits as numbers, and how much of a session is left: hours, disk, output files.
+
+Source of each: Kaggle's documentation of notebooks (kaggle.com/docs/notebooks, technical
+specifications) and its users' reports, as of August 2026.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+GPU_HOURS_A_WEEK = 30.0  # an hour of two T4 costs one; reset Saturday 00:00 UTC
+SESSION_HOURS = 12.0
+COMPETITION_SESSION_HOURS = 9.0  # where a code competition says so
+GPU_SESSIONS = 2  # at once
+OUTPUT_BYTES = 20 * 10**9  # in the working folder
+OUTPUT_FILES = 500  # more are kept, and not served
+WARN_FROM = 0.8  # share of a limit from which it is worth a word
+_SATURDAY = 5  # as datetime.weekday counts
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What lies in a working folder: bytes and files."""
+
+    bytes: int
+    files: int
+
+
+def usage(folder: Path) -> Usage:
+    """Everything below a folder, links not followed; a file that vanishes meanwhile is not counted.
+
+    A folder that does not exist holds nothing.
+    """
+    n_bytes = n_files = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                n_bytes += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+            n_files += 1
+    return Usage(n_bytes, n_files)
+
+
+def warnings(used: Usage, coming: Usage | None = None) -> list[str]:
+    """A line for each output limit that is near or passed, with the mend; usually none.
+
+    `coming` is what is still to be written and counts as if it were there.
+    """
+    coming = coming or Usage(0, 0)
+    n_bytes, n_files = used.bytes + coming.bytes, used.files + coming.files
+    found = []
+    if n_bytes > WARN_FROM * OUTPUT_BYTES:
+        found.append(
+            f"{_gb(n_bytes)} of {_gb(OUTPUT_BYTES)} of output: lower KEEP, or train fewer folds in "
+            "one kernel (-p FOLD)"
+        )
+    if n_files > WARN_FROM * OUTPUT_FILES:
+        found.append(
+            f"{n_files} of {OUTPUT_FILES} output files, and Kaggle serves no more: train fewer "
+            "folds in one kernel (-p FOLD)"
+        )
+    return found
+
+
+def session_seconds(proc: Path = Path("/proc")) -> float | None:
+    """Seconds since this machine's, or container's, first process began; None where unknown.
+
+    On Kaggle a session is a container of its own, so this counts what passed before the kernel's
+    first line too.
+    """
+    try:
+        # The name in brackets may hold blanks; the 22nd field is the start in ticks after boot.
+        fields = (proc / "1" / "stat").read_text().rpartition(")")[2].split()
+        up = float((proc / "uptime").read_text().split()[0])
+        return max(0.0, up - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def hours_left(spent_seconds: float, session_hours: float = SESSION_HOURS) -> float:
+    """Hours until the session ends, 0 once it should have."""
+    return max(0.0, session_hours - spent_seconds / 3600)
+
+
+def week_ends(now: datetime | None = None) -> datetime:
+    """When the GPU quota is next full again: the coming Saturday 00:00 UTC, after `now`."""
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight + timedelta(days=(_SATURDAY - now.weekday() - 1) % 7 + 1)
+
+
+def session_line(working: Path, spent_seconds: float, session_hours: float = SESSION_HOURS) -> str:
+    """One line on where a session stands, for a stage to print."""
+    used = usage(working)
+    return (
+        f"session: {hours_left(spent_seconds, session_hours):.1f} of {session_hours:g} h left; "
+        f"{_gb(used.bytes)} of {_gb(OUTPUT_BYTES)} and {used.files} of {OUTPUT_FILES} files in "
+        f"{working}"
+    )
+
+
+def sessions_for(hours: float, usable_hours: float) -> int:
+    """How many sessions work that can be cut anywhere takes; at least one.
+
+    Raises ValueError where a session has no usable time.
+    """
+    if usable_hours <= 0:
+        raise ValueError(f"a session with {usable_hours} usable hours holds no work")
+    return max(1, math.ceil(hours / usable_hours - 1e-9))
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"

@@ -1,0 +1,225 @@
+"""The kernels of a plan: every source set, in an order in which they can be pushed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernel_build import graph, metadata, parameters
+from kernel_build.graph import Node
+from kernel_lib.config import TrainParameters
+from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.plan import plan
+
+
+def plans(experiment: str, *seeds: int, **given) -> dict:
+    found = {}
+    for seed in seeds:
+        decided = plan(TrainParameters(experiment=experiment, seed=seed, **given), EXPERIMENTS)
+        found[seed] = (*decided.needs(), decided)
+    return found
+
+
+def nodes(experiment: str, *seeds: int, hours: dict | None = None, folds: int = 2, **given):
+    runs = plans(experiment, *seeds, **given)
+    every = {one.parameters.experiment: (1.0,) for chain in runs.values() for one in chain}
+    return graph.nodes(runs, folds, every | (hours or {}), 2.0, 11.5)
+
+
+def by_slug(found: list[Node]) -> dict[str, Node]:
+    return {node.slug: node for node in found}
+
+
+def test_one_seed_without_parents_is_a_kernel_a_fold_and_two_more():
+    found = nodes("UNetResNet34_512_v1", 3456)
+    assert [node.slug for node in found] == [
+        "unetresnet34-512-v1-s3456-f0",
+        "unetresnet34-512-v1-s3456-f1",
+        "unetresnet34-512-v1-s3456-thresholds",
+        "unetresnet34-512-v1-s3456-inference",
+    ]
+    assert [node.gpu for node in found] == [True, True, False, True]
+    assert [node.sources for node in found] == [
+        (),
+        (),
+        (found[0].slug, found[1].slug),
+        (found[0].slug, found[1].slug, found[2].slug),
+    ]
+    assert dict(found[1].given) == {
+        "EXPERIMENT": "UNetResNet34_512_v1",
+        "SEED": "3456",
+        "FOLD": "1",
+        "N_FOLDS": "2",
+        "MAX_HOURS": "11.5",
+    }
+    assert dict(found[2].given)["RUNS"] == "UNetResNet34_512_v1_seed3456"
+    assert found[3].hours == 2.0
+
+
+def test_a_fold_longer_than_a_session_is_a_chain_each_on_the_last_one_s_output():
+    found = by_slug(nodes("UNetResNet34_512_v1", 1, hours={"UNetResNet34_512_v1": (12, 12, 3)}))
+    name = "unetresnet34-512-v1-s1-f1-p"
+    assert [found[f"{name}{part}"].sources for part in (1, 2, 3)] == [
+        (),
+        (f"{name}1",),
+        (f"{name}2",),
+    ]
+    assert found[f"{name}3"].hours == 3
+    assert found[f"{name}1"].given == found[f"{name}2"].given
+    search = found["unetresnet34-512-v1-s1-thresholds"]
+    assert search.sources == ("unetresnet34-512-v1-s1-f0-p3", f"{name}3")
+
+
+def test_a_child_takes_its_parent_s_same_fold_in_each_of_its_sessions():
+    found = by_slug(
+        nodes("deeplabv3plus_resnet_1024_v1", 1, hours={"deeplabv3plus_resnet_1024_v1": (12, 3)})
+    )
+    child, parent = "deeplabv3plus-resnet-1024-v1-s1", "deeplabv3plus-resnet-512-v1-s1"
+    assert found[f"{child}-f1-p1"].sources == (f"{parent}-f1",)
+    assert found[f"{child}-f1-p2"].sources == (f"{child}-f1-p1", f"{parent}-f1")
+    # The parents speak no more.
+    assert found[f"{child}-thresholds"].sources == (f"{child}-f0-p2", f"{child}-f1-p2")
+
+
+def test_what_gates_a_run_goes_on_to_the_thresholds():
+    found = nodes("two_step", 1)
+    assert found[-2].sources == (
+        "two-step-classifier-512-v1-s1-f0",
+        "two-step-s1-f0",
+        "two-step-classifier-512-v1-s1-f1",
+        "two-step-s1-f1",
+    )
+
+
+def test_several_seeds_are_one_ensemble_under_the_row_s_name():
+    found = nodes("UNetResNet34_512_v1", 1, 2, size=256, weights="none")
+    assert len(found) == 6
+    assert dict(found[-2].given) == {
+        "RUNS": "UNetResNet34_512_v1_size256_fromnone_seed1,"
+        "UNetResNet34_512_v1_size256_fromnone_seed2",
+        "ENSEMBLE": "UNetResNet34_512_v1",
+    }
+    assert dict(found[0].given)["SIZE"] == "256"
+    assert dict(found[0].given)["WEIGHTS"] == "none"
+    assert found[-1].sources == tuple(node.slug for node in found[:-1])
+
+
+def test_the_parameters_make_the_run_again_that_was_planned():
+    """What the notebook is given, read as papermill reads it, names the same run."""
+    runs = plans("deeplabv3plus_resnet_1024_v1", 5678, epochs=8, lr=0.001, parent_weights="none",
+                 weights_dir="w", ema_decay=0.5, freeze_batch_norm=True)  # fmt: skip
+    hours = {one.parameters.experiment: (1.0,) for one in runs[5678]}
+    found = graph.nodes(runs, 3, hours, 1.0, 8.5)
+    for node, decided in zip(found, runs[5678], strict=False):
+        values = {name.lower(): parameters.parse(text) for name, text in node.given}
+        again = plan(TrainParameters.checked(values), EXPERIMENTS)
+        assert again.run == decided.run
+        assert again.experiment == decided.experiment
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_row_gives_kernels_that_kaggle_can_name(name: str):
+    found = nodes(name, 3456, 4567, hours={name: (12, 12)}, folds=5)
+    assert len({node.slug for node in found}) == len(found)
+    done = set()
+    for node in found:
+        assert 5 <= len(node.slug) <= 50
+        assert metadata.slugify(node.slug.replace("-", " ").capitalize()) == node.slug
+        assert set(node.sources) <= done
+        done.add(node.slug)
+
+
+def test_a_name_that_is_cut_ends_in_a_hash_of_the_whole():
+    one, other = (graph.slug("a" * 60 + end, 3456, "f0-p1") for end in "xy")
+    assert len(one) == len(other) == 50
+    assert one != other
+    assert one.endswith("-s3456-f0-p1")
+    assert graph.slug("A_b_seed7", 7, "f0") == "a-b-s7-f0"
+    assert graph.slug("A_b_seed7", "5seeds", "inference") == "a-b-5seeds-inference"
+
+
+def node(name: str, hours: float, *sources: str) -> Node:
+    return Node(name, "train", (), sources, gpu=hours > 0, hours=hours)
+
+
+def test_a_week_holds_its_quota_and_no_session_is_cut_by_it():
+    kernels = [node("a", 12), node("b", 12), node("c", 12, "a"), node("d", 6), node("e", 0, "c")]
+    weeks = graph.weeks(kernels, 30)
+    assert [[one.slug for one in week] for week in weeks] == [["a", "b", "d"], ["c", "e"]]
+
+
+def test_what_no_week_holds_or_waits_for_ever_is_an_error():
+    with pytest.raises(InputError, match=r"31\.0 GPU hours and a week has 30"):
+        graph.weeks([node("a", 31)], 30)
+    with pytest.raises(InputError, match="b waits for kernels that are not in the plan"):
+        graph.weeks([node("b", 1, "a")], 30)
+
+
+@given(st.lists(st.floats(0, 12), min_size=1, max_size=30), st.integers(0, 3))
+def test_weeks_hold_every_kernel_once_in_order_and_within_the_quota(hours, back):
+    kernels = [
+        node(f"k{i}", h, *(f"k{j}" for j in range(max(0, i - back), i)))
+        for i, h in enumerate(hours)
+    ]
+    weeks = graph.weeks(kernels, 30)
+    order = [one.slug for week in weeks for one in week]
+    assert sorted(order) == sorted(one.slug for one in kernels)
+    for one in kernels:
+        assert all(order.index(source) < order.index(one.slug) for source in one.sources)
+    assert all(sum(one.hours for one in week) <= 30 + 1e-6 for week in weeks)
+
+
+def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tmp_path: Path):
+    kernels = [
+        Node("a-kernel-f0", "train", (("SEED", "7"),), (), True, 1.0),
+        Node("a-kernel-thresholds", "thresholds", (), ("a-kernel-f0",), False, 0.0),
+    ]
+    out = tmp_path / "graph"
+    build = graph.builder(project, "me", "script", "you/images", ["me/weights"])
+    folders = graph.write(kernels, out, "me", build)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a-kernel-f0", "a-kernel-thresholds", "graph.json", "push_all.py",
+    ]  # fmt: skip
+    for folder, one in zip(folders, kernels, strict=True):
+        meta = json.loads((folder / metadata.FILE).read_text())
+        assert metadata.problems(meta) == []
+        assert meta["id"] == f"me/{one.slug}"
+        assert meta["kernel_sources"] == [f"me/{source}" for source in one.sources]
+        assert meta["dataset_sources"] == ["you/images", "me/weights"]
+        assert meta["competition_sources"] == []
+        assert meta["enable_gpu"] is one.gpu
+        assert (folder / meta["code_file"]).is_file()
+    assert "'SEED': 7" in (out / "a-kernel-f0" / "a-kernel-f0.py").read_text()
+    listed = json.loads((out / "graph.json").read_text())["kernels"]
+    assert [one["id"] for one in listed] == ["me/a-kernel-f0", "me/a-kernel-thresholds"]
+    (out / "rehearsals" / "a-kernel-f0").mkdir(parents=True)
+    assert graph.write(kernels, out, "me", build) == folders  # again, over the first
+    assert (out / "rehearsals" / "a-kernel-f0").is_dir()
+
+
+def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path):
+    kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
+    build = graph.builder(project, "me", "notebook")
+    (folder,) = graph.write(kernels, tmp_path / "graph", "me", build)
+    meta = json.loads((folder / metadata.FILE).read_text())
+    assert meta["competition_sources"] == ["siim-acr-pneumothorax-segmentation"]
+    assert meta["code_file"] == "a-kernel-f0.ipynb"
+
+
+def test_what_somebody_else_wrote_or_is_pushing_is_not_replaced(project: Path, tmp_path: Path):
+    kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
+    build = graph.builder(project, "me", "script")
+    out = tmp_path / "graph"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match=r"thesis\.tex, which no plan wrote"):
+        graph.write(kernels, out, "me", build)
+    graph.write(kernels, tmp_path / "other", "me", build)
+    (tmp_path / "other" / "push_state.json").write_text("{}")
+    with pytest.raises(InputError, match="is being pushed"):
+        graph.write(kernels, tmp_path / "other", "me", build)

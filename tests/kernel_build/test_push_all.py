@@ -1,0 +1,228 @@
+"""push_all.py against a kaggle command that plays every answer, the lying ones too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Answers are taken from plays.json, by verb and kernel, one a call and the last one for ever;
+# without one a push succeeds and a status is complete. Each call is written down.
+FAKE = f"""\
+#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+
+here = Path(os.environ["FAKE_KAGGLE"])
+verb = sys.argv[2]
+slug = Path(sys.argv[4]).name if verb == "push" else sys.argv[3].partition("/")[2]
+with (here / "calls.txt").open("a") as file:
+    file.write(f"{{verb}} {{slug}}\\n")
+plays = json.loads((here / "plays.json").read_text())
+lines = plays.get(f"{{verb}} {{slug}}", [])
+default = {{"push": "Kernel version 1 successfully pushed.  Please check progress at https://x",
+           "status": f'me/{{slug}} has status "KernelWorkerStatus.COMPLETE"'}}[verb]
+answer = lines[0] if lines else [default, 0]
+if len(lines) > 1:
+    plays[f"{{verb}} {{slug}}"] = lines[1:]
+    (here / "plays.json").write_text(json.dumps(plays))
+text, status = answer
+print(text, file=sys.stderr if status else sys.stdout)
+sys.exit(status)
+"""
+RUNNING = ['me/x has status "KernelWorkerStatus.RUNNING"', 0]
+QUEUED = ['me/x has status "queued"', 0]
+COMPLETE = ['me/x has status "complete"', 0]
+ERROR = ['me/x has status "error"\nFailure message: "ValueError"', 0]
+REFUSED = ["Kernel push error: Notebook not found", 0]
+BUSY = ["Kernel push error: Maximum batch GPU session count of 2 reached.", 0]
+INVALID = [
+    "The following are not valid kernel sources and could not be added to the kernel: ['me/a']\n"
+    "Kernel version 1 successfully pushed.  Please check progress at https://x",
+    0,
+]
+NETWORK = ["HTTPSConnectionPool(host='api'): Max retries exceeded", 1]
+UNKNOWN = ["403 - Forbidden - Permission 'kernels.get' was denied", 1]
+NOBODY = ["401 - Unauthorized", 1]
+
+
+class World:
+    """A folder of four kernels, a and b before c (no GPU), c before d, and the fake command."""
+
+    def __init__(self, folder: Path, script: Path) -> None:
+        self.folder = folder / "graph"
+        self.fake = folder / "fake"
+        for one in (self.folder, self.fake):
+            one.mkdir()
+        shutil.copy(script, self.folder)
+        command = self.fake / "kaggle"
+        command.write_text(FAKE)
+        command.chmod(0o755)
+        self.kernels({"a": (), "b": (), "c": ("a", "b"), "d": ("c",)}, cpu=("c",))
+        self.play({})
+
+    def kernels(self, sources: dict[str, tuple[str, ...]], cpu: tuple[str, ...] = ()) -> None:
+        listed = [
+            {"slug": s, "id": f"me/{s}", "sources": list(before), "gpu": s not in cpu}
+            for s, before in sources.items()
+        ]
+        (self.folder / "graph.json").write_text(json.dumps({"kernels": listed}))
+
+    def play(self, plays: dict[str, list]) -> None:
+        (self.fake / "plays.json").write_text(json.dumps(plays))
+
+    def run(self) -> subprocess.CompletedProcess:
+        env = os.environ | {
+            "PATH": f"{self.fake}:{os.environ['PATH']}",
+            "FAKE_KAGGLE": str(self.fake),
+        }
+        command = [sys.executable, str(self.folder / "push_all.py"), "--poll", "0"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+    @property
+    def calls(self) -> list[str]:
+        file = self.fake / "calls.txt"
+        return file.read_text().splitlines() if file.is_file() else []
+
+    @property
+    def pushed(self) -> list[str]:
+        return [call.removeprefix("push ") for call in self.calls if call.startswith("push")]
+
+    @property
+    def state(self) -> dict[str, str]:
+        return json.loads((self.folder / "push_state.json").read_text())
+
+
+@pytest.fixture
+def world(tmp_path: Path, project_root: Path) -> World:
+    return World(tmp_path, project_root / "kernel_build" / "push_all.py")
+
+
+def test_each_is_pushed_after_what_it_takes_and_all_end_complete(world: World):
+    world.play({"status a": [QUEUED, RUNNING, COMPLETE]})
+    done = world.run()
+    assert done.returncode == 0, done.stderr
+    assert world.pushed == ["a", "b", "c", "d"]
+    assert (
+        world.calls.index("push c") > [i for i, x in enumerate(world.calls) if "status a" in x][2]
+    )
+    assert set(world.state.values()) == {"complete"}
+    assert "all 4 kernels are complete" in done.stdout
+    before = len(world.calls)
+    assert world.run().returncode == 0
+    assert len(world.calls) == before, "nothing is asked again"
+
+
+def test_no_more_than_two_gpu_sessions_and_any_number_of_others(world: World):
+    world.kernels(dict.fromkeys("abcdef", ()), cpu=("e", "f"))
+    world.play({"status a": [RUNNING] * 3 + [COMPLETE], "status b": [RUNNING] * 2 + [ERROR]})
+    assert world.run().returncode == 1
+    # a and b run, so c and d wait, but not e and f; b fails, and nothing else begins.
+    assert world.pushed == ["a", "b", "e", "f"]
+
+
+def test_a_slot_that_is_free_is_taken(world: World):
+    world.kernels(dict.fromkeys("abc", ()))
+    world.play({"status a": [RUNNING, RUNNING, COMPLETE], "status b": [COMPLETE]})
+    assert world.run().returncode == 0
+    push_c, complete_a = world.calls.index("push c"), len(world.calls) - 1
+    assert push_c < complete_a
+    assert world.calls[:push_c].count("status a") == 1
+
+
+def test_a_refusal_with_status_0_stops_and_a_new_start_goes_on_from_there(world: World):
+    world.play({"push c": [REFUSED, ["Kernel version 2 successfully pushed.", 0]]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "stopped: c: Kernel push error: Notebook not found" in done.stderr
+    assert world.state == {"a": "complete", "b": "complete", "c": "failed", "d": "waiting"}
+    assert world.run().returncode == 0
+    assert world.pushed == ["a", "b", "c", "c", "d"]
+
+
+def test_sources_that_were_refused_stop_it_although_it_says_success(world: World):
+    world.play({"push c": [INVALID]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "sources were refused, cancel the run on Kaggle: The following are not" in done.stderr
+    assert world.state["c"] == "failed"
+    assert world.state["d"] == "waiting"
+
+
+def test_a_kernel_that_fails_on_kaggle_stops_it_and_is_pushed_anew_at_the_next_start(world: World):
+    world.play({"status a": [ERROR, COMPLETE]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "a is error on Kaggle" in done.stderr
+    assert "ValueError" in done.stderr
+    assert world.pushed == ["a", "b"]
+    assert world.run().returncode == 0
+    assert world.pushed == ["a", "b", "a", "c", "d"]
+
+
+def test_the_network_may_fail_for_a_while(world: World):
+    pushed = ["Kernel version 1 successfully pushed", 0]
+    world.play(
+        {
+            "status a": [NETWORK, NETWORK, COMPLETE],
+            "push d": [NETWORK, NETWORK, pushed],
+            "status d": [UNKNOWN, UNKNOWN, COMPLETE],
+        }
+    )
+    done = world.run()
+    assert done.returncode == 0, done.stderr
+    assert world.pushed == ["a", "b", "c", "d", "d", "d"]
+
+
+def test_a_network_that_stays_away_stops_it_after_ten_times(world: World):
+    world.play({"status a": [NETWORK]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "no clear answer for too long" in done.stderr
+    assert world.calls.count("status a") == 10
+    assert world.state["a"] == "pushed"
+
+
+def test_a_push_that_arrived_though_its_answer_was_lost_is_not_made_twice(world: World):
+    world.play({"push a": [NETWORK], "status a": [RUNNING, COMPLETE]})
+    assert world.run().returncode == 0
+    assert world.pushed.count("a") == 1
+
+
+@pytest.mark.parametrize(("answer", "pushes"), [(RUNNING, 0), (UNKNOWN, 1), (ERROR, 1)])
+def test_killed_while_pushing_it_asks_kaggle_whether_that_arrived(
+    world: World, answer: list, pushes: int
+):
+    (world.folder / "push_state.json").write_text('{"a": "pushing"}')
+    world.play({"status a": [answer, COMPLETE]})
+    assert world.run().returncode == 0
+    assert world.pushed.count("a") == pushes
+
+
+def test_sessions_of_somebody_else_are_waited_for(world: World):
+    """As long as it takes: longer than the network is given."""
+    world.play({"push a": [BUSY] * 15 + [["Kernel version 1 successfully pushed", 0]]})
+    assert world.run().returncode == 0
+    assert world.pushed.count("a") == 16
+
+
+def test_without_a_login_it_stops_at_once(world: World):
+    world.play({"push a": [NOBODY]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "not logged in: 401" in done.stderr
+    assert world.calls == ["push a"]
+
+
+def test_without_the_command_line_it_says_how_to_get_it(world: World):
+    (world.fake / "kaggle").unlink()
+    env = {"PATH": str(world.fake), "FAKE_KAGGLE": str(world.fake)}
+    command = [sys.executable, str(world.folder / "push_all.py"), "--poll", "0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "pip install kaggle" in done.stderr
