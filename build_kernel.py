@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from kernel_build import bundle, check, metadata, offline, wheels
+from kernel_build.plan import plan
+from kernel_build.rehearse import rehearse
 from kernel_lib.errors import InputError
 
 ROOT = Path(__file__).resolve().parent
@@ -104,7 +106,7 @@ def build(
     kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
     for one_stage in (stage,) if stage else tuple(metadata.STAGES):
         needs_network = one_stage in metadata.GPU_STAGES
-        carried = () if without_wheel or not needs_network else (_carried(),)
+        carried = () if without_wheel or not needs_network else (wheels.carried(ROOT),)
         for one_kind in kinds:
             kernel = bundle.build(
                 ROOT,
@@ -164,13 +166,8 @@ def write_offline(out, weights, fetch, named, owner, slug) -> None:
     click.echo(f"  python build_kernel.py train --offline {_shown(out)}")
 
 
-def _carried() -> wheels.Wheel:
-    """The wheel that kernels carry, of the pinned version."""
-    version = wheels.pinned(ROOT, wheels.CARRIED)
-    try:
-        return wheels.fetch(wheels.CARRIED, version, wheels.cache_folder())
-    except InputError as error:
-        raise InputError(f"{error}; or build --without-wheel") from None
+main.add_command(plan)
+main.add_command(rehearse)
 
 
 def _tell(kernel: bundle.Kernel) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kernel_build import bundle, metadata
+from kernel_build import bundle, metadata, names
 from kernel_build.rehearse import REHEARSALS
+from kernel_build.wheels import Wheel
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.kaggle import quota
@@ -87,7 +88,7 @@ def nodes(
 
 def slug(run: str, seed: int | str, tail: str) -> str:
     """A kernel's name of a run's, 50 characters at most; what was cut is told by a hash."""
-    head = metadata.slugify(re.sub(r"_seed\d+$", "", run))
+    head = names.slugify(re.sub(r"_seed\d+$", "", run))
     end = f"{seed}-{tail}" if isinstance(seed, str) else f"s{seed}-{tail}"
     if len(head) + 1 + len(end) > 50:
         digest = hashlib.sha256(head.encode()).hexdigest()[:6]
@@ -166,36 +167,28 @@ def builder(
     kind: str,
     data: str | None = None,
     datasets: Iterable[str] = (),
+    carried: Iterable[Wheel] = (),
 ) -> Callable[[Node, Path], Path]:
     """A `build` for `write`: the bundle's kernel under the node's name, with the node's sources.
 
     `data` is the data set that holds the images, in the place of the competition; `datasets` are
-    further ones, such as one of encoder weights.
+    further ones, such as one of encoder weights; `carried` are wheels for kernels with a network.
     """
 
     def build(node: Node, folder: Path) -> Path:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            kernel = bundle.build(
-                root, node.stage, kind, given=node.given, owner=owner, out=Path(scratch)
-            )
-            target = folder / node.slug
-            kernel.folder.rename(target)
-        code_file = f"{node.slug}{kernel.code_file.suffix}"
-        (target / kernel.code_file.name).rename(target / code_file)
-        found = metadata.read_base(target)
-        meta = found | {
-            "id": f"{owner}/{node.slug}",
-            "title": node.slug.replace("-", " ").capitalize(),
-            "code_file": code_file,
-            "dataset_sources": [*([data] if data else found["dataset_sources"]), *datasets],
-            "competition_sources": [] if data else found["competition_sources"],
-            "kernel_sources": [f"{owner}/{source}" for source in node.sources],
-        }
-        faults = metadata.problems(meta)
-        if faults:
-            raise InputError(f"{node.slug}: " + "; ".join(faults))
-        write_text(target / metadata.FILE, metadata.as_text(meta))
-        return target
+        return bundle.build(
+            root,
+            node.stage,
+            kind,
+            given=node.given,
+            owner=owner,
+            out=folder,
+            slug=node.slug,
+            sources=metadata.Sources(
+                data, tuple(datasets), tuple(f"{owner}/{source}" for source in node.sources)
+            ),
+            cargo=bundle.Cargo(tuple(carried) if node.gpu else ()),
+        ).folder
 
     return build
 

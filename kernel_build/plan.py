@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kernel_build import costs, graph, metadata, parameters
+from kernel_build import costs, graph, metadata, parameters, wheels
 from kernel_build.costs import Estimate, Measured, Session, Sizes
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.errors import InputError
@@ -166,9 +166,11 @@ def measurements(
 @click.option("--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True)
 @click.option("--data", metavar="OWNER/SLUG", help="The images' data set; default: competition.")
 @click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="Also attached.")
+@click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 def plan(
-    experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, data, datasets
-) -> None:
+    experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, data, datasets,
+    without_wheel,
+) -> None:  # fmt: skip
     """What EXPERIMENT costs on Kaggle; with --write, the kernels that it takes."""
     try:
         session = Session(hours)
@@ -183,7 +185,7 @@ def plan(
         found = _estimate(plans, folds, measured, session)
         click.echo(as_text(found, session))
         if out is not None:
-            _write(found, out, owner, kind, data, datasets)
+            _write(found, out, owner, kind, data, datasets, not without_wheel)
     except InputError as error:
         raise click.ClickException(str(error)) from None
 
@@ -197,11 +199,12 @@ def _estimate(plans, folds, measured, session) -> Estimate:
     return costs.estimate(plans, folds, measured, session, views, sizes)
 
 
-def _write(found: Estimate, out: Path, owner, kind, data, datasets) -> None:
+def _write(found: Estimate, out: Path, owner, kind, data, datasets, carries: bool) -> None:
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
         raise InputError("sources are named by their owner: give --owner NAME")
-    build = graph.builder(ROOT, known[0], kind, data, datasets)
+    carried = (wheels.carried(ROOT),) if carries else ()
+    build = graph.builder(ROOT, known[0], kind, data, datasets, carried)
     folders = graph.write(found.nodes, out, known[0], build)
     click.echo(f"{len(folders)} kernels in {out}; push them with\n  python {out / graph.PUSHER}")
 

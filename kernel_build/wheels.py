@@ -84,6 +84,14 @@ def fetch(project: str, version: str, cache: Path, target: Iterable[str] = ()) -
     return Wheel(found[0].name, (cache / found[0].name).read_bytes())
 
 
+def carried(root: Path) -> Wheel:
+    """The wheel that kernels carry, of the pinned version."""
+    try:
+        return fetch(CARRIED, pinned(root, CARRIED), cache_folder())
+    except InputError as error:
+        raise InputError(f"{error}; or build --without-wheel") from None
+
+
 def source(wheel: Wheel) -> str:
     """The part of a kernel's file that carries a wheel, under a banner that says what it is."""
     project, version = wheel.name.split("-")[:2]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import graph, metadata, parameters
+from kernel_build import graph, metadata, names, parameters
 from kernel_build.graph import Node
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
@@ -129,7 +129,7 @@ def test_every_row_gives_kernels_that_kaggle_can_name(name: str):
     done = set()
     for node in found:
         assert 5 <= len(node.slug) <= 50
-        assert metadata.slugify(node.slug.replace("-", " ").capitalize()) == node.slug
+        assert names.slugify(node.slug.replace("-", " ").capitalize()) == node.slug
         assert set(node.sources) <= done
         done.add(node.slug)
 
