@@ -82,6 +82,12 @@ def session_seconds(proc: Path = Path("/proc")) -> float | None:
         return None
 
 
+def session_hours() -> float:
+    """How long this session may last: less where a code competition runs it again."""
+    again = os.environ.get("KAGGLE_IS_COMPETITION_RERUN")
+    return COMPETITION_SESSION_HOURS if again else SESSION_HOURS
+
+
 def hours_left(spent_seconds: float, session_hours: float = SESSION_HOURS) -> float:
     """Hours until the session ends, 0 once it should have."""
     return max(0.0, session_hours - spent_seconds / 3600)

@@ -24,7 +24,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
-from kernel_lib.stages import predictions, report, scores
+from kernel_lib.stages import allowance, predictions, report, scores
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     result = InferenceResult(folder, target, summary, scored, unread, told)
     report.write(folder, roots, source=source)
     print(result)
+    allowance.say(work)
     return result
 
 

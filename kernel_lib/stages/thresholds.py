@@ -23,7 +23,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
-from kernel_lib.stages import preparation, report, scores
+from kernel_lib.stages import allowance, preparation, report, scores
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     )
     report.write(folder, roots, source=source, searches=searches)
     print(result)
+    allowance.say(work)
     return result
 
 

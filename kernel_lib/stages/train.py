@@ -23,7 +23,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder, Lineage
-from kernel_lib.stages import predictions, preparation, start
+from kernel_lib.stages import allowance, predictions, preparation, start
 from kernel_lib.training import distributed, sampling, schedule, validation
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.job import Job
@@ -76,7 +76,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     are set, as torchrun sets them, it is one of several processes that train each fold together;
     they must see the same working folder and cache.
     """
-    clock = Clock(parameters.max_hours)
+    clock = Clock(allowance.max_hours(parameters.max_hours))
     decided = plan(parameters, rows)
     chain = (*decided.needs(), decided) if parameters.with_parents else (decided,)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
@@ -104,6 +104,7 @@ def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Sess
     for one in chain:
         result = _train(one, wanted, session)
         print(result)
+        allowance.say(session.roots[0])
         if not result.complete:
             decided = chain[-1]
             return replace(result, run=decided.run, finished=result.finished * (one is decided))

@@ -12,6 +12,7 @@ the same position; the first alone writes, and what time or a disk decides it de
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -92,7 +93,9 @@ class Training:
         stream = iter(
             training_loader(self.images, mine, self.job.workers, device.device.type == "cuda")
         )
+        left = self.clock.left() / 3600
         title = f"{self.job.folder.name} epoch {at.epoch + 1}/{row.epochs}"
+        title += f", {left:.1f} h left" if math.isfinite(left) else ""
         with bar(
             total=len(steps), initial=at.step, desc=title, unit="step", leave=False,
             disable=not self.world.first,

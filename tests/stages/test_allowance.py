@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from kernel_lib.kaggle import paths, quota
+from kernel_lib.stages import allowance
+
+
+@pytest.fixture
+def on_kaggle(monkeypatch):
+    monkeypatch.setattr(paths, "on_kaggle", lambda: True)
+    monkeypatch.delenv("KAGGLE_IS_COMPETITION_RERUN", raising=False)
+    monkeypatch.setattr(quota, "session_seconds", lambda: 1800.0)
+    return monkeypatch
+
+
+def test_elsewhere_there_is_no_limit_and_no_word(tmp_path, capsys):
+    assert allowance.max_hours(None) is None
+    assert allowance.max_hours(2.0) == 2.0
+    allowance.say(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_on_kaggle_what_is_left_of_the_session_is_the_limit(on_kaggle):
+    assert allowance.max_hours(None) == pytest.approx(12 - 0.5 - 0.5)
+    assert allowance.max_hours(3.0) == 3.0
+    on_kaggle.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    assert allowance.max_hours(None) == pytest.approx(9 - 0.5 - 0.5)
+
+
+@pytest.mark.parametrize("seconds", [None, 13 * 3600.0, 11.5 * 3600.0])
+def test_a_first_process_that_no_session_could_have_counts_for_nothing(on_kaggle, seconds):
+    on_kaggle.setattr(quota, "session_seconds", lambda: seconds)
+    assert allowance.max_hours(None) == pytest.approx(11.5)
+
+
+def test_it_says_what_is_left_and_warns_near_a_limit(on_kaggle, tmp_path, capsys):
+    (tmp_path / "a.bin").write_bytes(b"x" * 10)
+    allowance.say(tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith("session: 11.5 of 12 h left; 0.0 GB of 20.0 GB and 1 of 500 files in ")
+    assert "warning" not in said
+    for i in range(450):
+        (tmp_path / f"{i}.txt").touch()
+    allowance.say(tmp_path)
+    assert "warning: 451 of 500 output files" in capsys.readouterr().out
