@@ -14,22 +14,12 @@ import click
 from ablation import arms, runner, setting, table
 from ablation.claims import SECTIONS
 from ablation.setting import Place, Setting
-from kernel_lib.errors import InputError
+from kernel_lib.__main__ import Commands
 from kernel_lib.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = Path("docs") / "results.md"
 QUICK_ARMS = ("unet", "unet_hflip", "unet_single_rule", "lovasz", "deeplab", "two_networks")
-
-
-class Commands(click.Group):
-    """Commands whose InputErrors are read as one clear line, not as a traceback."""
-
-    def invoke(self, context: click.Context):
-        try:
-            return super().invoke(context)
-        except InputError as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
