@@ -104,10 +104,27 @@ def columns_of(csv: Path | str) -> list[str]:
 
 
 def _read(csv: Path, wanted: list[str] | None) -> pd.DataFrame:
-    """All cells as stripped text, indexed by row in the file; only the wanted columns, if given."""
+    """As `read_cells`; of wanted columns the first is the id's, and no row may lack it."""
+    table = read_cells(csv, wanted)
+    if wanted and (table[ID_COLUMN] == "").any():
+        row = table.index[table[ID_COLUMN] == ""][0]
+        raise InputError(f"{csv} row {row} has no {ID_COLUMN}")
+    if wanted:
+        table = table.assign(**{ID_COLUMN: table[ID_COLUMN].map(image_id)})
+    return table
+
+
+def read_cells(
+    csv: Path, wanted: list[str] | None, *, ragged: bool = False, mend: str = ""
+) -> pd.DataFrame:
+    """All cells as stripped text, indexed by row in the file; only the wanted columns, if given.
+
+    `ragged` lets rows have a cell more than the header; `mend` ends the words on missing columns.
+    Errors: InputError naming the file.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
+            warnings.simplefilter("ignore" if ragged else "error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 csv,
                 dtype=str,
@@ -127,7 +144,7 @@ def _read(csv: Path, wanted: list[str] | None) -> pd.DataFrame:
     missing = [name for name in wanted or [] if name not in table.columns]
     if missing:
         raise InputError(
-            f"{csv} has the columns {list(table.columns)}, not {' and '.join(missing)}"
+            f"{csv} has the columns {list(table.columns)}, not {' and '.join(missing)}{mend}"
         )
     table = table[wanted] if wanted else table
     table = table.fillna("").apply(lambda column: column.str.strip())
@@ -135,9 +152,4 @@ def _read(csv: Path, wanted: list[str] | None) -> pd.DataFrame:
     table = table[(table != "").any(axis=1)]
     if table.empty:
         raise InputError(f"{csv} has a header and no rows: fetch it again")
-    if wanted and (table[ID_COLUMN] == "").any():
-        row = table.index[table[ID_COLUMN] == ""][0]
-        raise InputError(f"{csv} row {row} has no {ID_COLUMN}")
-    if wanted:
-        table = table.assign(**{ID_COLUMN: table[ID_COLUMN].map(image_id)})
     return table

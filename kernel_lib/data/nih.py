@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import pandas as pd
 
 from kernel_lib.data.folder import one_path_an_id
 from kernel_lib.data.images import image_id
+from kernel_lib.data.labels import read_cells
 from kernel_lib.data.layouts import NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
 
@@ -73,7 +73,9 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _read_table(csv: Path) -> pd.DataFrame:
     """image_id, patient and positive of each row, checked; the index is the row in the file."""
-    text = _cells(csv)
+    wanted = [NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN]
+    # Its rows end in a comma, and in some copies the header does not.
+    text = read_cells(csv, wanted, ragged=True, mend=": is it NIH's table?")
     names, labels, patients = (text[c] for c in (NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN))
 
     def refuse(bad: pd.Series, complaint: str) -> None:
@@ -99,43 +101,6 @@ def _read_table(csv: Path) -> pd.DataFrame:
             "positive": labels.str.split("|").map(lambda found: FINDING in found).astype(bool),
         }
     )
-
-
-def _cells(csv: Path) -> pd.DataFrame:
-    """The three columns as stripped text, indexed by row in the file (the header is row 1)."""
-    wanted = [NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN]
-    try:
-        with warnings.catch_warnings():
-            # Its rows end in a comma, and in some copies the header does not.
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                csv,
-                dtype=str,
-                keep_default_na=False,
-                skip_blank_lines=False,  # or the rows' numbers would not be the file's
-                index_col=False,
-                encoding="utf-8-sig",
-            )
-    except OSError as error:
-        raise InputError(f"{csv} can't be read: {error.strerror or error}") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{csv} is empty: fetch it again") from error
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{csv} is no table with commas between its cells: {reason}") from error
-    table.columns = [str(name).strip() for name in table.columns]
-    absent = [name for name in wanted if name not in table.columns]
-    if absent:
-        raise InputError(
-            f"{csv} has the columns {list(table.columns)}, not {' and '.join(absent)}: is it NIH's "
-            "table?"
-        )
-    table = table[wanted].fillna("").apply(lambda column: column.str.strip())
-    table.index = pd.RangeIndex(2, len(table) + 2)
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
-        raise InputError(f"{csv} has a header and no rows: fetch it again")
-    return table
 
 
 def _note_missing(
