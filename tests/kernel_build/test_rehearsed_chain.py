@@ -39,6 +39,9 @@ class Clock:
     def spent(self):
         return time.monotonic() - self.start
 
+    def left(self):
+        return float("inf")
+
     def allows(self, seconds):
         if self.max_hours is None:
             return True
