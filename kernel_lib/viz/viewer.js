@@ -103,7 +103,8 @@ function start(payload, model) {
   }
 
   function restore() {
-    for (const voice of moved()) state.rules[voice] = { ...chosenRules[voice] };
+    const ended = state.voice === VOTE ? voices.keys() : moved(); // a vote's hold together
+    for (const voice of ended) state.rules[voice] = { ...chosenRules[voice] };
     if (vote) state.k = vote.at_least;
     rulesMoved();
   }
@@ -172,6 +173,7 @@ function start(payload, model) {
       ruleLines.label.show(rule.label, none || rule.label === null);
     }
     if (vote) ruleLines.k.show(state.k);
+    find("rule-hint").hidden = !still;
     find("voice").value = state.voice;
     find("one-rule").checked = state.oneRule;
   }
@@ -283,6 +285,10 @@ function start(payload, model) {
     if (state.chosen !== row) return; // the reader went on meanwhile
     state.picture = picture;
     paint();
+    const place = state.order.indexOf(row);
+    for (const near of [state.order[place + 1], state.order[place - 1]]) {
+      if (pictureOf.has(near)) decoded(pictureOf.get(near)); // so that j and k are at once
+    }
   }
 
   function step(by) {

@@ -227,9 +227,11 @@ function listed(model, numbers, scores, filter, sort, embedded) {
   }
   const keys = columnOf(model, numbers, scores, sort.column);
   const sign = sort.descending ? -1 : 1;
-  return found.subarray(0, count).sort((a, b) => {
-    const [x, y] = [keys[a], keys[b]];
-    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a - b;
-    return sign * (x - y) || a - b;
-  });
+  const rows = found.subarray(0, count);
+  const known = rows.filter((row) => !Number.isNaN(keys[row]));
+  known.sort((a, b) => sign * (keys[a] - keys[b]) || a - b);
+  const unknown = rows.filter((row) => Number.isNaN(keys[row]));
+  rows.set(known);
+  rows.set(unknown, known.length);
+  return rows;
 }

@@ -15,7 +15,7 @@ function sliderLine(line) {
   const { sliderMax = max, min = 0, decimals = 3, suffix = "" } = line;
   const attributes = { "aria-label": name };
   const slider = element("input", { id, type: "range", min, max: sliderMax, step, title, attributes });
-  const exact = { "aria-label": `${name}, exact`, min, max, step: line.whole ? 1 : "any" };
+  const exact = { "aria-label": `${name}, exact`, min, max, step: line.numberStep ?? step };
   const number = element("input", { id: `${id}-number`, type: "number", title, attributes: exact });
   const label = element("label", { textContent: name + suffix, htmlFor: id, title });
   slider.addEventListener("input", () => set(ofSlider(slider.value)));
@@ -49,7 +49,8 @@ function makeRule(payload, set) {
     }),
     min_area_px: sliderLine({
       id: "min-area", name: "min area", max: LARGEST_AREA, sliderMax: AREA_STEPS.length - 1,
-      step: 1, whole: true, decimals: 0, set: (value) => set("min_area_px", value),
+      step: 1, numberStep: 50, whole: true, decimals: 0,
+      set: (value) => set("min_area_px", value),
       ofSlider: (value) => AREA_STEPS[value], toSlider: areaStep,
       title: "How many pixels must exceed top, in px of 1024² ( , and . )",
     }),

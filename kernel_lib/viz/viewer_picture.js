@@ -19,7 +19,9 @@ async function levelsOf(base64, type, [width, height]) {
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
-  return Uint8Array.from({ length: width * height }, (_, i) => data[4 * i]);
+  const levels = new Uint8Array(width * height);
+  for (let i = 0; i < levels.length; i++) levels[i] = data[4 * i]; // grey: red says it all
+  return levels;
 }
 
 /** Decodes pictures when they are asked for and keeps the latest. */
@@ -85,47 +87,52 @@ function greysOf({ width, level }) {
   });
 }
 
-/** Red, green, blue and opacity 0–1 of each level: viridis, the clearer the lower. */
+/** Red, green, blue and opacity 0–1 of each level (256 × 4): viridis, the clearer the lower. */
 function probabilityColours(opacity) {
-  return Array.from({ length: LEVELS }, (_, level) => {
-    const at = (level / 255) * (VIRIDIS.length - 1);
-    const below = Math.min(Math.floor(at), VIRIDIS.length - 2);
-    const mix = (k) => VIRIDIS[below][k] + (at - below) * (VIRIDIS[below + 1][k] - VIRIDIS[below][k]);
-    return [mix(0), mix(1), mix(2), opacity * Math.sqrt(level / 255)];
+  return Float64Array.from({ length: LEVELS * 4 }, (_, at) => {
+    const [level, part] = [at >> 2, at & 3];
+    if (part === 3) return opacity * Math.sqrt(level / 255);
+    const place = (level / 255) * (VIRIDIS.length - 1);
+    const below = Math.min(Math.floor(place), VIRIDIS.length - 2);
+    const [low, high] = [VIRIDIS[below][part], VIRIDIS[below + 1][part]];
+    return low + (place - below) * (high - low);
   });
 }
 
 /** Layers over one another as RGBA of the picture's own size, contours left out. */
 function composed(picture, shown, layers, windowing, out) {
   const { data } = out;
-  const { radiograph, truth } = picture;
+  const { radiograph } = picture;
   const greys = layers.image.on && radiograph ? greysOf(windowing) : null;
   const colours = layers.probability.on ? probabilityColours(layers.probability.opacity) : null;
-  const fills = [
-    [layers.truth, truth, TRUTH_COLOUR],
-    [layers.prediction, shown.mask, PREDICTION_COLOUR],
-  ].filter(([layer, mask]) => layer.on && layer.fill && mask);
   for (let i = 0, at = 0; at < data.length; i++, at += 4) {
-    let red = greys ? greys[radiograph[i]] * layers.image.opacity : 0;
-    let [green, blue] = [red, red];
+    const grey = greys ? greys[radiograph[i]] * layers.image.opacity : 0;
+    let [red, green, blue] = [grey, grey, grey];
     if (colours) {
-      const [r, g, b, opacity] = colours[shown.levels[i]];
-      red += (r - red) * opacity;
-      green += (g - green) * opacity;
-      blue += (b - blue) * opacity;
-    }
-    for (const [layer, mask, [r, g, b]] of fills) {
-      if (!mask[i]) continue;
-      red += (r - red) * layer.opacity;
-      green += (g - green) * layer.opacity;
-      blue += (b - blue) * layer.opacity;
+      const level = 4 * shown.levels[i];
+      red += (colours[level] - red) * colours[level + 3];
+      green += (colours[level + 1] - green) * colours[level + 3];
+      blue += (colours[level + 2] - blue) * colours[level + 3];
     }
     data[at] = red;
     data[at + 1] = green;
     data[at + 2] = blue;
     data[at + 3] = 255;
   }
+  fill(data, layers.truth, picture.truth, TRUTH_COLOUR);
+  fill(data, layers.prediction, shown.mask, PREDICTION_COLOUR);
   return out;
+}
+
+function fill(data, layer, mask, [red, green, blue]) {
+  if (!layer.on || !layer.fill || !mask) return;
+  const { opacity } = layer;
+  for (let i = 0, at = 0; i < mask.length; i++, at += 4) {
+    if (!mask[i]) continue;
+    data[at] += (red - data[at]) * opacity;
+    data[at + 1] += (green - data[at + 1]) * opacity;
+    data[at + 2] += (blue - data[at + 2]) * opacity;
+  }
 }
 
 /** The mask's outline along the edges of its pixels, as closed lines in pixel coordinates. */

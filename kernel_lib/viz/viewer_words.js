@@ -40,8 +40,8 @@ function factsOf(payload, model, numbers, scores, row) {
 /** Why an image has no picture here, and how it gets one. */
 function absentWords(id) {
   return (
-    `No picture of ${id} is in this page, only its numbers. To embed it, make the page with ` +
-    `--ids ${id}, or in a notebook viewer(ids=[${JSON.stringify(id)}]).`
+    `No picture of ${id} is in this page, only its numbers.\n\nTo embed it, make the page with\n` +
+    `--ids ${id}\nor, in a notebook, with\nviewer(ids=[${JSON.stringify(id)}])`
   );
 }
 
@@ -59,7 +59,7 @@ function pixelWords(picture, shown, at, ownWidth, ownHeight) {
     words.push(`${shown.votes[pixel]} of ${shown.voters} votes`);
   } else {
     const level = shown.levels[pixel];
-    words.push(`probability ${fixed(level / 255, 3)} (${level})`);
+    words.push(`prob. ${fixed(level / 255, 3)} (${level})`);
   }
   if (picture.radiograph) words.push(`grey ${picture.radiograph[pixel]}`);
   if (picture.truth) words.push(picture.truth[pixel] ? "in truth" : "not in truth");
