@@ -169,3 +169,4 @@ def test_the_project_s_own_library_can_be_carried(project_root: Path):
     for path, (_, text) in files.items():
         assert text.encode("utf-8") == (project_root / path).read_bytes()
     assert os.path.commonpath(files) == "kernel_lib"
+    assert {".py", ".json", ".html", ".css", ".js"} <= {Path(path).suffix for path in files}

@@ -1,0 +1,111 @@
+// The list of images: only the rows in sight are in the page, whatever N is.
+
+const ROW_PX = 24;
+const KIND_SHORT = { "empty and right": "right" };
+const COLUMNS = [
+  { name: "id", title: "The image's id", first: "up" },
+  { name: "fold", title: "The fold that held the image out", first: "up" },
+  { name: "kind", title: "Kind of error, worst first", first: "up" },
+  { name: "dice", title: "Dice, worst first", first: "up", truth: true },
+  { name: "area", title: "Area of the mask, px of 1024²", first: "down" },
+  { name: "truth", title: "Area of the true mask, px of 1024²", first: "down", truth: true },
+  { name: "score", title: "Label, or the highest probability of any pixel", first: "down" },
+];
+
+/** An element with properties, attributes (by `attributes`) and children; text is only text. */
+function element(tag, { attributes = {}, ...properties } = {}, ...children) {
+  const one = Object.assign(document.createElement(tag), properties);
+  for (const [name, value] of Object.entries(attributes)) one.setAttribute(name, value);
+  one.append(...children);
+  return one;
+}
+
+const find = (id) => document.getElementById(id);
+
+/** Ids without the long beginning that all share, so that a narrow column tells them apart. */
+function shortIds(ids) {
+  let shared = ids.length > 1 ? ids[0].length : 0;
+  for (const id of ids) while (!id.startsWith(ids[0].slice(0, shared))) shared--;
+  const cut = ids.length ? ids[0].lastIndexOf(".", shared - 1) + 1 : 0; // whole parts of a UID
+  return cut > 8 ? ids.map((id) => `…${id.slice(cut)}`) : ids;
+}
+
+/** Makes the list; gives a function that draws it anew from the page's view of things. */
+function makeList(columns, sortBy, choose) {
+  const [box, head, rows] = [find("list"), find("head"), find("rows")];
+  let view = null;
+  const pool = [];
+  for (const { name, title } of columns) {
+    const button = element("button", { textContent: name, title: `${title}. Click to sort.` });
+    button.addEventListener("click", () => sortBy(name));
+    const attributes = { role: "columnheader" };
+    head.append(element("div", { className: `cell ${name}`, attributes }, button));
+  }
+  box.addEventListener("scroll", () => drawRows());
+  new ResizeObserver(() => drawRows()).observe(box);
+  rows.addEventListener("click", (event) => {
+    const row = event.target.closest(".row");
+    if (row) choose(Number(row.dataset.row));
+  });
+
+  function pooled(count) {
+    while (pool.length < count) {
+      const cells = columns.map(({ name }) =>
+        element("div", { className: `cell ${name}`, attributes: { role: "gridcell" } }),
+      );
+      const row = element("div", { className: "row", attributes: { role: "row" } }, ...cells);
+      pool.push({ row, cells });
+      rows.append(row);
+    }
+    while (pool.length > count) pool.pop().row.remove();
+    return pool;
+  }
+
+  function drawRows() {
+    if (!view) return;
+    const { order, chosen, ids, texts, embedded, kinds } = view;
+    const first = Math.max(0, Math.floor(box.scrollTop / ROW_PX) - 4);
+    const last = Math.min(order.length, first + Math.ceil(box.clientHeight / ROW_PX) + 8);
+    pooled(Math.max(0, last - first)).forEach(({ row, cells }, k) => {
+      const image = order[first + k];
+      const there = embedded.has(image);
+      row.style.top = `${(first + k) * ROW_PX}px`;
+      row.id = `row-${image}`;
+      row.dataset.row = image;
+      row.dataset.kind = kinds ? kinds[image] : NO_NUMBER;
+      row.classList.toggle("absent", !there);
+      row.setAttribute("aria-selected", image === chosen);
+      row.setAttribute("aria-rowindex", first + k + 2);
+      columns.forEach(({ name }, column) => {
+        cells[column].textContent = texts[name](image);
+        if (name !== "id") return;
+        const note = there ? "" : "\nno picture in this page";
+        cells[column].title = ids[image] + note;
+      });
+    });
+  }
+
+  function draw(next) {
+    view = next;
+    rows.style.height = `${next.order.length * ROW_PX}px`;
+    box.setAttribute("aria-rowcount", next.order.length + 1);
+    box.setAttribute("aria-activedescendant", `row-${next.chosen}`);
+    columns.forEach(({ name }, column) => {
+      const sorted = next.sort.column === name;
+      const way = next.sort.descending ? "descending" : "ascending";
+      head.children[column].setAttribute("aria-sort", sorted ? way : "none");
+    });
+    drawRows();
+  }
+
+  /** Scrolls as little as shows the row at this place of the order. */
+  function reveal(place) {
+    if (place < 0) return;
+    const room = box.clientHeight - ROW_PX; // the head covers one row
+    const top = place * ROW_PX;
+    if (top < box.scrollTop) box.scrollTop = top;
+    else if (top + ROW_PX > box.scrollTop + room) box.scrollTop = top + ROW_PX - room;
+  }
+
+  return { draw, reveal };
+}

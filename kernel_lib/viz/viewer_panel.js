@@ -1,0 +1,159 @@
+// The panel's controls, built once, and what they say, written from the state.
+
+const AREA_STEPS = [0]; // of the slider: fine where masks are small
+for (const [upTo, step] of [[1000, 50], [5000, 100], [20000, 250], [60000, 1000]]) {
+  while (AREA_STEPS.at(-1) < upTo) AREA_STEPS.push(AREA_STEPS.at(-1) + step);
+}
+const LARGEST_AREA = 2 ** 31;
+
+/** The last step of the area's slider that is not above an area. */
+const areaStep = (area) => AREA_STEPS.findLastIndex((step) => step <= area);
+
+/** A line of label, slider and number field; `set` hears numbers, already within the bounds. */
+function sliderLine(line) {
+  const { id, name, title, max, step, set, ofSlider = Number, toSlider = (x) => x } = line;
+  const { sliderMax = max, min = 0, decimals = 3, suffix = "" } = line;
+  const attributes = { "aria-label": name };
+  const slider = element("input", { id, type: "range", min, max: sliderMax, step, title, attributes });
+  const exact = { "aria-label": `${name}, exact`, min, max, step: line.numberStep ?? step };
+  const number = element("input", { id: `${id}-number`, type: "number", title, attributes: exact });
+  const label = element("label", { textContent: name + suffix, htmlFor: id, title });
+  slider.addEventListener("input", () => set(ofSlider(slider.value)));
+  number.addEventListener("change", () => {
+    const value = line.whole ? Math.round(number.valueAsNumber) : number.valueAsNumber;
+    set(Number.isFinite(value) ? Math.min(Math.max(value, min), max) : null);
+  });
+  const row = element("div", { className: "slider" }, label, slider, number);
+  const show = (value, disabled = false) => {
+    slider.value = value === null ? min : toSlider(value);
+    number.value = value === null ? "" : Number(value.toFixed(decimals));
+    slider.disabled = number.disabled = disabled;
+  };
+  return { row, show, label };
+}
+
+/** A checkbox in its label. */
+function checkbox(id, text, title, set) {
+  const input = element("input", { id, type: "checkbox" });
+  input.addEventListener("change", () => set(input.checked));
+  return { input, label: element("label", { title }, input, ` ${text}`) };
+}
+
+/** Sliders of the rule, of a vote's k too; `set(name, value)`, null for a field left empty. */
+function makeRule(payload, set) {
+  const share = { max: 1, step: 0.005, decimals: 12 };
+  const lines = {
+    top: sliderLine({
+      ...share, id: "top", name: "top", set: (value) => set("top", value),
+      title: "An image keeps its mask if enough pixels exceed this ( [ and ] )",
+    }),
+    min_area_px: sliderLine({
+      id: "min-area", name: "min area", max: LARGEST_AREA, sliderMax: AREA_STEPS.length - 1,
+      step: 1, numberStep: 50, whole: true, decimals: 0,
+      set: (value) => set("min_area_px", value),
+      ofSlider: (value) => AREA_STEPS[value], toSlider: areaStep,
+      title: "How many pixels must exceed top, in px of 1024² ( , and . )",
+    }),
+    bottom: sliderLine({
+      ...share, id: "bottom", name: "bottom", set: (value) => set("bottom", value),
+      title: "The mask is what exceeds this; never above top ( ; and ' )",
+    }),
+  };
+  find("rule").append(...Object.values(lines).map(({ row }) => row));
+  if (payload.voices.some(({ labels }) => labels)) {
+    lines.label = sliderLine({
+      ...share, id: "label", name: "label", set: (value) => set("label", value),
+      title: "An image whose label is not above this has no mask",
+    });
+    lines.label.row.id = "label-line";
+    const title = "Whether a label can empty a mask";
+    lines.on = checkbox("label-on", "label counts", title, (on) => set("label on", on));
+    find("rule").append(lines.on.label, lines.label.row);
+  }
+  if (payload.vote) {
+    const what = payload.vote.union
+      ? "Masks that share a pixel with k - 1 others speak; the result is their union"
+      : "A pixel is in the mask when k members' masks hold it";
+    lines.k = sliderLine({
+      id: "k", name: "vote's k", min: 1, max: payload.vote.voices.length, step: 1, whole: true,
+      decimals: 0, title: what, set: (value) => set("k", value),
+    });
+    find("rule").append(lines.k.row);
+  }
+  return lines;
+}
+
+/** Rows of the table of numbers: name, digits, and how a summary gives it. */
+function numberRows(model) {
+  const rows = [
+    { name: "mean dice", of: (one) => one.mean, show: (x) => fixed(x, 6), truth: true, id: "mean" },
+    {
+      name: "non-empty", of: (one) => one.nonEmpty, show: (x) => fixed(x, 6), truth: true,
+      title: "Mean dice of the images whose truth has a mask", id: "non-empty",
+    },
+    {
+      name: "% with mask", of: (one) => 100 * one.withMask, show: (x) => fixed(x, 2),
+      title: "Share of images with a mask, in percent", id: "with-mask",
+    },
+    ...model.kinds.map((name, kind) => ({
+      name: KIND_SHORT[name] ?? name, title: name, of: (one) => one.counts[kind], show: (x) => fixed(x, 0), id: `kind-${kind}`,
+    })),
+  ];
+  return rows.filter(({ truth }) => !truth || model.truth);
+}
+
+/** The table: over each group of images, now, as chosen, and the difference. */
+function showNumbers(model, groups) {
+  const bodies = groups.map(({ id, title, now, chosen }) => {
+    const head = element("tr", {},
+      element("th", { textContent: title, attributes: { scope: "colgroup" } }),
+      ...["now", "chosen", "±"].map((textContent) => element("th", { textContent })));
+    const rows = numberRows(model).map((row) => {
+      const [a, b] = [now ? row.of(now) : NaN, row.of(chosen)];
+      const sign = a > b ? "+" : "";
+      const cells = [row.show(a), row.show(b), sign + row.show(a - b).replace(/^-(0(\.0*)?)$/, "$1")];
+      const better = row.truth && Math.abs(a - b) > 0 ? (a > b ? "better" : "worse") : "";
+      return element("tr", { id: `${id}-${row.id}` },
+        element("th", { textContent: row.name, title: row.title ?? "" }),
+        ...cells.map((textContent, k) =>
+          element("td", { textContent, className: k === 2 ? better : "" })));
+    });
+    return element("tbody", { id }, head, ...rows);
+  });
+  find("numbers").replaceChildren(...bodies);
+}
+
+/** Switches and opacities of the layers; `set(layer, changes)`. */
+function makeLayers(layers, hasTruth, set) {
+  const known = Object.entries(layers).filter(([name]) => name !== "truth" || hasTruth);
+  const shows = known.map(([name, layer]) => {
+    const key = Object.keys(layers).indexOf(name) + 1;
+    const title = `Show or hide: ${layer.title} (${key})`;
+    const on = checkbox(`${name}-on`, layer.title, title, (value) => set(name, { on: value }));
+    const swatch = element("span", { className: `swatch ${name}` });
+    const slider = element("input", {
+      id: `${name}-opacity`, type: "range", min: 0, max: 1, step: 0.05,
+      title: `Opacity of ${layer.title}${"fill" in layer ? "'s fill" : ""}`,
+      attributes: { "aria-label": `Opacity of ${layer.title}` },
+    });
+    slider.addEventListener("input", () => set(name, { opacity: Number(slider.value) }));
+    const row = element("div", { className: "layer" },
+      element("kbd", { textContent: key }), on.label, swatch, slider);
+    const parts = ["fill", "contour"].filter((part) => part in layer).map((part) => {
+      const titled = `${part} of ${layer.title}${part === "contour" ? " (c)" : ""}`;
+      const box = checkbox(`${name}-${part}`, part, titled, (value) => set(name, { [part]: value }));
+      return { part, ...box };
+    });
+    find("layers").append(row);
+    if (parts.length) {
+      const labels = parts.map(({ label }) => label);
+      find("layers").append(element("div", { className: "parts" }, ...labels));
+    }
+    return (state) => {
+      on.input.checked = state[name].on;
+      slider.value = state[name].opacity;
+      for (const { part, input } of parts) input.checked = state[name][part];
+    };
+  });
+  return (state) => shows.forEach((show) => show(state));
+}

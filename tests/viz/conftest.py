@@ -1,0 +1,66 @@
+"""A real browser, offline, that opens pages from disk and lets no error or request pass."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+# A module's own: playwright keeps an event loop running, which other modules' tests could not bear.
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium, headless; tests skip where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: make setup installs it")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium to open pages in: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path: Path) -> Iterator[Callable]:
+    """`open_page(html, init="", **context)` opens a page from disk, with the network off.
+
+    At the end it must have logged no error and asked for nothing but its own file.
+    """
+    contexts, faults, requests, files = [], [], [], []
+
+    def opened(html: str, init: str = "", **options):
+        file = tmp_path / f"page {len(files)}.html"
+        file.write_text(html, encoding="utf-8")
+        files.append(file.as_uri())
+        options = {"viewport": {"width": 1280, "height": 720}} | options
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        if init:
+            context.add_init_script(init)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda said: faults.append(said.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert faults == []
+    assert requests == files
