@@ -148,8 +148,43 @@ def experiments() -> None:
     click.echo(catalogue.as_markdown(EXPERIMENTS), nl=False)
 
 
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
 @main.command()
-@click.argument("ensemble", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("ensemble", type=FOLDER)
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="[ENSEMBLE/viewer.html]"
+)
+@click.option("--data", "data_dir", type=FOLDER, help="the radiographs; without it masks alone")
+@click.option("--test", is_flag=True, help="the test images instead of those held out")
+@click.option("--ids", help="images to embed, comma-separated; else the most telling ones")
+@click.option("--count", default=200, show_default=True, help="images to embed at most")
+@click.option("--size", default=512, show_default=True, help="their longer side, px")
+@click.option("--max-mb", default=25.0, show_default=True, help="the file's limit, MB")
+def view(
+    ensemble: Path,
+    out: Path | None,
+    data_dir: Path | None,
+    test: bool,
+    ids: str | None,
+    count: int,
+    size: int,
+    max_mb: float,
+) -> None:
+    """Write a page to look at the masks of an ENSEMBLE folder: one file, for any browser."""
+    from kernel_lib.viz.viewer import viewer
+
+    named = None if ids is None else [one.strip() for one in ids.split(",") if one.strip()]
+    page = viewer(
+        ensemble, test=test, data_dir=data_dir, ids=named, count=count, size=size, max_mb=max_mb
+    )
+    target = page.save(out or ensemble / "viewer.html")
+    click.echo(f"{target}: {page}; open it in a browser")
+
+
+@main.command()
+@click.argument("ensemble", type=FOLDER)
 @click.option("--truth", type=FILE, help="labels of the test images, where they are known")
 def summary(ensemble: Path, truth: Path | None) -> None:
     """Print an ENSEMBLE folder's scores side by side, and where its artefacts lie."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,20 @@ def save(table: pd.DataFrame, path: Path) -> None:
     _checked(text, f"the table for {path.name}", "mend the table", first_row=0)
     content = text.sort_values("image_id").to_csv(index=False, lineterminator="\n")
     write_text(path, content)
+
+
+def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFrame:
+    """The folds file under these folders (the one with that digest); InputError where none is."""
+    there = [root / "folds.csv" for root in roots if (root / "folds.csv").is_file()]
+    for path in there:
+        drawn = load(path)
+        if digest_wanted is None or digest(drawn) == digest_wanted:
+            return drawn
+    places = ", ".join(str(p) for p in there or roots)
+    raise InputError(
+        f"no folds.csv that the runs were trained on in {places}: the train stage writes it into "
+        "WORK_DIR"
+    )
 
 
 def load(path: Path) -> pd.DataFrame:

@@ -116,18 +116,6 @@ def settle_folds(
     return drawn
 
 
-def find_folds(roots: Sequence[Path], digest: str | None = None) -> pd.DataFrame:
-    """The folds file under the roots (the one with that digest); InputError where none is."""
-    there = [r / "folds.csv" for r in roots if (r / "folds.csv").is_file()]
-    for path in there:
-        drawn = folds.load(path)
-        if digest is None or folds.digest(drawn) == digest:
-            return drawn
-    places = ", ".join(str(p) for p in there or roots)
-    raise InputError(f"no folds.csv that the runs were trained on in {places}: the train stage "
-                     "writes it into WORK_DIR")  # fmt: skip
-
-
 def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
     """Patient of each image: from the table given, else from the DICOMs, else unknown ('').
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib import files, runs
-from kernel_lib.data import images, rle
+from kernel_lib.data import folds, images, rle
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.combine import mask as mask_of
@@ -65,7 +65,7 @@ def sections(
     among = ensembles.candidates(ensemble, document)
     scored = honest.HonestReport.from_json(document["honest"])
     last = honest.HonestReport.from_json(document["last"])
-    drawn = preparation.find_folds(roots, ensemble.folds_digest)
+    drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
     searches = searches or _searches(folder, document)
     test = _test(folder)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kernel_lib import files, runs
 from kernel_lib.config import NAME, ThresholdsParameters
-from kernel_lib.data import table
+from kernel_lib.data import folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
 from kernel_lib.inference.ensemble import Ensemble
@@ -23,7 +23,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
-from kernel_lib.stages import allowance, preparation, report, scores
+from kernel_lib.stages import allowance, report, scores
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
-    drawn = preparation.find_folds(roots, ensemble.folds_digest)
+    drawn = folds.find(roots, ensemble.folds_digest)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, drawn, **allow)
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)

@@ -1,0 +1,202 @@
+"""What a viewer shows: every image of an ensemble, as each of its voices sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.data import folds, images, rle
+from kernel_lib.data.table import Source
+from kernel_lib.errors import InputError
+from kernel_lib.inference import combine
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.out_of_fold import out_of_fold
+from kernel_lib.inference.speakers import Speakers, alone, open_speakers
+from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess.honest import HonestReport
+from kernel_lib.postprocess.thresholds import Stacked, Triplet
+from kernel_lib.postprocess.ways import Choice
+from kernel_lib.progress import bar
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One map of each image: the ensemble's mean, a member's, or a fold's."""
+
+    name: str
+    rule: Triplet
+    speakers: Mapping[int | None, Speakers]  # by the image's fold; by None where all folds speak
+    weights: tuple[float, ...]
+
+    def seen(self, image: tuple) -> tuple[np.ndarray, int | None]:
+        """The (H, W) uint8 map at the image's own size, and the level that gates it, if any."""
+        speakers = self.speakers[None if None in self.speakers else image.fold]
+        return speakers.seen(image.image_id, (image.height, image.width), self.weights)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A vote of the masks of some voices, each under its own rule."""
+
+    voices: tuple[int, ...]
+    at_least: int
+    combine: str  # member_vote or member_union
+    counts: np.ndarray = field(repr=False)  # (N, n, 2) int64 px for k = 1…n: shared with truth, all
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """All that is known of the images; numbers in memory, pictures read when they are asked for."""
+
+    title: str
+    table: pd.DataFrame  # image_id, fold, height, width, rle (None: no truth is known)
+    voices: tuple[Voice, ...]
+    stats: tuple[Stacked, ...]  # one a voice
+    vote: Vote | None
+    radiographs: Mapping[str, Path]  # by image id; empty without a data folder
+    notes: tuple[str, ...]
+
+    @property
+    def truth(self) -> bool:
+        """Whether the true masks are known."""
+        return bool(self.stats[0].has_truth.all())
+
+    def maps(self, row: int) -> list[np.ndarray]:
+        """Each voice's (H, W) uint8 map of the image in this row, at its own size."""
+        image = next(self.table.iloc[[row]].itertuples(index=False))
+        return [voice.seen(image)[0] for voice in self.voices]
+
+
+def held_out(folder: Path, roots: Sequence[Path], source: Source | None = None) -> Viewed:
+    """The images of an ensemble's folds, as members see them that were not trained on them.
+
+    Raises InputError where the thresholds stage has not run, or what it read is gone.
+    """
+    ensemble = Ensemble.load(folder)
+    choice, document = ensembles.read_choice(folder)
+    drawn = folds.find(roots, ensemble.folds_digest)
+    part = out_of_fold(ensemble, roots, drawn, allow_unknown_past=True)
+    voices = _voices(ensemble, choice, part.speakers)
+    honest = HonestReport.from_json(document["honest"])
+    low, high = honest.interval
+    word = "the honest score of choosing" if document["past_known"] else "NOT honest either:"
+    note = (
+        "Means over all images are in sample, since the rule was chosen on these images; "
+        f"{word} {honest.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})."
+    )
+    paths = {} if source is None else _paths(source.train)
+    stats, vote = _measured(ensemble, choice, part.table, voices)
+    title = f"{ensemble.name}, out of fold"
+    return Viewed(title, part.table, voices, stats, vote, paths, (note,))
+
+
+def of_test(folder: Path, roots: Sequence[Path], source: Source | None) -> Viewed:
+    """The test images as the inference stage's archives see them; their truth is not known.
+
+    Raises InputError where that stage has not run here, and without the images, whose sizes count.
+    """
+    if source is None:
+        raise InputError(
+            "test images are seen at their own sizes, which their files tell: give the data "
+            "folder, --data DIR or data_dir=…"
+        )
+    ensemble = Ensemble.load(folder)
+    choice, _ = ensembles.read_choice(folder)
+    everyone = open_speakers(ensemble, roots, ensemble.folds, "test")
+    voices = _voices(ensemble, choice, {None: everyone})
+    if ensemble.combine == "vote":
+        voices = (voices[0], *(_of_fold(ensemble, roots, fold, choice) for fold in ensemble.folds))
+    table, unreadable = _with_sizes(source.test, set(everyone.archives[0].ids))
+    stats, vote = _measured(ensemble, choice, table, voices)
+    notes = tuple(f"Left out, since it cannot be read: {problem}." for problem in unreadable)
+    title = f"{ensemble.name}, test images"
+    return Viewed(title, table, voices, stats, vote, _paths(source.test), notes)
+
+
+def _with_sizes(listed: pd.DataFrame, predicted: set[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Test images that were predicted, with the sizes that their files tell; and the unreadable."""
+    rows, unreadable = [], []
+    for image_id, path in listed[["image_id", "path"]].itertuples(index=False):
+        if image_id in predicted:
+            try:
+                rows.append((image_id, None, *images.size_of(path), None))
+            except images.ImageError as problem:
+                unreadable.append(str(problem))
+    if not rows:
+        raise InputError(
+            f"none of the {len(listed)} test images in the data folder was predicted: give the "
+            "folder that the inference stage had"
+        )
+    return pd.DataFrame(rows, columns=["image_id", "fold", "height", "width", "rle"]), unreadable
+
+
+def _voices(
+    ensemble: Ensemble, choice: Choice, speakers: Mapping[int | None, Speakers]
+) -> tuple[Voice, ...]:
+    """The mean and, beside it, each of several members; where members vote, the members alone."""
+    n = len(ensemble.members)
+    rules = choice.rules or [choice.triplet] * n
+    members = [
+        Voice(member.run, rule, speakers, alone(n, at))
+        for at, (member, rule) in enumerate(zip(ensemble.members, rules, strict=True))
+    ]
+    if n == 1 or choice.rules is not None:
+        return tuple(members)
+    return (Voice(f"mean of {n} runs", choice.triplet, speakers, ensemble.weights), *members)
+
+
+def _of_fold(ensemble: Ensemble, roots: Sequence[Path], fold: int, choice: Choice) -> Voice:
+    """The mean of all members' networks of one fold, which has a say of its own in a vote."""
+    speakers = {None: open_speakers(ensemble, roots, [fold], "test")}
+    return Voice(f"fold {fold}", choice.triplet, speakers, ensemble.weights)
+
+
+def _measured(
+    ensemble: Ensemble, choice: Choice, table: pd.DataFrame, voices: Sequence[Voice]
+) -> tuple[tuple[Stacked, ...], Vote | None]:
+    """Statistics of every image, a voice each, and what each vote of the voters' masks covers."""
+    how, voters, at_least = ensemble.combine, (), 0
+    if choice.rules is not None:
+        voters, at_least = tuple(range(len(voices))), choice.at_least
+    elif how == "vote" and len(voices) > 1 and None in voices[0].speakers:
+        how, voters = "member_vote", tuple(range(1, len(voices)))
+        at_least = len(voters) // 2 + 1
+    draw = combine.vote(how) if voters else None
+
+    def one(image: tuple) -> tuple[list, np.ndarray]:
+        shape = (image.height, image.width)
+        truth = None if image.rle is None else rle.parse(image.rle, shape)
+        drawn = None if truth is None else rle.mask_of(truth, shape)
+        seen = [voice.seen(image) for voice in voices]
+        stats = [thresholds.statistics(prob, drawn, level) for prob, level in seen]
+        masks = [
+            rle.runs_of(thresholds.apply(seen[at][0], voices[at].rule, seen[at][1]))
+            for at in voters
+        ]
+        voted = [draw(masks, k) for k in range(1, len(voters) + 1)]
+        shared = [0 if truth is None else rle.shared_px(mask, truth) for mask in voted]
+        counts = list(zip(shared, map(rle.area, voted), strict=True))
+        return stats, np.array(counts, dtype=np.int64).reshape(len(voters), 2)
+
+    stats, counts = zip(*_each(table, one), strict=True)
+    stacked = tuple(thresholds.stack(some) for some in zip(*stats, strict=True))
+    if not voters:
+        return stacked, None
+    return stacked, Vote(voters, at_least, how, np.stack(counts))
+
+
+def _each(table: pd.DataFrame, work: Callable) -> Iterator:
+    rows = list(table.itertuples(index=False))
+    with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
+        done = pool.map(work, rows)
+        yield from bar(done, total=len(rows), desc="images to view", unit="image", leave=False)
+
+
+def _paths(listed: pd.DataFrame) -> dict[str, Path]:
+    return {name: Path(path) for name, path in zip(listed["image_id"], listed["path"], strict=True)}
