@@ -45,24 +45,33 @@ def _parameters(config: Path, kind: str):
     return getattr(settings, kind).checked({k.lower(): v for k, v in values.items()})
 
 
-def _add_stage(name: str, does: str) -> None:
+def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> None:
     """The command of a stage, which runs it as a JSON of its notebook's parameters says."""
 
-    @main.command(name, help=f"{does} as CONFIG, a JSON of the {name} notebook's parameters, says.")
+    @main.command(
+        name, help=f"{does} as CONFIG, a JSON of the {stage_name} notebook's parameters, says."
+    )
     @click.argument("config", type=FILE)
-    def stage(config: Path) -> None:
-        parameters = _parameters(config, f"{name.capitalize()}Parameters")  # before torch is loaded
-        run = importlib.import_module(f"kernel_lib.stages.{name}").run
+    @click.option("--result", type=click.Path(path_type=Path), hidden=True)
+    def stage(config: Path, result: Path | None) -> None:
+        # Before torch is loaded.
+        parameters = _parameters(config, f"{stage_name.capitalize()}Parameters")
+        run = getattr(importlib.import_module(f"kernel_lib.stages.{stage_name}"), function)
         if "RANK" in os.environ:  # one of several processes: its launcher shows why it ended
             from torch.distributed.elastic.multiprocessing.errors import record
 
             run = record(run)
-        run(parameters)
+        came_to = run(parameters)
+        if result is not None and os.environ.get("RANK", "0") == "0":
+            from kernel_lib import files
+
+            files.write_json(result, came_to.to_json())
 
 
-_add_stage("train", "Train")
-_add_stage("thresholds", "Search thresholds")
-_add_stage("inference", "Predict and submit")
+_add_stage("train", "Train", "train")
+_add_stage("thresholds", "Search thresholds", "thresholds")
+_add_stage("predict", "Predict the test images", "inference", "predict")
+_add_stage("inference", "Predict and submit", "inference")
 
 
 @main.command()

@@ -170,6 +170,7 @@ class TrainParameters(Parameters):
     deterministic: bool = False
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
+    processes: int | None = Field(None, ge=1)  # None: one for each GPU
     workers: int | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
 
@@ -205,6 +206,7 @@ class InferenceParameters(Parameters):
     batch_size: int | None = Field(None, ge=1)
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
+    processes: int | None = Field(None, ge=1)  # None: one for each GPU
     workers: int | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
 

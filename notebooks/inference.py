@@ -32,6 +32,7 @@ TTA: Optional[str] = None  # None: as the runs' rows say
 BATCH_SIZE: Optional[int] = None
 PRECISION: str = "auto"
 DEVICE: str = "auto"
+PROCESSES: Optional[int] = None  # None: one for each GPU
 WORKERS: Optional[int] = None
 THREADS: Optional[int] = None
 

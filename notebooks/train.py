@@ -61,6 +61,7 @@ ON_BAD_FILE: str = "stop"  # or skip
 DETERMINISTIC: bool = False
 PRECISION: str = "auto"  # float32, float16, bfloat16
 DEVICE: str = "auto"
+PROCESSES: Optional[int] = None  # None: one for each GPU
 WORKERS: Optional[int] = None
 THREADS: Optional[int] = None
 

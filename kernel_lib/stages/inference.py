@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import allowance, predictions, report, scores
+from kernel_lib.training import distributed, launch
+from kernel_lib.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -45,36 +48,55 @@ class InferenceResult:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """The test images, once every member's fold has said what it sees in them."""
+
+    images: pd.DataFrame  # image_id, height, width
+    unreadable: set[str]
+
+    def to_json(self) -> dict:
+        """What one of several processes tells the one that started it."""
+        return {"images": len(self.images), "unreadable": sorted(self.unreadable)}
+
+
+def predict(parameters: InferenceParameters) -> Predicted:
+    """Write what every fold of every member says of the test images, as far as it is not there.
+
+    With several GPUs, or PROCESSES, as many processes share it; started by torchrun it is one of
+    them. Raises InputError as `run` does.
+    """
+    return _predict(_asked(parameters))
+
+
 def run(parameters: InferenceParameters) -> InferenceResult:
     """Predict the test images with every member, decide as the ensemble does, write and check.
 
     The submission has one row an image in the sample's order. Raises InputError where a stage's
     output is missing, or the sample and the images do not belong together.
     """
-    work = paths.work_dir(parameters.work_dir)
-    roots = paths.artefact_roots(work)
-    earlier = ensembles.find(roots, parameters.ensemble)
-    ensemble = Ensemble.load(earlier)
-    choice, document = ensembles.read_choice(earlier)
-    source = table.discover(paths.data_dir(parameters.data_dir))
-    sample_file, sample = _sample(parameters, source)
-    _settled(ensemble, roots)
-    chosen = engine(parameters.device, parameters.precision)
-    if parameters.threads is not None:
-        torch.set_num_threads(parameters.threads)
-    images, unreadable = _predict_all(ensemble, parameters, source, roots, chosen)
+    if distributed.n_ranks() > 1:
+        raise InputError(
+            "inference writes one submission: start it in one process, with PROCESSES for more to "
+            "predict; of several that torchrun starts, `predict` is the command"
+        )
+    asked = _asked(parameters)
+    work, roots, ensemble, source = asked.roots[0], asked.roots, asked.ensemble, asked.source
+    choice, document = ensembles.read_choice(asked.earlier)
+    predicted = _predict(asked)
+    unreadable = predicted.unreadable
     folder = work / "ensembles" / ensemble.name
-    _take_along(earlier, folder)
-    areas, found, wanted = [], {}, set(sample)
-    for image_id, mask in test_masks(ensemble, roots, images, choice):
+    _take_along(asked.earlier, folder)
+    areas, found, wanted = [], {}, set(asked.sample)
+    for image_id, mask in test_masks(ensemble, roots, predicted.images, choice):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
         if image_id in wanted:
             areas.append(int(mask.sum()) * FULL_AREA / mask.size)
     target = folder / "submission.csv"
-    submission.write(target, sample, [found[image_id] for image_id in sample])
-    _check(target, sample_file or sample, images)
+    submission.write(target, asked.sample, [found[image_id] for image_id in asked.sample])
+    _check(target, asked.sample_file or asked.sample, predicted.images)
     scored = honest.HonestReport.from_json(document["honest"])
     summary = honest.summary_of_areas(np.array(areas), scored)
     for warning in summary.warnings:
@@ -90,6 +112,29 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     print(result)
     allowance.say(work)
     return result
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call of the stage is about, all of it there and fitting together."""
+
+    parameters: InferenceParameters
+    roots: Sequence[Path]  # the working folder first
+    earlier: Path  # the ensemble's folder, perhaps another kernel's output
+    ensemble: Ensemble
+    source: table.Source
+    sample_file: Path | None
+    sample: list[str]  # image ids
+
+
+def _asked(parameters: InferenceParameters) -> _Asked:
+    roots = paths.artefact_roots(paths.work_dir(parameters.work_dir))
+    earlier = ensembles.find(roots, parameters.ensemble)
+    ensemble = Ensemble.load(earlier)
+    source = table.discover(paths.data_dir(parameters.data_dir))
+    sample_file, sample = _sample(parameters, source)
+    _settled(ensemble, roots)
+    return _Asked(parameters, roots, earlier, ensemble, source, sample_file, sample)
 
 
 def _sample(parameters: InferenceParameters, source: table.Source) -> tuple[Path | None, list[str]]:
@@ -134,54 +179,64 @@ def _settled(ensemble: Ensemble, roots: Sequence[Path]) -> None:
                 )
 
 
-def _predict_all(
-    ensemble: Ensemble,
-    parameters: InferenceParameters,
-    source: table.Source,
-    roots: Sequence[Path],
-    chosen: Engine,
-) -> tuple[pd.DataFrame, set[str]]:
+def _predict(asked: _Asked) -> Predicted:
+    parameters = asked.parameters
+    n = launch.n_processes(parameters.processes, parameters.device)
+    if n > 1:
+        launch.run("predict", parameters, n)  # and what follows finds it all done
+    chosen = engine(distributed.own_device(parameters.device), parameters.precision)
+    if parameters.threads is not None:
+        torch.set_num_threads(parameters.threads)
+    with distributed.joined(chosen.device) as world:
+        return _predict_all(asked, chosen, world)
+
+
+def _predict_all(asked: _Asked, chosen: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
-    n_workers = predictions.workers(parameters.workers, chosen)
-    images, unreadable, by_size = None, set(), {}
-    for member in ensemble.everyone:
-        folders = runs.find(roots, member.run)
-        for fold in ensemble.folds:
+    by_size: dict[int, cache.Prepared] = {}
+    for member in asked.ensemble.everyone:
+        folders = runs.find(asked.roots, member.run)
+        for fold in asked.ensemble.folds:
             row = Experiment.model_validate(folders[fold].read_config()["experiment"])
             if row.size not in by_size:
-                by_size[row.size] = cache.prepare(
-                    source.test, source.root, row.size, paths.cache_dir(parameters.cache_dir),
-                    "test", workers=parameters.workers or None, on_bad_file="blank",
-                )  # fmt: skip
-            prepared = by_size[row.size]
-            _predict_fold(folders[fold], row, prepared, parameters, roots[0], chosen, n_workers)
-            images = prepared.table
-            unreadable |= {s.split(":")[0] for s in prepared.skipped}
-    return images, unreadable
+                prepare = partial(_prepared, row.size, asked)
+                by_size[row.size] = world.agreed(prepare)
+            _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
+    unreadable = {line.split(":")[0] for one in by_size.values() for line in one.skipped}
+    return Predicted(by_size[row.size].table, unreadable)
+
+
+def _prepared(size: int, asked: _Asked) -> cache.Prepared:
+    source, parameters = asked.source, asked.parameters
+    return cache.prepare(
+        source.test, source.root, size, paths.cache_dir(parameters.cache_dir),
+        "test", workers=parameters.workers or None, on_bad_file="blank",
+    )  # fmt: skip
 
 
 def _predict_fold(
     folder: FoldFolder,
     row: Experiment,
     prepared: cache.Prepared,
-    parameters: InferenceParameters,
-    work: Path,
+    asked: _Asked,
     chosen: Engine,
-    n_workers: int,
+    world: World,
 ) -> None:
     """test.zip of one fold of one run, into the working folder, unless it lies there already."""
+    parameters = asked.parameters
     if parameters.tta is not None:
         row = row.model_copy(update={"tta": parameters.tta})
         print(f"note: {folder.name} predicts with TTA {row.tta}, its rule was found with the row's")
     kept = folder.kept()
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
     meta["images_digest"] = _digest(prepared.table)
-    target = runs.fold_folder(work, folder.run, folder.fold).test
-    if predictions.already(target, meta, len(prepared)):
+    target = runs.fold_folder(asked.roots[0], folder.run, folder.fold).test
+    if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
     models = predictions.load_models(row, kept, chosen)
+    n_workers = predictions.workers(parameters.workers, chosen)
     where = (prepared, np.arange(len(prepared)), chosen, n_workers)
-    predictions.write(target, models, row, *where, meta, parameters.batch_size)
+    predictions.write(target, models, row, *where, meta, parameters.batch_size, world=world)
 
 
 def _digest(images: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.stages import allowance, predictions, preparation, start
-from kernel_lib.training import distributed, sampling, schedule, validation
+from kernel_lib.training import distributed, launch, sampling, schedule, validation
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.job import Job
 from kernel_lib.training.loop import Training
@@ -42,6 +42,10 @@ class TrainResult:
     @property
     def complete(self) -> bool:
         return self.finished == self.wanted
+
+    def to_json(self) -> dict:
+        """What one of several processes tells the one that started it."""
+        return {"finished": self.finished}
 
     def logs(self) -> dict[str, list[dict]]:
         """The log lines of each fold, by run and fold."""
@@ -72,7 +76,8 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
 
     It can be stopped anywhere; the same call goes on from there. With MAX_HOURS it stops in time by
     itself, everything saved. WITH_PARENTS trains first what the row starts from and what gates it.
-    Raises InputError before any data is touched where a name is unknown. Where RANK and WORLD_SIZE
+    Raises InputError before any data is touched where a name is unknown. With several GPUs, or
+    PROCESSES, it starts as many processes of itself and waits for them. Where RANK and WORLD_SIZE
     are set, as torchrun sets them, it is one of several processes that train each fold together;
     they must see the same working folder and cache.
     """
@@ -88,6 +93,10 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
+    n = launch.n_processes(parameters.processes, parameters.device)
+    if n > 1:
+        came = launch.run("train", parameters, n)
+        return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)

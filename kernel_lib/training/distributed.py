@@ -147,6 +147,11 @@ class SharedClock(Clock):
         return self._world.agreed(lambda: self._clock.allows_whole(seconds, what))
 
 
+def n_ranks() -> int:
+    """How many processes this is one of, as torchrun sets them; 1 where it was not started so."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def own_device(asked: str) -> str:
     """The device of this process: of several, each takes the card of its local rank.
 
@@ -166,7 +171,7 @@ def joined(device: torch.device) -> Iterator[World]:
 
     Ranks after the first print nothing meanwhile.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    size = n_ranks()
     if size == 1:
         yield ALONE
         return

@@ -1,0 +1,90 @@
+"""Several processes of one command, started by torch's launcher from one that touches no GPU.
+
+The first rank's lines come out here, in a terminal or a notebook's cell; the other ranks are
+silent, and one that dies ends all, its traceback among the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import kernel_lib
+from kernel_lib import files
+from kernel_lib.config import Parameters
+from kernel_lib.errors import InputError
+
+ENDED = 60  # seconds that ranks have to save in, once they are asked to end
+
+
+def n_processes(asked: int | None, device: str) -> int:
+    """How many processes a command is to start: 1 is itself alone, as it is for a rank.
+
+    None asked: one for each GPU that is seen, where the device leaves the choice. The GPUs are
+    counted without a context on any of them.
+    """
+    if "RANK" in os.environ:
+        return 1
+    if asked is None:
+        return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+    if asked > 1 and device not in ("auto", "cuda", "cpu"):
+        raise InputError(
+            f"PROCESSES {asked}, but DEVICE {device} is one card; -p DEVICE cuda, or 1 process"
+        )
+    return asked
+
+
+def run(command: str, parameters: Parameters, n: int) -> dict:
+    """`python -m kernel_lib COMMAND CONFIG.json` in n processes; what it came to, at the end.
+
+    Interrupted, it asks them to end and waits. Raises RuntimeError where one failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config, result = Path(folder) / f"{command}.json", Path(folder) / "result.json"
+        files.write_json(config, parameters.model_dump(mode="json"))
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += ["--nproc_per_node", str(n), "-m", "kernel_lib", command, str(config)]
+        start += ["--result", str(result)]
+        print(f"{n} processes, each with its share of every batch", flush=True)
+        child = subprocess.Popen(
+            start, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            encoding="utf-8", errors="replace", start_new_session=True,
+        )  # fmt: skip
+        try:
+            for line in child.stdout:
+                print(line, end="", flush=True)
+            status = child.wait()
+        except BaseException:
+            _end(child)
+            raise
+        if status:
+            raise RuntimeError(
+                f"{command} in {n} processes ended with status {status}; why stands above. The "
+                "same call goes on from what was saved; -p PROCESSES 1 takes one process"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask the launcher and its ranks to end, and see that they did."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.communicate(timeout=ENDED)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, in which this very library is found first."""
+    place = str(Path(kernel_lib.__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [entry for entry in inherited if entry and entry != place]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([place, *kept]), "PYTHONUNBUFFERED": "1"}
