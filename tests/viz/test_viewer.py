@@ -9,10 +9,13 @@ import zlib
 from pathlib import Path
 
 import cv2
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
 from kernel_lib import files, runs
 from kernel_lib.__main__ import main
@@ -24,6 +27,7 @@ from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess.metrics import dice_of_counts
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
@@ -117,7 +121,7 @@ def searched(work: Path, runs_named: str = "a", **how) -> Path:
 
 
 def payload_of(page: str) -> dict:
-    found = re.search(r'<script id="payload" type="application/json">(.*?)</script>', page, re.S)
+    found = re.search(r'<script type="application/json" id="payload">(.*?)</script>', page, re.S)
     return json.loads(found.group(1))
 
 
@@ -332,6 +336,62 @@ def test_in_a_notebook_it_is_a_frame_of_its_own(work):
     shown = made._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
     assert shown.count('"') == 6  # nothing of the page ends the attribute
+
+
+def test_the_page_says_what_python_says(work, tmp_path, open_page):
+    """In a browser, of an ensemble that votes: every voice under other rules, and every k."""
+    folder = searched(work, "a,b,c", combine="member_vote")
+    seen = view(folder, data_dir=make_data(tmp_path / "data"))
+    page = open_page(show(seen).html)
+    page.evaluate("viewer.ready")
+    random = np.random.default_rng(2)
+    for at, stats in enumerate(seen.stats):
+        for _ in range(20):
+            bottom, top = np.sort(random.random(2))
+            rule = thresholds.Triplet(top, int(random.integers(0, 200_000)), bottom)
+            said = page.evaluate(
+                "([at, rule]) => { const found = viewer.evaluate(at, rule);"
+                "return [Array.from(found.areas), Array.from(found.dice), found.mean] }",
+                [at, {"label": None} | rule.to_json()],
+            )
+            dice = thresholds.per_image_dice(stats, rule)
+            assert said[0] == thresholds.areas(stats, rule).tolist()
+            assert said[1] == dice.tolist()
+            assert said[2] == pytest.approx(dice.mean(), abs=1e-12)
+    for k in (1, 2, 3):
+        shared, area = seen.vote.counts[:, k - 1].T
+        said = page.evaluate(f"Array.from(viewer.evaluateVote({k}).dice)")
+        assert said == dice_of_counts(shared, area, seen.stats[0].true_px).tolist()
+
+
+@pytest.mark.slow
+def test_a_saved_notebook_shows_it_without_a_kernel(work, tmp_path, browser):
+    """Executed, converted by nbconvert, opened from the disk with the network off."""
+    cell = nbformat.v4.new_code_cell(
+        f"from kernel_lib.viz.viewer import viewer\nviewer({str(searched(work))!r})"
+    )
+    book = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(book, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+    # nbconvert's own template loads scripts for widgets and formulas from the network.
+    nothing = "data:text/javascript,"
+    exporter = HTMLExporter(
+        require_js_url=nothing, mathjax_url=nothing, mermaid_js_url=nothing, jquery_url=nothing
+    )
+    file = tmp_path / "saved.html"
+    file.write_text(exporter.from_notebook_node(book)[0], encoding="utf-8")
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    frame = page.frames[1]
+    frame.evaluate("viewer.ready")
+    rule = ensembles.read_choice(work / "ensembles" / "e")[0].triplet
+    mean = frame.evaluate(
+        "(rule) => viewer.evaluate(0, rule).mean", {"label": None} | rule.to_json()
+    )
+    expected = thresholds.per_image_dice(view(work / "ensembles" / "e").stats[0], rule).mean()
+    assert mean == pytest.approx(expected, abs=1e-12)
+    assert f"{expected:.6f}" in frame.locator("body").inner_text()
+    context.close()
 
 
 def test_the_most_telling_come_in_turns():
