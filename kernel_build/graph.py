@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kernel_build import bundle, metadata, names
 from kernel_build.rehearse import REHEARSALS
-from kernel_build.wheels import Wheel
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.kaggle import quota
@@ -167,12 +166,12 @@ def builder(
     kind: str,
     data: str | None = None,
     datasets: Iterable[str] = (),
-    carried: Iterable[Wheel] = (),
+    cargo: bundle.Cargo | None = None,
 ) -> Callable[[Node, Path], Path]:
     """A `build` for `write`: the bundle's kernel under the node's name, with the node's sources.
 
     `data` is the data set that holds the images, in the place of the competition; `datasets` are
-    further ones, such as one of encoder weights; `carried` are wheels for kernels with a network.
+    further ones, such as one of encoder weights; `cargo` is of the kernels with a network.
     """
 
     def build(node: Node, folder: Path) -> Path:
@@ -187,7 +186,7 @@ def builder(
             sources=metadata.Sources(
                 data, tuple(datasets), tuple(f"{owner}/{source}" for source in node.sources)
             ),
-            cargo=bundle.Cargo(tuple(carried) if node.gpu else ()),
+            cargo=cargo if node.gpu else None,
         ).folder
 
     return build
