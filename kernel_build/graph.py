@@ -86,12 +86,18 @@ def nodes(
 
 
 def slug(run: str, seed: int | str, tail: str) -> str:
-    """A kernel's name of a run's, 50 characters at most; what was cut is told by a hash."""
+    """A kernel's name of a run's, 50 characters at most.
+
+    A longer one is shortened by the table of `names`, then by whole words, and told by a hash.
+    """
     head = names.slugify(re.sub(r"_seed\d+$", "", run))
     end = f"{seed}-{tail}" if isinstance(seed, str) else f"s{seed}-{tail}"
-    if len(head) + 1 + len(end) > 50:
+    if len(head) + 1 + len(end) > names.MAX_LENGTH:
         digest = hashlib.sha256(head.encode()).hexdigest()[:6]
-        head = f"{head[: 50 - len(end) - 8].rstrip('-')}-{digest}"
+        room, head = names.MAX_LENGTH - len(end) - len(digest) - 2, names.shorten(head)
+        if len(head) > room:
+            head = head[: room + 1].rpartition("-")[0] or head[:room]
+        head = f"{head}-{digest}"
     return f"{head}-{end}"
 
 
