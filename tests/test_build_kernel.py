@@ -103,7 +103,7 @@ def test_a_training_is_named_by_row_seed_and_fold_and_takes_what_is_given(
     assert meta["competition_sources"] == []
     assert "  from a/images, me/weights, me/train-part1\n" in done.stdout
     done = build(clone, "train", *given, "--slug", "another-name")
-    assert "ImageNet weights cannot be downloaded without internet" in done.stdout
+    assert "needs ImageNet weights of resnet101: they cannot be downloaded" in done.stdout
     assert folders(clone) == ["another-name", slug]
     done = build(clone, "check")
     assert done.returncode == 1  # the root's own kernel is not built
