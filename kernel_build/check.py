@@ -15,9 +15,11 @@ _SUFFIXES = {"script": ".py", "notebook": ".ipynb"}
 
 
 def built(root: Path) -> list[Path]:
-    """The project's folders to push: the root, then every one below `build`."""
-    below = sorted((root / "build").glob(f"*/{metadata.FILE}"))
-    return [root, *(file.parent for file in below)]
+    """The project's folders to push: every one below `build`, and the root where it can be."""
+    names = (metadata.FILE, offline.FILE)
+    below = sorted({f.parent for name in names for f in (root / "build").rglob(name)})
+    code = root / str((_read(root / metadata.FILE) or {}).get("code_file"))
+    return [root, *below] if code.is_file() or not below else below
 
 
 def check(folders: Sequence[Path]) -> dict[Path, list[str]]:

@@ -51,8 +51,8 @@ def needed(members: list[Member], starts: Iterable[Member]) -> list[Member]:
 
     Modules: those that `starts` import, with all that these import, at their top or inside
     functions. The command line comes along, since a training's ranks are started by it, but of its
-    commands only those whose modules travel anyway. Data files: all but those that modules name in
-    a text while none of these modules travels.
+    commands only those whose modules travel anyway. Data files: one that modules name goes where
+    one of these modules goes; the others always.
     """
     modules = {_module(m.path): m for m in members if m.path.endswith(".py")}
     found: set[str] = set()

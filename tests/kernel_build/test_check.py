@@ -117,6 +117,22 @@ def test_a_folder_without_metadata_is_found(tmp_path: Path):
     ]
 
 
+def test_all_that_is_built_is_checked_and_the_root_only_where_its_kernel_is(
+    project: Path, data_set: Path
+):
+    assert check.built(project) == [project]
+    given = (("SEED", "7"),)
+    one = bundle.build(project, "train", "script", given=given, owner="me").folder
+    two = bundle.build(
+        project, "train", "script", given=given, owner="me", out=project / "build" / "a-plan"
+    ).folder
+    data_set.rename(project / "build" / "offline")
+    assert check.built(project) == [two, project / "build" / "offline", one]
+    base = bundle.build(project, "train", "notebook", owner="me").folder
+    assert check.built(project)[:1] == [project]
+    assert base in check.built(project)
+
+
 def test_two_kernels_of_one_id_are_found_and_the_root_s_own_is_not(project: Path, tmp_path: Path):
     one = bundle.build(project, "train", "notebook", owner="me").folder
     rewrite(project / "kernel-metadata.json", lambda meta: meta.update(id="me/pneumothorax-train"))
