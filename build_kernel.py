@@ -118,7 +118,7 @@ def build(
                 slug=slug,
                 sources=metadata.Sources(data, datasets, kernels),
                 cargo=bundle.Cargo(carried, wanted if needs_network else None),
-                needs=needs.unmet,
+                needs=functools.partial(needs.unmet, offline=wanted),
             )
             _tell(kernel)
     if known and metadata.fill_owner(ROOT, known[0]):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel_build import boot, metadata, names, parameters, wheels
-from kernel_build.sources import LIBRARY, Member, collect, literal, ordered, read_text
+from kernel_build.sources import LIBRARY, Member, collect, literal, needed, ordered, read_text
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 
@@ -74,7 +74,9 @@ def build(
     percent = read_notebook(root, stage)
     values = parameters.check(given, parameters.declared(percent, notebook), notebook)
     name = slug or names.slug(stage, kind, values, parameters.defaults(percent, notebook), part)
-    members = ordered(collect(root))
+    start = "\n".join(inspect.getsource(function) for function in _START)
+    own = (Member(notebook, percent), Member("boot.py", start))
+    members = ordered(needed(collect(root), own))
     if kind == "script":
         code, code_name = script_kernel(members, stage, percent, values, cargo), f"{name}.py"
     else:
@@ -93,7 +95,8 @@ def library_source(members: list[Member], headline: str, cargo: Cargo) -> str:
     parts = [
         f"# {headline}\n"
         "# Built by build_kernel.py: change the project's files and build again, not this one.\n"
-        f"# The library's {len(members)} files stand below as they are, in order of their imports."
+        f"# The {len(members)} files of the library that it can need stand below as they are,\n"
+        "# in order of their imports."
         "\n\nkernel_files = {}\n"
     ]
     for member in members:

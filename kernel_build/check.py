@@ -15,9 +15,11 @@ _SUFFIXES = {"script": ".py", "notebook": ".ipynb"}
 
 
 def built(root: Path) -> list[Path]:
-    """The project's folders to push: the root, then every one below `build`."""
-    below = sorted((root / "build").glob(f"*/{metadata.FILE}"))
-    return [root, *(file.parent for file in below)]
+    """The project's folders to push: every one below `build`, and the root where it can be."""
+    names = (metadata.FILE, offline.FILE)
+    below = sorted({f.parent for name in names for f in (root / "build").rglob(name)})
+    code = root / str((_read(root / metadata.FILE) or {}).get("code_file"))
+    return [root, *below] if code.is_file() or not below else below
 
 
 def check(folders: Sequence[Path]) -> dict[Path, list[str]]:
@@ -52,7 +54,11 @@ def _of_code(folder: Path, meta: dict) -> list[str]:
     path, kind = folder / str(meta.get("code_file") or ""), meta.get("kernel_type")
     if not path.is_file():
         return [f"code_file {meta.get('code_file')!r} is not there; run build_kernel.py"]
-    found = []
+    found = [
+        f"{other.name} is not pushed, only {path.name} is; move it, or name it as code_file"
+        for other in sorted(folder.iterdir())
+        if path.parent == folder and other != path and other.suffix in _SUFFIXES.values()
+    ]
     if kind in _SUFFIXES and path.suffix != _SUFFIXES[kind]:
         found.append(f"{path.name} is no {kind}; kernel_type and suffix ({_SUFFIXES[kind]}) differ")
     try:
@@ -98,12 +104,17 @@ def _of_data_set(folder: Path, file: Path) -> list[str]:
         if path.is_dir()
     ]
     if (folder / MANIFEST).is_file():
-        listed = offline.manifest(folder).get("files", {})
-        found += [
-            f"{name} is listed in {MANIFEST} and is not there; write the folder anew"
-            for name in sorted(listed)
-            if not (folder / name).is_file()
-        ]
+        try:
+            listed = offline.manifest(folder)["files"]
+        except InputError as error:
+            return [*found, str(error)]
+        for name, entry in sorted(listed.items()):
+            if not (folder / name).is_file():
+                found.append(
+                    f"{name} is listed in {MANIFEST} and is not there; write the folder anew"
+                )
+            elif offline.entry(folder / name) != entry:
+                found.append(f"{name} differs from what {MANIFEST} says; write the folder anew")
     return found
 
 

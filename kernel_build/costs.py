@@ -111,8 +111,12 @@ class Estimate:
         return sum(node.gpu for node in self.nodes)
 
 
-def from_log(path: Path) -> Measured:
-    """The median epoch of a run's log.jsonl. Raises InputError for a file that is none."""
+def from_log(path: Path, size: int) -> Measured:
+    """The median epoch of a run's log.jsonl, for images of `size` px.
+
+    Scaled by pixels where the config.json beside it says that it ran at another size. Raises
+    InputError for a file that is no log.
+    """
     try:
         lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
         seconds = [(float(x["seconds"]), float(x["val_seconds"])) for x in lines]
@@ -122,7 +126,12 @@ def from_log(path: Path) -> Measured:
         raise InputError(f"{path} is no log of a training ({error!r})") from None
     if not seconds:
         raise InputError(f"{path} holds no epoch; let one end first")
-    return Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
+    found = Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
+    try:
+        ran = int(json.loads(path.with_name("config.json").read_text())["experiment"]["size"])
+    except (OSError, ValueError, KeyError, TypeError):  # a log alone: of the size that is planned
+        ran = size
+    return found if ran == size else found.times((size / ran) ** 2)
 
 
 def from_seconds(seconds: float, folds: int) -> Measured:
@@ -268,6 +277,10 @@ def _whole_advice(
             ways.append(f"about -p SIZE {size}")
         found.append(
             f"{total:.0f} GPU hours are more than a week's {week:g}; one week holds "
-            f"{', or '.join(ways) or 'none of it'}"
+            + (
+                ", or ".join(ways)
+                or f"no fold, which takes {fold:.0f} h: a smaller SIZE, fewer "
+                "EPOCHS, or a faster row"
+            )
         )
     return found

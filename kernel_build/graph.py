@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kernel_build import bundle, metadata, names
 from kernel_build.rehearse import REHEARSALS
-from kernel_build.wheels import Wheel
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.kaggle import quota
@@ -87,12 +86,18 @@ def nodes(
 
 
 def slug(run: str, seed: int | str, tail: str) -> str:
-    """A kernel's name of a run's, 50 characters at most; what was cut is told by a hash."""
+    """A kernel's name of a run's, 50 characters at most.
+
+    A longer one is shortened by the table of `names`, then by whole words, and told by a hash.
+    """
     head = names.slugify(re.sub(r"_seed\d+$", "", run))
     end = f"{seed}-{tail}" if isinstance(seed, str) else f"s{seed}-{tail}"
-    if len(head) + 1 + len(end) > 50:
+    if len(head) + 1 + len(end) > names.MAX_LENGTH:
         digest = hashlib.sha256(head.encode()).hexdigest()[:6]
-        head = f"{head[: 50 - len(end) - 8].rstrip('-')}-{digest}"
+        room, head = names.MAX_LENGTH - len(end) - len(digest) - 2, names.shorten(head)
+        if len(head) > room:
+            head = head[: room + 1].rpartition("-")[0] or head[:room]
+        head = f"{head}-{digest}"
     return f"{head}-{end}"
 
 
@@ -167,12 +172,12 @@ def builder(
     kind: str,
     data: str | None = None,
     datasets: Iterable[str] = (),
-    carried: Iterable[Wheel] = (),
+    cargo: bundle.Cargo | None = None,
 ) -> Callable[[Node, Path], Path]:
     """A `build` for `write`: the bundle's kernel under the node's name, with the node's sources.
 
     `data` is the data set that holds the images, in the place of the competition; `datasets` are
-    further ones, such as one of encoder weights; `carried` are wheels for kernels with a network.
+    further ones, such as one of encoder weights; `cargo` is of the kernels with a network.
     """
 
     def build(node: Node, folder: Path) -> Path:
@@ -187,7 +192,7 @@ def builder(
             sources=metadata.Sources(
                 data, tuple(datasets), tuple(f"{owner}/{source}" for source in node.sources)
             ),
-            cargo=bundle.Cargo(tuple(carried) if node.gpu else ()),
+            cargo=cargo if node.gpu else None,
         ).folder
 
     return build

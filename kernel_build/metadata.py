@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -30,6 +31,11 @@ SOURCES = {
         rf"{OWNER}/{_SLUG}/[A-Za-z0-9]+/[A-Za-z0-9][\w.-]*/\d+",
     ),
 }
+
+_KEYS = frozenset({
+    "id", "title", "code_file", "language", "kernel_type", "machine_shape", "keywords",
+    "docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,16 @@ def problems(meta: dict) -> list[str]:
         found += [
             f"{key} names {one} twice" for one in sorted({o for o in value if value.count(o) > 1})
         ]
+    for key in sorted(meta.keys() - _KEYS):
+        near = difflib.get_close_matches(key, _KEYS, n=1)
+        mend = f"write {near[0]}" if near else "leave it out"
+        found.append(
+            f"{key} is no key that is to be pushed, and the push ignores or misreads it; {mend}"
+        )
+    if meta.get("enable_gpu") is True and meta.get("enable_tpu") is True:
+        found.append("enable_gpu and enable_tpu are both true; write false for the TPU")
+    if "P100" in str(meta.get("machine_shape")):
+        found.append(f"machine_shape {meta['machine_shape']} is retired; write NvidiaTeslaT4")
     if meta.get("kernel_type") not in KINDS:
         found.append(
             f"kernel_type {meta.get('kernel_type')!r} is not known; write {' or '.join(KINDS)}"
@@ -169,15 +185,16 @@ def find_owner(
             if file.is_file():
                 places.append((_username(file), str(file)))
     in_root = str(read_base(root).get("id", "")).partition("/")[0]
-    places.append((in_root if in_root != PLACEHOLDER else None, FILE))
+    places.append((in_root, FILE))
     for owner, place in places:
-        if owner and not re.fullmatch(OWNER, owner):
+        if owner in (None, "", PLACEHOLDER):
+            continue
+        if not re.fullmatch(OWNER, owner):
             raise InputError(
                 f"{owner!r} ({place}) is no Kaggle user name; it is the last part of your "
                 "profile's address"
             )
-        if owner:
-            return owner, place
+        return owner, place
     return None
 
 

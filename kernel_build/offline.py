@@ -57,7 +57,7 @@ def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Pat
         said = [_add(path, fresh) for path in contents.weights]
         said += [_add(_fetched(encoder), fresh) for encoder in contents.fetch]
         said += [_add_wheel(wanted, fresh, cache / "kaggle") for wanted in contents.wheels]
-        files = {path.name: _entry(path) for path in sorted(fresh.iterdir())}
+        files = {path.name: entry(path) for path in sorted(fresh.iterdir())}
         write_json(fresh / MANIFEST, {"dataset": meta["id"], "files": files})
         write_json(fresh / FILE, meta)
         if folder.exists():
@@ -69,10 +69,11 @@ def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Pat
 def manifest(folder: Path) -> dict:
     """The manifest of a folder that `write` made; InputError for another folder."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {"dataset": str(found["dataset"]), "files": dict(found["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{folder} has no {MANIFEST}; give a folder that `build_kernel.py offline` wrote"
+            f"{folder} has no whole {MANIFEST}; give a folder that `build_kernel.py offline` wrote"
         ) from None
 
 
@@ -146,7 +147,8 @@ def _add_wheel(wanted: str, folder: Path, cache: Path) -> str:
     return f"{wheel.name}: {len(wheel.content):,} bytes" + (f"; needs {needs}" if needs else "")
 
 
-def _entry(path: Path) -> dict:
+def entry(path: Path) -> dict:
+    """What a manifest says of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from kernel_build import costs, graph, metadata, parameters, wheels
+from kernel_build import bundle, costs, graph, metadata, needs, offline, parameters, wheels
 from kernel_build.costs import Estimate, Measured, Session, Sizes
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.errors import InputError
@@ -74,7 +74,8 @@ def as_text(found: Estimate, session: Session, now: datetime | None = None) -> s
         "be scored, before the next one costs anything; two GPU sessions at once",
         f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over, "
         f"{60 * session.start:.0f} minutes to start, {costs.TRAIN_IMAGES:,} training and "
-        f"{costs.TEST_IMAGES:,} test images, maps of {costs.MAP_BYTES_PER_PX} bytes a pixel"
+        f"{costs.TEST_IMAGES:,} test images, maps of {costs.MAP_BYTES_PER_PX} bytes a pixel, "
+        "seconds of an epoch at the size in the table"
         + (
             "; ~ scaled by pixels and images" if any(c.measured.scaled for c in found.costs) else ""
         ),
@@ -123,11 +124,21 @@ def _by_row(values: Sequence[str], experiment: str) -> dict[str, str]:
 
 
 def measurements(
-    logs: Sequence[str], seconds: Sequence[str], experiment: str, folds: int
+    logs: Sequence[str], seconds: Sequence[str], rows: Mapping[str, Experiment], folds: int
 ) -> dict[str, Measured]:
-    """What was measured, by row. Raises InputError where nothing was for the experiment."""
-    found = {name: costs.from_log(Path(path)) for name, path in _by_row(logs, experiment).items()}
-    for name, text in _by_row(seconds, experiment).items():
+    """What was measured, by row; `rows` are the plan's, the wanted one last.
+
+    A log of another size than its row's, as the config.json beside it says, is scaled by pixels;
+    plain seconds are of the row's own size. Raises InputError for a row that is not of the plan,
+    and where nothing was measured for the wanted one.
+    """
+    experiment = list(rows)[-1]
+    by_log, by_seconds = _by_row(logs, experiment), _by_row(seconds, experiment)
+    for name in (*by_log, *by_seconds):
+        if name not in rows:
+            raise InputError(f"{name!r} is no row of this plan; write one of {', '.join(rows)}")
+    found = {name: costs.from_log(Path(p), rows[name].size) for name, p in by_log.items()}
+    for name, text in by_seconds.items():
         try:
             value = float(text)
         except ValueError:
@@ -139,7 +150,7 @@ def measurements(
         raise InputError(
             f"nothing measured for {experiment}: give --log of a run (runs/RUN/fold0/log.jsonl) or "
             f"--seconds-per-epoch S; a kernel of one epoch measures it: build_kernel.py train "
-            f"-p EXPERIMENT {experiment} -p FOLD 0 -p EPOCHS 1"
+            f"-p EXPERIMENT {experiment} -p FOLD 0 -p EPOCHS 1 -p WEIGHTS none"
         )
     return found
 
@@ -166,10 +177,11 @@ def measurements(
 @click.option("--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True)
 @click.option("--data", metavar="OWNER/SLUG", help="The images' data set; default: competition.")
 @click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="Also attached.")
+@click.option("--offline", "attached", metavar="FOLDER", help="A data set of `offline`, attached.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 def plan(
     experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, data, datasets,
-    without_wheel,
+    attached, without_wheel,
 ) -> None:  # fmt: skip
     """What EXPERIMENT costs on Kaggle; with --write, the kernels that it takes."""
     try:
@@ -181,11 +193,14 @@ def plan(
             raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
         asked = TrainParameters.checked(values | {"experiment": experiment, "n_folds": folds})
         plans = plans_of(asked, seeds)
-        measured = measurements(logs, seconds, experiment, folds)
+        rows = {one.parameters.experiment: one.experiment for one in next(iter(plans.values()))}
+        measured = measurements(logs, seconds, rows, folds)
         found = _estimate(plans, folds, measured, session)
         click.echo(as_text(found, session))
         if out is not None:
-            _write(found, out, owner, kind, data, datasets, not without_wheel)
+            wanted = offline.manifest(Path(attached)) if attached else None
+            carried = () if without_wheel else (wheels.carried(ROOT),)
+            _write(found, out, owner, kind, data, datasets, bundle.Cargo(carried, wanted))
     except InputError as error:
         raise click.ClickException(str(error)) from None
 
@@ -199,14 +214,26 @@ def _estimate(plans, folds, measured, session) -> Estimate:
     return costs.estimate(plans, folds, measured, session, views, sizes)
 
 
-def _write(found: Estimate, out: Path, owner, kind, data, datasets, carries: bool) -> None:
+def _write(found: Estimate, out: Path, owner, kind, data, datasets, cargo: bundle.Cargo) -> None:
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
         raise InputError("sources are named by their owner: give --owner NAME")
-    carried = (wheels.carried(ROOT),) if carries else ()
-    build = graph.builder(ROOT, known[0], kind, data, datasets, carried)
+    if cargo.wanted:
+        datasets = (*datasets, cargo.wanted["dataset"])
+    build = graph.builder(ROOT, known[0], kind, data, datasets, cargo)
     folders = graph.write(found.nodes, out, known[0], build)
+    for words in _unmet(found.nodes, folders, cargo.wanted):
+        click.echo(words)
     click.echo(f"{len(folders)} kernels in {out}; push them with\n  python {out / graph.PUSHER}")
+
+
+def _unmet(nodes: Sequence[graph.Node], folders: Sequence[Path], wanted: dict | None) -> list[str]:
+    """What the written kernels will miss on Kaggle, each once, with its mend."""
+    found = {}
+    for node, folder in zip(nodes, folders, strict=True):
+        values = {name: parameters.parse(text) for name, text in node.given}
+        found |= dict.fromkeys(needs.unmet(node.stage, values, metadata.read_base(folder), wanted))
+    return list(found)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def step(command: list[str], folder: Path, kernels: list[dict], state: State) ->
 
 
 def main() -> int:
-    """Push everything; 0 once all is complete, 1 where something stopped it."""
+    """Push everything; 0 once all is complete, 1 where something stopped it, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--poll", type=float, default=60.0, help="seconds between two looks")
     parser.add_argument("--kaggle", default="kaggle", help="the command line to call")
@@ -184,6 +184,9 @@ def main() -> int:
     except PushError as failure:
         print(f"stopped: {failure}\nmend it and start this again", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; what was pushed runs on; start this again to go on", file=sys.stderr)
+        return 130
     except FileNotFoundError as error:
         print(f"stopped: {error}; pip install kaggle", file=sys.stderr)
         return 1

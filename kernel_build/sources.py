@@ -1,16 +1,18 @@
-"""The library's files as a kernel carries them: all of them, in order, as raw literals."""
+"""The library's files as a kernel carries them: what its stage needs, in order, as raw literals."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_lib.errors import InputError
 
 LIBRARY = "kernel_lib"
+_MAIN = f"{LIBRARY}.__main__"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,35 @@ def collect(root: Path) -> list[Member]:
     if not any(member.path == f"{LIBRARY}/__init__.py" for member in members):
         raise InputError(f"{root} has no {LIBRARY}/__init__.py: build in the project's root")
     return members
+
+
+def needed(members: list[Member], starts: Iterable[Member]) -> list[Member]:
+    """What a kernel whose own code is `starts` can use of the library; Kaggle takes only 1 MB.
+
+    Modules: those that `starts` import, with all that these import, at their top or inside
+    functions. The command line comes along, since a training's ranks are started by it, but of its
+    commands only those whose modules travel anyway. Data files: one that modules name goes where
+    one of these modules goes; the others always.
+    """
+    modules = {_module(m.path): m for m in members if m.path.endswith(".py")}
+    found: set[str] = set()
+    waiting = {LIBRARY, *(name for start in starts for name in _imports(start, ""))}
+    if _MAIN in modules:
+        waiting |= {_MAIN, *_imports(modules[_MAIN], _MAIN, inside_functions=False)}
+    while waiting:
+        name = waiting.pop()
+        waiting |= {name.rpartition(".")[0]} - found - {""}
+        if name in modules and name not in found:
+            found.add(name)
+            waiting |= _imports(modules[name], name) - found if name != _MAIN else set()
+    left_out = {path for name in modules.keys() - found for path in _named(modules[name], members)}
+    kept = {path for name in found for path in _named(modules[name], members)}
+    kept |= {modules[name].path for name in found}
+    return [
+        member
+        for member in members
+        if member.path in kept or not (member.path.endswith(".py") or member.path in left_out)
+    ]
 
 
 def ordered(members: list[Member]) -> list[Member]:
@@ -109,15 +140,23 @@ def _module(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _imports(member: Member, name: str) -> set[str]:
-    """Names of modules that a module may import, at its top or inside functions."""
+def _named(module: Member, members: list[Member]) -> Iterator[str]:
+    """Paths of the data files whose names stand in a module's texts."""
+    for member in members:
+        name = member.path.rpartition("/")[2]
+        if not name.endswith(".py") and re.search(rf"(?<![\w.-]){re.escape(name)}\b", module.text):
+            yield member.path
+
+
+def _imports(member: Member, name: str, *, inside_functions: bool = True) -> set[str]:
+    """Names of modules that a module may import: at its top, and inside functions."""
     package = name if member.path.endswith("/__init__.py") else name.rpartition(".")[0]
     try:
         tree = ast.parse(member.text, member.path)
     except SyntaxError as error:
         raise InputError(f"{member.path}:{error.lineno} is not Python: {error.msg}") from None
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kernel_build import metadata
-from kernel_build.bundle import MAX_BYTES
+from kernel_build.bundle import MAX_BYTES, sent_bytes
 from kernel_build.rehearsal.sandbox import Ended
 from kernel_lib.kaggle import quota
 
@@ -59,7 +59,8 @@ def of_metadata(meta: Mapping, code_file: Path) -> Check:
     faults = metadata.problems(dict(meta))
     if meta.get("enable_internet") is not False:
         faults.append("enable_internet is not false: submission runs have no internet")
-    n_bytes = code_file.stat().st_size
+    kind = "notebook" if code_file.suffix == ".ipynb" else "script"
+    n_bytes = sent_bytes(code_file.read_text(encoding="utf-8"), kind)
     if n_bytes >= MAX_BYTES:
         faults.append(f"{code_file.name} has {n_bytes:,} bytes, Kaggle refuses {MAX_BYTES:,}")
     return Check("metadata", not faults, "; ".join(faults) or f"valid; {n_bytes:,} bytes of code")

@@ -15,6 +15,7 @@ from torch import nn
 
 from kernel_lib.errors import InputError
 
+_ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
 
 
@@ -37,7 +38,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     if official is None:
         raise InputError(
             f"no ImageNet weights for encoder {name!r} in {sought}: put {name}.pth into a folder "
-            f"and give it as WEIGHTS_DIR, {OFFER}"
+            f"and give it as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         )
     target = cache / official.rsplit("/", 1)[1]
     try:
@@ -46,7 +47,8 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"ImageNet weights for {name!r} are not in {sought}, and {target.name} could not be "
-            f"downloaded ({error}): give a folder that holds it as WEIGHTS_DIR, {OFFER}"
+            f"downloaded ({error}): give a folder that holds it as WEIGHTS_DIR {_ON_KAGGLE}, "
+            f"{OFFER}"
         ) from error
     _fill(encoder, read_state(target), target)
     return target

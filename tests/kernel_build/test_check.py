@@ -46,6 +46,11 @@ def test_a_built_kernel_is_fine(project: Path, stage: str, kind: str):
         ({"code_file": "gone.ipynb"}, "code_file 'gone.ipynb' is not there; run build_kernel.py"),
         ({"kernel_sources": ["me/pneumothorax-train"]}, "is its own source"),
         ({"kernel_sources": ["OWNER_TO_FILL/some-kernel"]}, "owner is still OWNER_TO_FILL"),
+        ({"enable_tpu": True}, "enable_gpu and enable_tpu are both true; write false for the TPU"),
+        ({"machine_shape": "NvidiaTeslaP100"}, "P100 is retired; write NvidiaTeslaT4"),
+        ({"dataset_source": []}, "dataset_source is no key that is to be pushed"),
+        ({"dataset_source": []}, "misreads it; write dataset_sources"),
+        ({"id_no": 12}, "misreads it; leave it out"),
         ({"model_sources": ["google/bert"]}, "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
     ],
 )
@@ -57,6 +62,14 @@ def test_each_fault_of_the_metadata_is_a_line(kernel: bundle.Kernel, change: dic
 def test_a_missing_enable_internet_is_found(kernel: bundle.Kernel):
     rewrite(kernel.folder / "kernel-metadata.json", lambda meta: meta.pop("enable_internet"))
     assert of(kernel.folder) == ["enable_internet is None; write true or false"]
+
+
+def test_a_second_code_file_is_found(kernel: bundle.Kernel):
+    (kernel.folder / "mine.py").write_text("")
+    name = kernel.code_file.name
+    assert of(kernel.folder) == [
+        f"mine.py is not pushed, only {name} is; move it, or name it as code_file"
+    ]
 
 
 def test_a_gpu_for_thresholds_is_found(project: Path):
@@ -104,6 +117,22 @@ def test_a_folder_without_metadata_is_found(tmp_path: Path):
     ]
 
 
+def test_all_that_is_built_is_checked_and_the_root_only_where_its_kernel_is(
+    project: Path, data_set: Path
+):
+    assert check.built(project) == [project]
+    given = (("SEED", "7"),)
+    one = bundle.build(project, "train", "script", given=given, owner="me").folder
+    two = bundle.build(
+        project, "train", "script", given=given, owner="me", out=project / "build" / "a-plan"
+    ).folder
+    data_set.rename(project / "build" / "offline")
+    assert check.built(project) == [two, project / "build" / "offline", one]
+    base = bundle.build(project, "train", "notebook", owner="me").folder
+    assert check.built(project)[:1] == [project]
+    assert base in check.built(project)
+
+
 def test_two_kernels_of_one_id_are_found_and_the_root_s_own_is_not(project: Path, tmp_path: Path):
     one = bundle.build(project, "train", "notebook", owner="me").folder
     rewrite(project / "kernel-metadata.json", lambda meta: meta.update(id="me/pneumothorax-train"))
@@ -143,6 +172,16 @@ def test_each_fault_of_a_data_set_is_a_line(data_set: Path, change: dict, words:
     rewrite(data_set / "dataset-metadata.json", lambda meta: meta.update(change))
     (problem,) = of(data_set)
     assert words in problem
+
+
+def test_a_data_set_s_damaged_file_or_manifest_is_found(data_set: Path):
+    with (data_set / "thing-1.0-py3-none-any.whl").open("ab") as file:
+        file.write(b"x")
+    (problem,) = of(data_set)
+    assert problem.startswith("thing-1.0-py3-none-any.whl differs from what offline-manifest.json")
+    (data_set / MANIFEST).write_text('{"dataset": "me/x"}')
+    (problem,) = of(data_set)
+    assert "has no whole offline-manifest.json; give a folder that" in problem
 
 
 def test_a_data_set_s_folders_and_gaps_are_found(data_set: Path):

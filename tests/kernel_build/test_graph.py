@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,10 @@ def test_a_name_that_is_cut_ends_in_a_hash_of_the_whole():
     assert one != other
     assert one.endswith("-s3456-f0-p1")
     assert graph.slug("A_b_seed7", 7, "f0") == "a-b-s7-f0"
+    long = graph.slug("deep_supervision_UNetResNet34_512_v1_seed3456", 3456, "thresholds")
+    assert re.fullmatch("deep-sup-unet34-512-v1-[0-9a-f]{6}-s3456-thresholds", long)
+    cut = graph.slug("demo_UNetResNet10_128_v1_size64_epochs2", 3456, "inference")
+    assert re.fullmatch("demo-unet10-128-v1-size64-[0-9a-f]{6}-s3456-inference", cut)
     assert graph.slug("A_b_seed7", "5seeds", "inference") == "a-b-5seeds-inference"
 
 

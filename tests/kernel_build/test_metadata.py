@@ -130,6 +130,15 @@ def test_the_owner_comes_from_the_nearest_place(project: Path, tmp_path: Path):
     assert metadata.find_owner(project, "given", environ, home) == ("given", "--owner")
 
 
+def test_the_placeholder_is_nobody_s_name(project: Path, tmp_path: Path):
+    assert metadata.find_owner(project, metadata.PLACEHOLDER, {}, tmp_path) is None
+    environ = {"KAGGLE_USERNAME": "me"}
+    assert metadata.find_owner(project, metadata.PLACEHOLDER, environ, tmp_path) == (
+        "me",
+        "KAGGLE_USERNAME",
+    )
+
+
 def test_a_log_in_names_the_owner_where_there_is_no_key(project: Path, tmp_path: Path):
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle" / "credentials.json").write_text('{"username": "logged-in"}')

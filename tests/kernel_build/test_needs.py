@@ -7,7 +7,12 @@ import pytest
 from kernel_build import needs
 from kernel_lib.errors import InputError
 
-NOTHING = {"dataset_sources": [], "kernel_sources": [], "enable_internet": False}
+NOTHING = {
+    "dataset_sources": [],
+    "competition_sources": ["siim"],
+    "kernel_sources": [],
+    "enable_internet": False,
+}
 ROW = "deeplabv3plus_resnet_1024_v1"  # starts from the run at 512
 
 
@@ -17,12 +22,25 @@ def missed(stage: str = "train", *, attached: dict | None = None, **values: obje
 
 def test_imagenet_weights_need_a_data_set_without_internet():
     (words,) = missed(EXPERIMENT="UNetResNet34_512_v1")
-    assert words.startswith("ImageNet weights cannot be downloaded without internet")
-    assert "(resnet34)" in words
+    assert words.startswith("needs ImageNet weights of resnet34: they cannot be downloaded")
+    images = {"dataset_sources": ["you/images"], "competition_sources": []}
+    assert missed(attached=images) == [words]
+    assert missed(attached=images | {"dataset_sources": ["you/images", "me/weights"]}) == []
     assert missed(attached={"dataset_sources": ["me/weights"]}) == []
     assert missed(attached={"enable_internet": True}) == []
     assert missed(WEIGHTS="none") == []
     assert missed(EXPERIMENT="demo_UNetResNet10_128_v1") == []
+
+
+def test_an_offline_data_set_is_looked_into():
+    def given(*files: str) -> list[str]:
+        meta = NOTHING | {"dataset_sources": ["me/offline"]}
+        listed = {"dataset": "me/offline", "files": dict.fromkeys(files)}
+        return list(needs.unmet("train", {"EXPERIMENT": "UNetResNet34_512_v1"}, meta, listed))
+
+    assert given("resnet34-333f7ec4.pth") == given("a.whl", "resnet34.safetensors") == []
+    (words,) = given("resnet18-f37072fd.pth", "resnet34-1.0-py3-none-any.whl", "xresnet34.pth")
+    assert words.startswith("needs ImageNet weights of resnet34: me/offline holds none, and they")
 
 
 def test_a_run_that_starts_from_another_needs_its_kernel():
@@ -30,7 +48,7 @@ def test_a_run_that_starts_from_another_needs_its_kernel():
     assert missed(EXPERIMENT=ROW, SEED=7) == [f"{words} --kernel-source OWNER/SLUG"]
     assert missed(EXPERIMENT=ROW, attached={"kernel_sources": ["me/train-512"]}) == []
     (weights,) = missed(EXPERIMENT=ROW, WITH_PARENTS=True)
-    assert weights.startswith("ImageNet weights")
+    assert weights.startswith("needs ImageNet weights of resnet101")
 
 
 def test_nih_rows_need_a_data_set():
@@ -42,6 +60,8 @@ def test_nih_rows_need_a_data_set():
     [
         ("train", {"EXPERIMENT": "UNetResNet34_512_v9"}, "no row of experiments"),
         ("train", {"SIZE": 500}, "the nearest that is: 512"),
+        ("train", {"FOLD": 5}, "FOLD 5 is not below N_FOLDS 5"),
+        ("inference", {"TTA": "hflop"}, "hflop"),
         ("thresholds", {"BOOTSTRAP": 1}, "BOOTSTRAP = 1"),
     ],
 )

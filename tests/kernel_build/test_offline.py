@@ -163,5 +163,5 @@ def test_the_kernel_uses_what_was_written(
 
 
 def test_a_folder_without_a_manifest_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"has no offline-manifest\.json; give a folder"):
+    with pytest.raises(InputError, match=r"has no whole offline-manifest\.json; give a folder"):
         offline.manifest(tmp_path)

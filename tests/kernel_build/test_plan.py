@@ -113,6 +113,12 @@ def test_a_week_that_is_too_short_says_what_fits():
     assert estimate(ROW, {ROW: Measured(60, 5)}, seeds=3).advice == ()
 
 
+def test_a_week_that_holds_no_fold_says_what_would_fit():
+    (*_, line) = estimate(ROW, {ROW: Measured(5000, 300)}).advice
+    assert line.endswith("holds no fold, which takes 109 h: a smaller SIZE, fewer EPOCHS, or a "
+                         "faster row")  # fmt: skip
+
+
 def test_what_cannot_be_cut_is_told():
     slow = estimate(ROW, {ROW: Measured(3600, 3600 * 6)}).advice
     assert any("scoring a fold" in line and "more folds" in line for line in slow)
@@ -143,7 +149,10 @@ def test_a_log_is_read_by_its_median_epoch(tmp_path: Path):
     path = tmp_path / "log.jsonl"
     lines = [{"epoch": i, "seconds": s, "val_seconds": s / 10} for i, s in enumerate([90, 10, 20])]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert costs.from_log(path) == Measured(20, 2)
+    assert costs.from_log(path, 512) == Measured(20, 2)
+    (tmp_path / "config.json").write_text('{"experiment": {"size": 512}}')
+    assert costs.from_log(path, 512) == Measured(20, 2)
+    assert costs.from_log(path, 1024) == Measured(80, 8, scaled=True)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +168,7 @@ def test_what_is_no_log_is_said_to_be_none(tmp_path: Path, text: str | None, wor
     if text is not None:
         (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(InputError, match=words):
-        costs.from_log(tmp_path / "log.jsonl")
+        costs.from_log(tmp_path / "log.jsonl", 512)
 
 
 def test_seconds_of_an_epoch_are_divided():
@@ -205,6 +214,10 @@ def test_it_says_when_the_quota_is_full_again():
         ((ROW,), "nothing measured for UNetResNet34_512_v1"),
         ((ROW, "--seconds-per-epoch", "fast"), "is no number of seconds"),
         ((ROW, "--seconds-per-epoch", "-3"), "is no number of seconds"),
+        (
+            (ROW, "--seconds-per-epoch", "3", "--log", "UNet=x"),
+            "'UNet' is no row of this plan; wri",
+        ),
         (("UNet", "--seconds-per-epoch", "3"), "'UNet' is no row of experiments.py"),
         ((ROW, "--seconds-per-epoch", "3", "--hours", "0.5"), "leaves nothing after start"),
         ((ROW, "-p", "SEED", "3", "--seconds-per-epoch", "3"), "-p SEED is not a plan's: give --s"),
@@ -224,5 +237,14 @@ def test_written_it_is_a_graph_of_the_project_s_own_kernels(tmp_path: Path):
     done = run(*arguments, "--write", str(out), "--owner", "me", "--data", "you/images")
     assert done.exit_code == 0, done.output
     assert "4 kernels in" in done.output
+    assert "needs ImageNet" not in done.output  # the demo starts from nothing
     assert (out / "push_all.py").is_file()
     assert len(list(out.glob("*/kernel-metadata.json"))) == 4
+
+
+def test_what_written_kernels_will_miss_is_said_once(project_root: Path, tmp_path: Path):
+    found = estimate(ROW, {ROW: Measured(60, 5)}, folds=2)
+    build = graph.builder(project_root, "me", "script", "you/images")
+    folders = graph.write(found.nodes, tmp_path / "graph", "me", build)
+    (words,) = plan._unmet(found.nodes, folders, None)
+    assert words.startswith("needs ImageNet weights of resnet34")

@@ -32,6 +32,8 @@ if len(lines) > 1:
     plays[f"{{verb}} {{slug}}"] = lines[1:]
     (here / "plays.json").write_text(json.dumps(plays))
 text, status = answer
+if text == "Ctrl-C":
+    os.kill(os.getppid(), 2)
 print(text, file=sys.stderr if status else sys.stdout)
 sys.exit(status)
 """
@@ -202,6 +204,15 @@ def test_killed_while_pushing_it_asks_kaggle_whether_that_arrived(
     world.play({"status a": [answer, COMPLETE]})
     assert world.run().returncode == 0
     assert world.pushed.count("a") == pushes
+
+
+def test_ctrl_c_ends_it_in_a_line_and_the_next_start_goes_on(world: World):
+    world.play({"status a": [["Ctrl-C", 0], COMPLETE]})
+    done = world.run()
+    assert done.returncode == 130
+    assert done.stderr == "stopped; what was pushed runs on; start this again to go on\n"
+    assert world.run().returncode == 0
+    assert world.pushed == ["a", "b", "c", "d"]
 
 
 def test_sessions_of_somebody_else_are_waited_for(world: World):

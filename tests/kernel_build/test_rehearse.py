@@ -283,6 +283,16 @@ def test_code_of_a_megabyte_fails(tmp_path: Path):
 NOTEBOOK = {"code_file": "a-kernel.ipynb", "kernel_type": "notebook"}
 
 
+def test_a_notebook_counts_as_it_is_sent(tmp_path: Path):
+    """Every ü is six bytes in the JSON that is pushed."""
+    built = kernel(tmp_path, "#" + "ü" * 160_000, **NOTEBOOK)
+    meta, code_file = rehearse.read_kernel(built)
+    file = built / code_file
+    file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False))
+    assert file.stat().st_size < 330_000
+    assert checks.of_metadata(meta, file).says.startswith("valid; 960,")
+
+
 @pytest.mark.parametrize("level", LEVELS[:1])
 def test_a_notebook_is_run_in_place_and_its_page_is_made(tmp_path: Path, data: Path, level: str):
     found = run(tmp_path, GOOD, data, level=level, **NOTEBOOK)

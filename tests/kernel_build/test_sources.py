@@ -1,4 +1,4 @@
-"""The library's files in a kernel: all of them, in order, byte for byte or refused by name."""
+"""The library's files in a kernel: those it needs, in order, byte for byte or refused by name."""
 
 from __future__ import annotations
 
@@ -131,6 +131,57 @@ def test_relative_imports_and_cycles_are_ordered_too(tmp_path: Path):
     members = [sources.Member(f"kernel_lib/{name}", text) for name, text in texts.items()]
     names = [member.path.removeprefix("kernel_lib/") for member in sources.ordered(members)]
     assert names == ["z.py", "a.py", "p/q.py", "p/__init__.py"]
+
+
+def test_a_kernel_carries_what_it_can_import_and_the_data_files_of_that():
+    texts = {
+        "__init__.py": "",
+        "__main__.py": "from . import top\n\ndef draw():\n    from .data import drawn\n",
+        "top.py": "",
+        "a/__init__.py": "from .inner import x\n",
+        "a/inner.py": "def x():\n    import kernel_lib.b.late\n",
+        "b/__init__.py": "",
+        "b/late.py": "PAGE = 'own.css'\n",
+        "b/unused.py": "PAGE = 'page.html' + 'own.css'\n",
+        "b/page.html": "",
+        "b/own.css": "",
+        "b/not-own.css": "",
+        "data/__init__.py": "",
+        "data/drawn.py": "",
+        "tables/few.json": "",
+    }
+    members = [sources.Member(f"kernel_lib/{name}", text) for name, text in texts.items()]
+    start = sources.Member("n.py", "def f():\n    from kernel_lib.a import x\n")
+    found = {m.path.removeprefix("kernel_lib/") for m in sources.needed(members, [start])}
+    out = {"b/unused.py", "b/page.html", "data/__init__.py", "data/drawn.py"}
+    assert found == texts.keys() - out
+    everything = [start, sources.Member("m.py", "import kernel_lib.b.unused\n")]
+    assert {m.path for m in members} - {m.path for m in sources.needed(members, everything)} == {
+        "kernel_lib/data/__init__.py",
+        "kernel_lib/data/drawn.py",
+    }
+
+
+def test_no_module_of_the_library_is_imported_by_a_computed_name(project_root: Path):
+    """Else a kernel would lack it. The command line's are the stages that a kernel is made of."""
+    names = {"import_module", "__import__", "run_module", "run_path"}
+    for member in sources.collect(project_root):
+        if member.path.endswith(".py") and member.path != "kernel_lib/__main__.py":
+            used = {
+                getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(member.text))
+            }
+            assert not used & names, member.path
+
+
+def test_no_kernel_of_the_project_carries_what_draws_phantoms(project_root: Path):
+    members = sources.collect(project_root)
+    for stage in ("train", "thresholds", "inference"):
+        path = f"notebooks/{stage}.py"
+        start = sources.Member(path, (project_root / path).read_text())
+        found = {member.path for member in sources.needed(members, [start])}
+        assert {f"kernel_lib/stages/{stage}.py", "kernel_lib/__main__.py"} <= found
+        assert not [name for name in found if "phantom" in name]
+        assert ("kernel_lib/stages/report.py" in found) is (stage != "train")
 
 
 def test_files_that_no_kernel_can_carry_are_named(project: Path):
