@@ -141,7 +141,10 @@ def _reading(shown: list[Example]) -> str:
     judged = [one for one in known if one.mask is not None]
     text = counted(len(shown), "image")
     if not known:
-        marked = sum(one.mask is not None and bool(np.any(one.mask)) for one in shown)
+        drawn = [one for one in shown if one.mask is not None]
+        if not drawn:
+            return f"{text} without known truth."
+        marked = sum(bool(np.any(one.mask)) for one in drawn)
         return f"{text} without known truth, of which {marked} got a mask (dashed)."
     text += f", {len(positive)} with a true mask (solid)"
     if not judged:
