@@ -58,3 +58,11 @@ result = inference.run(parameters)
 
 # %%
 figures.share_nonempty(result.honest, result.summary)
+
+# %% [markdown]
+# Masks that went into the submission, over their images: they should lie on the lungs.
+
+# %%
+from kernel_lib.stages import report_images
+
+report_images.of_submission(result.folder, parameters.data_dir)

@@ -71,3 +71,25 @@ result.by_part()
 
 # %%
 figures.scores(result.honest, result.past_known)
+
+# %% [markdown]
+# Small masks are the hard ones: dice should rise with the area, and few large masks be missed.
+
+# %%
+from kernel_lib.stages import agreement, report
+
+figures.dice_against_area(report.read_per_image(result.folder))
+
+# %% [markdown]
+# Where several members speak: how alike their masks are. Members that all say the same gain nothing
+# from each other.
+
+# %%
+members = agreement.of_folder(result.folder)
+members.matrices()
+
+# %% [markdown]
+# Whether their votes tell more than one of them: the bars should climb from left to right.
+
+# %%
+members.votes()

@@ -20,14 +20,13 @@ from kernel_lib.progress import bar
 from kernel_lib.stages import preparation
 from kernel_lib.viz import agreement
 from kernel_lib.viz.agreement import Agreement
-from kernel_lib.viz.picture import Picture
 
-# Each mask is a map enlarged to its image's size, some 10 ms: half a minute at the most.
+# Each mask is a map enlarged to its image's size, some 2 ms: ten seconds at the most.
 MOST_IMAGES, MOST_MASKS = 1000, 4000
 
 
-def pictures(folder: Path, roots: Sequence[Path] | None = None) -> tuple[Picture, Picture]:
-    """How far the members of an ensemble's folder agree: dice pair by pair, and votes for a mask.
+def of_folder(folder: Path, roots: Sequence[Path] | None = None) -> Agreement:
+    """The agreement of the members of an ensemble's folder; of one member nothing is compared.
 
     Without `roots` they are those of the working folder that the ensemble lies in. Raises
     InputError where the thresholds stage has not been.
@@ -35,9 +34,10 @@ def pictures(folder: Path, roots: Sequence[Path] | None = None) -> tuple[Picture
     roots = paths.artefact_roots(folder.parents[1]) if roots is None else roots
     ensemble = Ensemble.load(folder)
     choice, _ = ensembles.read_choice(folder)
+    if len(ensemble.members) < 2:
+        return agreement.measured([ensemble.members[0].run], [], 0, "its rule")
     drawn = preparation.find_folds(roots, ensemble.folds_digest)
-    found = of_members(ensemble, roots, drawn, choice)
-    return agreement.matrices(found), agreement.votes(found)
+    return of_members(ensemble, roots, drawn, choice)
 
 
 def of_members(

@@ -82,7 +82,8 @@ def sections(
         Section("Folds", figures.folds(drawn)),
     ]
     if len(ensemble.members) > 1:
-        found.append(Section("The members' agreement", agreement.pictures(folder, roots)))
+        alike = agreement.of_folder(folder, roots)
+        found.append(Section("The members' agreement", (alike.matrices(), alike.votes())))
     if source is not None:
         found += report_images.out_of_fold(among, roots, source, drawn, per_image, scored)
         if test is not None:

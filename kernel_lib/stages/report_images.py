@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import images, rle
-from kernel_lib.data.table import Source
+from kernel_lib.data.table import Source, discover
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.speakers import open_speakers
+from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.viz import figures
@@ -70,6 +71,11 @@ def out_of_fold(
             )
         found.append(Section(title, figures.examples(shown)))
     return found
+
+
+def of_submission(folder: Path, data_dir: str | None) -> Picture:
+    """As `on_test`, with DATA_DIR as the inference notebook has it."""
+    return on_test(folder, discover(paths.data_dir(data_dir)))
 
 
 def on_test(folder: Path, source: Source) -> Picture:

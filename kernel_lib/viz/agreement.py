@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from kernel_lib.data import rle
 from kernel_lib.postprocess.votes import dice
-from kernel_lib.viz.picture import DARK, INK, LIGHT, Picture, counted, legend, panels, plain, title
+from kernel_lib.viz.picture import DARK, INK, Picture, counted, legend, panels, plain, title
 
 LONGEST_NAME = 30  # of a member, beside a matrix
 
@@ -25,6 +25,58 @@ class Agreement:
     positive: np.ndarray  # (N,) bool, by the truth
     n_images: int  # of which these N were drawn evenly
     rule: str  # whose rule makes the masks, in words
+
+    def matrices(self) -> Picture:
+        """Mean dice of each pair of members, and of the truth with each; the numbers in the cells.
+
+        Once over all images, once over those with a true mask.
+        """
+        n = len(self.names)
+        if n < 2 or not len(self.dice):
+            return Picture(None, "No agreement: it takes two members and an image.")
+        kinds = [("All images", self.dice)]
+        if self.positive.any():
+            kinds.append(("Images with a true mask", self.dice[self.positive]))
+        side = max(2.6, 0.62 * n)
+        figure, axes = panels(1, len(kinds), width=2.4 + side * len(kinds), height=side + 0.9)
+        means = [pairs.mean(axis=0) for _, pairs in kinds]
+        low = min(mean.min() for mean in means)
+        for one, (name, pairs), mean in zip(axes[0], kinds, means, strict=True):
+            _cells(one, mean, low)
+            title(one, f"{name}: {len(pairs):,}", x="member")
+            one.set_xticks(range(n), [str(k + 1) for k in range(n)])
+            one.set_yticks(range(n + 1), [])
+        labels = [f"{k}  {_shortened(name)}" for k, name in enumerate(self.names, 1)]
+        axes[0, 0].set_yticks(range(n + 1), [plain(label) for label in [*labels, "with the truth"]])
+        return Picture(figure, _pairs_read(self, means[0], means[-1]))
+
+    def votes(self) -> Picture:
+        """How many images truly have a mask, of those in which exactly k members see one."""
+        n, total = len(self.names), len(self.has_mask)
+        if n < 2 or not total:
+            return Picture(None, "No votes: it takes two members and an image.")
+        k = self.has_mask.sum(axis=1)
+        counts = np.bincount(k, minlength=n + 1)
+        true = np.bincount(k[self.positive], minlength=n + 1)
+        shares = true / np.maximum(counts, 1)
+        figure, axes = panels(1, 1, height=3.2)
+        one = axes[0, 0]
+        one.bar(range(n + 1), shares, color=DARK, width=0.7)
+        overall = self.positive.mean()
+        one.axhline(overall, color=INK, linestyle="--", linewidth=1.2, label="of all images")
+        for place, (number, of_them) in enumerate(zip(counts, true, strict=True)):
+            text = f"{of_them:,} of {number:,}" if number else "none"
+            one.annotate(text, (place, shares[place] + 0.02), ha="center", fontsize=8.5, color=INK)
+        one.set_ylim(0, 1.12)
+        one.set_xticks(range(n + 1))
+        title(
+            one,
+            "Images that truly have a mask, by how many members see one",
+            x=f"members of {n} that see a mask",
+            y="share with a true mask",
+        )
+        legend(one, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return Picture(figure, _votes_read(self, counts, true))
 
 
 def compared(many: Sequence[rle.Runs], truth: rle.Runs) -> np.ndarray:
@@ -64,56 +116,6 @@ def measured(
     )
 
 
-def matrices(found: Agreement) -> Picture:
-    """Mean dice of each pair of members and of each with the truth: all images, those with a mask.
-
-    Numbers stand in the cells; members are numbered in their order.
-    """
-    n = len(found.names)
-    if n < 2 or not len(found.dice):
-        return Picture(None, "No agreement: it takes two members and an image.")
-    kinds = [("All images", found.dice)]
-    if found.positive.any():
-        kinds.append(("Images with a true mask", found.dice[found.positive]))
-    side = max(2.6, 0.62 * n)
-    figure, axes = panels(1, len(kinds), width=2.4 + side * len(kinds), height=side + 0.9)
-    means = [pairs.mean(axis=0) for _, pairs in kinds]
-    low = min(mean.min() for mean in means)
-    for one, (name, pairs), mean in zip(axes[0], kinds, means, strict=True):
-        _cells(one, mean, low)
-        title(one, f"{name}: {len(pairs):,}", x="member")
-        one.set_xticks(range(n), [str(k + 1) for k in range(n)])
-        one.set_yticks(range(n + 1), [])
-    labels = [f"{k}  {_shortened(name)}" for k, name in enumerate(found.names, 1)]
-    axes[0, 0].set_yticks(range(n + 1), [plain(label) for label in [*labels, "with the truth"]])
-    return Picture(figure, _pairs_read(found, means[0], means[-1]))
-
-
-def votes(found: Agreement) -> Picture:
-    """How many images get a mask from exactly k members, and how many of these truly have one."""
-    n, total = len(found.names), len(found.has_mask)
-    if n < 2 or not total:
-        return Picture(None, "No votes: it takes two members and an image.")
-    k = found.has_mask.sum(axis=1)
-    counts = np.bincount(k, minlength=n + 1)
-    true = np.bincount(k[found.positive], minlength=n + 1)
-    figure, axes = panels(1, 1, height=3.4)
-    one = axes[0, 0]
-    one.bar(range(n + 1), true / total, color=DARK, width=0.7, label="has a true mask")
-    rest = {"facecolor": LIGHT, "edgecolor": INK, "hatch": "////", "linewidth": 0.6}
-    one.bar(range(n + 1), (counts - true) / total, 0.7, true / total, label="has none", **rest)
-    for place, (number, of_them) in enumerate(zip(counts, true, strict=True)):
-        text = f"{of_them:,} of {number:,} true" if number else "none"
-        at = (place, number / total)
-        style = {"textcoords": "offset points", "xytext": (0, 3), "ha": "center"}
-        one.annotate(text, at, fontsize=8, color=INK, **style)
-    one.margins(y=0.12)
-    one.set_xticks(range(n + 1))
-    title(one, "Images by how many members see a mask", x=f"of {n} members", y="share of images")
-    legend(one)
-    return Picture(figure, _votes_read(found, counts, true))
-
-
 def _cells(axes: Axes, mean: np.ndarray, low: float) -> None:
     """A matrix in colours and numbers, its last row, that of the truth, set apart."""
     axes.imshow(mean, cmap="cividis", vmin=min(low, 0.999), vmax=1.0, aspect="auto")
@@ -141,7 +143,7 @@ def _pairs_read(found: Agreement, mean: np.ndarray, of_positive: np.ndarray) -> 
             f"; on images with a true mask {theirs.min():.3f} to {theirs.max():.3f}, and "
             f"{of_positive[n].min():.3f} to {of_positive[n].max():.3f} with the truth"
         )
-    return text + ". Members that agree less with each other than with the truth add most."
+    return f"{text}. Of equally good members those that agree least help each other most."
 
 
 def _votes_read(found: Agreement, counts: np.ndarray, true: np.ndarray) -> str:

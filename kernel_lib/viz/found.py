@@ -34,9 +34,7 @@ class Mean:
 
 
 def means(images: Mean, masks: Mean) -> Picture:
-    """The mean of masks (those that are not empty) over the mean radiograph, and as it would lie
-    had rows been taken for columns.
-    """
+    """The mean of masks that are not empty over the mean radiograph, and the same transposed."""
     if not images.n:
         return Picture(None, "No mean radiograph: no image could be opened.")
     if not masks.n:
@@ -93,8 +91,7 @@ def _ground(axes: Axes, image: np.ndarray, text: str) -> None:
 
 
 def _lines(axes: Axes, mean: np.ndarray) -> None:
-    levels = mean.max() * np.array([0.25, 0.5, 0.75])
-    if levels[0] > 0:
-        widths = (0.8, 1.4, 2.0)
-        axes.contour(mean, levels, colors=[INK], linewidths=[w + 1.2 for w in widths])
-        axes.contour(mean, levels, colors=[TRUTH], linewidths=widths)
+    smooth = cv2.GaussianBlur(mean, (0, 0), len(mean) / 64)
+    levels, widths = smooth.max() * np.array([0.25, 0.5, 0.75]), (0.8, 1.4, 2.0)
+    axes.contour(smooth, levels, colors=[INK], linewidths=[w + 1.2 for w in widths])
+    axes.contour(smooth, levels, colors=[TRUTH], linewidths=widths)

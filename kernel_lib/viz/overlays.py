@@ -42,12 +42,16 @@ def examples(shown: Sequence[Example]) -> Picture:
             _veil(axes, one.prob)
         _contour(axes, one.truth, TRUTH, "-")
         _contour(axes, one.mask, PREDICTION, "--")
+    drawn = (("truth", TRUTH, "-"), ("prediction", PREDICTION, "--"))
+    known = (any(e.truth is not None for e in shown), any(e.mask is not None for e in shown))
     handles = [
-        Line2D([], [], color=TRUTH, linestyle="-", linewidth=2, label="truth"),
-        Line2D([], [], color=PREDICTION, linestyle="--", linewidth=2, label="prediction"),
+        Line2D([], [], color=colour, linestyle=dashes, linewidth=2, label=label)
+        for (label, colour, dashes), there in zip(drawn, known, strict=True)
+        if there
     ]
     box = {"facecolor": "#555555", "labelcolor": "white", "framealpha": 1, "fontsize": 9}
-    cells.figure.legend(handles=handles, loc="outside lower center", ncols=2, **box)
+    if handles:
+        cells.figure.legend(handles=handles, loc="outside lower center", ncols=2, **box)
     return Picture(cells.figure, _reading(shown))
 
 

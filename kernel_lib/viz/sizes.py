@@ -117,6 +117,8 @@ def mask_areas(
         weights = np.full(len(areas), 1 / len(areas))
         one.hist(areas, edges, weights=weights, label=name, **looks[place])
     one.set_xscale("log")
+    middle = (low * high) ** 0.5
+    one.set_xlim(min(low, middle / 4), max(high, middle * 4))  # else few masks get odd ticks
     title(one, "Areas of masks that are not empty", x=AREA_LABEL, y="share of the masks")
     legend(one)
     text = "; ".join(
