@@ -59,7 +59,7 @@ result.kinds
 # Files that cannot be read and labels that do not fit their image: the table should have no row.
 
 # %%
-result.bad
+print(result.bad.to_string(index=False))
 
 # %% [markdown]
 # The competition's masks have a median of 8,630 px, 5 % lie below 1,363 px and 5 % above 45,772 px.
