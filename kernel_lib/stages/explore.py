@@ -160,9 +160,10 @@ def _rows_read(source: Source, rows: LabelRows) -> str:
     )
     if not rows.overlapping:
         return f"{text}; none of them overlap"
+    over = counted(sum(rows.overlapping.values()), "row")
     return (
-        f"{text}; {counted(sum(rows.overlapping.values()), 'row')} of "
-        f"{counted(len(rows.overlapping), 'image')} overlap, so a mask is their union"
+        f"{text}; {over} in {counted(len(rows.overlapping), 'image')} overlapping an earlier one, "
+        "so a mask is the union"
     )
 
 

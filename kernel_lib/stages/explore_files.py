@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ class LabelRows:
     n_rows: int
     n_images: int
     of_image: dict[str, int]  # rows of each image that has several
-    overlapping: dict[str, int]  # rows of an image that share a pixel with another row of it
+    overlapping: dict[str, int]  # rows of an image that share a pixel with an earlier one
 
 
 @dataclass(frozen=True)
@@ -93,20 +92,18 @@ def _open(opened: Opened, name: str, path: Path) -> None:
 
 
 def label_rows(csv: Path) -> LabelRows:
-    """How many rows each image has, and how many of these overlap: its mask is their union."""
+    """How many rows each image has, and how many of these overlap an earlier one of it."""
     cells = labels.read_cells(csv, [labels.ID_COLUMN, labels.RLE_COLUMN])
     names = cells[labels.ID_COLUMN].map(images.image_id)
     several = names.duplicated(keep=False)
     of_image, overlapping = {}, {}
     for name, rows in cells[several].groupby(names[several], sort=False):
-        many = [rle.parse(text) for text in rows[labels.RLE_COLUMN]]
-        of_image[name] = len(many)
-        touched = set()
-        for one, other in itertools.combinations(range(len(many)), 2):
-            if rle.shared_px(many[one], many[other]):
-                touched |= {one, other}
-        if touched:
-            overlapping[name] = len(touched)
+        of_image[name], drawn, over = len(rows), rle.union([]), 0
+        for runs in map(rle.parse, rows[labels.RLE_COLUMN]):
+            over += rle.shared_px(runs, drawn) > 0
+            drawn = rle.union([drawn, runs])
+        if over:
+            overlapping[name] = over
     return LabelRows(len(cells), names.nunique(), of_image, overlapping)
 
 

@@ -134,14 +134,14 @@ def _pairs_read(found: Agreement, mean: np.ndarray, of_positive: np.ndarray) -> 
     pairs = mean[:n][~np.eye(n, dtype=bool)]
     text = (
         f"{_drawn(found)}: each member's mask under {found.rule}. Two members' masks agree with a "
-        f"mean dice of {pairs.min():.3f} to {pairs.max():.3f}, the truth with each of them with "
-        f"{mean[n].min():.3f} to {mean[n].max():.3f}"
+        f"mean dice of {_span(pairs)}, the truth with each of them with "
+        f"{_span(mean[n])}"
     )
     if found.positive.any():
         theirs = of_positive[:n][~np.eye(n, dtype=bool)]
         text += (
-            f"; on images with a true mask {theirs.min():.3f} to {theirs.max():.3f}, and "
-            f"{of_positive[n].min():.3f} to {of_positive[n].max():.3f} with the truth"
+            f"; on images with a true mask {_span(theirs)}, and "
+            f"{_span(of_positive[n])} with the truth"
         )
     return f"{text}. Of equally good members those that agree least help each other most."
 
@@ -156,10 +156,16 @@ def _votes_read(found: Agreement, counts: np.ndarray, true: np.ndarray) -> str:
     )
     return (
         f"{_drawn(found)}: {found.positive.mean():.1%} have a true mask. A member alone sees one "
-        f"in {alone.min():.1%} to {alone.max():.1%}, at least one of {n} in "
+        f"in {_span(alone, '.1%')}, at least one of {n} in "
         f"{1 - counts[0] / total:.1%}, all of them in {counts[n] / total:.1%}. By how many see "
         f"one, a mask is truly there in {right}."
     )
+
+
+def _span(values: np.ndarray, form: str = ".3f") -> str:
+    """'0.812 to 0.853', or one number where both would read alike."""
+    ends = format(values.min(), form), format(values.max(), form)
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _drawn(found: Agreement) -> str:

@@ -53,13 +53,14 @@ def test_rows_and_overlaps_by_hand(tmp_path) -> None:
     rows = explore_files.label_rows(folder(tmp_path) / "train-rle.csv")
     assert (rows.n_rows, rows.n_images) == (9, 6)
     assert rows.of_image == {"c": 2, "d": 3}
-    assert rows.overlapping == {"c": 2, "d": 2}
+    assert rows.overlapping == {"c": 1, "d": 1}
 
 
 def test_rows_and_overlaps_of_the_competition(shared_data) -> None:
     rows = explore_files.label_rows(shared_data / "siim-labels" / "train-rle.csv")
     assert (rows.n_rows, rows.n_images) == (12_954, 12_047)
     assert (len(rows.of_image), max(rows.of_image.values())) == (624, 10)
+    assert sum(rows.overlapping.values()) == 239
 
 
 def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
@@ -67,8 +68,8 @@ def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
     assert "images+rle, 6 labelled images, 0 test images" in result.lines[0]
     assert result.lines[1:] == (
         "ids: 6 of another form, a first",
-        "labels: train-rle.csv, 9 rows of 6 images; 2 images with several, up to 3; 4 rows of "
-        "2 images overlap, so a mask is their union",
+        "labels: train-rle.csv, 9 rows of 6 images; 2 images with several, up to 3; 2 rows in "
+        "2 images overlapping an earlier one, so a mask is the union",
         "masks: 4 of 6 images have one (66.7%)",
         "opened: 6 of 6 images, of 1 size (32×32)",
         "bad: nothing that was looked at",

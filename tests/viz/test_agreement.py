@@ -73,7 +73,7 @@ def test_the_sentence_tells_pairs_and_truth() -> None:
 
 def test_votes_by_hand() -> None:
     picture = three().votes()
-    assert "50.0% have a true mask. A member alone sees one in 50.0% to 50.0%" in picture.sentence
+    assert "50.0% have a true mask. A member alone sees one in 50.0%," in picture.sentence
     assert "at least one of 3 in 75.0%, all of them in 25.0%" in picture.sentence
     assert "0% where 0 do, 0% where 1 do, 100% where 2 do, 100% where 3 do" in picture.sentence
     (one,) = picture.figure.axes
