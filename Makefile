@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PY := .venv/bin/python
 READY := .venv/.ready
 KAGGLE := .venv-kaggle
-NOTEBOOKS := train thresholds inference
+NOTEBOOKS := train thresholds inference explore
 DEMO := demo
 SEEDS := 3
 

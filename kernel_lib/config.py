@@ -1,4 +1,4 @@
-"""What may be set, checked: experiment rows, and the parameters of the three notebooks.
+"""What may be set, checked: experiment rows, and the parameters of the notebooks.
 
 A row (`Experiment`) says all that a training needs. The parameters are what a person may say to a
 notebook; `None` means "as the row says". `plan.plan` joins the two and names the run.
@@ -209,6 +209,19 @@ class InferenceParameters(Parameters):
     processes: int | None = Field(None, ge=1)  # None: one for each GPU
     workers: int | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
+
+
+class ExploreParameters(Parameters):
+    """Parameters of `notebooks/explore`: a look at data as found, and at an ensemble's masks."""
+
+    data_dir: str | None = None
+    work_dir: str | None = None  # only to look for the ensemble
+    groups: str | None = None  # table of image id and patient, to count patients
+    sample_images: int = Field(200, ge=1)  # files that are opened
+    seed: int = Field(0, ge=0)  # of the draw of those files
+    ensemble: str | None = Field(None, pattern=NAME)  # None: no viewer
+    ids: str | None = None  # images in the viewer, comma-separated; None: the most telling
+    max_mb: float = Field(25.0, gt=0)  # of the viewer
 
 
 def explain(error: ValidationError, names: list[str]) -> str:

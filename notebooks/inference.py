@@ -59,3 +59,19 @@ result = inference.run(parameters)
 
 # %%
 figures.share_nonempty(result.honest, result.summary)
+
+# %% [markdown]
+# Masks that went into the submission, over their images: they should lie on the lungs.
+
+# %%
+from kernel_lib.stages import report_images
+
+report_images.of_submission(result.folder, parameters.data_dir)
+
+# %% [markdown]
+# The test images, their maps and masks, to look through.
+
+# %%
+from kernel_lib.viz.viewer import viewer_or_why
+
+viewer_or_why(result.folder, test=True, data_dir=parameters.data_dir)

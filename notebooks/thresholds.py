@@ -71,3 +71,34 @@ result.by_part()
 
 # %%
 figures.scores(result.honest, result.past_known)
+
+# %% [markdown]
+# Small masks are the hard ones: dice should rise with the area, and few large masks be missed.
+
+# %%
+from kernel_lib.stages import agreement, report
+
+figures.dice_against_area(report.read_per_image(result.folder))
+
+# %% [markdown]
+# Where several members speak: how alike their masks are. Members that all say the same gain nothing
+# from each other.
+
+# %%
+members = agreement.of_folder(result.folder)
+members.matrices()
+
+# %% [markdown]
+# Whether their votes tell more than one of them: the bars should climb from left to right.
+
+# %%
+members.votes()
+
+# %% [markdown]
+# Every held-out image, with sliders for the rule: move them and see what it costs. `ids=["…"]` embeds
+# the images that you name; with a running kernel `kernel_lib.viz.picker.picker` shows any.
+
+# %%
+from kernel_lib.viz.viewer import viewer_or_why
+
+viewer_or_why(result.folder, data_dir=parameters.data_dir)

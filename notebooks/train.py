@@ -87,3 +87,12 @@ result = train.run(parameters)
 
 # %%
 figures.learning_curves(result.logs())
+
+# %% [markdown]
+# One image as training gets it in its first epochs: the mask must move along with what it covers,
+# and a chest should still look like one.
+
+# %%
+from kernel_lib.stages import augmented
+
+augmented.after_training(result.run, result.work, parameters.data_dir)

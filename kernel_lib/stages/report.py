@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,21 +11,16 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib import files, runs
-from kernel_lib.data import folds, images, rle
+from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.speakers import open_speakers
-from kernel_lib.postprocess import honest, submission, thresholds
-from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.thresholds import SearchResult, Stacked
-from kernel_lib.stages import preparation, scores
+from kernel_lib.stages import agreement, preparation, report_images, scores
 from kernel_lib.viz import figures, report
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.report import Section
-
-SHOWN = 6  # images of a kind
 
 
 def write(
@@ -86,10 +82,14 @@ def sections(
         Section("Areas of masks", _areas_picture(per_image, predicted)),
         Section("Folds", figures.folds(drawn)),
     ]
+    if len(ensemble.members) > 1:
+        alike = agreement.of_folder(folder, roots)
+        found.append(Section("The members' agreement", (alike.matrices(), alike.votes())))
     if source is not None:
-        found += _masks(among, roots, source, drawn, per_image, scored)
+        found += report_images.out_of_fold(among, roots, source, drawn, per_image, scored)
         if test is not None:
-            found.append(Section("Test images with a mask", _test_picture(folder, source)))
+            found.append(Section("Test images with a mask", report_images.on_test(folder, source)))
+        found.append(Section("Augmentations of one image", _augmented(ensemble, roots, source)))
     left_out = preparation.read_left_out(roots)
     if left_out:
         found.append(Section("Training images left out", left_out))
@@ -183,6 +183,13 @@ def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
     }
 
 
+def _augmented(ensemble: Ensemble, roots: Sequence[Path], source: Source) -> Picture:
+    """One image as the first member's training saw it."""
+    # By name: the augmentations bring torch along, without which the thresholds are to start.
+    augmented = importlib.import_module("kernel_lib.stages.augmented")
+    return augmented.of_run(ensemble.members[0].run, roots, source)
+
+
 def _test(folder: Path) -> honest.TestSummary | None:
     path = folder / "test.json"
     if not path.exists():
@@ -200,74 +207,3 @@ def _test_areas(folder: Path) -> np.ndarray:
     """Areas of the submission's masks that are not empty, px of 1024²."""
     areas = np.array(json.loads((folder / "test.json").read_text(encoding="utf-8"))["area_px"])
     return areas[areas > 0]
-
-
-def _masks(
-    ensemble: Ensemble,
-    roots: Sequence[Path],
-    source: Source,
-    drawn: pd.DataFrame,
-    per_image: pd.DataFrame,
-    scored: honest.HonestReport,
-) -> list[Section]:
-    """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
-
-    Each mask is that of the choice which scored the image, made without it; beside it the map of
-    the members' mean.
-    """
-    found = []
-    choice_of_part = {rule.part: rule.choice for rule in scored.rules}
-    paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
-    positive = per_image[per_image["truth_px"] > 0]
-    kinds = {
-        "The largest masks that were missed": positive[positive["predicted_px"] == 0].nlargest(
-            SHOWN, "truth_px"
-        ),
-        "Masks drawn worst": positive[positive["predicted_px"] > 0].nsmallest(SHOWN, "dice"),
-        "Masks drawn best": positive[positive["predicted_px"] > 0].nlargest(SHOWN, "dice"),
-        "The largest false alarms": per_image[
-            (per_image["truth_px"] == 0) & (per_image["predicted_px"] > 0)
-        ].nlargest(SHOWN, "predicted_px"),
-    }
-    truth = drawn.set_index("image_id")
-    speaking = {fold: open_speakers(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
-    for title, rows in kinds.items():
-        shown = []
-        for row in rows[rows["image_id"].isin(paths)].itertuples():
-            label = truth.loc[row.image_id]
-            shape = (int(label["height"]), int(label["width"]))
-            speakers, choice = speaking[row.fold], choice_of_part[row.part]
-            weights = choice.weights or ensemble.weights
-            prob, _ = speakers.seen(row.image_id, shape, weights)
-            shown.append(
-                figures.Example(
-                    image_id=row.image_id,
-                    image=images.read(paths[row.image_id]),
-                    truth=rle.decode(label["rle"], shape),
-                    prob=prob,
-                    mask=mask_of(speakers, row.image_id, shape, choice, weights),
-                    caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
-                )
-            )
-        found.append(Section(title, figures.examples(shown)))
-    return found
-
-
-def _test_picture(folder: Path, source: Source) -> Picture:
-    table = submission.read(folder / "submission.csv").set_index("image_id")["rle"]
-    shown = []
-    for image_id, path in source.test[["image_id", "path"]].itertuples(index=False):
-        if len(shown) < SHOWN and table.get(image_id, "-1") != "-1":
-            image = images.read(path)
-            mask = rle.decode(table[image_id], image.shape)
-            shown.append(
-                figures.Example(
-                    image_id,
-                    image,
-                    None,
-                    None,
-                    mask,
-                    f"{mask.sum() * FULL_AREA / mask.size:,.0f} px",
-                )
-            )
-    return figures.examples(shown)

@@ -56,9 +56,12 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     figure, axes = panels(2, 2, height=2.9)
     (loss, score), (nonempty, rate) = axes
     for place, (name, lines) in enumerate(logs.items()):
-        look = {"color": shades(len(logs))[place], "marker": "."}
-        if len(logs) > 1:
+        look = {"color": shades(len(logs))[place], "marker": ".", "markersize": 6}
+        if len(logs) > 1:  # dashes first, then markers: no two runs differ in colour alone
             look["linestyle"] = DASHES[place % len(DASHES)]
+        if len(logs) > len(DASHES):
+            marker = MARKERS[place // len(DASHES) % len(MARKERS)]
+            look |= {"marker": marker, "markersize": 4}
         epochs = _column(lines, "epoch")
         faint = {**look, "linewidth": 0.9, "markersize": 3, "alpha": 0.75}
         loss.plot(epochs, _column(lines, "train_loss"), **faint)
@@ -81,6 +84,9 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
         one.xaxis.get_major_locator().set_params(integer=True)
     if len(logs) <= len(DASHES):
         legend(loss)
+    elif len(logs) <= 3 * len(DASHES):  # of more the names would fill the picture
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                      frameon=False, fontsize=7.5)  # fmt: skip
     legend(score, loc="lower right")
     return Picture(figure, " ".join(_epochs_read(name, lines) for name, lines in logs.items()))
 

@@ -42,12 +42,16 @@ def examples(shown: Sequence[Example]) -> Picture:
             _veil(axes, one.prob)
         _contour(axes, one.truth, TRUTH, "-")
         _contour(axes, one.mask, PREDICTION, "--")
+    drawn = (("truth", TRUTH, "-"), ("prediction", PREDICTION, "--"))
+    known = (any(e.truth is not None for e in shown), any(e.mask is not None for e in shown))
     handles = [
-        Line2D([], [], color=TRUTH, linestyle="-", linewidth=2, label="truth"),
-        Line2D([], [], color=PREDICTION, linestyle="--", linewidth=2, label="prediction"),
+        Line2D([], [], color=colour, linestyle=dashes, linewidth=2, label=label)
+        for (label, colour, dashes), there in zip(drawn, known, strict=True)
+        if there
     ]
     box = {"facecolor": "#555555", "labelcolor": "white", "framealpha": 1, "fontsize": 9}
-    cells.figure.legend(handles=handles, loc="outside lower center", ncols=2, **box)
+    if handles:
+        cells.figure.legend(handles=handles, loc="outside lower center", ncols=2, **box)
     return Picture(cells.figure, _reading(shown))
 
 
@@ -141,7 +145,10 @@ def _reading(shown: list[Example]) -> str:
     judged = [one for one in known if one.mask is not None]
     text = counted(len(shown), "image")
     if not known:
-        marked = sum(one.mask is not None and bool(np.any(one.mask)) for one in shown)
+        drawn = [one for one in shown if one.mask is not None]
+        if not drawn:
+            return f"{text} without known truth."
+        marked = sum(bool(np.any(one.mask)) for one in drawn)
         return f"{text} without known truth, of which {marked} got a mask (dashed)."
     text += f", {len(positive)} with a true mask (solid)"
     if not judged:

@@ -94,9 +94,14 @@ def false_negatives_by_size(table: pd.DataFrame) -> Picture:
     return Picture(figure, text + ".")
 
 
-def mask_areas(oof_areas: Sequence[float], test_areas: Sequence[float] | None = None) -> Picture:
-    """Histogram of mask areas in px of 1024², out of fold and on test; empty masks are left out."""
-    kinds = [("out of fold", oof_areas)] + ([] if test_areas is None else [("test", test_areas)])
+def mask_areas(
+    oof_areas: Sequence[float],
+    test_areas: Sequence[float] | None = None,
+    names: tuple[str, str] = ("out of fold", "test"),
+) -> Picture:
+    """Histogram of mask areas in px of 1024², of one or two sets; empty masks are left out."""
+    given = (oof_areas, test_areas)
+    kinds = [pair for pair in zip(names, given, strict=True) if pair[1] is not None]
     sizes = [(name, np.asarray(areas, dtype=float)) for name, areas in kinds]
     sizes = [(name, areas[areas > 0]) for name, areas in sizes]
     drawn = [(name, areas) for name, areas in sizes if len(areas)]
@@ -112,6 +117,8 @@ def mask_areas(oof_areas: Sequence[float], test_areas: Sequence[float] | None = 
         weights = np.full(len(areas), 1 / len(areas))
         one.hist(areas, edges, weights=weights, label=name, **looks[place])
     one.set_xscale("log")
+    middle = (low * high) ** 0.5
+    one.set_xlim(min(low, middle / 4), max(high, middle * 4))  # else few masks get odd ticks
     title(one, "Areas of masks that are not empty", x=AREA_LABEL, y="share of the masks")
     legend(one)
     text = "; ".join(

@@ -10,7 +10,7 @@ import difflib
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.progress import bar
 from kernel_lib.viz import viewed
+from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.telling import most_telling
 from kernel_lib.viz.viewed import Viewed
 from kernel_lib.viz.viewer_page import pack, page
@@ -82,6 +83,14 @@ def viewer(
     return show(view(folder, test=test, data_dir=data_dir, roots=roots), ids, count, size, max_mb)
 
 
+def viewer_or_why(folder: Path | str, **how: Any) -> Viewer | Picture:
+    """As `viewer`; where there cannot be one, a sentence why: a stage's work is done by then."""
+    try:
+        return viewer(folder, **how)
+    except InputError as error:
+        return Picture(None, f"No viewer: {error}")
+
+
 def view(
     folder: Path | str,
     *,
@@ -111,6 +120,8 @@ def show(
     payload = _numbers(seen)
     fixed = len(page(payload)) + 500  # and what the first note says
     left = int(max_mb * MB) - fixed
+    if left < 0 and seen.vote is None and len(seen.voices) > 1:
+        return show(_without_members(seen, fixed), ids, count, size, max_mb)
     if left < 0:
         raise InputError(
             f"max_mb is {max_mb}, but the numbers of {len(seen.table):,} images alone take "
@@ -133,6 +144,15 @@ def show(
         )
     payload["notes"] = [_what_is_embedded(seen, embedded, ids, size), *payload["notes"]]
     return Viewer(page(payload), len(seen.table), embedded)
+
+
+def _without_members(seen: Viewed, size: int) -> Viewed:
+    note = (
+        f"The {len(seen.voices) - 1} members beside their mean are left out: with their numbers "
+        f"the page would take {size / MB:.1f} MB, so give max_mb more."
+    )
+    first = {"voices": seen.voices[:1], "stats": seen.stats[:1]}
+    return replace(seen, **first, notes=(*seen.notes, note))
 
 
 def _numbers(seen: Viewed) -> dict[str, Any]:

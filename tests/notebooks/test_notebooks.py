@@ -14,11 +14,13 @@ import jupytext
 import pytest
 
 from kernel_lib import config
+from kernel_lib.data import phantom
 
 KINDS = {
     "train": config.TrainParameters,
     "thresholds": config.ThresholdsParameters,
     "inference": config.InferenceParameters,
+    "explore": config.ExploreParameters,
 }
 STAGES = pytest.mark.parametrize("stage", KINDS)
 
@@ -135,3 +137,27 @@ def test_a_wrong_parameter_stops_papermill_at_once(project_root, tmp_path, given
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     ran = [c for c in cells if c["cell_type"] == "code" and c["execution_count"]]
     assert "from_namespace" in source(ran[-1]), "it stops in the cell that checks"
+
+
+@pytest.mark.slow
+def test_explore_runs_on_phantoms_and_shows_what_is_bad(project_root, tmp_path):
+    phantom.write_competition(
+        tmp_path / "data", 12, 4, size=64, positives=0.5, workers=1, progress=False
+    )
+    broken = sorted((tmp_path / "data" / "dicom-images-test").rglob("*.dcm"))[0]
+    broken.write_bytes(b"")
+    done = papermill(
+        project_root, "notebooks/explore.ipynb", str(tmp_path / "out.ipynb"), "--no-progress-bar",
+        "-p", "DATA_DIR", str(tmp_path / "data"), "-p", "WORK_DIR", str(tmp_path / "work"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    shown = [out for c in cells for out in c.get("outputs", ())]
+    text = "".join("".join(out.get("text", ())) for out in shown if out.get("name") == "stdout")
+    assert "12 labelled images, 4 test images" in text
+    assert "opened: 15 of 16 images" in text
+    assert text.count(str(broken)) == 1  # in the table of bad files
+    pages = ["".join(out.get("data", {}).get("text/html", ())) for out in shown]
+    assert sum("data:image/png;base64," in page for page in pages) == 3
+    assert any("6 masks over the images" in page for page in pages)
+    assert "No viewer: -p ENSEMBLE NAME" in pages[-1]

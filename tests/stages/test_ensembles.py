@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.postprocess import thresholds, votes
+from kernel_lib.postprocess import metrics, thresholds, votes
 from kernel_lib.runs import Lineage
-from kernel_lib.stages import report, scores
+from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
 
 SIZE, N = 24, 24
@@ -360,3 +361,41 @@ def test_documents_of_before_load_as_they_did(tmp_path):
     files.write_json(result.folder / "thresholds.json", kept)
     assert ensembles.read_choice(result.folder)[0].triplet == result.choice.triplet
     assert write_report(result.folder, [tmp_path]).exists()
+
+
+@pytest.mark.parametrize("combine", ["mean", "member_vote"])
+def test_the_report_tells_how_far_members_agree(tmp_path, combine):
+    for run, noise in (("a", 40), ("b", 90), ("c", 120)):
+        make_run(tmp_path, run, noise=noise)
+    result = search(tmp_path, runs="a,b,c", combine=combine)
+    found = agreement.of_folder(result.folder, [tmp_path])
+    assert (found.names, found.n_images, len(found.dice)) == (("a", "b", "c"), N, N)
+    rules = result.choice.rules or (result.choice.triplet,) * 3
+    truth = table().set_index("image_id")["rle"]
+    expected = {}
+    for fold in (0, 1):
+        kept = {run: maps.Maps(runs.fold_folder(tmp_path, run, fold).oof) for run in "abc"}
+        for image in kept["a"].ids:
+            drawings = [kept[run][image] for run in "abc"]
+            shown = [thresholds.apply(*pair) for pair in zip(drawings, rules, strict=True)]
+            true = rle.decode(truth[image], (SIZE, SIZE))
+            expected[image] = [[metrics.dice(x, y) for y in shown] for x in (*shown, true)]
+    assert found.dice.tolist() == [expected[image] for image in table()["image_id"]]
+    assert found.positive.tolist() == [text != "-1" for text in truth]
+    page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
+    assert found.matrices().sentence in html.unescape(page)
+    assert found.votes().sentence in html.unescape(page)
+
+
+def test_of_many_images_some_are_compared_and_of_one_member_none(tmp_path):
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b")
+    result = search(tmp_path, runs="a,b")
+    few = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice, most=5)
+    every = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice)
+    assert "5 images drawn evenly from 24" in few.votes().sentence
+    assert few.dice.tolist() == every.dice[[0, 6, 12, 17, 23]].tolist()
+    alone = search(tmp_path, runs="a")
+    assert agreement.of_folder(alone.folder, [tmp_path]).matrices().figure is None
+    page = write_report(alone.folder, [tmp_path]).read_text(encoding="utf-8")
+    assert "agreement" not in page

@@ -100,6 +100,21 @@ def test_learning_curves_of_one_epoch_and_of_lines_that_lack_keys() -> None:
     )
 
 
+def test_no_two_runs_differ_in_colour_alone() -> None:
+    picture = figures.learning_curves({f"run{k}": log(2) for k in range(14)})
+    drawn(picture)
+    loss = picture.figure.axes[0]
+    looks = [
+        (str(line.get_linestyle()), line._dash_pattern, line.get_marker())
+        for line in loss.lines
+        if line.get_label().startswith("run")
+    ]
+    assert len(set(map(str, looks))) == 14
+    (names,) = picture.figure.legends
+    assert [text.get_text() for text in names.get_texts()] == [f"run{k}" for k in range(14)]
+    drawn(figures.learning_curves({f"run{k}": log(2) for k in range(40)}))
+
+
 @pytest.mark.parametrize("logs", [{}, {"fold0": []}])
 def test_learning_curves_of_nothing(logs: dict) -> None:
     nothing(figures.learning_curves(logs))
@@ -195,6 +210,7 @@ def test_mask_areas() -> None:
     assert "Out of fold: 2 masks, mean 200 px, median 200 px" in sentence
     assert "test: 1 mask, mean 50 px" in sentence
     assert "test: every mask is empty" in drawn(figures.mask_areas([7], [0]))
+    assert drawn(figures.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
     nothing(figures.mask_areas([], None))
     nothing(figures.mask_areas([0, 0], []))
 
@@ -247,7 +263,21 @@ def test_examples_of_one_and_of_none() -> None:
     speck[700, 400] = 1
     assert "1 image" in drawn(figures.examples([Example("a", image, speck, image, speck)]))
     assert "without known truth" in drawn(figures.examples([Example("a", image, mask=speck)]))
+    assert drawn(figures.examples([Example("a", image)])) == "1 image without known truth."
     nothing(figures.examples([]))
+
+
+def test_the_legend_names_only_what_can_be_seen() -> None:
+    probs, masks = maps(1)
+    kinds = {
+        (): Example("a", probs[0]),
+        ("truth",): Example("a", probs[0], masks[0]),
+        ("prediction",): Example("a", probs[0], mask=masks[0]),
+        ("truth", "prediction"): Example("a", probs[0], masks[0], None, masks[0]),
+    }
+    for names, example in kinds.items():
+        legends = figures.examples([example]).figure.legends
+        assert tuple(text.get_text() for one in legends for text in one.get_texts()) == names
 
 
 def test_augmentations() -> None:

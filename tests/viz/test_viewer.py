@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -33,7 +34,7 @@ from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viz import picker as picking
 from kernel_lib.viz.telling import most_telling
-from kernel_lib.viz.viewer import MB, show, view, viewer
+from kernel_lib.viz.viewer import MB, show, view, viewer, viewer_or_why
 
 SIZE, N = 32, 20
 SHAPES = [(32, 32), (48, 40), (64, 64)]
@@ -309,6 +310,23 @@ def test_the_limit_holds_and_the_most_telling_images_go_first(work, tmp_path):
         show(seen, max_mb=0.001)
     with pytest.raises(InputError, match=f"holds {made.n_embedded} of the 20 images asked for"):
         show(seen, ids=seen.table["image_id"].iloc[order].tolist(), max_mb=limit)
+
+
+def test_members_make_way_where_their_numbers_alone_are_too_many(work):
+    seen = view(searched(work, "a,b,c"))
+    limit = (len(show(replace(seen, voices=seen.voices[:1], stats=seen.stats[:1]), count=0).html)
+             + 5000) / MB  # fmt: skip
+    payload = payload_of(show(seen, max_mb=limit).html)
+    assert [voice["name"] for voice in payload["voices"]] == ["mean of 3 runs"]
+    assert any("The 3 members beside their mean are left out" in note for note in payload["notes"])
+
+
+def test_a_notebook_of_a_stage_is_told_why_and_goes_on(work):
+    folder = searched(work)
+    assert "20 of 20 images embedded" in str(viewer_or_why(folder))
+    shown = viewer_or_why(folder, max_mb=0.001)
+    assert shown.figure is None
+    assert shown.sentence.startswith("No viewer: max_mb is 0.001")
 
 
 def test_images_asked_for_are_embedded_and_an_unknown_id_is_named(work):

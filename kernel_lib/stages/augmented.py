@@ -1,0 +1,64 @@
+"""One image as a run's training sees it, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from kernel_lib import runs
+from kernel_lib.data import augment, folds, images, rle
+from kernel_lib.data.cache_store import resized
+from kernel_lib.data.masks import resize_mask
+from kernel_lib.data.table import Source, discover
+from kernel_lib.kaggle import paths
+from kernel_lib.viz import figures
+from kernel_lib.viz.picture import Picture
+
+EPOCHS = 7  # with the image itself two rows of a grid
+
+
+def after_training(run: str, work: Path, data_dir: str | None) -> Picture:
+    """As `of_run`, for a run in a working folder and DATA_DIR as the train notebook has it."""
+    return of_run(run, [work], discover(paths.data_dir(data_dir)))
+
+
+def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
+    """The competition's image of median mask area, as the run's augmentation makes it.
+
+    At the run's size, in its first epochs, from its seed: what training gets of that image.
+    """
+    folders = list(runs.find(roots, run).values())
+    if not folders:
+        return Picture(None, f"No augmentation: {run} has no fold here.")
+    config = folders[0].read_config()
+    row, seed = config["experiment"], config["seed"]
+    chosen = _median(folds.find(roots, config["folds_digest"]), source)
+    if chosen is None:
+        return Picture(None, f"No augmentation: no image of {run} lies in {source.root}.")
+    paths_of = dict(zip(source.train["image_id"], source.train["path"], strict=True))
+    size, name = row["size"], chosen["image_id"]
+    image = resized(images.read(paths_of[name]), size)
+    mask = rle.decode(chosen["rle"], (int(chosen["height"]), int(chosen["width"])))
+    mask = resize_mask(mask, (size, size))
+    change = augment.build(row["augment"])
+    variants = [
+        change(image, mask, augment.item_seed(seed, epoch, name)) for epoch in range(EPOCHS)
+    ]
+    shown = figures.augmentations(image, mask, variants)
+    said = (
+        f"Image {name} at {size} px, augmented by {row['augment']!r} with seed {seed}, epoch 1 on."
+    )
+    return replace(shown, sentence=f"{said} {shown.sentence}")
+
+
+def _median(drawn: pd.DataFrame, source: Source) -> pd.Series | None:
+    """The row of the median mask area among images that are here; of none with a mask any image."""
+    here = drawn[drawn["image_id"].isin(source.train["image_id"])]
+    if here.empty:
+        return None
+    positive = here[here["area_px"] > 0]
+    among = (here if positive.empty else positive).sort_values(["area_px", "image_id"])
+    return among.iloc[(len(among) - 1) // 2]

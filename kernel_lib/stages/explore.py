@@ -1,0 +1,236 @@
+"""A data folder as found: what is in it, what is wrong with it, and where its masks lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from kernel_lib.config import ExploreParameters
+from kernel_lib.data import images, labels, rle, table
+from kernel_lib.data.table import Source
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.kaggle import paths
+from kernel_lib.stages import explore_files
+from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
+from kernel_lib.viz import figures, found
+from kernel_lib.viz.picture import Picture, counted
+
+SHOWN = 4  # images of a kind, a row of the grid
+LISTED = 10  # faults among the lines; the table has all
+
+
+@dataclass(frozen=True)
+class Explored:
+    """What a look at a data folder came to."""
+
+    source: Source
+    lines: tuple[str, ...]  # what is there, in words
+    kinds: pd.DataFrame  # of the files that were opened: kind, height, width, images
+    bad: pd.DataFrame  # image_id, what, where: files and labels with a fault
+    areas: Picture
+    masks: Picture
+    means: Picture
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def run(parameters: ExploreParameters) -> Explored:
+    """Look at a data folder: every row of its tables, and SAMPLE_IMAGES of its files.
+
+    Files that cannot be read and labels that do not fit are listed. Raises InputError where there
+    is no data, and for what `table.discover` refuses.
+    """
+    source = table.discover(paths.data_dir(parameters.data_dir))
+    rows = None
+    if source.labels is not None and len(source.train):
+        rows = explore_files.label_rows(source.labels)
+    opened = explore_files.open_some(source, parameters.sample_images, parameters.seed)
+    masked = explore_files.masked(source, opened)
+    masks = _masks(source, masked, rows, opened)  # which may find more bad files
+    bad = pd.DataFrame(opened.bad, columns=["image_id", "what", "where"], dtype=object)
+    result = Explored(
+        source=source,
+        lines=tuple(_lines(source, rows, opened, masked, parameters)),
+        kinds=_kinds(opened),
+        bad=bad,
+        areas=_areas(source, masked),
+        masks=masks,
+        means=found.means(opened.mean, explore_files.mean_mask(masked)),
+    )
+    print(result)
+    return result
+
+
+def viewer(parameters: ExploreParameters):
+    """The viewer of an ensemble's masks; a sentence where ENSEMBLE names none."""
+    if parameters.ensemble is None:
+        return Picture(None, "No viewer: -p ENSEMBLE NAME shows the masks of that ensemble.")
+    from kernel_lib.viz.viewer import viewer as of_folder  # only where there is one to show
+
+    roots = paths.artefact_roots(paths.work_dir(parameters.work_dir))
+    ids = parameters.ids
+    return of_folder(
+        ensembles.find(roots, parameters.ensemble),
+        ids=ids and [one.strip() for one in ids.split(",") if one.strip()],
+        data_dir=paths.data_dir(parameters.data_dir),
+        max_mb=parameters.max_mb,
+        roots=roots,
+    )
+
+
+def _lines(
+    source: Source,
+    rows: LabelRows | None,
+    opened: Opened,
+    masked: Sequence[Masked],
+    parameters: ExploreParameters,
+) -> list[str]:
+    every = pd.concat([source.train["image_id"], source.test["image_id"]]).drop_duplicates()
+    lines = [_counts_read(source, len(every)), *_id_forms(every.tolist())]
+    if rows is not None:
+        lines.append(_rows_read(source, rows))
+    if len(source.train):
+        lines.append(_share_read(source, opened, masked))
+    lines.append(_sizes_read(opened, len(every)))
+    lines += _patients(opened, every, parameters.groups)
+    if source.unlabelled:
+        lines.append(f"without a label: {_some(source.unlabelled)}")
+    lines += [f"note: {problem}" for problem in source.problems]
+    faults = [f"bad: {name}: {what}" for name, what, _ in opened.bad[:LISTED]]
+    more = len(opened.bad) - len(faults)
+    lines += faults or ["bad: nothing that was looked at"]
+    return [*lines, f"bad: {more:,} more, in the table below"] if more else lines
+
+
+def _counts_read(source: Source, n: int) -> str:
+    text = (
+        f"{source.root}: {source.layout}, {counted(len(source.train), 'labelled image')}, "
+        f"{counted(len(source.test), 'test image')}"
+    )
+    both = len(source.train) + len(source.test) - n
+    return f"{text}, {both:,} of them both" if both else text
+
+
+def _sizes_read(opened: Opened, n: int) -> str:
+    sizes = sorted({f"{w}×{h}" for h, w in opened.shapes.values()})
+    if not sizes:
+        return "opened: no image could be read"
+    told = f"{counted(len(sizes), 'size')} ({_some(sizes)})"
+    return f"opened: {len(opened.shapes):,} of {counted(n, 'image')}, of {told}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _id_forms(ids: Sequence[str]) -> list[str]:
+    """A line for each form that ids have, with the first id of it."""
+    forms = {
+        "as in a DICOM (numbers and dots)": r"\d+(\.\d+){5,}",
+        "as the competition's second stage (ID_…)": r"ID_[0-9a-f]+",
+        "as NIH's files (patient_number)": labels.NIH_NAME.pattern,
+        "of another form": r".*",
+    }
+    by_form: dict[str, list[str]] = {}
+    for name in ids:
+        form = next(f for f, p in forms.items() if re.fullmatch(p, name, re.DOTALL))
+        by_form.setdefault(form, []).append(name)
+    return [
+        f"ids: {len(by_form[form]):,} {form}, {by_form[form][0]} first"
+        for form in forms
+        if form in by_form
+    ]
+
+
+def _rows_read(source: Source, rows: LabelRows) -> str:
+    text = (
+        f"labels: {source.labels.name}, {counted(rows.n_rows, 'row')} of "
+        f"{counted(rows.n_images, 'image')}"
+    )
+    if not rows.of_image:
+        return f"{text}, one each"
+    text += (
+        f"; {counted(len(rows.of_image), 'image')} with several, up to "
+        f"{max(rows.of_image.values())}"
+    )
+    if not rows.overlapping:
+        return f"{text}; none of them overlap"
+    over = counted(sum(rows.overlapping.values()), "row")
+    return (
+        f"{text}; {over} in {counted(len(rows.overlapping), 'image')} overlapping an earlier one, "
+        "so a mask is the union"
+    )
+
+
+def _share_read(source: Source, opened: Opened, masked: Sequence[Masked]) -> str:
+    if source.layout == "images+masks":
+        among = sum(name in opened.shapes for name in source.train["image_id"])
+        if not among:
+            return "masks: no labelled image was opened"
+        share = len(masked) / among
+        return f"masks: {len(masked):,} of {among:,} opened images have one ({share:.1%})"
+    positive = int((source.train["rle"] != rle.EMPTY).sum())
+    total = len(source.train)
+    return f"masks: {positive:,} of {total:,} images have one ({positive / total:.1%})"
+
+
+def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
+    if given is None:
+        if not opened.patients:
+            return []
+        return [f"patients: {len(opened.patients):,} named by the DICOMs that were opened"]
+    by_id = labels.read_groups(paths.from_root(given))
+    known = every.map(by_id).dropna()
+    several = int((known.value_counts() > 1).sum())
+    return [
+        f"patients: {known.nunique():,} of {len(known):,} images by {given}, {several:,} with "
+        f"several images; {len(every) - len(known):,} images have none there"
+    ]
+
+
+def _kinds(opened: Opened) -> pd.DataFrame:
+    """How many of the opened files are of each kind and size, most first."""
+    columns = ["kind", "height", "width"]
+    rows = [(opened.kinds[name], *shape) for name, shape in opened.shapes.items()]
+    counts = pd.DataFrame(rows, columns=columns).value_counts(sort=False)
+    listed = counts.rename("images").reset_index()
+    return listed.sort_values(
+        ["images", *columns], ascending=[False, True, True, True]
+    ).reset_index(drop=True)
+
+
+def _areas(source: Source, masked: Sequence[Masked]) -> Picture:
+    if source.train.empty:
+        return Picture(None, "No histogram of mask areas: no image has a label.")
+    return figures.mask_areas([one.area_px for one in masked], names=("as labelled", ""))
+
+
+def _masks(
+    source: Source, masked: Sequence[Masked], rows: LabelRows | None, opened: Opened
+) -> Picture:
+    """The most telling masks over their images; without any mask, radiographs as they are."""
+    shown = []
+    for kind, one in explore_files.telling(masked, rows, SHOWN):
+        pixels = explore_files.pixels(one, opened)
+        if pixels is None:
+            continue
+        told = f"{kind}, {one.area_px:,.0f} px"
+        if rows and one.image_id in rows.of_image:
+            told += f", {rows.of_image[one.image_id]} rows"
+        mask = rle.mask_of(one.runs, one.shape)
+        shown.append(figures.Example(one.image_id, pixels, mask, caption=told))
+    if shown:
+        said = (
+            f"{counted(len(shown), 'mask')} over the images: each should follow a lung's rim. What "
+            "lies across the spine, beside the body or turned by a quarter is decoded wrongly."
+        )
+        return replace(figures.examples(shown), sentence=said)
+    every = pd.concat([source.train, source.test]).drop_duplicates("image_id")
+    paths_of = dict(zip(every["image_id"], every["path"], strict=True))
+    some = list(opened.shapes)[: 2 * SHOWN]
+    return figures.examples([figures.Example(name, images.read(paths_of[name])) for name in some])

@@ -1,0 +1,203 @@
+"""What a look into a data folder gathers: files opened, rows of labels, masks as they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.data import images, labels, rle
+from kernel_lib.data.table import Source
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.progress import bar
+from kernel_lib.viz.found import Mean
+
+
+@dataclass
+class Opened:
+    """Files that were opened, and what turned out to be wrong."""
+
+    mean: Mean = field(default_factory=Mean)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the readable ones
+    kinds: dict[str, str] = field(default_factory=dict)
+    patients: set[str] = field(default_factory=set)  # that DICOMs name
+    bad: list[tuple[str, str, str]] = field(default_factory=list)  # image_id, what is wrong, path
+
+    @property
+    def one_shape(self) -> tuple[int, int] | None:
+        """The size of all that were opened; None where they differ, or none could be read."""
+        shapes = set(self.shapes.values())
+        return shapes.pop() if len(shapes) == 1 else None
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """How the rows of an RLE table share images."""
+
+    n_rows: int
+    n_images: int
+    of_image: dict[str, int]  # rows of each image that has several
+    overlapping: dict[str, int]  # rows of an image that share a pixel with an earlier one
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An image with a mask."""
+
+    image_id: str
+    path: str
+    runs: rle.Runs
+    shape: tuple[int, int]
+
+    @property
+    def area_px(self) -> float:
+        """Of 1024²."""
+        return rle.area(self.runs) * FULL_AREA / (self.shape[0] * self.shape[1])
+
+
+def open_some(source: Source, n: int, seed: int) -> Opened:
+    """Decode n images, drawn from all, training and test; files of 0 bytes are found among all."""
+    every = pd.concat([source.train, source.test])[["image_id", "path"]]
+    every = every.drop_duplicates("image_id").reset_index(drop=True)
+    order = np.random.default_rng(seed).permutation(len(every))[:n]
+    opened = Opened()
+    for name, path in bar(
+        every.iloc[np.sort(order)].itertuples(index=False, name=None),
+        total=len(order), desc="images", unit="image",
+    ):  # fmt: skip
+        _open(opened, name, Path(path))
+    seen = {name for name, _, _ in opened.bad}
+    for name, path in every.itertuples(index=False, name=None):
+        if name not in seen and not _size(path):
+            opened.bad.append((name, "is empty (0 bytes), or gone: fetch it, or remove it", path))
+    return opened
+
+
+def _open(opened: Opened, name: str, path: Path) -> None:
+    try:
+        pixels, patient = images.read_with_patient(path)
+        kind = path.suffix[1:].upper() if images.is_picture(path) else "DICOM"
+    except InputError as error:
+        opened.bad.append((name, _without(str(path), error), str(path)))
+        return
+    opened.shapes[name], opened.kinds[name] = pixels.shape, kind
+    opened.mean.add(pixels)
+    if patient:
+        opened.patients.add(patient)
+
+
+def label_rows(csv: Path) -> LabelRows:
+    """How many rows each image has, and how many of these overlap an earlier one of it."""
+    cells = labels.read_cells(csv, [labels.ID_COLUMN, labels.RLE_COLUMN])
+    names = cells[labels.ID_COLUMN].map(images.image_id)
+    several = names.duplicated(keep=False)
+    of_image, overlapping = {}, {}
+    for name, rows in cells[several].groupby(names[several], sort=False):
+        of_image[name], drawn, over = len(rows), rle.union([]), 0
+        for runs in map(rle.parse, rows[labels.RLE_COLUMN]):
+            over += rle.shared_px(runs, drawn) > 0
+            drawn = rle.union([drawn, runs])
+        if over:
+            overlapping[name] = over
+    return LabelRows(len(cells), names.nunique(), of_image, overlapping)
+
+
+def masked(source: Source, opened: Opened) -> list[Masked]:
+    """Every image with a mask, where all that were opened have one size; else the opened ones.
+
+    Of mask images only those of opened images are read. What does not fit its image is added to
+    `opened.bad`.
+    """
+    found = []
+    for row in source.train.itertuples(index=False):
+        shape = opened.shapes.get(row.image_id)
+        if shape is None and not row.mask_path:
+            shape = opened.one_shape
+        if shape is None:
+            continue
+        try:
+            runs = _runs(row, shape)
+        except InputError as error:
+            where = row.mask_path or row.label_at
+            opened.bad.append((row.image_id, _without(where, error), where))
+            continue
+        if len(runs):
+            found.append(Masked(row.image_id, row.path, runs, shape))
+    return found
+
+
+def mean_mask(found: list[Masked]) -> Mean:
+    """The mean of all masks."""
+    mean = Mean()
+    for one in bar(found, desc="masks", unit="mask"):
+        mean.add(rle.mask_of(one.runs, one.shape))
+    return mean
+
+
+def telling(found: list[Masked], rows: LabelRows | None, each: int) -> Iterator[tuple[str, Masked]]:
+    """A few masks of each kind, none twice: largest, median, smallest, of several rows."""
+    by_area = sorted(found, key=lambda one: (-one.area_px, one.image_id))
+    middle = max(0, (len(by_area) - each) // 2)
+    several = rows.of_image if rows else {}
+    kinds = {
+        "largest": by_area[:each],
+        "median": by_area[middle : middle + each],
+        "smallest": by_area[::-1][:each],
+        "several rows": sorted(
+            (one for one in by_area if one.image_id in several),
+            key=lambda one: (-rows.overlapping.get(one.image_id, 0), -several[one.image_id]),
+        ),
+    }
+    shown = set()
+    for kind, of_kind in kinds.items():
+        fresh = [one for one in of_kind if one.image_id not in shown][:each]
+        shown |= {one.image_id for one in fresh}
+        yield from ((kind, one) for one in fresh)
+
+
+def pixels(one: Masked, opened: Opened) -> np.ndarray | None:
+    """The image (H, W) of a mask; None, and a line in `opened.bad`, where it is not fit for it."""
+    try:
+        found = images.read(one.path)
+    except InputError as error:
+        what = _without(one.path, error)
+    else:
+        if found.shape == one.shape:
+            return found
+        what = f"is {_by(found.shape)}, and those that were opened are {_by(one.shape)}"
+    if one.image_id not in {name for name, _, _ in opened.bad}:
+        opened.bad.append((one.image_id, what, one.path))
+    return None
+
+
+def _runs(row: tuple, shape: tuple[int, int]) -> rle.Runs:
+    if not row.mask_path:
+        return rle.parse(row.rle, shape)
+    mask = images.read_mask(row.mask_path)
+    if mask.shape != shape:
+        raise InputError(
+            f"{row.mask_path} is {_by(mask.shape)} and its image {_by(shape)}: a mask has its "
+            "image's size; resize it"
+        )
+    return rle.runs_of(mask)
+
+
+def _without(path: str, error: InputError) -> str:
+    """An error's words without the path that they begin with."""
+    return str(error).removeprefix(path).strip()
+
+
+def _by(shape: tuple[int, int]) -> str:
+    return f"{shape[1]}×{shape[0]}"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0

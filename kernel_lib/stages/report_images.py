@@ -1,0 +1,99 @@
+"""The report's radiographs with masks, out of fold and on test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kernel_lib.data import images, rle
+from kernel_lib.data.table import Source, discover
+from kernel_lib.inference.combine import mask as mask_of
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.speakers import open_speakers
+from kernel_lib.kaggle import paths
+from kernel_lib.postprocess import honest, submission
+from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.viz import figures
+from kernel_lib.viz.picture import Picture
+from kernel_lib.viz.report import Section
+
+SHOWN = 6  # images of a kind
+
+
+def out_of_fold(
+    ensemble: Ensemble,
+    roots: Sequence[Path],
+    source: Source,
+    drawn: pd.DataFrame,
+    per_image: pd.DataFrame,
+    scored: honest.HonestReport,
+) -> list[Section]:
+    """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
+
+    Each mask is that of the choice which scored the image, made without it; beside it the map of
+    the members' mean.
+    """
+    found = []
+    choice_of_part = {rule.part: rule.choice for rule in scored.rules}
+    paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
+    positive = per_image[per_image["truth_px"] > 0]
+    kinds = {
+        "The largest masks that were missed": positive[positive["predicted_px"] == 0].nlargest(
+            SHOWN, "truth_px"
+        ),
+        "Masks drawn worst": positive[positive["predicted_px"] > 0].nsmallest(SHOWN, "dice"),
+        "Masks drawn best": positive[positive["predicted_px"] > 0].nlargest(SHOWN, "dice"),
+        "The largest false alarms": per_image[
+            (per_image["truth_px"] == 0) & (per_image["predicted_px"] > 0)
+        ].nlargest(SHOWN, "predicted_px"),
+    }
+    truth = drawn.set_index("image_id")
+    speaking = {fold: open_speakers(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
+    for title, rows in kinds.items():
+        shown = []
+        for row in rows[rows["image_id"].isin(paths)].itertuples():
+            label = truth.loc[row.image_id]
+            shape = (int(label["height"]), int(label["width"]))
+            speakers, choice = speaking[row.fold], choice_of_part[row.part]
+            weights = choice.weights or ensemble.weights
+            prob, _ = speakers.seen(row.image_id, shape, weights)
+            shown.append(
+                figures.Example(
+                    image_id=row.image_id,
+                    image=images.read(paths[row.image_id]),
+                    truth=rle.decode(label["rle"], shape),
+                    prob=prob,
+                    mask=mask_of(speakers, row.image_id, shape, choice, weights),
+                    caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
+                )
+            )
+        found.append(Section(title, figures.examples(shown)))
+    return found
+
+
+def of_submission(folder: Path, data_dir: str | None) -> Picture:
+    """As `on_test`, with DATA_DIR as the inference notebook has it."""
+    return on_test(folder, discover(paths.data_dir(data_dir)))
+
+
+def on_test(folder: Path, source: Source) -> Picture:
+    """The first test images with a mask in the submission."""
+    table = submission.read(folder / "submission.csv").set_index("image_id")["rle"]
+    shown = []
+    for image_id, path in source.test[["image_id", "path"]].itertuples(index=False):
+        if len(shown) < SHOWN and table.get(image_id, "-1") != "-1":
+            image = images.read(path)
+            mask = rle.decode(table[image_id], image.shape)
+            shown.append(
+                figures.Example(
+                    image_id,
+                    image,
+                    None,
+                    None,
+                    mask,
+                    f"{mask.sum() * FULL_AREA / mask.size:,.0f} px",
+                )
+            )
+    return figures.examples(shown)
