@@ -7,6 +7,7 @@ const LARGEST_SCALE = 48;
 function makePanes(tell) {
   const box = find("panes");
   let panes = [];
+  let over = null; // the pane and the event of the pointer's last move, while it is over one
   let scene = null; // what was drawn last: {picture, shown, layers, windowing, view}
 
   /** Screen pixels a pixel of the picture, and where its corner lies, in the canvas's pixels. */
@@ -86,6 +87,7 @@ function makePanes(tell) {
       if (pane.truth) strokeContour(context, pane.truth, TRUTH_COLOUR, false, px);
       if (pane.prediction) strokeContour(context, pane.prediction, PREDICTION_COLOUR, true, px);
     }
+    tellPointer();
     tell.drawn(panes.length && scene.picture ? placed(panes[0], scene).scale : NaN);
   }
 
@@ -96,6 +98,12 @@ function makePanes(tell) {
     const x = (event.clientX - bounds.left) * (pane.canvas.width / bounds.width);
     const y = (event.clientY - bounds.top) * (pane.canvas.height / bounds.height);
     return [(x - left) / scale / scene.picture.width, (y - top) / scale / scene.picture.height];
+  }
+
+  function tellPointer() {
+    const known = over && scene.picture && panes.includes(over.pane);
+    if (known) tell.pointer(panes.indexOf(over.pane), pointAt(over.pane, over.event));
+    else tell.pointer(-1, null);
   }
 
   function zoomBy(factor, [x, y] = [scene.view.x, scene.view.y]) {
@@ -131,7 +139,11 @@ function makePanes(tell) {
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!ready()) return;
-      if (!drag) return tell.pointer(panes.indexOf(pane), pointAt(pane, event));
+      over = { pane, event };
+      if (!drag) {
+        tellPointer();
+        return;
+      }
       const [right, down] = [event.clientX - drag.x, event.clientY - drag.y];
       if (drag.windowing) {
         const { width, level } = drag.from;
@@ -146,7 +158,10 @@ function makePanes(tell) {
     for (const end of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(end, () => (drag = null));
     }
-    canvas.addEventListener("pointerleave", () => tell.pointer(-1, null));
+    canvas.addEventListener("pointerleave", () => {
+      over = null;
+      if (scene) tellPointer();
+    });
   }
 
   function look(view) {
