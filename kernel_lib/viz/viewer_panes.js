@@ -44,8 +44,11 @@ function makePanes(tell) {
     box.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
     for (const { canvas } of panes) {
       const room = canvas.parentElement;
-      canvas.width = Math.max(1, Math.round(room.clientWidth * devicePixelRatio));
-      canvas.height = Math.max(1, Math.round(room.clientHeight * devicePixelRatio));
+      const width = Math.max(1, Math.round(room.clientWidth * devicePixelRatio));
+      const height = Math.max(1, Math.round(room.clientHeight * devicePixelRatio));
+      // To set a size, even the same, is to make the canvas anew.
+      const same = canvas.width === width && canvas.height === height;
+      if (!same) Object.assign(canvas, { width, height });
     }
   }
 
@@ -60,7 +63,10 @@ function makePanes(tell) {
       pane.caption.replaceChildren(element("b", { textContent: shown.name }), ` ${shown.words}`);
       if (!picture) return;
       const { width, height } = picture;
-      Object.assign(pane.layered, { width, height });
+      const { layered } = pane;
+      if (layered.width !== width || layered.height !== height) {
+        Object.assign(layered, { width, height });
+      }
       const context = pane.layered.getContext("2d", { willReadFrequently: true });
       const pixels = context.createImageData(width, height);
       context.putImageData(composed(picture, shown, layers, windowing, pixels), 0, 0);
