@@ -56,7 +56,8 @@ function start(payload, model) {
     return kept.get(voice).numbers;
   }
   const asChosen = names.map((_, voice) => {
-    return voice === VOTE ? voted(model, vote.at_least) : evaluated(model, voice, chosenRules[voice]);
+    if (voice === VOTE) return voted(model, vote.at_least);
+    return evaluated(model, voice, chosenRules[voice]);
   });
   const scoresOfVoice = (voice) =>
     voice === VOTE ? model.vote.scores : model.voices[voice].scores;
@@ -132,7 +133,7 @@ function start(payload, model) {
       state.pointer = { pane, at };
       showPointer();
     },
-    drawn: (scale) => (find("zoom").textContent = Number.isFinite(scale) ? `${fixed(scale, 2)}×` : ""),
+    drawn: (scale) => (find("zoom").textContent = `${fixed(scale, 2)}×`),
   });
 
   function rulesMoved() {
@@ -201,7 +202,8 @@ function start(payload, model) {
     const facts = factsOf(payload, model, numbersOfVoice(voice), scoresOfVoice(voice), chosen);
     find("chosen").replaceChildren(...facts.map(([name, value]) => {
       const bold = element("b", { id: `chosen-${name}`, textContent: value, title: value });
-      return element("span", { className: name }, element("small", { textContent: name }), " ", bold);
+      const small = element("small", { textContent: name });
+      return element("span", { className: name }, small, " ", bold);
     }));
   }
 
@@ -216,7 +218,8 @@ function start(payload, model) {
     return shown.map((voice) => {
       const numbers = numbersOfVoice(voice);
       const dice = numbers?.dice ? `dice ${fixed(numbers.dice[chosen], 4)}, ` : "";
-      const area = numbers ? `${whole(scaledArea(model, numbers.areas[chosen], chosen))} px` : "–";
+      const px = numbers && scaledArea(model, numbers.areas[chosen], chosen);
+      const area = numbers ? `${whole(px)} px` : "–";
       const one = { voice, name: names[voice], words: `${dice}${area}` };
       if (!picture) return one;
       if (voice !== VOTE) {
@@ -240,8 +243,7 @@ function start(payload, model) {
     }
     const { picture, layers, windowing, view } = state;
     scene = { picture: there ? picture : null, shown: scenes(), layers, windowing, view };
-    panes.paint(scene);
-    showPointer();
+    panes.paint(scene); // which tells the pointer too
   }
 
   function showPointer() {
@@ -323,7 +325,10 @@ function start(payload, model) {
     ["level", "The grey shown as middle grey", 0, 255],
     ["width", "How many greys from black to white; fewer: more contrast", 1, 510],
   ]) {
-    const set = (value) => setWindow({ ...state.windowing, [name]: value ?? state.windowing[name] });
+    const set = (value) => {
+      const { windowing } = state;
+      setWindow({ ...windowing, [name]: value ?? windowing[name] });
+    };
     const line = sliderLine({ id: `window-${name}`, name, title, min, max, step: 0.5, set });
     find("windowing").append(line.row);
     windowLines[name] = line.show;

@@ -38,7 +38,8 @@ function buildNotes([first, ...others]) {
 
 function buildFilters(payload, model) {
   model.kinds.forEach((name, kind) => {
-    const { input, label } = checkbox(`kind-${kind}`, KIND_SHORT[name] ?? name, `Show: ${name}`, () => {});
+    const short = KIND_SHORT[name] ?? name;
+    const { input, label } = checkbox(`kind-${kind}`, short, `Show: ${name}`, () => {});
     label.dataset.kind = kind;
     label.append(element("output", { id: `kind-${kind}-count` }));
     input.checked = true;
@@ -58,11 +59,11 @@ function buildFilters(payload, model) {
   for (const { name, title, truth } of COLUMNS) {
     if (["id", "fold", "kind"].includes(name) || (truth && !model.truth)) continue;
     const ends = ["min", "max"].map((end) => {
-      const attributes = { "aria-label": `${end} ${name}` };
-      const step = "any";
-      return element("input", { id: `${name}-${end}`, type: "number", placeholder: end, title, step, attributes });
+      const attributes = { "aria-label": `${end} ${name}`, placeholder: end, step: "any" };
+      return element("input", { id: `${name}-${end}`, type: "number", title, attributes });
     });
-    find("ranges").append(element("div", { className: "line" }, element("span", { textContent: name }), ...ends));
+    const label = element("span", { textContent: name });
+    find("ranges").append(element("div", { className: "line" }, label, ...ends));
   }
 }
 

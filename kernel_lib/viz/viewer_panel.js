@@ -14,7 +14,8 @@ function sliderLine(line) {
   const { id, name, title, max, step, set, ofSlider = Number, toSlider = (x) => x } = line;
   const { sliderMax = max, min = 0, decimals = 3, suffix = "" } = line;
   const attributes = { "aria-label": name };
-  const slider = element("input", { id, type: "range", min, max: sliderMax, step, title, attributes });
+  const bounds = { min, max: sliderMax, step };
+  const slider = element("input", { id, type: "range", ...bounds, title, attributes });
   const exact = { "aria-label": `${name}, exact`, min, max, step: line.numberStep ?? step };
   const number = element("input", { id: `${id}-number`, type: "number", title, attributes: exact });
   const label = element("label", { textContent: name + suffix, htmlFor: id, title });
@@ -96,7 +97,8 @@ function numberRows(model) {
       title: "Share of images with a mask, in percent", id: "with-mask",
     },
     ...model.kinds.map((name, kind) => ({
-      name: KIND_SHORT[name] ?? name, title: name, of: (one) => one.counts[kind], show: (x) => fixed(x, 0), id: `kind-${kind}`,
+      name: KIND_SHORT[name] ?? name, title: name, id: `kind-${kind}`,
+      of: (one) => one.counts[kind], show: (x) => fixed(x, 0),
     })),
   ];
   return rows.filter(({ truth }) => !truth || model.truth);
@@ -111,7 +113,8 @@ function showNumbers(model, groups) {
     const rows = numberRows(model).map((row) => {
       const [a, b] = [now ? row.of(now) : NaN, row.of(chosen)];
       const sign = a > b ? "+" : "";
-      const cells = [row.show(a), row.show(b), sign + row.show(a - b).replace(/^-(0(\.0*)?)$/, "$1")];
+      const difference = row.show(a - b).replace(/^-(0(\.0*)?)$/, "$1"); // no -0.000000
+      const cells = [row.show(a), row.show(b), sign + difference];
       const better = row.truth && Math.abs(a - b) > 0 ? (a > b ? "better" : "worse") : "";
       return element("tr", { id: `${id}-${row.id}` },
         element("th", { textContent: row.name, title: row.title ?? "" }),
@@ -141,8 +144,8 @@ function makeLayers(layers, hasTruth, set) {
       element("kbd", { textContent: key }), on.label, swatch, slider);
     const parts = ["fill", "contour"].filter((part) => part in layer).map((part) => {
       const titled = `${part} of ${layer.title}${part === "contour" ? " (c)" : ""}`;
-      const box = checkbox(`${name}-${part}`, part, titled, (value) => set(name, { [part]: value }));
-      return { part, ...box };
+      const change = (value) => set(name, { [part]: value });
+      return { part, ...checkbox(`${name}-${part}`, part, titled, change) };
     });
     find("layers").append(row);
     if (parts.length) {

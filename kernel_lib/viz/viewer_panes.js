@@ -7,6 +7,7 @@ const LARGEST_SCALE = 48;
 function makePanes(tell) {
   const box = find("panes");
   let panes = [];
+  let over = null; // the pane and the event of the pointer's last move, while it is over one
   let scene = null; // what was drawn last: {picture, shown, layers, windowing, view}
 
   /** Screen pixels a pixel of the picture, and where its corner lies, in the canvas's pixels. */
@@ -43,8 +44,11 @@ function makePanes(tell) {
     box.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
     for (const { canvas } of panes) {
       const room = canvas.parentElement;
-      canvas.width = Math.max(1, Math.round(room.clientWidth * devicePixelRatio));
-      canvas.height = Math.max(1, Math.round(room.clientHeight * devicePixelRatio));
+      const width = Math.max(1, Math.round(room.clientWidth * devicePixelRatio));
+      const height = Math.max(1, Math.round(room.clientHeight * devicePixelRatio));
+      // To set a size, even the same, is to make the canvas anew.
+      const same = canvas.width === width && canvas.height === height;
+      if (!same) Object.assign(canvas, { width, height });
     }
   }
 
@@ -59,7 +63,10 @@ function makePanes(tell) {
       pane.caption.replaceChildren(element("b", { textContent: shown.name }), ` ${shown.words}`);
       if (!picture) return;
       const { width, height } = picture;
-      Object.assign(pane.layered, { width, height });
+      const { layered } = pane;
+      if (layered.width !== width || layered.height !== height) {
+        Object.assign(layered, { width, height });
+      }
       const context = pane.layered.getContext("2d", { willReadFrequently: true });
       const pixels = context.createImageData(width, height);
       context.putImageData(composed(picture, shown, layers, windowing, pixels), 0, 0);
@@ -86,6 +93,7 @@ function makePanes(tell) {
       if (pane.truth) strokeContour(context, pane.truth, TRUTH_COLOUR, false, px);
       if (pane.prediction) strokeContour(context, pane.prediction, PREDICTION_COLOUR, true, px);
     }
+    tellPointer();
     tell.drawn(panes.length && scene.picture ? placed(panes[0], scene).scale : NaN);
   }
 
@@ -96,6 +104,12 @@ function makePanes(tell) {
     const x = (event.clientX - bounds.left) * (pane.canvas.width / bounds.width);
     const y = (event.clientY - bounds.top) * (pane.canvas.height / bounds.height);
     return [(x - left) / scale / scene.picture.width, (y - top) / scale / scene.picture.height];
+  }
+
+  function tellPointer() {
+    const known = over && scene.picture && panes.includes(over.pane);
+    if (known) tell.pointer(panes.indexOf(over.pane), pointAt(over.pane, over.event));
+    else tell.pointer(-1, null);
   }
 
   function zoomBy(factor, [x, y] = [scene.view.x, scene.view.y]) {
@@ -131,7 +145,11 @@ function makePanes(tell) {
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!ready()) return;
-      if (!drag) return tell.pointer(panes.indexOf(pane), pointAt(pane, event));
+      over = { pane, event };
+      if (!drag) {
+        tellPointer();
+        return;
+      }
       const [right, down] = [event.clientX - drag.x, event.clientY - drag.y];
       if (drag.windowing) {
         const { width, level } = drag.from;
@@ -146,7 +164,10 @@ function makePanes(tell) {
     for (const end of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(end, () => (drag = null));
     }
-    canvas.addEventListener("pointerleave", () => tell.pointer(-1, null));
+    canvas.addEventListener("pointerleave", () => {
+      over = null;
+      if (scene) tellPointer();
+    });
   }
 
   function look(view) {

@@ -69,7 +69,7 @@ function votedMask(masks, k, union) {
 function unionOfAgreeing(masks, k) {
   const holders = new Uint32Array(masks[0].length); // a bit a mask
   masks.forEach((mask, m) => mask.forEach((inside, i) => (holders[i] |= inside << m)));
-  const meets = new Uint32Array(masks.length); // the masks that each shares a pixel with, itself too
+  const meets = new Uint32Array(masks.length); // whom each shares a pixel with, itself too
   for (const together of new Set(holders)) {
     for (let m = 0; m < masks.length; m++) if ((together >>> m) & 1) meets[m] |= together;
   }

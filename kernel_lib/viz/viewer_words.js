@@ -1,6 +1,7 @@
 // What the page says of rows, of the chosen image and of a pixel; texts only.
 
-const whole = (value) => Math.round(value).toLocaleString("en");
+const THOUSANDS = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const whole = (value) => THOUSANDS.format(Math.round(value));
 const fixed = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
 
 /** The list's cells: by column, what a row says. */
