@@ -47,6 +47,7 @@ demo: $(READY)
 		-p DATA_DIR $(DEMO)/data -p WORK_DIR $(DEMO)/work -p CACHE_DIR $(DEMO)/cache
 	$(PY) -m kernel_lib validate $(DEMO)/work/ensembles/*/submission.csv \
 		--sample $(DEMO)/data/sample_submission.csv --shape 512 512
+	$(PY) -m kernel_lib view $(DEMO)/work/ensembles/* --data $(DEMO)/data
 	$(PY) -m kernel_lib summary $(DEMO)/work/ensembles/* --truth $(DEMO)/data/phantom-test-truth.csv
 
 test: lint
@@ -82,7 +83,7 @@ pictures: $(READY)
 	PYTHONPATH=. $(PY) docs/make_pictures.py $(DEMO) docs/pictures
 
 bench: $(READY)
-	@for b in rle votes thresholds training; do $(PY) -m benchmarks.$$b || exit 1; done
+	@for b in rle votes thresholds training viewer; do $(PY) -m benchmarks.$$b || exit 1; done
 
 ablation: $(READY)
 	$(PY) -m ablation run --seeds $(SEEDS)

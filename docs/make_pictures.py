@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmarks import browser
 from kernel_lib.data import phantom, table
 from kernel_lib.stages import report
 from kernel_lib.viz import figures
 from kernel_lib.viz.picture import Picture
+from kernel_lib.viz.viewer import viewer
 
 
 def main(demo: Path, out: Path) -> None:
@@ -23,6 +25,19 @@ def main(demo: Path, out: Path) -> None:
     save(by_title["Thresholds"], out / "thresholds.png")
     save(by_title["Scores, drawn"], out / "scores.png")
     save(by_title["Masks drawn best"], out / "masks.png")
+    look(ensemble, demo / "data", out / "viewer.png")
+
+
+def look(ensemble: Path, data: Path, path: Path) -> None:
+    """The viewer as it opens, at a mask that was drawn in part."""
+    page = viewer(ensemble, data_dir=data, count=60, size=512).save(path.with_suffix(".html"))
+    with browser.started() as chromium:
+        tab = chromium.new_page(viewport={"width": 1280, "height": 720})
+        tab.goto(page.resolve().as_uri())
+        tab.evaluate("async () => { await viewer.ready; await viewer.shown(); }")
+        tab.screenshot(path=path)
+    page.unlink()
+    print(path)
 
 
 def phantoms() -> Picture:

@@ -121,7 +121,7 @@ def summary(folder: Path, truth: Path | None = None) -> str:
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
     lines += ["", "Artefacts:"]
-    for name in ("submission.csv", "report.html", "thresholds.json", "members.json"):
+    for name in ("submission.csv", "report.html", "viewer.html", "thresholds.json", "members.json"):
         if (folder / name).exists():
             lines.append(f"  {folder / name}")
     return "\n".join(lines)

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from benchmarks import browser as chromium
 
 
 # A module's own: playwright keeps an event loop running, which other modules' tests could not bear.
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     """Chromium, headless; tests skip where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright: make setup installs it")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium to open pages in: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=ARGS)
+    pytest.importorskip("playwright.sync_api", reason="no playwright: make setup installs it")
+    if chromium.path() is None:
+        pytest.skip(chromium.MISSING)
+    with chromium.started() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+"""The browser that pages are opened in: for tests, benchmarks and the README's pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+MISSING = "no Chromium to open pages in: apt-get install chromium"
+
+
+def path() -> str | None:
+    """Where Chromium is, None where there is none."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextlib.contextmanager
+def started() -> Iterator:
+    """Chromium, headless, as playwright drives it; SystemExit where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    if path() is None:
+        raise SystemExit(MISSING)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path(), args=list(ARGS))
+        yield browser
+        browser.close()
