@@ -36,7 +36,12 @@ def grey_levels(dataset: pydicom.Dataset) -> tuple[np.ndarray, int]:
 
 
 def as_grey(fraction: np.ndarray) -> np.ndarray:
-    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped."""
+    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped.
+
+    Raises: ValueError for NaN, which would otherwise pass as black.
+    """
+    if np.isnan(fraction).any():
+        raise ValueError("its rescale or window makes levels that are no numbers")
     return np.floor(np.clip(fraction, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
