@@ -82,7 +82,10 @@ def judge(case: Case) -> tuple[Outcome, str]:
     except Exception as error:  # what a fuzzer is for
         fault = f"{type(error).__name__}: {error}"
     else:
-        said = case.wrong(result)
+        try:
+            said = case.wrong(result)
+        except Exception as error:  # a result that its oracle cannot even look at
+            said = f"the oracle ends with {type(error).__name__}: {error}"
         return (Outcome.FAULT, f"wrong: {said}") if said else (Outcome.RIGHT, "")
     if fault is None and _peak_bytes() - before > LIMIT_BYTES:
         fault = f"{(_peak_bytes() - before) >> 20:,} MB were taken"

@@ -185,7 +185,7 @@ def _dataset(rng: random.Random) -> Dataset:
     dataset.PixelData = _pixels(values, syntax)
     dataset["PixelData"].VR = "OB" if kind.itemsize == 1 else "OW"
     if syntax == uid.RLELossless:
-        dataset.compress(uid.RLELossless)
+        dataset.compress(uid.RLELossless, generate_instance_uid=False)
     return dataset
 
 
@@ -257,8 +257,9 @@ def _wrong_dicom(data: bytes, levels, patient, patient_alone, size) -> str | Non
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = syntax
     baseline = dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
+    plain = baseline and dataset.get("BitsStored") == 8 and not dataset.get("PixelRepresentation")
     try:
-        stored = _jpeg_frame(dataset) if baseline else dataset.pixel_array
+        stored = _jpeg_frame(dataset) if plain else dataset.pixel_array
     except Exception as error:
         return f"read, though pydicom says {error}"
     if stored.ndim == 3:
@@ -309,8 +310,10 @@ def _entry(value: float, highest: float, item: Dataset) -> tuple[float, int]:
     count, first, bits = (int(number) for number in item.LUTDescriptor)
     first -= 65536 if first > max(highest, 32767) else 0  # a negative number without its sign
     data = item.LUTData
+    if isinstance(data, bytes):  # words, as an implicit VR leaves them
+        data = struct.unpack(f"<{len(data) // 2}H", data[: len(data) // 2 * 2])
     data = [data] if isinstance(data, int) else data
-    if math.isnan(value) or not 1 <= bits <= 16:
+    if math.isnan(value) or not 1 <= bits <= 16 or len(data) < (count or 65536):
         return math.nan, 1
     return data[int(min(max(value - first, 0), (count or 65536) - 1))], 2**bits - 1
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from fuzz import pictures, runs, tables
+from fuzz import pictures, runs, settings, stored, tables
 
-TARGETS = {**runs.TARGETS, **tables.TARGETS, **pictures.TARGETS}
+TARGETS = {
+    **runs.TARGETS,
+    **tables.TARGETS,
+    **pictures.TARGETS,
+    **settings.TARGETS,
+    **stored.TARGETS,
+}
