@@ -1,4 +1,4 @@
-"""Every target for a moment, the same ones in texts that hypothesis finds, and the runner itself."""
+"""Every target for a moment, the same in texts that hypothesis finds, and the runner itself."""
 
 from __future__ import annotations
 
