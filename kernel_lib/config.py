@@ -29,7 +29,7 @@ Gate = Literal["auto", "none", "label", "sum"]  # what may empty an image before
 class Frozen(BaseModel):
     """Strictly typed, unchangeable, and deaf to no key: an unknown one is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -118,6 +118,8 @@ class Experiment(Frozen):
 
 class Parameters(Frozen):
     """What a notebook's `parameters` cell holds: one field for each upper-case name."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:

@@ -103,7 +103,7 @@ def is_whole_jpeg(data: bytes) -> bool:
 
     A decoder that meets another one fills the rest of the picture with grey.
     """
-    at, in_scan, scanned, restarts, count = 2, False, False, False, 0
+    at, in_scan, scanned, framed, restarts, count = 2, False, False, False, False, 0
     while True:
         at = data.find(b"\xff", at) if in_scan else at
         if at < 0 or at + 4 > len(data) + 2 * (data[at + 1 : at + 2] == b"\xd9"):
@@ -119,11 +119,11 @@ def is_whole_jpeg(data: bytes) -> bool:
             at, count = at + 2, count + 1
         elif marker == 0xD9:
             return scanned and not _goes_on(data[at + 2 :])
-        elif marker not in SEGMENTS:
+        elif marker not in SEGMENTS or (framed and marker in START_OF_FRAME):
             return False
         else:
             in_scan, count = marker == 0xDA, 0
-            scanned = scanned or in_scan
+            scanned, framed = scanned or in_scan, framed or marker in START_OF_FRAME
             if marker == 0xDD:
                 restarts = data[at + 4 : at + 6] != b"\0\0"
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
