@@ -55,7 +55,9 @@ def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.n
     if isinstance(entries, bytes):  # OW: words in the file's byte order, or packed bytes
         little = dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian
         words = f"{'<' if little else '>'}u2"
-        entries = np.frombuffer(entries, "u1" if len(entries) < 2 * n_entries else words)
+        # Packed only where as many bytes as entries are there: fewer words are a table cut short.
+        packed = bits <= 8 and n_entries <= len(entries) <= n_entries + 1 < 2 * n_entries
+        entries = np.frombuffer(entries, "u1" if packed else words)
     table = np.asarray(entries, np.float64)[:n_entries]
     if len(table) < n_entries or not 1 <= bits <= 16:
         raise ValueError(f"LUT of {len(table)} entries, stated {n_entries} of {bits} bits")

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from pydicom import uid
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from fuzz import pictures as drawn
@@ -198,6 +199,16 @@ def test_levels_that_are_no_numbers_are_refused(tmp_path, slope):
     made = dataset(noise(8, 8))
     made.RescaleSlope, made.RescaleIntercept = slope, "0"
     with pytest.raises(InputError, match="no numbers"):
+        images.read(saved(made, tmp_path))
+
+
+def test_a_table_of_words_that_is_cut_short_is_not_taken_for_bytes(tmp_path):
+    made = dataset(noise(8, 8), uid.ImplicitVRLittleEndian)
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [256, 0, 16])
+    item.add_new("LUTData", "US", list(range(255)))
+    made.VOILUTSequence = [item]
+    with pytest.raises(InputError, match="LUT of 255 entries, stated 256"):
         images.read(saved(made, tmp_path))
 
 
