@@ -126,7 +126,10 @@ def is_whole_jpeg(data: bytes) -> bool:
             scanned, framed = scanned or in_scan, framed or marker in START_OF_FRAME
             if marker == 0xDD:
                 restarts = data[at + 4 : at + 6] != b"\0\0"
-            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            if in_scan and length != 6 + 2 * data[at + 4]:  # what its components take
+                return False
+            at += 2 + length
 
 
 def _goes_on(rest: bytes) -> bool:

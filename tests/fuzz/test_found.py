@@ -135,7 +135,7 @@ def test_a_png_with_a_changed_byte_is_refused(tmp_path):
         images.read(file_of(tmp_path, bytes(content)))
 
 
-@pytest.mark.parametrize("put", [b"\xff\x67", b"\xff\xd9", b"\xff\xd0"])
+@pytest.mark.parametrize("put", [b"\xff\x67", b"\xff\xd9", b"\xff\xd0", b"\xff\xda"])
 def test_a_jpeg_whose_scan_a_marker_ends_is_refused(tmp_path, put):
     content = jpeg(noise(64, 64))
     assert images.read(file_of(tmp_path, content)).shape == (64, 64)
