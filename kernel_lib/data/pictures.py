@@ -16,6 +16,7 @@ JPEG2000_START = b"\xff\x4f\xff\x51"
 END_OF_JPEG = b"\xff\xd9"
 # SOF markers: baseline to lossless and arithmetic, without DHT (C4), JPG (C8), DAC (CC); JPEG-LS.
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = (0xC0, 0xC1, 0xC3)
 RESTARTS = range(0xD0, 0xD8)
 # What may stand before the end: frames, tables, scans, application data, comments.
 SEGMENTS = {*START_OF_FRAME, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
@@ -104,6 +105,7 @@ def is_whole_jpeg(data: bytes) -> bool:
     A decoder that meets another one fills the rest of the picture with grey.
     """
     at, in_scan, scanned, framed, restarts, count = 2, False, False, False, False, 0
+    left = 0  # components that are still to come; progressive frames send each many times
     while True:
         at = data.find(b"\xff", at) if in_scan else at
         if at < 0 or at + 4 > len(data) + 2 * (data[at + 1 : at + 2] == b"\xd9"):
@@ -127,8 +129,13 @@ def is_whole_jpeg(data: bytes) -> bool:
             if marker == 0xDD:
                 restarts = data[at + 4 : at + 6] != b"\0\0"
             (length,) = struct.unpack_from(">H", data, at + 2)
-            if in_scan and length != 6 + 2 * data[at + 4]:  # what its components take
-                return False
+            if marker in START_OF_FRAME:
+                left = data[at + 9] if marker in SEQUENTIAL else 1 << 16
+            if in_scan:
+                # A scan's header is as long as its components take, and each is sent but once.
+                left -= data[at + 4]
+                if left < 0 or length != 6 + 2 * data[at + 4]:
+                    return False
             at += 2 + length
 
 
