@@ -130,11 +130,12 @@ def is_whole_jpeg(data: bytes) -> bool:
                 restarts = data[at + 4 : at + 6] != b"\0\0"
             (length,) = struct.unpack_from(">H", data, at + 2)
             if marker in START_OF_FRAME:
-                left = data[at + 9] if marker in SEQUENTIAL else 1 << 16
+                left = sum(data[at + 9 : at + 10]) if marker in SEQUENTIAL else 1 << 16
             if in_scan:
                 # A scan's header is as long as its components take, and each is sent but once.
-                left -= data[at + 4]
-                if left < 0 or length != 6 + 2 * data[at + 4]:
+                sent = sum(data[at + 4 : at + 5])
+                left -= sent
+                if left < 0 or length != 6 + 2 * sent:
                     return False
             at += 2 + length
 
