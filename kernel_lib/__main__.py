@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from pathlib import Path
 
@@ -37,12 +36,10 @@ def _parameters(config: Path, kind: str):
     from kernel_lib import config as settings
 
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = settings.from_json(config.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{config} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f'{config} holds no object of parameters, as {{"SIZE": 1024}} is one')
-    return getattr(settings, kind).checked({k.lower(): v for k, v in values.items()})
+        raise InputError(f"{config} is not JSON that can be used: {error}") from None
+    return getattr(settings, kind).checked(values)
 
 
 def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from kernel_lib import files
 from kernel_lib.errors import InputError
+from kernel_lib.models import weights
 from kernel_lib.runs import UNKNOWN, Lineage
 
 
@@ -23,7 +24,7 @@ def save(path: Path, state: dict[str, Any], lineage: Lineage) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Lineage]:
     """A checkpoint and its past. Raises InputError where it is damaged or not one of ours."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = weights.load_state(Path(path), device)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the train stage makes it") from None
     except Exception as error:
@@ -42,7 +43,10 @@ def digest(path: Path) -> str:
     The same weights give the same digest, whatever else the file says (how long an epoch took).
     """
     state, _ = load(path)
-    tensors = state["ema"]["model"] if "ema" in state else state["model"]
+    ema = state.get("ema")
+    tensors = ema.get("model") if isinstance(ema, dict) else state.get("model")
+    if not weights.is_table(tensors):
+        raise InputError(f"{path} holds no weights: delete it and train again")
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode())

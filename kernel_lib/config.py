@@ -7,6 +7,7 @@ notebook; `None` means "as the row says". `plan.plan` joins the two and names th
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kernel_lib.errors import InputError
 
 NAME = r"^[A-Za-z0-9_.+-]+$"  # of an ensemble: it becomes a folder
+LARGEST_NUMBER = 2**31 - 1  # of seeds too: NumPy's and torch's generators all take it
+LONGEST_TEXT = 4096  # as long as a path may be
 # mean: of probabilities, then one rule; vote: of the folds' own masks, on test images; member_vote:
 # each member's mask by its own rule, pixels of enough of them; member_union: masks that agree
 Combine = Literal["mean", "vote", "member_vote", "member_union"]
@@ -27,6 +30,16 @@ class Frozen(BaseModel):
     """Strictly typed, unchangeable, and deaf to no key: an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_used(cls, value: Any) -> Any:
+        """What every number and text must keep to, whatever else its field asks for."""
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"beyond {LARGEST_NUMBER:,}, where numbers end")
+        if isinstance(value, str) and ("\0" in value or len(value) > LONGEST_TEXT):
+            raise ValueError(f"no text of at most {LONGEST_TEXT:,} characters without zeros")
+        return value
 
 
 class Experiment(Frozen):
@@ -105,6 +118,8 @@ class Experiment(Frozen):
 
 class Parameters(Frozen):
     """What a notebook's `parameters` cell holds: one field for each upper-case name."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
@@ -224,16 +239,50 @@ class ExploreParameters(Parameters):
     max_mb: float = Field(25.0, gt=0)  # of the viewer
 
 
+def from_json(text: str) -> dict[str, Any]:
+    """A JSON object of parameters, by lower-case name.
+
+    Raises: ValueError for another JSON, or a name that stands twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name.lower() in found:
+                raise ValueError(f"it holds {name[:100]} twice")
+            found[name.lower()] = value
+        return found
+
+    try:
+        values = json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    if not isinstance(values, dict):
+        raise ValueError('it holds no object of parameters, as {"SIZE": 1024} is one')
+    return values
+
+
 def explain(error: ValidationError, names: list[str]) -> str:
     """Every fault of a validation in words that name the parameter, its value and the mend."""
     lines = []
     for fault in error.errors():
         field = str(fault["loc"][0]) if fault["loc"] else ""
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, names, n=1, cutoff=0.0)
-            lines.append(f"unknown parameter {field.upper()}; the nearest is {near[0].upper()}")
+            near = difflib.get_close_matches(field[:100], names, n=1, cutoff=0.0)
+            lines.append(
+                f"unknown parameter {field[:100].upper()}; the nearest is {near[0].upper()}"
+            )
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            shown = f"{field.upper()} = {fault['input']!r}: " if field else ""
+            shown = f"{field.upper()} = {_shown(fault['input'])}: " if field else ""
             lines.append(f"{shown}{message}")
     return "; ".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: cut where it is long, its type where it cannot be written."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of too many digits, or somebody's object
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -22,6 +22,7 @@ OVERRIDES = (
 _SHORT = {"min_epochs": "min", "batch_size": "batch", "accumulate": "acc", "optimizer": "",
           "schedule": "", "encoder": "", "ema_decay": "ema", "freeze_batch_norm": "frozenbn",
           "weights": "from"}  # fmt: skip
+LONGEST_NAME = 200  # a run is a folder, and file systems end at 255 bytes
 # Rows of one system at several sizes agree in these; what a larger size needs may differ.
 _SYSTEM = (
     "network", "encoder", "weights", "images", "gate", "loss", "loss_options", "mask_loss_images",
@@ -54,6 +55,11 @@ def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPl
     its parents does).
     """
     row = find_row(parameters.experiment, rows)
+    if parameters.parent_weights in rows:  # which would start from itself, without end
+        raise InputError(
+            f"PARENT_WEIGHTS {parameters.parent_weights} is a row: give a file, a run, imagenet or "
+            "none; the rows that a row starts from are its own"
+        )
     given = {k: v for k in OVERRIDES if (v := getattr(parameters, k)) is not None}
     says: list[str] = []
     own_size = True
@@ -92,8 +98,14 @@ def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPl
     # As a person gave them; what a parameter implies for another shows in no name.
     named = {k: v for k in OVERRIDES if k in changes and (v := getattr(parameters, k)) is not None}
     suffixes = "".join(f"_{suffix(k, v)}" for k, v in named.items())
+    run = f"{row.name}{suffixes}_seed{parameters.seed}"
+    if len(run) > LONGEST_NAME:
+        raise InputError(
+            f"the run would be named {run[:60]}…, {len(run)} characters, at most {LONGEST_NAME}: "
+            "override less, or with shorter paths"
+        )
     return TrainPlan(
-        run=f"{row.name}{suffixes}_seed{parameters.seed}",
+        run=run,
         experiment=experiment,
         parameters=parameters,
         parent=parent,

@@ -36,7 +36,12 @@ def grey_levels(dataset: pydicom.Dataset) -> tuple[np.ndarray, int]:
 
 
 def as_grey(fraction: np.ndarray) -> np.ndarray:
-    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped."""
+    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped.
+
+    Raises: ValueError for NaN, which would otherwise pass as black.
+    """
+    if np.isnan(fraction).any():
+        raise ValueError("its rescale or window makes levels that are no numbers")
     return np.floor(np.clip(fraction, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -50,7 +55,9 @@ def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.n
     if isinstance(entries, bytes):  # OW: words in the file's byte order, or packed bytes
         little = dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian
         words = f"{'<' if little else '>'}u2"
-        entries = np.frombuffer(entries, "u1" if len(entries) < 2 * n_entries else words)
+        # Packed only where as many bytes as entries are there: fewer words are a table cut short.
+        packed = bits <= 8 and n_entries <= len(entries) <= n_entries + 1 < 2 * n_entries
+        entries = np.frombuffer(entries, "u1" if packed else words)
     table = np.asarray(entries, np.float64)[:n_entries]
     if len(table) < n_entries or not 1 <= bits <= 16:
         raise ValueError(f"LUT of {len(table)} entries, stated {n_entries} of {bits} bits")

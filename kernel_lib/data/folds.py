@@ -14,12 +14,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import rle
+from kernel_lib.data import cells, rle
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 
 COLUMNS = ("image_id", "fold", "group", "height", "width", "area_px", "rle")
-WHOLE_NUMBERS = {"fold": 0, "height": 1, "width": 1, "area_px": 0}  # column → smallest value
+# Column → smallest and largest value. A side above 65,535 px is a slip: DICOM itself ends there.
+WHOLE_NUMBERS = {
+    "fold": (0, 999),
+    "height": (1, 65_535),
+    "width": (1, 65_535),
+    "area_px": (0, 65_535**2),
+}
 # Another seed is another split, and then scores no longer compare: hence fixed here.
 SEED = 20190904
 N_AREA_CLASSES = 20
@@ -85,7 +91,7 @@ def save(table: pd.DataFrame, path: Path) -> None:
     if missing:
         raise InputError(f"the table of folds lacks the columns {missing}: it needs {COLUMNS}")
     text = table[list(COLUMNS)].assign(group=_groups(table)).astype(str)
-    _checked(text, f"the table for {path.name}", "mend the table", first_row=0)
+    _checked(text.reset_index(drop=True), f"the table for {path.name}", "mend the table")
     content = text.sort_values("image_id").to_csv(index=False, lineterminator="\n")
     write_text(path, content)
 
@@ -113,16 +119,22 @@ def load(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"there is no folds file {path}: `prepare` makes it")
     try:
-        text = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8", index_col=False
-        )
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        (_, header), *rows = cells.read(path)
+    except (InputError, ValueError) as error:  # an empty file has no header to unpack
         raise InputError(f"{path} is not a folds file ({error}): {REDRAW}") from error
-    text = text.fillna("")  # some versions of pandas leave gaps where a row is cut short
-    missing = [name for name in COLUMNS if name not in text.columns]
+    missing = [name for name in COLUMNS if header.count(name) != 1]
     if missing:
-        raise InputError(f"{path} lacks the columns {missing}: {REDRAW}")
-    return _checked(text[list(COLUMNS)], str(path), REDRAW, first_row=2)
+        raise InputError(f"{path} lacks the columns {missing}, or has them twice: {REDRAW}")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}, row {line}: {len(row)} cells under a header of {len(header)}, as in a "
+                f"row cut short: {REDRAW}"
+            )
+    text = pd.DataFrame(
+        [row for _, row in rows], columns=header, index=[line for line, _ in rows], dtype=str
+    )
+    return _checked(text[list(COLUMNS)], str(path), REDRAW)
 
 
 def digest(table: pd.DataFrame) -> str:
@@ -219,14 +231,14 @@ def _warn_of_folds_without_positives(folds_of_positives: np.ndarray, n_folds: in
         )
 
 
-def _checked(text: pd.DataFrame, name: str, mend: str, first_row: int) -> pd.DataFrame:
-    """A table of `COLUMNS` as text, checked, its whole numbers as int64."""
+def _checked(text: pd.DataFrame, name: str, mend: str) -> pd.DataFrame:
+    """A table of `COLUMNS` as text, checked, its whole numbers as int64; its index names rows."""
 
     def refuse(bad: pd.Series, complaint: str) -> None:
         if bad.any():
             at = int(np.argmax(bad.to_numpy()))
             row = text.iloc[at].to_dict()
-            raise InputError(f"{name}, row {at + first_row}: {complaint.format(**row)}: {mend}")
+            raise InputError(f"{name}, row {text.index[at]}: {complaint.format(**row)}: {mend}")
 
     if text.empty:
         raise InputError(f"{name} has no rows: {mend}")
@@ -234,19 +246,20 @@ def _checked(text: pd.DataFrame, name: str, mend: str, first_row: int) -> pd.Dat
     refuse(text["image_id"].str.strip() == "", "the image id is empty")
     refuse(text["image_id"].duplicated(), "the image {image_id} stands there a second time")
     table = text.reset_index(drop=True)
-    for column, least in WHOLE_NUMBERS.items():
+    for column, (least, most) in WHOLE_NUMBERS.items():
         is_number = text[column].str.fullmatch(r"[0-9]{1,15}")
         refuse(~is_number.astype(bool), f"{column} is {{{column}!r}}, not a whole number")
         table[column] = text[column].astype(np.int64).to_numpy()
         refuse(table[column] < least, f"{column} is {{{column}}}, below {least}")
+        refuse(table[column] > most, f"{column} is {{{column}}}, above {most:,}")
     n_folds = int(table["fold"].max()) + 1
     absent = sorted(set(range(n_folds)) - set(table["fold"]))
     if absent or n_folds < 2:
         raise InputError(f"{name} holds the folds {sorted(set(table['fold']))}, not 0, 1 …: {mend}")
     _check_groups(table, name, mend)
     areas = [
-        _area(row, f"{name}, row {at + first_row}", mend)
-        for at, row in enumerate(table.itertuples(index=False))
+        _area(row, f"{name}, row {at}", mend)
+        for at, row in zip(text.index, table.itertuples(index=False), strict=True)
     ]
     refuse(table["area_px"] != areas, "area_px is {area_px}, which is not the area of its rle")
     return table

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import pydicom
-from PIL import Image
 from pydicom import encaps, uid
+from pydicom.filereader import read_dataset, read_preamble
 
+from kernel_lib.data import pictures
 from kernel_lib.data.dicom_levels import as_grey, grey_levels
+from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SUFFIXES = DICOM_SUFFIXES + PICTURE_SUFFIXES
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-JPEG_MAGIC = b"\xff\xd8\xff"
-END_OF_JPEG = b"\xff\xd9"
-START_OF_SCAN = b"\xff\xda"
+T = TypeVar("T")
+MAX_BYTES = 1 << 29  # of a file, packed or not: more than MAX_PIXELS of 16 bits take
 
 # What pip can add where OpenCV and Pillow (which pydicom uses) have no decoder.
 PIP_PACKAGES = {
@@ -38,6 +40,9 @@ PIP_PACKAGES = {
     uid.HTJ2K: "pylibjpeg pylibjpeg-openjpeg",
 }
 # One-component JPEGs that OpenCV decodes to exactly what pydicom and Pillow give, in less time.
+JPEG_SYNTAXES = (
+    uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1
+)  # fmt: skip
 OPENCV_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
 
 
@@ -61,10 +66,7 @@ def read(path: Path | str) -> np.ndarray:
 def read_with_patient(path: Path | str) -> tuple[np.ndarray, str | None]:
     """What `read` and `patient_of` give, with the file opened once."""
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
+    data = _content(path)
     if not data:
         raise ImageError(f"{path} is empty (0 bytes): fetch it again, or remove it")
     if data.startswith((PNG_MAGIC, JPEG_MAGIC)):
@@ -87,10 +89,7 @@ def read_mask(path: Path | str) -> np.ndarray:
     levels are neither (nothing above half range, yet something above 1).
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
+    data = _content(path)
     if not data.startswith((PNG_MAGIC, JPEG_MAGIC)):
         raise ImageError(f"{path} is neither PNG nor JPEG: masks are pictures, 0 and 255")
     grey = _decode_picture(data, path)
@@ -118,24 +117,25 @@ def patient_of(path: Path | str) -> str | None:
     path = Path(path)
     if is_picture(path):
         return None
-    return _patient(_header(path, ["PatientID"]))
+    return _read_header(path, ["PatientID"], _patient)
 
 
 def size_of(path: Path | str) -> tuple[int, int]:
     """(height, width) in pixels from the header alone. Errors: ImageError."""
     path = Path(path)
     if is_picture(path):
-        try:
-            with Image.open(path) as picture:
-                width, height = picture.size
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{path} is no complete PNG or JPEG: {error}") from error
-        return height, width
-    header = _header(path, ["Rows", "Columns"])
-    height, width = header.get("Rows"), header.get("Columns")
+        size = pictures.stated_size(_content(path))
+        if size is None:
+            raise ImageError(f"{path} is no complete PNG or JPEG: fetch it again, or remove it")
+        return size
+
+    def stated(header: pydicom.Dataset) -> tuple[int, int]:
+        return int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+
+    height, width = _read_header(path, ["Rows", "Columns"], stated)
     if not height or not width:
         raise ImageError(f"{path} holds no pixels (it states no Rows and Columns)")
-    return int(height), int(width)
+    return height, width
 
 
 def is_picture(path: Path | str) -> bool:
@@ -147,21 +147,33 @@ def is_picture(path: Path | str) -> bool:
         raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
 
 
+def _content(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise ImageError(f"{path} is no file: remove it")
+        if path.stat().st_size > MAX_BYTES:
+            raise ImageError(f"{path} has more than {MAX_BYTES:,} bytes: remove it")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
+
+
 # --- PNG and JPEG ---------------------------------------------------------------------------
 
 
 def _decode_picture(data: bytes, path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16 grey levels as stored."""
-    # OpenCV fills a JPEG that was cut short with grey and only murmurs: look for the end first.
-    complete = b"IEND" in data[-64:] if data.startswith(PNG_MAGIC) else _is_whole_jpeg(data)
-    grey = _opencv_decode(data) if complete else None
+    try:
+        grey = pictures.decode(data)
+    except InputError as error:
+        raise ImageError(f"{path} {error}") from None
     if grey is None:
         raise ImageError(f"{path} is cut short or damaged: fetch it again, or remove it")
+    if grey.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{path} has {grey.dtype} pixels: save it with 8 or 16 bits")
     if grey.ndim == 3:
         to_grey = cv2.COLOR_BGRA2GRAY if grey.shape[2] == 4 else cv2.COLOR_BGR2GRAY
         grey = cv2.cvtColor(grey, to_grey)  # (H, W, 3 or 4) -> (H, W)
-    if grey.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{path} has {grey.dtype} pixels: save it with 8 or 16 bits")
     return grey
 
 
@@ -172,18 +184,6 @@ def _to_8_bits(grey: np.ndarray) -> np.ndarray:
     top = 4095 if int(grey.max()) < 4096 else 65535
     levels = np.arange(65536, dtype=np.float64) / top
     return as_grey(levels)[grey]
-
-
-def _is_whole_jpeg(data: bytes) -> bool:
-    # Within a scan the bytes FF D9 can't occur, but a thumbnail in the header may hold them.
-    return data.rfind(END_OF_JPEG) > data.rfind(START_OF_SCAN)
-
-
-def _opencv_decode(data: bytes) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
 
 
 # --- DICOM: from file to stored values ------------------------------------------------------
@@ -197,12 +197,33 @@ def _quiet_about_ids() -> Iterator[None]:
         yield
 
 
-def _header(path: Path, tags: list[str]) -> pydicom.Dataset:
+def _read_header(path: Path, tags: list[str], get: Callable[[pydicom.Dataset], T]) -> T:
+    """What `get` makes of these tags of a DICOM."""
+    data = _content(path)
     with _quiet_about_ids():
         try:
-            return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
+            _check_inflated(data)
+            return get(
+                pydicom.dcmread(
+                    BytesIO(data), force=True, stop_before_pixels=True, specific_tags=tags
+                )
+            )
         except Exception as error:  # pydicom raises a dozen kinds on bytes that aren't DICOM
             raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error})") from error
+
+
+def _check_inflated(data: bytes) -> None:
+    """ValueError where a deflated data set would be larger than any radiograph."""
+    if uid.DeflatedExplicitVRLittleEndian.encode() not in data:
+        return
+    stream = BytesIO(data)
+    if not read_preamble(stream, force=True):
+        return
+    read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflating.decompress(data[stream.tell() :], MAX_BYTES)
+    if inflating.unconsumed_tail:
+        raise ValueError(f"it inflates to more than {MAX_BYTES:,} bytes")
 
 
 def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
@@ -210,6 +231,7 @@ def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
     marked = data[128:132] == b"DICM"
     with _quiet_about_ids():
         try:
+            _check_inflated(data)
             dataset = pydicom.dcmread(BytesIO(data), force=True)
         except Exception as error:  # as above
             raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error}): {mend}") from error
@@ -239,6 +261,10 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
         raise ImageError(f"{path} lacks {', '.join(missing)}: fetch it again, or remove it")
     if not 1 <= dataset.BitsStored <= 16:
         raise ImageError(f"{path} has {dataset.BitsStored} bits: at most 16 are read; save as PNG")
+    try:
+        pictures.check_size((int(dataset.Rows), int(dataset.Columns)))
+    except InputError as error:
+        raise ImageError(f"{path} {error}") from None
     kind = str(dataset.get("PhotometricInterpretation", "")).upper()
     stored = _stored_values(dataset, path)
     if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
@@ -259,11 +285,14 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
 def _stored_values(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
     """(H, W) stored values, or (H, W, 3) RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in OPENCV_SYNTAXES and dataset.get("SamplesPerPixel", 1) == 1:
-        stored = _opencv_frame(dataset)
-        if stored is not None:
-            return stored
     try:
+        frame = _frame(dataset)
+        if syntax in JPEG_SYNTAXES and not pictures.is_whole_jpeg(frame):
+            raise ValueError("its JPEG is cut short or damaged")
+        if syntax in OPENCV_SYNTAXES and dataset.get("SamplesPerPixel", 1) == 1:
+            stored = _opencv_frame(dataset, frame)
+            if stored is not None:
+                return stored
         return dataset.pixel_array
     except Exception as error:  # each decoder has its own errors
         packages = PIP_PACKAGES.get(syntax)
@@ -274,16 +303,32 @@ def _stored_values(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
         ) from error
 
 
-def _opencv_frame(dataset: pydicom.Dataset) -> np.ndarray | None:
+def _frame(dataset: pydicom.Dataset) -> bytes:
+    """The pixels as they lie in the file, one frame. ValueError where they are of another size.
+
+    Decoders lay out whatever they find as Rows × Columns say, so a header that differs from its
+    pixels would give a sheared picture.
+    """
+    stated = int(dataset.Rows), int(dataset.Columns)
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        frame = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+        size = pictures.stated_size(frame)
+        if size is not None and size != stated:
+            raise ValueError(f"its pixels are {size[0]}×{size[1]}, the header says {stated}")
+        return frame
+    frame = dataset.PixelData
+    bits = stated[0] * stated[1] * int(dataset.get("SamplesPerPixel", 1)) * dataset.BitsAllocated
+    if len(frame) > -(-bits // 8) + 1:  # a byte that makes the length even
+        raise ValueError(f"{len(frame):,} bytes of pixels, the header says {-(-bits // 8):,}")
+    return frame
+
+
+def _opencv_frame(dataset: pydicom.Dataset, frame: bytes) -> np.ndarray | None:
     """The one frame by OpenCV, or None where pydicom has to decide (and to complain)."""
     # OpenCV gives 8 bits unsigned only; whatever else the header says is pydicom's to interpret.
     if dataset.BitsStored != 8 or dataset.get("PixelRepresentation", 0) != 0:
         return None
-    try:
-        frame = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-    except (ValueError, EOFError):
-        return None
-    stored = _opencv_decode(frame) if _is_whole_jpeg(frame) else None
+    stored = pictures.decode(frame)
     if stored is None or stored.dtype != np.uint8:
         return None
     return stored if stored.shape == (dataset.Rows, dataset.Columns) else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import rle
+from kernel_lib.data import cells, rle
 from kernel_lib.data.images import image_id
 from kernel_lib.errors import InputError
 
@@ -119,37 +118,28 @@ def read_cells(
 ) -> pd.DataFrame:
     """All cells as stripped text, indexed by row in the file; only the wanted columns, if given.
 
-    `ragged` lets rows have a cell more than the header; `mend` ends the words on missing columns.
-    Errors: InputError naming the file.
+    Rows without a word are left out. `ragged` lets rows have a cell more than the header; `mend`
+    ends the words on missing columns. Errors: InputError naming the file, and the row.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore" if ragged else "error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                csv,
-                dtype=str,
-                keep_default_na=False,
-                skip_blank_lines=False,  # or the rows' numbers would not be the file's
-                index_col=False,
-                encoding="utf-8-sig",
-            )
-    except OSError as error:
-        raise InputError(f"{csv} can't be read: {error.strerror or error}") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{csv} is empty: fetch it again") from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{csv} is no table with commas between its cells: {reason}") from error
-    table.columns = [str(name).strip() for name in table.columns]
-    missing = [name for name in wanted or [] if name not in table.columns]
+    (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
+    if not any(header):
+        raise InputError(f"{csv} is empty: fetch it again")
+    missing = [name for name in wanted or [] if name not in header]
     if missing:
-        raise InputError(
-            f"{csv} has the columns {list(table.columns)}, not {' and '.join(missing)}{mend}"
-        )
-    table = table[wanted] if wanted else table
-    table = table.fillna("").apply(lambda column: column.str.strip())
-    table.index = pd.RangeIndex(2, len(table) + 2)  # row 1 is the header
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
+        raise InputError(f"{csv} has the columns {header}, not {' and '.join(missing)}{mend}")
+    for name in wanted or header:
+        if header.count(name) > 1:
+            raise InputError(f"{csv} has the column {name!r} twice: rename or remove one")
+    for line, row in rows:
+        if len(row) != len(header) and not (ragged and len(row) == len(header) + 1):
+            raise InputError(
+                f"{csv} row {line} has {len(row)} cells under a header of {len(header)}: this is "
+                "no table with commas between its cells, or cut short; fetch the table again"
+            )
+    whole = [(line, row[: len(header)]) for line, row in rows if any(row)]
+    if not whole:
         raise InputError(f"{csv} has a header and no rows: fetch it again")
-    return table
+    table = pd.DataFrame(
+        [row for _, row in whole], columns=header, index=[line for line, _ in whole], dtype=str
+    )
+    return table[wanted] if wanted else table

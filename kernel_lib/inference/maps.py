@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from kernel_lib import files
-from kernel_lib.data import rle
+from kernel_lib import archives, files
+from kernel_lib.data import pictures, rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import thresholds
 
 _META, _LABELS = "meta.json", "labels.json"
+_MEND = "delete it, run its stage"
+_MAX_BYTES = 1 << 26  # of one member: no map, and no table of labels, is larger
 
 
 class Prediction(NamedTuple):
@@ -116,19 +118,34 @@ class Maps:
         """Raises InputError where the archive is missing or damaged, with who makes it."""
         self.path = Path(path)
         try:
-            self._zip = zipfile.ZipFile(self.path)  # which locks its file for each read
-            self.meta: dict[str, Any] = json.loads(self._zip.read(_META))
+            self._zip = archives.opened(self.path)  # which locks its file for each read
             named = self._zip.namelist()
-            self._labels = json.loads(self._zip.read(_LABELS)) if _LABELS in named else {}
+            self.meta: dict[str, Any] = self._table(_META)
+            self._labels = self._table(_LABELS) if _LABELS in named else {}
         except FileNotFoundError:
             raise InputError(f"{path} is missing: the train stage predicts held-out images, "
                              "the inference stage test images") from None  # fmt: skip
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}): delete it, run its stage") from error
+        except (archives.ArchiveError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} is damaged ({error}): {_MEND}") from error
+        if others := [n for n in named if n not in (_META, _LABELS) and not n.endswith(".png")]:
+            raise InputError(f"{path} is damaged (it holds {others[0]!r}): {_MEND}")
         drawn = [name.removesuffix(".png") for name in named if name.endswith(".png")]
         self.has_maps, self.has_labels = bool(drawn), bool(self._labels)
         self.ids = drawn or list(self._labels)
         self._known = frozenset(self.ids)
+        if len(self.ids) != self.meta.get("images", len(self.ids)):
+            found = f"{len(self.ids)} images, not {self.meta['images']}"
+            raise InputError(f"{path} is damaged ({found}): {_MEND}")
+        if drawn and self._labels and self._known != self._labels.keys():
+            raise InputError(f"{path} is damaged (labels of other images than maps): {_MEND}")
+        if not all(type(p) is float and 0 <= p <= 1 for p in self._labels.values()):
+            raise InputError(f"{path} is damaged (labels that are not from 0.0 to 1.0): {_MEND}")
+
+    def _table(self, name: str) -> dict[str, Any]:
+        table = json.loads(archives.read(self._zip, name, _MAX_BYTES))
+        if not isinstance(table, dict):
+            raise ValueError(f"{name} is no table")
+        return table
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._known
@@ -141,11 +158,12 @@ class Maps:
         if image_id not in self._known or not self.has_maps:
             raise InputError(f"{self.path} holds no map of image {image_id}")
         try:
-            png = self._zip.read(f"{image_id}.png")  # against its checksum
-        except (zipfile.BadZipFile, EOFError) as error:
-            mend = "delete it, run its stage"
-            raise InputError(f"{self.path} is damaged ({error}): {mend}") from error
-        return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+            levels = pictures.decode(archives.read(self._zip, f"{image_id}.png", _MAX_BYTES))
+        except InputError as error:
+            raise InputError(f"{self.path} is damaged ({error}): {_MEND}") from error
+        if levels is None or levels.ndim != 2 or levels.dtype != np.uint8:
+            raise InputError(f"{self.path} is damaged ({image_id} is no map): {_MEND}")
+        return levels
 
     def label(self, image_id: str) -> float | None:
         """The image's probability of a pneumothorax; None where the models say none."""

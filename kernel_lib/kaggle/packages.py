@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
+from kernel_lib import archives
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 
+MAX_BYTES = 1 << 30  # of a wheel, unpacked
 MANIFEST = "offline-manifest.json"  # in a data set that `build_kernel.py offline` made
 
 
@@ -33,7 +35,10 @@ def bring(wheels: Mapping[str, tuple[str, str]], wanted: Mapping | None = None) 
     with the way to attach it.
     """
     for name, (digest, text) in wheels.items():
-        content = base64.b64decode(text)
+        try:
+            content = base64.b64decode(text)
+        except ValueError as error:
+            raise InputError(f"{name} is damaged ({error}); build the kernel again") from None
         _check(name, hashlib.sha256(content).hexdigest(), digest, "build the kernel again")
         yield use_wheel(name, content)
     attached = paths.mounted_files(MANIFEST)
@@ -50,6 +55,8 @@ def use_wheel(name: str, content: bytes) -> str:
     """
     with _opened(name, content) as wheel:
         modules = _modules(wheel)
+    if not modules or name.count("-") < 4:
+        raise InputError(f"{name} is no wheel of Python modules; fetch it anew")
     if all(find_spec(module) for module in modules):
         return f"{name}: {', '.join(modules)} is in this image already"
     ours = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -97,14 +104,7 @@ def unpack(name: str, content: bytes) -> Path:
     """
     scratch = Path(tempfile.gettempdir()).resolve()
     folder = scratch / f"kernel_wheel-{hashlib.sha256(content).hexdigest()[:16]}"
-    with _opened(name, content) as wheel:
-        members = {m.filename: wheel.read(m) for m in wheel.infolist() if not m.is_dir()}
-    for member in members:
-        path = PurePosixPath(member)
-        if path.is_absolute() or ".." in path.parts or "\\" in member or ":" in path.parts[0]:
-            raise InputError(
-                f"{name} holds {member!r}, which would leave its folder; do not use it"
-            )
+    members = _members(name, content)
     if _holds(folder, members):
         return folder
     try:
@@ -124,6 +124,29 @@ def unpack(name: str, content: bytes) -> Path:
     return folder
 
 
+def _members(name: str, content: bytes) -> dict[str, bytes]:
+    """The wheel's files by path, each within the folder that it is unpacked to."""
+    members: dict[str, bytes] = {}
+    left = MAX_BYTES
+    with _opened(name, content) as wheel:
+        for info in wheel.infolist():
+            if info.filename.endswith("/"):  # a folder
+                continue
+            path = PurePosixPath(info.filename)
+            # One spelling for one file: a wheel has no "./a", "a//b" or drive.
+            plain = path.parts and str(path) == info.filename and "\\" not in info.filename
+            if not plain or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                raise InputError(
+                    f"{name} holds {info.filename!r}, which would leave its folder; do not use it"
+                )
+            try:
+                members[info.filename] = archives.read(wheel, info.filename, left)
+            except archives.ArchiveError as error:
+                raise InputError(f"{name} is damaged: {error}; fetch it anew") from error
+            left -= len(members[info.filename])
+    return members
+
+
 def _check_attached(wanted: Mapping, attached: list[Path]) -> None:
     """That the data set which the kernel was built for is there, in that version."""
     there = {name: e for m in attached for name, e in _read(m)["files"].items()}
@@ -141,9 +164,10 @@ def _check_attached(wanted: Mapping, attached: list[Path]) -> None:
 def _read(manifest: Path) -> dict:
     try:
         listed = json.loads(manifest.read_text(encoding="utf-8"))
-        if all("sha256" in entry for entry in listed["files"].values()) and listed["dataset"]:
+        hashes = [entry["sha256"] for entry in listed["files"].values()]
+        if listed["dataset"] and all(isinstance(found, str) for found in hashes):
             return listed
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise InputError(f"{manifest} is no manifest of `build_kernel.py offline`; make it anew")
 
@@ -155,9 +179,9 @@ def _check(what: str, found: str, expected: str, mend: str) -> None:
 
 def _opened(name: str, content: bytes) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile:
-        raise InputError(f"{name} is no wheel; fetch it anew") from None
+        return archives.opened(io.BytesIO(content))
+    except archives.ArchiveError as error:
+        raise InputError(f"{name} is no wheel ({error}); fetch it anew") from error
 
 
 def _modules(wheel: zipfile.ZipFile) -> list[str]:
@@ -169,7 +193,7 @@ def _modules(wheel: zipfile.ZipFile) -> list[str]:
             found.add(head)
         elif not inner and name.endswith((".py", ".so")):
             found.add(name.split(".")[0])
-    return sorted(found)
+    return sorted(name for name in found if name.isidentifier())
 
 
 def _holds(folder: Path, members: Mapping[str, bytes]) -> bool:

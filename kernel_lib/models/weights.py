@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import nn
 
+from kernel_lib import archives
 from kernel_lib.errors import InputError
 
 _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
@@ -62,15 +65,55 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_state(path)
     except Exception as error:
         raise InputError(f"{path} is not a readable weights file ({error}); {OFFER}") from error
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not is_table(state):
         raise InputError(f"{path} holds no table of tensors; {OFFER}")
     return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def is_table(state: Any) -> bool:
+    """Whether it is a table of tensors by name, as a network's state is."""
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What torch saved in a file, against its checksums, which torch itself does not look at.
+
+    No code in it is run. Raises whatever a file raises that is none of torch's, or is damaged.
+    """
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            _check_sums(file)
+    state = torch.load(path, map_location=device, weights_only=True)
+    for tensor in _tensors(state):
+        held = tensor.layout is torch.strided and tensor.untyped_storage().nbytes()
+        if tensor.is_meta or tensor.numel() * tensor.element_size() > held:
+            raise ValueError(f"a tensor of {tuple(tensor.shape)} holds less than it states")
+    return state
+
+
+def _check_sums(file: IO[bytes]) -> None:
+    archive = archives.opened(file)
+    # torch packs nothing; what is packed may unpack to anything.
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise ValueError("its records are packed, as torch never writes them")
+    if (damaged := archive.testzip()) is not None:
+        raise ValueError(f"the checksum of {damaged} differs")
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, (Mapping, list, tuple)):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(value)
 
 
 def load_model(model: nn.Module, path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import rle
+from kernel_lib.data import cells, rle
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
@@ -138,8 +138,8 @@ def score(
         )
     counts = np.empty((len(both), 3), dtype=np.int64)  # (N, 3) intersection, predicted, truth
     for at, one in enumerate(both):
-        shape = (shapes or {}).get(one, shape)
-        first, second = (_united(side[one], shape) for side in sides)
+        own = (shapes or {}).get(one, shape)
+        first, second = (_united(side[one], own) for side in sides)
         counts[at] = rle.shared_px(first, second), rle.area(first), rle.area(second)
     dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
     return ScoreResult(
@@ -234,35 +234,25 @@ def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
     """The table of `read` without its ragged rows, and those as (row, problem)."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text (byte {error.start}): give a CSV in UTF-8") from None
-    if _cells(lines[0]) != list(COLUMNS):
-        found = f"the header is {lines[0][:80]!r}" if lines[0].strip() else "there is no header"
+    (_, header), *given = cells.read(path) or [cells.Row(1, [])]
+    if header != list(COLUMNS):
+        found = f"the header is {','.join(header)[:80]!r}" if any(header) else "there is no header"
         raise InputError(
             f"{path}, row 1: {found}, not {','.join(COLUMNS)!r}: give an RLE table, "
             "written without an index column"
         )
     rows, ragged = [], []
-    for at, line in enumerate(lines[1:], 2):
-        cells = _cells(line)
-        if len(cells) == 2 and cells[0]:
-            rows.append((at, *cells))
-        elif line.strip():
-            found = "no id" if len(cells) == 2 else f"{len(cells)} values instead of 2"
+    for at, row in given:
+        if len(row) == 2 and row[0]:
+            rows.append((at, *row))
+        else:
+            found = "no id" if len(row) == 2 else f"{len(row)} values instead of 2"
+            shown = repr(",".join(row)[:60])
             ragged.append(
-                (at, f"row {at}: {found} ({line[:60]!r}): write 'id,RLE', blanks within the RLE")
+                (at, f"row {at}: {found} ({shown}): write 'id,RLE', blanks within the RLE")
             )
     table = pd.DataFrame(rows, columns=["row", "image_id", "rle"])
     return table.astype({"row": np.int64}), ragged
-
-
-def _cells(line: str) -> list[str]:
-    """Values of a line. No value of these tables holds a comma, so a quote is mere dress."""
-    return [cell.strip().strip('"').strip() for cell in line.split(",")]
 
 
 def _first_repeated(ids: list[str]) -> str | None:

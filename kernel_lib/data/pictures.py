@@ -1,0 +1,146 @@
+"""PNG and JPEG in memory: what size they state, and their grey levels, decoded within bounds."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+
+from kernel_lib.errors import InputError
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+JPEG2000_START = b"\xff\x4f\xff\x51"
+END_OF_JPEG = b"\xff\xd9"
+# SOF markers: baseline to lossless and arithmetic, without DHT (C4), JPG (C8), DAC (CC); JPEG-LS.
+START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = (0xC0, 0xC1, 0xC3)
+RESTARTS = range(0xD0, 0xD8)
+# What may stand before the end: frames, tables, scans, application data, comments.
+SEGMENTS = {*START_OF_FRAME, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
+# The largest detectors have 20 million. A file that states more would fill the memory first.
+MAX_PIXELS = 1 << 26
+
+
+def stated_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that the header of a PNG, JPEG, JPEG-LS or JPEG 2000 states, else None."""
+    try:
+        if data.startswith(PNG_MAGIC):
+            width, height = struct.unpack_from(">II", data, 16)
+            return height, width
+        start = data.find(JPEG2000_START)
+        if start >= 0 and not data.startswith(JPEG_MAGIC):
+            right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
+            return bottom - top, right - left
+        return _size_of_jpeg(data) if data.startswith(JPEG_MAGIC) else None
+    except (struct.error, IndexError):
+        return None
+
+
+def _size_of_jpeg(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while True:
+        while data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):  # fill bytes
+            at += 1
+        marker = data[at + 1]
+        if marker in START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        if marker in (0xD9, 0xDA):
+            return None
+        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
+        at += 2 if alone else 2 + struct.unpack_from(">H", data, at + 2)[0]
+
+
+def check_size(shape: tuple[int, int]) -> None:
+    """Raises InputError, without naming a file, for more pixels than are read, or for none."""
+    height, width = shape
+    if not 1 <= height * width <= MAX_PIXELS or min(shape) < 1:
+        raise InputError(
+            f"states {height:,} × {width:,} pixels, and 1 to {MAX_PIXELS:,} are read: fetch it "
+            "again, or make it smaller"
+        )
+
+
+def decode(data: bytes) -> np.ndarray | None:
+    """The levels of a PNG or JPEG as stored, (H, W) or (H, W, C); None where it is damaged.
+
+    A PNG's checksums are verified. A JPEG has none: what is cut short is seen, a changed byte need
+    not be. Raises: InputError, without naming a file, where it states too many pixels.
+    """
+    size = stated_size(data)
+    if size is None:
+        return None
+    check_size(size)
+    # OpenCV fills a JPEG that was cut short with grey and only murmurs: look for the end first.
+    if not (is_whole_png(data) if data.startswith(PNG_MAGIC) else is_whole_jpeg(data)):
+        return None
+    try:
+        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    return levels if levels is not None and levels.shape[:2] == size else None
+
+
+def is_whole_png(data: bytes) -> bool:
+    """Whether every chunk up to the end is there, with the right checksum."""
+    at = len(PNG_MAGIC)
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        body = data[at + 4 : at + 8 + length]
+        check = data[at + 8 + length : at + 12 + length]
+        if len(check) < 4 or zlib.crc32(body) != int.from_bytes(check):
+            return False
+        if body[:4] == b"IEND":
+            return True
+        at += 12 + length
+    return False
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether all segments are there to the end, and every marker within a scan belongs there.
+
+    A decoder that meets another one fills the rest of the picture with grey.
+    """
+    at, in_scan, scanned, framed, restarts, count = 2, False, False, False, False, 0
+    left = 0  # components that are still to come; progressive frames send each many times
+    while True:
+        at = data.find(b"\xff", at) if in_scan else at
+        if at < 0 or at + 4 > len(data) + 2 * (data[at + 1 : at + 2] == b"\xd9"):
+            return False
+        marker = data[at + 1]
+        if data[at] != 0xFF:
+            return False
+        if marker == 0xFF or (in_scan and marker == 0):  # fill, or a stuffed byte of the scan
+            at += 1 if marker else 2
+        elif marker in RESTARTS:
+            if not (in_scan and restarts and marker == RESTARTS[count % 8]):
+                return False
+            at, count = at + 2, count + 1
+        elif marker == 0xD9:
+            return scanned and not _goes_on(data[at + 2 :])
+        elif marker not in SEGMENTS or (framed and marker in START_OF_FRAME):
+            return False
+        else:
+            in_scan, count = marker == 0xDA, 0
+            scanned, framed = scanned or in_scan, framed or marker in START_OF_FRAME
+            if marker == 0xDD:
+                restarts = data[at + 4 : at + 6] != b"\0\0"
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            if marker in START_OF_FRAME:
+                left = sum(data[at + 9 : at + 10]) if marker in SEQUENTIAL else 1 << 16
+            if in_scan:
+                # A scan's header is as long as its components take, and each is sent but once.
+                sent = sum(data[at + 4 : at + 5])
+                left -= sent
+                if left < 0 or length != 6 + 2 * sent:
+                    return False
+            at += 2 + length
+
+
+def _goes_on(rest: bytes) -> bool:
+    """Whether what follows an end of the picture is the rest of it, so that the end was none."""
+    rest = rest.lstrip(b"\0")
+    return END_OF_JPEG in rest and not rest.startswith(JPEG_MAGIC)  # cameras append a preview
