@@ -233,6 +233,7 @@ KNOWLEDGE: tuple[Line, ...] = (
         "voting over different networks", "vote of two U-Nets and two DeepLabs (3 of 4) against "
         "the better single network", "four_vote:dice", "unet|deeplab:dice", "more",
         "a false alarm of one network is outvoted",
+        "two of the four voices are the weaker network's, and three must agree on every mask",
     ),
     Claim(
         "different networks together improve significantly",
@@ -246,7 +247,7 @@ KNOWLEDGE: tuple[Line, ...] = (
         "U-Net with DeepLabV3+ against U-Net with a U-Net of the next seed",
         "two_networks:dice", "two_unets:dice", "more",
         "different decoders err at different places",
-        "two seeds from scratch differ as much as two networks",
+        "DeepLabV3+ is weaker here by more than its other errors make good",
     ),
     Claim(
         "empty images are mostly predicted empty, non-empty ones often too",
@@ -324,7 +325,8 @@ CHECKPOINTS: tuple[Line, ...] = (
     Claim(
         "deep_supervision_v1: LB 0.8389, above v1's 0.8265", "side masks and label against none",
         "deep_supervision_v1:dice", "unet:dice", "more",
-        "every level learns from the mask directly", "side masks of few images add little",
+        "every level learns from the mask directly",
+        "the side masks take their share of so few steps",
     ),
     Claim(
         "deep_supervision_v1: share of masks close to the truth", "share predicted against true",

@@ -138,7 +138,8 @@ def render(
         "dice unless they say otherwise, with a 95 % bootstrap over patients and seeds together "
         "(of three seeds it is somewhat narrow). Below three seeds, or where the interval covers "
         "0, a line is undecided; *the same* and *no gain* hold where the interval stays within "
-        "0.01 of dice or AUC, 2 % of a share. Of so many lines, one in twenty errs by chance.",
+        "0.01 of dice or AUC, 2 % of a share. Of so many lines, one in twenty errs by chance. "
+        "A reason is a reading of the outcome, not itself tried.",
         "",
     ]
     for title, lines in sections.items():
