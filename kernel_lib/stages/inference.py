@@ -24,6 +24,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
+from kernel_lib.signals import Signals
 from kernel_lib.stages import allowance, predictions, report, scores
 
 
@@ -54,6 +55,16 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     work = paths.work_dir(parameters.work_dir)
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
+    with Signals().caught(), files.alone(work / "ensembles" / earlier.name):
+        result = _infer(parameters, earlier, roots)
+    print(result)
+    allowance.say(work)
+    return result
+
+
+def _infer(
+    parameters: InferenceParameters, earlier: Path, roots: Sequence[Path]
+) -> InferenceResult:
     ensemble = Ensemble.load(earlier)
     choice, document = ensembles.read_choice(earlier)
     source = table.discover(paths.data_dir(parameters.data_dir))
@@ -63,7 +74,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     images, unreadable = _predict_all(ensemble, parameters, source, roots, chosen)
-    folder = work / "ensembles" / ensemble.name
+    folder = roots[0] / "ensembles" / ensemble.name
     _take_along(earlier, folder)
     areas, found, wanted = [], {}, set(sample)
     for image_id, mask in test_masks(ensemble, roots, images, choice):
@@ -87,8 +98,6 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     told = tuple(scores.told(ensemble, choice, scored))
     result = InferenceResult(folder, target, summary, scored, unread, told)
     report.write(folder, roots, source=source)
-    print(result)
-    allowance.say(work)
     return result
 
 
