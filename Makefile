@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-kaggle lint format notebooks pictures bench \
-	ablation ablation-quick clean
+	ablation ablation-quick torture clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -12,6 +12,7 @@ KAGGLE := .venv-kaggle
 NOTEBOOKS := train thresholds inference
 DEMO := demo
 SEEDS := 3
+KILLS := 200
 
 # A notebook's kernel must be this environment's, whatever else is on the machine.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,6 +25,7 @@ help:
 	@echo "make setup      the environment alone    make bench     the README's figures"
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
+	@echo "make torture    every stage killed and run again, KILLS=200: does it end the same?"
 
 setup: $(READY)
 
@@ -89,6 +91,9 @@ ablation: $(READY)
 
 ablation-quick: $(READY)
 	$(PY) -m ablation run --quick
+
+torture: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m torture --kills $(KILLS)
 
 clean:
 	rm -rf build $(DEMO) .pytest_cache .ruff_cache .hypothesis
