@@ -70,40 +70,39 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
-    with Signals().caught(), files.alone(work / "ensembles" / ensemble.name):
-        result = _search(parameters, recipe, ensemble, roots, source)
+    drawn = preparation.find_folds(roots, ensemble.folds_digest)
+    allow = {"allow_unknown_past": parameters.allow_unknown_past}
+    kept = out_of_fold(ensemble, roots, drawn, **allow)
+    last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
+    folder = work / "ensembles" / ensemble.name
+    with Signals().caught(), files.alone(folder):
+        result = _search(folder, parameters, recipe, kept, last)
+        report.write(folder, roots, source=source, searches=result.searches)
     print(result)
     allowance.say(work)
     return result
 
 
 def _search(
+    folder: Path,
     parameters: ThresholdsParameters,
     recipe: Recipe,
-    ensemble: Ensemble,
-    roots: Sequence[Path],
-    source: table.Source | None,
+    kept: OutOfFold,
+    last: OutOfFold,
 ) -> ThresholdsResult:
-    drawn = preparation.find_folds(roots, ensemble.folds_digest)
-    allow = {"allow_unknown_past": parameters.allow_unknown_past}
-    kept = out_of_fold(ensemble, roots, drawn, **allow)
-    last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
     found, scored = _honest(kept, recipe, parameters, progress=True)
     _, scored_last = _honest(last, recipe, parameters)
-    folder = roots[0] / "ensembles" / ensemble.name
     searches = _write(folder, kept, found, scored, scored_last)
-    result = ThresholdsResult(
+    return ThresholdsResult(
         folder=folder,
         ensemble=Ensemble.load(folder),
-        among=ensemble,
+        among=kept.ensemble,
         choice=found.choice,
         searches=searches,
         honest=scored,
         last=scored_last,
         past_known=kept.honest,
     )
-    report.write(folder, roots, source=source, searches=searches)
-    return result
 
 
 def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Recipe, str | None]:
