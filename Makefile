@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-kaggle lint format notebooks pictures bench \
-	ablation ablation-quick fuzz clean
+	ablation ablation-quick fuzz torture clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -14,6 +14,7 @@ DEMO := demo
 SEEDS := 3
 CASES := 100000
 SEED := 0
+KILLS := 200
 
 # A notebook's kernel must be this environment's, whatever else is on the machine.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -27,6 +28,7 @@ help:
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
+	@echo "make torture    every stage killed and run again, KILLS=200: does it end the same?"
 
 setup: $(READY)
 
@@ -96,6 +98,9 @@ ablation-quick: $(READY)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m fuzz --cases $(CASES) --seed $(SEED)
+
+torture: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m torture --kills $(KILLS)
 
 clean:
 	rm -rf build fuzz-faults $(DEMO) .pytest_cache .ruff_cache .hypothesis

@@ -12,13 +12,15 @@ from kernel_lib.errors import InputError
 
 
 class Commands(click.Group):
-    """Commands whose InputErrors are read as one clear line, not as a traceback."""
+    """Commands whose InputErrors are one clear line, not a traceback, and Ctrl-C a status."""
 
     def invoke(self, context: click.Context):
         try:
             return super().invoke(context)
         except InputError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None  # as a shell has it
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

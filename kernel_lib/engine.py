@@ -1,11 +1,15 @@
-"""Device, precision and every source of chance of a process."""
+"""Device, precision, memory and every source of chance of a process."""
 
 from __future__ import annotations
 
 import os
 import random
-from contextlib import AbstractContextManager
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,6 +61,44 @@ def engine(device: str = "auto", precision: str = "auto") -> Engine:
     if where.type == "cpu" and precision == "float16":
         raise InputError("PRECISION float16 needs a GPU; -p PRECISION float32")
     return Engine(where, getattr(torch, precision))
+
+
+@contextmanager
+def memory_named(size: int, batch_size: int, accumulate: int | None = None) -> Iterator[None]:
+    """InputError with what the memory of a GPU goes by, where that is full.
+
+    `accumulate` belongs to a training.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        now, half = f"SIZE {size}, BATCH_SIZE {batch_size}", f"-p BATCH_SIZE {batch_size // 2}"
+        if accumulate is not None:
+            now += f", ACCUMULATE {accumulate}"
+            half += f" -p ACCUMULATE {2 * accumulate}, the same optimiser step"
+        mend = f"{half}; or a smaller SIZE" if batch_size > 1 else "a smaller SIZE"
+        raise InputError(
+            f"the GPU's memory is full at {now}: {mend}; or end what else runs on it; what is "
+            f"saved stays ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process, and on a GPU its tensors, ever held, in MB (10⁶ bytes)."""
+    peak = {"memory_mb": round(_peak_bytes() / 1e6, 1)}
+    if device.type == "cuda":
+        peak["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return peak
+
+
+def _peak_bytes() -> int:
+    try:
+        # Of this program alone, where getrusage also counts what was there before exec.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

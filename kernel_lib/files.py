@@ -1,14 +1,28 @@
-"""Writes that appear whole or not at all."""
+"""Writes that appear whole or not at all, and folders that one process at a time works in."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import json
 import os
+import shlex
+import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
+
+from kernel_lib.errors import InputError
+
+# A killed process's forked children look after their parent every five seconds.
+ORPHANS_END_S = 15.0
 
 
 @contextmanager
@@ -17,21 +31,28 @@ def whole(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO]:
 
     Written beside `path` under a temporary name, flushed, then renamed: a reader, or a process
     started after a kill, sees the old file or the new one and never a part. Whatever breaks
-    inside removes the temporary file and leaves the old one as it was.
+    inside removes the temporary file and leaves the old one as it was; what a killed process left
+    goes with the next write. Raises InputError, with what it needs and what is free, where the
+    disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    name, written = None, 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = _part(path)
         with os.fdopen(handle, mode, **open_options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; artefacts are for whoever may read the folder.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+            # mkstemp makes files private; artefacts are for whoever may read the folder.
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)  # before the lock on it goes
+    except BaseException as error:
+        if name is not None and os.path.exists(name):
+            written = os.stat(name).st_size
+            Path(name).unlink(missing_ok=True)
+        if disk_full(error):
+            raise InputError(_no_room(path, written)) from error
         raise
 
 
@@ -44,6 +65,165 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, default: Callable | None = None) -> None:
     """Write indented JSON, whole or not at all; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, default=default) + "\n")
+
+
+@contextmanager
+def together(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder to write files in that then replace those of `folder`, by name in order.
+
+    Where something breaks, a full disk say, all of `folder` stays as it was. `without` names files
+    that are removed before the first is replaced. For one process at a time (`alone`).
+    """
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
+    try:
+        yield aside
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in without:
+            (folder / stale).unlink(missing_ok=True)
+        for path in sorted(aside.iterdir()):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: what closes a broken file may raise another."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Write in a folder as the only process, by a hidden file beside it, held and then removed.
+
+    A killed process leaves that file and not the hold. Where another process holds it, `wait` says
+    so and waits; without it an InputError names that process. Processes of other machines count
+    where the file system they share passes locks on.
+    """
+    lock = folder.with_name(f".{folder.name}.lock")
+    handle = _taken(lock, folder, wait)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # still held: whoever waits for this file looks again
+        os.close(handle)
+
+
+def _taken(lock: Path, folder: Path, wait: bool) -> int:
+    """An open, held lock file that says who holds it."""
+    patience = time.monotonic() + ORPHANS_END_S
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _held(handle):
+                owner = _owner(handle)
+                if wait:
+                    print(f"{folder}: waiting for {_named(owner)}", flush=True)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                elif _gone(owner) and time.monotonic() < patience:
+                    time.sleep(0.1)  # its children hold on for a moment
+                    os.close(handle)
+                    continue
+                else:
+                    raise InputError(
+                        f"{folder} is being worked in by {_named(owner)}: wait until it has ended, "
+                        "or end it; two would write over each other"
+                    )
+            if _is_at(handle, lock):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps(_self()).encode(), 0)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # of the one before, who removed it
+
+
+def _self() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": " ".join(shlex.join(sys.orig_argv).split())[:200],
+        "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+    }
+
+
+def _owner(handle: int) -> dict[str, Any]:
+    try:
+        return json.loads(os.pread(handle, 4096, 0))
+    except ValueError:  # it was taken this moment
+        return {}
+
+
+def _named(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "another process"
+    return f"process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
+
+
+def _gone(owner: dict[str, Any]) -> bool:
+    """Whether the process was one of this machine and is no more."""
+    if not owner or owner["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _held(handle: int) -> bool:
+    """Take an open file's lock unless another holds it; where there are no locks it is taken."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_at(handle: int, path: Path | str) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _part(path: Path) -> tuple[int, str]:
+    """A new temporary file beside `path`, held; those of it that nobody holds are removed."""
+    for left in glob.glob(str(path.parent / f".{glob.escape(path.name)}.*.part")):
+        try:
+            handle = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        if _held(handle):
+            Path(left).unlink(missing_ok=True)
+        os.close(handle)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        if _held(handle) and _is_at(handle, name):
+            return handle, name
+        os.close(handle)  # another process took it for a left one
+
+
+def _no_room(path: Path, written: int) -> str:
+    before = path.stat().st_size if path.exists() else 0
+    free = shutil.disk_usage(path.parent).free
+    stays = "the old one is as it was; " if before else ""
+    return (
+        f"{path} cannot be written: it needs {max(written, before) / 1e6:.1f} MB or more, and its "
+        f"disk is full, with {free / 1e6:.1f} MB free: make room and run the same command again "
+        f"({stays}what is done stays)"
+    )
 
 
 def _umask() -> int:

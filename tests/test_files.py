@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import zipfile
+from contextlib import contextmanager
 
 import pytest
+import torch
 
 from kernel_lib import files
+from kernel_lib.errors import InputError
 
 
 def names(folder) -> list[str]:
@@ -62,3 +70,164 @@ def test_json_comes_back_and_has_no_nan(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
+
+
+def test_files_together_replace_others_only_when_all_are_written(tmp_path):
+    folder = tmp_path / "a"
+    for name in ("old", "rule"):
+        files.write_text(folder / name, "old")
+
+    def rewritten(breaks: bool) -> None:
+        with files.together(folder, without=["old"]) as aside:
+            files.write_text(aside / "rule", "new")
+            if breaks:
+                raise ValueError
+
+    with pytest.raises(ValueError):
+        rewritten(breaks=True)
+    assert (names(folder), names(tmp_path)) == (["old", "rule"], ["a"])
+    assert (folder / "rule").read_text() == "old"
+    rewritten(breaks=False)
+    assert (names(folder), names(tmp_path)) == (["rule"], ["a"])
+    assert (folder / "rule").read_text() == "new"
+
+
+# Other processes
+
+HOLDS = """
+import sys
+from pathlib import Path
+from kernel_lib import files
+with files.alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    if len(sys.argv) > 2:
+        import os
+        if not os.fork():
+            sys.stdin.read()
+            os._exit(0)
+    sys.stdin.read()
+"""
+WRITES = """
+import sys
+from pathlib import Path
+from kernel_lib import files
+with files.whole(Path(sys.argv[1]), "w") as file:
+    file.write("half")
+    file.flush()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def other(script, *arguments):
+    """A process that has come to where it holds something, and ends at the end of its input."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def enter(folder) -> list[str]:
+    with files.alone(folder):
+        return names(folder.parent)
+
+
+def test_a_second_process_is_refused_by_the_name_of_the_first(tmp_path):
+    folder = tmp_path / "fold0"
+    with other(HOLDS, folder) as process:
+        with pytest.raises(InputError, match=rf"fold0 is being .* by process {process.pid} on "):
+            enter(folder)
+        with pytest.raises(InputError, match=r"since 20\d\d-.*-c .*import sys"):
+            enter(folder)
+        assert enter(tmp_path / "fold1") == [".fold0.lock", ".fold1.lock"], "a fold beside it"
+        process.communicate("")
+    assert names(tmp_path) == [], "nothing stays after a good end"
+    assert enter(folder) == [".fold0.lock"]
+
+
+@pytest.mark.parametrize("more", [[], ["with a child that ends later"]])
+def test_a_killed_process_holds_nothing(tmp_path, more):
+    with other(HOLDS, tmp_path / "fold0", *more) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not more:
+            assert names(tmp_path) == [".fold0.lock"]
+        process.stdin.close()
+        assert enter(tmp_path / "fold0") == [".fold0.lock"]
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_a_living_one_s_stays(tmp_path):
+    path = tmp_path / "last.pt"
+    with other(WRITES, path) as process:
+        files.write_text(path, "first")
+        assert len(names(tmp_path)) == 2, "another process is about to write it"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(names(tmp_path)) == 2
+        files.write_text(path, "second")
+    assert names(tmp_path) == ["last.pt"]
+    assert path.read_text() == "second"
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def by_bytes(path, megabytes):
+    with files.whole(path) as file:
+        for _ in range(megabytes * 100):
+            file.write(bytes(10_000))
+
+
+def by_torch(path, megabytes):
+    with files.whole(path) as file:
+        torch.save({"model": torch.zeros(megabytes * 250_000)}, file)
+
+
+def by_zip(path, megabytes):
+    with files.whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for number in range(megabytes * 10):
+            archive.writestr(str(number), bytes(100_000))
+
+
+def by_text(path, megabytes):
+    files.write_text(path, "x" * (megabytes * 1_000_000))
+
+
+@pytest.mark.parametrize("write", [by_bytes, by_torch, by_zip, by_text])
+def test_a_full_disk_is_named_and_leaves_the_old_file(small_disk, write):
+    path = small_disk / "last.pt"
+    path.write_bytes(bytes(300_000))
+    with pytest.raises(InputError, match=r"last.pt cannot be written: it needs 0\.\d MB or more"):
+        write(path, 3)
+    assert path.read_bytes() == bytes(300_000)
+    assert names(small_disk) == ["last.pt"]
+    path.unlink()
+    by_text(path, 0)
+    assert path.read_text() == ""
+
+
+def test_other_errors_are_no_full_disk():
+    assert not files.disk_full(OSError(errno.EIO, "broken"))
+    assert not files.disk_full(None)

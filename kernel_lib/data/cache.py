@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kernel_lib import files
 from kernel_lib.data import images
 from kernel_lib.data.cache_store import Journal, Row, Store, Task
 from kernel_lib.data.cache_workers import Outcome, outcomes
@@ -272,8 +271,11 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "its disk is full" if full else f"{error.strerror or error}"
+        what = f"{error.strerror or error}"
+        if files.disk_full(error):
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            free = shutil.disk_usage(there).free
+            what = f"its disk is full, with {free / 1e6:.1f} MB free"
         raise InputError(
             f"the cache {folder} can't be written: {what}; make room, or give another CACHE_DIR "
             "(what is done already stays, and the next call goes on from there)"
@@ -284,8 +286,6 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
 def _locked(folder: Path, root: Path | str) -> Iterator[None]:
     """One process at a time: a second one waits, and then finds the work done."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder.parents[1] / "DATA_DIR.txt").write_text(f"{Path(root).resolve()}\n")
-    # The lock goes with its process, also when that is killed.
-    with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with files.alone(folder, wait=True):
+        (folder.parents[1] / "DATA_DIR.txt").write_text(f"{Path(root).resolve()}\n")
         yield

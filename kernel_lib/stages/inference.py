@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
+from kernel_lib.signals import Signals
 from kernel_lib.stages import allowance, predictions, report, scores
 from kernel_lib.training import distributed, launch
 from kernel_lib.training.distributed import World
@@ -66,7 +68,11 @@ def predict(parameters: InferenceParameters) -> Predicted:
     With several GPUs, or PROCESSES, as many processes share it; started by torchrun it is one of
     them. Raises InputError as `run` does.
     """
-    return _predict(_asked(parameters))
+    asked = _asked(parameters)
+    # Of several processes the one that started them holds the folder, or nobody.
+    held = files.alone(asked.folder) if distributed.n_ranks() == 1 else nullcontext()
+    with Signals().caught(), held:
+        return _predict(asked)
 
 
 def run(parameters: InferenceParameters) -> InferenceResult:
@@ -81,14 +87,21 @@ def run(parameters: InferenceParameters) -> InferenceResult:
             "predict; of several that torchrun starts, `predict` is the command"
         )
     asked = _asked(parameters)
-    work, roots, ensemble, source = asked.roots[0], asked.roots, asked.ensemble, asked.source
+    with Signals().caught(), files.alone(asked.folder):
+        result = _infer(asked)
+    print(result)
+    allowance.say(asked.roots[0])
+    return result
+
+
+def _infer(asked: _Asked) -> InferenceResult:
+    ensemble, folder = asked.ensemble, asked.folder
     choice, document = ensembles.read_choice(asked.earlier)
     predicted = _predict(asked)
     unreadable = predicted.unreadable
-    folder = work / "ensembles" / ensemble.name
     _take_along(asked.earlier, folder)
     areas, found, wanted = [], {}, set(asked.sample)
-    for image_id, mask in test_masks(ensemble, roots, predicted.images, choice):
+    for image_id, mask in test_masks(ensemble, asked.roots, predicted.images, choice):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
@@ -108,9 +121,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     )
     told = tuple(scores.told(ensemble, choice, scored))
     result = InferenceResult(folder, target, summary, scored, unread, told)
-    report.write(folder, roots, source=source)
-    print(result)
-    allowance.say(work)
+    report.write(folder, asked.roots, source=asked.source)
     return result
 
 
@@ -125,6 +136,11 @@ class _Asked:
     source: table.Source
     sample_file: Path | None
     sample: list[str]  # image ids
+
+    @property
+    def folder(self) -> Path:
+        """The ensemble's folder in the working folder."""
+        return self.roots[0] / "ensembles" / self.ensemble.name
 
 
 def _asked(parameters: InferenceParameters) -> _Asked:

@@ -15,7 +15,7 @@ from kernel_lib import checkpoints
 from kernel_lib.config import Experiment
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, plain_loader
-from kernel_lib.engine import Engine
+from kernel_lib.engine import Engine, memory_named
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps, tta
 from kernel_lib.inference.predict import predict
@@ -49,13 +49,14 @@ def write(
     ids = prepared.table["image_id"].tolist()
     own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen), size)
     stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
-    if not world.first:
-        for _ in stream:  # gives nothing here, and all to the first
-            pass
-        return
-    title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
-    named = ((ids[i], prediction) for i, prediction in stream)
-    maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
+    with memory_named(row.size, size):
+        if not world.first:
+            for _ in stream:  # gives nothing here, and all to the first
+                pass
+            return
+        title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
+        named = ((ids[i], prediction) for i, prediction in stream)
+        maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
 
 
 def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

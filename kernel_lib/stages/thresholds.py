@@ -23,6 +23,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
+from kernel_lib.signals import Signals
 from kernel_lib.stages import allowance, report, scores
 
 
@@ -73,24 +74,35 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, drawn, **allow)
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
+    folder = work / "ensembles" / ensemble.name
+    with Signals().caught(), files.alone(folder):
+        result = _search(folder, parameters, recipe, kept, last)
+        report.write(folder, roots, source=source, searches=result.searches)
+    print(result)
+    allowance.say(work)
+    return result
+
+
+def _search(
+    folder: Path,
+    parameters: ThresholdsParameters,
+    recipe: Recipe,
+    kept: OutOfFold,
+    last: OutOfFold,
+) -> ThresholdsResult:
     found, scored = _honest(kept, recipe, parameters, progress=True)
     _, scored_last = _honest(last, recipe, parameters)
-    folder = work / "ensembles" / ensemble.name
     searches = _write(folder, kept, found, scored, scored_last)
-    result = ThresholdsResult(
+    return ThresholdsResult(
         folder=folder,
         ensemble=Ensemble.load(folder),
-        among=ensemble,
+        among=kept.ensemble,
         choice=found.choice,
         searches=searches,
         honest=scored,
         last=scored_last,
         past_known=kept.honest,
     )
-    report.write(folder, roots, source=source, searches=searches)
-    print(result)
-    allowance.say(work)
-    return result
 
 
 def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Recipe, str | None]:
@@ -145,8 +157,6 @@ def _write(
     last: honest.HonestReport,
 ) -> dict[str, thresholds.SearchResult]:
     """members.json, what the searches saw and scored, and last of all the rule; the searches."""
-    for stale in ("thresholds.json", "test.json"):  # they speak of another search
-        (folder / stale).unlink(missing_ok=True)
     ensemble, weights = part.ensemble, found.choice.weights
     searched = [weights or ensemble.weights]
     names, document = [ensemble.name], {}
@@ -168,10 +178,13 @@ def _write(
         by = [m.run for m in ensemble.gate_members or ensemble.members]
         document["gate"] = {"by": ensemble.gate, "runs": by}
     final = ensemble if weights is None else ensemble.taking(weights)
-    final.save(folder)
-    with files.whole(folder / "oof.csv", "w", encoding="utf-8", newline="") as file:
-        kept.per_image.to_csv(file, index=False)
-    report.save_statistics(folder, part.table["image_id"], [part.gated(some) for some in searched])
     document |= {"past_known": part.honest, "honest": kept.to_json(), "last": last.to_json()}
-    files.write_json(folder / "thresholds.json", document)
+    # What another search wrote goes first, and thresholds.json, last by name, comes last.
+    with files.together(folder, without=("thresholds.json", "test.json")) as aside:
+        final.save(aside)
+        with files.whole(aside / "oof.csv", "w", encoding="utf-8", newline="") as file:
+            kept.per_image.to_csv(file, index=False)
+        saw = [part.gated(some) for some in searched]
+        report.save_statistics(aside, part.table["image_id"], saw)
+        files.write_json(aside / "thresholds.json", document)
     return searches

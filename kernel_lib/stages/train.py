@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel_lib import runs
+from kernel_lib import files, runs
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment
 from kernel_lib.engine import Engine, engine
@@ -23,6 +24,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.signals import GOES_ON, Signals
 from kernel_lib.stages import allowance, predictions, preparation, start
 from kernel_lib.training import distributed, launch, sampling, schedule, validation
 from kernel_lib.training.clock import Clock
@@ -57,7 +59,7 @@ class TrainResult:
             return f"{self.run}: folds {list(self.finished)} trained and predicted in {self.work}"
         return (
             f"{self.run}: folds {list(self.finished)} of {list(self.wanted)} are done, the rest is "
-            "saved; run the same command again to go on"
+            f"saved; {GOES_ON}"
         )
 
 
@@ -69,13 +71,15 @@ class _Session:
     engine: Engine
     clock: Clock
     world: distributed.World  # where it is several processes, the first alone writes
+    signals: Signals
 
 
 def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS) -> TrainResult:
     """Train the fold or folds asked for and predict their held-out images.
 
-    It can be stopped anywhere; the same call goes on from there. With MAX_HOURS it stops in time by
-    itself, everything saved. WITH_PARENTS trains first what the row starts from and what gates it.
+    It can be stopped anywhere, and a signal saves first; the same call goes on from there. With
+    MAX_HOURS it stops in time by itself. WITH_PARENTS trains first what the row starts from and
+    what gates it.
     Raises InputError before any data is touched where a name is unknown. With several GPUs, or
     PROCESSES, it starts as many processes of itself and waits for them. Where RANK and WORLD_SIZE
     are set, as torchrun sets them, it is one of several processes that train each fold together;
@@ -95,13 +99,14 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         check(one)
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
-        came = launch.run("train", parameters, n)
+        with Signals().caught():
+            came = launch.run("train", parameters, n)
         return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    with distributed.joined(chosen.device) as world:
-        session = _Session(roots, chosen, distributed.SharedClock(world, clock), world)
+    with Signals().caught() as signals, distributed.joined(chosen.device) as world:
+        session = _Session(roots, chosen, distributed.SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
 
@@ -162,7 +167,25 @@ def _one_fold(
             f"fold {fold} trains on one image, and a batch norm of {row.network} at {row.size} px "
             "needs two: give more images, or -p FREEZE_BATCH_NORM True"
         )
+    for does, part in (("trains on", ~held), ("holds out", held)):
+        if not truth["positive"].to_numpy()[part].any():
+            print(
+                f"note: fold {fold} {does} no image with a pneumothorax: its scores say how well "
+                "emptiness is found, and no more"
+            )
     folder = runs.fold_folder(session.roots[0], decided.run, fold)
+    with ExitStack() as kept_alone:
+        session.world.agreed(lambda: kept_alone.enter_context(files.alone(folder.path)))
+        return _in_folder(folder, decided, images, held, session)
+
+
+def _in_folder(
+    folder: FoldFolder,
+    decided: TrainPlan,
+    images: preparation.TrainingSet,
+    held: np.ndarray,
+    session: _Session,
+) -> bool:
     session.world.agreed(lambda: _settle_folder(folder, decided, images, session.roots))
     model, lineage = session.world.after_first(
         lambda: _starting(folder, decided, images, held, session)
@@ -173,13 +196,13 @@ def _one_fold(
         prepared=images.prepared,
         train_rows=(~held).nonzero()[0],
         held_rows=held.nonzero()[0],
-        truth=truth,
+        truth=images.truth,
         lineage=lineage,
         engine=session.engine,
         workers=predictions.workers(decided.parameters.workers, session.engine),
         world=session.world,
     )
-    training = Training(job, model, session.clock)
+    training = Training(job, model, session.clock, session.signals)
     if not training.run():
         return False
     best = training.position.kept[0]

@@ -22,6 +22,7 @@ class Position:
     step: int = 0  # optimiser steps done in the present epoch
     loss_sum: float = 0.0  # Σ loss · images of the present epoch
     images: int = 0
+    skipped: int = 0  # optimiser steps of the present epoch that changed nothing (`finite`)
     seconds: float = 0.0  # spent in the present epoch, over all sessions
     history: list[dict] = field(default_factory=list)  # one log line an epoch
     kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import numpy as np
@@ -23,12 +24,19 @@ from torch import nn
 
 from kernel_lib import checkpoints, files
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
-from kernel_lib.engine import random_states, restore_random_states, seed_everything
+from kernel_lib.engine import (
+    memory_named,
+    peak_memory,
+    random_states,
+    restore_random_states,
+    seed_everything,
+)
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks, sync_norm
 from kernel_lib.progress import bar
 from kernel_lib.runs import FoldFolder
-from kernel_lib.training import sampling, schedule
+from kernel_lib.signals import GOES_ON, Signals
+from kernel_lib.training import finite, sampling, schedule
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema
 from kernel_lib.training.job import Job, Position
@@ -39,12 +47,16 @@ from kernel_lib.training.validation import better, validate
 class Training:
     """One fold's training, from wherever it stands."""
 
-    def __init__(self, job: Job, start: nn.Module, clock: Clock) -> None:
+    def __init__(
+        self, job: Job, start: nn.Module, clock: Clock, signals: Signals | None = None
+    ) -> None:
         """`start` is the network with its starting weights, used only where no checkpoint is.
 
-        It, and what the clock says, must be the same on every rank (`distributed.SharedClock`).
+        It, and what the clock says, must be the same on every rank (`distributed.SharedClock`);
+        signals are each rank's own, and one that is told to end ends all.
         """
         self.job, self.clock, self.world = job, clock, job.world
+        self.signals = signals or Signals()
         self.row = job.plan.experiment
         self.seed = job.plan.parameters.seed
         self.key = better(self.row.monitor)
@@ -73,11 +85,37 @@ class Training:
             self._settle_files()
 
     def run(self) -> bool:
-        """Train to the end, or to the clock's limit; whether the end was reached."""
-        while not self.position.ended:
-            if not (self._train_epoch() and self._end_epoch()):
-                return False
+        """Train to the end, or to the clock's limit; whether the end was reached.
+
+        Once a signal asks it to end it saves, and raises what the signal raises.
+        """
+        row = self.row
+        with (
+            self.signals.deferred(),
+            memory_named(row.size, row.batch_size, row.accumulate),
+        ):
+            while not self.position.ended:
+                if not (self._train_epoch() and self._end_epoch()):
+                    return False
+        if not self.position.kept:
+            raise FloatingPointError(
+                f"{self.job.folder.name}: {row.monitor} was a number in no epoch from MIN_EPOCHS "
+                f"{row.min_epochs} on, so nothing is kept: lower LR, or another MONITOR"
+            )
         return True
+
+    def _asked_to_end(self) -> bool:
+        """Whether a signal has come to any rank; then it has come to all."""
+        self.signals.pending = max(self.world.gathered(self.signals.pending))
+        return self.signals.pending > 0
+
+    def _save_and_say(self) -> None:
+        self._save()
+        at = self.position
+        print(
+            f"{self.job.folder.name}: asked to end in epoch {at.epoch + 1} after step {at.step}, "
+            f"all saved; {GOES_ON}"
+        )
 
     def _train_epoch(self) -> bool:
         """The present epoch's remaining steps; False where the clock stopped it, all saved."""
@@ -101,6 +139,9 @@ class Training:
             disable=not self.world.first,
         ) as shown:  # fmt: skip
             for number, step in enumerate(steps[at.step :], start=at.step):
+                if self._asked_to_end():
+                    self._save_and_say()
+                    return False
                 if not self.clock.allows(self.slowest):
                     self._save()
                     return False
@@ -113,7 +154,7 @@ class Training:
                 at.step, at.seconds = number + 1, at.seconds + took
                 self.slowest = max(self.slowest, took)
                 shown.update()
-                shown.set_postfix(loss=f"{at.loss_sum / at.images:.4f}", refresh=False)
+                shown.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
                 if self.clock.spent() - self.saved_at > 60 * self.job.plan.parameters.save_minutes:
                     self._save()
         return True
@@ -130,8 +171,8 @@ class Training:
 
     def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
         """One optimiser step over a group of batches, and what follows from new weights."""
-        self.step.take(stream, step, self.position, self.hardness)
-        self.ema.update(self.model)
+        if self.step.take(stream, step, self.position, self.hardness):
+            self.ema.update(self.model)
 
     def _end_epoch(self) -> bool:
         """Validate, keep, log, save; False where the clock does not allow it, all saved."""
@@ -143,21 +184,28 @@ class Training:
             self._save()  # before the question whether it can ever fit, which may end this
             return self.clock.allows_whole(needed, "scoring the held-out images")
         began = time.perf_counter()
-        scores = self._validate()
+        try:
+            scores = self._validate()
+        except (KeyboardInterrupt, SystemExit):
+            self._save_and_say()  # which validation has not changed
+            raise
         line = {
             "epoch": at.epoch + 1,
             "lr": schedule.rate(self.row, at.epoch),  # at the epoch's start
-            "train_loss": at.loss_sum / at.images,
+            "train_loss": at.loss_sum / max(at.images, 1),
             **scores,
             "seconds": at.seconds,
             "val_seconds": time.perf_counter() - began,
             "images_per_second": at.images / max(at.seconds, 1e-9),
+            "skipped_steps": at.skipped,
+            **peak_memory(self.job.engine.device),
             "best": False,
         }
         line["best"] = self._keep(line)
         at.kept, dropped = at.kept[: self.row.keep], at.kept[self.row.keep :]
         at.history.append(line)
         at.epoch, at.step, at.loss_sum, at.images, at.seconds = at.epoch + 1, 0, 0.0, 0, 0.0
+        at.skipped = 0
         self.hardness_before = self.hardness.clone()
         at.ended = self._why_ended()
         self._save()
@@ -170,16 +218,18 @@ class Training:
         job, on_gpu = self.job, self.job.engine.device.type == "cuda"
         batch_size = 2 * self.row.batch_size
         held = PlainImages(job.prepared, self.world.batches(job.held_rows, batch_size))
-        return validate(
-            self.ema.model,
-            plain_loader(held, batch_size, job.workers, on_gpu),
-            job.prepared.mask,
-            job.truth,
-            losses.of_row(self.row),
-            self.views,
-            job.engine,
-            self.world,
-        )
+        # Of several ranks one alone must not leave: they end together, at the next step.
+        with self.signals.at_once() if self.world.size == 1 else nullcontext():
+            return validate(
+                self.ema.model,
+                plain_loader(held, batch_size, job.workers, on_gpu),
+                job.prepared.mask,
+                job.truth,
+                losses.of_row(self.row),
+                self.views,
+                job.engine,
+                self.world,
+            )
 
     def _keep(self, line: dict) -> bool:
         """Save the averaged weights where this epoch is among the best `keep` of those that count.
@@ -187,7 +237,7 @@ class Training:
         Nothing counts before `min_epochs`: the notes' author saw early, lucky epochs win.
         """
         at, epoch = self.position, line["epoch"]
-        if epoch < self.row.min_epochs:
+        if epoch < self.row.min_epochs or not math.isfinite(line[self.row.monitor]):
             return False
         at.kept.append({"epoch": epoch, "value": line[self.row.monitor]})
         at.kept.sort(key=lambda k: (-self.key(k["value"]), k["epoch"]))
@@ -208,6 +258,8 @@ class Training:
 
     def _save(self) -> None:
         """Write last.pt, then the log that it implies."""
+        at = self.position
+        finite.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
         random = self.world.gathered(random_states())  # also: every rank has come this far
         self.saved_at = self.clock.spent()
         if not self.world.first:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kernel_lib.models import losses
-from kernel_lib.training import distributed, sampling
+from kernel_lib.training import distributed, finite, sampling
 from kernel_lib.training.hardness import hardness_of
 from kernel_lib.training.job import Job, Position
 
@@ -42,7 +42,8 @@ class Step:
         scaler: torch.amp.GradScaler,
     ) -> None:
         self.job, self.row, self.world = job, job.plan.experiment, job.world
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.scaler = scaler
+        self.steps = finite.Steps(model, optimizer, scaler)
         self.parallel = distributed.parallel(model, self.world)
         self.loss = losses.of_row(self.row, self.world.total)
         self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))
@@ -53,24 +54,30 @@ class Step:
         step: Sequence[np.ndarray],
         position: Position,
         hardness: torch.Tensor,
-    ) -> None:
+    ) -> bool:
         """One step over the keys of its batches; tells `position` and `hardness` what it saw.
 
-        `stream` gives this rank's shares. Raises FloatingPointError with the images' ids where the
-        loss of a batch is not finite.
+        `stream` gives this rank's shares. False where the step was skipped; raises
+        FloatingPointError with the images' ids where numbers end it (`finite`).
         """
         total = sum(len(batch) for batch in step)
-        for number, batch in enumerate(step, start=1):
-            with self._alone(until=len(step), number=number):
-                value = self._backward(stream, batch, len(batch) / total, position, hardness)
-            position.loss_sum += value * len(batch)
-            position.images += len(batch)
-        if self.row.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.row.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        values = []
+        with self.steps.undone_unless_taken():
+            for number, batch in enumerate(step, start=1):
+                with self._alone(until=len(step), number=number):
+                    value = self._backward(stream, batch, len(batch) / total, position, hardness)
+                values.append(value)
+                if math.isfinite(value):
+                    position.loss_sum += value * len(batch)
+                    position.images += len(batch)
+            seen = self._where(position, np.concatenate(step))
+            taken = self.steps.take(values, self.row.clip_grad_norm, seen)
+        position.skipped += not taken
+        return taken
+
+    def _where(self, position: Position, keys: np.ndarray) -> str:
+        ids = self.job.prepared.table["image_id"].iloc[keys[:, 1]].tolist()
+        return f"in epoch {position.epoch + 1} on {', '.join(ids)}"
 
     def _alone(self, until: int, number: int) -> AbstractContextManager:
         """Gradients stay with their rank until the step's last batch, and are then summed once."""
@@ -95,15 +102,10 @@ class Step:
         labels = self.positive[my_rows].to(engine.device)
         loss = self.loss(output, target, labels)  # of several ranks this one's part
         value = float(self.world.total(loss.detach()))
-        if not math.isfinite(value):
-            ids = self.job.prepared.table["image_id"].iloc[rows].tolist()
-            raise FloatingPointError(
-                f"the loss is {value} in epoch {position.epoch + 1} on {', '.join(ids)}: "
-                "lower LR, or -p PRECISION float32; the last checkpoint is intact"
-            )
+        self.steps.check_loss(value, self._where(position, batch))
         # The parts are to be summed, and DistributedDataParallel takes the mean.
         self.scaler.scale(loss * (weight * self.world.size)).backward()
-        if self.row.sampling in sampling.BY_HARDNESS:
+        if self.row.sampling in sampling.BY_HARDNESS and math.isfinite(value):
             mine = hardness_of(output, target, labels).cpu()
             hardness[torch.from_numpy(rows)] = torch.cat(self.world.gathered(mine))
         return value

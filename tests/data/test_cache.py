@@ -414,7 +414,7 @@ def test_lock_keeps_a_second_call_waiting(prepare, frame, monkeypatch):
     fill = cache_workers.fill
 
     def tried(store, task):
-        with open(folder / "lock") as file:
+        with open(folder.with_name(f".{folder.name}.lock")) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

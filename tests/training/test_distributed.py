@@ -413,7 +413,7 @@ def test_two_processes_end_with_the_scores_of_one(two, tmp_path, sampling):
     assert sorted(p.name for p in (tmp_path / "two/runs/tiny_seed7/fold0").iterdir()) == names
 
 
-TIMED = ("seconds", "val_seconds", "images_per_second")
+TIMED = ("seconds", "val_seconds", "images_per_second", "memory_mb")
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def without_times(folder: Path) -> list[dict]:
     lines = runs.fold_folder(folder, "tiny_seed7", 0).read_log()
-    timed = ("seconds", "val_seconds", "images_per_second")
+    timed = ("seconds", "val_seconds", "images_per_second", "memory_mb")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 

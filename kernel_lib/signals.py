@@ -1,0 +1,77 @@
+"""SIGTERM and Ctrl-C end a stage alike: files are left whole, and the status says by what."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GOES_ON = "run the same command again to go on"
+_TOLD = b"\nends after this step, all saved; once more to end at once\n"
+
+
+class Signals:
+    """What a process does on SIGTERM and SIGINT: it raises, at once or where it is ready to.
+
+    Ctrl-C, and a notebook's interrupt, raise KeyboardInterrupt, whose status is 130; SIGTERM raises
+    SystemExit(143). Both pass through what cleans up. Forked workers leave both to their parent.
+    """
+
+    def __init__(self) -> None:
+        self.pending = 0  # the signal that waits for the end of `deferred`
+        self._deferring = False
+        self._process = os.getpid()
+
+    @contextmanager
+    def caught(self) -> Iterator[Signals]:
+        """Answer both signals meanwhile; outside the main thread, which gets none, nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._answer) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                # None: set by something other than Python, which cannot be set again.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """The first signal waits, as `pending`, until this ends; the second raises at once."""
+        with self._set(True):
+            yield
+        if self.pending:
+            raise _error(self.pending)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred`, a piece that may be cut anywhere."""
+        with self._set(False):
+            if self.pending:
+                raise _error(self.pending)
+            yield
+
+    @contextmanager
+    def _set(self, deferring: bool) -> Iterator[None]:
+        before, self._deferring = self._deferring, deferring
+        try:
+            yield
+        finally:
+            self._deferring = before
+
+    def _answer(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return
+        first, self.pending = not self.pending, number
+        if not (first and self._deferring):
+            raise _error(number)
+        os.write(2, _TOLD)  # print may be what was interrupted
+
+
+def _error(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
