@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,8 +184,9 @@ def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
 
 def _augmented(ensemble: Ensemble, roots: Sequence[Path], source: Source) -> Picture:
     """One image as the first member's training saw it."""
-    # By name: the augmentations bring torch along, without which the thresholds are to start.
-    augmented = importlib.import_module("kernel_lib.stages.augmented")
+    # Here: the augmentations bring torch along, without which the thresholds are to start.
+    from kernel_lib.stages import augmented
+
     return augmented.of_run(ensemble.members[0].run, roots, source)
 
 
