@@ -59,7 +59,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 # Kaggle's own versions. A kernel that a test starts must find them first too.
 test-kaggle: $(KAGGLE)/.ready

@@ -31,6 +31,7 @@ from kernel_lib.engine import (
     restore_random_states,
     seed_everything,
 )
+from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks, sync_norm
 from kernel_lib.progress import bar
@@ -288,7 +289,20 @@ class Training:
             print(f"note: THREADS {given}, before {before}: the last digits will differ")
 
     def _load(self) -> None:
-        state, _ = checkpoints.load(self.job.folder.last)
+        path = self.job.folder.last
+        state, _ = checkpoints.load(path)
+        try:
+            self._take(state)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{path} holds no training that this version of the package can go on with "
+                f"({type(error).__name__}: {error}): finish it with the version that began it, or "
+                f"delete {path.parent} and train again"
+            ) from error
+
+    def _take(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where the run so far needed none

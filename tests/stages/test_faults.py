@@ -15,7 +15,7 @@ from kernel_lib.data import phantom
 
 pytestmark = pytest.mark.slow
 
-# The command line, with a signal to itself while the third optimiser step is under way.
+# The command line, with a signal to itself while its second optimiser step is under way.
 SIGNALLED = """
 import os, signal, sys
 from kernel_lib.__main__ import main
@@ -24,7 +24,7 @@ take, count = Step.take, 0
 def taken(self, *given):
     global count
     count += 1
-    if count == 3:
+    if count == 2:
         os.kill(os.getpid(), int(sys.argv.pop()))
     return take(self, *given)
 Step.take = taken
@@ -56,33 +56,36 @@ def train(project_root, place, work, *start, more=()) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "status"), [("15", 143), ("2", 130)])
-def test_a_signal_saves_and_the_same_command_ends_the_same(project_root, place, number, status):
-    whole = train(project_root, place, "whole")
-    assert whole.returncode == 0, whole.stderr
-    work = f"signal{number}"
-    ended = train(project_root, place, work, "-c", SIGNALLED, more=[number])
-    assert ended.returncode == status, ended.stderr
-    assert "all saved; run the same command again to go on" in ended.stdout
-    assert "Traceback" not in ended.stderr
-    (name,) = runs.names([place / work])
-    there, here = (runs.find([place / one], name)[0] for one in ("whole", work))
-    state, _ = checkpoints.load(here.last)
-    assert 3 * state["position"]["epoch"] + state["position"]["step"] in (3, 4)
-    assert not list(place.glob(f"{work}/**/.*")), "no lock, nothing half written"
-    again = train(project_root, place, work)
-    assert again.returncode == 0, again.stderr
-    assert checkpoints.digest(here.last) == checkpoints.digest(there.last)
-    assert here.oof.read_bytes() == there.oof.read_bytes()
-
-
-def test_a_second_training_of_a_fold_is_refused_and_of_another_is_not(project_root, place):
-    assert train(project_root, place, "whole").returncode == 0
+@pytest.fixture(scope="module")
+def whole(project_root, place) -> runs.FoldFolder:
+    """The fold of an undisturbed training."""
+    done = train(project_root, place, "whole")
+    assert done.returncode == 0, done.stderr
     (name,) = runs.names([place / "whole"])
-    folder = runs.find([place / "whole"], name)[0]
-    with files.alone(folder.path):
+    return runs.find([place / "whole"], name)[0]
+
+
+def test_a_signal_saves_and_the_same_command_ends_the_same(project_root, place, whole):
+    """SIGTERM at the second step, Ctrl-C at the second of what is left, then to the end."""
+    for number, status, steps in (("15", 143, (2, 3)), ("2", 130, (4, 5))):
+        ended = train(project_root, place, "signalled", "-c", SIGNALLED, more=[number])
+        assert ended.returncode == status, ended.stderr
+        assert "all saved; run the same command again to go on" in ended.stdout
+        assert "Traceback" not in ended.stderr
+        here = runs.find([place / "signalled"], whole.run)[0]
+        state, _ = checkpoints.load(here.last)
+        assert 3 * state["position"]["epoch"] + state["position"]["step"] in steps
+        assert not list(place.glob("signalled/**/.*")), "no lock, nothing half written"
+    again = train(project_root, place, "signalled")
+    assert again.returncode == 0, again.stderr
+    assert checkpoints.digest(here.last) == checkpoints.digest(whole.last)
+    assert here.oof.read_bytes() == whole.oof.read_bytes()
+
+
+def test_a_second_training_of_a_fold_is_refused_and_of_another_is_not(project_root, place, whole):
+    with files.alone(whole.path):
         refused = train(project_root, place, "whole")
     assert refused.returncode == 1
     assert f"fold0 is being worked in by process {os.getpid()} on" in refused.stderr
-    with files.alone(folder.path.with_name("fold1")):
+    with files.alone(whole.path.with_name("fold1")):
         assert train(project_root, place, "whole").returncode == 0

@@ -530,18 +530,3 @@ def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_
         assert mine.meta["images"] == theirs.meta["images"]
         for image_id in mine.ids:
             np.testing.assert_allclose(mine[image_id].astype(int), theirs[image_id], atol=1)
-    again = command(project_root, place, "two", 2)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert folders[1].read_log() == shared, "nothing was left to do"
-    assert "epoch 1/" not in again.stderr
-
-
-@pytest.mark.slow
-def test_a_rank_that_fails_ends_all_and_its_traceback_shows(project_root, place):
-    done = command(project_root, place, "broken", 2, LR=1e30, OPTIMIZER="sgd")
-    assert done.returncode != 0
-    assert "FloatingPointError: the loss is" in done.stderr
-    assert "Root Cause" in done.stderr
-    refused = command(project_root, place, "broken", 2, WEIGHTS="nobody")
-    assert refused.returncode != 0
-    assert "WEIGHTS 'nobody' is neither imagenet, none" in refused.stderr

@@ -88,8 +88,6 @@ def test_training_and_inference_start_their_own_processes(place, alone, capfd):
     assert said.count("run demo_UNetResNet10_128_v1") == 1, "the first rank's lines come out here"
     assert (done.finished, done.complete) == ((0,), True)
     assert len(next(iter(done.logs().values()))) == 2
-    again = train.run(parameters(place, "work"))
-    assert again.finished == (0,)
     common = {"work_dir": str(place / "work"), "data_dir": str(place / "data")}
     thresholds.run(ThresholdsParameters(work_dir=common["work_dir"], bootstrap=100))
     here = {"cache_dir": str(place / "cache"), "device": "cpu", "threads": 1, "batch_size": 2}
@@ -118,7 +116,9 @@ def test_a_submission_is_one_process_s_work(monkeypatch):
 def test_what_a_rank_says_of_a_failure_comes_out_and_fails_the_caller(place, alone, capfd):
     with pytest.raises(RuntimeError, match="train in 2 processes ended with status 1; why stands"):
         train.run(parameters(place, "broken", lr=1e30, optimizer="sgd"))
-    assert "FloatingPointError: the loss is" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "FloatingPointError: the loss is" in said
+    assert "Root Cause" in said, "torch's launcher says which rank ended first, and why"
 
 
 @pytest.mark.slow

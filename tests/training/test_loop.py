@@ -16,6 +16,7 @@ from kernel_lib import checkpoints, runs
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.engine import engine
+from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import Lineage
@@ -143,6 +144,17 @@ def test_stopped_at_every_step_it_ends_with_the_same_bits(tmp_path):
         next(sessions)
     assert next(sessions) > 8  # 4 epochs of 2 steps, and validations
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+def test_a_checkpoint_of_another_version_is_named_with_the_mend(tmp_path):
+    first = training(tmp_path)
+    assert first.run()
+    last = first.job.folder.last
+    state, lineage = checkpoints.load(last)
+    for other in ({"random": {"torch": 1}}, {"position": {"epoch": 1, "unheard_of": 2}}):
+        checkpoints.save(last, state | other, lineage)
+        with pytest.raises(InputError, match=r"last\.pt holds no training that .*delete"):
+            training(tmp_path)
 
 
 @pytest.mark.parametrize("sampling", ["hard", "positive_share", "nonempty"])
