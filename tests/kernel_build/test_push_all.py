@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,12 @@ class World:
             "FAKE_KAGGLE": str(self.fake),
         }
         command = [sys.executable, str(self.folder / "push_all.py"), "--poll", "0"]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        # In a background job Ctrl-C is ignored, and children inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     @property
     def calls(self) -> list[str]:
