@@ -22,7 +22,7 @@ def main(demo: Path, out: Path) -> None:
     ensemble = next((demo / "work" / "ensembles").iterdir())
     found = report.sections(ensemble, [demo / "work"], table.discover(demo / "data"))
     by_title = {section.title: section.body for section in found}
-    save(by_title["Thresholds"], out / "thresholds.png")
+    save(by_title["Thresholds"][0], out / "thresholds.png")
     save(by_title["Scores, drawn"], out / "scores.png")
     save(by_title["Masks drawn best"], out / "masks.png")
     look(ensemble, demo / "data", out / "viewer.png")
