@@ -52,7 +52,7 @@ demo: $(READY)
 		-p DATA_DIR $(DEMO)/data -p WORK_DIR $(DEMO)/work -p CACHE_DIR $(DEMO)/cache
 	$(PY) -m kernel_lib validate $(DEMO)/work/ensembles/*/submission.csv \
 		--sample $(DEMO)/data/sample_submission.csv --shape 512 512
-	$(PY) -m kernel_lib view $(DEMO)/work/ensembles/* --data $(DEMO)/data
+	$(PY) -m kernel_lib view $(DEMO)/work/ensembles/* --data $(DEMO)/data --count 60
 	$(PY) -m kernel_lib summary $(DEMO)/work/ensembles/* --truth $(DEMO)/data/phantom-test-truth.csv
 
 test: lint
