@@ -183,9 +183,8 @@ def view(
     """Write a page to look at the masks of an ENSEMBLE folder: one file, for any browser."""
     from kernel_lib.viz.viewer import viewer
 
-    named = None if ids is None else [one.strip() for one in ids.split(",") if one.strip()]
     page = viewer(
-        ensemble, test=test, data_dir=data_dir, ids=named, count=count, size=size, max_mb=max_mb
+        ensemble, test=test, data_dir=data_dir, ids=ids, count=count, size=size, max_mb=max_mb
     )
     target = page.save(out or ensemble / "viewer.html")
     click.echo(f"{target}: {page}; open it in a browser")

@@ -72,10 +72,9 @@ def viewer(parameters: ExploreParameters):
     from kernel_lib.viz.viewer import viewer as of_folder  # only where there is one to show
 
     roots = paths.artefact_roots(paths.work_dir(parameters.work_dir))
-    ids = parameters.ids
     return of_folder(
         ensembles.find(roots, parameters.ensemble),
-        ids=ids and [one.strip() for one in ids.split(",") if one.strip()],
+        ids=parameters.ids,
         data_dir=paths.data_dir(parameters.data_dir),
         max_mb=parameters.max_mb,
         roots=roots,

@@ -66,7 +66,7 @@ def viewer(
     *,
     test: bool = False,
     data_dir: Path | str | None = None,
-    ids: Sequence[str] | None = None,
+    ids: Sequence[str] | str | None = None,
     count: int = IMAGES,
     size: int = SIDE_PX,
     max_mb: float = 25.0,
@@ -75,9 +75,10 @@ def viewer(
     """A viewer of an ensemble's folder: its held-out images, or with `test` those to be submitted.
 
     data_dir: the radiographs; without it masks and maps stand alone, except on Kaggle, whose mounts
-    are looked through. ids: the images to embed, all of them; else up to `count`, the most telling
-    first. size: an embedded picture's longer side, px. max_mb: the page's limit. roots: where runs
-    and folds.csv lie, else in the working folder around `folder` and on Kaggle's mounts.
+    are looked through. ids: the images to embed, a list or comma-separated, all of them; else up to
+    `count`, the most telling first. size: an embedded picture's longer side, px. max_mb: the page's
+    limit. roots: where runs and folds.csv lie, else in the working folder around `folder` and on
+    Kaggle's mounts.
     Raises InputError where a stage's output is missing, an id is unknown, or max_mb cannot hold it.
     """
     return show(view(folder, test=test, data_dir=data_dir, roots=roots), ids, count, size, max_mb)
@@ -109,12 +110,14 @@ def view(
 
 def show(
     seen: Viewed,
-    ids: Sequence[str] | None = None,
+    ids: Sequence[str] | str | None = None,
     count: int = IMAGES,
     size: int = SIDE_PX,
     max_mb: float = 25.0,
 ) -> Viewer:
     """A page of what was measured; see `viewer`."""
+    if isinstance(ids, str):
+        ids = [one.strip() for one in ids.split(",") if one.strip()]
     if size < 1 or count < 0:
         raise InputError(f"size is {size} px, count {count}: give at least 1 px, and 0 images")
     payload = _numbers(seen)
