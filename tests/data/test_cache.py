@@ -166,6 +166,14 @@ def test_pickle_is_small_and_works(prepare, frame):
     np.testing.assert_array_equal(pickle.loads(text).image(2), prepared.image(2))
 
 
+def test_a_file_that_is_cut_short_in_use_is_an_error_and_mended(prepare, frame):
+    prepared = prepare(frame)
+    os.truncate(prepared.folder / "pixels.u8", SIZE * SIZE)
+    with pytest.raises(InputError, match=r"pixels.u8 was cut short.*prepare mends it"):
+        prepared.image(1)
+    assert prepare(frame).image(1).shape == (SIZE, SIZE)
+
+
 def test_empty_table(prepare, frame):
     assert len(prepare(frame.iloc[:0], split="test")) == 0
 
