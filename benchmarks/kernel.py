@@ -51,13 +51,10 @@ def tell(title: str, took, built: dict, key: tuple[str, str]) -> None:
     size = built[key].size_bytes
     size += 1000 * WHEEL_KB if key[0] in metadata.GPU_STAGES else 0
     figure(
-        f"build of the {title}", f"{1e3 * took.seconds('build'):.0f} ms",
+        title, f"{1e3 * took.seconds('build'):.0f} ms and {size / 1e3:.0f} kB",
         f"reading its sources {1e3 * took.seconds('read'):.0f} ms",
-        f"{took.times_faster('read', 'build'):.0f} × as long", "1 s",
+        f"{took.times_faster('read', 'build'):.0f} × as long", "1 s and 1000 kB",
     )  # fmt: skip
-    limit = bundle.MAX_BYTES
-    figure(f"size of the {title}", f"{size / 1e3:.0f} kB", f"Kaggle's limit {limit / 1e3:.0f} kB",
-           f"{size / limit:.0%}", "100 %")  # fmt: skip
 
 
 if __name__ == "__main__":
