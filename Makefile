@@ -19,6 +19,8 @@ KILLS := 200
 # A notebook's kernel must be this environment's, whatever else is on the machine.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Without compiled files on the disk every start of Python compiles torch anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       phantoms to a checked submission and a report, in minutes"
