@@ -112,7 +112,7 @@ def _limit() -> Iterator[None]:
     def over(signum, frame):
         raise Hang
 
-    # Of the processor's time, so that a busy machine makes no faults; the runner sees one that waits.
+    # Of the processor's time: a busy machine makes no fault, and the runner sees one that waits.
     before = signal.signal(signal.SIGPROF, over)
     signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
     try:

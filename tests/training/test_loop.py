@@ -15,7 +15,7 @@ from torch import nn
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
-from kernel_lib.engine import engine
+from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
@@ -77,7 +77,7 @@ def row(**changes) -> Experiment:
 
 
 def training(folder: Path, experiment: Experiment | None = None, clock: Clock | None = None,
-             **parameters) -> Training:  # fmt: skip
+             on: Engine | None = None, **parameters) -> Training:  # fmt: skip
     torch.manual_seed(5)
     prepared = FakePrepared()
     settings = TrainParameters(seed=7, **parameters)
@@ -89,7 +89,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
         held_rows=np.arange(7, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",)),
-        engine=engine("cpu"),
+        engine=on or engine("cpu"),
         workers=0,
     )
     return Training(job, TinyNet(), clock or Clock(None))
@@ -115,7 +115,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def without_times(folder: Path) -> list[dict]:
     lines = runs.fold_folder(folder, "tiny_seed7", 0).read_log()
-    timed = ("seconds", "val_seconds", "images_per_second", "memory_mb")
+    timed = ("seconds", "val_seconds", "images_per_second", "memory_mb", "gpu_memory_mb")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
