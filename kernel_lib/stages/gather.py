@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from kernel_lib.signals import Signals
 from kernel_lib.stages import gather_check, nih, preparation
 from kernel_lib.stages.gather_check import Fold, Stamp
 
+Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folder's first
+
 _BLOCK = 1 << 22  # bytes read at a time
-# What trainings left out, for the report; they hold no more than the folds file implies.
+# What trainings left out: the same for the same folds file, and only told in reports.
 _BESIDE = (preparation.LEFT_OUT, nih.LEFT_OUT)
 
 
@@ -50,17 +52,17 @@ class GatherResult:
                 places.setdefault(fold.root, []).append(fold.folder.fold)
             origin = "; ".join(f"{root} ({_listed(some)})" for root, some in places.items())
             parts = (_listed(part) for part in (finished, begun, missing))
-            rows.append((run, *parts, n_folds, origin))
-        columns = ["run", "finished", "unfinished", "missing", "of", "from"]
+            rows.append((run, n_folds, *parts, origin))
+        columns = ["run", "folds", "finished", "unfinished", "missing", "from"]
         return pd.DataFrame(rows, columns=columns)
 
     def __str__(self) -> str:
-        lines = [*self.notes, self.table().to_string(index=False, justify="left")]
+        lines = [*self.notes, *_columns(self.table())]
         for fold in self.folds:
             if not fold.finished:
                 lines.append(
-                    f"{fold.folder.name} is unfinished ({fold.told}): run the train stage there to "
-                    "go on"
+                    f"{fold.folder.name} is unfinished ({fold.told}): run the train stage in this "
+                    "WORK_DIR to go on"
                 )
         copied = ", ".join(self.copied) or "nothing, all of it was there"
         return "\n".join([*lines, f"copied into {self.work}: {copied}", f"next: {self._next()}"])
@@ -90,21 +92,13 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         found = _opened(roots)
         table, drawn = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
-        places: dict[tuple[str, int], list[Fold]] = {}
+        places: Places = {}
         for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
             places.setdefault(fold.key, []).append(fold)
         taken = [gather_check.furthest(some) for some in places.values()]
         copies = [fold for fold in taken if fold.root != work]
         _check_room(copies, work)
-        with ExitStack() as held:
-            for fold in copies:
-                here = _target(work, fold)
-                held.enter_context(files.alone(here.path))
-                # What was not there when all was checked may have come since.
-                was: dict[Path, Stamp | None] = {here.config: None, here.last: None}
-                for one in places[fold.key]:
-                    was |= one.stamps
-                _refuse_changed(was)
+        with _held(copies, places, work):
             _bring_table(table, drawn, roots, work)
             _bring(copies, work)
         _tidy(taken, work)
@@ -156,6 +150,21 @@ def _check_room(copies: Sequence[Fold], work: Path) -> None:
 
 def _bytes(copies: Iterable[Fold]) -> int:
     return sum(size for fold in copies for size, _ in fold.stamps.values())
+
+
+@contextmanager
+def _held(copies: Iterable[Fold], places: Places, work: Path) -> Iterator[None]:
+    """All folders that are to be written held by this process, and as they were when checked."""
+    with ExitStack() as held:
+        for fold in copies:
+            here = _target(work, fold)
+            held.enter_context(files.alone(here.path))
+            # What was not there when all was checked may have come since.
+            was: dict[Path, Stamp | None] = {here.config: None, here.last: None}
+            for one in places[fold.key]:
+                was |= one.stamps
+            _refuse_changed(was)
+        yield
 
 
 def _refuse_changed(was: Mapping[Path, Stamp | None]) -> None:
@@ -215,9 +224,7 @@ def _copy(path: Path, target: Path, shown: tqdm | None = None) -> None:
                 shown.update(len(block))
 
 
-def _notes(
-    taken: Iterable[Fold], places: Mapping[tuple[str, int], Sequence[Fold]]
-) -> Iterator[str]:
+def _notes(taken: Iterable[Fold], places: Places) -> Iterator[str]:
     """A line for each fold that was further in one place than in another."""
     for fold in taken:
         behind = [one for one in places[fold.key] if one.further != fold.further]
@@ -227,6 +234,15 @@ def _notes(
                 f"note: {fold.folder.name} is taken from {fold.root} ({fold.told}), where it is "
                 f"further than elsewhere ({others})"
             )
+
+
+def _columns(table: pd.DataFrame) -> Iterator[str]:
+    """The lines of a table, all of it to the left."""
+    cells = [list(table.columns), *table.astype(str).to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -19,7 +19,8 @@ from kernel_lib.runs import FoldFolder
 from kernel_lib.training.job import Position
 
 Stamp = tuple[int, int]  # bytes, and when it was written, ns
-FIELDS = ("run", "fold", "seed", "n_folds", "folds_digest", "experiment")
+FIELDS = {"run": str, "fold": int, "seed": int, "n_folds": int, "folds_digest": str,
+          "experiment": dict}  # fmt: skip
 ONE_FILE = "an ensemble needs one folds file: gather each with its like into a folder of its own"
 
 
@@ -187,11 +188,11 @@ def furthest(places: Sequence[Fold]) -> Fold:
 
 def _config(folder: FoldFolder) -> dict[str, Any]:
     config = folder.read_config()
-    fields = config.keys() if isinstance(config, dict) else ()
-    if missing := [name for name in FIELDS if name not in fields]:
+    fields = config if isinstance(config, dict) else {}
+    if wrong := [name for name, kind in FIELDS.items() if type(fields.get(name)) is not kind]:
         raise InputError(
-            f"{folder.config} lacks {', '.join(missing)}: it is not what the train stage writes; "
-            f"copy {folder.path} again, or leave it out"
+            f"{folder.config} does not say {', '.join(wrong)}, as the train stage writes it: copy "
+            f"{folder.path} again, or leave it out"
         )
     try:
         Experiment.model_validate(config["experiment"])

@@ -113,11 +113,12 @@ def test_folds_of_several_places_come_together_and_a_second_call_copies_nothing(
         "finished": ["0 1", "-"],
         "unfinished": ["2", "2"],
         "missing": ["-", "0 1"],
-        "of": [3, 3],
+        "folds": [3, 3],
         "from": [f"{a} (0); {b} (1 2)", f"{b} (2)"],
     }
     said = str(result)
     assert f"{RUN}/fold2 is unfinished (1 of 3 epochs and 4 steps done): run the train" in said
+    assert f"\ntiny_seed2  3      -         2           0 1      {b} (2)\n" in said
     assert "tiny_seed2/fold2 is unfinished (nothing saved yet)" in said
     assert said.endswith(f"papermill notebooks/thresholds.ipynb out.ipynb -p WORK_DIR {work}")
 
@@ -249,8 +250,8 @@ REFUSED = {
                 "{b} holds no runs, itself or up to two levels down; it holds folds.csv: give a"),
     "config cut": (edited("config.json", cut), "{b}/runs/tiny_seed1/fold1/config.json is not JSON"),
     "config gone": (without("config.json"), "fold1/config.json is missing"),
-    "config of none": (edited("config.json", lambda _: b'{"run": "tiny_seed1", "fold": 1}'),
-                       "fold1/config.json lacks seed, n_folds, folds_digest, experiment"),
+    "config of none": (edited("config.json", lambda _: b'{"run": "tiny_seed1", "seed": "1"}'),
+                       "fold1/config.json does not say fold, seed, n_folds, folds_digest, exper"),
     "row of another version": (edited("config.json", lambda c: c.replace(b'"monitor"', b'"mntr"')),
                                "unknown parameter MNTR"),
     "renamed": (renamed, "{b}/runs/tiny_seed1/fold2 is tiny_seed1/fold1 by its config.json"),
@@ -394,8 +395,8 @@ def test_the_command_prints_the_table_and_one_clear_line_where_it_refuses(tmp_pa
     done = CliRunner().invoke(main, ["gather", str(a), str(b), "--into", str(work)])
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.stdout.splitlines()[:2]]
-    assert rows[0] == ["run", "finished", "unfinished", "missing", "of", "from"]
-    assert rows[1] == [RUN, "0", "1", "2", "3", str(a), "(0);", str(b), "(1)"]
+    assert rows[0] == ["run", "folds", "finished", "unfinished", "missing", "from"]
+    assert rows[1] == [RUN, "3", "0", "1", "2", str(a), "(0);", str(b), "(1)"]
     refused = CliRunner().invoke(main, ["gather", str(tmp_path / "work/runs"), "--into", str(a)])
     assert refused.exit_code == 1
     assert "runs holds no runs, itself or up to two levels down" in refused.output
