@@ -87,6 +87,39 @@ def together(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of `folder` and of all that it held.
+
+    Where something breaks, or the process is killed, `folder` is the old one or the new one, or is
+    the old one again once `tidy` has been called, as the next call does. For one process at a time
+    (`alone`).
+    """
+    tidy(folder)
+    aside, before = _beside(folder)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if folder.exists():
+            folder.replace(before)  # since no folder can be renamed onto one that holds something
+        aside.replace(folder)
+    finally:
+        tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process killed in `whole_folder` left. For one process at a time (`alone`)."""
+    aside, before = _beside(folder)
+    if before.exists() and not folder.exists():  # killed between the two renames
+        before.replace(folder)
+    for left in (aside, before):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+
+
 def disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error: what closes a broken file may raise another."""
     while error is not None:
@@ -109,8 +142,10 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # still held: whoever waits for this file looks again
-        os.close(handle)
+        try:
+            lock.unlink(missing_ok=True)  # still held: whoever waits for this file looks again
+        finally:
+            os.close(handle)
 
 
 def _taken(lock: Path, folder: Path, wait: bool) -> int:

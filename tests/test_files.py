@@ -92,6 +92,35 @@ def test_files_together_replace_others_only_when_all_are_written(tmp_path):
     assert (folder / "rule").read_text() == "new"
 
 
+def test_a_whole_folder_takes_the_place_of_all_that_was_there(tmp_path):
+    folder = tmp_path / "a"
+    files.write_text(folder / "old", "old")
+
+    def filled(breaks: bool) -> None:
+        with files.whole_folder(folder) as aside:
+            files.write_text(aside / "new", "new")
+            assert names(folder) == ["old"]
+            if breaks:
+                raise ValueError
+
+    with pytest.raises(ValueError):
+        filled(breaks=True)
+    assert (names(folder), names(tmp_path)) == (["old"], ["a"])
+    filled(breaks=False)
+    assert (names(folder), names(tmp_path)) == (["new"], ["a"])
+
+
+def test_a_folder_that_a_killed_process_had_put_aside_comes_back(tmp_path):
+    folder = tmp_path / "a"
+    for name in (".a.old", ".a.part"):
+        files.write_text(tmp_path / name / "file", name)
+    files.tidy(folder)
+    assert (names(tmp_path), (folder / "file").read_text()) == (["a"], ".a.old")
+    files.write_text(tmp_path / ".a.old" / "file", "of before")
+    files.tidy(folder)
+    assert (names(tmp_path), (folder / "file").read_text()) == (["a"], ".a.old")
+
+
 # Other processes
 
 HOLDS = """

@@ -273,10 +273,8 @@ def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
     earlier = runs.find(roots[1:], folder.run).get(folder.fold)
     if earlier is not None:
         print(f"going on from {earlier.path}")
-        partial = folder.path.with_name(f".{folder.path.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        # Without its modes: the input is read-only, and this copy is to be written.
-        shutil.copytree(earlier.path, partial, copy_function=shutil.copyfile)
-        partial.chmod(0o755)
-        shutil.rmtree(folder.path, ignore_errors=True)  # without a config, at most an old test.zip
-        partial.replace(folder.path)
+        # What is there has no config: at most an old test.zip.
+        with files.whole_folder(folder.path) as aside:
+            # Without its modes: the input is read-only, and this copy is to be written.
+            shutil.copytree(earlier.path, aside, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            aside.chmod(0o755)
