@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -94,6 +93,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
             f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
         )
     work = paths.work_dir(parameters.work_dir)
+    files.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
@@ -105,7 +105,8 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    with Signals().caught() as signals, distributed.joined(chosen.device) as world:
+    patient = distributed.n_ranks() > 1
+    with Signals(patient).caught() as signals, distributed.joined(chosen.device) as world:
         session = _Session(roots, chosen, distributed.SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
@@ -273,10 +274,5 @@ def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
     earlier = runs.find(roots[1:], folder.run).get(folder.fold)
     if earlier is not None:
         print(f"going on from {earlier.path}")
-        partial = folder.path.with_name(f".{folder.path.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        # Without its modes: the input is read-only, and this copy is to be written.
-        shutil.copytree(earlier.path, partial, copy_function=shutil.copyfile)
-        partial.chmod(0o755)
-        shutil.rmtree(folder.path, ignore_errors=True)  # without a config, at most an old test.zip
-        partial.replace(folder.path)
+        # What goes has no config, so it is an old test.zip at most.
+        files.copy_folder(earlier.path, folder.path)
