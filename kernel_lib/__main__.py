@@ -56,10 +56,10 @@ def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> 
         # Before torch is loaded.
         parameters = _parameters(config, f"{stage_name.capitalize()}Parameters")
         run = getattr(importlib.import_module(f"kernel_lib.stages.{stage_name}"), function)
-        if "RANK" in os.environ:  # one of several processes: its launcher shows why it ended
-            from torch.distributed.elastic.multiprocessing.errors import record
+        if "RANK" in os.environ:  # one of several processes
+            from kernel_lib.training import ranks
 
-            run = record(run)
+            run = ranks.of(run, result)
         came_to = run(parameters)
         if result is not None and os.environ.get("RANK", "0") == "0":
             from kernel_lib import files

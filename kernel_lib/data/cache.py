@@ -84,6 +84,11 @@ class Prepared:
         if self._maps is None:
             store, size = self._store, self.size
             n_slots = store.n_reserved()
+            if len(self) and n_slots <= self._slots.max():
+                raise InputError(
+                    f"the cache {store.folder} lost files, or was cut, after it was prepared: run "
+                    "the same command again, which makes it anew"
+                )
             self._maps = (
                 np.memmap(store.pixels, np.uint8, "r", shape=(n_slots, size, size)),
                 np.memmap(store.masks, np.uint8, "r", shape=(n_slots, store.mask_bytes)),
@@ -273,9 +278,7 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.strerror or error}"
         if files.disk_full(error):
-            there = next(path for path in (folder, *folder.parents) if path.exists())
-            free = shutil.disk_usage(there).free
-            what = f"its disk is full, with {free / 1e6:.1f} MB free"
+            what = files.room(folder)
         raise InputError(
             f"the cache {folder} can't be written: {what}; make room, or give another CACHE_DIR "
             "(what is done already stays, and the next call goes on from there)"
@@ -287,5 +290,7 @@ def _locked(folder: Path, root: Path | str) -> Iterator[None]:
     """One process at a time: a second one waits, and then finds the work done."""
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder, wait=True):
-        (folder.parents[1] / "DATA_DIR.txt").write_text(f"{Path(root).resolve()}\n")
+        says, whose = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
+        if not (says.is_file() and says.read_bytes() == whose.encode()):
+            files.write_text(says, whose)
         yield

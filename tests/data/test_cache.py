@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -284,6 +285,33 @@ def test_too_small_a_disk_is_seen_before_the_work(prepare, frame, decoded, monke
     with pytest.raises(InputError, match="GB free: make room"):
         prepare(frame)
     assert decoded == []
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "masks.bits"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_cache_that_vanishes_is_named_and_an_open_one_is_read_on(prepare, frame, name, damage):
+    opened, prepared = prepare(frame), prepare(frame)
+    opened.image(0)
+    path = opened.folder / name
+    path.write_bytes(path.read_bytes()[:7]) if damage == "cut" else path.unlink()
+    with pytest.raises(
+        InputError, match=r"the cache .*train lost files, or was cut.* same command"
+    ):
+        prepared.image(0)
+    if damage == "gone":
+        check(opened, frame)
+    check(prepare(frame), frame)
+
+
+def test_slots_without_room_yet_cost_no_others(prepare, frame, decoded):
+    """A process that ends between the two: what is done stays."""
+    store = cache_store.Store(prepare(frame).folder, SIZE)
+    with closing(cache_store.Journal(store)) as journal:
+        journal.assign(["new"])
+    decoded.clear()
+    again = prepare(frame)
+    assert decoded == []
+    check(again, frame)
 
 
 @pytest.mark.parametrize("name", ["pixels.u8", "masks.bits", "rows.jsonl"])

@@ -221,6 +221,21 @@ def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path,
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
 
 
+def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
+    """Not trained again in silence, over what is left of hours of training."""
+    training(tmp_path).run()
+    folder = runs.fold_folder(tmp_path, "tiny_seed7", 0)
+    best = folder.kept()[0]
+    for path in (best, folder.last):
+        path.rename(tmp_path / "away")
+        with pytest.raises(
+            InputError, match=rf"{path} is gone, .* restore it, or delete {folder.path}"
+        ):
+            training(tmp_path)
+        (tmp_path / "away").rename(path)
+    assert training(tmp_path).position.ended
+
+
 def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):
     experiment = row(epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1)  # learns nothing
     job = training(tmp_path, experiment)
