@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable
 
 import cv2
@@ -98,6 +99,9 @@ def build(name: str) -> Augment:
 
     def augment(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         _seed(transform, np.random.default_rng(seed))
+        if not mask.any():  # most images: what is drawn does not depend on it, and it stays empty
+            changed = transform(image=image)["image"]
+            return changed, np.zeros(changed.shape, mask.dtype)
         out = transform(image=image, mask=mask)
         return out["image"], out["mask"]
 
@@ -110,8 +114,10 @@ def _seed(transform: A.BaseCompose | A.BasicTransform, generator: np.random.Gene
     albumentations hands one seed to all of them: every coin of an item would then fall alike, and
     half of the items would get everything, the others nothing.
     """
-    transform.set_random_seed(int(generator.integers(2**32)))
-    for inner in getattr(transform, "transforms", ()):  # after it, since it seeds them alike
+    own = int(generator.integers(2**32))
+    # Not `set_random_seed`, which would make generators for all inner ones at every level anew.
+    transform.set_random_state(np.random.default_rng(own), random.Random(own))
+    for inner in getattr(transform, "transforms", ()):  # after it, since it hands them its own
         _seed(inner, generator)
 
 

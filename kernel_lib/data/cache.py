@@ -1,4 +1,4 @@
-"""`prepare`: every radiograph decoded once, into files that are read as if they were memory."""
+"""`prepare`: every radiograph decoded once, into two files from which any image is one read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Prepared:
     table: DataFrame[image_id, path, height, width, rle, area_px, patient], in the order given to
     `prepare`; height, width and area_px are the file's own, patient is "" where not known.
     skipped: "id: reason" of each file that could not be read. Small to pickle: the files are
-    opened where they are read, and shared between processes by the operating system.
+    opened where they are read. They are read and not mapped: a mapped file's pages would count as
+    this process's memory, in the end all of it, and a file cut short would kill the process.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Prepared:
         self.skipped = skipped
         self._store = store
         self._slots = slots
-        self._maps: tuple[np.ndarray, np.ndarray] | None = None
+        self._has_mask = table["area_px"].to_numpy() > 0
 
     @property
     def size(self) -> int:
@@ -57,14 +58,15 @@ class Prepared:
         return len(self._slots)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i as (S, S) uint8, a read-only view of the file."""
-        return self._mapped()[0][self._slots[i]]
+        """Image i as (S, S) uint8, read-only."""
+        store = self._store
+        return self._read(store.pixels, i, store.pixel_bytes).reshape(self.size, self.size)
 
     def mask(self, i: int) -> np.ndarray:
         """Mask i as (S, S) uint8 0/1; all 0 where there is no label."""
-        if not self.table["area_px"].iat[i]:
+        if not self._has_mask[i]:
             return np.zeros((self.size, self.size), np.uint8)
-        bits = self._mapped()[1][self._slots[i]]
+        bits = self._read(self._store.masks, i, self._store.mask_bytes)
         return np.unpackbits(bits, count=self.size**2).reshape(self.size, self.size)
 
     def subset(self, rows: np.ndarray) -> Prepared:
@@ -77,23 +79,26 @@ class Prepared:
         listed = "\n".join(self.table["image_id"]).encode()
         return hashlib.sha256(listed + self._store.journal.read_bytes()).hexdigest()
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": None}  # a pickled map would be a copy of the file
+    def _read(self, path: Path, i: int, n_bytes: int) -> np.ndarray:
+        """What a file holds of image i, (n_bytes,) uint8, read-only."""
+        try:
+            file = os.open(path, os.O_RDONLY)  # each time: microseconds, nothing to share or close
+        except FileNotFoundError:
+            raise _lost(path) from None
+        try:
+            data = os.pread(file, n_bytes, int(self._slots[i]) * n_bytes)
+        finally:
+            os.close(file)
+        if len(data) < n_bytes:
+            raise _lost(path)
+        return np.frombuffer(data, np.uint8)
 
-    def _mapped(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._maps is None:
-            store, size = self._store, self.size
-            n_slots = store.n_reserved()
-            if len(self) and n_slots <= self._slots.max():
-                raise InputError(
-                    f"the cache {store.folder} lost files, or was cut, after it was prepared: run "
-                    "the same command again, which makes it anew"
-                )
-            self._maps = (
-                np.memmap(store.pixels, np.uint8, "r", shape=(n_slots, size, size)),
-                np.memmap(store.masks, np.uint8, "r", shape=(n_slots, store.mask_bytes)),
-            )
-        return self._maps
+
+def _lost(path: Path) -> InputError:
+    return InputError(
+        f"{path} is gone, or was cut, after it was prepared: run the same command again, which "
+        "makes it anew"
+    )
 
 
 def prepare(

@@ -29,7 +29,7 @@ class TrainingImages(Dataset):
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, int]:
         epoch, row, turn = key
         image, mask = self.augment(
-            np.asarray(self.prepared.image(row)),
+            self.prepared.image(row),
             self.prepared.mask(row),
             augment.item_seed(self.seed, epoch, self.ids[row], turn),
         )
@@ -48,7 +48,7 @@ class PlainImages(Dataset):
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         row = int(self.rows[position])
-        return _tensor(np.asarray(self.prepared.image(row))), row
+        return _tensor(self.prepared.image(row)), row
 
 
 def training_loader(
@@ -82,7 +82,7 @@ def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) 
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    # A copy: the cache is mapped read-only, and an augmented view may run backwards.
+    # A copy: what the cache gives is read-only, and an augmented view may run backwards.
     return torch.from_numpy(pixels.copy()).unsqueeze(0)  # (1, S, S)
 
 

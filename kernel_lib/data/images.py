@@ -328,7 +328,7 @@ def _opencv_frame(dataset: pydicom.Dataset, frame: bytes) -> np.ndarray | None:
     # OpenCV gives 8 bits unsigned only; whatever else the header says is pydicom's to interpret.
     if dataset.BitsStored != 8 or dataset.get("PixelRepresentation", 0) != 0:
         return None
-    stored = pictures.decode(frame)
+    stored = pictures.decode(frame, known_whole=True)
     if stored is None or stored.dtype != np.uint8:
         return None
     return stored if stored.shape == (dataset.Rows, dataset.Columns) else None

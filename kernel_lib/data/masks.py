@@ -32,16 +32,21 @@ def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if len(shape) != 2 or min(shape) < 1:
         raise InputError(f"the size to resize to is {tuple(shape)}, not (h, w) of at least 1 each")
     mask = mask != 0
+    if mask.shape == tuple(shape):
+        return mask.view(np.uint8)
     resized = np.zeros(shape, dtype=np.uint8)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return resized
     in_rows, out_rows = _reach(rows[0], rows[-1] + 1, mask.shape[0], shape[0])
     in_columns, out_columns = _reach(columns[0], columns[-1] + 1, mask.shape[1], shape[1])
-    crop = mask[in_rows, in_columns].astype(np.int64)
-    cover = _cover_rows(crop, in_rows.start, mask.shape[0], out_rows, shape[0])
-    cover = _cover_rows(cover.T, in_columns.start, mask.shape[1], out_columns, shape[1]).T
-    n_px = resized_area(int(crop.sum()), mask.shape, shape)
+    crop = mask[in_rows, in_columns]
+    n_px = resized_area(int(np.count_nonzero(crop)), mask.shape, shape)
+    if mask.shape[0] % shape[0] or mask.shape[1] % shape[1]:
+        cover = _cover_rows(crop.astype(np.int64), in_rows.start, mask.shape[0], out_rows, shape[0])
+        cover = _cover_rows(cover.T, in_columns.start, mask.shape[1], out_columns, shape[1]).T
+    else:
+        cover = _block_sums(mask, out_rows, out_columns, shape)
     resized[out_rows, out_columns] = _greatest(np.ascontiguousarray(cover), n_px)
     return resized
 
@@ -96,6 +101,19 @@ def _cover_rows(values: np.ndarray, offset: int, n_in: int, rows: slice, n_out: 
 
     low, high = _windows(np.arange(rows.start, rows.stop), n_in, n_out)
     return sum_up_to(high) - sum_up_to(low)
+
+
+def _block_sums(
+    mask: np.ndarray, rows: slice, columns: slice, shape: tuple[int, int]
+) -> np.ndarray:
+    """The same, up to a factor, where each output pixel is a whole number of input pixels.
+
+    Shapes: mask (H, W) bool → (rows, columns), of the output of shape (h, w).
+    """
+    high, wide = mask.shape[0] // shape[0], mask.shape[1] // shape[1]  # of a block, px
+    crop = mask[rows.start * high : rows.stop * high, columns.start * wide : columns.stop * wide]
+    sums = crop.reshape(-1, high, crop.shape[1]).sum(axis=1, dtype=np.int64)
+    return sums.reshape(len(sums), -1, wide).sum(axis=2)
 
 
 def _greatest(cover: np.ndarray, n_px: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 
@@ -18,6 +19,8 @@ END_OF_JPEG = b"\xff\xd9"
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL = (0xC0, 0xC1, 0xC3)
 RESTARTS = range(0xD0, 0xD8)
+# Within a scan; 0xFF itself is stuffed there with a 0, hundreds to thousands of times.
+MARKER_IN_SCAN = re.compile(rb"\xff[^\0]", re.DOTALL)
 # What may stand before the end: frames, tables, scans, application data, comments.
 SEGMENTS = {*START_OF_FRAME, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
 # The largest detectors have 20 million. A file that states more would fill the memory first.
@@ -30,11 +33,13 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
         if data.startswith(PNG_MAGIC):
             width, height = struct.unpack_from(">II", data, 16)
             return height, width
+        if data.startswith(JPEG_MAGIC):
+            return _size_of_jpeg(data)
         start = data.find(JPEG2000_START)
-        if start >= 0 and not data.startswith(JPEG_MAGIC):
-            right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
-            return bottom - top, right - left
-        return _size_of_jpeg(data) if data.startswith(JPEG_MAGIC) else None
+        if start < 0:
+            return None
+        right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
+        return bottom - top, right - left
     except (struct.error, IndexError):
         return None
 
@@ -64,24 +69,29 @@ def check_size(shape: tuple[int, int]) -> None:
         )
 
 
-def decode(data: bytes) -> np.ndarray | None:
+def decode(data: bytes, *, known_whole: bool = False) -> np.ndarray | None:
     """The levels of a PNG or JPEG as stored, (H, W) or (H, W, C); None where it is damaged.
 
     A PNG's checksums are verified. A JPEG has none: what is cut short is seen, a changed byte need
-    not be. Raises: InputError, without naming a file, where it states too many pixels.
+    not be. `known_whole` spares looking where that was done. Raises: InputError, without naming a
+    file, where it states too many pixels.
     """
     size = stated_size(data)
     if size is None:
         return None
     check_size(size)
     # OpenCV fills a JPEG that was cut short with grey and only murmurs: look for the end first.
-    if not (is_whole_png(data) if data.startswith(PNG_MAGIC) else is_whole_jpeg(data)):
+    if not (known_whole or _is_whole(data)):
         return None
     try:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
     return levels if levels is not None and levels.shape[:2] == size else None
+
+
+def _is_whole(data: bytes) -> bool:
+    return is_whole_png(data) if data.startswith(PNG_MAGIC) else is_whole_jpeg(data)
 
 
 def is_whole_png(data: bytes) -> bool:
@@ -107,14 +117,16 @@ def is_whole_jpeg(data: bytes) -> bool:
     at, in_scan, scanned, framed, restarts, count = 2, False, False, False, False, 0
     left = 0  # components that are still to come; progressive frames send each many times
     while True:
-        at = data.find(b"\xff", at) if in_scan else at
+        if in_scan:
+            found = MARKER_IN_SCAN.search(data, at)
+            at = found.start() if found else -1
         if at < 0 or at + 4 > len(data) + 2 * (data[at + 1 : at + 2] == b"\xd9"):
             return False
         marker = data[at + 1]
         if data[at] != 0xFF:
             return False
-        if marker == 0xFF or (in_scan and marker == 0):  # fill, or a stuffed byte of the scan
-            at += 1 if marker else 2
+        if marker == 0xFF:  # fill
+            at += 1
         elif marker in RESTARTS:
             if not (in_scan and restarts and marker == RESTARTS[count % 8]):
                 return False

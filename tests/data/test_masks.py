@@ -58,6 +58,8 @@ def reference_resize(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @given(MASKS, SHAPES)
 @example(np.array([[0, 0, 0], [0, 0, 1]], dtype=np.uint8), (1, 1))
+@example(np.tril(np.ones((8, 6), dtype=np.uint8)), (4, 2))  # whole blocks of pixels
+@example(np.tril(np.ones((8, 6), dtype=np.uint8)), (4, 4))  # whole along one side only
 @example(np.array([[1, 0, 1, 0, 1]], dtype=np.uint8), (1, 7))
 @settings(max_examples=300, deadline=None)
 def test_equals_the_choice_by_exact_fractions(mask, shape):

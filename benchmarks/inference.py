@@ -1,0 +1,183 @@
+"""From DICOMs to a checked submission beside a bare forward pass of the same network.
+
+    python -m benchmarks.inference [--size 256] [--images 48] [--data DIR]
+
+The stage as it is, on one fold of `UNetResNet34_512_v1` with weights as they were drawn: it finds
+the images, decodes them into an empty cache, predicts them with hflip, applies the rule, encodes,
+writes, reads back and draws the report. The bare pass sends as many tensors that lie in memory
+through the same network, in the same views and batches, and keeps nothing. The rule is set so that
+a fifth of the images gets a mask; noise makes it ragged, so that rule and RLE cost more than usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import torch
+
+from benchmarks import untrained
+from benchmarks.rounds import figure, timed
+from kernel_lib import runs
+from kernel_lib.config import InferenceParameters, TrainParameters
+from kernel_lib.data import cache, phantom, rle, table
+from kernel_lib.engine import engine
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.inference import maps, predict, tta
+from kernel_lib.stages import inference, predictions, report
+
+ROW = EXPERIMENTS["UNetResNet34_512_v1"].differing(
+    name="bench", weights="none", epochs=1, min_epochs=0, keep=1
+)
+N_TRAIN = 8
+BAR = "90 %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Place(Path(scratch), given.size, given.images)
+        parts = Parts()
+        works = {
+            "stage": lambda: place.infer(parts),
+            "bare": place.bare_pass(),
+        }
+        took = timed(works, given.rounds)
+        tell(given.size, given.images, took, parts)
+
+
+class Place:
+    """A folder with phantoms, a fold and its ensemble, all but the test images' predictions."""
+
+    def __init__(self, root: Path, size: int, n_images: int) -> None:
+        self.root, self.row = root, ROW.differing(name=f"bench_{size}", size=size)
+        phantom.write_competition(
+            root / "data", N_TRAIN, n_images, size=1024, seed=1, positives=0.5, progress=False
+        )
+        self.where = {"data_dir": str(root / "data"), "work_dir": str(root / "work"),
+                      "cache_dir": str(root / "cache"), "device": "cpu"}  # fmt: skip
+        with untrained.quiet():
+            asked = TrainParameters(experiment=self.row.name, n_folds=2, fold=0, **self.where)
+            untrained.fold(self.row, asked)
+            folder = untrained.searched(root / "work")
+            self.infer(Parts())
+            test = table.discover(root / "data").test
+            rule = untrained.settle_rule(
+                folder, root / "work", dict(zip(test["image_id"], test["path"], strict=True))
+            )
+        print(f"rule {rule}")
+
+    @property
+    def fold(self) -> runs.FoldFolder:
+        (run,) = runs.names([self.root / "work"])
+        return runs.fold_folder(self.root / "work", run, 0)
+
+    def infer(self, parts: Parts) -> None:
+        """The inference stage, with nothing of the test images there before."""
+        shutil.rmtree(self.root / "cache", ignore_errors=True)
+        self.fold.test.unlink(missing_ok=True)
+        with untrained.quiet(), parts.listening():
+            inference.run(InferenceParameters(**self.where))
+
+    def bare_pass(self) -> Callable[[], None]:
+        """All test images as tensors in memory through the network."""
+        chosen, size = engine("cpu"), 2 * self.row.batch_size
+        (model,) = predictions.load_models(self.row, self.fold.kept(), chosen)
+        test = table.discover(self.root / "data").test
+        prepared = cache.prepare(
+            test, self.root / "data", self.row.size, self.root / "bare", "test", progress=False
+        )
+        levels = [torch.from_numpy(prepared.image(i).copy())[None] for i in range(len(prepared))]
+        batches = [torch.stack(levels[i : i + size]) for i in range(0, len(levels), size)]
+        views = tta.views(self.row.tta)
+
+        @torch.inference_mode()
+        def forward() -> None:
+            for batch in batches:
+                for view in views:
+                    model(chosen.to_device(view.forward(batch)))
+
+        return forward
+
+
+class Parts:
+    """Seconds of the stage's parts, round after round."""
+
+    NAMES = ("decode into the cache", "forward pass", "map as PNG", "map to mask", "RLE",
+             "report")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        for name in self.NAMES:
+            self.seconds[name].append(0.0)
+        decode, forward, png, mask, coded, drawn = self.NAMES
+        with contextlib.ExitStack() as stack:
+            for name, owner, called in (
+                (decode, cache, "prepare"),
+                (forward, predict, "mean_logits"),
+                (png, maps.cv2, "imencode"),
+                (coded, rle, "encode"),
+                (drawn, report, "write"),
+            ):
+                heard = self._heard(name, getattr(owner, called))
+                stack.enter_context(mock.patch.object(owner, called, heard))
+            stream = self._heard_stream(mask, inference.test_masks)
+            stack.enter_context(mock.patch.object(inference, "test_masks", stream))
+            yield
+
+    def _heard(self, name: str, call: Callable) -> Callable:
+        def timed_call(*arguments, **options):
+            began = time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                self.seconds[name][-1] += time.perf_counter() - began
+
+        return timed_call
+
+    def _heard_stream(self, name: str, call: Callable) -> Callable:
+        def timed_stream(*arguments, **options):
+            following = self._heard(name, iter(call(*arguments, **options)).__next__)
+            with contextlib.suppress(StopIteration):
+                while True:
+                    yield following()
+
+        return timed_stream
+
+
+def tell(size: int, n: int, took, parts: Parts) -> None:
+    stage, bare = took.seconds("stage"), took.seconds("bare")
+    medians = {name: sorted(s[1:])[len(s[1:]) // 2] for name, s in parts.seconds.items()}
+    for name, seconds in medians.items():
+        print(f"  {name}: {1e3 * seconds / n:.1f} ms an image, {seconds / stage:.1%}")
+    rest = stage - sum(medians.values())
+    print(f"  the rest: {1e3 * rest / n:.1f} ms an image, {rest / stage:.1%}")
+    against, passed = (
+        f"a bare forward pass {n / bare:.2f} images/s",
+        took.times_faster("stage", "bare"),
+    )
+    figure(f"inference at {size}, hflip, with its report", f"{n / stage:.2f} images/s", against,
+           f"{passed:.0%}", BAR)  # fmt: skip
+    without = stage - medians["report"]
+    figure(f"inference at {size}, hflip, report not counted", f"{n / without:.2f} images/s",
+           against, f"{bare / without:.0%}", BAR)  # fmt: skip
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(2)
+    main()

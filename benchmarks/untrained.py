@@ -1,0 +1,68 @@
+"""The stages with a network as it was drawn: where time and memory count, and masks do not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from kernel_lib import files, runs
+from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
+from kernel_lib.data import images
+from kernel_lib.inference import maps
+from kernel_lib.postprocess.thresholds import Triplet
+from kernel_lib.stages import thresholds, train
+from kernel_lib.training.loop import Training
+
+SCORES = {"val_loss": 0.7, "dice": 0.8, "dice_half": 0.8, "dice_nonempty": 0.0}
+SHARE = 0.22  # of images with a mask, as in the competition
+AREA = 0.01  # of an image, about the competition's median
+
+
+@contextlib.contextmanager
+def without_steps() -> Iterator[None]:
+    """No optimiser step and no validation in the train stage; all else of it as ever."""
+    with (
+        mock.patch.object(Training, "_train_epoch", return_value=True),
+        mock.patch("kernel_lib.training.loop.validate", return_value=SCORES),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the stages say and their bars."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def fold(row: Experiment, parameters: TrainParameters) -> None:
+    """A fold's folder as the train stage leaves it, its held-out images predicted."""
+    with without_steps():
+        train.run(parameters, {row.name: row})
+
+
+def searched(work: Path, bootstrap: int = 100) -> Path:
+    """The ensemble's folder as the thresholds stage leaves it."""
+    return thresholds.run(ThresholdsParameters(work_dir=str(work), bootstrap=bootstrap)).folder
+
+
+def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
+    """Give an ensemble a rule by which a fifth of the test images get a mask of a real one's area.
+
+    The one that was searched on maps of no sense would leave all images empty. `paths` are the test
+    images by id; their maps are there already.
+    """
+    (run,) = runs.names([work])
+    archive = maps.Maps(next(iter(runs.find([work], run).values())).test)
+    levels = [maps.at_shape(archive[one], images.size_of(path)) for one, path in paths.items()]
+    cut = min(int(np.quantile(np.stack(levels), 1 - AREA)), 254) / 255
+    areas = [int((one > 255 * cut).sum()) for one in levels]
+    rule = Triplet(cut, int(np.quantile(areas, 1 - SHARE)), cut)
+    document = files.json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
+    files.write_json(folder / "thresholds.json", document | {"rule": rule.to_json()})
+    return rule
