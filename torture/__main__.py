@@ -1,10 +1,10 @@
-"""Kills every stage with SIGKILL, or fills its disk, and looks whether it still ends the same.
+"""Kills every stage, or fills its disk, again and again, and looks whether it still ends the same.
 
     python -m torture --kills 200 --full-disk 100
 
-A trial takes one stage, kills it a few times, lets it finish, and compares what it leaves with the
-same stage undisturbed, bit for bit: `lives` says how it is killed, `stages` what is compared. Or it
-has no room to write in, which `disks` tells of; that needs the right to mount a disk.
+A trial takes one stage, kills it or asks it to end a few times, lets it finish, and compares what
+it leaves with the same stage undisturbed, bit for bit: `lives` says how it is killed, `stages` what
+is compared. Or it has no room to write in, which `disks` tells of; that needs the right to mount one.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def trial(place: Place, name: str, chance: random.Random, wanted: int | None = N
     for _ in range(LIVES):
         death = lives.drawn(chance, usual, PROCESSES.get(name, 1)) if made < wanted else None
         status, said = place.live(name, death)
-        if death is not None and lives.was_killed(status):
+        if death is not None and death.has_met(status):
             made += 1
             continue
         wrong = [f"ended by itself, status {status}:\n{said}"] if status else []

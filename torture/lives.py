@@ -3,9 +3,9 @@
 Killed are: at a moment (by the parent's clock); at the n-th file that it opens, renames, removes or
 locks (by an audit hook, which Python calls before it does so); and in the middle of a write, at
 byte n of the first file that comes so far (by the limit on the size of files, whose signal ends a
-process as SIGKILL does). In none of them does the process get to clean anything up. Of several
-processes of one training one is killed so, or at a moment all of them; the others are then asked to
-end, as torch's launcher does.
+process as SIGKILL does). In none of them does the process get to clean anything up. Or it is asked
+to end, by SIGTERM or Ctrl-C, at a moment. Of several processes of one training one is met so, or at
+a moment all of them; the others are then asked to end, as torch's launcher does.
 """
 
 from __future__ import annotations
@@ -48,22 +48,30 @@ class Death:
     after_s: float | None = None
     at_event: int | None = None
     at_byte: int | None = None
-    rank: int | None = 0  # of several processes the one that is killed; None: all, at a moment
+    number: signal.Signals = signal.SIGKILL  # the signal at a moment
+    rank: int | None = 0  # of several processes the one that is met; None: all, at a moment
+
+    def has_met(self, status: int) -> bool:
+        """Whether a life that ended with this status ended of it."""
+        asked = {signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}  # before it can answer: -N
+        ends = asked.get(self.number, (-signal.SIGKILL, -signal.SIGXFSZ))
+        return status in ends
 
 
 def drawn(chance: random.Random, usual: Usual, processes: int = 1) -> Death:
     """A death somewhere in a usual life, of any kind."""
-    kind, rank = chance.choice(("moment", "event", "byte")), chance.randrange(processes)
-    if kind == "moment":
+    kind = chance.choice(("moment", "asked", "event", "byte"))
+    rank = chance.randrange(processes)
+    if kind in ("moment", "asked"):
+        number = signal.SIGKILL
+        if kind == "asked":
+            number = chance.choice((signal.SIGTERM, signal.SIGINT))
         all_of_them = processes > 1 and chance.random() < 0.5
-        return Death(chance.uniform(0, usual.seconds), rank=None if all_of_them else rank)
+        moment = chance.uniform(0, usual.seconds)
+        return Death(moment, number=number, rank=None if all_of_them else rank)
     if kind == "event":
         return Death(at_event=chance.randint(1, usual.events), rank=rank)
     return Death(at_byte=chance.randint(1, usual.bytes), rank=rank)
-
-
-def was_killed(status: int) -> bool:
-    return status in (-signal.SIGKILL, -signal.SIGXFSZ)
 
 
 def live(
@@ -87,13 +95,13 @@ def live(
         if death.after_s is not None:
             time.sleep(death.after_s)
             for child in children if death.rank is None else [children[death.rank]]:
-                os.kill(child, signal.SIGKILL)  # not waited for yet, so its number is no other's
-        status = _waited(children)
+                os.kill(child, death.number)  # not waited for yet, so its pid is no other's
+        status = _waited(children, death)
         said.seek(0)
         return status, said.read()[-6000:]
 
 
-def _waited(children: list[int]) -> int:
+def _waited(children: list[int], death: Death) -> int:
     """What ended first of what did not end well; the others of its life are asked to end too.
 
     Those that do not are killed: before all have met they wait for another without an end. A life
@@ -103,8 +111,8 @@ def _waited(children: list[int]) -> int:
     while left:
         ended = {child: status for child in left if (status := _ended(child)) is not None}
         left = [child for child in left if child not in ended]
-        broken = sorted(filter(None, ended.values()), key=was_killed)
-        if broken and not first:  # a killed one before those that ended because of it
+        broken = sorted(filter(None, ended.values()), key=death.has_met)
+        if broken and not first:  # the one that was met before those that ended because of it
             first, ends = broken[-1], time.monotonic() + OTHERS_S
             for other in left:
                 os.kill(other, signal.SIGTERM)
@@ -173,6 +181,10 @@ def _lived(work: Callable[[], None], death: Death, said: int) -> None:
         status = 0
     except InputError as error:  # as the command line says it
         print(f"Error: {error}", file=sys.stderr)
+    except SystemExit as error:
+        status = error.code
+    except KeyboardInterrupt:
+        status = 130
     except BaseException:
         status = BROKEN
         traceback.print_exc()
