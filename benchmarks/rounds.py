@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 ROUNDS = 5
-FIGURE = re.compile(r"^(?P<what>.+?): (?P<ours>.+), (?P<against>.+): (?P<ratio>.+) \(bar: (.+)\)$")
+FIGURE = re.compile(r"^(.+?): (.+?), (.+): (.+?) \(bar: (.+)\)$")  # what, ours, against, ratio
 
 
 class Timed:
@@ -16,6 +16,9 @@ class Timed:
 
     def __init__(self, seconds: Mapping[str, list[float]]) -> None:
         self._seconds = seconds
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._seconds
 
     def seconds(self, name: str) -> float:
         """The median over the rounds."""
@@ -43,7 +46,10 @@ def timed(works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> Ti
 
 
 def figure(what: str, ours: str, against: str, ratio: str, bar: str = "none") -> None:
-    """Print a figure in the form that `python -m benchmarks` gathers into its table."""
+    """Print a figure in the form that `python -m benchmarks` gathers into its table.
+
+    No comma in `ours`, no colon in `what`.
+    """
     line = f"{what}: {ours}, {against}: {ratio} (bar: {bar})"
     if not FIGURE.match(line):
         raise ValueError(f"no figure: {line!r}")

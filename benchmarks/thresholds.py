@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import cv2
 import numpy as np
 
+from benchmarks.rounds import Timed, figure, timed
 from kernel_lib.data import rle
 from kernel_lib.postprocess import thresholds as th
 from kernel_lib.postprocess.metrics import auc
@@ -30,7 +32,10 @@ LIMITS = {"search": 20.0, "histograms": 60.0, "memory_gb": 3.0, "sweep": 60.0}
 # Logits of images with a mask lie so much above the others', in standard deviations.
 LABELS = {"AUC 0.98": 3.0, "AUC 0.92": 2.0, "AUC 0.76": 1.0, "AUC 0.50": 0.0}
 # Grid points of two public searches, a coarse one over triplets and one over (threshold, area).
-GRIDS = {"8 points": 8, "60 points": 60}
+GRIDS = {8: "none", 60: "10 ×"}
+POINTS = ((0.75, 2000, 0.3), (0.5, 1000, 0.3), (0.21, 6000, 0.21))
+LOOPED = 30  # maps
+ROUNDS = 3
 
 
 def main() -> None:
@@ -44,8 +49,14 @@ def main() -> None:
     searched = time_search(stats)
     swept = time_sweep(stats)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    per_map = time_histograms(arguments.maps)
-    per_point = time_loop(min(arguments.maps, 30))
+    took = timed(
+        {
+            "search": lambda: th.search(stats, single=False),
+            "histograms": histograms(arguments.maps),
+            "loop": grid_points(min(arguments.maps, LOOPED)),
+        },
+        ROUNDS,
+    )
     print(f"\n{n:,} images, {THREADS} threads")
     for single, seconds in searched.items():
         name = "one threshold, one area" if single else "every triplet"
@@ -54,13 +65,22 @@ def main() -> None:
         say(f"and every threshold of {name}", seconds, LIMITS["sweep"])
         print(f"{'':44s}{seconds / searched[False]:8.2f} × the search without a label")
     print(f"peak memory of the search   {memory:8.2f} GB  (limit {LIMITS['memory_gb']:.0f} GB)")
-    histograms = per_map * n
-    say(f"histograms, from {arguments.maps} maps", histograms, LIMITS["histograms"])
-    print(f"\nloop: {per_point * 1e3:.1f} ms an image and point, extrapolated to {n:,} images")
-    whole = histograms + searched[False]
-    for name, points in GRIDS.items():
+    tell(took, n, arguments.maps)
+
+
+def tell(took: Timed, n: int, n_maps: int) -> None:
+    """The figures, against the loop on one thread, extrapolated from its few images and points."""
+    made, searched = took.seconds("histograms") / n_maps * n, took.seconds("search")
+    per_point = took.seconds("loop") / (min(n_maps, LOOPED) * len(POINTS))
+    say(f"histograms, from {n_maps} maps", made, LIMITS["histograms"])
+    print(f"loop: {per_point * 1e3:.1f} ms an image and point")
+    for points, bar in GRIDS.items():
         loop = per_point * points * n
-        print(f"  {name}: {loop / 60:6.1f} min, {loop / whole:6.1f} × histograms and full search")
+        figure(
+            f"histograms and every triplet of {n:,} images", f"{made:.1f} and {searched:.1f} s",
+            f"a loop over {points} points {loop / 60:.1f} min, extrapolated",
+            f"{loop / (made + searched):.0f} × faster", bar,
+        )  # fmt: skip
 
 
 def say(name: str, seconds: float, limit: float) -> None:
@@ -141,33 +161,35 @@ def full_map(png: bytes) -> np.ndarray:
     return cv2.resize(prob, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 
-def time_histograms(n: int) -> float:
-    """Seconds a map, from PNG and RLE to the pair of histograms."""
+def histograms(n: int) -> Callable[[], None]:
+    """From n stored maps, PNG and RLE, to their pairs of histograms."""
     random = np.random.default_rng(1)
     stored = [synthetic_map(random) for _ in range(n)]
     print(f"maps: {np.mean([len(png) for png, _ in stored]) / 1e3:.0f} kB of PNG on average")
-    start = time.perf_counter()
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda one: th.statistics(full_map(one[0]), rle.decode(one[1])), stored))
-    return (time.perf_counter() - start) / n
+
+    def work() -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda one: th.statistics(full_map(one[0]), rle.decode(one[1])), stored))
+
+    return work
 
 
-def time_loop(n: int) -> float:
-    """Seconds an image and grid point of thresholding, measuring and scoring each map anew."""
+def grid_points(n: int) -> Callable[[], None]:
+    """Each of n maps, at full size in memory, thresholded and scored anew at each point."""
     random = np.random.default_rng(2)
-    maps = [
-        (full_map(png), rle.decode(text)) for png, text in (synthetic_map(random) for _ in range(n))
-    ]
-    points = [(0.75, 2000, 0.3), (0.5, 1000, 0.3), (0.21, 6000, 0.21)]
-    start = time.perf_counter()
-    for prob, truth in ((prob / np.float32(255), truth) for prob, truth in maps):
-        for top, min_area_px, bottom in points:
-            mask = prob > bottom
-            if (prob > top).sum() < min_area_px:
-                mask = np.zeros_like(mask)
-            both = mask.sum() + truth.sum()
-            _ = 2 * (mask * truth).sum() / both if both else 1.0
-    return (time.perf_counter() - start) / (n * len(points))
+    stored = [synthetic_map(random) for _ in range(n)]
+    maps = [(full_map(png) / np.float32(255), rle.decode(text)) for png, text in stored]
+
+    def work() -> None:
+        for prob, truth in maps:
+            for top, min_area_px, bottom in POINTS:
+                mask = prob > bottom
+                if (prob > top).sum() < min_area_px:
+                    mask = np.zeros_like(mask)
+                both = mask.sum() + truth.sum()
+                _ = 2 * (mask * truth).sum() / both if both else 1.0
+
+    return work
 
 
 if __name__ == "__main__":

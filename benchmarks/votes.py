@@ -16,7 +16,8 @@ import statistics
 import cv2
 import numpy as np
 
-from benchmarks.rle import SIDE, blob, milliseconds
+from benchmarks.rle import SIDE, blob, each
+from benchmarks.rounds import figure, timed
 from kernel_lib.data import rle
 from kernel_lib.postprocess import votes
 
@@ -72,17 +73,21 @@ def main() -> None:
         f"{statistics.median(runs):.0f} runs a mask in the median, up to {max(runs):,}; voted area "
         f"median {statistics.median(areas):,.0f} px; {sum(a == 0 for a in areas)} voted empty"
     )
-    ours, union = milliseconds(on_runs, images), milliseconds(union_on_runs, images)
-    bitmaps = milliseconds(on_bitmaps, images)
-    empty = milliseconds(on_runs, [[rle.EMPTY] * N_SUBMISSIONS])
-    parse = milliseconds(lambda texts: [rle.parse(text, SHAPE) for text in texts], images)
-    verdict = "within" if ours <= LIMIT_MS else "ABOVE"
-    print(f"vote on runs       {ours:7.3f} ms an image, {verdict} {LIMIT_MS:.0f} ms")
-    print(f"  of which parsing {parse:7.3f} ms")
-    print(f"  all nine empty   {empty:7.3f} ms")
-    print(f"union of agreeing  {union:7.3f} ms")
-    print(f"vote on bitmaps    {bitmaps:7.3f} ms")
-    print(f"ours is faster: {bitmaps / ours:.1f}×, the union {bitmaps / union:.1f}×")
+    works = {
+        "ours": each(on_runs, images),
+        "parse": each(lambda texts: [rle.parse(text, SHAPE) for text in texts], images),
+        "empty": each(on_runs, [[rle.EMPTY] * N_SUBMISSIONS] * N_IMAGES),
+        "union": each(union_on_runs, images),
+        "bitmaps": each(on_bitmaps, images),
+    }
+    took = timed(works)
+    ms = {name: 1e3 * took.seconds(name) / N_IMAGES for name in works}
+    print(f"of a vote on runs parsing {ms['parse']:.3f} ms; all nine empty {ms['empty']:.3f} ms")
+    for name, words in (("ours", "a vote"), ("union", "a union of agreeing masks")):
+        times = took.times_faster(name, "bitmaps")
+        figure(f"{words} of nine submissions", f"{ms[name]:.2f} ms an image",
+               f"a vote on bitmaps {ms['bitmaps']:.2f} ms", f"{times:.1f} × faster",
+               f"{LIMIT_MS:g} ms")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -144,7 +144,9 @@ def _named(module: Member, members: list[Member]) -> Iterator[str]:
     """Paths of the data files whose names stand in a module's texts."""
     for member in members:
         name = member.path.rpartition("/")[2]
-        if not name.endswith(".py") and re.search(rf"(?<![\w.-]){re.escape(name)}\b", module.text):
+        if name.endswith(".py") or name not in module.text:  # in: a hundred times as fast
+            continue
+        if re.search(rf"(?<![\w.-]){re.escape(name)}\b", module.text):
             yield member.path
 
 
@@ -156,7 +158,7 @@ def _imports(member: Member, name: str, *, inside_functions: bool = True) -> set
     except SyntaxError as error:
         raise InputError(f"{member.path}:{error.lineno} is not Python: {error.msg}") from None
     found = set()
-    for node in ast.walk(tree) if inside_functions else tree.body:
+    for node in _statements(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -165,3 +167,14 @@ def _imports(member: Member, name: str, *, inside_functions: bool = True) -> set
             base = base.strip(".")
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     return found
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Every statement at any depth, without looking into expressions, which hold none."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.stmt):
+                yield node
+            if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+                waiting.append(node)
