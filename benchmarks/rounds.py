@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 ROUNDS = 5
 FIGURE = re.compile(r"^(.+?): (.+?), (.+): (.+?) \(bar: (.+)\)$")  # what, ours, against, ratio
 
@@ -19,6 +21,10 @@ class Timed:
 
     def __contains__(self, name: str) -> bool:
         return name in self._seconds
+
+    def rounds(self, name: str) -> np.ndarray:
+        """Seconds (R,) of each round."""
+        return np.array(self._seconds[name])
 
     def seconds(self, name: str) -> float:
         """The median over the rounds."""
