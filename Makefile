@@ -15,10 +15,13 @@ SEEDS := 3
 CASES := 100000
 SEED := 0
 KILLS := 200
+FULL := 60
 
 # A notebook's kernel must be this environment's, whatever else is on the machine.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Without compiled files on the disk every start of Python compiles torch anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       phantoms to a checked submission and a report, in minutes"
@@ -28,7 +31,7 @@ help:
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
-	@echo "make torture    every stage killed and run again, KILLS=200: does it end the same?"
+	@echo "make torture    every stage killed, KILLS=200, or its disk full, FULL=60: does it end the same?"
 
 setup: $(READY)
 
@@ -100,7 +103,7 @@ fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m fuzz --cases $(CASES) --seed $(SEED)
 
 torture: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m torture --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(PY) -m torture --kills $(KILLS) --full-disk $(FULL)
 
 clean:
 	rm -rf build fuzz-faults $(DEMO) .pytest_cache .ruff_cache .hypothesis

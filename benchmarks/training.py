@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.rounds import figure
 from kernel_lib import runs
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, phantom, table
@@ -61,10 +62,12 @@ def compare(source: table.Source, size: int, folder: Path) -> None:
             work()
             seconds[name].append(time.perf_counter() - began)
     rate = {name: IMAGES / float(np.median(taken)) for name, taken in seconds.items()}
-    print(
-        f"{size}²: train {rate['train']:.2f} images/s, bare loop {rate['bare']:.2f}: "
-        f"{rate['train'] / rate['bare']:.0%} (bar: 90 %)"
-    )
+    ratio = np.median(np.array(seconds["bare"]) / np.array(seconds["train"]))
+    figure(
+        f"the training loop at {size}²", f"{rate['train']:.2f} images/s",
+        f"a bare loop on tensors in memory {rate['bare']:.2f} images/s",
+        f"{ratio:.0%}", "90 %",
+    )  # fmt: skip
 
 
 def _training(row, prepared: cache.Prepared, folder: Path) -> Training:

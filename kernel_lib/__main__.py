@@ -56,10 +56,10 @@ def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> 
         # Before torch is loaded.
         parameters = _parameters(config, f"{stage_name.capitalize()}Parameters")
         run = getattr(importlib.import_module(f"kernel_lib.stages.{stage_name}"), function)
-        if "RANK" in os.environ:  # one of several processes: its launcher shows why it ended
-            from torch.distributed.elastic.multiprocessing.errors import record
+        if "RANK" in os.environ:  # one of several processes
+            from kernel_lib.training import ranks
 
-            run = record(run)
+            run = ranks.of(run, result)
         came_to = run(parameters)
         if result is not None and os.environ.get("RANK", "0") == "0":
             from kernel_lib import files
@@ -198,6 +198,26 @@ def summary(ensemble: Path, truth: Path | None) -> None:
     from kernel_lib.stages import scores
 
     click.echo(scores.summary(ensemble, truth))
+
+
+@main.command()
+@click.argument("folders", type=FOLDER, nargs=-1, required=True)
+@click.option(
+    "--into", "work", type=click.Path(file_okay=False, path_type=Path), required=True,
+    help="the WORK_DIR; what lies there counts too",
+)  # fmt: skip
+def gather(folders: tuple[Path, ...], work: Path) -> None:
+    """Bring the folds that several machines or kernels trained into one WORK_DIR.
+
+    Each of FOLDERS is a WORK_DIR or a kernel's output, itself or up to two levels down. All is
+    checked before the first byte is copied: another folds file, another configuration of the same
+    run, or damage is refused. Of the same fold in two places the further one is taken; unfinished
+    folds come too. Run again, it copies what is new. Ensembles stay behind: the thresholds stage
+    makes them anew in seconds.
+    """
+    from kernel_lib.stages import gather as stage
+
+    click.echo(stage.run(folders, work))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,11 @@ def digest(path: Path) -> str:
 
     The same weights give the same digest, whatever else the file says (how long an epoch took).
     """
-    state, _ = load(path)
+    return digest_of(load(path)[0], path)
+
+
+def digest_of(state: dict[str, Any], path: Path) -> str:
+    """The same of a checkpoint that was loaded already; the path is for the error's words."""
     ema = state.get("ema")
     tensors = ema.get("model") if isinstance(ema, dict) else state.get("model")
     if not weights.is_table(tensors):

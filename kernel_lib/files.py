@@ -33,7 +33,7 @@ def whole(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO]:
     started after a kill, sees the old file or the new one and never a part. Whatever breaks
     inside removes the temporary file and leaves the old one as it was; what a killed process left
     goes with the next write. Raises InputError, with what it needs and what is free, where the
-    disk is full.
+    disk is full, and with the reason where no file can be made there.
     """
     path = Path(path)
     name, written = None, 0
@@ -53,7 +53,28 @@ def whole(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO]:
             Path(name).unlink(missing_ok=True)
         if disk_full(error):
             raise InputError(_no_room(path, written)) from error
+        if name is None and isinstance(error, OSError):
+            raise InputError(
+                f"{path} cannot be written ({error.strerror or error}): mend that, or choose "
+                "another folder"
+            ) from error
         raise
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """InputError where no file can be made in a folder, before hours are spent on what it is for.
+
+    The folder, which `setting` names, need not be there yet, and is not made.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with named_if_full(folder), tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{setting} {folder} cannot be written ({error.strerror or error}): mend that, or "
+            f"-p {setting} another folder"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,17 +95,73 @@ def together(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
     Where something breaks, a full disk say, all of `folder` stays as it was. `without` names files
     that are removed before the first is replaced. For one process at a time (`alone`).
     """
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
-    try:
+    with _aside(folder) as aside:
         yield aside
         folder.mkdir(parents=True, exist_ok=True)
         for stale in without:
             (folder / stale).unlink(missing_ok=True)
         for path in sorted(aside.iterdir()):
             path.replace(folder / path.name)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of `folder` and of all that it held.
+
+    Where something breaks, or the process is killed, `folder` is the old one or the new one, or is
+    the old one again once `tidy` has been called, as the next call does. For one process at a time
+    (`alone`).
+    """
+    tidy(folder)
+    try:
+        with _aside(folder) as aside:
+            yield aside
+            if folder.exists():  # no folder can be renamed onto one that holds something
+                folder.replace(_before(folder))
+            aside.replace(folder)
+    finally:
+        tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process killed in `whole_folder` left. For one process at a time (`alone`)."""
+    before = _before(folder)
+    if before.exists() and not folder.exists():  # killed between the two renames
+        before.replace(folder)
+    for left in (_part_of(folder), before):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """An empty folder beside that one, of which nothing stays."""
+    aside = _part_of(folder)
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
+    try:
+        with named_if_full(folder):
+            aside.mkdir(parents=True)
+            yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _part_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _before(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+@contextmanager
+def named_if_full(path: Path) -> Iterator[None]:
+    """InputError that `path` cannot be written, where what is done meanwhile fills its disk."""
+    try:
+        yield
+    except OSError as error:
+        if disk_full(error):
+            raise InputError(_no_room(path, 0)) from error
+        raise
 
 
 def disk_full(error: BaseException | None) -> bool:
@@ -96,6 +173,17 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def room(path: Path) -> str:
+    """What a full disk says of itself: the one on which `path` lies, or would."""
+    place = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    # A disk counts files too; one that does not has none of them at all.
+    counted = os.statvfs(place)
+    if counted.f_files and not counted.f_favail:
+        return f"its disk is full, with room for no other file, {free / 1e6:.1f} MB free"
+    return f"its disk is full, with {free / 1e6:.1f} MB free"
+
+
 @contextmanager
 def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     """Write in a folder as the only process, by a hidden file beside it, held and then removed.
@@ -105,12 +193,15 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     where the file system they share passes locks on.
     """
     lock = folder.with_name(f".{folder.name}.lock")
-    handle = _taken(lock, folder, wait)
+    with named_if_full(folder):
+        handle = _taken(lock, folder, wait)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # still held: whoever waits for this file looks again
-        os.close(handle)
+        try:
+            lock.unlink(missing_ok=True)  # still held: whoever waits for this file looks again
+        finally:
+            os.close(handle)
 
 
 def _taken(lock: Path, folder: Path, wait: bool) -> int:
@@ -135,13 +226,22 @@ def _taken(lock: Path, folder: Path, wait: bool) -> int:
                         "or end it; two would write over each other"
                     )
             if _is_at(handle, lock):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(_self()).encode(), 0)
+                _sign(handle, lock)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # of the one before, who removed it
+
+
+def _sign(handle: int, lock: Path) -> None:
+    """Say in a held lock file who holds it; where there is no room for that it goes again."""
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(_self()).encode(), 0)
+    except OSError:
+        lock.unlink(missing_ok=True)
+        raise
 
 
 def _self() -> dict[str, Any]:
@@ -216,12 +316,12 @@ def _part(path: Path) -> tuple[int, str]:
 
 
 def _no_room(path: Path, written: int) -> str:
-    before = path.stat().st_size if path.exists() else 0
-    free = shutil.disk_usage(path.parent).free
+    before = path.stat().st_size if path.is_file() else 0
+    needed = max(written, before) / 1e6
+    needs = f"it needs {needed:.1f} MB or more, and " if needed >= 0.1 else ""
     stays = "the old one is as it was; " if before else ""
     return (
-        f"{path} cannot be written: it needs {max(written, before) / 1e6:.1f} MB or more, and its "
-        f"disk is full, with {free / 1e6:.1f} MB free: make room and run the same command again "
+        f"{path} cannot be written: {needs}{room(path)}: make room and run the same command again "
         f"({stays}what is done stays)"
     )
 

@@ -116,7 +116,13 @@ class FoldFolder:
         """log.jsonl, a dict an epoch; empty before the first epoch ends."""
         if not self.log.exists():
             return []
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise InputError(
+                f"{self.log} is damaged ({error}): run the train stage there, which writes it anew "
+                "from last.pt"
+            ) from None
 
 
 def fold_folder(work: Path, run: str, fold: int) -> FoldFolder:
@@ -182,7 +188,7 @@ def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> Non
         files.write_json(folder.config, config)
         return
     there = folder.read_config()
-    differs = list(_differences(there, config))
+    differs = list(differences(there, config))
     if differs:
         raise InputError(
             f"{folder.path} holds a run of another configuration ({'; '.join(differs)}): "
@@ -190,10 +196,11 @@ def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> Non
         )
 
 
-def _differences(there: Mapping, here: Mapping, prefix: str = "") -> Iterable[str]:
+def differences(there: Mapping, here: Mapping) -> Iterable[str]:
+    """Each field in which two config.json differ, with both values; prose is no difference."""
     for key in sorted({*there, *here}):
         a, b = there.get(key), here.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping) and key == "experiment":
-            yield from _differences(a, b)
+            yield from differences(a, b)
         elif a != b and key not in ("says", "leaderboard", "parent"):
-            yield f"{prefix}{key}: {a!r} there, {b!r} here"
+            yield f"{key}: {a!r} there, {b!r} here"

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 GOES_ON = "run the same command again to go on"
-_TOLD = b"\nends after this step, all saved; once more to end at once\n"
+_TOLD = b"\nends after this step, all saved"
+_MORE = b"; once more to end at once"
 
 
 class Signals:
@@ -20,8 +21,13 @@ class Signals:
     SystemExit(143). Both pass through what cleans up. Forked workers leave both to their parent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        """`patient` is one of several processes: each that ends them signals all, if need be again.
+
+        While it defers, any further signal says what the first did.
+        """
         self.pending = 0  # the signal that waits for the end of `deferred`
+        self._patient = patient
         self._deferring = False
         self._process = os.getpid()
 
@@ -42,7 +48,10 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """The first signal waits, as `pending`, until this ends; the second raises at once."""
+        """The first signal waits, as `pending`, until this ends; the second raises at once.
+
+        Unless this process is patient.
+        """
         with self._set(True):
             yield
         if self.pending:
@@ -67,10 +76,14 @@ class Signals:
     def _answer(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return
-        first, self.pending = not self.pending, number
+        first = not self.pending
+        if self._deferring and self._patient and not first:
+            return
+        self.pending = number
         if not (first and self._deferring):
             raise _error(number)
-        os.write(2, _TOLD)  # print may be what was interrupted
+        # print may be what was interrupted
+        os.write(2, _TOLD + (b"" if self._patient else _MORE) + b"\n")
 
 
 def _error(number: int) -> BaseException:

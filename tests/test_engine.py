@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,3 +92,34 @@ def test_a_device_that_is_not_there_is_refused_with_the_mend(device):
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="PRECISION float16 needs a GPU; -p PRECISION float32"):
         engine("cpu", "float16")
+
+
+KEPT = """
+import ctypes, sys
+import torch
+from kernel_lib.engine import engine
+if not hasattr(ctypes.CDLL(None), "mallopt"):
+    sys.exit(77)
+def held():
+    with open("/proc/self/status") as file:
+        return 1024 * int(file.read().split("VmRSS:")[1].split()[0])
+engine("cpu")
+def several():
+    return [torch.ones(24 << 20, dtype=torch.uint8) for _ in range(8)]
+for _ in range(3):
+    several()
+before = held()
+again = several()
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux's C library")
+def test_what_a_tensor_on_the_cpu_leaves_the_next_one_takes(project_root):
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT], cwd=project_root, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip("this C library has no mallopt")
+    assert done.returncode == 0, done.stderr
+    assert abs(int(done.stdout)) < 8 << 20, "no new pages"

@@ -3,12 +3,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -90,6 +91,35 @@ def test_files_together_replace_others_only_when_all_are_written(tmp_path):
     rewritten(breaks=False)
     assert (names(folder), names(tmp_path)) == (["rule"], ["a"])
     assert (folder / "rule").read_text() == "new"
+
+
+def test_a_whole_folder_takes_the_place_of_all_that_was_there(tmp_path):
+    folder = tmp_path / "a"
+    files.write_text(folder / "old", "old")
+
+    def filled(breaks: bool) -> None:
+        with files.whole_folder(folder) as aside:
+            files.write_text(aside / "new", "new")
+            assert names(folder) == ["old"]
+            if breaks:
+                raise ValueError
+
+    with pytest.raises(ValueError):
+        filled(breaks=True)
+    assert (names(folder), names(tmp_path)) == (["old"], ["a"])
+    filled(breaks=False)
+    assert (names(folder), names(tmp_path)) == (["new"], ["a"])
+
+
+def test_a_folder_that_a_killed_process_had_put_aside_comes_back(tmp_path):
+    folder = tmp_path / "a"
+    for name in (".a.old", ".a.part"):
+        files.write_text(tmp_path / name / "file", name)
+    files.tidy(folder)
+    assert (names(tmp_path), (folder / "file").read_text()) == (["a"], ".a.old")
+    files.write_text(tmp_path / ".a.old" / "file", "of before")
+    files.tidy(folder)
+    assert (names(tmp_path), (folder / "file").read_text()) == (["a"], ".a.old")
 
 
 # Other processes
@@ -226,6 +256,60 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(small_disk, write):
     path.unlink()
     by_text(path, 0)
     assert path.read_text() == ""
+
+
+def resize(disk, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+def fill(disk) -> None:
+    with (disk / "rest").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
+def rewrite_together(folder):
+    with files.together(folder) as aside:
+        files.write_text(aside / "one", "new")
+        files.write_text(aside / "two", "x" * 100_000)
+
+
+def copy(folder):
+    with files.whole_folder(folder.with_name("copy")) as aside:
+        shutil.copyfile(folder / "one", aside / "one")
+
+
+@pytest.mark.parametrize("what", ["bytes", "files"])
+@pytest.mark.parametrize("write", [rewrite_together, copy, enter])
+def test_a_full_disk_is_named_whatever_is_to_be_written(small_disk, write, what):
+    folder = small_disk / "a"
+    files.write_text(folder / "one", "old" * 3000)
+    if what == "bytes":
+        fill(small_disk)
+    else:
+        resize(small_disk, "nr_inodes=3")
+    before = names(small_disk)
+    with pytest.raises(InputError, match=r"cannot be written: .*its disk is full.*make room") as it:
+        write(folder)
+    assert str(small_disk) in str(it.value)
+    assert ("room for no other file" in str(it.value)) == (what == "files")
+    assert (folder / "one").read_text() == "old" * 3000
+    assert (names(small_disk), names(folder)) == (before, ["one"]), "nothing is left"
+    (small_disk / "rest").unlink(missing_ok=True)
+    resize(small_disk, "nr_inodes=100")
+    write(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_the_setting(small_disk):
+    files.write_text(small_disk / "old", "old")
+    files.check_writable(small_disk / "not" / "there", "WORK_DIR")
+    assert names(small_disk) == ["old"]
+    resize(small_disk, "ro")
+    with pytest.raises(InputError, match=r"^WORK_DIR .*not/there cannot .*Read-only file system"):
+        files.check_writable(small_disk / "not" / "there", "WORK_DIR")
+    for path in (small_disk / "new", small_disk / "deep" / "new", small_disk / "old" / "new"):
+        with pytest.raises(InputError, match=rf"{path} cannot be written \("):
+            files.write_text(path, "new")
 
 
 def test_other_errors_are_no_full_disk():

@@ -49,7 +49,8 @@ def tables(tmp_path: Path) -> Path:
 def test_help_names_every_command(project_root):
     done = run(project_root, "-m", "kernel_lib", "--help")
     assert done.returncode == 0, done.stderr
-    for command in ("train", "thresholds", "inference", "score", "vote", "validate", "phantoms"):
+    commands = "train thresholds inference score vote validate phantoms gather"
+    for command in commands.split():
         assert f"\n  {command}" in done.stdout
 
 
@@ -122,6 +123,8 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("vote", "right.csv", "--at-least", "2", "-o", "out.csv"), "a number from 1 to 1"),
         (("vote", "right.csv", "--at-least", "1", "-o", "right.csv"), "give another output file"),
         (("vote", "right.csv", "-o", "out.csv"), "--at-least"),
+        (("gather", ".", "--into", "new.work"), "holds no runs, itself or up to two levels down"),
+        (("gather", "."), "--into"),
         (("scor",), "No such command"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",

@@ -148,3 +148,6 @@ def test_a_run_without_a_log_has_an_empty_one(tmp_path):
     assert folder.read_log() == []
     files.write_text(folder.log, '{"epoch": 1}\n{"epoch": 2}\n')
     assert [line["epoch"] for line in folder.read_log()] == [1, 2]
+    files.write_text(folder.log, '{"epoch": 1}\n{"epo')
+    with pytest.raises(InputError, match=r"log.jsonl is damaged .*: run the train stage there"):
+        folder.read_log()

@@ -55,6 +55,23 @@ def test_deferred_it_waits_for_the_end_and_a_second_does_not(number, error, time
 
 
 @BOTH
+def test_one_of_several_processes_is_signalled_more_than_once_and_saves(number, error):
+    """By the user, by the launcher, and because who started it ended."""
+    done = []
+
+    def stage() -> None:
+        with Signals(patient=True).caught() as signals, signals.deferred():
+            for again in (number, signal.SIGTERM, signal.SIGINT):
+                signal.raise_signal(again)
+            assert signals.pending == number
+            done.append("saved")
+
+    with pytest.raises(error):
+        stage()
+    assert done == ["saved"]
+
+
+@BOTH
 @pytest.mark.parametrize("before", [False, True])
 def test_a_piece_within_may_be_cut(number, error, before):
     done = []

@@ -1,9 +1,11 @@
-"""Kills every stage with SIGKILL, again and again, and looks whether it still ends the same.
+"""Kills every stage, or fills its disk, again and again, and looks whether it still ends the same.
 
-    python -m torture --kills 200
+    python -m torture --kills 200 --full-disk 100
 
-A trial takes one stage, kills it a few times, lets it finish, and compares what it leaves with the
-same stage undisturbed, bit for bit: `lives` says how it is killed, `stages` what is compared.
+A trial takes one stage, kills it or asks it to end a few times, lets it finish, and compares what
+it leaves with the same stage undisturbed, bit for bit: `lives` says how it is killed, `stages` what
+is compared. Or it has no room to write in, which `disks` tells of and which needs the right to
+mount one.
 """
 
 from __future__ import annotations
@@ -14,55 +16,95 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from kernel_lib.progress import bar
-from torture import lives
-from torture.stages import STAGES, Place
+from torture import disks, lives
+from torture.stages import PROCESSES, STAGES, Place
 
 LIVES = 20  # of one trial
 
+Trial = Callable[[str], tuple[int, bool]]  # a stage → faults that met it alive; whether it is equal
+
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--kills", default=200, show_default=True, help="kills to make, at least")
+@click.option("--kills", default=0, help="kills to make, at least; 200 unless disks are filled")
+@click.option("--full-disk", "full", default=0, help="full disks to make")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--only", type=click.Choice(list(STAGES)), help="one stage instead of all")
-def main(kills: int, seed: int, only: str | None) -> None:
-    chance = random.Random(seed)
-    began = time.monotonic()
-    counted = {name: [0, 0, 0] for name in STAGES if only in (None, name)}  # kills, trials, equal
+def main(kills: int, full: int, seed: int, only: str | None) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that has used a GPU cannot be forked
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # spares the disk
+    names = [name for name in STAGES if only in (None, name)]
     with tempfile.TemporaryDirectory(dir=memory) as scratch:
         place = Place(Path(scratch))
-        with bar(total=kills, desc="torture", unit="kill") as shown:
-            for name in itertools.cycle(counted):
-                if shown.n >= kills:
-                    break
-                made, equal = trial(place, name, chance, wanted=chance.randint(1, 4))
-                for at, more in enumerate((made, 1, equal)):
-                    counted[name][at] += more
-                shown.update(made)
-    print(f"{'stage':<12}{'kills':>7}{'trials':>8}{'equal':>7}")
+        ended_well = True
+        if kills or not full:
+            ended_well &= killed(place, names, kills or 200, random.Random(seed))
+        if full:
+            ended_well &= filled(place, names, full, random.Random(seed))
+    sys.exit(not ended_well)
+
+
+def killed(place: Place, names: list[str], kills: int, chance: random.Random) -> bool:
+    """Whether every stage ended the same after so many kills; says so."""
+    return rounds(names, kills, "kill", lambda name: trial(place, name, chance))
+
+
+def filled(place: Place, names: list[str], full: int, chance: random.Random) -> bool:
+    """Whether every stage ended the same after so many full disks; says so."""
+    try:
+        with disks.mounted(place.trial) as disk, disks.read_only(place.data):
+            trials = disks.Trials(place, disk, chance)
+
+            def one(name: str) -> tuple[int, bool]:
+                was_full, wrong = trials.trial(name)
+                for line in wrong:
+                    print(line)
+                return was_full, not wrong
+
+            return rounds(names, full, "full disk", one)
+    except PermissionError as error:
+        print(f"no full disks: {error}")
+        return True
+
+
+def rounds(names: list[str], wanted: int, fault: str, one: Trial) -> bool:
+    """Trials of each stage in turn until so many faults are made; whether all ended the same."""
+    began = time.monotonic()
+    counted = {name: [0, 0, 0] for name in names}  # faults, trials, equal
+    with bar(total=wanted, desc="torture", unit=fault) as shown:
+        for name in itertools.cycle(names):
+            if shown.n >= wanted:
+                break
+            made, equal = one(name)
+            for at, more in enumerate((made, 1, equal)):
+                counted[name][at] += more
+            shown.update(made)
+    print(f"{'stage':<12}{fault + 's':>12}{'trials':>8}{'equal':>7}")
     for name, numbers in counted.items():
-        print(f"{name:<12}{numbers[0]:>7}{numbers[1]:>8}{numbers[2]:>7}")
+        print(f"{name:<12}{numbers[0]:>12}{numbers[1]:>8}{numbers[2]:>7}")
     made, trials, equal = map(sum, zip(*counted.values(), strict=True))
-    print(f"{made} kills in {time.monotonic() - began:.0f} s: {equal} of {trials} ended the same")
-    sys.exit(equal < trials)
+    seconds = time.monotonic() - began
+    print(f"{made} {fault}s in {seconds:.0f} s: {equal} of {trials} ended the same")
+    return equal == trials
 
 
-def trial(place: Place, name: str, chance: random.Random, wanted: int) -> tuple[int, bool]:
+def trial(place: Place, name: str, chance: random.Random, wanted: int | None = None) -> tuple:
     """Kill a stage so many times, let it end; the kills that met it alive, and whether it is equal.
 
     What went wrong is printed.
     """
-    folder, made = place.fresh(name), 0
+    wanted = chance.randint(1, 4) if wanted is None else wanted
+    usual, made = place.usual(name), 0
+    place.fresh(name)
     for _ in range(LIVES):
-        death = lives.drawn(chance, place.usual[name]) if made < wanted else None
-        status, said = lives.live(lambda: place.do(name, folder), death)
-        if death is not None and lives.was_killed(status):
+        death = lives.drawn(chance, usual, PROCESSES.get(name, 1)) if made < wanted else None
+        status, said = place.live(name, death)
+        if death is not None and death.has_met(status):
             made += 1
             continue
         wrong = [f"ended by itself, status {status}:\n{said}"] if status else []

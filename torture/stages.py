@@ -14,7 +14,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from kernel_lib import checkpoints
+from kernel_lib import checkpoints, files
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import cache, phantom, table
 from kernel_lib.experiments import EXPERIMENTS
@@ -24,9 +24,11 @@ from torture import lives
 SIZE = 64
 # The smallest network there is: a life is short, and its checkpoint is not most of it.
 ROW = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
-    name="torture", encoder="tu-mobilenetv3_small_050", decoder_channels=(16,) * 5, weights="none",
+    name="torture", encoder="tu-test_efficientnet", decoder_channels=(16,) * 5, weights="none",
     size=SIZE, epochs=2, min_epochs=0,
 )  # fmt: skip
+# Batch norm that more than normalises cannot be synchronised.
+ROW_2 = ROW.differing(name="torture2", encoder="tu-test_resnet")
 # What each stage makes, which a trial begins without.
 STAGES = {
     "prepare": ("cache/**/*",),
@@ -39,10 +41,13 @@ STAGES = {
     ),
     "inference": ("work/runs/**/test.zip", "work/ensembles/*/submission.csv",
                   "work/ensembles/*/test.json"),
+    "train2": ("work2/**/*",),
 }  # fmt: skip
+PROCESSES = {"train2": 2}  # that share a stage
 # How long things took, and the order in which a cache was filled, are each life's own.
 TIMED = ("seconds", "val_seconds", "images_per_second", "memory_mb")
 UNORDERED = ("rows.jsonl",)
+REPORT = "drawn from what is compared\n" * 5000
 
 
 class Place:
@@ -50,34 +55,39 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.data, self.whole, self.trial = root / "data", root / "whole", root / "trial"
-        self.usual: dict[str, lives.Usual] = {}
+        self._usual: dict[str, lives.Usual] = {}
         os.environ["KERNEL_LIB_MOUNTS"] = str(root / "no-mounts")
         torch.set_num_threads(1)  # forked processes may not wait for threads that are not theirs
         cv2.setNumThreads(0)
         tqdm.monitor_interval = 0
         tqdm.set_lock(threading.RLock())  # its own is all processes', also of one killed with it
         # Drawn from what is compared, and slower than all of it.
-        report.write = lambda *_, **__: None
+        report.write = _drawn
         phantom.write_competition(
             self.data, 20, 6, size=SIZE, seed=1, difficulty=0.1, positives=0.4, workers=1,
             progress=False,
         )  # fmt: skip
-        for name in STAGES:  # here, so that all that a life imports is loaded before it is forked
-            self.do(name, self.whole)
         for name in STAGES:
-            self.usual[name] = self._usual(name)
+            if name in PROCESSES:
+                self._lived(name, self.whole)
+            else:  # here, so that all that a life imports is loaded before it is forked
+                self.do(name, self.whole)
 
     def fresh(self, name: str) -> Path:
         """A copy of the undisturbed run without what the stage makes."""
-        shutil.rmtree(self.trial, ignore_errors=True)
-        shutil.copytree(self.whole, self.trial)
-        for path in _made(name, self.trial):
+        self.copy(self.whole)
+        for path in made(name, self.trial):
             path.unlink()
         return self.trial
 
+    def copy(self, source: Path) -> None:
+        """Make the trial's folder, which may be a disk of its own, a copy of another."""
+        shutil.rmtree(self.trial, ignore_errors=True)
+        shutil.copytree(source, self.trial, dirs_exist_ok=True)
+
     def differences(self, name: str) -> list[str]:
         """What a trial of the stage left otherwise than the undisturbed run, or beside it."""
-        wanted = {p.relative_to(self.whole) for p in _made(name, self.whole)}
+        wanted = {p.relative_to(self.whole) for p in made(name, self.whole)}
         there = {p.relative_to(self.trial) for p in self.trial.rglob("*") if p.is_file()}
         known = {p.relative_to(self.whole) for p in self.whole.rglob("*") if p.is_file()}
         found = [f"{one} is left behind" for one in there - known]
@@ -89,8 +99,8 @@ class Place:
         ]
         return sorted(found)
 
-    def do(self, name: str, folder: Path) -> None:
-        """Run a stage in this process."""
+    def do(self, name: str, folder: Path, otherwise: bool = False) -> None:
+        """Run a stage in this process; `otherwise` with a setting that makes other results."""
         places = {"data_dir": str(self.data), "work_dir": str(folder / "work")}
         caches = {"cache_dir": str(folder / "cache"), "threads": 1, "device": "cpu"}
         if name == "prepare":
@@ -102,26 +112,55 @@ class Place:
                 experiment=ROW.name, n_folds=2, save_minutes=1e-6, **places, **caches
             )
             train.run(parameters, {ROW.name: ROW})
+        elif name == "train2":
+            alone = {"fold": 0, "work_dir": str(folder / "work2")}
+            parameters = TrainParameters(
+                experiment=ROW_2.name, n_folds=2, save_minutes=1e-6, **(places | alone), **caches
+            )
+            train.run(parameters, {ROW_2.name: ROW_2})
         elif name == "thresholds":
-            thresholds.run(ThresholdsParameters(bootstrap=100, **places))
+            thresholds.run(ThresholdsParameters(bootstrap=200 if otherwise else 100, **places))
         else:
-            inference.run(InferenceParameters(**places, **caches))
+            views = {"tta": "none"} if otherwise else {}
+            inference.run(InferenceParameters(**places, **caches, **views))
 
-    def _usual(self, name: str) -> lives.Usual:
-        folder, began = self.fresh(name), time.monotonic()
-        status, said = lives.live(lambda: self.do(name, folder))
-        seconds = time.monotonic() - began
+    def live(
+        self, name: str, death: lives.Death | None = None, otherwise: bool = False
+    ) -> tuple[int, str]:
+        """A life of the stage on the trial's folder; how it ended, and what it said."""
+        processes = PROCESSES.get(name, 1)
+        return lives.live(lambda: self.do(name, self.trial, otherwise), death, processes)
+
+    def usual(self, name: str) -> lives.Usual:
+        """An undisturbed life of the stage, lived where it was not yet."""
+        if name not in self._usual:
+            self.fresh(name)
+            seconds = self._lived(name, self.trial)
+            if differs := self.differences(name):
+                raise RuntimeError(f"{name} differs even undisturbed: {', '.join(differs)}")
+            largest = max(path.stat().st_size for path in made(name, self.trial))
+            folder = self.fresh(name)
+            events = lives.counted(lambda: self.do(name, folder), PROCESSES.get(name, 1))
+            self._usual[name] = lives.Usual(seconds, events, largest)
+        return self._usual[name]
+
+    def _lived(self, name: str, folder: Path) -> float:
+        """The seconds of an undisturbed life."""
+        began = time.monotonic()
+        status, said = lives.live(lambda: self.do(name, folder), None, PROCESSES.get(name, 1))
         if status:
             raise RuntimeError(f"{name} does not even end undisturbed:\n{said}")
-        if differs := self.differences(name):
-            raise RuntimeError(f"{name} differs even undisturbed: {', '.join(differs)}")
-        largest = max(path.stat().st_size for path in _made(name, self.trial))
-        folder = self.fresh(name)
-        return lives.Usual(seconds, lives.counted(lambda: self.do(name, folder)), largest)
+        return time.monotonic() - began
 
 
-def _made(name: str, folder: Path) -> list[Path]:
+def made(name: str, folder: Path) -> list[Path]:
+    """What the stage has made in a folder."""
     return [p for pattern in STAGES[name] for p in folder.glob(pattern) if p.is_file()]
+
+
+def _drawn(folder: Path, *_, **__) -> None:
+    """In a report's place."""
+    files.write_text(folder / "report.html", REPORT)
 
 
 def content(path: Path) -> str:

@@ -81,14 +81,24 @@ class Prepared:
 
     def _read(self, path: Path, i: int, n_bytes: int) -> np.ndarray:
         """What a file holds of image i, (n_bytes,) uint8, read-only."""
-        file = os.open(path, os.O_RDONLY)  # each time: microseconds, and nothing to share or close
+        try:
+            file = os.open(path, os.O_RDONLY)  # each time: microseconds, nothing to share or close
+        except FileNotFoundError:
+            raise _lost(path) from None
         try:
             data = os.pread(file, n_bytes, int(self._slots[i]) * n_bytes)
         finally:
             os.close(file)
         if len(data) < n_bytes:
-            raise InputError(f"{path} was cut short while in use: run it again, prepare mends it")
+            raise _lost(path)
         return np.frombuffer(data, np.uint8)
+
+
+def _lost(path: Path) -> InputError:
+    return InputError(
+        f"{path} is gone, or was cut, after it was prepared: run the same command again, which "
+        "makes it anew"
+    )
 
 
 def prepare(
@@ -273,9 +283,7 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.strerror or error}"
         if files.disk_full(error):
-            there = next(path for path in (folder, *folder.parents) if path.exists())
-            free = shutil.disk_usage(there).free
-            what = f"its disk is full, with {free / 1e6:.1f} MB free"
+            what = files.room(folder)
         raise InputError(
             f"the cache {folder} can't be written: {what}; make room, or give another CACHE_DIR "
             "(what is done already stays, and the next call goes on from there)"
@@ -287,5 +295,7 @@ def _locked(folder: Path, root: Path | str) -> Iterator[None]:
     """One process at a time: a second one waits, and then finds the work done."""
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder, wait=True):
-        (folder.parents[1] / "DATA_DIR.txt").write_text(f"{Path(root).resolve()}\n")
+        says, whose = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
+        if not (says.is_file() and says.read_bytes() == whose.encode()):
+            files.write_text(says, whose)
         yield

@@ -148,6 +148,22 @@ def digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def difference(there: pd.DataFrame, here: pd.DataFrame) -> str:
+    """How two folds files differ, with the first image and both values; "" where they do not."""
+    there, here = (table.set_index("image_id").sort_index() for table in (there, here))
+    lone = there.index.symmetric_difference(here.index)
+    if len(lone):
+        return f"{len(lone)} images stand in one of them alone, {lone[0]} first"
+    other = there != here
+    differs = other.any(axis=1)
+    if not differs.any():
+        return ""
+    first = differs.idxmax()
+    column = other.loc[first].idxmax()
+    a, b = (str(table.at[first, column])[:60] for table in (there, here))
+    return f"{first}: {column} {a} there, {b} here; {differs.sum()} of {len(here)} images differ"
+
+
 def _groups(table: pd.DataFrame) -> pd.Series:
     if "group" not in table.columns:
         return pd.Series("", index=table.index, dtype=object)

@@ -165,6 +165,14 @@ class Maps:
             raise InputError(f"{self.path} is damaged ({image_id} is no map): {_MEND}")
         return levels
 
+    def check(self) -> None:
+        """Read all of it against its checksums, as later stages will; InputError as they raise."""
+        for name in self._zip.namelist():
+            try:
+                archives.read(self._zip, name, _MAX_BYTES)
+            except archives.ArchiveError as error:
+                raise InputError(f"{self.path} is damaged ({error}): {_MEND}") from error
+
     def label(self, image_id: str) -> float | None:
         """The image's probability of a pneumothorax; None where the models say none."""
         return self._labels.get(image_id)

@@ -105,8 +105,13 @@ def artefact_roots(work: Path, mounts: Path | None = None) -> list[Path]:
     """
     roots = [Path(work)]
     for mounted in _mounted(_mounts(mounts)):
-        roots += [folder for folder in _below(mounted, depth=3) if _holds_artefacts(folder)]
+        roots += artefacts_below(mounted)
     return list(dict.fromkeys(roots))
+
+
+def artefacts_below(folder: Path) -> list[Path]:
+    """The folder itself and those up to two levels down that hold artefacts, top down, by name."""
+    return [below for below in _below(folder, depth=3) if _holds_artefacts(below)]
 
 
 def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:

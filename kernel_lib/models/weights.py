@@ -20,6 +20,7 @@ from kernel_lib.errors import InputError
 
 _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
+_FOLDER = 0x10  # among a zip record's attributes
 
 
 def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Path:
@@ -104,6 +105,9 @@ def _check_sums(file: IO[bytes]) -> None:
     # torch packs nothing; what is packed may unpack to anything.
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ValueError("its records are packed, as torch never writes them")
+    # torch's own reader takes such a record for a folder, and leaves its tensor to chance.
+    if any(info.external_attr & _FOLDER for info in archive.infolist()):
+        raise ValueError("a record is marked as a folder, as torch never marks them")
     if (damaged := archive.testzip()) is not None:
         raise ValueError(f"the checksum of {damaged} differs")
 

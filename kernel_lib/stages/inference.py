@@ -107,18 +107,18 @@ def _infer(asked: _Asked) -> InferenceResult:
         found[image_id] = rle.encode(mask)
         if image_id in wanted:
             areas.append(int(mask.sum()) * FULL_AREA / mask.size)
-    target = folder / "submission.csv"
-    submission.write(target, asked.sample, [found[image_id] for image_id in asked.sample])
-    _check(target, asked.sample_file or asked.sample, predicted.images)
     scored = honest.HonestReport.from_json(document["honest"])
     summary = honest.summary_of_areas(np.array(areas), scored)
     for warning in summary.warnings:
         print(f"warning: {warning}")
     unread = tuple(sorted(unreadable))
-    files.write_json(
-        folder / "test.json",
-        {"summary": summary.to_json(), "unreadable": unread, "area_px": areas},
-    )
+    told_of_test = {"summary": summary.to_json(), "unreadable": unread, "area_px": areas}
+    target = folder / "submission.csv"
+    with files.together(folder) as aside:
+        written = aside / target.name
+        submission.write(written, asked.sample, [found[image_id] for image_id in asked.sample])
+        _check(written, asked.sample_file or asked.sample, predicted.images)
+        files.write_json(aside / "test.json", told_of_test)
     told = tuple(scores.told(ensemble, choice, scored))
     result = InferenceResult(folder, target, summary, scored, unread, told)
     report.write(folder, asked.roots, source=asked.source)
@@ -144,7 +144,9 @@ class _Asked:
 
 
 def _asked(parameters: InferenceParameters) -> _Asked:
-    roots = paths.artefact_roots(paths.work_dir(parameters.work_dir))
+    work = paths.work_dir(parameters.work_dir)
+    files.check_writable(work, "WORK_DIR")
+    roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)
     source = table.discover(paths.data_dir(parameters.data_dir))

@@ -92,11 +92,21 @@ def settle_folds(
 ) -> pd.DataFrame:
     """The folds file of the working folder: the one there, an earlier kernel's, or a new draw.
 
+    Trainings that start together in one folder draw once: the others wait, and take what is there.
     Raises InputError where the one there is of other images, labels or N_FOLDS.
     """
+    with files.alone(roots[0] / "folds.csv", wait=True):
+        return _settle_alone(prepared, parameters, roots)
+
+
+def _settle_alone(
+    prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
+) -> pd.DataFrame:
     target = roots[0] / "folds.csv"
     existing = next((r / "folds.csv" for r in roots if (r / "folds.csv").is_file()), None)
-    if existing is not None:
+    if existing is None:
+        drawn = _drawn(prepared, parameters)
+    else:
         drawn = folds.load(existing)
         _same_images(drawn, prepared.table, existing)
         n_folds = int(drawn["fold"].max()) + 1
@@ -106,13 +116,16 @@ def settle_folds(
                 f"{existing} has {n_folds} folds, N_FOLDS is {parameters.n_folds}: "
                 f"-p N_FOLDS {n_folds}, or another WORK_DIR"
             )
-    else:
-        drawn = prepared.table[["image_id", "height", "width", "area_px", "rle"]].copy()
-        drawn["group"] = _groups(prepared.table, parameters.groups)
-        drawn["fold"] = folds.draw(drawn, parameters.n_folds)
-        print(folds.balance(drawn).to_string())
     if existing != target:
         folds.save(drawn, target)
+    return drawn
+
+
+def _drawn(prepared: cache.Prepared, parameters: TrainParameters) -> pd.DataFrame:
+    drawn = prepared.table[["image_id", "height", "width", "area_px", "rle"]].copy()
+    drawn["group"] = _groups(prepared.table, parameters.groups)
+    drawn["fold"] = folds.draw(drawn, parameters.n_folds)
+    print(folds.balance(drawn).to_string())
     return drawn
 
 

@@ -66,6 +66,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     scored on, where the train stage has not finished a fold, and where a recipe's run is missing.
     """
     work = paths.work_dir(parameters.work_dir)
+    files.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)

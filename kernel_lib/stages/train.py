@@ -94,6 +94,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
             f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
         )
     work = paths.work_dir(parameters.work_dir)
+    files.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
@@ -105,7 +106,8 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    with Signals().caught() as signals, distributed.joined(chosen.device) as world:
+    patient = distributed.n_ranks() > 1
+    with Signals(patient).caught() as signals, distributed.joined(chosen.device) as world:
         session = _Session(roots, chosen, distributed.SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
@@ -273,10 +275,8 @@ def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
     earlier = runs.find(roots[1:], folder.run).get(folder.fold)
     if earlier is not None:
         print(f"going on from {earlier.path}")
-        partial = folder.path.with_name(f".{folder.path.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        # Without its modes: the input is read-only, and this copy is to be written.
-        shutil.copytree(earlier.path, partial, copy_function=shutil.copyfile)
-        partial.chmod(0o755)
-        shutil.rmtree(folder.path, ignore_errors=True)  # without a config, at most an old test.zip
-        partial.replace(folder.path)
+        # What is there has no config: at most an old test.zip.
+        with files.whole_folder(folder.path) as aside:
+            # Without their modes: the input is read-only, and this copy is to be written.
+            for path in sorted(p for p in earlier.path.iterdir() if p.is_file()):
+                shutil.copyfile(path, aside / path.name)

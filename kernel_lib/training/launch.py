@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -20,8 +21,7 @@ import kernel_lib
 from kernel_lib import files
 from kernel_lib.config import Parameters
 from kernel_lib.errors import InputError
-
-ENDED = 60  # seconds that ranks have to save in, once they are asked to end
+from kernel_lib.training import ranks
 
 
 def n_processes(asked: int | None, device: str) -> int:
@@ -44,7 +44,9 @@ def n_processes(asked: int | None, device: str) -> int:
 def run(command: str, parameters: Parameters, n: int) -> dict:
     """`python -m kernel_lib COMMAND CONFIG.json` in n processes; what it came to, at the end.
 
-    Interrupted, it asks them to end and waits. Raises RuntimeError where one failed.
+    Interrupted, it asks them to end and waits until they have saved; they end too where this
+    process is killed. Where a signal or an InputError ended one of them, that is raised here; where
+    something else did, a RuntimeError.
     """
     with tempfile.TemporaryDirectory() as folder:
         config, result = Path(folder) / f"{command}.json", Path(folder) / "result.json"
@@ -54,32 +56,49 @@ def run(command: str, parameters: Parameters, n: int) -> dict:
         start += ["--result", str(result)]
         print(f"{n} processes, each with its share of every batch", flush=True)
         child = subprocess.Popen(
-            start, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            encoding="utf-8", errors="replace", start_new_session=True,
+            start, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+            start_new_session=True,
         )  # fmt: skip
-        try:
-            for line in child.stdout:
-                print(line, end="", flush=True)
-            status = child.wait()
-        except BaseException:
-            _end(child)
-            raise
+        with child.stdin:  # which tells them, when it closes, that this process is no more
+            try:
+                status = _shown(child)
+            except BaseException:
+                _end(child)
+                raise
         if status:
-            raise RuntimeError(
+            # Of a launcher that was killed its ranks can tell no more than that they followed.
+            why = ranks.first_end(result) if status > 0 else None
+            raise why or RuntimeError(
                 f"{command} in {n} processes ended with status {status}; why stands above. The "
                 "same call goes on from what was saved; -p PROCESSES 1 takes one process"
             )
         return json.loads(result.read_text(encoding="utf-8"))
 
 
+def _shown(child: subprocess.Popen) -> int:
+    """Show the lines of the launcher and its ranks until all have ended; the status."""
+    for line in child.stdout:
+        print(line, end="", flush=True)
+    return child.wait()
+
+
 def _end(child: subprocess.Popen) -> None:
-    """Ask the launcher and its ranks to end, and see that they did."""
+    """Ask the launcher and its ranks to end, and see that they did.
+
+    A launcher that does not is killed, and so is one that is not to be waited for any longer: its
+    ranks notice and end.
+    """
     child.send_signal(signal.SIGTERM)
+    killer = threading.Timer(ranks.ENDED, child.kill)
+    killer.start()
     try:
-        child.communicate(timeout=ENDED)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        _shown(child)
+    except BaseException:  # asked again
+        child.kill()
+        raise
+    finally:
+        killer.cancel()
 
 
 def _environment() -> dict[str, str]:
@@ -87,4 +106,5 @@ def _environment() -> dict[str, str]:
     place = str(Path(kernel_lib.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     kept = [entry for entry in inherited if entry and entry != place]
-    return os.environ | {"PYTHONPATH": os.pathsep.join([place, *kept]), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([place, *kept])
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ranks.STARTED: "1"}

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Training:
         self.hardness_before = self.hardness.clone()
         # The same dropout whether the weights were drawn here or loaded.
         seed_everything(self.world.seed(self.seed), job.plan.parameters.deterministic)
-        if self.world.agreed(job.folder.last.exists):
+        if self.world.agreed(self._begun):
             self._load()
         if self.world.first:
             self._settle_files()
@@ -244,9 +245,9 @@ class Training:
         at.kept.sort(key=lambda k: (-self.key(k["value"]), k["epoch"]))
         if all(k["epoch"] != epoch for k in at.kept[: self.row.keep]):
             return False
-        if self.world.first:
-            state = {"model": self.ema.model.state_dict(), **line}
-            checkpoints.save(self.job.folder.best(epoch), state, self.job.lineage)
+        state = {"model": self.ema.model.state_dict(), **line}
+        path, lineage = self.job.folder.best(epoch), self.job.lineage
+        self.world.agreed(lambda: checkpoints.save(path, state, lineage))
         return True
 
     def _why_ended(self) -> str:
@@ -258,13 +259,17 @@ class Training:
         return ""
 
     def _save(self) -> None:
-        """Write last.pt, then the log that it implies."""
+        """Write last.pt, then the log that it implies.
+
+        No rank goes on before the first has written: where one leaves, the launcher ends all.
+        """
         at = self.position
         finite.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
         random = self.world.gathered(random_states())  # also: every rank has come this far
         self.saved_at = self.clock.spent()
-        if not self.world.first:
-            return
+        self.world.agreed(lambda: self._write(random))
+
+    def _write(self, random: list[dict]) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -287,6 +292,13 @@ class Training:
             torch.set_num_threads(before)
         else:
             print(f"note: THREADS {given}, before {before}: the last digits will differ")
+
+    def _begun(self) -> bool:
+        """Whether there is a checkpoint to go on from; InputError where there was one."""
+        folder = self.job.folder
+        if not folder.last.exists() and folder.log.exists():  # which is written after it
+            raise _gone(folder.last, folder)
+        return folder.last.exists()
 
     def _load(self) -> None:
         path = self.job.folder.last
@@ -312,6 +324,9 @@ class Training:
         self.position = Position(**state["position"])
         self._restore_random(state["random"])
         self._same_threads(state["threads"])
+        for kept in self.position.kept:
+            if not (path := self.job.folder.best(kept["epoch"])).exists():
+                raise _gone(path, self.job.folder)
 
     def _restore_random(self, states: list[dict]) -> None:
         """Each rank goes on with its own random states; one that was not there draws anew."""
@@ -334,6 +349,13 @@ class Training:
             stray.unlink()
         if self.job.folder.last.exists():
             write_log(self.job.folder, self.position.history)
+
+
+def _gone(path: Path, folder: FoldFolder) -> InputError:
+    return InputError(
+        f"{path} is gone, and what lies beside it goes on from it: restore it, or delete "
+        f"{folder.path} and train this fold again"
+    )
 
 
 def write_log(folder: FoldFolder, history: Iterable[dict]) -> None:

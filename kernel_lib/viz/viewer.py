@@ -10,7 +10,7 @@ import difflib
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ FRAME_HEIGHT = 760  # of the viewer in a notebook, CSS px
 class Viewer:
     """A viewer's page; shown in a notebook as the last value of a cell."""
 
-    html: str
+    html: str = field(repr=False)  # megabytes, which a log would show
     n_images: int
     n_embedded: int
 

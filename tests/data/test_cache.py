@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -166,14 +167,6 @@ def test_pickle_is_small_and_works(prepare, frame):
     np.testing.assert_array_equal(pickle.loads(text).image(2), prepared.image(2))
 
 
-def test_a_file_that_is_cut_short_in_use_is_an_error_and_mended(prepare, frame):
-    prepared = prepare(frame)
-    os.truncate(prepared.folder / "pixels.u8", SIZE * SIZE)
-    with pytest.raises(InputError, match=r"pixels.u8 was cut short.*prepare mends it"):
-        prepared.image(1)
-    assert prepare(frame).image(1).shape == (SIZE, SIZE)
-
-
 def test_empty_table(prepare, frame):
     assert len(prepare(frame.iloc[:0], split="test")) == 0
 
@@ -292,6 +285,30 @@ def test_too_small_a_disk_is_seen_before_the_work(prepare, frame, decoded, monke
     with pytest.raises(InputError, match="GB free: make room"):
         prepare(frame)
     assert decoded == []
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "masks.bits"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_cache_that_vanishes_in_use_is_named_and_made_anew(prepare, frame, name, damage):
+    prepared = prepare(frame)
+    path = prepared.folder / name
+    path.write_bytes(path.read_bytes()[:7]) if damage == "cut" else path.unlink()
+    read = prepared.image if name == "pixels.u8" else prepared.mask
+    positive = int(prepared.table["area_px"].to_numpy().argmax())
+    with pytest.raises(InputError, match=rf"{name} is gone, or was cut, .* the same command again"):
+        read(positive)
+    check(prepare(frame), frame)
+
+
+def test_slots_without_room_yet_cost_no_others(prepare, frame, decoded):
+    """A process that ends between the two: what is done stays."""
+    store = cache_store.Store(prepare(frame).folder, SIZE)
+    with closing(cache_store.Journal(store)) as journal:
+        journal.assign(["new"])
+    decoded.clear()
+    again = prepare(frame)
+    assert decoded == []
+    check(again, frame)
 
 
 @pytest.mark.parametrize("name", ["pixels.u8", "masks.bits", "rows.jsonl"])

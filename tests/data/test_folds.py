@@ -248,6 +248,18 @@ def test_the_good_file_loads_and_an_absent_one_names_its_stage(tmp_path):
     assert folds.load(path)["fold"].tolist() == [0, 0, 1]
 
 
+def test_two_files_that_differ_are_told_apart_by_the_first_image(table):
+    table = table[list(folds.COLUMNS)]
+    assert folds.difference(table, table.sample(frac=1, random_state=2)) == ""
+    other = table.sort_values("image_id", ignore_index=True)
+    other.loc[[3, 7], "fold"] = 9
+    was = table.set_index("image_id").at["id0003", "fold"]
+    told = f"id0003: fold {was} there, 9 here; 2 of 200 images differ"
+    assert folds.difference(table, other) == told
+    alone = "1 images stand in one of them alone, id0199 first"
+    assert folds.difference(table, other.iloc[:-1]) == alone
+
+
 def test_the_digest_sees_ids_folds_and_groups_only(table):
     digest = folds.digest(table)
     assert len(digest) == 64

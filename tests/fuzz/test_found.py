@@ -384,6 +384,18 @@ def test_a_tensor_that_states_more_than_it_holds_is_refused(tmp_path):
         checkpoints.digest(path)
 
 
+def test_a_record_marked_as_a_folder_is_refused(tmp_path):
+    """Its attributes lie outside of every checksum, and torch leaves such a tensor unread."""
+    path = tmp_path / "a.pt"
+    checkpoints.save(path, {"model": {"w": torch.ones(3)}}, Lineage())
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"/data/0"))  # its entry in the list of records
+    data[at + 38] |= 0x10
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="marked as a folder, as torch never marks them"):
+        checkpoints.load(path)
+
+
 def test_packed_records_are_refused(tmp_path):
     checkpoints.save(tmp_path / "a.pt", {"model": {"w": torch.ones(3)}}, Lineage())
     with zipfile.ZipFile(tmp_path / "a.pt") as old:

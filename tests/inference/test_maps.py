@@ -160,6 +160,7 @@ def test_a_map_with_a_wrong_byte_is_refused_when_it_is_read(tmp_path):
     content[at] ^= 0xFF
     path.write_bytes(bytes(content))
     archive = maps.Maps(path)
-    with pytest.raises(InputError, match=r"oof.zip is damaged .*: delete it, run its stage"):
-        archive["1.2.0"]
+    for read in (lambda: archive["1.2.0"], archive.check):
+        with pytest.raises(InputError, match=r"oof.zip is damaged .*: delete it, run its stage"):
+            read()
     assert np.array_equal(archive["1.2.1"], some()[1][1].levels)

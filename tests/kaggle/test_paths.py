@@ -148,6 +148,7 @@ def test_artefacts_are_found_in_every_form_in_a_fixed_order(mounts: Path, tmp_pa
     ]
     assert paths.artefact_roots(work, mounts) == expected
     assert paths.artefact_roots(work, tmp_path / "absent") == [work]
+    assert paths.artefacts_below(mounts / "notebooks/me") == expected[2:4]
 
 
 def test_crowds_of_studies_are_not_entered(mounts: Path, tmp_path: Path):

@@ -168,7 +168,7 @@ def test_a_batch_norm_that_does_more_than_normalise_is_refused():
 class Ranks:
     """Processes of one world, each of which does what it is told with it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: str = "cpu") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -176,7 +176,9 @@ class Ranks:
         self.pipes, self.processes = [], []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, size, port, theirs, device), daemon=True
+            )
             process.start()
             theirs.close()
             self.pipes.append(mine)
@@ -199,13 +201,14 @@ class Ranks:
             process.kill()
 
 
-def _serve(rank: int, size: int, port: int, pipe) -> None:
+def _serve(rank: int, size: int, port: int, pipe, device: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    with distributed.joined(torch.device("cpu")) as world:
+    with distributed.joined(torch.device(device)) as world:
         while (asked := pipe.recv()) is not None:
             work, arguments = asked
             try:
@@ -333,6 +336,7 @@ def normalised(world: World, x: torch.Tensor, grad: torch.Tensor, affine: bool) 
         with torch.no_grad():
             norm.weight.copy_(torch.linspace(0.5, 2, x.shape[1]))
             norm.bias.copy_(torch.linspace(-1, 1, x.shape[1]))
+    norm.to(x.device)
     if world.size > 1:
         sync_norm.synchronise(norm)
     mine = world.share(len(x))

@@ -15,7 +15,7 @@ from torch import nn
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
-from kernel_lib.engine import engine
+from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
@@ -77,7 +77,7 @@ def row(**changes) -> Experiment:
 
 
 def training(folder: Path, experiment: Experiment | None = None, clock: Clock | None = None,
-             **parameters) -> Training:  # fmt: skip
+             on: Engine | None = None, **parameters) -> Training:  # fmt: skip
     torch.manual_seed(5)
     prepared = FakePrepared()
     settings = TrainParameters(seed=7, **parameters)
@@ -89,7 +89,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
         held_rows=np.arange(7, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",)),
-        engine=engine("cpu"),
+        engine=on or engine("cpu"),
         workers=0,
     )
     return Training(job, TinyNet(), clock or Clock(None))
@@ -115,7 +115,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def without_times(folder: Path) -> list[dict]:
     lines = runs.fold_folder(folder, "tiny_seed7", 0).read_log()
-    timed = ("seconds", "val_seconds", "images_per_second", "memory_mb")
+    timed = ("seconds", "val_seconds", "images_per_second", "memory_mb", "gpu_memory_mb")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
@@ -219,6 +219,21 @@ def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path,
     monkeypatch.undo()
     assert training(tmp_path / "parts").run()
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
+    """Not trained again in silence, over what is left of hours of training."""
+    training(tmp_path).run()
+    folder = runs.fold_folder(tmp_path, "tiny_seed7", 0)
+    best = folder.kept()[0]
+    for path in (best, folder.last):
+        path.rename(tmp_path / "away")
+        with pytest.raises(
+            InputError, match=rf"{path} is gone, .* restore it, or delete {folder.path}"
+        ):
+            training(tmp_path)
+        (tmp_path / "away").rename(path)
+    assert training(tmp_path).position.ended
 
 
 def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):

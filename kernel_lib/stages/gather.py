@@ -1,0 +1,249 @@
+"""Folds that several machines or kernels trained → one working folder, whole or not at all."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from kernel_lib import files, runs
+from kernel_lib.data import folds
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+from kernel_lib.progress import bar
+from kernel_lib.runs import FoldFolder
+from kernel_lib.signals import Signals
+from kernel_lib.stages import gather_check, nih, preparation
+from kernel_lib.stages.gather_check import Fold, Stamp
+
+Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folder's first
+
+_BLOCK = 1 << 22  # bytes read at a time
+# What trainings left out: the same for the same folds file, and only told in reports.
+_BESIDE = (preparation.LEFT_OUT, nih.LEFT_OUT)
+
+
+@dataclass(frozen=True)
+class GatherResult:
+    """What now lies in the working folder, and where each fold of it came from."""
+
+    work: Path
+    folds: tuple[Fold, ...]  # as they were found, by run and fold
+    copied: tuple[str, ...]  # run/fold of those that were not there before
+    notes: tuple[str, ...]
+
+    def table(self) -> pd.DataFrame:
+        """A row a run: its folds finished, unfinished and missing, and where they came from."""
+        rows = []
+        for run in dict.fromkeys(fold.folder.run for fold in self.folds):
+            mine = [fold for fold in self.folds if fold.folder.run == run]
+            finished = [fold.folder.fold for fold in mine if fold.finished]
+            begun = [fold.folder.fold for fold in mine if not fold.finished]
+            n_folds = mine[0].config["n_folds"]
+            missing = [k for k in range(n_folds) if k not in (*finished, *begun)]
+            places: dict[Path, list[int]] = {}
+            for fold in mine:
+                places.setdefault(fold.root, []).append(fold.folder.fold)
+            origin = "; ".join(f"{root} ({_listed(some)})" for root, some in places.items())
+            parts = (_listed(part) for part in (finished, begun, missing))
+            rows.append((run, n_folds, *parts, origin))
+        columns = ["run", "folds", "finished", "unfinished", "missing", "from"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __str__(self) -> str:
+        lines = [*self.notes, *_columns(self.table())]
+        for fold in self.folds:
+            if not fold.finished:
+                lines.append(
+                    f"{fold.folder.name} is unfinished ({fold.told}): run the train stage in this "
+                    "WORK_DIR to go on"
+                )
+        copied = ", ".join(self.copied) or "nothing, all of it was there"
+        return "\n".join([*lines, f"copied into {self.work}: {copied}", f"next: {self._next()}"])
+
+    def _next(self) -> str:
+        """The command that goes on from here."""
+        done = list(dict.fromkeys(fold.folder.run for fold in self.folds if fold.finished))
+        named = f" -p RUNS {','.join(done)}" if len(done) > 1 else ""
+        name, work = "thresholds" if done else "train", shlex.quote(str(self.work))
+        return f"papermill notebooks/{name}.ipynb out.ipynb -p WORK_DIR {work}{named}"
+
+
+def run(sources: Sequence[Path], work: Path) -> GatherResult:
+    """Bring folds.csv and every fold of every run under `sources` into a working folder.
+
+    A source is a working folder or another kernel's output, itself or up to two levels down; what
+    lies in `work` counts as one. All is opened and checked before the first byte is copied; a fold
+    appears whole or not at all, and killed anywhere the same call goes on. Of the same fold in two
+    places the further one is taken. Ensembles stay behind: the thresholds stage makes them anew.
+
+    Raises InputError, nothing copied, for a source without runs, damaged files, several folds
+    files, several configurations in one run, and a fold that was trained twice to other weights.
+    """
+    work = work.absolute()
+    roots = _roots(sources, work)
+    with Signals().caught():
+        found = _opened(roots)
+        table, drawn = gather_check.one_table(roots, found)
+        gather_check.refuse_mixed(found)
+        places: Places = {}
+        for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
+            places.setdefault(fold.key, []).append(fold)
+        taken = [gather_check.furthest(some) for some in places.values()]
+        copies = [fold for fold in taken if fold.root != work]
+        _check_room(copies, work)
+        with _held(copies, places, work):
+            _bring_table(table, drawn, roots, work)
+            _bring(copies, work)
+        _tidy(taken, work)
+    return GatherResult(
+        work=work,
+        folds=tuple(taken),
+        copied=tuple(fold.folder.name for fold in copies),
+        notes=tuple(_notes(taken, places)),
+    )
+
+
+def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
+    """The working folder, then each folder that holds artefacts; InputError where one has none."""
+    roots = {work.resolve(): work}
+    for source in sources:
+        inside = paths.artefacts_below(source)
+        if not any(gather_check.below(root) for root in inside):
+            held = ", ".join(sorted(entry.name for entry in source.iterdir())[:10]) or "nothing"
+            raise InputError(
+                f"{source} holds no runs, itself or up to two levels down; it holds {held}: give a "
+                "WORK_DIR, or a kernel's output, with runs/<run>/fold<k>/"
+            )
+        for root in inside:
+            roots.setdefault(root.resolve(), root)
+    return list(roots.values())
+
+
+def _opened(roots: Iterable[Path]) -> list[Fold]:
+    """Every fold in every place, checked."""
+    there = [(root, folder) for root in roots for folder in gather_check.below(root)]
+    with bar(there, desc="check", unit="fold", leave=False) as shown:
+        return [gather_check.opened(root, folder) for root, folder in shown]
+
+
+def _target(work: Path, fold: Fold) -> FoldFolder:
+    return runs.fold_folder(work, *fold.key)
+
+
+def _check_room(copies: Sequence[Fold], work: Path) -> None:
+    needed = _bytes(copies)
+    there = next(path for path in (work, *work.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"{work} would need {needed / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB free: "
+            "make room, or gather into another folder"
+        )
+
+
+def _bytes(copies: Iterable[Fold]) -> int:
+    return sum(size for fold in copies for size, _ in fold.stamps.values())
+
+
+@contextmanager
+def _held(copies: Iterable[Fold], places: Places, work: Path) -> Iterator[None]:
+    """All folders that are to be written held by this process, and as they were when checked."""
+    with ExitStack() as held:
+        for fold in copies:
+            here = _target(work, fold)
+            held.enter_context(files.alone(here.path))
+            # What was not there when all was checked may have come since.
+            was: dict[Path, Stamp | None] = {here.config: None, here.last: None}
+            for one in places[fold.key]:
+                was |= one.stamps
+            _refuse_changed(was)
+        yield
+
+
+def _refuse_changed(was: Mapping[Path, Stamp | None]) -> None:
+    """Refuse files that are no longer as they were when they were checked."""
+    for path, stamp in was.items():
+        if gather_check.stamped(path) != stamp:
+            raise InputError(
+                f"{path} was written to while it was gathered: wait until the training there has "
+                "ended, or end it, and run the same command again"
+            )
+
+
+def _bring_table(table: Path, drawn: pd.DataFrame, roots: Sequence[Path], work: Path) -> None:
+    """folds.csv first, so that a training that starts here meanwhile takes it too."""
+    target = work / "folds.csv"
+    with files.alone(target, wait=True):
+        if target.exists():
+            if differs := folds.difference(folds.load(target), drawn):
+                raise InputError(
+                    f"{target} was drawn meanwhile and is not {table} ({differs}): "
+                    f"{gather_check.ONE_FILE}"
+                )
+        else:
+            _copy(table, target)
+    for name in _BESIDE:
+        first = next((root / name for root in roots if (root / name).is_file()), None)
+        if first is not None and first != work / name:
+            _copy(first, work / name)
+
+
+def _bring(copies: Sequence[Fold], work: Path) -> None:
+    total = _bytes(copies)
+    with bar(
+        total=total, desc="gather", unit="B", unit_scale=True, leave=False, disable=not copies
+    ) as shown:
+        for fold in copies:
+            with files.whole_folder(_target(work, fold).path) as aside:
+                for path in fold.stamps:
+                    _copy(path, aside / path.name, shown)
+                _refuse_changed(fold.stamps)
+
+
+def _tidy(taken: Iterable[Fold], work: Path) -> None:
+    """Remove what a killed call left beside folds that it had brought by then."""
+    for fold in taken:
+        path = _target(work, fold).path
+        if any(path.parent.glob(f".{path.name}.*")):
+            with suppress(InputError), files.alone(path):  # else a training works there
+                files.tidy(path)
+
+
+def _copy(path: Path, target: Path, shown: tqdm | None = None) -> None:
+    with path.open("rb") as source, files.whole(target) as copy:
+        while block := source.read(_BLOCK):
+            copy.write(block)
+            if shown is not None:
+                shown.update(len(block))
+
+
+def _notes(taken: Iterable[Fold], places: Places) -> Iterator[str]:
+    """A line for each fold that was further in one place than in another."""
+    for fold in taken:
+        behind = [one for one in places[fold.key] if one.further != fold.further]
+        if behind:
+            others = "; ".join(f"{one.root}: {one.told}" for one in behind)
+            yield (
+                f"note: {fold.folder.name} is taken from {fold.root} ({fold.told}), where it is "
+                f"further than elsewhere ({others})"
+            )
+
+
+def _columns(table: pd.DataFrame) -> Iterator[str]:
+    """The lines of a table, all of it to the left."""
+    cells = [list(table.columns), *table.astype(str).to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers)) or "-"

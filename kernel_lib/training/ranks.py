@@ -1,0 +1,88 @@
+"""What a rank owes the process that had it started: it ends with that, and says what ended it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from kernel_lib import files
+from kernel_lib.errors import InputError
+
+ENDED = 60.0  # seconds that a rank has to save in, once it is asked to end
+# Set for ranks whose input is a pipe that only the process which started their launcher holds.
+STARTED = "KERNEL_LIB_STARTED"
+
+
+def of(run: Callable, result: Path | None) -> Callable:
+    """A stage's `run` as one of several processes, in the words of torch's launcher.
+
+    `result` is where the first rank writes what it came to; what ends a rank is told beside it.
+    """
+
+    def ranked(parameters: Any) -> Any:
+        _end_with_starter()
+        try:
+            return run(parameters)
+        except BaseException as error:
+            if result is not None:
+                _tell(result, error)
+            raise
+
+    return record(ranked)
+
+
+def first_end(result: Path) -> BaseException | None:
+    """What ended the first rank that did not end well, if that was a signal or an InputError.
+
+    The others then end because it did: by a closed connection, or as the launcher asks them to.
+    """
+    told = []
+    for path in result.parent.glob(f"{result.name}.rank*"):
+        with contextlib.suppress(ValueError):  # killed as it told
+            told.append(json.loads(path.read_text(encoding="utf-8")))
+    first = min(told, key=lambda one: one["at"], default={})
+    if status := first.get("status"):
+        return KeyboardInterrupt() if status == 128 + signal.SIGINT else SystemExit(status)
+    return InputError(first["refused"]) if first.get("refused") else None
+
+
+def _tell(result: Path, error: BaseException) -> None:
+    said = {"at": time.time_ns()}
+    if isinstance(error, KeyboardInterrupt):
+        said["status"] = 128 + signal.SIGINT
+    elif isinstance(error, SystemExit):
+        said["status"] = error.code
+    elif isinstance(error, InputError):
+        said["refused"] = str(error)
+    with contextlib.suppress(OSError, InputError):  # no room: then nobody is told
+        files.write_json(result.with_name(f"{result.name}.rank{os.environ['RANK']}"), said)
+
+
+def _end_with_starter() -> None:
+    """End as if by SIGTERM, all saved, once the launcher, or who started that, is no more.
+
+    A killed process tells nobody, and its ranks would train on, and keep their folder, unseen.
+    """
+    launcher, started = os.getppid(), STARTED in os.environ
+
+    def follow() -> None:
+        while os.getppid() == launcher:
+            if not started:
+                time.sleep(1)
+            elif select.select([0], [], [], 1)[0] and not os.read(0, 1):
+                break
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ENDED)
+        os._exit(128 + signal.SIGTERM)  # it hangs, or waits for a rank that does
+
+    threading.Thread(target=follow, daemon=True).start()
