@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from kernel_lib import checkpoints, files, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
@@ -19,20 +18,10 @@ from kernel_lib.stages import gather, inference, thresholds
 from kernel_lib.stages import train as train_stage
 from kernel_lib.training.clock import Clock
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 RUN = "demo_UNetResNet10_128_v1_size64_epochs2_seed1"
 OTHER = RUN.replace("seed1", "seed2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _apart(tmp_path_factory):
-    """No mounts, threads as before."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path_factory.mktemp("mounts")))
-        before = torch.get_num_threads()
-        yield
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

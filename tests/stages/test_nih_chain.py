@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import ThresholdsParameters, TrainParameters
@@ -15,19 +14,9 @@ from kernel_lib.errors import InputError
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 ROW = "nih_UNetResNet34_512_v1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _apart(tmp_path_factory):
-    """No mounts, one thread."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path_factory.mktemp("mounts")))
-        before = torch.get_num_threads()
-        yield
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

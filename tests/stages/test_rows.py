@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
@@ -19,23 +18,13 @@ from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 SMALL = {"size": 64, "encoder": "resnet18", "epochs": 2, "min_epochs": 1, "n_folds": 2, "fold": 0,
          "batch_size": 4, "threads": 1, "device": "cpu", "weights": "none", "accumulate": 1,
          "parent_weights": "none", "with_parents": True}  # fmt: skip
 MASKS = [n for n, row in EXPERIMENTS.items() if row.network != "Classifier" and row.images != "nih"]
 SHOWN = [n for n in MASKS if "nih" not in n]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _apart(tmp_path_factory):
-    """No mounts, one thread."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path_factory.mktemp("mounts")))
-        before = torch.get_num_threads()
-        yield
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
