@@ -4,8 +4,7 @@
 
 A trial takes one stage, kills it or asks it to end a few times, lets it finish, and compares what
 it leaves with the same stage undisturbed, bit for bit: `lives` says how it is killed, `stages` what
-is compared. Or it has no room to write in, which `disks` tells of and which needs the right to
-mount one.
+is compared. Or its disk is full, which `disks` tells of; that needs the right to mount one.
 """
 
 from __future__ import annotations
@@ -22,25 +21,26 @@ from pathlib import Path
 import click
 
 from kernel_lib.progress import bar
+from kernel_lib.signals import Signals
 from torture import disks, lives
 from torture.stages import PROCESSES, STAGES, Place
 
 LIVES = 20  # of one trial
 
-Trial = Callable[[str], tuple[int, bool]]  # a stage → faults that met it alive; whether it is equal
+Trial = Callable[[str], tuple[int, list[str]]]  # a stage → faults that met it, what went wrong
 
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--kills", default=0, help="kills to make, at least; 200 unless disks are filled")
 @click.option("--full-disk", "full", default=0, help="full disks to make")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--only", type=click.Choice(list(STAGES)), help="one stage instead of all")
-def main(kills: int, full: int, seed: int, only: str | None) -> None:
+@click.option("--only", type=click.Choice(list(STAGES)), multiple=True, help="not all stages")
+def main(kills: int, full: int, seed: int, only: tuple[str, ...]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that has used a GPU cannot be forked
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # spares the disk
-    names = [name for name in STAGES if only in (None, name)]
-    with tempfile.TemporaryDirectory(dir=memory) as scratch:
-        place = Place(Path(scratch))
+    names = only or tuple(STAGES)
+    with Signals().caught(), tempfile.TemporaryDirectory(dir=memory) as scratch:
+        place = Place(Path(scratch), names)
         ended_well = True
         if kills or not full:
             ended_well &= killed(place, names, kills or 200, random.Random(seed))
@@ -49,30 +49,24 @@ def main(kills: int, full: int, seed: int, only: str | None) -> None:
     sys.exit(not ended_well)
 
 
-def killed(place: Place, names: list[str], kills: int, chance: random.Random) -> bool:
+def killed(place: Place, names: tuple[str, ...], kills: int, chance: random.Random) -> bool:
     """Whether every stage ended the same after so many kills; says so."""
     return rounds(names, kills, "kill", lambda name: trial(place, name, chance))
 
 
-def filled(place: Place, names: list[str], full: int, chance: random.Random) -> bool:
+def filled(place: Place, names: tuple[str, ...], full: int, chance: random.Random) -> bool:
     """Whether every stage ended the same after so many full disks; says so."""
     try:
-        with disks.mounted(place.trial) as disk, disks.read_only(place.data):
+        disks.own_mounts()
+        with disks.read_only(place.data), disks.mounted(place.trial) as disk:
             trials = disks.Trials(place, disk, chance)
-
-            def one(name: str) -> tuple[int, bool]:
-                was_full, wrong = trials.trial(name)
-                for line in wrong:
-                    print(line)
-                return was_full, not wrong
-
-            return rounds(names, full, "full disk", one)
+            return rounds(names, full, "full disk", trials.trial)
     except PermissionError as error:
         print(f"no full disks: {error}")
         return True
 
 
-def rounds(names: list[str], wanted: int, fault: str, one: Trial) -> bool:
+def rounds(names: tuple[str, ...], wanted: int, fault: str, one: Trial) -> bool:
     """Trials of each stage in turn until so many faults are made; whether all ended the same."""
     began = time.monotonic()
     counted = {name: [0, 0, 0] for name in names}  # faults, trials, equal
@@ -80,8 +74,10 @@ def rounds(names: list[str], wanted: int, fault: str, one: Trial) -> bool:
         for name in itertools.cycle(names):
             if shown.n >= wanted:
                 break
-            made, equal = one(name)
-            for at, more in enumerate((made, 1, equal)):
+            made, wrong = one(name)
+            for line in wrong:
+                print(line)
+            for at, more in enumerate((made, 1, not wrong)):
                 counted[name][at] += more
             shown.update(made)
     print(f"{'stage':<12}{fault + 's':>12}{'trials':>8}{'equal':>7}")
@@ -93,27 +89,21 @@ def rounds(names: list[str], wanted: int, fault: str, one: Trial) -> bool:
     return equal == trials
 
 
-def trial(place: Place, name: str, chance: random.Random, wanted: int | None = None) -> tuple:
-    """Kill a stage so many times, let it end; the kills that met it alive, and whether it is equal.
-
-    What went wrong is printed.
-    """
-    wanted = chance.randint(1, 4) if wanted is None else wanted
-    usual, made = place.usual(name), 0
+def trial(place: Place, name: str, chance: random.Random) -> tuple[int, list[str]]:
+    """Kill a stage a few times, let it end; the kills that met it alive, and what went wrong."""
+    wanted, made = chance.randint(1, 4), 0
+    usual, processes = place.usual(name), PROCESSES.get(name, 1)
     place.fresh(name)
     for _ in range(LIVES):
-        death = lives.drawn(chance, usual, PROCESSES.get(name, 1)) if made < wanted else None
+        death = lives.drawn(chance, usual, processes) if made < wanted else None
         status, said = place.live(name, death)
         if death is not None and death.has_met(status):
             made += 1
             continue
-        wrong = [f"ended by itself, status {status}:\n{said}"] if status else []
-        wrong = wrong or place.differences(name)
-        for one in wrong:
-            print(f"{name}: {one}")
-        return made, not wrong
-    print(f"{name}: did not end in {LIVES} lives")
-    return made, False
+        if status:
+            return made, [f"{name}: ended by itself, status {status}:\n{said}"]
+        return made, [f"{name}: {one}" for one in place.differences(name)]
+    return made, [f"{name}: did not end in {LIVES} lives"]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ room again it must end with what an undisturbed run leaves.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import subprocess
@@ -21,6 +22,7 @@ from torture import intact, lives
 from torture.stages import PROCESSES, Place
 
 BYTES, FILES = 1 << 28, 1 << 14  # a disk with room
+CLONE_NEWNS = 0x20000  # os.unshare is Python 3.12's
 BALLAST = ".ballast"
 
 
@@ -40,8 +42,8 @@ class Disk:
         self.folder = folder
 
     def resize(self, n_bytes: int = BYTES, n_files: int = FILES) -> None:
-        size = f"remount,size={max(1, n_bytes // 1024)}k,nr_inodes={n_files}"
-        subprocess.run(["mount", "-o", size, self.folder], check=True)
+        size = f"size={max(1, n_bytes // 1024)}k,nr_inodes={n_files}"
+        _mount("-o", f"remount,{size}", self.folder)
 
     def used(self) -> tuple[int, int]:
         """Bytes and files."""
@@ -61,31 +63,43 @@ class Disk:
         self.resize()
 
 
+def own_mounts() -> None:
+    """See mounts of its own from now on, which end with this process, however that ends.
+
+    PermissionError where it may not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise PermissionError(f"no disk can be mounted here: {os.strerror(ctypes.get_errno())}")
+    _mount("--make-rprivate", "/")
+
+
 @contextmanager
 def mounted(folder: Path) -> Iterator[Disk]:
-    """A disk on that folder. PermissionError where this process may not mount one."""
+    """A disk on that folder."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={BYTES},nr_inodes={FILES}", "tmpfs", folder],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise PermissionError(f"no small disk can be mounted here: {done.stderr.strip()}")
+    _mount("-t", "tmpfs", "-o", f"size={BYTES},nr_inodes={FILES}", "tmpfs", folder)
     try:
         yield Disk(folder)
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", folder], check=True)
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """The folder as Kaggle mounts its inputs."""
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    """The folder as Kaggle's inputs are."""
+    _mount("--bind", folder, folder)
     try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        _mount("-o", "remount,ro,bind", folder)
         yield
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+def _mount(*how: str | Path) -> None:
+    done = subprocess.run(["mount", *how], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PermissionError(f"no disk can be mounted here: {done.stderr.strip()}")
 
 
 class Trials:

@@ -174,6 +174,8 @@ def _lived(work: Callable[[], None], death: Death, said: int) -> None:
     status = REFUSED
     try:
         faulthandler.enable(file=said)  # a life that hangs tells where
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process that was not forked
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(said, 1)
         os.dup2(said, 2)
         _meet(death)

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -53,7 +54,8 @@ REPORT = "drawn from what is compared\n" * 5000
 class Place:
     """A folder with the phantoms, the undisturbed run, and one trial at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, names: Collection[str] = tuple(STAGES)) -> None:
+        """`names` are the stages to be tried; what they build on is there too."""
         self.data, self.whole, self.trial = root / "data", root / "whole", root / "trial"
         self._usual: dict[str, lives.Usual] = {}
         os.environ["KERNEL_LIB_MOUNTS"] = str(root / "no-mounts")
@@ -68,10 +70,10 @@ class Place:
             progress=False,
         )  # fmt: skip
         for name in STAGES:
-            if name in PROCESSES:
-                self._lived(name, self.whole)
-            else:  # here, so that all that a life imports is loaded before it is forked
+            if name not in PROCESSES:  # here, so that what a life imports is there to be forked
                 self.do(name, self.whole)
+            elif name in names:
+                self._lived(name, self.whole)
 
     def fresh(self, name: str) -> Path:
         """A copy of the undisturbed run without what the stage makes."""

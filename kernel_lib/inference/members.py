@@ -58,9 +58,13 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
 
 def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldFolder]:
     """The folds of a run whose held-out images are predicted; InputError where there is none."""
-    folds = {
-        k: f for k, f in runs.find(roots, run).items() if f.oof.is_file() and f.oof_last.is_file()
-    }
+    begun = runs.find(roots, run)
+    folds = {k: f for k, f in begun.items() if f.oof.is_file() and f.oof_last.is_file()}
+    if folds and (without := sorted(set(begun) - set(folds))):
+        print(
+            f"note: folds {without} of {run} stay out, without an oof.zip and oof_last.zip: finish "
+            "their training to have them in"
+        )
     if not folds:
         raise InputError(
             f"run {run} has no held-out predictions yet: finish its training, which "

@@ -228,6 +228,20 @@ def test_image_gone(prepare, frame):
     assert prepared.table.loc[4, ["height", "width"]].tolist() == [1024, 1024]
 
 
+def test_image_gone_after_it_was_found(prepare, frame, monkeypatch):
+    path = Path(frame["path"][4])
+
+    def after_it_went(*arguments):
+        path.unlink(missing_ok=True)
+        return cache_workers.outcomes(*arguments)
+
+    monkeypatch.setattr(cache, "outcomes", after_it_went)
+    with pytest.raises(InputError, match=rf"{path} can't be read: No such file"):
+        prepare(frame)
+    kept = prepare(frame, on_bad_file="skip")
+    assert kept.table["image_id"].tolist() == [n for n in frame["image_id"] if n != "img04"]
+
+
 def test_mended_file_is_taken_up(prepare, broken, decoded):
     prepare(broken, on_bad_file="skip")
     decoded.clear()

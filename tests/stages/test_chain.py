@@ -20,7 +20,7 @@ from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainPa
 from kernel_lib.data import phantom, rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
+from kernel_lib.inference import maps, members, recipes
 from kernel_lib.postprocess import submission, thresholds
 from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
@@ -178,6 +178,30 @@ def test_the_same_commands_again_do_nothing_again(place, whole):
     assert snapshot(place / "work", *patterns) == before
     assert snapshot(place / "cache", "pixels.u8", "masks.bits") == caches
     assert found.search.chosen == whole["search"].search.chosen
+    assert again.submission.read_text() == whole["infer"].submission.read_text()
+
+
+def test_what_vanished_between_two_stages_is_named_and_what_can_be_is_made_again(
+    place, whole, capsys
+):
+    folder, away = runs.fold_folder(place / "work", RUN, 0), place / "away"
+    best = folder.kept()[0]
+    best.rename(away)
+    with pytest.raises(InputError, match=rf"{best} is gone, .*restore it, or delete"):
+        train(place, "work", fold=0)
+    with pytest.raises(InputError, match=r"fold0 is not what the rule of .* was searched on"):
+        infer(place, "work")
+    away.rename(best)
+    content = folder.oof.read_bytes()
+    folder.oof.unlink()
+    with pytest.raises(InputError, match=r"oof.zip is missing: the train stage"):
+        infer(place, "work")
+    gathered = members.gather([place / "work"], recipes.of_runs([RUN]), None)
+    assert gathered.folds == (1,)
+    assert f"folds [0] of {RUN} stay out, without an oof.zip" in capsys.readouterr().out
+    assert train(place, "work", fold=0).complete
+    assert folder.oof.read_bytes() == content
+    again = infer(place, "work")
     assert again.submission.read_text() == whole["infer"].submission.read_text()
 
 
