@@ -63,7 +63,7 @@ def _as_in(whole: Path, trial: Path, path: Path) -> bool:
 def _folds_broken(trial: Path) -> list[str]:
     """Checkpoints that do not load, or that say something else than what lies beside them."""
     found = []
-    for last in trial.glob("work*/runs/*/fold*/last.pt"):
+    for last in trial.glob("*/runs/*/fold*/last.pt"):
         folder = runs.FoldFolder("", 0, last.parent)
         try:
             position = checkpoints.load(last)[0]["position"]

@@ -19,7 +19,7 @@ from kernel_lib import checkpoints, files
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import cache, phantom, table
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.stages import inference, report, thresholds, train
+from kernel_lib.stages import gather, inference, report, thresholds, train
 from torture import lives
 
 SIZE = 64
@@ -42,6 +42,9 @@ STAGES = {
     ),
     "inference": ("work/runs/**/test.zip", "work/ensembles/*/submission.csv",
                   "work/ensembles/*/test.json"),
+    # All but what a training that has just begun leaves, which further folds then replace.
+    "gather": ("gathered/*.*", "gathered/runs/**/*.pt", "gathered/runs/**/*.zip",
+               "gathered/runs/**/log.jsonl"),
     "train2": ("work2/**/*",),
 }  # fmt: skip
 PROCESSES = {"train2": 2}  # that share a stage
@@ -122,6 +125,8 @@ class Place:
             train.run(parameters, {ROW_2.name: ROW_2})
         elif name == "thresholds":
             thresholds.run(ThresholdsParameters(bootstrap=200 if otherwise else 100, **places))
+        elif name == "gather":
+            gather.run([folder / "work"], folder / "gathered")
         else:
             views = {"tta": "none"} if otherwise else {}
             inference.run(InferenceParameters(**places, **caches, **views))

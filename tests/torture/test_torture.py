@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-STAGES = ("prepare", "train", "predict", "thresholds", "inference")
+STAGES = ("prepare", "train", "predict", "thresholds", "inference", "gather")
 
 
 @pytest.mark.slow
 def test_every_stage_ends_by_itself_on_a_full_disk_and_the_same_once_there_is_room(project_root):
     only = [word for stage in STAGES for word in ("--only", stage)]
     done = subprocess.run(
-        [sys.executable, "-m", "torture", "--full-disk", "5", "--seed", "20", *only],
+        [sys.executable, "-m", "torture", "--full-disk", "6", "--seed", "20", *only],
         cwd=project_root, capture_output=True, text=True, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
