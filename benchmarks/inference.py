@@ -74,7 +74,7 @@ class Place:
                       "cache_dir": str(root / "cache"), "device": "cpu", "threads": 1}  # fmt: skip
         with untrained.quiet(), mock.patch.object(report, "write"):
             asked = TrainParameters(experiment=self.row.name, n_folds=2, fold=0, **self.where)
-            untrained.fold(self.row, asked)
+            untrained.folds(self.row, asked)
             folder = untrained.searched(root / "work")
             self.infer(Parts())
             test = table.discover(root / "data").test

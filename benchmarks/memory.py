@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory [--images N] [--size 512] [--data DIR] [--root DIR [--only STAGE]]
 
-Each stage runs in a process of its own, on a fold whose tiny network nothing was taught, so that
-what is left is not the model. The images are few DICOMs under many names: phantoms of 1024², or
-those of --data. All are training images and, again, test images. With --root the folder is kept,
-and with --only one stage is run in it.
+Each stage runs in a process of its own, on two folds whose tiny network nothing was taught, so that
+what is left is not the model; every image is held out, and scored, once. The images are few DICOMs
+under many names: phantoms of 1024², or those of --data. All are training images and, again, test
+images. With --root the folder is kept, and with --only one stage is run in it.
 
 Of each stage's whole process tree: the memory of its own, which the kernel cannot take back, and
 what is mapped from files, libraries mostly (`processes.sampled`), five times a second; and the

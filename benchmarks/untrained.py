@@ -55,8 +55,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def fold(row: Experiment, parameters: TrainParameters) -> None:
-    """A fold's folder as the train stage leaves it, its held-out images predicted."""
+def folds(row: Experiment, parameters: TrainParameters) -> None:
+    """One fold or all as the train stage leaves them, their held-out images predicted."""
     with without_steps():
         train.run(parameters, {row.name: row})
 
