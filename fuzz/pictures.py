@@ -7,6 +7,7 @@ import math
 import random
 import struct
 import zlib
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -290,13 +291,13 @@ def naive_level(value: float, dataset: Dataset) -> float:
     if not ends[0] <= value <= ends[1]:
         return math.nan
     if dataset.get("ModalityLUTSequence"):
-        value, top = _entry(value, ends[1], dataset.ModalityLUTSequence[0])
+        value, top = _entry(value, ends, dataset.ModalityLUTSequence[0])
         ends = [0, top]
     elif dataset.get("RescaleSlope") is not None and float(dataset.RescaleSlope) != 0:
         slope, intercept = float(dataset.RescaleSlope), float(dataset.get("RescaleIntercept") or 0)
         value, ends = value * slope + intercept, sorted(end * slope + intercept for end in ends)
     if dataset.get("VOILUTSequence"):
-        value, top = _entry(float(np.rint(value)), ends[1], dataset.VOILUTSequence[0])
+        value, top = _entry(float(np.rint(value)), np.rint(ends), dataset.VOILUTSequence[0])
         share = value / top
     else:
         share = _share(value, ends, dataset)
@@ -306,9 +307,10 @@ def naive_level(value: float, dataset: Dataset) -> float:
     return 255 - level if dataset.PhotometricInterpretation == "MONOCHROME1" else level
 
 
-def _entry(value: float, highest: float, item: Dataset) -> tuple[float, int]:
+def _entry(value: float, ends: Sequence[float], item: Dataset) -> tuple[float, int]:
     count, first, bits = (int(number) for number in item.LUTDescriptor)
-    first -= 65536 if first > max(highest, 32767) else 0  # a negative number without its sign
+    if ends[0] < 0 and first > max(ends[1], 32767):  # a negative number without its sign
+        first -= 65536
     data = item.LUTData
     if isinstance(data, bytes):  # words, as an implicit VR leaves them
         data = struct.unpack(f"<{len(data) // 2}H", data[: len(data) // 2 * 2])

@@ -49,7 +49,8 @@ def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.n
     """Values through a LUT item, and the bits of its entries; outside it, the nearest entry."""
     n_entries, first, bits = (int(number) for number in item.LUTDescriptor)
     n_entries = n_entries or 65536
-    if first > max(values.max(), 32767):  # a negative number, read without its sign
+    # The descriptor is signed where what it maps is, which its reader may not have known.
+    if values.min() < 0 and first > max(values.max(), 32767):
         first -= 65536
     entries = item.LUTData
     if isinstance(entries, bytes):  # OW: words in the file's byte order, or packed bytes

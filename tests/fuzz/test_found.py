@@ -212,6 +212,22 @@ def test_a_table_of_words_that_is_cut_short_is_not_taken_for_bytes(tmp_path):
         images.read(saved(made, tmp_path))
 
 
+def test_a_table_starts_beyond_values_that_have_no_sign_and_not_below_zero(tmp_path):
+    made = dataset(noise(8, 8))
+    modality, voi = Dataset(), Dataset()
+    modality.add_new("LUTDescriptor", "US", [256, 0, 12])
+    modality.add_new("LUTData", "US", [65535, *range(255)])  # one entry has more bits than stated
+    voi.add_new("LUTDescriptor", "US", [16, 60000, 16])
+    voi.add_new("LUTData", "US", list(range(0, 65536, 4369)))
+    made.ModalityLUTSequence, made.VOILUTSequence = [modality], [voi]
+    made.PixelData = bytes([0, 200] * 32)
+    assert np.unique(images.read(saved(made, tmp_path))[:, 1::2]) == 0  # the table's first entry
+    del made.ModalityLUTSequence
+    assert np.unique(images.read(saved(made, tmp_path))) == 0
+    made.RescaleSlope, made.RescaleIntercept = 1, -5436  # 60000 is -5536: its last entry is -5521
+    assert np.unique(images.read(saved(made, tmp_path))) == 255
+
+
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 100_000)
     made = dataset(noise(8, 8), uid.DeflatedExplicitVRLittleEndian)
