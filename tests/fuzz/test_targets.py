@@ -8,12 +8,13 @@ import signal
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fuzz import corpus, runner, runs, tables
+from fuzz import corpus, pictures, runner, runs, tables
 from fuzz.__main__ import main
 from fuzz.case import Case, Desk, Outcome, Target, desk_of, judge
 from fuzz.targets import TARGETS
@@ -100,6 +101,14 @@ def test_a_tally_counts_what_became_of_each_case(tmp_path, files, attempt, count
 def test_a_wrong_result_is_a_fault():
     outcome, what = judge(Case(b"", lambda: 3, lambda result: f"it is {result}"))
     assert (outcome, what) == (Outcome.FAULT, "wrong: it is 3")
+
+
+def test_decoders_may_differ_in_one_block_of_a_damaged_jpeg_and_not_in_two():
+    differs = np.zeros((33, 17), bool)
+    differs[8:16, 0:8] = True
+    assert pictures._in_few_blocks(differs)
+    differs[32, 16] = True  # of the last, narrower block
+    assert not pictures._in_few_blocks(differs)
 
 
 def test_a_hang_is_a_fault_even_where_everything_is_caught(monkeypatch):
