@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from itertools import accumulate
 from pathlib import Path
 
 import click
@@ -34,10 +35,8 @@ def main(cases: int, seed: int, names: tuple[str, ...], index: int | None) -> No
         return
     click.echo(f"seed {seed}, {files.says}")
     click.echo(COLUMNS.format("target", "cases", "refused", "right", "faults", "seconds"))
-    whole = sum(TARGETS[name].share for name in names)
     tallies = []
-    for name in names:
-        count = max(1, round(cases * TARGETS[name].share / whole))
+    for name, count in _shared(cases, names).items():
         tallies.append(runner.run(name, TARGETS[name], range(count), seed, files, KEPT))
         click.echo(_line(tallies[-1]))
     total = runner.Tally("all")
@@ -50,6 +49,13 @@ def main(cases: int, seed: int, names: tuple[str, ...], index: int | None) -> No
         click.echo("\n".join(total.faults[:50]))
         click.echo(f"the inputs, and how to repeat them, are in {KEPT}/")
         raise click.exceptions.Exit(1)
+
+
+def _shared(cases: int, names: tuple[str, ...]) -> dict[str, int]:
+    """How many cases each target gets: all of them together, and none without one."""
+    shares = list(accumulate(TARGETS[name].share for name in names))
+    ends = [0, *(round(cases * share / shares[-1]) for share in shares)]
+    return {name: max(1, b - a) for name, a, b in zip(names, ends, ends[1:], strict=False)}
 
 
 def _line(tally: runner.Tally) -> str:

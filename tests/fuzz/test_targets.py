@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fuzz import corpus, pictures, runner, runs, tables
-from fuzz.__main__ import main
+from fuzz.__main__ import _shared, main
 from fuzz.case import Case, Desk, Outcome, Target, desk_of, judge
 from fuzz.targets import TARGETS
 from kernel_lib.errors import InputError
@@ -43,6 +43,8 @@ def test_no_input_of_a_target_is_a_fault(name, files, tmp_path):
 
 def test_the_shares_are_of_all_cases():
     assert sum(target.share for target in TARGETS.values()) == pytest.approx(1, abs=0.05)
+    assert sum(_shared(100_000, tuple(TARGETS)).values()) == 100_000
+    assert min(_shared(1, tuple(TARGETS)).values()) == 1
 
 
 @settings(max_examples=300, deadline=None)
