@@ -54,16 +54,19 @@ class Signals:
         """
         with self._set(True):
             yield
-        if self.pending:
-            raise _error(self.pending)
+        self.end()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within `deferred`, a piece that may be cut anywhere."""
         with self._set(False):
-            if self.pending:
-                raise _error(self.pending)
+            self.end()
             yield
+
+    def end(self) -> None:
+        """Raise what the signal that waits raises; nothing where none does."""
+        if self.pending:
+            raise _error(self.pending)
 
     @contextmanager
     def _set(self, deferring: bool) -> Iterator[None]:

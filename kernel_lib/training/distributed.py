@@ -108,16 +108,21 @@ class World:
         self.agreed(lambda: done.append(do()))
         return done[0] if self.first else do()
 
-    def in_turns(self, mine: Iterable[T], length: int) -> Iterator[T]:
+    def in_turns(
+        self, mine: Iterable[T], length: int, before: Callable[[], None] | None = None
+    ) -> Iterator[T]:
         """Items of all ranks to the first, one of each rank in turn; to the others none.
 
-        Every rank must run it to the end; `length` is the number of its own items.
+        Every rank must run it to the end; `length` is the number of its own items. Of several ranks
+        each calls `before` before a turn; what it raises it must raise on all of them.
         """
         if self.size == 1:
             yield from mine
             return
         items = iter(mine)
         for _ in range(max(self.gathered(length))):
+            if before is not None:
+                before()
             into = [None] * self.size if self.first else None
             dist.gather_object(list(itertools.islice(items, 1)), into)
             for given in into or ():

@@ -68,7 +68,7 @@ def run(command: str, parameters: Parameters, n: int) -> dict:
                 raise
         if status:
             # Of a launcher that was killed its ranks can tell no more than that they followed.
-            why = ranks.first_end(result) if status > 0 else None
+            why = ranks.first_end(result, n) if status > 0 else None
             raise why or RuntimeError(
                 f"{command} in {n} processes ended with status {status}; why stands above. The "
                 "same call goes on from what was saved; -p PROCESSES 1 takes one process"
@@ -107,4 +107,5 @@ def _environment() -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     kept = [entry for entry in inherited if entry and entry != place]
     path = os.pathsep.join([place, *kept])
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ranks.STARTED: "1"}
+    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ranks.STARTED: "1"}
+    return os.environ | own | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(ranks.ENDED))}

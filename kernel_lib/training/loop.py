@@ -111,6 +111,11 @@ class Training:
         self.signals.pending = max(self.world.gathered(self.signals.pending))
         return self.signals.pending > 0
 
+    def _end_if_asked(self) -> None:
+        """Raise, on every rank, what a signal to any of them raises."""
+        if self._asked_to_end():
+            self.signals.end()
+
     def _save_and_say(self) -> None:
         self._save()
         at = self.position
@@ -220,7 +225,7 @@ class Training:
         job, on_gpu = self.job, self.job.engine.device.type == "cuda"
         batch_size = 2 * self.row.batch_size
         held = PlainImages(job.prepared, self.world.batches(job.held_rows, batch_size))
-        # Of several ranks one alone must not leave: they end together, at the next step.
+        # Of several ranks one alone must not leave: they end together, between two batches.
         with self.signals.at_once() if self.world.size == 1 else nullcontext():
             return validate(
                 self.ema.model,
@@ -231,6 +236,7 @@ class Training:
                 self.views,
                 job.engine,
                 self.world,
+                self._end_if_asked,
             )
 
     def _keep(self, line: dict) -> bool:
@@ -323,7 +329,8 @@ class Training:
         self.hardness, self.hardness_before = (state["hardness"][k] for k in ("now", "before"))
         self.position = Position(**state["position"])
         self._restore_random(state["random"])
-        self._same_threads(state["threads"])
+        if len(state["random"]) == self.world.size:  # else the last digits differ anyway
+            self._same_threads(state["threads"])
         for kept in self.position.kept:
             if not (path := self.job.folder.best(kept["epoch"])).exists():
                 raise _gone(path, self.job.folder)

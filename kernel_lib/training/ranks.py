@@ -26,38 +26,47 @@ STARTED = "KERNEL_LIB_STARTED"
 def of(run: Callable, result: Path | None) -> Callable:
     """A stage's `run` as one of several processes, in the words of torch's launcher.
 
-    `result` is where the first rank writes what it came to; what ends a rank is told beside it.
+    `result` is where the first rank writes what it came to; how each rank ended is told beside it.
     """
 
     def ranked(parameters: Any) -> Any:
         _end_with_starter()
         try:
-            return run(parameters)
+            done = run(parameters)
         except BaseException as error:
-            if result is not None:
-                _tell(result, error)
+            _tell(result, error)
             raise
+        _tell(result, None)
+        return done
 
     return record(ranked)
 
 
-def first_end(result: Path) -> BaseException | None:
+def first_end(result: Path, n_ranks: int) -> BaseException | None:
     """What ended the first rank that did not end well, if that was a signal or an InputError.
 
-    The others then end because it did: by a closed connection, or as the launcher asks them to.
+    The others then end because it did: by a closed connection, or as the launcher asks them to. A
+    rank that was killed tells nothing, and the launcher's SIGTERM to the others is not what began
+    it.
     """
     told = []
     for path in result.parent.glob(f"{result.name}.rank*"):
         with contextlib.suppress(ValueError):  # killed as it told
             told.append(json.loads(path.read_text(encoding="utf-8")))
-    first = min(told, key=lambda one: one["at"], default={})
+    ended = [one for one in told if not one.get("well")]
+    first = min(ended, key=lambda one: one["at"], default={})
     if status := first.get("status"):
+        if status == 128 + signal.SIGTERM and len(told) < n_ranks:
+            return None
         return KeyboardInterrupt() if status == 128 + signal.SIGINT else SystemExit(status)
     return InputError(first["refused"]) if first.get("refused") else None
 
 
-def _tell(result: Path, error: BaseException) -> None:
-    said = {"at": time.time_ns()}
+def _tell(result: Path | None, error: BaseException | None) -> None:
+    """Leave word of how this rank ended, where somebody waits for it; None is well."""
+    if result is None:
+        return
+    said: dict[str, Any] = {"at": time.time_ns(), "well": error is None}
     if isinstance(error, KeyboardInterrupt):
         said["status"] = 128 + signal.SIGINT
     elif isinstance(error, SystemExit):

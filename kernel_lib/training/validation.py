@@ -67,6 +67,7 @@ def validate(
     views: Sequence[View],
     engine: Engine,
     world: World = ALONE,
+    before_turn: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Score a model on images that it did not train on.
 
@@ -76,7 +77,8 @@ def validate(
     dice_half, at p > 0.5; dice_nonempty, the same over images with a mask (0 where there are none).
     With a label: auc of "has a pneumothorax" (0.5 where all images are of one kind). With both:
     dice_gated, as dice with the best label threshold before the rule.
-    Of several ranks each gives a loader of its own batches (`World.batches`) and gets all scores.
+    Of several ranks each gives a loader of its own batches (`World.batches`) and gets all scores;
+    `before_turn` may end them all between two batches.
     """
     model.eval()
 
@@ -89,7 +91,7 @@ def validate(
             value = loss(logits, engine.to_device(target), has_mask.to(engine.device))
             yield _look(logits, float(value), images)
 
-    found = list(world.in_turns(looks(), len(loader)))
+    found = list(world.in_turns(looks(), len(loader), before_turn))
     return world.agreed(lambda: _scores(found))
 
 

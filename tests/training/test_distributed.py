@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -257,7 +258,7 @@ HEADS = {"label_weight": 0.5, "side_weight": 0.2}
 
 def training(
     world: World, folder: Path, experiment: Experiment, clock: Clock | None = None,
-    dropout: float = 0.0,
+    dropout: float = 0.0, held_from: int = 7,
 ) -> Training:  # fmt: skip
     torch.manual_seed(5)
     prepared = FakePrepared()
@@ -267,8 +268,8 @@ def training(
             run="tiny_seed7", experiment=experiment, parameters=TrainParameters(seed=7)
         ),
         prepared=prepared,
-        train_rows=np.arange(7),
-        held_rows=np.arange(7, N),
+        train_rows=np.arange(min(7, held_from)),
+        held_rows=np.arange(held_from, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",)),
         engine=engine("cpu"),
@@ -392,10 +393,11 @@ def test_synchronised_batch_norm_counts_in_float32_whatever_comes_in(two):
 
 
 def trained(
-    world: World, folder: Path, experiment: Experiment, stop_after: int | None, dropout: float
-) -> tuple[bool, list[dict]]:
+    world: World, folder: Path, experiment: Experiment, stop_after: int | None, dropout: float,
+    held_from: int = 7,
+) -> tuple[bool, list[dict]]:  # fmt: skip
     clock = None if stop_after is None else StepsClock(stop_after)
-    one = training(world, folder, experiment, clock, dropout)
+    one = training(world, folder, experiment, clock, dropout, held_from)
     return one.run(), one.position.history
 
 
@@ -428,6 +430,43 @@ def test_two_processes_stopped_and_resumed_end_with_the_same_bits(two, tmp_path,
     stopped = two(trained, tmp_path / "parts", experiment, stop_after, 0.3)
     assert not any(done for done, _ in stopped)
     assert all(done for done, _ in two(trained, tmp_path / "parts", experiment, None, 0.3))
+    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+
+
+def asked_while_scoring(world: World, folder: Path, experiment: Experiment) -> dict:
+    """Train until the second rank is asked to end by the first held-out image that it scores."""
+    one = training(world, folder, experiment, dropout=0.3, held_from=4)
+    score, mask_of, scored = one._validate, one.job.prepared.mask, []
+
+    def mask(row: int) -> np.ndarray:
+        scored.append(row)
+        if world.rank == 1:
+            one.signals.pending = signal.SIGTERM
+        return mask_of(row)
+
+    def validate() -> dict[str, float]:
+        one.job.prepared.mask = mask
+        return score()
+
+    one._validate = validate
+    try:
+        one.run()
+    except SystemExit as error:
+        return {"status": error.code, "step": one.position.step, "scored": len(scored)}
+    raise AssertionError("it was not ended")
+
+
+@pytest.mark.slow
+def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
+    experiment = row(**HEADS, batch_size=1)
+    two(trained, tmp_path / "whole", experiment, None, 0.3, 4)
+    ended = two(asked_while_scoring, tmp_path / "parts", experiment)
+    assert [one["status"] for one in ended] == [128 + signal.SIGTERM] * 2
+    assert [one["scored"] for one in ended] == [2, 2], "one batch each, and not all of them"
+    state, _ = checkpoints.load(runs.fold_folder(tmp_path / "parts", "tiny_seed7", 0).last)
+    assert state["position"]["step"] == ended[0]["step"] > 0
+    two(trained, tmp_path / "parts", experiment, None, 0.3, 4)
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
 
