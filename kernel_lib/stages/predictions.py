@@ -47,7 +47,7 @@ def write(
     mine = PlainImages(prepared, world.batches(np.asarray(rows), size))
     loader = plain_loader(mine, size, n_workers, chosen.device.type == "cuda")
     ids = prepared.table["image_id"].tolist()
-    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen), size)
+    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen, ids), size)
     stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
     with memory_named(row.size, size):
         if not world.first:
