@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from kernel_lib.engine import engine
+from kernel_lib.errors import InputError
 from kernel_lib.inference.maps import Maps
 from kernel_lib.models.networks import Logits
+from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import predictions
 from tests.training.test_loop import FakePrepared, row
 
@@ -45,3 +47,24 @@ def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_pa
     assert list(tmp_path.iterdir()) == []
     write(target, Classifier(0.0))
     assert [Maps(target).label(f"image{i}") for i in (7, 8, 9)] == [0.5] * 3
+
+
+@pytest.mark.parametrize("name", ["oof.zip", "oof_last.zip"])
+@pytest.mark.parametrize(("size", "mend"), [(4, "2 -p ACCUMULATE 4"), (5, "2 -p ACCUMULATE 5")])
+def test_a_full_memory_names_the_training_s_values_where_images_are_held_out(
+    tmp_path, name, size, mend
+):
+    words = rf"full at SIZE 32, BATCH_SIZE {size}, ACCUMULATE 2: -p BATCH_SIZE {mend}, the same opt"
+    with pytest.raises(InputError, match=words):
+        write(tmp_path / name, Classifier(0.0, full=True), trained=size)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "now", "mend"), [(None, 8, 4), (3, 3, 1)])
+def test_a_full_memory_names_the_prediction_s_own_batch_where_images_are_test_images(
+    tmp_path, given, now, mend
+):
+    target = FoldFolder("tiny_seed7", 0, tmp_path).test
+    with pytest.raises(InputError, match=rf"SIZE 32, BATCH_SIZE {now}: -p BATCH_SIZE {mend}; or"):
+        write(target, Classifier(0.0, full=True), given, trained=4)
+    assert list(tmp_path.iterdir()) == []
