@@ -89,20 +89,33 @@ def _keep_freed_memory() -> None:
 def memory_named(size: int, batch_size: int, accumulate: int | None = None) -> Iterator[None]:
     """InputError with what the memory of a GPU goes by, where that is full.
 
-    `accumulate` belongs to a training.
+    Sizes are as a person set them, or may; `accumulate` belongs to a training, which the error then
+    tells how to take the same steps in smaller batches.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        now, half = f"SIZE {size}, BATCH_SIZE {batch_size}", f"-p BATCH_SIZE {batch_size // 2}"
+        now = f"SIZE {size}, BATCH_SIZE {batch_size}"
         if accumulate is not None:
             now += f", ACCUMULATE {accumulate}"
-            half += f" -p ACCUMULATE {2 * accumulate}, the same optimiser step"
-        mend = f"{half}; or a smaller SIZE" if batch_size > 1 else "a smaller SIZE"
         raise InputError(
-            f"the GPU's memory is full at {now}: {mend}; or end what else runs on it; what is "
-            f"saved stays ({str(error).splitlines()[0]})"
+            f"the GPU's memory is full at {now}: {_smaller(batch_size, accumulate)}; or end what "
+            f"else runs on it; what is saved stays ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _smaller(batch_size: int, accumulate: int | None) -> str:
+    """At most half as many images at once; of a training as many an optimiser step as before."""
+    if batch_size == 1:
+        return "a smaller SIZE, as another run"
+    if accumulate is None:
+        return f"-p BATCH_SIZE {batch_size // 2}; or a smaller SIZE, as another run"
+    images = batch_size * accumulate
+    fewer = max(n for n in range(1, batch_size // 2 + 1) if images % n == 0)
+    return (
+        f"-p BATCH_SIZE {fewer} -p ACCUMULATE {images // fewer}, the same optimiser step; or a "
+        "smaller SIZE, either as another run"
+    )
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from kernel_lib.engine import engine, random_states, restore_random_states, seed_everything
+from kernel_lib.engine import (
+    engine,
+    memory_named,
+    random_states,
+    restore_random_states,
+    seed_everything,
+)
 from kernel_lib.errors import InputError
 
 
@@ -92,6 +98,41 @@ def test_a_device_that_is_not_there_is_refused_with_the_mend(device):
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="PRECISION float16 needs a GPU; -p PRECISION float32"):
         engine("cpu", "float16")
+
+
+def words_of_a_full_memory(*named: int) -> str:
+    with pytest.raises(InputError) as told, memory_named(64, *named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "mend"),
+    [(4, 2, (2, 4)), (6, 1, (3, 2)), (2, 3, (1, 6)), (5, 2, (2, 5)), (5, 1, (1, 5)), (9, 1, (3, 3)),
+     (7, 4, (2, 14)), (3, 2, (1, 6))],
+)  # fmt: skip
+def test_a_full_memory_s_mend_of_a_training_is_as_many_images_a_step(batch_size, accumulate, mend):
+    assert mend[0] * mend[1] == batch_size * accumulate
+    assert mend[0] <= batch_size / 2
+    words = (
+        f"full at SIZE 64, BATCH_SIZE {batch_size}, ACCUMULATE {accumulate}: -p BATCH_SIZE "
+        f"{mend[0]} -p ACCUMULATE {mend[1]}, the same optimiser step; or a smaller SIZE, either as "
+        "another run; or end what else runs on it; what is saved stays (CUDA out of memory. Tried "
+        "to allocate 2.00 GiB.)"
+    )
+    assert words in words_of_a_full_memory(batch_size, accumulate)
+
+
+def test_a_full_memory_s_mend_without_a_smaller_batch_is_a_smaller_size():
+    for accumulate, now in (((), ""), ((3,), ", ACCUMULATE 3")):
+        words = f"at SIZE 64, BATCH_SIZE 1{now}: a smaller SIZE, as another run; or end what else"
+        assert words in words_of_a_full_memory(1, *accumulate)
+
+
+def test_a_full_memory_s_mend_of_a_prediction_is_half_its_batch():
+    for batch_size in (8, 9):
+        words = f"SIZE 64, BATCH_SIZE {batch_size}: -p BATCH_SIZE 4; or a smaller SIZE, as another"
+        assert words in words_of_a_full_memory(batch_size)
 
 
 KEPT = """

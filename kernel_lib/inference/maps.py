@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kernel_lib import archives, files
 from kernel_lib.data import pictures, rle
@@ -34,17 +35,31 @@ class Prediction(NamedTuple):
     label: float | None = None  # probability 0–1 of a pneumothorax; None without a label head
 
 
-def quantise(prob: np.ndarray) -> np.ndarray:
-    """Probabilities 0–1 of any shape to uint8 levels, round(255 · p).
+def numbers(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
+    """The probabilities given, of maps or labels; FloatingPointError where one is no number.
 
-    Raises FloatingPointError for NaN, which would otherwise pass as an empty map.
+    Shape: any; with `ids`, of which the error then names the images, (B, ...) for B of them.
     """
-    scaled = np.asarray(prob, dtype=np.float32) * 255
-    if np.isnan(scaled).any():
+    prob = np.asarray(prob)
+    finite = np.isfinite(prob)
+    if not finite.all():
+        of = ""
+        if ids:
+            whole = finite.reshape(len(ids), -1).all(axis=1)
+            of = f" of {', '.join(i for i, good in zip(ids, whole, strict=True) if not good)}"
         raise FloatingPointError(
-            "the network's probabilities are not numbers: its weights are broken, or float16 "
+            f"the network's probabilities{of} are not numbers: its weights are broken, or float16 "
             "overflowed; -p PRECISION float32, or take an earlier checkpoint"
         )
+    return prob
+
+
+def quantise(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
+    """Probabilities 0–1 of any shape to uint8 levels, round(255 · p).
+
+    Raises FloatingPointError as `numbers` does: NaN would otherwise pass as an empty map.
+    """
+    scaled = numbers(prob, ids).astype(np.float32, copy=False) * 255
     return np.rint(scaled).astype(np.uint8)
 
 
@@ -86,7 +101,7 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
     """Store predictions by image id in one archive, whole or not at all; returns how many.
 
     A zip of PNGs, which any viewer opens, and a table of labels; `meta` says who made them and what
-    they had seen.
+    they had seen. Raises FloatingPointError for a label that is no number.
     """
     count, labels = 0, {}
     with files.whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -97,7 +112,7 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
                     raise RuntimeError(f"OpenCV could not encode the map of {image_id}")
                 archive.writestr(zipfile.ZipInfo(f"{image_id}.png"), png.tobytes())
             if label is not None:
-                labels[image_id] = label
+                labels[image_id] = float(numbers(label, [image_id]))
             count += 1
         if labels:
             _write_json(archive, _LABELS, labels)
@@ -108,7 +123,7 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
 def _write_json(archive: zipfile.ZipFile, name: str, value: dict[str, Any]) -> None:
     info = zipfile.ZipInfo(name)
     info.compress_type = zipfile.ZIP_DEFLATED
-    archive.writestr(info, json.dumps(value, indent=1))
+    archive.writestr(info, json.dumps(value, indent=1, allow_nan=False))
 
 
 class Maps:

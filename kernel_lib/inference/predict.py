@@ -37,26 +37,32 @@ def predict(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     views: Sequence[View],
     engine: Engine,
+    ids: Sequence[str],
 ) -> Iterator[tuple[int, Prediction]]:
-    """Yield (row, prediction) of every image, models averaged as probabilities."""
+    """Yield (row, prediction) of every image, models averaged as probabilities.
+
+    Raises FloatingPointError, with the `ids` of their rows, for images whose map or label is no
+    number.
+    """
     for model in models:
         model.eval()
     for levels, rows in batches:
         on_device = engine.to_device(levels)
         outputs = [mean_logits(model, on_device, views, engine) for model in models]
-        yield from zip(rows.tolist(), _predictions(outputs, len(rows)), strict=True)
+        named = [ids[row] for row in rows.tolist()]
+        yield from zip(rows.tolist(), _predictions(outputs, named), strict=True)
 
 
-def _predictions(outputs: Sequence[Logits], count: int) -> Iterator[Prediction]:
+def _predictions(outputs: Sequence[Logits], ids: Sequence[str]) -> Iterator[Prediction]:
     """The mean over the models, image by image; all of them have the same heads."""
-    levels, labels = [None] * count, [None] * count
+    levels, labels = [None] * len(ids), [None] * len(ids)
     prob = _mean([torch.sigmoid(o.mask) for o in outputs if o.mask is not None])
     if prob is not None:
         # (B, S, S); to the CPU as floats, so that one rounding rule serves everywhere
-        levels = maps.quantise(prob.squeeze(1).cpu().numpy())
+        levels = maps.quantise(prob.squeeze(1).cpu().numpy(), ids)
     prob = _mean([torch.sigmoid(o.label) for o in outputs if o.label is not None])
     if prob is not None:
-        labels = [float(p) for p in prob.cpu().numpy().astype(np.float64)]
+        labels = maps.numbers(prob.cpu().numpy().astype(np.float64), ids).tolist()
     return map(Prediction, levels, labels)
 
 

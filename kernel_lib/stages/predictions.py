@@ -47,9 +47,12 @@ def write(
     mine = PlainImages(prepared, world.batches(np.asarray(rows), size))
     loader = plain_loader(mine, size, n_workers, chosen.device.type == "cuda")
     ids = prepared.table["image_id"].tolist()
-    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen), size)
+    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen, ids), size)
     stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
-    with memory_named(row.size, size):
+    # Of test images BATCH_SIZE is the prediction's own; of held-out ones it is the training's.
+    test = target == FoldFolder(meta["run"], meta["fold"], target.parent).test
+    memory = (row.size, size) if test else (row.size, row.batch_size, row.accumulate)
+    with memory_named(*memory):
         if not world.first:
             for _ in stream:  # gives nothing here, and all to the first
                 pass

@@ -71,14 +71,17 @@ def validate(
 ) -> dict[str, float]:
     """Score a model on images that it did not train on.
 
-    `masks(row)` is the (S, S) mask for the loss; `truth` holds rle, height, width and positive by
-    row, for dice at the images' own geometry. Returns val_loss, and what the model has heads for.
+    `masks(row)` is the (S, S) mask for the loss; `truth` holds image_id, rle, height, width and
+    positive by row, for dice at the images' own geometry. Returns val_loss, and what the model has
+    heads for.
     With a mask: dice, at the best single threshold and area (the notes' rule, searched exactly);
     dice_half, at p > 0.5; dice_nonempty, the same over images with a mask (0 where there are none).
     With a label: auc of "has a pneumothorax" (0.5 where all images are of one kind). With both:
     dice_gated, as dice with the best label threshold before the rule.
     Of several ranks each gives a loader of its own batches (`World.batches`) and gets all scores;
     `before_turn` may end them all between two batches.
+    Raises FloatingPointError with the images' ids where a map or a label is no number, whatever is
+    monitored: no score is made of it.
     """
     model.eval()
 
@@ -105,9 +108,11 @@ class _Look(NamedTuple):
 
 
 def _look(logits: Logits, loss: float, images: pd.DataFrame) -> _Look:
-    labels, pairs = _probabilities(logits.label), []
+    labels, pairs, ids = None, [], images["image_id"].tolist()
+    if logits.label is not None:
+        labels = maps.numbers(_probabilities(logits.label), ids)
     if logits.mask is not None:
-        level_maps = maps.quantise(_probabilities(logits.mask.squeeze(1)))  # (B, S, S)
+        level_maps = maps.quantise(_probabilities(logits.mask.squeeze(1)), ids)  # (B, S, S)
         pairs = _statistics(level_maps, images, labels)
     given = [] if labels is None else labels.tolist()
     return _Look(loss, pairs, given, images["positive"].tolist())
@@ -130,8 +135,8 @@ def _scores(looks: list[_Look]) -> dict[str, float]:
     return scores
 
 
-def _probabilities(logits: torch.Tensor | None) -> np.ndarray | None:
-    return None if logits is None else torch.sigmoid(logits).cpu().numpy()
+def _probabilities(logits: torch.Tensor) -> np.ndarray:
+    return torch.sigmoid(logits).cpu().numpy()
 
 
 def _statistics(

@@ -101,6 +101,34 @@ def test_labels_come_back_to_the_last_bit_with_maps_and_without(tmp_path):
         archive["1.2.0"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), np.float32("nan"), float("inf")])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_label_that_is_no_number_is_not_written(tmp_path, value, drawn):
+    given = [(i, maps.Prediction(p.levels if drawn else None, 0.5)) for i, p in some()]
+    given[1] = (given[1][0], given[1][1]._replace(label=value))
+    words = r"probabilities of 1\.2\.1 are not numbers: .*-p PRECISION float32"
+    with pytest.raises(FloatingPointError, match=words):
+        maps.write(tmp_path / "oof.zip", given, META)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_table_of_an_archive_holds_what_json_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        maps.write(tmp_path / "oof.zip", some(), META | {"more": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("check", [maps.numbers, maps.quantise])
+def test_probabilities_that_are_no_numbers_name_the_images_that_have_them(check):
+    prob = np.full((3, 2, 2), 0.5, np.float32)
+    check(prob)
+    prob[1:, 0, 1] = np.nan
+    with pytest.raises(FloatingPointError, match="probabilities of b, c are not numbers: its wei"):
+        check(prob, ["a", "b", "c"])
+    with pytest.raises(FloatingPointError, match="probabilities are not numbers: its weights"):
+        check(prob)
+
+
 def test_a_label_enters_the_statistics_as_a_level(tmp_path):
     found = maps.statistics(noise(0), "-1", (6, 8), 0.5)
     assert found.label == 128

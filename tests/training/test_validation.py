@@ -37,6 +37,7 @@ def scores(
     truth = pd.DataFrame(
         {"rle": [rle.encode(m) for m in own_masks], "height": HEIGHT, "width": WIDTH}, index=rows
     )
+    truth["image_id"] = [f"image{i}" for i in rows]
     truth["positive"] = [bool(m.any()) for m in own_masks]
     batches = [
         (torch.from_numpy(images[i : i + batch]).unsqueeze(1), torch.tensor(rows[i : i + batch]))
@@ -169,6 +170,32 @@ def test_a_classifier_is_scored_by_its_label_alone():
     assert found["auc"] == 1.0
     alone = scores(images[:1], [half(True)[1]], model=Labelled(False), row=row)
     assert alone["auc"] == 0.5, "one kind of image says nothing"
+
+
+class Overflowing(Labelled):
+    """As `Labelled`, but what it says of images that end bright is no number."""
+
+    def __init__(self, head: str, mask: bool) -> None:
+        super().__init__(mask)
+        self.head = head
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        given = super().forward(levels)
+        getattr(given, self.head)[levels[:, 0, -1, -1] > 0] = torch.nan
+        return given
+
+
+@pytest.mark.parametrize(("head", "mask"), [("mask", True), ("label", True), ("label", False)])
+@pytest.mark.parametrize("kinds", [(False, False, False), (True, True, True), (True, False, True)])
+def test_no_score_is_made_of_what_is_no_number(head, mask, kinds):
+    """Also where all images are of one kind, and no label would be looked at for the AUC."""
+    images, masks = (list(one) for one in zip(*[half(on) for on in kinds], strict=True))
+    images[1][-1, -1] = 1
+    row = Experiment(name="r", network="UNetResNet34" if mask else "Classifier", label_weight=1.0)
+    words = "probabilities of image1 are not numbers: .*-p PRECISION float32"
+    for batch in (1, 3):
+        with pytest.raises(FloatingPointError, match=words):
+            scores(np.stack(images), masks, batch, Overflowing(head, mask), row)
 
 
 def test_the_metric_is_the_competition_s():
