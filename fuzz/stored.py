@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import random
 import tempfile
@@ -15,6 +17,7 @@ import torch
 
 from fuzz.case import Case, Desk, Target
 from fuzz.mutate import damaged
+from kernel_build import wheels
 from kernel_lib import checkpoints
 from kernel_lib.inference import maps
 from kernel_lib.kaggle import packages
@@ -103,20 +106,52 @@ def map_archive(desk: Desk) -> Case:
 # --- Wheels ---------------------------------------------------------------------------------
 
 
-def wheel(desk: Desk) -> Case:
-    """A wheel's members in their folder and nothing beside it, whatever they are called."""
+WHEEL, RECORD = "thing-1.0-py3-none-any.whl", "thing-1.0.dist-info/RECORD"
+
+
+@cache
+def _wheel() -> tuple[bytes, dict[str, bytes]]:
+    files = {
+        "thing/__init__.py": b"WORD = 1\n" * 20,
+        "thing-1.0.dist-info/METADATA": b"Name: thing\nVersion: 1.0\n",
+    }
+    rows = []
+    for name, content in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+        rows.append(f"{name},sha256={digest.rstrip('=')},{len(content)}\n")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("thing/__init__.py"), "WORD = 1\n" * 20)
-        archive.writestr(zipfile.ZipInfo("thing-1.0.dist-info/METADATA"), "Name: thing\n")
-    data, _ = _changed(desk.rng, out.getvalue())
+        for name, content in (files | {RECORD: "".join(rows).encode()}).items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+    return out.getvalue(), files
+
+
+def cached_wheel(desk: Desk) -> Case:
+    """A wheel to carry: its files as they were, since its RECORD has their hashes."""
+    original, files = _wheel()
+    data, _ = _changed(desk.rng, original)
+    path = desk.put(WHEEL, data)
+
+    def wrong(result: wheels.Wheel) -> str | None:
+        found = packages.members(WHEEL, result.content)
+        found.pop(RECORD)
+        return None if found == files else f"other files: {sorted(found)}"
+
+    return Case(data, lambda: wheels.read(path, "thing", "1.0"), wrong)
+
+
+def wheel(desk: Desk) -> Case:
+    """A wheel's members in their folder and nothing beside it, whatever they are called."""
+    data, _ = _changed(desk.rng, _wheel()[0])
 
     def attempt() -> tuple[dict[str, bytes], list[str]]:
         before, scratch = tempfile.tempdir, desk.folder / "a" / "b"
         scratch.mkdir(parents=True, exist_ok=True)
         tempfile.tempdir = str(scratch)
         try:
-            folder = packages.unpack("thing-1.0-py3-none-any.whl", data)
+            folder = packages.unpack(WHEEL, data)
             files = {
                 p.relative_to(folder).as_posix(): p.read_bytes()
                 for p in folder.rglob("*")
@@ -238,6 +273,7 @@ def weights_file(desk: Desk) -> Case:
 TARGETS = {
     "maps": Target(map_archive, 0.04),
     "wheel": Target(wheel, 0.01),
+    "wheel-cached": Target(cached_wheel, 0.01),
     "checkpoint": Target(checkpoint, 0.02),
     "weights": Target(weights_file, 0.02),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import os
@@ -10,14 +11,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 
 from kernel_lib.errors import InputError
+from kernel_lib.kaggle import packages
 
 CARRIED = "segmentation-models-pytorch"  # all that it needs is in Kaggle's image, and it is not
 # Kaggle's image; a wheel may be tagged for any glibc up to its own.
@@ -27,6 +28,9 @@ KAGGLE = (
     *("--platform", "manylinux2014_x86_64"),
 )
 _COLUMNS = 96  # of base64, a multiple of four
+_HASHES = ("sha256", "sha384", "sha512")  # those that a wheel may state its files by
+_METADATA = r"[^/]+\.dist-info/METADATA"
+_UNLISTED = ("RECORD", "RECORD.jws", "RECORD.p7s")  # the list itself, and what signs it later
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ def fetch(project: str, version: str, cache: Path, target: Iterable[str] = ()) -
     """A wheel from the cache, else from the registry that pip is set up for, by `pip download`.
 
     `target` are pip's options for another machine than this one (`KAGGLE`), which then has a cache
-    of its own. Raises InputError where neither has it.
+    of its own. A damaged wheel in the cache is removed. Raises InputError where neither has it.
     """
     for path in sorted(cache.glob(f"{project.replace('-', '_')}-{version}-*.whl")):
-        if _is_whole(path, project, version):
-            return Wheel(path.name, path.read_bytes())
-        path.unlink()
+        try:
+            return read(path, project, version)
+        except InputError:
+            path.unlink(missing_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
@@ -74,14 +79,39 @@ def fetch(project: str, version: str, cache: Path, target: Iterable[str] = ()) -
             [*command, f"{project}=={version}"], capture_output=True, text=True, check=False
         )
         found = sorted(Path(scratch).glob("*.whl"))
-        if done.returncode or len(found) != 1 or not _is_whole(found[0], project, version):
-            said = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+        try:
+            if done.returncode or len(found) != 1:
+                said = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+                raise InputError(f"pip says {said!r}")
+            wheel = read(found[0], project, version)
+        except InputError as error:
             raise InputError(
-                f"cannot fetch the wheel of {project} {version}: it is not in {cache}, and pip "
-                f"says {said!r}; connect to a package registry, or put the wheel into that folder"
-            )
-        found[0].replace(cache / found[0].name)
-    return Wheel(found[0].name, (cache / found[0].name).read_bytes())
+                f"cannot fetch the wheel of {project} {version}: it is not in {cache}, and "
+                f"{error}; connect to a package registry, or put the wheel into that folder"
+            ) from error
+        found[0].replace(cache / wheel.name)
+    return wheel
+
+
+def read(path: Path, project: str, version: str) -> Wheel:
+    """The wheel of that project and version in a file, each of its files as its RECORD has it.
+
+    Raises InputError for every other file.
+    """
+    try:
+        wheel = Wheel(path.name, path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); fetch it anew") from error
+    members = packages.members(wheel.name, wheel.content)
+    _check_record(wheel.name, members)
+    said = _metadata(wheel.name, members)
+    plain = re.sub(r"[-_.]+", "-", str(said["Name"])).lower()
+    if plain != re.sub(r"[-_.]+", "-", project).lower() or said["Version"] != version:
+        raise InputError(
+            f"{wheel.name} holds {said['Name']} {said['Version']}, not {project} {version}; "
+            "fetch it anew"
+        )
+    return wheel
 
 
 def carried(root: Path) -> Wheel:
@@ -109,24 +139,53 @@ def source(wheel: Wheel) -> str:
 
 def needs(wheel: Wheel) -> list[str]:
     """What a wheel asks for beside itself, extras and other Pythons left out, by name."""
-    with zipfile.ZipFile(io.BytesIO(wheel.content)) as archive:
-        found = _metadata(archive).get_all("Requires-Dist") or []
+    said = _metadata(wheel.name, packages.members(wheel.name, wheel.content))
+    found = said.get_all("Requires-Dist") or []
     return sorted({re.split(r"[^\w.-]", one)[0] for one in found if "extra ==" not in one})
 
 
-def _metadata(archive: zipfile.ZipFile) -> Message:
-    (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-    return HeaderParser().parsestr(archive.read(name).decode("utf-8"))
-
-
-def _is_whole(path: Path, project: str, version: str) -> bool:
-    """Whether a file is an undamaged wheel of that project and version."""
+def _check_record(name: str, members: Mapping[str, bytes]) -> None:
+    """InputError unless a wheel's files are those that its own RECORD lists, to the byte."""
+    folder = _about(name, members)
     try:
-        with zipfile.ZipFile(path) as wheel:
-            said = _metadata(wheel)
-            if wheel.testzip() is not None:
-                return False
-    except (zipfile.BadZipFile, ValueError, OSError, KeyError):
+        text = members[f"{folder}/RECORD"].decode("utf-8")
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        listed = {path: (stated, size) for path, stated, size in rows}
+    except (KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{name} is damaged: it has no whole RECORD; fetch it anew") from error
+    if len(listed) < len(rows):
+        raise InputError(f"{name} is damaged: its RECORD lists a file twice; fetch it anew")
+    unlisted = {f"{folder}/{one}" for one in _UNLISTED}
+    for path in sorted((listed.keys() | members.keys()) - unlisted):
+        if path not in members or path not in listed:
+            fault = "does not list" if path in members else "lists what is not there,"
+            raise InputError(f"{name} is damaged: its RECORD {fault} {path!r}; fetch it anew")
+        if not _is_as_stated(members[path], *listed[path]):
+            raise InputError(
+                f"{name} is damaged: {path!r} is not what its RECORD states; fetch it anew"
+            )
+
+
+def _is_as_stated(content: bytes, stated: str, size: str) -> bool:
+    """Whether a file has the hash that a row of a RECORD states, and the size if it states one."""
+    algorithm, _, digest = stated.partition("=")
+    if algorithm not in _HASHES or size not in ("", str(len(content))):
         return False
-    plain = re.sub(r"[-_.]+", "-", str(said["Name"])).lower()
-    return plain == re.sub(r"[-_.]+", "-", project).lower() and said["Version"] == version
+    found = base64.urlsafe_b64encode(hashlib.new(algorithm, content).digest())
+    return found.decode("ascii").rstrip("=") == digest
+
+
+def _metadata(name: str, members: Mapping[str, bytes]) -> Message:
+    try:
+        text = members[f"{_about(name, members)}/METADATA"].decode("utf-8")
+    except ValueError as error:
+        raise InputError(f"{name} is damaged: METADATA is not UTF-8; fetch it anew") from error
+    return HeaderParser().parsestr(text)
+
+
+def _about(name: str, members: Mapping[str, bytes]) -> str:
+    """The one top folder of a wheel that says what it is; a wheel within it has its own deeper."""
+    found = [path.split("/")[0] for path in members if re.fullmatch(_METADATA, path)]
+    if len(found) != 1:
+        raise InputError(f"{name} is damaged: it has {len(found)} METADATA, not 1; fetch it anew")
+    return found[0]

@@ -104,12 +104,12 @@ def unpack(name: str, content: bytes) -> Path:
     """
     scratch = Path(tempfile.gettempdir()).resolve()
     folder = scratch / f"kernel_wheel-{hashlib.sha256(content).hexdigest()[:16]}"
-    members = _members(name, content)
-    if _holds(folder, members):
+    files = members(name, content)
+    if _holds(folder, files):
         return folder
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=scratch) as beside:
-            for member, data in members.items():
+            for member, data in files.items():
                 target = Path(beside) / "new" / member
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
@@ -117,16 +117,19 @@ def unpack(name: str, content: bytes) -> Path:
                 folder.rename(Path(beside) / "damaged")
             (Path(beside) / "new").rename(folder)
     except OSError as error:
-        if not _holds(folder, members):  # another process was first otherwise
+        if not _holds(folder, files):  # another process was first otherwise
             raise InputError(
                 f"cannot unpack {name} to {folder} ({error}); set TMPDIR to a folder of your own"
             ) from error
     return folder
 
 
-def _members(name: str, content: bytes) -> dict[str, bytes]:
-    """The wheel's files by path, each within the folder that it is unpacked to."""
-    members: dict[str, bytes] = {}
+def members(name: str, content: bytes) -> dict[str, bytes]:
+    """A wheel's files by path, each within the folder that it is unpacked to.
+
+    Raises InputError for a damaged wheel, and for a file that would leave the folder.
+    """
+    files: dict[str, bytes] = {}
     left = MAX_BYTES
     with _opened(name, content) as wheel:
         for info in wheel.infolist():
@@ -140,11 +143,11 @@ def _members(name: str, content: bytes) -> dict[str, bytes]:
                     f"{name} holds {info.filename!r}, which would leave its folder; do not use it"
                 )
             try:
-                members[info.filename] = archives.read(wheel, info.filename, left)
+                files[info.filename] = archives.read(wheel, info.filename, left)
             except archives.ArchiveError as error:
                 raise InputError(f"{name} is damaged: {error}; fetch it anew") from error
-            left -= len(members[info.filename])
-    return members
+            left -= len(files[info.filename])
+    return files
 
 
 def _check_attached(wanted: Mapping, attached: list[Path]) -> None:

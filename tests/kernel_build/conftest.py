@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -130,14 +132,20 @@ def write_wheel(
     about += 'Requires-Dist: numpy>=1\nRequires-Dist: pytest ; extra == "test"\n'
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-{tag}.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for member, text in files.items():
+    kind = f"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: {tag}\n"
+    inner = f"{name}-{version}.dist-info"
+    files = files | {f"{inner}/METADATA": about, f"{inner}/WHEEL": kind}
+    record = "".join(map(record_row, files, files.values())) + f"{inner}/RECORD,,\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for member, text in (files | {f"{inner}/RECORD": record}).items():
             wheel.writestr(member, text)
-        kind = f"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: {tag}\n"
-        wheel.writestr(f"{name}-{version}.dist-info/METADATA", about)
-        wheel.writestr(f"{name}-{version}.dist-info/WHEEL", kind)
-        wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
     return path
+
+
+def record_row(member: str, text: str) -> str:
+    """A file's row in the RECORD of its wheel."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"{member},sha256={digest.rstrip('=')},{len(text.encode())}\n"
 
 
 @pytest.fixture

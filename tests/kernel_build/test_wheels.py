@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,13 @@ import pytest
 
 from kernel_build import bundle, wheels
 from kernel_lib.errors import InputError
+from kernel_lib.kaggle import packages
 
 SMP = wheels.CARRIED
-FILES = {"segmentation_models_pytorch/__init__.py": "NAME = 'carried'\n"}
+MODULE = "segmentation_models_pytorch/__init__.py"
+FILES = {MODULE: "NAME = 'carried'\n"}
+ABOUT = "segmentation_models_pytorch-0.6.0.dist-info"
+RECORD = f"{ABOUT}/RECORD"
 
 
 @pytest.fixture
@@ -46,11 +51,112 @@ def test_a_wheel_is_fetched_once_and_then_taken_from_the_cache(registry: Path, t
     assert wheels.fetch(SMP, "0.6.0", cache) == first
 
 
-def test_a_damaged_wheel_in_the_cache_is_fetched_anew(registry: Path, tmp_path: Path):
+def altered(path: Path, change: Callable[[dict[str, bytes]], object]) -> bytes:
+    """A wheel with its members changed, as a zip whole."""
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    return path.read_bytes()
+
+
+def entry(content: bytes, name: str) -> int:
+    """Where a wheel's list of members has a member."""
+    return content.index(b"PK\x01\x02", content.rindex(name.encode()) - 46)
+
+
+def flipped(content: bytes, at: int, bits: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
+
+
+DAMAGE = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "unpacking fails": lambda whole: flipped(whole, 30 + len(MODULE), 0x06),
+    "unknown packing": lambda whole: flipped(whole, entry(whole, MODULE) + 10, 0x10),
+    "encrypted": lambda whole: flipped(whole, entry(whole, MODULE) + 8, 0x01),
+    "empty": lambda whole: b"",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_wheel_in_the_cache_is_fetched_anew(kind: str, registry: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     first = wheels.fetch(SMP, "0.6.0", cache)
-    (cache / first.name).write_bytes(first.content[: len(first.content) // 2])
+    (cache / first.name).write_bytes(DAMAGE[kind](first.content))
     assert wheels.fetch(SMP, "0.6.0", cache) == first
+    assert (cache / first.name).read_bytes() == first.content
+
+
+def test_a_wheel_with_any_bit_flipped_is_refused_or_holds_the_same_files(
+    registry: Path, tmp_path: Path
+):
+    (published,) = registry.iterdir()
+    whole = published.read_bytes()
+    files = packages.members(published.name, whole)
+    path = tmp_path / published.name
+    refused = 0
+    for at in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(flipped(whole, at, 1 << bit))
+            try:
+                wheel = wheels.read(path, SMP, "0.6.0")
+            except InputError:
+                refused += 1
+            else:  # of a date, say, that nothing reads
+                assert packages.members(wheel.name, wheel.content) == files, (at, bit)
+    assert refused > 4 * len(whole)
+
+
+FALSE = {
+    "other content": (lambda m: m.update({MODULE: b"NAME = 'altered'\n"}), "is not what its"),
+    "other size": (lambda m: m.update({RECORD: m[RECORD].replace(b",17\n", b",18\n")}), "is not"),
+    "weak hash": (lambda m: m.update({RECORD: m[RECORD].replace(b"sha256=", b"md5=")}), "is not"),
+    "no hash": (lambda m: m.update({RECORD: m[RECORD].replace(b"sha256=", b"")}), "is not what"),
+    "one more": (lambda m: m.update({"torch.py": b""}), "does not list 'torch.py'"),
+    "one less": (lambda m: m.pop(MODULE), f"lists what is not there, '{MODULE}'"),
+    "twice": (lambda m: m.update({RECORD: m[RECORD] * 2}), "lists a file twice"),
+    "two cells": (lambda m: m.update({RECORD: b"a,b\n"}), "no whole RECORD"),
+    "no text": (lambda m: m.update({RECORD: b"\xff,,\n"}), "no whole RECORD"),
+    "no list": (lambda m: m.pop(RECORD), "no whole RECORD"),
+    "about nothing": (lambda m: m.pop(f"{ABOUT}/METADATA"), "0 METADATA"),
+    "about two": (lambda m: m.update({"x-1.dist-info/METADATA": b""}), "2 METADATA"),
+    "outside": (lambda m: m.update({"../out.py": b""}), "would leave its folder"),
+}
+
+
+@pytest.mark.parametrize("kind", FALSE)
+def test_a_wheel_is_held_against_its_own_record(kind: str, registry: Path):
+    (published,) = registry.iterdir()
+    change, words = FALSE[kind]
+    altered(published, change)
+    with pytest.raises(InputError, match=words):
+        wheels.read(published, SMP, "0.6.0")
+
+
+def test_a_wheel_with_a_false_record_is_fetched_anew_and_refused_from_the_registry(
+    registry: Path, tmp_path: Path
+):
+    cache = tmp_path / "cache"
+    (published,) = registry.iterdir()
+    first = wheels.fetch(SMP, "0.6.0", cache)
+    false = altered(cache / first.name, FALSE["other content"][0])
+    assert wheels.fetch(SMP, "0.6.0", cache) == first
+    for path in (published, cache / first.name):
+        path.write_bytes(false)
+    with pytest.raises(InputError, match=r"cannot fetch .* is not what its RECORD states"):
+        wheels.fetch(SMP, "0.6.0", cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_signatures_folders_and_wheels_within_need_no_row(registry: Path):
+    (published,) = registry.iterdir()
+    inner = "segmentation_models_pytorch/_vendor/x-1.dist-info/METADATA"
+    row = inner.encode() + b",sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,\r\n"
+    more = {f"{ABOUT}/RECORD.jws": b"{}", "segmentation_models_pytorch/": b"", inner: b""}
+    content = altered(published, lambda m: m.update(more | {RECORD: row + m[RECORD]}))
+    assert wheels.read(published, SMP, "0.6.0") == wheels.Wheel(published.name, content)
 
 
 def test_without_registry_and_cache_the_error_says_what_to_do(registry: Path, tmp_path: Path):
