@@ -84,9 +84,11 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
     places the further one is taken. Ensembles stay behind: the thresholds stage makes them anew.
 
     Raises InputError, nothing copied, for a source without runs, damaged files, several folds
-    files, several configurations in one run, and a fold that was trained twice to other weights.
+    files, several configurations in one run, a fold that was trained twice to other weights, and
+    a working folder that cannot be written.
     """
     work = work.absolute()
+    files.check_writable(work, "--into")
     roots = _roots(sources, work)
     with Signals().caught():
         found = _opened(roots)
