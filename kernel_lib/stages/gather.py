@@ -94,6 +94,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         found = _opened(roots)
         table, drawn = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
+        preparation.read_left_out(roots)  # damage is refused here, and not passed on
         places: Places = {}
         for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
             places.setdefault(fold.key, []).append(fold)
