@@ -64,16 +64,18 @@ def whole(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO]:
 def check_writable(folder: Path, setting: str) -> None:
     """InputError where no file can be made in a folder, before hours are spent on what it is for.
 
-    The folder, which `setting` names, need not be there yet, and is not made.
+    The folder need not be there yet, and is not made. `setting` names it: a notebook's parameter,
+    or a command's option with its dashes.
     """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
         with named_if_full(folder), tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
+        given = setting if setting.startswith("-") else f"-p {setting}"
         raise InputError(
             f"{setting} {folder} cannot be written ({error.strerror or error}): mend that, or "
-            f"-p {setting} another folder"
+            f"{given} another folder"
         ) from error
 
 

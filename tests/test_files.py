@@ -312,6 +312,20 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_setting(small_disk)
             files.write_text(path, "new")
 
 
+@pytest.mark.parametrize(
+    ("below", "why"), [("", "Not a dir"), ("x", "Not a dir"), ("x/y", "Not a"), ("n" * 300, "Fil")]
+)
+def test_a_folder_that_no_disk_can_hold_is_refused_with_the_setting(tmp_path, below, why):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / below if len(below) < 5 else tmp_path / below
+    for setting, mend in (("WORK_DIR", "-p WORK_DIR"), ("--into", "--into")):
+        with pytest.raises(
+            InputError, match=rf"^{setting} {folder} cannot be written \({why}.*, or {mend} another"
+        ):
+            files.check_writable(folder, setting)
+    assert names(tmp_path) == ["file"]
+
+
 def test_other_errors_are_no_full_disk():
     assert not files.disk_full(OSError(errno.EIO, "broken"))
     assert not files.disk_full(None)

@@ -7,15 +7,17 @@ member; a test image by every fold of every member. No torch in this file.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from kernel_lib import files
+from kernel_lib import archives, files
 from kernel_lib.config import Combine, Frozen
 from kernel_lib.errors import InputError
+from kernel_lib.postprocess.honest_report import HonestReport
 from kernel_lib.postprocess.thresholds import Triplet
 from kernel_lib.postprocess.ways import Choice
 
@@ -77,12 +79,22 @@ class Ensemble(Frozen):
     def load(cls, folder: Path) -> Self:
         """Raises InputError where members.json is missing or wrong."""
         path = folder / "members.json"
-        try:
+        with named_if_damaged(path):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing: the thresholds stage makes it") from None
-        except (ValidationError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}): run the thresholds stage") from None
+
+
+@contextmanager
+def named_if_damaged(path: Path) -> Iterator[None]:
+    """InputError that names a file of the thresholds stage, where reading it meanwhile fails."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: the thresholds stage makes it") from None
+    except (*archives.FAULTS, AttributeError, IndexError, TypeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{path} is damaged ({str(what) or type(error).__name__}): run the thresholds stage"
+        ) from error
 
 
 def find(roots: Sequence[Path], name: str | None) -> Path:
@@ -103,19 +115,42 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
 
 
 def read_choice(folder: Path) -> tuple[Choice, dict]:
-    """What an ensemble submits with, one rule or one a member, and its whole thresholds.json."""
+    """What an ensemble submits with, one rule or one a member, and its whole thresholds.json.
+
+    Raises InputError where that is missing, or lacks anything that is read of it.
+    """
     path = folder / "thresholds.json"
-    try:
+    with named_if_damaged(path):
         document = json.loads(path.read_text(encoding="utf-8"))
-        if "rules" not in document:
-            return Choice(Triplet.from_json(document["rule"])), document
+        by_members = "rules" in document
+        choice = None if by_members else Choice(Triplet.from_json(document["rule"]))
+        _check_scores(document)
+    if choice is None:
         members = Ensemble.load(folder).members
-        rules = tuple(Triplet.from_json(document["rules"][m.run]) for m in members)
-        return Choice(rules=rules, at_least=int(document["at_least"])), document
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: the thresholds stage makes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): run the thresholds stage") from error
+        with named_if_damaged(path):
+            rules = tuple(Triplet.from_json(document["rules"][m.run]) for m in members)
+            choice = Choice(rules=rules, at_least=int(document["at_least"]))
+    return choice, document
+
+
+def _check_scores(document: dict) -> None:
+    """Fail where a thresholds.json lacks what reports read beside the rule."""
+    for name in ("honest", "last"):
+        report = HonestReport.from_json(document[name])
+        if type(report.n_images) is not int:
+            raise ValueError(f"n_images is {report.n_images!r}")
+    if not isinstance(document["past_known"], bool):
+        raise ValueError(f"past_known is {document['past_known']!r}")
+    for made in searches(document).values():
+        if not isinstance(made["single"], bool):
+            raise ValueError(f"single is {made['single']!r}")
+    for one in document.get("selection", {}).get("candidates", ()):
+        Member.model_validate(one)
+
+
+def searches(document: dict) -> dict[str, dict]:
+    """What thresholds.json says of each search, by its member's name where there are several."""
+    return document["searches"] if "searches" in document else {"": document["search"]}
 
 
 def candidates(ensemble: Ensemble, document: dict) -> Ensemble:

@@ -84,14 +84,17 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
     places the further one is taken. Ensembles stay behind: the thresholds stage makes them anew.
 
     Raises InputError, nothing copied, for a source without runs, damaged files, several folds
-    files, several configurations in one run, and a fold that was trained twice to other weights.
+    files, several configurations in one run, a fold that was trained twice to other weights, and
+    a working folder that cannot be written.
     """
     work = work.absolute()
+    files.check_writable(work, "--into")
     roots = _roots(sources, work)
     with Signals().caught():
         found = _opened(roots)
         table, drawn = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
+        preparation.read_left_out(roots)  # damage is refused here, and not passed on
         places: Places = {}
         for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
             places.setdefault(fold.key, []).append(fold)

@@ -27,7 +27,7 @@ from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, predictions, report, scores
+from kernel_lib.stages import allowance, predictions, report
 from kernel_lib.training import distributed, launch
 from kernel_lib.training.distributed import World
 
@@ -72,14 +72,17 @@ def predict(parameters: InferenceParameters) -> Predicted:
     # Of several processes the one that started them holds the folder, or nobody.
     held = files.alone(asked.folder) if distributed.n_ranks() == 1 else nullcontext()
     with Signals().caught(), held:
+        # Not needed to predict, but hours of that are for a submission and its report.
+        report.read(asked.earlier, asked.roots)
         return _predict(asked)
 
 
 def run(parameters: InferenceParameters) -> InferenceResult:
     """Predict the test images with every member, decide as the ensemble does, write and check.
 
-    The submission has one row an image in the sample's order. Raises InputError where a stage's
-    output is missing, or the sample and the images do not belong together.
+    The submission has one row an image in the sample's order. Raises InputError, nothing predicted,
+    where a stage's output is missing or damaged, or the sample and the images do not belong
+    together.
     """
     if distributed.n_ranks() > 1:
         raise InputError(
@@ -96,19 +99,19 @@ def run(parameters: InferenceParameters) -> InferenceResult:
 
 def _infer(asked: _Asked) -> InferenceResult:
     ensemble, folder = asked.ensemble, asked.folder
-    choice, document = ensembles.read_choice(asked.earlier)
+    # All that the report needs, refused before hours are spent on predicting.
+    known = report.read(asked.earlier, asked.roots)
     predicted = _predict(asked)
     unreadable = predicted.unreadable
     _take_along(asked.earlier, folder)
     areas, found, wanted = [], {}, set(asked.sample)
-    for image_id, mask in test_masks(ensemble, asked.roots, predicted.images, choice):
+    for image_id, mask in test_masks(ensemble, asked.roots, predicted.images, known.choice):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
         if image_id in wanted:
             areas.append(int(mask.sum()) * FULL_AREA / mask.size)
-    scored = honest.HonestReport.from_json(document["honest"])
-    summary = honest.summary_of_areas(np.array(areas), scored)
+    summary = honest.summary_of_areas(np.array(areas), known.scored)
     for warning in summary.warnings:
         print(f"warning: {warning}")
     unread = tuple(sorted(unreadable))
@@ -119,8 +122,7 @@ def _infer(asked: _Asked) -> InferenceResult:
         submission.write(written, asked.sample, [found[image_id] for image_id in asked.sample])
         _check(written, asked.sample_file or asked.sample, predicted.images)
         files.write_json(aside / "test.json", told_of_test)
-    told = tuple(scores.told(ensemble, choice, scored))
-    result = InferenceResult(folder, target, summary, scored, unread, told)
+    result = InferenceResult(folder, target, summary, known.scored, unread, known.told)
     report.write(folder, asked.roots, source=asked.source)
     return result
 

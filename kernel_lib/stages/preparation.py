@@ -80,11 +80,23 @@ def prepare_training(
 
 
 def read_left_out(roots: Sequence[Path]) -> list[str]:
-    """A line for each image that training left out; empty where there is none."""
-    for root in roots:
-        if (root / LEFT_OUT).is_file():
-            return json.loads((root / LEFT_OUT).read_text(encoding="utf-8"))
-    return []
+    """A line for each image that training left out; empty where there is none.
+
+    Raises InputError where the file that lists them is damaged.
+    """
+    path = next((root / LEFT_OUT for root in roots if (root / LEFT_OUT).is_file()), None)
+    if path is None:
+        return []
+    try:
+        lines = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError("it is no list of lines")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): delete it, which leaves it out of reports, or run the "
+            "train stage, which writes it anew"
+        ) from error
+    return lines
 
 
 def settle_folds(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,80 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.thresholds import SearchResult, Stacked
+from kernel_lib.postprocess.ways import Choice
 from kernel_lib.stages import agreement, preparation, report_images, scores
 from kernel_lib.viz import figures, report
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.report import Section
+
+# What is read of oof.csv, beside the images' ids.
+_PER_IMAGE = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
+              "dice": "float64"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an ensemble before the test images, all of it there and fitting together."""
+
+    ensemble: Ensemble
+    choice: Choice
+    document: dict  # thresholds.json
+    scored: honest.HonestReport
+    last: honest.HonestReport
+    among: Ensemble  # the members among which was chosen
+    drawn: pd.DataFrame  # the folds file
+    per_image: pd.DataFrame  # as `read_per_image` has it
+    logs: dict[str, list[dict]]  # log.jsonl by run and fold
+    left_out: list[str]
+    scores: pd.DataFrame
+    by_part: pd.DataFrame
+    told: tuple[str, ...]  # the rule, and who has a say in what
+
+    @property
+    def past_known(self) -> bool:
+        return self.document["past_known"]
+
+
+def read(folder: Path, roots: Sequence[Path]) -> Known:
+    """Everything the report says of an ensemble before the test images.
+
+    Raises InputError naming the file, and the stage that makes it, where one of them is missing,
+    damaged, or of another ensemble.
+    """
+    ensemble = Ensemble.load(folder)
+    choice, document = ensembles.read_choice(folder)
+    scored, last = (honest.HonestReport.from_json(document[name]) for name in ("honest", "last"))
+    among = ensembles.candidates(ensemble, document)
+    with ensembles.named_if_damaged(folder / "thresholds.json"):
+        if (choice.rules is not None) != ensemble.by_members:
+            raise ValueError(f"its rules are not those of {ensemble.combine}")
+        listed = scores.table(scored, last, document["past_known"])
+        by_part = scores.chosen_by_part(among, scored)
+        told = tuple(scores.told(ensemble, choice, scored))
+    drawn = folds.find(roots, ensemble.folds_digest)
+    per_image = read_per_image(folder)
+    with ensembles.named_if_damaged(folder / "oof.csv"):
+        fold = per_image["image_id"].map(drawn.set_index("image_id")["fold"])
+        theirs = (fold == per_image["fold"]) & fold.isin(ensemble.folds)
+        if not (theirs & per_image["part"].isin([rule.part for rule in scored.rules])).all():
+            raise ValueError("its images or folds are not the ensemble's")
+    for _ in _statistics(folder, document):
+        pass
+    return Known(
+        ensemble=ensemble,
+        choice=choice,
+        document=document,
+        scored=scored,
+        last=last,
+        among=among,
+        drawn=drawn,
+        per_image=per_image,
+        logs=_logs(ensemble, roots),
+        left_out=preparation.read_left_out(roots),
+        scores=listed,
+        by_part=by_part,
+        told=told,
+    )
 
 
 def write(
@@ -33,17 +105,16 @@ def write(
     Pictures of images need `source`, the data folder; what the inference stage adds is shown once
     it has run. `searches` saves making them again.
     """
-    ensemble = Ensemble.load(folder)
-    choice, document = ensembles.read_choice(folder)
-    scored = honest.HonestReport.from_json(document["honest"])
+    known = read(folder, roots)
+    ensemble = known.ensemble
     meta = {
         "ensemble": ensemble.name,
         "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
         "combine": ensemble.combine,
     }
-    meta |= dict(line.split(": ", 1) for line in scores.told(ensemble, choice, scored))
+    meta |= dict(line.split(": ", 1) for line in known.told)
     target = folder / "report.html"
-    found = sections(folder, roots, source, searches)
+    found = _sections(known, folder, roots, source, searches)
     report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
     return target
 
@@ -55,51 +126,72 @@ def sections(
     searches: Mapping[str, SearchResult] | None = None,
 ) -> list[Section]:
     """The report's sections in order; as `write`."""
-    ensemble = Ensemble.load(folder)
-    choice, document = ensembles.read_choice(folder)
-    among = ensembles.candidates(ensemble, document)
-    scored = honest.HonestReport.from_json(document["honest"])
-    last = honest.HonestReport.from_json(document["last"])
-    drawn = folds.find(roots, ensemble.folds_digest)
-    per_image = read_per_image(folder)
-    searches = searches or _searches(folder, document)
+    return _sections(read(folder, roots), folder, roots, source, searches)
+
+
+def _sections(
+    known: Known,
+    folder: Path,
+    roots: Sequence[Path],
+    source: Source | None,
+    searches: Mapping[str, SearchResult] | None,
+) -> list[Section]:
+    ensemble, scored, per_image = known.ensemble, known.scored, known.per_image
+    searches = searches or _searches(folder, known.document)
     test = _test(folder)
     predicted = _test_areas(folder) if test is not None else None
     found = [
-        Section("Scores", scores.table(scored, last, document["past_known"])),
-        Section("Scores, drawn", figures.scores(scored, document["past_known"])),
-        Section(
-            "How the honest score was made",
-            _method(scored, last, scores.told(ensemble, choice, scored), document["past_known"]),
-        ),
-        Section("Chosen for each part", scores.chosen_by_part(among, scored)),
-        Section("Learning curves", figures.learning_curves(_logs(ensemble, roots))),
+        Section("Scores", known.scores),
+        Section("Scores, drawn", figures.scores(scored, known.past_known)),
+        Section("How the honest score was made", _method(known)),
+        Section("Chosen for each part", known.by_part),
+        Section("Learning curves", figures.learning_curves(known.logs)),
         Section("Thresholds", _surfaces(searches)),
         Section("Dice and area", figures.dice_against_area(per_image)),
         Section("Missed, by size", figures.false_negatives_by_size(per_image)),
         Section("Share of images with a mask", figures.share_nonempty(scored, test)),
         Section("Areas of masks", _areas_picture(per_image, predicted)),
-        Section("Folds", figures.folds(drawn)),
+        Section("Folds", figures.folds(known.drawn)),
     ]
     if len(ensemble.members) > 1:
         alike = agreement.of_folder(folder, roots)
         found.append(Section("The members' agreement", (alike.matrices(), alike.votes())))
     if source is not None:
-        found += report_images.out_of_fold(among, roots, source, drawn, per_image, scored)
+        found += report_images.out_of_fold(
+            known.among, roots, source, known.drawn, per_image, scored
+        )
         if test is not None:
             found.append(Section("Test images with a mask", report_images.on_test(folder, source)))
         found.append(Section("Augmentations of one image", _augmented(ensemble, roots, source)))
-    left_out = preparation.read_left_out(roots)
-    if left_out:
-        found.append(Section("Training images left out", left_out))
+    if known.left_out:
+        found.append(Section("Training images left out", known.left_out))
     if test is not None:
         found += _test_problems(folder, test)
     return found
 
 
 def read_per_image(folder: Path) -> pd.DataFrame:
-    """oof.csv as the figures want it: areas in px of 1024², dice by the honest rule."""
-    table = pd.read_csv(folder / "oof.csv", dtype={"image_id": str, "group": str})
+    """oof.csv as the figures want it: areas in px of 1024², dice by the honest rule.
+
+    Raises InputError where it is missing, cut short or another table.
+    """
+    path = folder / "oof.csv"
+    _, document = ensembles.read_choice(folder)
+    with ensembles.named_if_damaged(path):
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            raise ValueError("it ends within a row")
+        table = pd.read_csv(
+            io.BytesIO(content),
+            usecols=["image_id", *_PER_IMAGE],
+            dtype={"image_id": str} | _PER_IMAGE,
+            # An image may be called NA.
+            keep_default_na=False,
+            na_values={name: [""] for name in _PER_IMAGE},
+        )
+        n = document["honest"]["n_images"]
+        if len(table) != n:
+            raise ValueError(f"it has {len(table)} images, thresholds.json {n}")
     names = {"true_area_px": "truth_px", "area_px": "predicted_px"}
     return table.rename(columns=names).dropna(subset=["dice"])
 
@@ -110,19 +202,14 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
     return figures.mask_areas(areas[areas > 0], on_test)
 
 
-def _method(
-    scored: honest.HonestReport,
-    last: honest.HonestReport,
-    told: Sequence[str],
-    past_known: bool,
-) -> str:
-    warning = "" if past_known else "NOT HONEST: what a member descends from is unknown. "
-    optimism = scored.honest.dice - last.honest.dice
+def _method(known: Known) -> str:
+    warning = "" if known.past_known else "NOT HONEST: what a member descends from is unknown. "
+    optimism = known.scored.honest.dice - known.last.honest.dice
     return (
-        f"{warning}{scored.method} A rule keeps a mask where at least its area (px of 1024²) "
+        f"{warning}{known.scored.method} A rule keeps a mask where at least its area (px of 1024²) "
         "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
         "exceed that has no mask. Submitted with: "
-        f"{'; '.join(told)}. "
+        f"{'; '.join(known.told)}. "
         "Epochs were selected on the images that score them: the selected ones score "
         f"{optimism:+.4f} against the last weights, which bounds that optimism."
     )
@@ -157,29 +244,45 @@ def _key(name: str, at: int) -> str:
 
 def _searches(folder: Path, document: dict) -> dict[str, SearchResult]:
     """The searches again, from the statistics that the thresholds stage kept; seconds."""
-    made = document["searches"] if "searches" in document else {"": document["search"]}
-    found = {}
-    with np.load(folder / "oof_statistics.npz") as kept:
-        n_px = kept["n_px"]
-        for at, (name, one) in enumerate(made.items()):
-            label = _key("label", at)
-            stats = Stacked(
-                kept[_key("hist_all", at)].astype(np.int64),
-                kept[_key("hist_true", at)].astype(np.int64),
-                n_px,
-                np.ones(len(n_px), dtype=bool),
-                kept.get(label),
-            )
-            swept = one.get("label_swept", False)
-            found[name] = thresholds.search(stats, single=one["single"], label=swept)
+    made, found = ensembles.searches(document), {}
+    for name, stats in _statistics(folder, document):
+        swept = made[name].get("label_swept", False)
+        found[name] = thresholds.search(stats, single=made[name]["single"], label=swept)
     return found
+
+
+def _statistics(folder: Path, document: dict) -> Iterator[tuple[str, Stacked]]:
+    """What each search saw; InputError where it is missing, damaged or of other images."""
+    path, n = folder / "oof_statistics.npz", document["honest"]["n_images"]
+    with ensembles.named_if_damaged(path), np.load(path) as kept:
+        n_px = _numbers(kept, "n_px", (n,))
+        for at, (name, made) in enumerate(ensembles.searches(document).items()):
+            label, hists = _key("label", at), (_key("hist_all", at), _key("hist_true", at))
+            labelled = made.get("label_swept") or label in kept
+            stats = Stacked(
+                *(_numbers(kept, hist, (n, 256)).astype(np.int64) for hist in hists),
+                n_px,
+                np.ones(n, dtype=bool),
+                _numbers(kept, label, (n,)) if labelled else None,
+            )
+            yield name, stats
+
+
+def _numbers(kept: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Whole numbers of an archive, of that shape; another content raises."""
+    if name not in kept:
+        raise ValueError(f"it lacks {name}")
+    numbers = kept[name]
+    if numbers.shape != shape or numbers.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {numbers.dtype} {numbers.shape}, not of {shape[0]} images")
+    return numbers
 
 
 def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
     found = {m.run: runs.find(roots, m.run) for m in ensemble.members}
-    return {
-        found[m.run][k].name: found[m.run][k].read_log() for m in ensemble.members for k in m.folds
-    }
+    # A fold that another member lacks takes no part in predicting, and need not be there.
+    there = [found[m.run][k] for m in ensemble.members for k in m.folds if k in found[m.run]]
+    return {folder.name: folder.read_log() for folder in there}
 
 
 def _augmented(ensemble: Ensemble, roots: Sequence[Path], source: Source) -> Picture:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import submission
@@ -109,14 +107,10 @@ def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
 
 def summary(folder: Path, truth: Path | None = None) -> str:
     """An ensemble's scores as text, its submission's where the truth is known, and its files."""
-    path = folder / "thresholds.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing: the thresholds stage makes it")
-    document = json.loads(path.read_text(encoding="utf-8"))
+    choice, document = ensembles.read_choice(folder)
     reports = [HonestReport.from_json(document[name]) for name in ("honest", "last")]
     lines = ["Out of fold:", as_text(table(*reports, document["past_known"]))]
     if (folder / "members.json").exists():
-        choice, _ = ensembles.read_choice(folder)
         lines += told(Ensemble.load(folder), choice, reports[0])
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]

@@ -24,7 +24,7 @@ from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, report, scores
+from kernel_lib.stages import allowance, preparation, report, scores
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
     drawn = folds.find(roots, ensemble.folds_digest)
+    preparation.read_left_out(roots)  # the report's, refused before the search and not after it
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, drawn, **allow)
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)

@@ -15,7 +15,7 @@ from kernel_lib.inference import combine, maps, members, recipes
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.inference.out_of_fold import out_of_fold
-from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.ways import Choice
 from kernel_lib.runs import Lineage
 
@@ -34,6 +34,19 @@ def table(n: int = 6, n_folds: int = 2) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns=["image_id", "fold", "group", "height", "width", "area_px", "rle"]
     )
+
+
+def searched() -> dict:
+    """A thresholds.json of six images."""
+    drawn = table()
+    stats = [
+        thresholds.statistics(np.full((row.height, row.width), 9, np.uint8), mask)
+        for row in drawn.itertuples()
+        for mask in [rle.decode(row.rle, (row.height, row.width))]
+    ]
+    found = honest.honest(stats, drawn["image_id"].tolist(), drawn["fold"].tolist(), None)
+    scores = {name: found.to_json() for name in ("honest", "last")}
+    return {"rule": RULE.to_json(), "search": {"single": False}, "past_known": True} | scores
 
 
 def level_map(image_id: str, run: str) -> np.ndarray:
@@ -200,7 +213,7 @@ def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
         ensembles.find([tmp_path], None)
     for name in "ab":
         folder = tmp_path / "ensembles" / name
-        files.write_json(folder / "thresholds.json", {"rule": RULE.to_json()})
+        files.write_json(folder / "thresholds.json", searched())
     with pytest.raises(InputError, match="thresholds: a, b; name one with -p ENSEMBLE"):
         ensembles.find([tmp_path], None)
     with pytest.raises(InputError, match="'c' is not among them"):
@@ -210,10 +223,40 @@ def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
     assert ensembles.read_choice(found)[0] == Choice(RULE)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"rule": {"top": 2}}', "[]"])
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"rule": {"top": 2}}', "[]", "null", "\xff"])
 def test_a_damaged_rule_is_named_with_the_stage(tmp_path, content):
-    (tmp_path / "thresholds.json").write_text(content)
+    (tmp_path / "thresholds.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
+        ensembles.read_choice(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rule", "search", "past_known", "honest", "last"])
+@pytest.mark.parametrize("instead", ["gone", None, {}, [], 3, "?"])
+def test_a_rule_without_its_scores_is_damaged(tmp_path, name, instead):
+    document = searched() | {name: instead}
+    if instead == "gone":
+        del document[name]
+    files.write_json(tmp_path / "thresholds.json", document)
+    with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
+        ensembles.read_choice(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rules", "at_least", "members"])
+def test_rules_of_members_are_whole_or_damaged(tmp_path, name):
+    document = searched() | {"rules": {"a": RULE.to_json()}, "at_least": 1}
+    member = Member(run="a", folds=(0,))
+    vote = Ensemble(name="e", folds_digest="d", members=(member,), combine="member_vote")
+    vote.save(tmp_path)
+    files.write_json(tmp_path / "thresholds.json", document)
+    expected = Choice(rules=(RULE,), at_least=1)
+    assert ensembles.read_choice(tmp_path)[0] == expected
+    named = "thresholds"
+    if name == "members":
+        (tmp_path / "members.json").write_text("{")
+        named = "members"
+    else:
+        files.write_json(tmp_path / "thresholds.json", document | {name: {}})
+    with pytest.raises(InputError, match=rf"(?s)/{named}.json is damaged .*: run the thresholds"):
         ensembles.read_choice(tmp_path)
 
 

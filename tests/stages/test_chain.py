@@ -205,6 +205,40 @@ def test_what_vanished_between_two_stages_is_named_and_what_can_be_is_made_again
     assert again.submission.read_text() == whole["infer"].submission.read_text()
 
 
+@pytest.mark.parametrize("how", ["gone", "cut short", "of another kind"])
+@pytest.mark.parametrize(
+    "name", ["members.json", "thresholds.json", "oof.csv", "oof_statistics.npz", "left_out.json"]
+)
+def test_what_inference_needs_of_earlier_stages_is_whole_before_it_predicts(
+    place, whole, tmp_path, monkeypatch, name, how
+):
+    """All of it, also what only the report reads, which comes last."""
+    folder = tmp_path / "work" / "ensembles" / RUN
+    shutil.copytree(place / "work" / "ensembles" / RUN, folder)
+    shutil.copy(place / "work" / "folds.csv", tmp_path / "work")
+    shutil.copy(place / "work" / "left_out.json", tmp_path / "work")
+    (tmp_path / "work" / "runs").symlink_to(place / "work" / "runs")
+    (folder / "submission.csv").unlink()
+    path = folder / name if name != "left_out.json" else tmp_path / "work" / name
+    content = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(content[: len(content) // 2] if how == "cut short" else b"{}\n")
+    before = snapshot(tmp_path / "work", "ensembles/*/*")
+    monkeypatch.setattr(inference_stage, "_predict", lambda asked: pytest.fail("it predicts"))
+    if (name, how) == ("left_out.json", "gone"):
+        with pytest.raises(pytest.fail.Exception, match="it predicts"):
+            infer(tmp_path, "work", str(place / "data"))
+        return
+    # Without its thresholds.json a folder is no ensemble.
+    mend = "The thresholds stage makes them" if (name, how) == ("thresholds.json", "gone") else (
+        rf"(?s)/{name} is (missing|damaged) ?.*: (run the thresholds|the thresholds|delete it)"
+    )  # fmt: skip
+    with pytest.raises(InputError, match=mend):
+        infer(tmp_path, "work", str(place / "data"))
+    assert snapshot(tmp_path / "work", "ensembles/*/*") == before
+
+
 def test_another_configuration_in_the_folder_is_refused_by_field(place, whole):
     with pytest.raises(InputError, match="deterministic: False there, True here"):
         train(place, "work", deterministic=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +362,138 @@ def test_documents_of_before_load_as_they_did(tmp_path):
     files.write_json(result.folder / "thresholds.json", kept)
     assert ensembles.read_choice(result.folder)[0].triplet == result.choice.triplet
     assert write_report(result.folder, [tmp_path]).exists()
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_the_last_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def without_the_last_row(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def other_columns(path: Path) -> None:
+    pd.read_csv(path).rename(columns={"dice": "score"}).to_csv(path, index=False)
+
+
+def other_images(path: Path) -> None:
+    frame = pd.read_csv(path)
+    frame.assign(image_id="x" + frame["image_id"]).to_csv(path, index=False)
+
+
+def other_folds(path: Path) -> None:
+    frame = pd.read_csv(path)
+    frame.assign(fold=1 - frame["fold"]).to_csv(path, index=False)
+
+
+def words(path: Path) -> None:
+    pd.read_csv(path).assign(dice="high").to_csv(path, index=False)
+
+
+def other_arrays(path: Path) -> None:
+    np.savez(path, hist_all=np.zeros((N, 256), np.int32))
+
+
+def fewer_images(path: Path) -> None:
+    with np.load(path) as kept:
+        arrays = {name: kept[name][1:] for name in kept}
+    np.savez(path, **arrays)
+
+
+def objects(path: Path) -> None:
+    with np.load(path) as kept:
+        arrays = dict(kept) | {"n_px": np.array([N] * N, dtype=object)}
+    np.savez(path, **arrays)
+
+
+def one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(N))
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def without(name: str):
+    def removed(path: Path) -> None:
+        document = json.loads(path.read_text())
+        del document[name]
+        files.write_json(path, document)
+
+    return removed
+
+
+ANY = [Path.unlink, emptied, cut_short, a_folder]
+DAMAGES = {
+    "members.json": ANY,
+    "thresholds.json": [*ANY, *map(without, ("rules", "at_least", "honest", "last", "searches"))],
+    "oof.csv": [*ANY, without_the_last_byte, without_the_last_row, other_columns, other_images,
+                other_folds, words],
+    "oof_statistics.npz": [*ANY, other_arrays, fewer_images, objects, one_array],
+}  # fmt: skip
+
+
+def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(tmp_path):
+    make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    folder = search(tmp_path, runs="a,b", ensemble="e", combine="member_vote").folder
+    assert report.read(folder, [tmp_path]).told[0].startswith("rule of a: top")
+    for name, damages in DAMAGES.items():
+        for damage in damages:
+            spoilt = tmp_path / "spoilt"
+            shutil.copytree(folder, spoilt)
+            damage(spoilt / name)
+            with pytest.raises(
+                InputError, match=rf"(?s)/{name} is (missing|damaged \(.*).*thresholds stage"
+            ):
+                report.read(spoilt, [tmp_path])
+            shutil.rmtree(spoilt)
+
+
+def test_an_image_may_be_called_na(tmp_path):
+    make_run(tmp_path, "plain")
+    folder = search(tmp_path).folder
+    path = folder / "oof.csv"
+    path.write_text(path.read_text().replace("i00", "NA"))
+    assert report.read_per_image(folder)["image_id"].tolist()[0] == "NA"
+
+
+def test_a_damaged_log_is_named_with_the_stage(tmp_path):
+    make_run(tmp_path, "plain")
+    folder = search(tmp_path).folder
+    runs.fold_folder(tmp_path, "plain", 1).log.write_text('{"epoch": 1, ')
+    with pytest.raises(InputError, match=r"fold1/log.jsonl is damaged .*: run the train stage"):
+        report.read(folder, [tmp_path])
+
+
+def test_rules_of_another_ensemble_are_no_rules_of_this_one(tmp_path):
+    make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    mean = search(tmp_path, runs="a,b", ensemble="mean").folder
+    vote = search(tmp_path, runs="a,b", ensemble="vote", combine="member_vote").folder
+    shutil.copy(mean / "thresholds.json", vote)
+    with pytest.raises(InputError, match=r"thresholds.json is damaged .*not those of member_vote"):
+        report.read(vote, [tmp_path])
+
+
+@pytest.mark.parametrize("content", [b"", b'["x: no la', b"{}", b"[1]", b"\xff"])
+def test_a_damaged_list_of_images_left_out_is_named_before_the_search(tmp_path, content):
+    make_run(tmp_path, "plain")
+    listed = tmp_path / "left_out.json"
+    listed.write_bytes(content)
+    with pytest.raises(InputError, match=r"left_out.json is damaged .*: delete it, .*train stage"):
+        search(tmp_path)
+    assert not (tmp_path / "ensembles").exists()
+    listed.unlink()
+    search(tmp_path)
 
 
 @pytest.mark.parametrize("combine", ["mean", "member_vote"])

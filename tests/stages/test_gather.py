@@ -386,6 +386,14 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_copied(tmp_path, m
     assert not (tmp_path / "work").exists()
 
 
+def test_a_damaged_list_of_images_left_out_is_not_passed_on(tmp_path):
+    finished(tmp_path / "a", 0)
+    (tmp_path / "a/left_out.json").write_text('["x: no la')
+    with pytest.raises(InputError, match=r"a/left_out.json is damaged .*: delete it"):
+        stage.run([tmp_path / "a"], tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 # The command
 
 
