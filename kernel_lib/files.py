@@ -54,10 +54,7 @@ def whole(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO]:
         if disk_full(error):
             raise InputError(_no_room(path, written)) from error
         if name is None and isinstance(error, OSError):
-            raise InputError(
-                f"{path} cannot be written ({error.strerror or error}): mend that, or choose "
-                "another folder"
-            ) from error
+            raise InputError(_cannot(path, error)) from error
         raise
 
 
@@ -195,8 +192,11 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     where the file system they share passes locks on.
     """
     lock = folder.with_name(f".{folder.name}.lock")
-    with named_if_full(folder):
-        handle = _taken(lock, folder, wait)
+    try:
+        with named_if_full(folder):
+            handle = _taken(lock, folder, wait)
+    except OSError as error:
+        raise InputError(_cannot(folder, error)) from error
     try:
         yield
     finally:
@@ -315,6 +315,11 @@ def _part(path: Path) -> tuple[int, str]:
         if _held(handle) and _is_at(handle, name):
             return handle, name
         os.close(handle)  # another process took it for a left one
+
+
+def _cannot(path: Path, error: OSError) -> str:
+    reason = error.strerror or error
+    return f"{path} cannot be written ({reason}): mend that, or choose another folder"
 
 
 def _no_room(path: Path, written: int) -> str:

@@ -326,6 +326,14 @@ def test_a_folder_that_no_disk_can_hold_is_refused_with_the_setting(tmp_path, be
     assert names(tmp_path) == ["file"]
 
 
+def test_a_folder_below_a_file_cannot_be_held(tmp_path):
+    (tmp_path / "runs").write_text("")
+    folder = tmp_path / "runs" / "one" / "fold0"
+    says = rf"{folder} cannot be written \(.*\): mend that"
+    with pytest.raises(InputError, match=says), files.alone(folder):
+        pass
+
+
 def test_other_errors_are_no_full_disk():
     assert not files.disk_full(OSError(errno.EIO, "broken"))
     assert not files.disk_full(None)
