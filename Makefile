@@ -27,7 +27,7 @@ help:
 	@echo "make demo       phantoms to a checked submission and a report, in minutes"
 	@echo "make test       lint and tests; make test-slow: the rest"
 	@echo "make test-kaggle  the tests with the versions of Kaggle's image, in an environment apart"
-	@echo "make setup      the environment alone    make bench     speed and memory, half an hour"
+	@echo "make setup      the environment alone    make bench     speed and memory, in an hour"
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
