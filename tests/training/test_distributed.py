@@ -478,7 +478,9 @@ def test_it_goes_on_with_another_number_of_processes_and_says_so(two, tmp_path, 
     state, _ = checkpoints.load(runs.fold_folder(tmp_path, "tiny_seed7", 0).last)
     assert len(state["random"]) == 2
     assert not torch.equal(state["random"][0]["torch"], state["random"][1]["torch"])
+    torch.set_num_threads(2)
     assert not trained(ALONE, tmp_path, experiment, 3, 0.3)[0]
+    assert torch.get_num_threads() == 2, "each of the two had but one"
     assert "goes on in 1 processes, before 2: the batches" in capsys.readouterr().out
     assert all(done for done, _ in two(trained, tmp_path, experiment, None, 0.3))
     assert [line["epoch"] for line in without_times(tmp_path)] == [1, 2, 3, 4]
