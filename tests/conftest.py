@@ -1,8 +1,10 @@
-"""Fixtures shared by all tests: where real data lies, if it does."""
+"""Fixtures shared by all tests: where real data lies, if it does; disks of their own."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder} (set PNEUMO_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """A disk in memory, by the options that it is mounted with; tests skip where none can be."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mounted(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        made = subprocess.run(command, capture_output=True, check=False)
+        if made.returncode:
+            pytest.skip(f"no disk can be mounted here: {made.stderr.decode().strip()}")
+        return folder
+
+    yield mounted
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)

@@ -211,17 +211,9 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_a_living_one_s_
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(disk):
     """A disk of a megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    return disk("size=1m")
 
 
 def by_bytes(path, megabytes):

@@ -38,10 +38,12 @@ def write(
     meta: dict,
     batch_size: int | None = None,
     world: World = ALONE,
+    held_out: bool = False,
 ) -> None:
     """Stream the images in these rows of the cache through the models into one archive.
 
-    Of several ranks each predicts its batches, and the first writes.
+    Of several ranks each predicts its batches, and the first writes. Where images are `held_out` of
+    a training that goes on to this, BATCH_SIZE is the training's; else it is the prediction's own.
     """
     size = batch_size or 2 * row.batch_size
     mine = PlainImages(prepared, world.batches(np.asarray(rows), size))
@@ -49,10 +51,8 @@ def write(
     ids = prepared.table["image_id"].tolist()
     own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen, ids), size)
     stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
-    # Of test images BATCH_SIZE is the prediction's own; of held-out ones it is the training's.
-    test = target == FoldFolder(meta["run"], meta["fold"], target.parent).test
-    memory = (row.size, size) if test else (row.size, row.batch_size, row.accumulate)
-    with memory_named(*memory):
+    asked = (row.batch_size, row.accumulate) if held_out else (size,)
+    with memory_named(row.size, *asked):
         if not world.first:
             for _ in stream:  # gives nothing here, and all to the first
                 pass

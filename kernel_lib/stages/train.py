@@ -264,7 +264,9 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
             else [training.ema.model]
         )
         where = (job.prepared, job.held_rows, job.engine, job.workers)
-        predictions.write(target, models, training.row, *where, meta, world=job.world)
+        predictions.write(
+            target, models, training.row, *where, meta, world=job.world, held_out=True
+        )
     return True
 
 

@@ -12,7 +12,6 @@ from kernel_lib.engine import engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference.maps import Maps
 from kernel_lib.models.networks import Logits
-from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import predictions
 from tests.training.test_loop import FakePrepared, row
 
@@ -32,11 +31,15 @@ class Classifier(nn.Module):
         return Logits(mask=None, label=torch.full((len(levels),), self.label))
 
 
-def write(target: Path, model: nn.Module, batch_size: int | None = None, trained: int = 2) -> None:
+def write(
+    target: Path, model: nn.Module, batch_size: int | None = None, trained: int = 2,
+    held_out: bool = False,
+) -> None:  # fmt: skip
     rows, on = range(7, 10), engine("cpu")
     predictions.write(
-        target, [model], row(batch_size=trained), FakePrepared(), rows, on, 0, META, batch_size
-    )
+        target, [model], row(batch_size=trained), FakePrepared(), rows, on, 0, META, batch_size,
+        held_out=held_out,
+    )  # fmt: skip
 
 
 def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_path):
@@ -49,14 +52,11 @@ def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_pa
     assert [Maps(target).label(f"image{i}") for i in (7, 8, 9)] == [0.5] * 3
 
 
-@pytest.mark.parametrize("name", ["oof.zip", "oof_last.zip"])
 @pytest.mark.parametrize(("size", "mend"), [(4, "2 -p ACCUMULATE 4"), (5, "2 -p ACCUMULATE 5")])
-def test_a_full_memory_names_the_training_s_values_where_images_are_held_out(
-    tmp_path, name, size, mend
-):
+def test_a_full_memory_names_the_training_s_values_where_images_are_held_out(tmp_path, size, mend):
     words = rf"full at SIZE 32, BATCH_SIZE {size}, ACCUMULATE 2: -p BATCH_SIZE {mend}, the same opt"
     with pytest.raises(InputError, match=words):
-        write(tmp_path / name, Classifier(0.0, full=True), trained=size)
+        write(tmp_path / "oof.zip", Classifier(0.0, full=True), trained=size, held_out=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,7 +64,6 @@ def test_a_full_memory_names_the_training_s_values_where_images_are_held_out(
 def test_a_full_memory_names_the_prediction_s_own_batch_where_images_are_test_images(
     tmp_path, given, now, mend
 ):
-    target = FoldFolder("tiny_seed7", 0, tmp_path).test
     with pytest.raises(InputError, match=rf"SIZE 32, BATCH_SIZE {now}: -p BATCH_SIZE {mend}; or"):
-        write(target, Classifier(0.0, full=True), given, trained=4)
+        write(tmp_path / "test.zip", Classifier(0.0, full=True), given, trained=4)
     assert list(tmp_path.iterdir()) == []

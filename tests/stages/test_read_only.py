@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,9 @@ STAGES = [
 
 
 @pytest.fixture
-def read_only(tmp_path) -> Path:
+def read_only(disk) -> Path:
     """A disk that is mounted to be read."""
-    folder = tmp_path / "input"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", folder]
-    made = subprocess.run(mount, capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip(f"nothing can be mounted here: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    return disk("ro,size=1m")
 
 
 @pytest.fixture
