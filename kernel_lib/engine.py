@@ -8,18 +8,41 @@ import random
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from kernel_lib.errors import InputError
 
 # Of glibc's mallopt: from what size a block is mapped by itself, how much that is free goes back.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _SMALL = 32 << 20  # bytes; larger ones kept would leave gaps that cost more than they save
+
+
+class DepthwiseInFloat32(TorchFunctionMode):
+    """Keep depthwise convolutions in float32 under autocast on a CPU.
+
+    oneDNN's backward pass of a depthwise convolution is several times slower in bfloat16 than in
+    float32, which would cost a MobileNet-like encoder more than bfloat16 gains elsewhere
+    (`benchmarks/precision.py`).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.conv2d or not _is_depthwise(*args, **kwargs):
+            return func(*args, **kwargs)
+        image, weight, *rest = args
+        with torch.autocast("cpu", enabled=False):
+            return func(image.float(), weight.float(), *rest, **kwargs).to(image.dtype)
+
+
+def _is_depthwise(image, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> bool:
+    return groups > 1 and groups == image.shape[1]
 
 
 @dataclass(frozen=True)
@@ -34,11 +57,13 @@ class Engine:
         """Whether gradients need a scaler: float16 alone underflows."""
         return self.dtype == torch.float16
 
-    def autocast(self) -> AbstractContextManager:
-        """Mixed precision, or nothing where the arithmetic is float32."""
-        return torch.autocast(
-            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
-        )
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in mixed precision, or as it is where the arithmetic is float32."""
+        mixed = self.dtype != torch.float32
+        depthwise = DepthwiseInFloat32() if mixed and self.device.type == "cpu" else nullcontext()
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed), depthwise:
+            yield
 
     def to_device(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)

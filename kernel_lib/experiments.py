@@ -61,6 +61,28 @@ _DEEPLAB_1024_V2 = _DEEPLAB.differing(
     leaderboard="0.8614 / 0.8597 / 0.8603 / 0.8632, seed 4567: 0.8548",
     **_DEEPLAB_1024,
 )
+_LITE0 = _UNET.differing(
+    name="lite0_256",
+    says="for two CPU cores and some 2,000 radiographs of your own: a narrow U-Net at 256",
+    encoder="timm-tf_efficientnet_lite0",
+    decoder_channels=(64, 48, 32),  # ends at a quarter of the size, which costs little
+    size=256,
+    label_weight=0.05,
+    sampling="positive_share",
+    sampling_options={"start": 0.6, "end": 0.2},
+    augment="flips",
+    epochs=8,
+    min_epochs=4,
+    batch_size=16,
+    accumulate=1,
+    optimizer="adamw",
+    lr=0.001,
+    weight_decay=0.01,
+    lr_end_factor=0.01,
+    warmup_epochs=0.5,
+    ema_decay=0.99,
+    keep=1,
+)
 _ROWS = (
     _UNET,
     _UNET.differing(
@@ -189,6 +211,7 @@ _ROWS = (
         says="a mask model whose encoder starts from the NIH classifier",
         weights="nih_UNetResNet34_v1",
     ),
+    _LITE0,
     _UNET.differing(
         name="demo_UNetResNet10_128_v1",
         says="what `make demo` trains on phantoms in minutes, from scratch, on a CPU",

@@ -10,7 +10,15 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-from segmentation_models_pytorch.encoders import get_encoder
+from segmentation_models_pytorch.encoders import encoders, get_encoder
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_DPN_MEAN,
+    IMAGENET_DPN_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from torch import nn
 
 from kernel_lib.config import Experiment
@@ -18,9 +26,15 @@ from kernel_lib.errors import InputError
 from kernel_lib.models.attention import AttentionGate
 from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, rarely, resized
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 ASPP_CHANNELS = 256
+# Of encoders whose statistics segmentation-models-pytorch keeps on its hub alone, those that are
+# not ImageNet's own: what their weights' authors published.
+_INCEPTION = (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
+_DPN = (IMAGENET_DPN_MEAN, IMAGENET_DPN_STD)
+_STATISTICS = {
+    **dict.fromkeys(("inceptionresnetv2", "inceptionv4", "xception"), _INCEPTION),
+    **dict.fromkeys(("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"), _DPN),
+}
 
 
 class Logits(NamedTuple):
@@ -38,16 +52,32 @@ class GreyInput(nn.Module):
     """Pixels as they lie in the cache to what an ImageNet encoder expects.
 
     (B, 1, H, W) uint8 levels to (B, 3, H, W): scaled to 0–1, the one channel repeated to three,
-    each with ImageNet's own mean and standard deviation.
+    each with the mean and standard deviation that the encoder's ImageNet weights were trained
+    with. Both are buffers, so a checkpoint keeps the statistics that it was trained with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: str) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255)
+        mean, std = input_statistics(encoder)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
 
     def forward(self, levels: torch.Tensor) -> torch.Tensor:
         return (levels.float() - self.mean) / self.std  # broadcast to (B, 3, H, W)
+
+
+def input_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation, of levels 0–1, of an encoder's ImageNet weights.
+
+    timm's `default_cfg` for `tu-*`, segmentation-models-pytorch's table for its own encoders.
+    """
+    if encoder.startswith("tu-"):
+        config = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        return tuple(config.mean), tuple(config.std)
+    weights = encoders[encoder]["pretrained_settings"].get("imagenet", {})
+    if "mean" in weights:
+        return tuple(weights["mean"]), tuple(weights["std"])
+    return _STATISTICS.get(encoder, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
 
 
 class UNet(nn.Module):
@@ -62,7 +92,7 @@ class UNet(nn.Module):
 
     def __init__(self, row: Experiment) -> None:
         super().__init__()
-        self.input = GreyInput()
+        self.input = GreyInput(row.encoder)
         self.encoder = get_encoder(row.encoder, in_channels=3, depth=5, weights=None)
         self.decoder = UnetDecoder(
             encoder_channels=self.encoder.out_channels,
@@ -146,7 +176,7 @@ class DeepLabV3Plus(nn.Module):
             decoder_channels=ASPP_CHANNELS,
             classes=1,
         )
-        self.input = GreyInput()
+        self.input = GreyInput(row.encoder)
         self.encoder = net.encoder
         self.decoder = net.decoder
         self.head = net.segmentation_head
@@ -180,7 +210,7 @@ class Classifier(nn.Module):
 
     def __init__(self, row: Experiment) -> None:
         super().__init__()
-        self.input = GreyInput()
+        self.input = GreyInput(row.encoder)
         self.encoder = get_encoder(row.encoder, in_channels=3, depth=5, weights=None)
         self.label = LabelHead(self.encoder.out_channels[-1])
 
