@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-kaggle lint format notebooks pictures bench \
-	ablation ablation-quick fuzz torture clean
+	ablation ablation-quick real gpu fuzz torture clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -12,6 +12,7 @@ KAGGLE := .venv-kaggle
 NOTEBOOKS := train thresholds inference explore
 DEMO := demo
 SEEDS := 3
+DATA := ../shared/data/stage2-512
 CASES := 100000
 SEED := 0
 KILLS := 200
@@ -31,6 +32,7 @@ help:
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
+	@echo "make real       the lite0 experiments on real radiographs, in hours, DATA=FOLDER"
 	@echo "make torture    every stage killed, KILLS=200, or its disk full, FULL=60: does it end the same?"
 
 setup: $(READY)
@@ -98,6 +100,10 @@ ablation: $(READY)
 
 ablation-quick: $(READY)
 	$(PY) -m ablation run --quick
+
+# Five folds of the lite0 experiments and their variants; skips where DATA is absent.
+real: $(READY)
+	$(PY) -m ablation real --data $(DATA)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m fuzz --cases $(CASES) --seed $(SEED)

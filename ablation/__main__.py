@@ -57,6 +57,27 @@ def write_table(quick: bool, seeds: int | None, folder: Path | None) -> None:
     _write(quick, runner.of_plan(chosen, wanted, how, place), how)
 
 
+@main.command("real")
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), required=True,
+    help="Real radiographs with labels; where it does not exist nothing is done.",
+)  # fmt: skip
+@click.option("--only", help="Variants, comma-separated; all without it.")
+@click.option("--at-once", default=2, show_default=True, help="Trainings side by side.")
+@FOLDER
+def run_real(data: Path, only: str | None, at_once: int, folder: Path | None) -> None:
+    """Train the lite0 experiments and their variants on real radiographs; write both tables."""
+    if not data.is_dir():
+        click.echo(f"skipped: there are no real radiographs at {data} (DATA=FOLDER names others)")
+        return
+    from ablation import real
+
+    place = (folder or ROOT / "ablation-results" / "real").resolve()
+    text = real.run(data.resolve(), place, at_once, tuple(only.split(",")) if only else ())
+    real.write(ROOT / DOCUMENT, text)
+    click.echo(f"{text}\nwritten into {DOCUMENT}")
+
+
 def _what(
     quick: bool, seeds: int | None, folder: Path | None
 ) -> tuple[dict[str, arms.Arm], Setting, Place, tuple[int, ...]]:

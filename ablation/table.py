@@ -169,19 +169,21 @@ def arms_of(line: Claim | Spread) -> set[str]:
     return {name for side in (line.a, line.b) for name in side.partition(":")[0].split("|")}
 
 
-def write(path: Path, section: str) -> None:
+def write(path: Path, section: str, first: str = BEGIN, last: str = END) -> None:
     """Put the section between its markers in a document, or at its end where it has none.
 
     Raises: InputError where only one of the markers is there, or the end before the beginning.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if BEGIN not in text and END not in text:
-        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n".lstrip()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    if first not in text and last not in text:
+        text = f"{text.rstrip()}\n\n{first}\n{last}\n".lstrip()
+    head, begin, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise InputError(f"{path} lacks {BEGIN} before {END}: restore both, or remove what is left")
-    files.write_text(path, f"{head}{BEGIN}\n{section}{END}{tail}")
+        raise InputError(
+            f"{path} lacks {first} before {last}: restore both, or remove what is left"
+        )
+    files.write_text(path, f"{head}{first}\n{section}{last}{tail}")
 
 
 def _row(line: Line, results: Results) -> str:

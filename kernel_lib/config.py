@@ -56,6 +56,7 @@ class Experiment(Frozen):
     decoder_channels: tuple[Annotated[int, Field(ge=16)], ...] = Field(
         (256, 128, 64, 32, 16), strict=False, min_length=1, max_length=5
     )
+    centre_block: bool = True  # two convolutions between encoder and decoder of a U-Net
     # imagenet, none, a file, a run, or a row: then the run of that row with the same seed and fold
     weights: str = "imagenet"
     images: Literal["competition", "nih"] = "competition"  # what it is trained on

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from kernel_lib import files
-from kernel_lib.config import Frozen
+from kernel_lib.config import Experiment, Frozen
 from kernel_lib.errors import InputError
 from kernel_lib.plan import TrainPlan
 
@@ -170,6 +170,9 @@ def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
     return chosen
 
 
+_DEFAULTS = Experiment(name="").model_dump(mode="json", exclude={"name"})
+
+
 def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> None:
     """Write the fold's config.json, or see that the one there says the same.
 
@@ -197,10 +200,13 @@ def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> Non
 
 
 def differences(there: Mapping, here: Mapping) -> Iterable[str]:
-    """Each field in which two config.json differ, with both values; prose is no difference."""
+    """Each field in which two config.json differ, with both values; prose is no difference.
+
+    A field that an earlier version of the package did not write has its default.
+    """
     for key in sorted({*there, *here}):
         a, b = there.get(key), here.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping) and key == "experiment":
-            yield from differences(a, b)
+            yield from differences(_DEFAULTS | a, _DEFAULTS | b)
         elif a != b and key not in ("says", "leaderboard", "parent"):
             yield f"{key}: {a!r} there, {b!r} here"

@@ -80,12 +80,23 @@ def input_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]
     return _STATISTICS.get(encoder, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
 
 
+def without_head(encoder: nn.Module) -> nn.Module:
+    """Return the encoder without the classifier's convolution, which EfficientNets keep unused.
+
+    It is a tenth of the smallest's weights, and its missing gradient would stop training by
+    several processes.
+    """
+    if hasattr(encoder, "conv_head"):
+        del encoder.conv_head, encoder.bn2
+    return encoder
+
+
 class UNet(nn.Module):
     """U-Net (Ronneberger 2015) with scSE (Roy 2018) in the decoder and a hypercolumn head.
 
     With fewer than five decoder levels it stops that much below full size, and its logits are
-    upsampled: cheaper, and coarser at the edges. A label is read from the centre block, side masks
-    from every decoder level.
+    upsampled: cheaper, and coarser at the edges. A label is read from the centre block (without one
+    from the deepest features), side masks from every decoder level.
     """
 
     gated = False  # whether attention weighs what a skip brings
@@ -93,13 +104,13 @@ class UNet(nn.Module):
     def __init__(self, row: Experiment) -> None:
         super().__init__()
         self.input = GreyInput(row.encoder)
-        self.encoder = get_encoder(row.encoder, in_channels=3, depth=5, weights=None)
+        self.encoder = without_head(get_encoder(row.encoder, depth=5, weights=None))
         self.decoder = UnetDecoder(
             encoder_channels=self.encoder.out_channels,
             decoder_channels=row.decoder_channels,
             n_blocks=len(row.decoder_channels),
             attention_type="scse",
-            add_center_block=True,
+            add_center_block=row.centre_block,
         )
         if len(row.decoder_channels) == len(self.encoder.out_channels) - 1:
             # It looks at what a skip brings; full size has none, so it would never learn.
@@ -177,7 +188,7 @@ class DeepLabV3Plus(nn.Module):
             classes=1,
         )
         self.input = GreyInput(row.encoder)
-        self.encoder = net.encoder
+        self.encoder = without_head(net.encoder)
         self.decoder = net.decoder
         self.head = net.segmentation_head
         rarely(self.head[0])
@@ -211,7 +222,7 @@ class Classifier(nn.Module):
     def __init__(self, row: Experiment) -> None:
         super().__init__()
         self.input = GreyInput(row.encoder)
-        self.encoder = get_encoder(row.encoder, in_channels=3, depth=5, weights=None)
+        self.encoder = without_head(get_encoder(row.encoder, depth=5, weights=None))
         self.label = LabelHead(self.encoder.out_channels[-1])
 
     def forward(self, levels: torch.Tensor) -> Logits:

@@ -1,0 +1,57 @@
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from ablation import real
+from ablation.__main__ import main
+from kernel_lib.data import phantom
+from kernel_lib.experiments import EXPERIMENTS
+
+TINY = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
+    name="tiny_64", size=64, epochs=2, min_epochs=1, keep=1, tta="none"
+)
+STUDY = real.Study(
+    small=TINY,
+    large=TINY.differing(name="tiny_96", size=96, weights="tiny_64"),
+    variants={
+        "dice": real.Variant("BCE + dice", {"loss": {"bce": 1.0, "dice": 1.0}}),
+        "never": real.Variant("left out", {"lr": 0.1}),
+    },
+    n_folds=2,
+)
+
+
+def test_without_data_nothing_is_done(tmp_path):
+    result = CliRunner().invoke(main, ["real", "--data", str(tmp_path / "none")])
+    assert result.exit_code == 0
+    assert "skipped" in result.output
+
+
+def test_sensitivity_and_specificity_count_images_with_a_mask():
+    images = pd.DataFrame({"area_px": [5, 0, 3, 0, 0], "true_area_px": [9, 9, 0, 0, 0]})
+    assert real.image_level(images) == (1 / 2, 2 / 3)
+
+
+def test_each_variant_differs_from_the_experiment_in_what_it_tries_and_in_nothing_else():
+    rows, small = real.STUDY.rows, real.STUDY.small
+    assert rows[real.STUDY.large.name].weights == small.name
+    for name, variant in real.STUDY.variants.items():
+        row = rows[real.STUDY.name(name)]
+        changed = {k for k in type(row).model_fields if getattr(row, k) != getattr(small, k)}
+        assert changed - {"name", "parent"} == set(variant.changes), name
+
+
+@pytest.mark.slow
+def test_a_small_study_is_trained_scored_and_compared(tmp_path):
+    phantom.write_competition(tmp_path / "data", 40, 2, size=128, difficulty=0.1)
+    text = real.run(tmp_path / "data", tmp_path / "out", only=["dice"], study=STUDY)
+    scored, compared = (part.splitlines() for part in text.strip().split("\n\n"))
+    assert [line.split("`")[1] for line in scored[2:]] == ["tiny_64", "tiny_96"]
+    assert [line.split("`")[1] for line in compared[2:]] == ["tiny_96", "tiny_64_dice"]
+    assert [line.split(" | ")[1] for line in compared[2:]] == ["0, 1", "0"]
+    document = tmp_path / "results.md"
+    document.write_text(f"before\n{real.BEGIN}\nold\n{real.END}\nafter\n", encoding="utf-8")
+    real.write(document, text)
+    assert document.read_text(encoding="utf-8") == (
+        f"before\n{real.BEGIN}\n{text}{real.END}\nafter\n"
+    )
