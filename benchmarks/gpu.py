@@ -39,7 +39,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each part's share of the time left when it begins; the last leaves a moment to write.
-PARTS = {"machine": 0.2, "tests": 0.3, "speed": 0.55, "training": 0.97}
+PARTS = {"machine": 0.2, "tests": 0.35, "speed": 0.5, "training": 0.97}
 TESTS = ("tests/training/test_gpu.py", "tests/ablation/test_gpu.py")
 TESTED = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|SKIPPED|ERROR)\b", re.MULTILINE)
 MEASURED = "measured: "

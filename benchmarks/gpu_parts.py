@@ -74,7 +74,7 @@ def scale(device: str) -> Scale:
             unet=_row("UNetResNet34_512_v1"),
             deeplab=_row("deeplabv3plus_resnet_512_v1"),
             large=(_row("UNetResNet34_1024_v1"), _row("deeplabv3plus_resnet_1024_v2")),
-            images=768, rounds=3, most_images=256, most_epochs=30, n_folds=5,
+            images=512, rounds=3, most_images=256, most_epochs=30, n_folds=5,
         )  # fmt: skip
     toy = {"encoder": "resnet18", "size": 64, "batch_size": 2}
     unet = _row("UNetResNet34_512_v1", decoder_channels=(16, 16, 16, 16, 16), **toy)
@@ -135,8 +135,8 @@ class Place:
     def count(self, row: Experiment) -> int:
         return self.scale.images // (4 if row.size == 1024 else 1)
 
-    def synthetic(self, row: Experiment) -> Synthetic:
-        return Synthetic(self.count(row), row.size)
+    def synthetic(self, row: Experiment, share: int = 1) -> Synthetic:
+        return Synthetic(max(row.batch_size, self.count(row) // share), row.size)
 
     def real(self, row: Experiment) -> cache.Prepared:
         """The first images of the data from the cache that the training reads, too."""
@@ -215,9 +215,9 @@ def speed(place: Place) -> Measurements:
     yield "deterministic", functools.partial(deterministic, place, small[0])
     for row in small:
         yield f"inference {row.name}", functools.partial(inference, place, row)
-    yield "compiled", functools.partial(compiled, place, small[0])
     for row in large:
         yield f"loop {row.name}", functools.partial(loops, place, row)
+    yield f"compiled {small[0].name}", functools.partial(compiled, place, small[0])
     for row in (*small, *large):
         yield f"batch {row.name}", functools.partial(largest_batch, place, row)
     for row in large:
@@ -238,8 +238,10 @@ def loops(place: Place, row: Experiment) -> Iterator[Row]:
     took = place.timed(works)
     yield compared(
         f"the training loop, {title(row)}", took, len(prepared), "ours", "bare",
-        "a bare loop on tensors on the device", **peak,
+        "a bare loop on tensors on the device",
     )  # fmt: skip
+    shown = ", ".join(f"{name.removesuffix('_mb')} {mb:,.0f} MB" for name, mb in peak.items())
+    yield {"what": f"most memory in that loop, {title(row)}", "here": shown, **peak}
 
 
 def loader(place: Place, row: Experiment) -> Iterator[Row]:
@@ -259,7 +261,7 @@ def loader(place: Place, row: Experiment) -> Iterator[Row]:
 
 def deterministic(place: Place, row: Experiment) -> Iterator[Row]:
     """A bare loop with deterministic algorithms against one without."""
-    prepared = place.synthetic(row)
+    prepared = place.synthetic(row, share=4)  # it may be many times slower
     loop = {fixed: bare_loop(row, prepared, place.engine) for fixed in (True, False)}
 
     def epoch(fixed: bool) -> None:
@@ -329,23 +331,21 @@ def inference(place: Place, row: Experiment) -> Iterator[Row]:
 def largest_batch(place: Place, row: Experiment) -> Iterator[Row]:
     """The most images that a training step takes at once in the memory of a T4."""
     on_gpu, most = place.engine.device.type == "cuda", place.scale.most_images
+    chooses = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False  # or each size would be timed with every algorithm
     if on_gpu:
         total = torch.cuda.get_device_properties(place.engine.device).total_memory
-        torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(min(1.0, T4_BYTES / total))
+    fits, fails, trial = 0, most + 1, row.batch_size
     try:
-        # Batch norm at one pixel needs two images.
-        fits, fails = 0, most + 1
-        trial = 2
-        while fits + max(1, fits // 16) < fails:
+        while fits + max(1, fits // 8) < fails and trial >= 2:
             if _fits(place, row, trial):
                 fits = trial
             else:
                 fails = trial
-            trial = min(2 * fits, most) if fails > most else (fits + fails) // 2
-            if fits == most or trial < 2:
-                break
+            trial = min(2 * fits, most) if fails > most > fits else (fits + fails) // 2
     finally:
+        torch.backends.cudnn.benchmark = chooses
         if on_gpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
     more = " at least" if fits == most else ""

@@ -33,7 +33,7 @@ from kernel_lib.training.loop import Job, Training
 
 ROUNDS = 4
 IMAGES = 32  # an epoch
-POOL = 64  # images that a bare loop holds on its device, a multiple of every batch size
+POOL = 64  # images that a bare loop holds on its device, a multiple of a smaller batch
 
 
 def main(sizes: list[int]) -> None:
@@ -111,7 +111,7 @@ def bare_loop(
     optimizer = schedule.optimizer(networks.parameter_groups(model, row), row)
     scaler = torch.amp.GradScaler(on.device.type, enabled=on.scales)
     loss = losses.of_row(row)
-    count = min(len(prepared), POOL)
+    count = min(len(prepared), max(POOL, row.batch_size))
     images, masks = (
         on.to_device(torch.from_numpy(np.stack([get(i) for i in range(count)])).unsqueeze(1))
         for get in (prepared.image, prepared.mask)
