@@ -49,7 +49,7 @@ HEAD = "| what | here | against | ratio |\n|---|---|---|---|\n"
 
 def main() -> None:
     parser = arguments()
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=absolute, required=True)
     given = parser.parse_args()
     ends = time.monotonic() + given.limit_s
     given.out.mkdir(parents=True, exist_ok=True)
@@ -68,10 +68,15 @@ def arguments() -> argparse.ArgumentParser:
     """Return the options that this command shares with `benchmarks.gpu_parts`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--limit-s", type=float, default=540)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights-dir", type=Path)
+    parser.add_argument("--data", type=absolute)
+    parser.add_argument("--weights-dir", type=absolute)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     return parser
+
+
+def absolute(text: str) -> Path:
+    """Return the path of an option, for processes that start in another folder."""
+    return Path(text).resolve()
 
 
 def run(name: str, limit_s: float, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -409,11 +409,11 @@ def parameters(place: Place, **changes: Any) -> TrainParameters:
     if place.given.device == "cpu":
         chosen = {"experiment": "demo_UNetResNet10_128_v1", "size": 64}
     elif folder is not None and any(folder.glob(f"{LITE0}*")):
-        chosen = {"experiment": "lite0_256", "size": 512, "weights_dir": str(folder.resolve())}
+        chosen = {"experiment": "lite0_256", "size": 512, "weights_dir": str(folder)}
     else:
         chosen = {"experiment": "UNetResNet34_512_v1", "weights": "none"}
     return TrainParameters(
-        fold=0, n_folds=place.scale.n_folds, data_dir=str(place.data.resolve()),
+        fold=0, n_folds=place.scale.n_folds, data_dir=str(place.data),
         work_dir=str(place.scratch / "work"), cache_dir=str(place.scratch / "cache"),
         device=place.given.device, processes=1, max_hours=max(1.0, place.left() - 5) / 3600,
         **chosen, **changes,
@@ -495,7 +495,7 @@ PARTS: dict[str, Callable[[Place], Measurements]] = {
 def main() -> None:
     parser = gpu.arguments()
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--scratch", type=gpu.absolute, required=True)
     parser.add_argument("--done", default="")
     given = parser.parse_args()
     place = Place(given)

@@ -165,7 +165,7 @@ def test_a_full_memory_ends_the_search_for_the_largest_batch(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_the_command_runs_every_part_on_a_cpu(project_root, tmp_path):
-    start = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--limit-s", "600"]
+    start = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--limit-s", "1800"]
     done = subprocess.run(
         [*start, "--out", str(tmp_path)], cwd=project_root, capture_output=True, text=True
     )
