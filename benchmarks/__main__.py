@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.rounds import FIGURE
 from kernel_lib.files import write_text
 
-NAMES = ("prepare", "item", "training", "inference", "thresholds", "rle", "votes", "start",
-         "kernel", "viewer", "memory")  # fmt: skip
+NAMES = ("prepare", "item", "training", "precision", "inference", "thresholds", "rle", "votes",
+         "start", "kernel", "viewer", "memory")  # fmt: skip
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "| what | here | against | ratio | bar | `python -m` |\n|---|---|---|---|---|---|\n"

@@ -22,7 +22,7 @@ FILE = "graph.json"
 PUSHER = "push_all.py"
 # Parameters of a training that its kernels take from the plan; the rest is the graph's own.
 CARRIED = (*OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir", "deterministic",
-           "precision", "on_bad_file", "processes", "workers", "threads",
+           "precision", "compile", "on_bad_file", "processes", "workers", "threads",
            "save_minutes")  # fmt: skip
 
 

@@ -185,6 +185,7 @@ class TrainParameters(Parameters):
     on_bad_file: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    compile: bool = False  # torch.compile the network for training
     device: str = "auto"
     processes: int | None = Field(None, ge=1)  # None: one for each GPU
     workers: int | None = Field(None, ge=0)

@@ -34,15 +34,18 @@ class DepthwiseInFloat32(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is not F.conv2d or not _is_depthwise(*args, **kwargs):
-            return func(*args, **kwargs)
-        image, weight, *rest = args
-        with torch.autocast("cpu", enabled=False):
-            return func(image.float(), weight.float(), *rest, **kwargs).to(image.dtype)
+        if func is F.conv2d and _is_depthwise(*args, **kwargs):
+            return _in_float32(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
-def _is_depthwise(image, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> bool:
-    return groups > 1 and groups == image.shape[1]
+def _is_depthwise(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> bool:
+    return groups > 1 and groups == input.shape[1]
+
+
+def _in_float32(input, weight, *rest, **kwargs) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(input.float(), weight.float(), *rest, **kwargs).to(input.dtype)
 
 
 @dataclass(frozen=True)

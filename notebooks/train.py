@@ -60,6 +60,7 @@ SAVE_MINUTES: float = 10.0
 ON_BAD_FILE: str = "stop"  # or skip
 DETERMINISTIC: bool = False
 PRECISION: str = "auto"  # float32, float16, bfloat16
+COMPILE: bool = False  # torch.compile: minutes at the start, faster steps on a GPU
 DEVICE: str = "auto"
 PROCESSES: Optional[int] = None  # None: one for each GPU
 WORKERS: Optional[int] = None

@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from kernel_lib.engine import (
+    DepthwiseInFloat32,
     engine,
     memory_named,
     random_states,
@@ -98,6 +101,50 @@ def test_a_device_that_is_not_there_is_refused_with_the_mend(device):
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="PRECISION float16 needs a GPU; -p PRECISION float32"):
         engine("cpu", "float16")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"padding": 1}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"bias": False}],
+    ids=str,
+)
+def test_a_depthwise_convolution_is_computed_in_float32_under_bfloat16(how):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, groups=8, **how)
+    x = torch.randn(2, 8, 9, 9).bfloat16()
+    with engine("cpu", "bfloat16").autocast():
+        found = conv(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, conv(x.float()).bfloat16()), "float32, rounded once"
+    found.float().square().sum().backward()
+    gradient, conv.weight.grad = conv.weight.grad, None
+    conv(x.float()).square().sum().backward()
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, conv.weight.grad, rtol=2e-2, atol=2e-1)
+
+
+def test_arguments_of_a_depthwise_convolution_may_be_keywords():
+    x, weight = torch.randn(1, 4, 6, 6).bfloat16(), torch.randn(4, 1, 3, 3)
+    given = {"stride": 2, "padding": 1, "groups": 4}
+    with torch.autocast("cpu", torch.bfloat16), DepthwiseInFloat32():
+        positional = F.conv2d(x, weight, None, 2, 1, 1, 4)
+        keywords = F.conv2d(x, weight, **given)
+        all_keywords = F.conv2d(input=x, weight=weight, **given)
+    expected = F.conv2d(x.float(), weight, **given).bfloat16()
+    for found in (positional, keywords, all_keywords):
+        assert torch.equal(found, expected)
+
+
+def test_other_convolutions_stay_in_bfloat16():
+    x = torch.randn(1, 8, 6, 6)
+    for groups in (1, 2):
+        conv = nn.Conv2d(8, 8, 3, groups=groups)
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = conv(x)
+            with DepthwiseInFloat32():
+                found = conv(x)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, plain)
 
 
 def words_of_a_full_memory(*named: int) -> str:

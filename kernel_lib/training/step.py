@@ -15,6 +15,7 @@ from kernel_lib.training import distributed, finite, sampling
 from kernel_lib.training.hardness import hardness_of
 from kernel_lib.training.job import Job, Position
 
+COMPILER = "inductor"  # the backend of torch.compile
 Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images, masks (B, 1, S, S); rows (B,)
 
 
@@ -44,6 +45,10 @@ class Step:
         self.job, self.row, self.world = job, job.plan.experiment, job.world
         self.scaler = scaler
         self.steps = finite.Steps(model, optimizer, scaler)
+        if job.plan.parameters.compile:
+            # In place: the names of the state, and so checkpoints, stay as they are. The last batch
+            # of an epoch may be smaller: a graph for each size, each as fast as it can be.
+            model.compile(backend=COMPILER, dynamic=False)
         self.parallel = distributed.parallel(model, self.world)
         self.loss = losses.of_row(self.row, self.world.total)
         self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))

@@ -527,8 +527,8 @@ def test_the_first_decides_and_its_errors_are_everybodys(two):
 # By torch's launcher
 
 
-def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
-    """`python -m kernel_lib train` in so many processes; one is started without the launcher."""
+def settings_file(place: Path, work: str, **changes: Any) -> Path:
+    """Write the parameters of a small training in its own working folder; their file."""
     values = {
         "EXPERIMENT": "demo_UNetResNet10_128_v1", "SIZE": 64, "EPOCHS": 2, "N_FOLDS": 2, "FOLD": 0,
         "DATA_DIR": str(place / "data"), "WORK_DIR": str(place / work), "DEVICE": "cpu",
@@ -536,6 +536,12 @@ def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
     }  # fmt: skip
     config = place / f"{work}.json"
     config.write_text(json.dumps(values | changes), encoding="utf-8")
+    return config
+
+
+def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
+    """`python -m kernel_lib train` in so many processes; one is started without the launcher."""
+    config = settings_file(place, work, **changes)
     launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
     start = launcher if processes > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "KERNEL_LIB_MOUNTS": str(place / "none")}

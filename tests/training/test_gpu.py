@@ -1,25 +1,36 @@
-"""On a GPU: precisions, a scaler that goes on, synchronised batch norm, memory that is full.
+"""On a GPU: precisions, determinism, compilation, several ranks on a card, memory, signals.
 
 Skipped where there is none. `GPU_TESTS_ON=cpu` runs what a CPU can of them, to try the tests.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from kernel_lib import checkpoints
-from kernel_lib.engine import engine, memory_named
+from kernel_lib import checkpoints, runs
+from kernel_lib.config import Experiment
+from kernel_lib.data import phantom
+from kernel_lib.engine import engine, memory_named, seed_everything
 from kernel_lib.errors import InputError
+from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.models import losses, networks
 from kernel_lib.training.distributed import ALONE, World
-from tests.training.test_distributed import Ranks, normalised
+from tests.training.test_distributed import Ranks, command, normalised, settings_file
 from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
+CARD = "cuda:0" if DEVICE == "cuda" else DEVICE
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,35 +91,6 @@ def test_a_full_memory_names_size_batch_and_accumulation():
         torch.empty(1 << 50, dtype=torch.uint8, device=DEVICE)
 
 
-def normalised_there(world: World, x: torch.Tensor, grad: torch.Tensor, device: str) -> dict:
-    found = normalised(world, x.to(device), grad.to(device), affine=True)
-    return {
-        "y": found["y"].cpu(), "x": found["x"].cpu(),
-        "parameters": [g.cpu() for g in found["parameters"]],
-        "state": {k: v.cpu() for k, v in found["state"].items()},
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("count", [7, 1])
-def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(count):
-    generator = torch.Generator().manual_seed(count)
-    x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
-    card = "cuda:0" if DEVICE == "cuda" else DEVICE
-    two = Ranks(2, card)
-    try:
-        parts = two(normalised_there, x + 3, grad, card)
-    finally:
-        two.close()
-    whole = normalised_there(ALONE, x + 3, grad, card)
-    tolerance = {"rtol": 1e-11, "atol": 1e-11}
-    for key in ("y", "x"):
-        torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], **tolerance)
-    for i, expected in enumerate(whole["parameters"]):
-        torch.testing.assert_close(sum(p["parameters"][i] for p in parts), expected, **tolerance)
-    for part in parts:
-        torch.testing.assert_close(part["state"], whole["state"], **tolerance)
-
-
 def test_a_network_s_weights_and_losses_have_the_precision_they_should(tmp_path):
     """Arithmetic in half precision, weights, their average and the loss in float32."""
     job = training(tmp_path, on=engine(DEVICE, "bfloat16"))
@@ -118,3 +100,124 @@ def test_a_network_s_weights_and_losses_have_the_precision_they_should(tmp_path)
     assert set(kinds) == {torch.bfloat16}
     floats = [*job.model.parameters(), *job.ema.model.parameters()]
     assert all(p.dtype == torch.float32 and isinstance(p, nn.Parameter) for p in floats)
+
+
+def test_the_deterministic_step_of_a_real_network_repeats_bit_for_bit(tmp_path):
+    """With the operations that have two forms on a GPU: bilinear resizing, pooling, indexing."""
+    for name in ("UNetResNet34_512_v1", "deeplabv3plus_resnet_512_v1"):
+        row = EXPERIMENTS[name].differing(
+            name="small", encoder="resnet18", size=64, batch_size=4, accumulate=1,
+            loss={"bce": 1.0, "lovasz": 1.0}, mask_loss_images="nonempty", label_weight=0.1,
+            side_weight=0.1,
+        )  # fmt: skip
+        first, second = (_after_steps(row) for _ in "ab")
+        assert_same(first, second)
+
+
+def _after_steps(row: Experiment) -> dict[str, torch.Tensor]:
+    seed_everything(3, deterministic=True)
+    on = engine(DEVICE)
+    model = networks.build(row).to(on.device).train()
+    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.of_row(row)
+    images = on.to_device(torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8))
+    masks = on.to_device(torch.randint(0, 2, (4, 1, 64, 64), dtype=torch.uint8))
+    labels = torch.tensor([1.0, 0.0, 1.0, 1.0], device=on.device)
+    for _ in range(3):
+        with on.autocast():
+            output = model(images)
+        loss(output, masks, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+# Processes of their own, so last: they take longest
+
+
+def normalised_there(world: World, x: torch.Tensor, grad: torch.Tensor, device: str) -> dict:
+    found = normalised(world, x.to(device), grad.to(device), affine=True)
+    return {
+        "y": found["y"].cpu(), "x": found["x"].cpu(),
+        "parameters": [g.cpu() for g in found["parameters"]],
+        "state": {k: v.cpu() for k, v in found["state"].items()},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    ranks = Ranks(2, CARD)
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.parametrize("count", [7, 1])
+def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, count):
+    generator = torch.Generator().manual_seed(count)
+    x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
+    parts = two(normalised_there, x + 3, grad, CARD)
+    whole = normalised_there(ALONE, x + 3, grad, CARD)
+    tolerance = {"rtol": 1e-11, "atol": 1e-11}
+    for key in ("y", "x"):
+        torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], **tolerance)
+    for i, expected in enumerate(whole["parameters"]):
+        torch.testing.assert_close(sum(p["parameters"][i] for p in parts), expected, **tolerance)
+    for part in parts:
+        torch.testing.assert_close(part["state"], whole["state"], **tolerance)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    phantom.write_competition(
+        root / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        progress=False,
+    )  # fmt: skip
+    return root
+
+
+def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypatch):
+    """By gloo, since NCCL refuses two ranks on a card; in float32 only the order of sums is new."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # convolutions in all of float32's digits
+    how = {"DEVICE": DEVICE, "PRECISION": "float32", "DETERMINISTIC": True}
+    logs = []
+    for work, processes in (("one", 1), ("two", 2)):
+        done = command(project_root, place, work, processes, **how)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (name,) = runs.names([place / work])
+        logs.append(runs.find([place / work], name)[0].read_log())
+    for alone, shared in zip(*logs, strict=True):
+        assert shared["val_loss"] == pytest.approx(alone["val_loss"], rel=0.02)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(project_root, place):
+    """The first command is started and asked to end once it has saved; the second ends."""
+    changes = {"DEVICE": DEVICE, "EPOCHS": 400, "PATIENCE": 400, "SAVE_MINUTES": 1e-4}
+    config = settings_file(place, "asked", **changes)
+    start = [sys.executable, "-m", "kernel_lib", "train", str(config)]
+    environment = os.environ | {"KERNEL_LIB_MOUNTS": str(place / "none")}
+    with subprocess.Popen(start, cwd=project_root, env=environment) as child:
+        deadline = time.monotonic() + 100
+        while not list(place.glob("asked/runs/*/fold0/last.pt")):
+            assert child.poll() is None
+            assert time.monotonic() < deadline, "it does not come to save"
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 128 + signal.SIGTERM
+    (last,) = place.glob("asked/runs/*/fold0/last.pt")
+    before = checkpoints.load(last)[0]["position"]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"MAX_HOURS": 0.003}))
+    done = subprocess.run(start, cwd=project_root, env=environment, check=False)
+    assert done.returncode == 0
+    after = checkpoints.load(last)[0]["position"]
+    assert (after["epoch"], after["step"]) > (before["epoch"], before["step"]) >= (0, 1)
+
+
+@only_on_a_gpu
+def test_a_compiled_step_is_that_of_the_network(tmp_path):
+    """With torch's own compiler; the losses agree to what half precision gives."""
+    on = engine(DEVICE, "float16")
+    plain, compiled = (training(tmp_path / str(how), on=on, compile=how) for how in (False, True))
+    for one in (plain, compiled):
+        one.model.rest[2].p = 0.0
+        assert one._train_epoch()
+    assert compiled.position.loss_sum == pytest.approx(plain.position.loss_sum, rel=1e-2)
