@@ -77,11 +77,11 @@ def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPl
     own_size = True
     if "size" in given and given["size"] != row.size:
         row, own_size = (row, False) if own else _row_of_size(row, given["size"], shipped)
-        says.append(
-            f"SIZE {given['size']} selects the row {row.name}"
-            if own_size
-            else f"the notes have no {row.name} at {given['size']}: {row.name} with another size"
-        )
+        if own_size:
+            says.append(f"SIZE {given['size']} selects the row {row.name}")
+        else:
+            whose = "" if own else f"the notes have no {row.name} at {given['size']}: "
+            says.append(f"{whose}{row.name} with another size")
     if "loss" in given:
         given["loss"] = _parse_loss(given["loss"])
     if "epochs" in given and "min_epochs" not in given:
@@ -179,7 +179,7 @@ def find_row(name: str, rows: Mapping[str, Experiment]) -> Experiment:
     near = difflib.get_close_matches(name, rows, n=3, cutoff=0.4) or list(rows)
     raise InputError(
         f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {', '.join(near)}; "
-        "one of your own is a JSON file, such as mine.json"
+        "-p EXPERIMENT also takes a JSON file of your own"
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kernel_lib import experiment_file
+from kernel_lib import experiment_file, runs
 from kernel_lib.config import LONGEST_JSON, Experiment, TrainParameters
+from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths
@@ -200,3 +204,55 @@ def test_names_in_a_row_are_checked_before_any_data_is_read(tmp_path, changes, w
     text = json.dumps({"name": "mine", "weights": "none"} | changes)
     with pytest.raises(InputError, match=words):
         train.run(TrainParameters(experiment=text, work_dir=str(tmp_path), device="cpu"))
+
+
+@pytest.mark.slow
+def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_root, tmp_path):
+    """Through the command line and through papermill, on phantoms."""
+    phantom.write_competition(
+        tmp_path / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
+        progress=False,
+    )  # fmt: skip
+    tiny = {"parent": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "min_epochs": 1}
+    label = {"network": "Classifier", "label_weight": 1.0, "monitor": "auc"}
+    rows = [
+        {"name": "first_64", **tiny},
+        {"name": "gate_64", **tiny, **label},
+        {"name": "second_64", **tiny, "weights": "first_64", "gate": "gate_64"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "row.json").write_text(json.dumps(rows[0]))
+    places = {"WORK_DIR": "work", "CACHE_DIR": "cache", "DATA_DIR": "data"}
+    where = [a for name, to in places.items() for a in ("-p", name, str(tmp_path / to))]
+    small = ["-p", "THREADS", "1", "-p", "DEVICE", "cpu", *where]
+    train_small = ["-p", "N_FOLDS", "2", "-p", "FOLD", "0", *small]
+    environment = os.environ | {"KERNEL_LIB_MOUNTS": str(tmp_path / "none")}
+
+    def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=project_root, env=environment, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        return done
+
+    given = ["-p", "EXPERIMENT", str(tmp_path / "rows.json")]
+    alone = run("kernel_lib", "train", *given, *train_small, status=1)
+    assert "second_64_seed3456 starts from fold 0 of first_64_seed3456" in alone.stderr
+    run("kernel_lib", "train", *given, "-p", "WITH_PARENTS", "True", *train_small)
+    one = ["-p", "EXPERIMENT", str(tmp_path / "row.json"), "-p", "NAME", "short"]
+    notebook = ["notebooks/train.ipynb", str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    run("papermill", *notebook, *one, *train_small)
+    names = ["first_64_seed3456", "gate_64_seed3456", "second_64_seed3456", "short_seed3456"]
+    assert runs.names([tmp_path / "work"]) == names
+    other = run("kernel_lib", "train", *one, "-p", "LR", "0.5", *train_small, status=1)
+    assert "lr: 0.001 there, 0.5 here" in other.stderr
+    found = ["-p", "RUNS", "second_64_seed3456,short_seed3456", "-p", "ENSEMBLE", "both"]
+    run("kernel_lib", "thresholds", *found, "-p", "BOOTSTRAP", "100", *where[:3])
+    run("kernel_lib", "inference", "-p", "ENSEMBLE", "both", *small)
+    ensemble = tmp_path / "work" / "ensembles" / "both"
+    assert len((ensemble / "submission.csv").read_text().splitlines()) == 4
+    run("kernel_lib", "view", str(ensemble), "-o", str(tmp_path / "viewer.html"))
+    gathered = tmp_path / "gathered"
+    run("kernel_lib", "gather", str(tmp_path / "work"), "--into", str(gathered))
+    assert runs.names([gathered]) == names
