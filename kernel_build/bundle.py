@@ -17,6 +17,7 @@ from kernel_build import boot, metadata, names, parameters, wheels
 from kernel_build.sources import LIBRARY, Member, collect, literal, needed, ordered, read_text
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
+from kernel_lib.kaggle import paths
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
 _START = (boot.unpack_library, boot.put_on_path, boot.bring_packages)
@@ -73,6 +74,8 @@ def build(
     notebook, cargo = f"notebooks/{stage}.py", cargo or Cargo()
     percent = read_notebook(root, stage)
     values = parameters.check(given, parameters.declared(percent, notebook), notebook)
+    if "EXPERIMENT" in values:  # on Kaggle there is no file of it
+        values["EXPERIMENT"] = paths.experiment_text(values["EXPERIMENT"])
     name = slug or names.slug(stage, kind, values, parameters.defaults(percent, notebook), part)
     start = "\n".join(inspect.getsource(function) for function in _START)
     own = (Member(notebook, percent), Member("boot.py", start))

@@ -175,15 +175,15 @@ def estimate(
     wanted = chain[-1]
     costs = tuple(
         fold_cost(
-            one, _measured(one, wanted, measured), session, views[one.parameters.experiment],
-            sizes[one.parameters.experiment], folds,
+            one, _measured(one, wanted, measured), session, views[one.row],
+            sizes[one.row], folds,
         )
         for one in chain
     )  # fmt: skip
     own = costs[-1]
     a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
     inference = session.start + a_look * own.looks * folds * len(plans)
-    hours = {c.parameters.experiment: cost.sessions for c, cost in zip(chain, costs, strict=True)}
+    hours = {c.row: cost.sessions for c, cost in zip(chain, costs, strict=True)}
     nodes = graph.nodes(plans, folds, hours, inference, session.max_hours)
     advice = [line for cost in costs for line in _fold_advice(cost, session)]
     by_week = graph.weeks(nodes) if max(n.hours for n in nodes) <= quota.GPU_HOURS_A_WEEK else []
@@ -195,10 +195,10 @@ def estimate(
 
 
 def _measured(one: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
-    name = one.parameters.experiment
+    name = one.row
     if name in measured:
         return measured[name]
-    base = measured[wanted.parameters.experiment]
+    base = measured[wanted.row]
     factor = (one.experiment.size / wanted.experiment.size) ** 2
     images = {"competition": TRAIN_IMAGES, "nih": NIH_IMAGES}
     factor *= images[one.experiment.images] / images[wanted.experiment.images]

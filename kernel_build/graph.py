@@ -21,8 +21,9 @@ from kernel_lib.plan import OVERRIDES, TrainPlan
 FILE = "graph.json"
 PUSHER = "push_all.py"
 # Parameters of a training that its kernels take from the plan; the rest is the graph's own.
-CARRIED = (*OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir", "deterministic",
-           "precision", "compile", "on_bad_file", "processes", "workers", "threads",
+CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir",
+           "deterministic", "precision", "compile", "on_bad_file", "processes", "workers",
+           "threads",
            "save_minutes")  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def nodes(
         for fold in range(folds):
             for decided in chain:
                 needed = [last[need.run, fold] for need in decided.needs()]
-                row = decided.parameters.experiment
+                row = decided.row
                 for part, taken in enumerate(hours[row], 1):
                     many = len(hours[row]) > 1
                     name = slug(decided.run, seed, f"f{fold}" + (f"-p{part}" if many else ""))
@@ -69,11 +70,11 @@ def nodes(
                     )
                 last[decided.run, fold] = found[-1].slug
     wanted = [chain[-1].run for chain in runs.values()]
-    row = next(iter(runs.values()))[-1].parameters.experiment
+    first = next(iter(runs.values()))[-1]
     # What gates a run speaks with it; what it started from is no longer needed.
     named = {r.run for c in runs.values() for r in (c[-1], c[-1].gate) if r is not None}
     trained = tuple(kernel for (run, _), kernel in last.items() if run in named)
-    ensemble = row if len(wanted) > 1 else wanted[0]
+    ensemble = (first.parameters.name or first.row) if len(wanted) > 1 else wanted[0]
     seeds = f"{len(wanted)}seeds" if len(wanted) > 1 else next(iter(runs))
     given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
     search = Node(

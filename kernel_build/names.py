@@ -7,6 +7,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from kernel_lib import experiment_file
+
 MAX_LENGTH = 50
 _HASH_LENGTH = 6
 # What a name says of each stage's parameters, in this order; {} is the value.
@@ -48,6 +50,9 @@ def slug(
     `defaults` are the notebook's, `part` is the session's number in a chain.
     """
     given, defaults = dict(given or {}), dict(defaults or {})
+    if "EXPERIMENT" in given or "NAME" in given:
+        row = experiment_file.trained(str(given.get("EXPERIMENT", defaults.get("EXPERIMENT"))))
+        given["EXPERIMENT"] = given.get("NAME") or row
     shown, whole = _shown(stage, defaults | given) if given else ([], True)
     rest = {k: v for k, v in given.items() if k not in _SHOWN[stage] and v != defaults.get(k)}
     tail = ["script"] * (kind == "script") + ([] if part is None else [f"part{part}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from kernel_lib import plan
+from kernel_lib import experiment_file, plan
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -40,6 +40,11 @@ def unmet(
             f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
         )
     planned = plan.plan(parameters, EXPERIMENTS)
+    if experiment_file.is_json(parameters.experiment):  # ours are tested
+        from kernel_lib.stages import train
+
+        for one in (*planned.needs(), planned):
+            train.check(one)
     trained = [*(planned.needs() if parameters.with_parents else ()), planned]
     # Without the competition the first data set holds the images.
     attached = meta["dataset_sources"][0 if meta["competition_sources"] else 1 :]

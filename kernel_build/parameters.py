@@ -7,23 +7,11 @@ import difflib
 from collections.abc import Iterable
 
 from kernel_build.boot import cells_of
+from kernel_lib.config import parse_value
 from kernel_lib.errors import InputError
 
 Value = str | int | float | bool | None
 _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-
-
-def parse(text: str) -> Value:
-    """One value of `-p NAME VALUE`, by papermill's rules: `007` is 7, `[3,4]` stays a text."""
-    literals = {"True": True, "False": False, "None": None}
-    if text in literals:
-        return literals[text]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 def declared(percent: str, notebook: str) -> dict[str, str]:
@@ -64,7 +52,7 @@ def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str
             near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.0)
             mend = f"the nearest is {near[0]}" if near else "it has none at all"
             raise InputError(f"{notebook} has no parameter {name}; {mend}")
-        value = parse(text)
+        value = parse_value(text)
         if not _allowed(value, ast.parse(names[name] or "object", mode="eval").body):
             raise InputError(
                 f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} says "

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from kernel_build import bundle, costs, graph, metadata, needs, offline, parameters, wheels
+from kernel_build import bundle, costs, graph, metadata, needs, offline, wheels
 from kernel_build.costs import Estimate, Measured, Session, Sizes
-from kernel_lib.config import Experiment, TrainParameters
+from kernel_lib.config import Experiment, TrainParameters, parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.kaggle import quota
+from kernel_lib.kaggle import paths, quota
 from kernel_lib.plan import TrainPlan
 from kernel_lib.plan import plan as decide
 
@@ -147,10 +147,11 @@ def measurements(
             raise InputError(f"--seconds-per-epoch {text!r} is no number of seconds above 0")
         found[name] = costs.from_seconds(value, folds)
     if experiment not in found:
+        given = experiment if experiment in EXPERIMENTS else "FILE.json"
         raise InputError(
             f"nothing measured for {experiment}: give --log of a run (runs/RUN/fold0/log.jsonl) or "
             f"--seconds-per-epoch S; a kernel of one epoch measures it: build_kernel.py train "
-            f"-p EXPERIMENT {experiment} -p FOLD 0 -p EPOCHS 1 -p WEIGHTS none"
+            f"-p EXPERIMENT {given} -p FOLD 0 -p EPOCHS 1 -p WEIGHTS none"
         )
     return found
 
@@ -188,12 +189,13 @@ def plan(
         session = Session(hours)
         if session.usable <= 0:
             raise InputError(f"--hours {hours:g} leaves nothing after start and end; give over 1")
-        values = {name.lower(): parameters.parse(text) for name, text in given}
+        values = {name.lower(): parse_value(text) for name, text in given}
         if own := [name.upper() for name in values if name in _OWN]:
             raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
-        asked = TrainParameters.checked(values | {"experiment": experiment, "n_folds": folds})
+        row = paths.experiment_text(experiment)
+        asked = TrainParameters.checked(values | {"experiment": row, "n_folds": folds})
         plans = plans_of(asked, seeds)
-        rows = {one.parameters.experiment: one.experiment for one in next(iter(plans.values()))}
+        rows = {one.row: one.experiment for one in next(iter(plans.values()))}
         measured = measurements(logs, seconds, rows, folds)
         found = _estimate(plans, folds, measured, session)
         click.echo(as_text(found, session))
@@ -208,7 +210,7 @@ def plan(
 def _estimate(plans, folds, measured, session) -> Estimate:
     from kernel_lib.inference import tta
 
-    rows = {one.parameters.experiment: one.experiment for one in next(iter(plans.values()))}
+    rows = {one.row: one.experiment for one in next(iter(plans.values()))}
     views = {name: len(tta.views(row.tta)) for name, row in rows.items()}
     sizes = {name: sizes_of(row) for name, row in rows.items()}
     return costs.estimate(plans, folds, measured, session, views, sizes)
@@ -231,7 +233,7 @@ def _unmet(nodes: Sequence[graph.Node], folders: Sequence[Path], wanted: dict | 
     """What the written kernels will miss on Kaggle, each once, with its mend."""
     found = {}
     for node, folder in zip(nodes, folders, strict=True):
-        values = {name: parameters.parse(text) for name, text in node.given}
+        values = {name: parse_value(text) for name, text in node.given}
         found |= dict.fromkeys(needs.unmet(node.stage, values, metadata.read_base(folder), wanted))
     return list(found)
 

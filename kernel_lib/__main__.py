@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -34,27 +35,50 @@ SHAPE = click.option(
 )
 
 
-def _parameters(config: Path, kind: str):
+def _parameters(config: Path | None, kind: str, given: Iterable[tuple[str, str]] = ()):
+    """Return the parameters of a JSON file, `given` names and texts before those of the file."""
     from kernel_lib import config as settings
 
-    try:
-        values = settings.from_json(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{config} is not JSON that can be used: {error}") from None
+    values = {}
+    if config is not None:
+        try:
+            values = settings.from_json(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{config} is not JSON that can be used: {error}") from None
+    values |= {name.lower(): settings.parse_value(text) for name, text in given}
     return getattr(settings, kind).checked(values)
 
 
+class StageCommand(click.Command):
+    """A command whose help lists the parameters of a stage's notebook."""
+
+    kind = ""  # the class of its parameters
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        from kernel_lib import config
+
+        with formatter.section("Parameters [default]"):
+            formatter.write_dl(getattr(config, self.kind).described())
+
+
 def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> None:
-    """The command of a stage, which runs it as a JSON of its notebook's parameters says."""
+    """Add the command of a stage, which takes the parameters of its notebook."""
+    kind = f"{stage_name.capitalize()}Parameters"
 
     @main.command(
-        name, help=f"{does} as CONFIG, a JSON of the {stage_name} notebook's parameters, says."
+        name,
+        cls=type("StageCommand", (StageCommand,), {"kind": kind}),
+        help=f"{does}, with parameters of the {stage_name} notebook from CONFIG (JSON) or -p.",
     )
-    @click.argument("config", type=FILE)
+    @click.argument("config", type=FILE, required=False)
+    @click.option(
+        "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
+        help="A parameter, read as papermill reads it; wins over CONFIG; may be repeated.",
+    )  # fmt: skip
     @click.option("--result", type=click.Path(path_type=Path), hidden=True)
-    def stage(config: Path, result: Path | None) -> None:
+    def stage(config: Path | None, given, result: Path | None) -> None:
         # Before torch is loaded.
-        parameters = _parameters(config, f"{stage_name.capitalize()}Parameters")
+        parameters = _parameters(config, kind, given)
         run = getattr(importlib.import_module(f"kernel_lib.stages.{stage_name}"), function)
         if "RANK" in os.environ:  # one of several processes
             from kernel_lib.training import ranks

@@ -9,16 +9,25 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from kernel_lib.errors import InputError
 
-NAME = r"^[A-Za-z0-9_.+-]+$"  # of an ensemble: it becomes a folder
+NAME = r"^[A-Za-z0-9_.+-]+$"  # of an experiment, a run or an ensemble: it becomes a folder
 LARGEST_NUMBER = 2**31 - 1  # of seeds too: NumPy's and torch's generators all take it
 LONGEST_TEXT = 4096  # as long as a path may be
+LONGEST_JSON = 65_536  # of an EXPERIMENT that is JSON text
 # mean: of probabilities, then one rule; vote: of the folds' own masks, on test images; member_vote:
 # each member's mask by its own rule, pixels of enough of them; member_union: masks that agree
 Combine = Literal["mean", "vote", "member_vote", "member_union"]
@@ -33,19 +42,22 @@ class Frozen(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _can_be_used(cls, value: Any) -> Any:
+    def _can_be_used(cls, value: Any, field: ValidationInfo) -> Any:
         """What every number and text must keep to, whatever else its field asks for."""
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
             raise ValueError(f"beyond {LARGEST_NUMBER:,}, where numbers end")
-        if isinstance(value, str) and ("\0" in value or len(value) > LONGEST_TEXT):
-            raise ValueError(f"no text of at most {LONGEST_TEXT:,} characters without zeros")
+        longest = LONGEST_JSON if field.field_name == "experiment" else LONGEST_TEXT
+        if isinstance(value, str) and ("\0" in value or len(value) > longest):
+            raise ValueError(f"no text of at most {longest:,} characters without zeros")
         return value
 
 
 class Experiment(Frozen):
     """One row: every number that a training needs, and what the notes reported for it."""
 
-    name: str
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: str = Field(pattern=NAME)
     parent: str | None = None  # the row that this one was written as a difference from
     says: str = ""  # one line of prose
     leaderboard: str | None = None  # public LB, the notes' figure, never ours
@@ -135,6 +147,12 @@ class Parameters(Frozen):
         return cls.checked(given)
 
     @classmethod
+    def described(cls) -> list[tuple[str, str]]:
+        """Return name, and type with default, of every parameter, for a command's help."""
+        fields = cls.model_fields.items()
+        return [(k.upper(), f"{_type_text(f.annotation)} [{f.default}]") for k, f in fields]
+
+    @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Self:
         """The parameters of these values by name; InputError naming each wrong one and the mend."""
         try:
@@ -146,7 +164,8 @@ class Parameters(Frozen):
 class TrainParameters(Parameters):
     """Parameters of `notebooks/train`: prepare, train a fold or all, predict what was held out."""
 
-    experiment: str = "UNetResNet34_512_v1"
+    experiment: str = "UNetResNet34_512_v1"  # a name, the path of a JSON file, or its text
+    name: str | None = Field(None, pattern=NAME)  # of the run; None: of experiment and overrides
     seed: int = Field(3456, ge=0)
     fold: int | None = Field(None, ge=0)  # None: every fold, one after the other
     n_folds: int = Field(5, ge=2)
@@ -264,21 +283,51 @@ def from_json(text: str) -> dict[str, Any]:
     return values
 
 
-def explain(error: ValidationError, names: list[str]) -> str:
-    """Every fault of a validation in words that name the parameter, its value and the mend."""
+def parse_value(text: str) -> str | int | float | bool | None:
+    """Return one value of `-p NAME VALUE`, by papermill's rules: `007` is 7, `[3,4]` a text."""
+    literals = {"True": True, "False": False, "None": None}
+    if text in literals:
+        return literals[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def explain(
+    error: ValidationError,
+    names: list[str],
+    what: str = "parameter",
+    written: Callable[[str], str] = str.upper,
+) -> str:
+    """Every fault of a validation in words that name the parameter, its value and the mend.
+
+    `what` calls the fields so, and `written` gives a field's name as its reader writes it.
+    """
     lines = []
     for fault in error.errors():
         field = str(fault["loc"][0]) if fault["loc"] else ""
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(field[:100], names, n=1, cutoff=0.0)
             lines.append(
-                f"unknown parameter {field[:100].upper()}; the nearest is {near[0].upper()}"
+                f"unknown {what} {written(field[:100])}; the nearest is {written(near[0])}"
             )
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            shown = f"{field.upper()} = {_shown(fault['input'])}: " if field else ""
+            shown = f"{written(field)} = {_shown(fault['input'])}: " if field else ""
             lines.append(f"{shown}{message}")
     return "; ".join(lines)
+
+
+def _type_text(annotation: Any) -> str:
+    """Return a parameter's type as `int or None`, or its choices."""
+    if get_origin(annotation) is Literal:
+        return ", ".join(get_args(annotation))
+    if inner := get_args(annotation):
+        return " or ".join(map(_type_text, inner))
+    return "None" if annotation is type(None) else annotation.__name__
 
 
 def _shown(value: Any) -> str:

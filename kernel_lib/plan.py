@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from kernel_lib import experiment_file
 from kernel_lib.config import Experiment, Frozen, TrainParameters, explain
 from kernel_lib.errors import InputError
 
@@ -40,6 +42,11 @@ class TrainPlan(Frozen):
     gate: TrainPlan | None = None  # the classifier's run whose label gates its masks
     says: tuple[str, ...] = Field((), strict=False)  # what a person should know before it starts
 
+    @property
+    def row(self) -> str:
+        """The name of the experiment that EXPERIMENT gives."""
+        return experiment_file.trained(self.parameters.experiment)
+
     def needs(self) -> tuple[TrainPlan, ...]:
         """Runs that are to be there first, in the order in which they are trained."""
         direct = [p for p in (self.parent, self.gate) if p is not None]
@@ -50,11 +57,16 @@ class TrainPlan(Frozen):
 def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPlan:
     """Join parameters and rows. Raises InputError for an unknown row or impossible numbers.
 
+    `rows` are the shipped experiments; EXPERIMENT may be a JSON text with others.
     A row that starts from another row starts from that row's run with the same seed and the same
     overrides (but WEIGHTS, which says where this run starts, and PARENT_WEIGHTS, where the first of
     its parents does).
     """
-    row = find_row(parameters.experiment, rows)
+    own: dict[str, Experiment] = {}
+    if experiment_file.is_json(parameters.experiment):
+        own = experiment_file.check(parameters.experiment, rows)
+    shipped, rows = rows, {**rows, **own}
+    row = rows[list(own)[-1]] if own else find_row(parameters.experiment, rows)
     if parameters.parent_weights in rows:  # which would start from itself, without end
         raise InputError(
             f"PARENT_WEIGHTS {parameters.parent_weights} is a row: give a file, a run, imagenet or "
@@ -64,12 +76,12 @@ def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPl
     says: list[str] = []
     own_size = True
     if "size" in given and given["size"] != row.size:
-        row, own_size = _row_of_size(row, given["size"], rows)
-        says.append(
-            f"SIZE {given['size']} selects the row {row.name}"
-            if own_size
-            else f"the notes have no {row.name} at {given['size']}: {row.name} with another size"
-        )
+        row, own_size = (row, False) if own else _row_of_size(row, given["size"], shipped)
+        if own_size:
+            says.append(f"SIZE {given['size']} selects the row {row.name}")
+        else:
+            whose = "" if own else f"the notes have no {row.name} at {given['size']}: "
+            says.append(f"{whose}{row.name} with another size")
     if "loss" in given:
         given["loss"] = _parse_loss(given["loss"])
     if "epochs" in given and "min_epochs" not in given:
@@ -90,21 +102,26 @@ def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPl
     theirs = parameters.model_copy(update={"size": None if own_size else parameters.size})
     parent = gate = None
     if experiment.weights in rows:
-        parent = _needed(experiment.weights, theirs, rows)
+        parent = plan(_of_needed(experiment.weights, theirs, rows, own), shipped)
         experiment = experiment.model_copy(update={"weights": parent.run})
     if experiment.gate is not None:
-        gate = _needed(experiment.gate, theirs, rows)
+        gate = plan(_of_needed(experiment.gate, theirs, rows, own), shipped)
         experiment = experiment.model_copy(update={"gate": gate.run})
     # As a person gave them; what a parameter implies for another shows in no name.
     named = {k: v for k in OVERRIDES if k in changes and (v := getattr(parameters, k)) is not None}
+    name = parameters.name
+    if name in shipped and (name != row.name or named):
+        raise InputError(
+            f"NAME {name} is a shipped experiment, and this run is another: choose another NAME"
+        )
     suffixes = "".join(f"_{suffix(k, v)}" for k, v in named.items())
-    run = f"{row.name}{suffixes}_seed{parameters.seed}"
+    run = f"{name or row.name + suffixes}_seed{parameters.seed}"
     if len(run) > LONGEST_NAME:
         raise InputError(
             f"the run would be named {run[:60]}…, {len(run)} characters, at most {LONGEST_NAME}: "
-            "override less, or with shorter paths"
+            "name it with -p NAME SHORT, or override less (parents have names of their own)"
         )
-    return TrainPlan(
+    decided = TrainPlan(
         run=run,
         experiment=experiment,
         parameters=parameters,
@@ -112,19 +129,30 @@ def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPl
         gate=gate,
         says=tuple(says),
     )
+    if any(one.run == run for one in decided.needs()):
+        raise InputError(f"NAME {name} is that of a run that this one needs: choose another NAME")
+    return decided
 
 
-def _needed(name: str, parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPlan:
-    """The plan of a run that another one needs: the same parameters, for another row."""
+def _of_needed(
+    name: str,
+    parameters: TrainParameters,
+    rows: Mapping[str, Experiment],
+    own: Mapping[str, Experiment],
+) -> TrainParameters:
+    """Return the parameters of a run that another one needs: the same, for another row."""
     changes = {
-        "experiment": name,
+        "experiment": (
+            experiment_file.select(parameters.experiment, name, own) if name in own else name
+        ),
+        "name": None,
         "weights": None if rows[name].weights in rows else parameters.parent_weights,
         # These make the child what it is; the parent is what its own row says.
         "loss": None,
         "sampling": None,
         "monitor": None,
     }
-    return plan(parameters.model_copy(update=changes), rows)
+    return parameters.model_copy(update=changes)
 
 
 def how_to_make(needed: TrainPlan) -> str:
@@ -135,7 +163,7 @@ def how_to_make(needed: TrainPlan) -> str:
         for k in ("experiment", "seed", "fold", *OVERRIDES)
         if (v := getattr(parameters, k)) != defaults[k].default or k == "experiment"
     }
-    words = " ".join(f"-p {k.upper()} {v}" for k, v in given.items())
+    words = " ".join(f"-p {k.upper()} {shlex.quote(str(v))}" for k, v in given.items())
     return f"train it first with {words}, or all of them with -p WITH_PARENTS True"
 
 
@@ -149,7 +177,10 @@ def find_row(name: str, rows: Mapping[str, Experiment]) -> Experiment:
     if name in rows:
         return rows[name]
     near = difflib.get_close_matches(name, rows, n=3, cutoff=0.4) or list(rows)
-    raise InputError(f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {', '.join(near)}")
+    raise InputError(
+        f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {', '.join(near)}; "
+        "-p EXPERIMENT also takes a JSON file of your own"
+    )
 
 
 def suffix(field: str, value: Any) -> str:

@@ -170,7 +170,7 @@ def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
     return chosen
 
 
-_DEFAULTS = Experiment(name="").model_dump(mode="json", exclude={"name"})
+_DEFAULTS = Experiment(name="default").model_dump(mode="json", exclude={"name"})
 
 
 def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> None:
@@ -197,6 +197,21 @@ def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> Non
             f"{folder.path} holds a run of another configuration ({'; '.join(differs)}): "
             "choose another WORK_DIR, or delete that folder"
         )
+
+
+def check_experiment(roots: Iterable[Path], plan: TrainPlan) -> None:
+    """Refuse a run of which another experiment has folds already: all folds share one.
+
+    Raises: InputError naming the fold and each field that differs.
+    """
+    here = {"experiment": plan.experiment.model_dump(mode="json")}
+    for folder in find(roots, plan.run).values():
+        there = {"experiment": folder.read_config().get("experiment", {})}
+        if differs := list(differences(there, here)):
+            raise InputError(
+                f"{folder.path} is of a run {plan.run} with another configuration "
+                f"({'; '.join(differs)}): choose another NAME or WORK_DIR, or delete that run"
+            )
 
 
 def differences(there: Mapping, here: Mapping) -> Iterable[str]:

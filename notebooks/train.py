@@ -24,7 +24,8 @@ from typing import Optional
 sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 
 # %% tags=["parameters"]
-EXPERIMENT: str = "UNetResNet34_512_v1"
+EXPERIMENT: str = "UNetResNet34_512_v1"  # or a JSON file of your own
+NAME: Optional[str] = None  # of the run; None: made of experiment and overrides
 SEED: int = 3456
 FOLD: Optional[int] = None  # None: every fold, one after the other
 N_FOLDS: int = 5

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from papermill.cli import _resolve_type
 from pydantic import ValidationError
 
 from kernel_lib.config import (
@@ -12,6 +16,7 @@ from kernel_lib.config import (
     InferenceParameters,
     ThresholdsParameters,
     TrainParameters,
+    parse_value,
 )
 from kernel_lib.errors import InputError
 
@@ -76,3 +81,40 @@ def test_a_child_differs_from_its_parent_in_what_it_states_alone():
 def test_a_row_without_a_loss_is_refused():
     with pytest.raises(ValidationError, match="loss"):
         Experiment(name="x", loss={})
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.sampled_from(["007", "1_000", " 7 ", "nan", "-inf", "1e-4", "True", "true", "None", ""]),
+        st.text(max_size=8),
+        st.integers().map(str),
+        st.floats().map(str),
+    )
+)
+def test_values_are_parsed_as_papermill_parses_them(text: str):
+    ours, theirs = parse_value(text), _resolve_type(text)
+    assert type(ours) is type(theirs)
+    assert ours == theirs or (math.isnan(ours) and math.isnan(theirs))
+
+
+def test_help_describes_every_parameter_with_type_and_default():
+    described = dict(TrainParameters.described())
+    assert described.keys() == {name.upper() for name in TrainParameters.model_fields}
+    assert described["SIZE"] == "int or None [None]"
+    assert described["SAVE_MINUTES"] == "float [10.0]"
+    assert described["ON_BAD_FILE"] == "stop, skip [stop]"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "ä"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(InputError, match=f"NAME = {name!r}: "):
+        TrainParameters.checked({"name": name})
+    with pytest.raises(ValidationError):
+        Experiment(name=name)
+
+
+def test_json_may_be_longer_than_other_texts():
+    assert TrainParameters.checked({"experiment": "x" * 5000})
+    with pytest.raises(InputError, match="DATA_DIR = 'xxx"):
+        TrainParameters.checked({"data_dir": "x" * 5000})

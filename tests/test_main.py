@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from kernel_lib import __main__ as command_line
+from kernel_lib import config
 
 HEAVY = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch", "timm")
 VOTE = ("--at-least", "1", "-o", "out.csv")
@@ -118,6 +122,14 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("train", "list.json"), "list.json"),
         (("train", "typo.json"), "unknown parameter SIZES; the nearest is SIZE"),
         (("train", "dash.json"), "MAX-HOURS"),
+        (("train", "-p", "SIZES", "64"), "unknown parameter SIZES; the nearest is SIZE"),
+        (("train", "-p", "SIZE", "big"), "SIZE = 'big': "),
+        (("train", "-p", "SIZE"), "requires 2 arguments"),
+        (("train", "small.json", "-p", "SIZE", "500"), "SIZE = 500: "),
+        (("train", "-p", "EXPERIMENT", "absent.json"), "absent.json does not exist"),
+        (("train", "-p", "EXPERIMENT", "own.json"), "unknown field encodr; the nearest is encoder"),
+        (("thresholds", "-p", "RUN", "x"), "unknown parameter RUN; the nearest is RUNS"),
+        (("inference", "-p", "ENSEMBLES", "x"), "the nearest is ENSEMBLE"),
         (("summary", "."), "the thresholds stage makes it"),
         (("vote", "right.csv", "other.csv", *VOTE), "other.csv lacks image c"),
         (("vote", "right.csv", "--at-least", "2", "-o", "out.csv"), "a number from 1 to 1"),
@@ -134,6 +146,8 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(project_root, tables, 
     (tables / "list.json").write_text("[]")
     (tables / "typo.json").write_text('{"sizes": 1024}')
     (tables / "dash.json").write_text('{"max-hours": 1}')
+    (tables / "small.json").write_text('{"size": 64}')
+    (tables / "own.json").write_text('{"name": "mine", "encodr": "resnet18"}')
     (tables / "other.csv").write_text("ImageId,EncodedPixels\na,0 20\nb,-1\n")
     before = contents(tables)
     given = [str(tables / a) if "." in a else a for a in arguments]
@@ -162,6 +176,24 @@ def test_what_needs_no_network_starts_without_torch(project_root, modules):
     done = run(project_root, "-c", code)
     assert done.returncode == 0, done.stderr
     assert set(HEAVY).isdisjoint(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("stage", ["train", "thresholds", "inference"])
+def test_a_stage_s_help_lists_its_parameters(project_root, stage):
+    done = cli(project_root, stage, "--help")
+    assert done.returncode == 0, done.stderr
+    kind = getattr(config, f"{stage.capitalize()}Parameters")
+    for name, description in kind.described():
+        assert re.search(rf"^  {name} +{re.escape(description[:20])}", done.stdout, re.MULTILINE)
+
+
+def test_a_parameter_wins_over_the_file_and_the_last_of_a_name_counts(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"SIZE": 64, "epochs": 3}')
+    given = [("SIZE", "96"), ("SIZE", "128"), ("FOLD", "0"), ("with_parents", "True")]
+    parameters = command_line._parameters(path, "TrainParameters", given)
+    assert parameters == config.TrainParameters(size=128, epochs=3, fold=0, with_parents=True)
+    assert command_line._parameters(None, "TrainParameters") == config.TrainParameters()
 
 
 def test_importing_the_package_imports_nothing_of_it(project_root):

@@ -217,3 +217,45 @@ def test_a_loss_is_a_sum_of_names_with_weights(text, weights):
 def test_what_is_no_sum_of_losses_is_refused(text):
     with pytest.raises(InputError, match=r"LOSS .* is no term; write names with weights"):
         planned(loss=text)
+
+
+def test_a_name_takes_the_place_of_experiment_and_overrides():
+    decided = planned(name="short", size=64, lr=0.5, epochs=3, seed=7)
+    assert decided.run == "short_seed7"
+    same = planned(size=64, lr=0.5, epochs=3, seed=7)
+    assert decided.experiment == same.experiment
+    assert decided.parameters.experiment == DEFAULT
+
+
+def test_a_name_is_the_run_s_own_and_not_its_parents():
+    decided = planned(name="short", experiment="UNetResNet34_512_v3", size=64)
+    assert decided.run == "short_seed3456"
+    assert needed(decided) == ["UNetResNet34_512_v1_size64_seed3456"]
+    assert "NAME" not in plans.how_to_make(decided.parent)
+
+
+def test_a_name_may_be_that_of_the_experiment_itself():
+    assert planned(name=DEFAULT).run == planned().run
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"name": DEFAULT, "lr": 0.5}, f"NAME {DEFAULT} is a shipped experiment"),
+        ({"name": DEFAULT, "size": 1024}, f"NAME {DEFAULT} is a shipped experiment"),
+        ({"name": "UNetResNet34_512_v2"}, "NAME UNetResNet34_512_v2 is a shipped experiment"),
+        ({"name": "UNetResNet34_512_v1_size64", "size": 64, "experiment": "UNetResNet34_512_v3"},
+         "NAME UNetResNet34_512_v1_size64 is that of a run that this one needs"),
+        ({"name": "x" * 200}, "at most 200"),
+    ],
+)  # fmt: skip
+def test_a_name_of_another_run_is_refused(given, words):
+    with pytest.raises(InputError, match=words):
+        planned(**given)
+
+
+def test_too_many_overrides_are_refused_with_the_name_as_the_way_out():
+    weights = f"{'x' * 190}.pth"
+    with pytest.raises(InputError, match="at most 200: name it with -p NAME SHORT"):
+        planned(weights=weights)
+    assert planned(weights=weights, name="short").run == "short_seed3456"

@@ -125,6 +125,16 @@ def test_other_folds_are_another_configuration(tmp_path):
         runs.settle_config(folder, decided(), "two")
 
 
+def test_all_folds_of_a_run_share_one_experiment(tmp_path):
+    work, other = tmp_path / "work", tmp_path / "other"
+    runs.check_experiment([work, other], decided(name="short"))
+    runs.settle_config(runs.fold_folder(other, "short_seed3456", 1), decided(name="short"), "one")
+    runs.check_experiment([work, other], decided(name="short", workers=2))
+    runs.check_experiment([work, other], decided(name="another", lr=0.5))
+    with pytest.raises(InputError, match=r"fold1 .*lr: 0.02 there, 0.5 here.*another NAME"):
+        runs.check_experiment([work, other], decided(name="short", lr=0.5))
+
+
 def test_prose_is_no_configuration(tmp_path):
     folder = runs.fold_folder(tmp_path, "run", 0)
     runs.settle_config(folder, decided(), "one")

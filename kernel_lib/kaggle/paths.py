@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernel_lib import experiment_file
 from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
 
@@ -185,6 +186,25 @@ def _holds_weights(folder: Path) -> bool:
 
 def from_root(value: str) -> Path:
     return project_root() / Path(value).expanduser()
+
+
+def experiment_text(value: str) -> str:
+    """Return an EXPERIMENT that travels: the JSON text of a file in the place of its path.
+
+    Names and JSON text are returned as they are. Raises: InputError naming a file that is missing
+        or holds no experiment.
+    """
+    if experiment_file.is_json(value) or not value.endswith(".json"):
+        return value
+    path = from_root(value)
+    try:
+        return experiment_file.write(experiment_file.read(path.read_text("utf-8")).values())
+    except FileNotFoundError:
+        raise InputError(f"EXPERIMENT {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"EXPERIMENT {path} cannot be read ({error})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _existing(path: Path, name: str) -> Path:

@@ -74,6 +74,7 @@ def check(
     Runs in `among` will be trained first.
     """
     row, parameters = decided.experiment, decided.parameters
+    runs.check_experiment(roots, decided)
     if parameters.groups is not None and not paths.from_root(parameters.groups).is_file():
         raise InputError(f"GROUPS {paths.from_root(parameters.groups)} does not exist")
     if row.gate is not None and row.gate not in among and row.gate not in runs.names(roots):

@@ -77,6 +77,7 @@ class _Session:
 def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS) -> TrainResult:
     """Train the fold or folds asked for and predict their held-out images.
 
+    `rows` are the experiments that EXPERIMENT, or a JSON of the user's own, may name.
     It can be stopped anywhere, and a signal saves first; the same call goes on from there. With
     MAX_HOURS it stops in time by itself. WITH_PARENTS trains first what the row starts from and
     what gates it.
@@ -86,6 +87,8 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     they must see the same working folder and cache.
     """
     clock = Clock(allowance.max_hours(parameters.max_hours))
+    given = paths.experiment_text(parameters.experiment)
+    parameters = parameters.model_copy(update={"experiment": given})
     decided = plan(parameters, rows)
     chain = (*decided.needs(), decided) if parameters.with_parents else (decided,)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]

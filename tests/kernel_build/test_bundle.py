@@ -137,3 +137,14 @@ def test_the_project_s_own_kernels_can_be_pushed(
         nbformat.validate(nbformat.read(kernel.code_file, as_version=4))
     else:
         compile(kernel.code_file.read_text(encoding="utf-8"), str(kernel.code_file), "exec")
+
+
+@pytest.mark.parametrize("kind", metadata.KINDS)
+def test_a_file_s_experiment_travels_as_its_text(project_root: Path, tmp_path: Path, kind: str):
+    row = {"name": "mine", "says": 'it\'s "mine"', "size": 64}
+    (tmp_path / "mine.json").write_text(json.dumps(row, indent=1))
+    given = (("EXPERIMENT", str(tmp_path / "mine.json")), ("FOLD", "0"))
+    kernel = bundle.build(project_root, "train", kind, given=given, out=tmp_path)
+    assert json.loads(kernel.parameters["EXPERIMENT"]) == row
+    assert kernel.folder.name.startswith("train-mine-seed3456-fold0")
+    assert str(tmp_path) not in kernel.code_file.read_text()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import graph, metadata, names, parameters
+from kernel_build import graph, metadata, names
 from kernel_build.graph import Node
-from kernel_lib.config import TrainParameters
+from kernel_lib.config import TrainParameters, parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.plan import plan
@@ -117,7 +117,7 @@ def test_the_parameters_make_the_run_again_that_was_planned():
     hours = {one.parameters.experiment: (1.0,) for one in runs[5678]}
     found = graph.nodes(runs, 3, hours, 1.0, 8.5)
     for node, decided in zip(found, runs[5678], strict=False):
-        values = {name.lower(): parameters.parse(text) for name, text in node.given}
+        values = {name.lower(): parse_value(text) for name, text in node.given}
         again = plan(TrainParameters.checked(values), EXPERIMENTS)
         assert again.run == decided.run
         assert again.experiment == decided.experiment

@@ -115,3 +115,11 @@ def test_abbreviations_are_shorter_and_differ():
     assert all(len(short) < len(word) for word, short in names.ABBREVIATIONS.items())
     assert len(set(names.ABBREVIATIONS.values())) == len(names.ABBREVIATIONS)
     assert names.shorten("folds-fold3-unfold-seedling") == "folds-f3-unfold-seedling"
+
+
+def test_an_experiment_s_json_and_a_run_s_name_are_shown_by_name():
+    row = '{"name": "lite0_384", "size": 384}'
+    assert train(EXPERIMENT=row, FOLD=0) == "train-lite0-384-seed3456-fold0"
+    named = train(EXPERIMENT=row, NAME="short", LR=0.5, FOLD=0)
+    assert re.fullmatch(r"train-short-seed3456-fold0-[0-9a-f]{6}", named)
+    assert named != train(EXPERIMENT=row, NAME="short", LR=0.6, FOLD=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from kernel_build import needs
@@ -72,3 +74,14 @@ def test_what_the_stage_would_refuse_is_refused_at_the_build(stage: str, values:
 
 def test_other_stages_miss_nothing():
     assert missed("thresholds") == missed("inference", TTA="none") == []
+
+
+def test_an_experiment_of_the_user_s_own_is_checked_and_its_needs_named():
+    rows = [{"name": "a", "encoder": "resnet18"}, {"name": "b", "parent": "a", "weights": "a"}]
+    (run,) = missed(EXPERIMENT=json.dumps(rows))
+    assert run.startswith("needs the run a_seed3456: ")
+    (weights,) = missed(EXPERIMENT=json.dumps(rows), WITH_PARENTS=True)
+    assert weights.startswith("needs ImageNet weights of resnet18")
+    rows[1]["network"] = "UNt"
+    with pytest.raises(InputError, match="UNt"):
+        missed(EXPERIMENT=json.dumps(rows))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from papermill.cli import _resolve_type
 
 from kernel_build import parameters
 from kernel_lib.errors import InputError
@@ -26,21 +24,6 @@ NAMES = {
     "FOLDS": "List[int]",
     "FREE": "",
 }
-
-
-@settings(deadline=None)
-@given(
-    st.one_of(
-        st.sampled_from(["007", "1_000", " 7 ", "nan", "-inf", "1e-4", "True", "true", "None", ""]),
-        st.text(max_size=8),
-        st.integers().map(str),
-        st.floats().map(str),
-    )
-)
-def test_values_are_parsed_as_papermill_parses_them(text: str):
-    ours, theirs = parameters.parse(text), _resolve_type(text)
-    assert type(ours) is type(theirs)
-    assert ours == theirs or (math.isnan(ours) and math.isnan(theirs))
 
 
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())

@@ -230,6 +230,24 @@ def test_a_mistake_is_one_clear_error(arguments: tuple[str, ...], words: str):
     assert words in done.output
 
 
+def test_a_file_of_experiments_is_planned_by_their_names(tmp_path: Path):
+    rows = [{"name": "first", "weights": "none"}, {"name": "second", "weights": "first"}]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    mine = str(tmp_path / "mine.json")
+    done = run(mine, "--seconds-per-epoch", "60")
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.output.splitlines()[1:3]] == ["first", "second"]
+    assert "-p EXPERIMENT FILE.json" in run(mine).output
+    asked = TrainParameters(experiment=json.dumps(rows), name="short")
+    plans = plan.plans_of(asked, 1)
+    nodes = graph.nodes(plans, 2, {"first": (1.0,), "second": (1.0,)}, 0.1, 9.0)
+    values = [dict(node.given) for node in nodes]
+    trained = [json.loads(v["EXPERIMENT"]) for v in values if "EXPERIMENT" in v]
+    assert trained == [rows[0], rows] * 2
+    assert [v.get("NAME") for v in values] == [None, "short"] * 2 + [None] * 2
+    assert values[-1] == {"ENSEMBLE": "short_seed3456"}
+
+
 @pytest.mark.slow
 def test_written_it_is_a_graph_of_the_project_s_own_kernels(tmp_path: Path):
     out = tmp_path / "graph"
