@@ -93,7 +93,8 @@ def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> 
 
 _add_stage("train", "Train", "train")
 _add_stage("thresholds", "Search thresholds", "thresholds")
-_add_stage("predict", "Predict the test images", "inference", "predict")
+_add_stage("predict-test", "Predict the test images", "inference", "predict")
+main.commands["predict-test"].hidden = True  # what several processes of one inference run
 _add_stage("inference", "Predict and submit", "inference")
 
 
@@ -169,6 +170,58 @@ def phantoms(
     from kernel_lib.data import phantom
 
     phantom.write_competition(folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty)
+
+
+@main.command()
+@click.argument("inputs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True,
+    help="masks/, overlays/ and predictions.csv; a new or empty folder, or an earlier prediction",
+)  # fmt: skip
+@click.option("--ensemble", type=click.Path(path_type=Path), help="WORK_DIR/ensembles/<name>")
+@click.option("--model", help="a released model's name or file [the only one in models/]")
+@click.option("--device", help="cpu, cuda, cuda:1 [a GPU if there is one]")
+@click.option("--precision", help="float32, float16 or bfloat16 [the device's own]")
+@click.option("--batch-size", type=int, help="images at once [twice the training's]")
+@click.option("--threads", type=int, help="of the CPU [all]")
+def predict(
+    inputs: tuple[Path, ...], out: Path, ensemble: Path | None, model: str | None, **how
+) -> None:
+    """Draw masks on INPUTS: radiographs, or folders of them, as DICOM, PNG or JPEG.
+
+    DICOMs need no ending. Without --ensemble the released model in models/ predicts.
+    """
+    if ensemble is not None and model is not None:
+        raise InputError("--ensemble and --model both say who predicts: give one of them")
+    from kernel_lib.stages import predict_files
+
+    click.echo(predict_files.run(inputs, out, ensemble=ensemble, model=model, **how))
+
+
+@main.command()
+@click.argument("fold", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--ensemble", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+    help="the thresholds stage's folder of that run alone: its rule and honest score",
+)  # fmt: skip
+@click.option("--name", required=True, help="what the model is called")
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="[models/NAME.safetensors]"
+)
+@click.option("--last", is_flag=True, help="the last EMA weights instead of the best checkpoint")
+@click.option("--licence", default="not stated", show_default=True, help="under which it is given")
+def release(
+    fold: Path, ensemble: Path, name: str, out: Path | None, last: bool, licence: str
+) -> None:
+    """Write one model file from FOLD, WORK_DIR/runs/<run>/fold<k>, with its rule and lineage."""
+    from kernel_lib.kaggle import paths
+    from kernel_lib.stages import release as stage
+
+    target = out or paths.models_dir() / f"{name}.safetensors"
+    given, n_bytes = stage.run(fold, ensemble, name, target, last=last, licence=licence)
+    click.echo(f"{target}: {n_bytes / 1e6:.2f} MB, {len(given.lineage.images)} images seen")
+    click.echo(f"rule: {given.rule}")
+    click.echo(f"honest dice: {given.score['honest']['dice']:.4f}")
 
 
 @main.command()

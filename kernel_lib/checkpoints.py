@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from kernel_lib import files
+from kernel_lib import files, released
 from kernel_lib.errors import InputError
 from kernel_lib.models import weights
+from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, Lineage
 
 
@@ -60,8 +61,8 @@ def digest_of(state: dict[str, Any], path: Path) -> str:
 
 def past(path: Path) -> Lineage:
     """What the weights in a file have seen; unknown where the file does not say."""
-    if Path(path).suffix == ".safetensors":
-        return UNKNOWN
+    if Path(path).suffix == released.SUFFIX:
+        return Released.load(path).lineage if released.is_released(path) else UNKNOWN
     try:
         return load(path)[1]
     except InputError:

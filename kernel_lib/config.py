@@ -238,6 +238,8 @@ class InferenceParameters(Parameters):
     work_dir: str | None = None
     cache_dir: str | None = None
     sample: str | None = None  # None: the sample submission found beside the data
+    # None: ensembles/<ensemble>; else the folder outputs/<name> in it, beside that
+    output: str | None = Field(None, pattern=r"^[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$")
     tta: str | None = None  # None: as the members' rows say
     batch_size: int | None = Field(None, ge=1)
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -28,6 +28,7 @@ DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
 WORK_DIR: Optional[str] = None
 CACHE_DIR: Optional[str] = None
 SAMPLE: Optional[str] = None  # None: the sample submission beside the data
+OUTPUT: Optional[str] = None  # a name: beside an earlier data set's results, not over them
 TTA: Optional[str] = None  # None: as the runs' rows say
 BATCH_SIZE: Optional[int] = None
 PRECISION: str = "auto"
@@ -66,7 +67,7 @@ figures.share_nonempty(result.honest, result.summary)
 # %%
 from kernel_lib.stages import report_images
 
-report_images.of_submission(result.folder, parameters.data_dir)
+report_images.on_test(result.submission, result.source)
 
 # %% [markdown]
 # The test images, their maps and masks, to look through.
@@ -74,4 +75,4 @@ report_images.of_submission(result.folder, parameters.data_dir)
 # %%
 from kernel_lib.viz.viewer import viewer_or_why
 
-viewer_or_why(result.folder, test=True, data_dir=parameters.data_dir)
+viewer_or_why(result.folder, test=True, data_dir=parameters.data_dir, roots=result.roots)

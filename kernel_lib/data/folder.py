@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kernel_lib.data.images import DICOM_SUFFIXES, SUFFIXES, image_id
+from kernel_lib.data.images import DICOM_SUFFIXES, SUFFIXES, image_id, is_image
 from kernel_lib.errors import InputError
 
 # dicom-images-train/<study>/<series>/<image>.dcm, and a folder or two around it.
@@ -38,9 +38,10 @@ class Listing:
         return any(TEST_FOLDER.search(name) and "train" not in name.lower() for name in folders)
 
 
-def survey(data_dir: Path) -> Listing:
+def survey(data_dir: Path, by_content: bool = False) -> Listing:
     """List a data folder, to the depth of an archive unpacked into a folder of its own.
 
+    With `by_content` files of any other ending are opened, and listed where they are images.
     Errors: InputError where there is no such folder, or it is far too large for a data set.
     """
     if not data_dir.exists():
@@ -48,7 +49,7 @@ def survey(data_dir: Path) -> Listing:
     if not data_dir.is_dir():
         raise InputError(f"DATA_DIR {data_dir} is a file: unpack it and give the folder")
     listing = Listing(data_dir.resolve())
-    _walk(listing)
+    _walk(listing, by_content)
     return listing
 
 
@@ -61,7 +62,7 @@ def one_path_an_id(
     """
     chosen: dict[str, Path] = {}
     in_two_formats = set()
-    for path in sorted(paths, key=lambda p: PREFERENCE.index(p.suffix.lower())):
+    for path in sorted(paths, key=_preference):
         name = id_of(path)
         first = chosen.setdefault(name, path)
         if first == path:
@@ -76,7 +77,13 @@ def one_path_an_id(
     return dict(sorted(chosen.items())), len(in_two_formats)
 
 
-def _walk(listing: Listing) -> None:
+def _preference(path: Path) -> int:
+    """Return the rank of a file's format; one that its name does not tell is mostly DICOM."""
+    suffix = path.suffix.lower()
+    return PREFERENCE.index(suffix) if suffix in PREFERENCE else 0
+
+
+def _walk(listing: Listing, by_content: bool) -> None:
     # Depth first, so that images turn up soon in a folder of many thousand folders.
     waiting = [(listing.root, 0, False)]
     barren = 0
@@ -89,7 +96,7 @@ def _walk(listing: Listing) -> None:
                 if depth < MAX_DEPTH:
                     masks = of_masks or entry.name.lower() in MASK_FOLDERS
                     waiting.append((Path(entry.path), depth + 1, masks))
-            elif suffix in SUFFIXES:
+            elif suffix in SUFFIXES or (by_content and suffix != ".csv" and is_image(entry.path)):
                 (listing.masks if of_masks else listing.images).append(Path(entry.path))
                 barren = 0
             elif suffix == ".csv" and depth <= MAX_TABLE_DEPTH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -136,6 +137,53 @@ def size_of(path: Path | str) -> tuple[int, int]:
     if not height or not width:
         raise ImageError(f"{path} holds no pixels (it states no Rows and Columns)")
     return height, width
+
+
+def is_image(path: Path | str) -> bool:
+    """Return whether a file holds a radiograph by its content, whatever its name.
+
+    PNG and JPEG by their first bytes; DICOM, with a preamble or without, where its header states
+    Rows and Columns, so that a DICOMDIR or a report is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    if start.startswith((PNG_MAGIC, JPEG_MAGIC)):
+        return True
+    # A data set without a preamble begins with group 0002 or 0008, stored little-endian.
+    if start[128:] != b"DICM" and start[:2] not in (b"\x02\x00", b"\x08\x00"):
+        return False
+    try:
+        size_of(path)
+    except ImageError:
+        return False
+    return True
+
+
+def spacing_of(path: Path | str) -> tuple[float, float] | None:
+    """Return a DICOM's pixel spacing, (between rows, between columns) in mm; None where unknown.
+
+    PixelSpacing, else ImagerPixelSpacing (at the detector, hence of a magnified image), as stated.
+    """
+    if is_picture(path):
+        return None
+
+    def stated(header: pydicom.Dataset) -> tuple[float, float] | None:
+        for tag in ("PixelSpacing", "ImagerPixelSpacing"):
+            values = header.get(tag)
+            if values is None or isinstance(values, str) or len(values) != 2:
+                continue
+            rows, columns = map(float, values)
+            if 0 < rows < math.inf and 0 < columns < math.inf:
+                return rows, columns
+        return None
+
+    try:
+        return _read_header(Path(path), ["PixelSpacing", "ImagerPixelSpacing"], stated)
+    except ImageError:  # a spacing that is no number is not known
+        return None
 
 
 def is_picture(path: Path | str) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
 from kernel_lib.data.folder import Listing, one_path_an_id, survey
-from kernel_lib.data.images import DICOM_SUFFIXES, image_id
+from kernel_lib.data.images import PICTURE_SUFFIXES, image_id
 from kernel_lib.data.labels import read_groups, read_labels, read_sample
 from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS
 from kernel_lib.errors import InputError
@@ -42,16 +42,22 @@ class Source:
     problems: list[str] = field(default_factory=list)
 
 
-def discover(data_dir: Path | str) -> Source:
+def discover(
+    data_dir: Path | str, *, for_inference: bool = False, sample: Path | None = None
+) -> Source:
     """Recognise the layout under a folder and pair images with labels; opens no image.
 
     Training images are those with a label, wherever they lie. Test images are those that the
     sample submission names, else those in a folder for test images (dicom-images-test,
     stage_2_images, …); they may be training images too, as where a stage's labels are known.
     One file an image: DICOM before PNG before JPEG.
+
+    With `for_inference` files are also recognised by their content, images without a label are no
+    fault, and a folder of images alone, without labels, sample and test folder, is all test images.
+    A `sample` given, from anywhere, takes the place of the one in the folder.
     Errors: InputError, for all that would otherwise turn up hours later.
     """
-    listing = survey(Path(data_dir))
+    listing = survey(Path(data_dir), by_content=for_inference)
     if not listing.images:
         raise InputError(f"no images under DATA_DIR {data_dir}. {_archive_hint(listing)}{LAYOUTS}")
     images, in_two_formats = one_path_an_id(listing.images)
@@ -59,7 +65,9 @@ def discover(data_dir: Path | str) -> Source:
     if in_two_formats:
         problems.append(f"{in_two_formats} images have files of two formats: DICOM, PNG, JPEG win")
     labels, train = _training(listing, images, problems)
-    sample, test = _test(listing, images, train, problems)
+    sample, test = _test(listing, images, train, problems, sample)
+    if for_inference and sample is None and train.empty and test.empty:
+        test = _test_frame(images, images)
     if train.empty and test.empty:
         raise InputError(
             f"{len(images)} images under DATA_DIR {data_dir}, and neither labels nor a sample "
@@ -72,7 +80,7 @@ def discover(data_dir: Path | str) -> Source:
         test=test,
         sample=sample,
         labels=labels,
-        unlabelled=_unlabelled(listing, images, train, test, problems),
+        unlabelled=_unlabelled(listing, images, train, test, problems, for_inference),
         problems=problems,
     )
 
@@ -130,10 +138,16 @@ def _train_frame(rows: list[tuple[str, str, str, str]], images: dict[str, Path])
     return pd.DataFrame(full, columns=list(TRAIN_COLUMNS), dtype=object)
 
 
-def _test(listing: Listing, images: dict[str, Path], train: pd.DataFrame, problems: list[str]):
-    """The sample (None without one) and the test rows."""
+def _test(
+    listing: Listing,
+    images: dict[str, Path],
+    train: pd.DataFrame,
+    problems: list[str],
+    given: Path | None,
+):
+    """The sample, the one given first (None without one), and the test rows."""
     in_folder = [name for name, path in images.items() if listing.is_test(path)]
-    samples = [path for path in listing.tables if "sample" in path.name.lower()]
+    samples = [given] if given else [p for p in listing.tables if "sample" in p.name.lower()]
     if not samples:
         return None, _test_frame(in_folder, images)
     read = {path: read_sample(path) for path in samples}
@@ -145,13 +159,14 @@ def _test(listing: Listing, images: dict[str, Path], train: pd.DataFrame, proble
     if absent.empty:
         return sample, _test_frame(table["image_id"], images)
     unclaimed = set(in_folder) - set(train["image_id"])
-    if not present[sample] and len(train) and not unclaimed:
+    if not given and not present[sample] and len(train) and not unclaimed:
         problems.append(f"{sample} names {len(table)} test images, none of which is here")
         return sample, _test_frame([], images)
     name, row = absent.iloc[0]
     raise InputError(
         f"{sample} row {row}: test image {name} has no file under {listing.root} ({len(absent)} "
-        f"of {len(table)} have none): fetch the images, or is it another competition's sample?"
+        f"of {len(table)} have none): fetch the images, or is it another competition's sample "
+        "(-p SAMPLE FILE)?"
     )
 
 
@@ -160,13 +175,13 @@ def _test_frame(ids: Iterable[str], images: dict[str, Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "path"], dtype=object)
 
 
-def _unlabelled(listing, images, train, test, problems) -> list[str]:
+def _unlabelled(listing, images, train, test, problems, for_inference) -> list[str]:
     """Images that are neither labelled nor test images. Errors: InputError above 5 %."""
     known = set(train["image_id"]) | set(test["image_id"])
     rest = [n for n, path in images.items() if n not in known and not listing.is_test(path)]
     if not rest:
         return []
-    if train.empty:  # an inference kernel: what the sample does not name is nobody's concern
+    if train.empty or for_inference:  # nobody's concern there: the sample names what is wanted
         problems.append(f"{len(rest)} images stand in no table and are not used")
         return []
     share = len(rest) / (len(rest) + len(train))
@@ -183,7 +198,7 @@ def _unlabelled(listing, images, train, test, problems) -> list[str]:
 def _layout(listing: Listing, images: dict[str, Path], by_masks: bool) -> str:
     if by_masks:
         return "images+masks"
-    dicoms = [path for path in images.values() if path.suffix.lower() in DICOM_SUFFIXES]
+    dicoms = [path for path in images.values() if path.suffix.lower() not in PICTURE_SUFFIXES]
     if 2 * len(dicoms) <= len(images):
         return "images+rle"
     folders = {path.parent for path in dicoms}

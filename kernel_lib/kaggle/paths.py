@@ -184,6 +184,11 @@ def _holds_weights(folder: Path) -> bool:
         return any(e.name.endswith(WEIGHT_ENDINGS) and e.is_file() for e in entries)
 
 
+def models_dir() -> Path:
+    """Return the folder of released models, at the top of the clone; it need not exist."""
+    return project_root() / "models"
+
+
 def from_root(value: str) -> Path:
     return project_root() / Path(value).expanduser()
 

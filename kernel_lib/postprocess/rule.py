@@ -16,7 +16,7 @@ import numpy as np
 
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate, plain
-from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.postprocess.search import FULL_AREA, KEEP_NONE
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ class Triplet:
                 "give pixels of a 1024² image"
             )
         object.__setattr__(self, "min_area_px", area)
+
+    @property
+    def keeps_none(self) -> bool:
+        """Whether the rule asks for more area than an image has, so that every mask is empty."""
+        return self.min_area_px >= KEEP_NONE
+
+    def __str__(self) -> str:
+        label = "" if self.label is None else f"label {self.label:.4f}, "
+        area = f"min area {self.min_area_px} px"
+        if self.keeps_none:
+            area += f" (predicts nothing: an image has {FULL_AREA} px)"
+        return f"{label}top {self.top:.4f}, {area}, bottom {self.bottom:.4f}"
 
     def to_json(self) -> dict[str, float | int]:
         """The rule as a dict for JSON, without `label` where it asks for none."""

@@ -36,16 +36,20 @@ from kernel_lib.training.distributed import World
 class InferenceResult:
     """A submission, and what is to be known of it."""
 
-    folder: Path
+    folder: Path  # the ensemble's
     submission: Path
     summary: honest.TestSummary  # the test masks beside those out of fold
     honest: honest.HonestReport
     unreadable: tuple[str, ...]
     told: tuple[str, ...]  # the rule, and who has a say in what
+    source: table.Source
+    roots: tuple[Path, ...]  # where the archives lie, those of the test images first
 
     def __str__(self) -> str:
         lines = [*self.told]
-        lines += [f"submission: {self.submission}", f"report: {self.folder / 'report.html'}"]
+        lines.append(f"submission: {self.submission}")
+        if self.submission.parent == self.folder:
+            lines.append(f"report: {self.folder / 'report.html'}")
         lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
         return "\n".join(lines)
 
@@ -55,7 +59,7 @@ class Predicted:
     """The test images, once every member's fold has said what it sees in them."""
 
     images: pd.DataFrame  # image_id, height, width
-    unreadable: set[str]
+    unreadable: dict[str, str]  # image id to the reason
 
     def to_json(self) -> dict:
         """What one of several processes tells the one that started it."""
@@ -87,7 +91,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     if distributed.n_ranks() > 1:
         raise InputError(
             "inference writes one submission: start it in one process, with PROCESSES for more to "
-            "predict; of several that torchrun starts, `predict` is the command"
+            "predict; of several that torchrun starts, `predict-test` is the command"
         )
     asked = _asked(parameters)
     with Signals().caught(), files.alone(asked.folder):
@@ -97,7 +101,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     return result
 
 
-def _infer(asked: _Asked) -> InferenceResult:
+def _infer(asked: Asked) -> InferenceResult:
     ensemble, folder = asked.ensemble, asked.folder
     # All that the report needs, refused before hours are spent on predicting.
     known = report.read(asked.earlier, asked.roots)
@@ -105,7 +109,7 @@ def _infer(asked: _Asked) -> InferenceResult:
     unreadable = predicted.unreadable
     _take_along(asked.earlier, folder)
     areas, found, wanted = [], {}, set(asked.sample)
-    for image_id, mask in test_masks(ensemble, asked.roots, predicted.images, known.choice):
+    for image_id, mask in test_masks(ensemble, asked.test_roots, predicted.images, known.choice):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
@@ -116,19 +120,28 @@ def _infer(asked: _Asked) -> InferenceResult:
         print(f"warning: {warning}")
     unread = tuple(sorted(unreadable))
     told_of_test = {"summary": summary.to_json(), "unreadable": unread, "area_px": areas}
-    target = folder / "submission.csv"
-    with files.together(folder) as aside:
+    target = asked.output / "submission.csv"
+    with files.together(asked.output) as aside:
         written = aside / target.name
         submission.write(written, asked.sample, [found[image_id] for image_id in asked.sample])
         _check(written, asked.sample_file or asked.sample, predicted.images)
         files.write_json(aside / "test.json", told_of_test)
-    result = InferenceResult(folder, target, summary, known.scored, unread, known.told)
-    report.write(folder, asked.roots, source=asked.source)
-    return result
+    if asked.output == folder:  # another data set is none of the training report's
+        report.write(folder, asked.roots, source=asked.source)
+    return InferenceResult(
+        folder=folder,
+        submission=target,
+        summary=summary,
+        honest=known.scored,
+        unreadable=unread,
+        told=known.told,
+        source=asked.source,
+        roots=tuple(asked.test_roots),
+    )
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What a call of the stage is about, all of it there and fitting together."""
 
     parameters: InferenceParameters
@@ -144,41 +157,39 @@ class _Asked:
         """The ensemble's folder in the working folder."""
         return self.roots[0] / "ensembles" / self.ensemble.name
 
+    @property
+    def output(self) -> Path:
+        """The folder of the submission: the ensemble's, or that of OUTPUT in it."""
+        name = self.parameters.output
+        return self.folder if name is None else self.folder / "outputs" / name
 
-def _asked(parameters: InferenceParameters) -> _Asked:
+    @property
+    def test_roots(self) -> Sequence[Path]:
+        """The roots to read test maps from; the first is written to."""
+        return self.roots if self.parameters.output is None else [self.output, *self.roots]
+
+
+def _asked(parameters: InferenceParameters) -> Asked:
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)
-    source = table.discover(paths.data_dir(parameters.data_dir))
-    sample_file, sample = _sample(parameters, source)
-    _settled(ensemble, roots)
-    return _Asked(parameters, roots, earlier, ensemble, source, sample_file, sample)
-
-
-def _sample(parameters: InferenceParameters, source: table.Source) -> tuple[Path | None, list[str]]:
-    """The sample submission, if there is one, and the image ids in its order."""
-    path = source.sample if parameters.sample is None else paths.from_root(parameters.sample)
-    there = source.test["image_id"].tolist()
-    if not there:
-        raise InputError(f"{source.root} holds no test images; {source.layout} layout")
-    if path is None:
-        print("no sample submission: one row for each test image, by id")
-        return None, sorted(there)
-    ids = table.read_sample(path)["image_id"].tolist()
-    known = set(there)
-    absent = [image_id for image_id in ids if image_id not in known]
-    if absent:
+    given = None if parameters.sample is None else paths.from_root(parameters.sample)
+    data_dir = paths.data_dir(parameters.data_dir)
+    source = table.discover(data_dir, for_inference=True, sample=given)
+    sample = source.test["image_id"].tolist()
+    if not sample:
         raise InputError(
-            f"{path}: {len(absent)} of {len(ids)} images, {absent[0]} first, are not among the "
-            f"{len(there)} test images in {source.root}: is the sample of another data set? "
-            "-p SAMPLE PATH"
+            f"{source.root} holds no test images; {source.layout} layout: -p SAMPLE FILE names them"
         )
-    return path, ids
+    if source.sample is None:
+        print("no sample submission: one row for each test image, by id")
+    check_members(ensemble, roots)
+    return Asked(parameters, roots, earlier, ensemble, source, source.sample, sample)
 
 
-def _settled(ensemble: Ensemble, roots: Sequence[Path]) -> None:
+def check_members(ensemble: Ensemble, roots: Sequence[Path]) -> None:
     """Refuse members that are not there, or not those whose maps the rule was searched on."""
     for member in ensemble.everyone:
         folders = runs.find(roots, member.run)
@@ -199,19 +210,19 @@ def _settled(ensemble: Ensemble, roots: Sequence[Path]) -> None:
                 )
 
 
-def _predict(asked: _Asked) -> Predicted:
+def _predict(asked: Asked) -> Predicted:
     parameters = asked.parameters
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
-        launch.run("predict", parameters, n)  # and what follows finds it all done
+        launch.run("predict-test", parameters, n)  # and what follows finds it all done
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     with distributed.joined(chosen.device) as world:
-        return _predict_all(asked, chosen, world)
+        return predict_all(asked, chosen, world)
 
 
-def _predict_all(asked: _Asked, chosen: Engine, world: World) -> Predicted:
+def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
     by_size: dict[int, cache.Prepared] = {}
     for member in asked.ensemble.everyone:
@@ -219,14 +230,15 @@ def _predict_all(asked: _Asked, chosen: Engine, world: World) -> Predicted:
         for fold in asked.ensemble.folds:
             row = Experiment.model_validate(folders[fold].read_config()["experiment"])
             if row.size not in by_size:
-                prepare = partial(_prepared, row.size, asked)
+                prepare = partial(prepared_images, row.size, asked)
                 by_size[row.size] = world.agreed(prepare)
             _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
-    unreadable = {line.split(":")[0] for one in by_size.values() for line in one.skipped}
+    skipped = [line for one in by_size.values() for line in one.skipped]
+    unreadable = dict(line.split(": ", 1) for line in skipped)
     return Predicted(by_size[row.size].table, unreadable)
 
 
-def _prepared(size: int, asked: _Asked) -> cache.Prepared:
+def prepared_images(size: int, asked: Asked) -> cache.Prepared:
     source, parameters = asked.source, asked.parameters
     return cache.prepare(
         source.test, source.root, size, paths.cache_dir(parameters.cache_dir),
@@ -238,7 +250,7 @@ def _predict_fold(
     folder: FoldFolder,
     row: Experiment,
     prepared: cache.Prepared,
-    asked: _Asked,
+    asked: Asked,
     chosen: Engine,
     world: World,
 ) -> None:
@@ -250,7 +262,7 @@ def _predict_fold(
     kept = folder.kept()
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
     meta["images_digest"] = _digest(prepared.table)
-    target = runs.fold_folder(asked.roots[0], folder.run, folder.fold).test
+    target = runs.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
     models = predictions.load_models(row, kept, chosen)

@@ -161,7 +161,8 @@ def _sections(
             known.among, roots, source, known.drawn, per_image, scored
         )
         if test is not None:
-            found.append(Section("Test images with a mask", report_images.on_test(folder, source)))
+            drawn = report_images.on_test(folder / "submission.csv", source)
+            found.append(Section("Test images with a mask", drawn))
         found.append(Section("Augmentations of one image", _augmented(ensemble, roots, source)))
     if known.left_out:
         found.append(Section("Training images left out", known.left_out))

@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import images, rle
-from kernel_lib.data.table import Source, discover
+from kernel_lib.data.table import Source
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.speakers import open_speakers
-from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.viz import figures
@@ -73,14 +72,9 @@ def out_of_fold(
     return found
 
 
-def of_submission(folder: Path, data_dir: str | None) -> Picture:
-    """As `on_test`, with DATA_DIR as the inference notebook has it."""
-    return on_test(folder, discover(paths.data_dir(data_dir)))
-
-
-def on_test(folder: Path, source: Source) -> Picture:
+def on_test(path: Path, source: Source) -> Picture:
     """The first test images with a mask in the submission."""
-    table = submission.read(folder / "submission.csv").set_index("image_id")["rle"]
+    table = submission.read(path).set_index("image_id")["rle"]
     shown = []
     for image_id, path in source.test[["image_id", "path"]].itertuples(index=False):
         if len(shown) < SHOWN and table.get(image_id, "-1") != "-1":

@@ -10,7 +10,6 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
-from kernel_lib.postprocess.thresholds import Triplet
 from kernel_lib.postprocess.ways import Choice
 
 
@@ -46,22 +45,22 @@ def told(ensemble: Ensemble, choice: Choice, report: HonestReport) -> list[str]:
 
     Weights that greedy found are the members' own by now.
     """
-    lines = [f"rule: {rule_text(choice.triplet)}"] if choice.rules is None else [
-        f"rule of {m.run}: {rule_text(rule)}"
-        for m, rule in zip(ensemble.members, choice.rules, strict=True)
-    ]  # fmt: skip
-    if choice.rules is not None:
-        lines.append(f"{ensemble.combine}: at least {choice.at_least} of {len(choice.rules)} agree")
+    lines = rule_lines(ensemble, choice)
     if len(set(ensemble.weights)) > 1:
         shares = ", ".join(f"{m.weight:g} · {m.run}" for m in ensemble.members)
         lines.append(f"weights: {shares}")
     return [*lines, f"gate: {gate_text(ensemble)}", auc_text(report)]
 
 
-def rule_text(rule: Triplet) -> str:
-    """A rule in words."""
-    text = f"top {rule.top:.4f}, min area {rule.min_area_px} px, bottom {rule.bottom:.4f}"
-    return text if rule.label is None else f"label {rule.label:.4f}, {text}"
+def rule_lines(ensemble: Ensemble, choice: Choice) -> list[str]:
+    """Return the rule in a line, or each member's and how many must agree."""
+    if choice.rules is None:
+        return [f"rule: {choice.triplet}"]
+    named = zip(ensemble.members, choice.rules, strict=True)
+    return [
+        *(f"rule of {m.run}: {rule}" for m, rule in named),
+        f"{ensemble.combine}: at least {choice.at_least} of {len(choice.rules)} agree",
+    ]
 
 
 def gate_text(ensemble: Ensemble) -> str:
@@ -96,11 +95,11 @@ def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
             named = zip(part.weights, ensemble.members, strict=True)
             row["weights"] = ", ".join(f"{w} · {m.run}" for w, m in named if w)
         if part.rules is None:
-            row["rule"] = rule_text(part.triplet)
+            row["rule"] = str(part.triplet)
         else:
             row["at least"] = part.at_least
             named = zip(ensemble.members, part.rules, strict=True)
-            row |= {m.run: rule_text(rule) for m, rule in named}
+            row |= {m.run: str(rule) for m, rule in named}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -9,12 +9,14 @@ from typing import NoReturn
 import numpy as np
 from torch import nn
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints, released, runs
+from kernel_lib.config import Experiment
 from kernel_lib.engine import seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.models import networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
+from kernel_lib.released import Released
 from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.stages.preparation import TrainingSet
 from kernel_lib.training.validation import better
@@ -49,14 +51,15 @@ def network(
         )
         print(f"encoder starts from {found}")
         return model, lineage
-    parent, network_there = _parent(decided, folder, roots)
-    if network_there == "Classifier" and row.network != "Classifier":
+    parent, encoder_alone = _parent(decided, folder, roots, model)
+    if encoder_alone:
         weights.load_encoder(model.encoder, parent)
         print(f"{folder.name}'s encoder starts from that of {parent}")
     else:
         weights.load_model(model, parent)
         print(f"{folder.name} starts from {parent}")
-    lineage = lineage.joined(checkpoints.past(parent), row.weights)
+    name = parent.stem if released.is_released(parent) else row.weights
+    lineage = lineage.joined(checkpoints.past(parent), name)
     for image_id, group in truth.loc[held, ["image_id", "group"]].itertuples(index=False):
         if lineage.saw(image_id, group):
             raise InputError(
@@ -88,10 +91,8 @@ def check(
     if row.weights == "imagenet":
         encoder = networks.build(row).encoder
         weights.load_imagenet(encoder, row.encoder, paths.weights_dirs(parameters.weights_dir))
-    elif not _is_file(row.weights) and row.weights not in runs.names(roots):
+    elif row.weights not in runs.names(roots) and _file(row.weights, roots) is None:
         _no_such_weights(decided, min(folds), roots)
-    elif _is_file(row.weights) and not paths.from_root(row.weights).is_file():
-        raise InputError(f"WEIGHTS {paths.from_root(row.weights)} does not exist; {weights.OFFER}")
 
 
 def _same_images(folder: FoldFolder, lineage: Lineage, now: set[str], everything: set[str]) -> None:
@@ -109,8 +110,31 @@ def _same_images(folder: FoldFolder, lineage: Lineage, now: set[str], everything
         )
 
 
-def _is_file(name: str) -> bool:
-    return Path(name).suffix in (".pt", ".pth", ".safetensors")
+def _file(name: str, roots: Sequence[Path]) -> Path | None:
+    """Return the file that WEIGHTS gives, or that of the released model it names.
+
+    None where it is neither; a run of that name comes before a released model.
+
+    Raises: InputError where a file is given that does not exist.
+    """
+    if Path(name).suffix in paths.WEIGHT_ENDINGS:
+        path = paths.from_root(name)
+        if not path.is_file():
+            raise InputError(f"WEIGHTS {path} does not exist; {weights.OFFER}")
+        return path
+    path = paths.models_dir() / f"{name}{released.SUFFIX}"
+    return path if name not in runs.names(roots) and path.is_file() else None
+
+
+def _encoder_alone(model: nn.Module, row: Experiment, given: Released) -> bool:
+    """Whether a network can take the encoder of a released model and not the rest."""
+    if given.experiment.encoder != row.encoder:
+        return False  # loading the weights names what differs
+    own, theirs = (
+        {name: tensor.shape for name, tensor in one.state_dict().items()}
+        for one in (model, given.model)
+    )
+    return not own.items() <= theirs.items()
 
 
 def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
@@ -123,23 +147,23 @@ def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> No
         )
     raise InputError(
         f"WEIGHTS {name!r} is neither imagenet, none, a file, nor a run with a finished fold "
-        f"{fold}; runs there: {there}; {weights.OFFER}"
+        f"{fold}; runs there: {there}; nor a released model, {name}{released.SUFFIX} in "
+        f"{paths.models_dir()}; {weights.OFFER}"
     )
 
 
 def _parent(
-    decided: TrainPlan, folder: FoldFolder, roots: Sequence[Path]
-) -> tuple[Path, str | None]:
-    """The checkpoint that WEIGHTS names, and of which network it is, where that is known.
+    decided: TrainPlan, folder: FoldFolder, roots: Sequence[Path], model: nn.Module
+) -> tuple[Path, bool]:
+    """Return the checkpoint that WEIGHTS names, and whether its encoder alone fits the network.
 
-    A file, or the best of another run's same fold.
+    A file, a released model, or the best of another run's same fold.
     """
-    name, fold = decided.experiment.weights, folder.fold
-    if _is_file(name):
-        path = paths.from_root(name)
-        if not path.is_file():
-            raise InputError(f"WEIGHTS {path} does not exist; {weights.OFFER}")
-        return path, None
+    row, fold = decided.experiment, folder.fold
+    name = row.weights
+    if (path := _file(name, roots)) is not None:
+        given = Released.load(path) if released.is_released(path) else None
+        return path, given is not None and _encoder_alone(model, row, given)
     parent = runs.find(roots, name).get(fold)
     if parent is None or not parent.kept() or not parent.oof.is_file():
         _no_such_weights(decided, fold, roots)
@@ -149,8 +173,19 @@ def _parent(
             f"{parent.name} was trained on another folds file: its fold {fold} is not this one; "
             "train both in one WORK_DIR"
         )
-    kept = {line["epoch"]: line for line in parent.read_log() if line["best"]}
-    monitor = config["experiment"]["monitor"]
+    from_classifier = config["experiment"]["network"] == "Classifier"
+    return best_kept(parent), from_classifier and row.network != "Classifier"
+
+
+def best_kept(folder: FoldFolder) -> Path:
+    """Return the best of a fold's kept checkpoints by what the run monitors; of equals the first.
+
+    Raises: InputError where none is kept.
+    """
+    if not folder.kept():
+        raise InputError(f"{folder.path} keeps no checkpoint: finish its training")
+    kept = {line["epoch"]: line for line in folder.read_log() if line["best"]}
+    monitor = folder.read_config()["experiment"]["monitor"]
     key = better(monitor)
-    best = max(parent.kept_epochs(), key=lambda e: (key(kept[e][monitor]), -e))
-    return parent.best(best), config["experiment"]["network"]
+    best = max(folder.kept_epochs(), key=lambda e: (key(kept[e][monitor]), -e))
+    return folder.best(best)

@@ -139,8 +139,8 @@ def threshold_surface(result: Any) -> Picture:
         legend(one)
     return Picture(
         figure,
-        f"The peak, {result.score:.4f}, lies at {_rule(result.triplet)}; chosen from the plateau "
-        f"around it is {_rule(result.chosen)}, with {result.chosen_score:.4f}. "
+        f"The peak, {result.score:.4f}, lies at {result.triplet}; chosen from the plateau "
+        f"around it is {result.chosen}, with {result.chosen_score:.4f}. "
         + _plateau_read(result.plateau),
     )
 
@@ -169,11 +169,6 @@ def _plateau_read(plateau: Mapping[str, Any] | None) -> str:
         f"Within {plateau['within']:.4f} of the peak (dashed) lie rules with top {top:.2f} to "
         f"{bottom:.2f}, bottom {low:.2f} to {high:.2f} and areas of {area[0]:,} to {area[1]:,} px."
     )
-
-
-def _rule(triplet: Any) -> str:
-    label = "" if triplet.label is None else f"label {triplet.label:.3f}, "
-    return f"{label}top {triplet.top:.3f}, {triplet.min_area_px:,} px, bottom {triplet.bottom:.3f}"
 
 
 def share_nonempty(oof: Any, test: Any = None) -> Picture:

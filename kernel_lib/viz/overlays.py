@@ -83,6 +83,18 @@ def augmentations(
     )
 
 
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the radiograph with the mask's contour in colour, (H, W, 3) uint8 BGR.
+
+    Shapes: image (H, W) uint8, mask (H, W) 0/1.
+    """
+    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    colour = tuple(int(PREDICTION[at : at + 2], 16) for at in (5, 3, 1))
+    width = max(1, round(max(image.shape) / 512))  # px, as it looks at a screen's size
+    return cv2.drawContours(canvas, contours, -1, colour, width)
+
+
 @dataclass(frozen=True)
 class _Grid:
     figure: matplotlib.figure.Figure

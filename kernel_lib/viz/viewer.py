@@ -104,7 +104,8 @@ def view(
     roots = roots or paths.artefact_roots(folder.parent.parent)
     source = None
     if data_dir is not None or paths.on_kaggle():
-        source = discover(paths.data_dir(None if data_dir is None else str(data_dir)))
+        given = None if data_dir is None else str(data_dir)
+        source = discover(paths.data_dir(given), for_inference=test)
     return (viewed.of_test if test else viewed.held_out)(folder, roots, source)
 
 

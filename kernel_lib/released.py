@@ -1,0 +1,163 @@
+"""Released models: a network in half precision, with its rule, score and lineage, in one file.
+
+A `.safetensors` file of the network's own tensors, read without running code in it, whose metadata
+hold the rest as JSON. Nothing else is needed to predict with it, or to start a training from it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from kernel_lib import files
+from kernel_lib.config import Experiment
+from kernel_lib.errors import InputError
+from kernel_lib.models import networks
+from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.runs import Lineage
+
+SCHEMA = "pneumothorax-released-model-1"
+SUFFIX = ".safetensors"
+MAX_BYTES = 10_000_000
+GATES = ("none", "label", "sum")  # as an ensemble's
+
+
+@dataclass(frozen=True)
+class Released:
+    """One network, ready to predict, and all that is known of it."""
+
+    name: str
+    experiment: Experiment
+    rule: Triplet
+    gate: str  # what the rule's label threshold, if it has one, is compared with: one of GATES
+    tta: str
+    lineage: Lineage  # every image that the network was trained on
+    score: dict[str, Any]  # honest figures, for people
+    licence: str
+    model: nn.Module = field(repr=False, compare=False)
+
+    def save(self, path: Path) -> int:
+        """Write the model in float16, whole or not at all; return the file's size in bytes.
+
+        Raises: InputError where a weight is beyond float16, or the file would exceed MAX_BYTES.
+        """
+        tensors = {}
+        for name, tensor in self.model.state_dict().items():
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.is_floating_point():
+                tensor = tensor.half()
+                if not torch.isfinite(tensor).all():
+                    raise InputError(
+                        f"{name} of {self.name} has values beyond float16's largest, 65,504: "
+                        "release another checkpoint"
+                    )
+            tensors[name] = tensor
+        content = to_bytes(tensors, {"schema": SCHEMA} | self._metadata())
+        if len(content) > MAX_BYTES:
+            raise InputError(
+                f"{path} would have {len(content) / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} are "
+                "released: train with a smaller encoder or decoder"
+            )
+        with files.whole(path) as file:
+            file.write(content)
+        return len(content)
+
+    def _metadata(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "experiment": _compact(self.experiment.model_dump(mode="json")),
+            "rule": _compact(self.rule.to_json()),
+            "gate": self.gate,
+            "tta": self.tta,
+            "lineage": _compact(self.lineage.model_dump(mode="json")),
+            "score": _compact(self.score),
+            "licence": self.licence,
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Released:
+        """Read a released model, every tensor of the network filled, in float32.
+
+        Raises: InputError naming the file, where it is missing, damaged, of another schema or
+            network.
+        """
+        path = Path(path)
+        metadata = _metadata_of(path)
+        if metadata.get("schema") != SCHEMA:
+            raise InputError(
+                f"{path} is no released model that can be read: its schema is "
+                f"{metadata.get('schema')!r}, not {SCHEMA!r}; `python -m kernel_lib release` "
+                "writes one"
+            )
+        try:
+            if metadata["gate"] not in GATES:
+                raise ValueError(f"its gate is {metadata['gate']!r}, none of {', '.join(GATES)}")
+            experiment = Experiment.model_validate_json(metadata["experiment"])
+            return cls(
+                name=metadata["name"],
+                experiment=experiment,
+                rule=Triplet.from_json(json.loads(metadata["rule"])),
+                gate=metadata["gate"],
+                tta=metadata["tta"],
+                lineage=Lineage.model_validate_json(metadata["lineage"]),
+                score=json.loads(metadata["score"]),
+                licence=metadata["licence"],
+                model=_filled(networks.build(experiment), path),
+            )
+        except KeyError as error:
+            raise InputError(f"{path} is damaged (it lacks {error}): fetch it again") from None
+        except (ValidationError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged ({error}): fetch it again") from error
+
+
+def is_released(path: Path) -> bool:
+    """Return whether a file is a released model, of any schema, rather than bare weights."""
+    try:
+        return Path(path).suffix == SUFFIX and "schema" in _metadata_of(Path(path))
+    except InputError:
+        return False
+
+
+def find(folder: Path, name: str | None) -> Path:
+    """Return the file of a released model by its name, or of the only one in a folder.
+
+    Raises: InputError naming those that are there.
+    """
+    there = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    if name is None and len(there) == 1:
+        return next(iter(there.values()))
+    if name in there:
+        return there[name]
+    found = f"{folder} holds the released models {', '.join(there)}"
+    if not there:
+        found = f"no released model is in {folder} (`python -m kernel_lib release` writes one)"
+    raise InputError(f"{found}: give --model NAME or FILE, or --ensemble FOLDER")
+
+
+def _metadata_of(path: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"model {path} does not exist") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is no readable model file ({error}): fetch it again") from error
+
+
+def _filled(model: nn.Module, path: Path) -> nn.Module:
+    with safetensors.safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model.load_state_dict(state)  # every tensor, no other, each of its shape
+    return model.eval()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

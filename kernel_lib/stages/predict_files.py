@@ -1,0 +1,349 @@
+"""Any radiographs → masks, pictures and a table, by an ensemble or a released model.
+
+    OUT/masks/<file>.png      the mask, 8 bits, 0 and 255, at the image's own size
+    OUT/overlays/<file>.jpg   its contour drawn over the radiograph
+    OUT/predictions.csv       one row a file; written last, so where it is, all is
+
+Needs neither labels nor folds. Everything from decoding to the rule is what the inference stage
+does, in a scratch folder within OUT.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from kernel_lib import files, released, runs
+from kernel_lib.config import InferenceParameters
+from kernel_lib.data import images, rle
+from kernel_lib.data.table import Source
+from kernel_lib.engine import engine
+from kernel_lib.errors import InputError
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference.combine import test_masks
+from kernel_lib.inference.ensemble import Ensemble, Member
+from kernel_lib.inference.speakers import open_speakers
+from kernel_lib.kaggle import paths
+from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.postprocess.ways import Choice
+from kernel_lib.released import Released
+from kernel_lib.signals import Signals
+from kernel_lib.stages import inference, predictions, scores
+from kernel_lib.stages.inference import Asked, Predicted
+from kernel_lib.training.distributed import ALONE
+from kernel_lib.viz import overlays
+
+TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
+COLUMNS = (
+    "file",  # relative to the input given
+    "image_id",
+    "height",
+    "width",
+    "label_probability",  # 0–1, of the label head; empty where the model has none
+    "max_probability",  # 0–1, the probability map's largest value
+    "area_px",  # of the mask, in pixels of the image
+    "area_px_1024",  # in pixels of a 1024² image, the unit of a rule's min_area_px
+    "area_mm2",  # empty where the file states no pixel spacing
+    "rle",  # relative, down the columns, as the competition writes it; -1: no mask
+    "error",  # why the file could not be read; the rest is then empty
+)
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What was written, and the files that could not be read."""
+
+    out: Path
+    rules: tuple[str, ...]
+    n_images: int
+    n_with_mask: int
+    unreadable: dict[str, str]  # file to the reason
+
+    def __str__(self) -> str:
+        lines = [*self.rules]
+        lines += [f"not read: {reason}" for reason in self.unreadable.values()]
+        lines.append(
+            f"{self.out / TABLE}: {self.n_images} images, {self.n_with_mask} with a mask, "
+            f"{len(self.unreadable)} files not read"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Who predicts, and how that becomes masks."""
+
+    ensemble: Ensemble
+    choice: Choice
+    roots: Sequence[Path]  # the scratch folder first
+    released: Released | None = None
+
+
+def run(
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    ensemble: Path | None = None,
+    model: str | None = None,
+    **how: str | int | None,
+) -> PredictResult:
+    """Write masks, pictures and a table of every radiograph in these files and folders.
+
+    `ensemble` is a folder that the thresholds stage made; without it the released model of that
+    name or file predicts, or the only one there is. `how` holds `device`, `precision`,
+    `batch_size` and `threads`, as InferenceParameters has them.
+
+    Raises: InputError, before anything is predicted, where there is no model or image, or OUT holds
+        anything else; also where no image could be read. OUT is then as it was.
+    """
+    out = out.resolve()
+    _check_out(out)
+    scratch = out / ".scratch"
+    parameters = InferenceParameters.checked(
+        {k: v for k, v in how.items() if v is not None} | {"cache_dir": str(scratch / "cache")}
+    )
+    given = _of_ensemble(ensemble, scratch) if ensemble else _of_released(model, scratch)
+    listed = find_images(inputs, leave_out=out)
+    with Signals().caught(), files.alone(out / "predict"), _emptied(scratch):
+        predicted = _predict(given, listed, parameters)
+        _refuse_nothing_read(predicted)
+        return _write(out, given, listed, predicted)
+
+
+def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[str, Path]:
+    """Return the files to predict by the name that each is written under, in that order.
+
+    A folder's images, also in folders in it, are named by their path in it; a file by its name.
+    Of several inputs the input's own name stands before that, and numbers tell equal ones apart.
+    Hidden files are left out, files of other endings where their content is no image, and all in
+    `leave_out`.
+
+    Raises: InputError where an input does not exist, or none of them holds an image.
+    """
+    found: dict[str, Path] = {}
+    seen: set[Path] = set()
+    others: list[Path] = []
+    for given in inputs:
+        if not given.exists():
+            raise InputError(f"{given} does not exist: give files or folders of radiographs")
+        top = Path(os.path.abspath(given))
+        in_folder = top.is_dir()
+        prefix = _free(top.name, {name.split("/")[0] for name in found}) + "/"
+        for path in _below(top, leave_out) if in_folder else [top]:
+            if path.resolve() in seen:
+                continue
+            if (
+                in_folder
+                and path.suffix.lower() not in images.SUFFIXES
+                and not images.is_image(path)
+            ):
+                others.append(path)
+                continue
+            seen.add(path.resolve())
+            name = path.relative_to(top).as_posix() if in_folder else path.name
+            if in_folder and len(inputs) > 1:
+                name = prefix + name
+            found[_free(name, found)] = path
+    if others:
+        print(f"note: {len(others)} files are no images and left out, {others[0]} first")
+    if not found:
+        raise InputError(
+            f"no DICOM, PNG or JPEG file in {', '.join(map(str, inputs))}: give radiographs, or "
+            "a folder that holds some"
+        )
+    return found
+
+
+def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    """Yield a folder's files, and those of folders in it, sorted, without hidden ones."""
+    for place, names, there in os.walk(folder):
+        at = Path(place)
+        if at.resolve() == leave_out:
+            names.clear()
+            continue
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+        yield from (at / name for name in sorted(there) if not name.startswith("."))
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """Return that name, or with a number where files of several inputs share it."""
+    path, n = Path(name), 1
+    while name in taken:
+        n += 1
+        name = path.with_name(f"{path.stem}-{n}{path.suffix}").as_posix()
+    return name
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds anything but what an earlier call wrote."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"-o {out} is a file: give a folder")
+    files.check_writable(out, "-o")
+    if not out.exists():
+        return
+    there = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    strange = sorted(there - {TABLE, MASKS, OVERLAYS})
+    table = out / TABLE
+    if not strange and there and not _is_ours(table):
+        strange = sorted(there)
+    if strange:
+        raise InputError(
+            f"-o {out} holds {strange[0]}, and no earlier prediction: give a new folder, or an "
+            "empty one"
+        )
+
+
+def _is_ours(table: Path) -> bool:
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip() == ",".join(COLUMNS)
+
+
+@contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """A folder that is empty before and gone afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+    try:
+        with files.named_if_full(folder):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_ensemble(folder: Path, scratch: Path) -> _Model:
+    folder = folder.resolve()
+    if not any((folder / name).is_file() for name in ("members.json", "thresholds.json")):
+        raise InputError(
+            f"{folder} is no ensemble: give the folder WORK_DIR/ensembles/<name>, which the "
+            "thresholds stage makes"
+        )
+    ensemble = Ensemble.load(folder)
+    choice, _ = ensembles.read_choice(folder)
+    roots = [scratch, *paths.artefact_roots(folder.parents[1])]
+    inference.check_members(ensemble, roots)
+    return _Model(ensemble, choice, roots)
+
+
+def _of_released(name: str | None, scratch: Path) -> _Model:
+    if name is not None and Path(name).suffix == released.SUFFIX:
+        path = Path(name)
+    else:
+        path = released.find(paths.models_dir(), name)
+    given = Released.load(path)
+    alone = Ensemble(
+        name=given.name,
+        members=(Member(run=given.name, folds=(0,)),),
+        gate=given.gate,
+        folds_digest="",
+    )
+    return _Model(alone, Choice(given.rule), [scratch], given)
+
+
+def _predict(given: _Model, listed: dict[str, Path], parameters: InferenceParameters) -> Predicted:
+    """Write every test map into the scratch folder; images are numbered in the order listed."""
+    ids = [f"{n:06d}" for n in range(len(listed))]
+    frame = pd.DataFrame({"image_id": ids, "path": [str(p) for p in listed.values()]}, dtype=object)
+    root = given.roots[0]
+    source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
+    asked = Asked(parameters, given.roots, root, given.ensemble, source, None, ids)
+    chosen = engine(parameters.device, parameters.precision)
+    if parameters.threads is not None:
+        torch.set_num_threads(parameters.threads)
+    if given.released is None:
+        return inference.predict_all(asked, chosen, ALONE)
+    row = given.released.experiment
+    prepared = inference.prepared_images(row.size, asked)
+    model = given.released.model.to(chosen.device, memory_format=torch.channels_last)
+    predictions.write(
+        runs.fold_folder(root, given.released.name, 0).test,
+        [model],
+        row,
+        prepared,
+        np.arange(len(prepared)),
+        chosen,
+        predictions.workers(parameters.workers, chosen),
+        {"run": given.released.name, "fold": 0, "tta": given.released.tta},
+        parameters.batch_size,
+    )
+    return Predicted(prepared.table, dict(line.split(": ", 1) for line in prepared.skipped))
+
+
+def _refuse_nothing_read(predicted: Predicted) -> None:
+    reasons = predicted.unreadable
+    if len(reasons) == len(predicted.images):
+        raise InputError(
+            f"none of the {len(reasons)} files can be read; the first: "
+            f"{next(iter(reasons.values()))}"
+        )
+
+
+def _write(
+    out: Path, given: _Model, listed: dict[str, Path], predicted: Predicted
+) -> PredictResult:
+    ensemble, weights = given.ensemble, given.ensemble.weights
+    speakers = open_speakers(ensemble, given.roots, ensemble.folds, "test")
+    names = dict(zip(predicted.images["image_id"], listed, strict=True))
+    rows, n_with_mask = [], 0
+    with files.whole_folder(out / MASKS) as masks, files.whole_folder(out / OVERLAYS) as pictures:
+        for number, mask in test_masks(ensemble, given.roots, predicted.images, given.choice):
+            name, path = names[number], listed[names[number]]
+            row = {"file": name, "image_id": images.image_id(path)}
+            rows.append(row)
+            if number in predicted.unreadable:
+                row["error"] = predicted.unreadable[number]
+                continue
+            label = speakers.label(number, weights)
+            row |= _facts(mask, images.spacing_of(path)) | {
+                "label_probability": "" if label is None else f"{label:.4f}",
+                "max_probability": f"{speakers.level_map(number, weights).max() / 255:.4f}",
+            }
+            n_with_mask += bool(mask.any())
+            _save(masks / f"{name}.png", mask * np.uint8(255))
+            _save(pictures / f"{name}.jpg", overlays.outlined(images.read(path), mask))
+        (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these masks
+    with files.whole(
+        out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline=""
+    ) as file:
+        table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return PredictResult(
+        out=out,
+        rules=tuple(scores.rule_lines(ensemble, given.choice)),
+        n_images=len(rows) - len(predicted.unreadable),
+        n_with_mask=n_with_mask,
+        unreadable={names[number]: why for number, why in predicted.unreadable.items()},
+    )
+
+
+def _facts(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, object]:
+    """Return the columns that a mask (H, W) 0/1 fills, with the spacing in mm where it is known."""
+    height, width = mask.shape
+    area = int(np.count_nonzero(mask))
+    return {
+        "height": height,
+        "width": width,
+        "area_px": area,
+        "area_px_1024": f"{area * FULL_AREA / mask.size:.1f}",
+        "area_mm2": "" if spacing is None else f"{area * spacing[0] * spacing[1]:.2f}",
+        "rle": rle.encode(mask),
+    }
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    done, content = cv2.imencode(path.suffix, picture)
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode {path}, {picture.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.tobytes())

@@ -1,0 +1,90 @@
+"""One fold's network, with its ensemble's rule and honest score, as a released model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kernel_lib import checkpoints
+from kernel_lib.config import Experiment
+from kernel_lib.errors import InputError
+from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.models import networks
+from kernel_lib.postprocess.honest_report import HonestReport
+from kernel_lib.released import SUFFIX, Released
+from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.stages import start
+
+
+def run(
+    fold_folder: Path, ensemble_folder: Path, name: str, out: Path, *, last: bool, licence: str
+) -> tuple[Released, int]:
+    """Write the best kept checkpoint of a fold, or its last EMA weights; return it and its bytes.
+
+    Raises: InputError where the ensemble is of other runs than that one, since its rule and score
+        would not be this network's, or a stage's output is missing or damaged.
+    """
+    if out.suffix != SUFFIX:
+        raise InputError(f"-o {out}: a released model is a {SUFFIX} file")
+    folder = _fold(fold_folder.resolve())
+    config = folder.read_config()
+    ensemble = Ensemble.load(ensemble_folder)
+    choice, document = ensembles.read_choice(ensemble_folder)
+    if [m.run for m in ensemble.everyone] != [folder.run] or choice.triplet is None:
+        raise InputError(
+            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
+            f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
+            f"thresholds stage with -p RUNS {folder.run}"
+        )
+    if folder.fold not in ensemble.folds or config["folds_digest"] != ensemble.folds_digest:
+        raise InputError(
+            f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
+        )
+    report = HonestReport.from_json(document["last" if last else "honest"])
+    checkpoint = folder.last if last else start.best_kept(folder)
+    state, lineage = checkpoints.load(checkpoint)
+    experiment = Experiment.model_validate(config["experiment"])
+    model = networks.build(experiment)
+    model.load_state_dict(state["ema"]["model"] if "ema" in state else state["model"])
+    given = Released(
+        name=name,
+        # Paths are the training machine's own; a file's name is enough to know what it was.
+        experiment=experiment.model_copy(update={"weights": Path(experiment.weights).name}),
+        rule=choice.triplet,
+        gate=ensemble.gate,
+        tta=experiment.tta,
+        lineage=_without_paths(lineage),
+        score=_score(ensemble, report, folder, document["past_known"]),
+        licence=licence,
+        model=model,
+    )
+    return given, given.save(out)
+
+
+def _fold(path: Path) -> FoldFolder:
+    number = path.name.removeprefix("fold")
+    if not number.isdigit():
+        raise InputError(f"{path} is no fold of a run: give WORK_DIR/runs/<run>/fold<k>")
+    return FoldFolder(path.parent.name, int(number), path)
+
+
+def _without_paths(lineage: Lineage) -> Lineage:
+    names = tuple(Path(name).name for name in lineage.ancestors)
+    return lineage.model_copy(update={"ancestors": names})
+
+
+def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, past_known: bool) -> dict:
+    figures = report.to_json()
+    kept = (
+        "n_images", "n_nonempty", "honest", "interval", "all_empty", "share_true",
+        "share_predicted", "auc_label", "auc_sum",
+    )  # fmt: skip
+    return {
+        "what": (
+            "mean dice out of fold, each image predicted by the fold that did not see it, with a "
+            f"rule chosen on other folds; this network is fold {folder.fold} of "
+            f"{list(ensemble.folds)}"
+        ),
+        "honest_score_holds": past_known,  # False: some ancestor's training images are unknown
+        **{name: figures[name] for name in kept},
+    }

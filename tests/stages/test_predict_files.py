@@ -1,0 +1,183 @@
+"""Masks of a user's own files: the inference stage's, for any name, format and fault."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+
+from kernel_lib.config import InferenceParameters
+from kernel_lib.data import images, phantom, rle
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+from kernel_lib.postprocess import submission
+from kernel_lib.stages import inference, predict_files, release, report
+
+pytestmark = pytest.mark.usefixtures("apart")
+ON_CPU = {"device": "cpu", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def radiographs(tmp_path_factory) -> Path:
+    """Four DICOMs, two of them without an ending and one with a pixel spacing, and no table."""
+    root = tmp_path_factory.mktemp("radiographs")
+    phantom.write_competition(root / "drawn", 0, 4, size=64, seed=2, workers=1, progress=False)
+    folder = root / "own"
+    folder.mkdir()
+    for n, path in enumerate(sorted((root / "drawn").rglob("*.dcm"))):
+        shutil.copy(path, folder / (path.name if n % 2 else path.stem))
+    spaced = sorted(folder.iterdir())[0]
+    dataset = pydicom.dcmread(spaced)
+    dataset.PixelSpacing = [0.5, 0.25]
+    dataset.save_as(spaced)
+    return folder
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predict(*inputs: Path, out: Path, **how) -> predict_files.PredictResult:
+    return predict_files.run(inputs, out, **(ON_CPU | how))
+
+
+def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *args, **how: None)
+    work = shutil.copytree(untrained, tmp_path / "work")
+    submitted = inference.run(
+        InferenceParameters(
+            data_dir=str(radiographs), work_dir=str(work), cache_dir=str(tmp_path / "cache"),
+            **ON_CPU,
+        )
+    ).submission  # fmt: skip
+    out = tmp_path / "out"
+    result = predict(radiographs, out=out, ensemble=untrained / "ensembles" / "tiny")
+    rows = table(out)
+    expected = submission.read(submitted).set_index("image_id")["rle"]
+    assert {row["image_id"]: row["rle"] for row in rows} == expected.to_dict()
+    assert 0 < result.n_with_mask == (expected != "-1").sum()
+    for row in rows:
+        mask = cv2.imread(str(out / "masks" / f"{row['file']}.png"), cv2.IMREAD_UNCHANGED)
+        assert (mask.dtype, set(np.unique(mask)) <= {0, 255}) == (np.uint8, True)
+        assert np.array_equal(mask // 255, rle.decode(row["rle"], (64, 64)))
+        overlay = cv2.imread(str(out / "overlays" / f"{row['file']}.jpg"))
+        assert overlay.shape == (64, 64, 3)
+        area = int(mask.astype(bool).sum())
+        assert (int(row["area_px"]), float(row["area_px_1024"])) == (area, area * 256)
+        assert 0 < float(row["label_probability"]) < 1
+        assert 0 < float(row["max_probability"]) <= 1
+    spacing = [row["area_mm2"] for row in rows]
+    assert float(spacing[0]) == int(rows[0]["area_px"]) * 0.125
+    assert spacing[1:] == [""] * 3
+    assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
+
+
+def test_every_format_is_recognised_and_no_name_is_written_over(untrained, radiographs, tmp_path):
+    folder, out = tmp_path / "mixed", tmp_path / "mixed" / "out"
+    grey = images.read(sorted(radiographs.iterdir())[0])
+    for name in ("a/x.png", "b/x.png", "b/x.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), cv2.resize(grey, (40, 48)))
+    shutil.copy(sorted(radiographs.iterdir())[0], folder / "b" / "x")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "b" / "cut.png").write_bytes((folder / "a" / "x.png").read_bytes()[:200])
+    how = {"out": out, "ensemble": untrained / "ensembles" / "tiny"}
+    for _ in range(2):  # what the first call wrote is no input of the second
+        result = predict(folder, **how)
+        rows = table(out)
+        assert [row["file"] for row in rows] == [
+            "a/x.png",
+            "b/cut.png",
+            "b/x",
+            "b/x.jpg",
+            "b/x.png",
+        ]
+        assert list(result.unreadable) == ["b/cut.png"]
+        assert "cut.png" in rows[1]["error"]
+        assert rows[1]["rle"] == ""
+        written = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+        names = [row["file"] for row in rows if not row["error"]]
+        assert written == {"predictions.csv"} | {f"masks/{n}.png" for n in names} | {
+            f"overlays/{n}.jpg" for n in names
+        }
+    assert (rows[0]["height"], rows[0]["width"]) == ("48", "40")
+
+
+def test_inputs_of_equal_names_are_told_apart(radiographs, tmp_path):
+    for parent in ("one", "two"):
+        (tmp_path / parent / "own").mkdir(parents=True)
+        for path in radiographs.iterdir():
+            shutil.copy(path, tmp_path / parent / "own")
+    first = sorted(radiographs.iterdir())[0].name
+    both = [tmp_path / "one" / "own", tmp_path / "two" / "own", tmp_path / "one" / "own" / first]
+    found = predict_files.find_images(both)
+    assert len(found) == 8
+    assert [found[f"own/{first}"], found[f"own-2/{first}"]] == [both[0] / first, both[1] / first]
+
+
+def test_a_released_model_predicts_as_the_network_it_was_made_of(
+    untrained, radiographs, tmp_path, monkeypatch
+):
+    models = tmp_path / "models"
+    monkeypatch.setattr(paths, "models_dir", lambda: models)
+    with pytest.raises(InputError, match=r"no released model is in .*models"):
+        predict(radiographs, out=tmp_path / "out")
+    fold, ensemble = untrained / "runs" / "tiny" / "fold0", untrained / "ensembles" / "tiny"
+    release.run(fold, ensemble, "small", models / "small.safetensors", last=False, licence="MIT")
+    result = predict(radiographs, out=tmp_path / "out")
+    assert "top 0.6000, min area 2000 px, bottom 0.5000" in result.rules[0]
+
+    alone = shutil.copytree(untrained, tmp_path / "work")
+    members = alone / "ensembles" / "tiny" / "members.json"
+    document = json.loads(members.read_text())
+    document["members"][0]["folds"] = [0]
+    members.write_text(json.dumps(document))
+    predict(radiographs, out=tmp_path / "full", ensemble=members.parent)
+    # Half precision may move a pixel whose probability is a threshold, and no more.
+    for half, full in zip(table(tmp_path / "out"), table(tmp_path / "full"), strict=True):
+        a, b = (rle.decode(row["rle"], (64, 64)) for row in (half, full))
+        assert np.count_nonzero(a != b) <= 8
+        assert abs(float(half["label_probability"]) - float(full["label_probability"])) < 0.002
+    (models / "other.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"other, small: give --model NAME"):
+        predict(radiographs, out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"other.safetensors is no readable model file"):
+        predict(radiographs, out=tmp_path / "out", model="other")
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    untrained, radiographs, tmp_path
+):
+    ensemble = untrained / "ensembles" / "tiny"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.dcm").write_bytes(b"no image")
+    ruleless = shutil.copytree(untrained, tmp_path / "work") / "ensembles" / "tiny"
+    (ruleless / "thresholds.json").unlink()
+    (tmp_path / "file").touch()
+    cases = [
+        (empty, tmp_path / "out", ensemble, "no DICOM, PNG or JPEG file in .*empty"),
+        (tmp_path / "gone", tmp_path / "out", ensemble, "gone does not exist"),
+        (tmp_path / "bad", tmp_path / "out", ensemble, r"none of the 1 files can be read.*a\.dcm"),
+        (radiographs, tmp_path / "out", empty, "empty is no ensemble"),
+        (radiographs, tmp_path / "out", ruleless, r"thresholds\.json is missing: the thresholds"),
+        (radiographs, radiographs, ensemble, "own holds .*, and no earlier prediction"),
+        (radiographs, tmp_path / "file", ensemble, "file is a file: give a folder"),
+        (radiographs, Path("/proc/out"), ensemble, "/proc/out cannot be written"),
+    ]
+    for given, out, folder, pattern in cases:
+        before = sorted(radiographs.iterdir())
+        with pytest.raises(InputError, match=pattern) as error:
+            predict(given, out=out, ensemble=folder)
+        assert "\n" not in str(error.value)
+        assert sorted(radiographs.iterdir()) == before
+        assert not list(out.glob("*")) or out == radiographs
