@@ -12,7 +12,7 @@ from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
-WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors")
+WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 _INPUT = Path("/kaggle/input")
 _WORKING = Path("/kaggle/working")
 # A folder with more sub-folders than this holds images by study, and no artefacts: looking into
@@ -116,14 +116,23 @@ def artefacts_below(folder: Path) -> list[Path]:
 
 
 def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
-    """Folders with files of pretrained weights: the given one, then mounted ones, in fixed order.
+    """Return folders with files of pretrained weights: WEIGHTS_DIR's, then mounted ones, by name.
 
-    Checkpoints of this project's own runs are artefacts and not listed. Raises InputError when
-    the given folder does not exist.
+    Of WEIGHTS_DIR also those below it, down to a model in a copy of Hugging Face's cache. Mounted
+    are data sets, then Kaggle's Models, of one version each. Checkpoints of this project's own
+    runs are artefacts and not listed.
+
+    Raises:
+        InputError: WEIGHTS_DIR does not exist.
     """
-    found = [_existing(from_root(value), "WEIGHTS_DIR")] if value is not None else []
-    for mounted in _mounted(_mounts(mounts)):
-        found += [folder for folder in _below(mounted, depth=3) if _holds_weights(folder)]
+    sources = _mounted(_mounts(mounts))
+    found = []
+    if value is not None:
+        found.append(_existing(from_root(value), "WEIGHTS_DIR"))
+        sources.insert(0, found[0])
+    for source in sources:
+        # Four levels: an older mount of a Model is model/framework/variation/version.
+        found += [folder for folder in _below(source, depth=4) if _holds_weights(folder)]
     return list(dict.fromkeys(found))
 
 
@@ -144,10 +153,12 @@ def _mounts(given: Path | None) -> Path:
 
 def _mounted(mounts: Path) -> list[Path]:
     """Every mounted source, in all the forms that Kaggle has used, in a fixed order."""
-    forms = ("competitions/*", "datasets/*/*", "notebooks/*/*")
+    # A Model: owner, model, framework, variation, version.
+    forms = ("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*")
     found = [folder for form in forms for folder in sorted(mounts.glob(form)) if folder.is_dir()]
     flat = [folder for folder in sorted(mounts.glob("*")) if folder.is_dir()]
-    return found + [f for f in flat if f.name not in ("competitions", "datasets", "notebooks")]
+    kinds = {form.split("/")[0] for form in forms}
+    return found + [f for f in flat if f.name not in kinds]
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:

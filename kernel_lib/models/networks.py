@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import segmentation_models_pytorch as smp
-import timm
 import torch
+from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-from segmentation_models_pytorch.encoders import encoders, get_encoder
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_DPN_MEAN,
-    IMAGENET_DPN_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
 from torch import nn
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
+from kernel_lib.models import encoders
 from kernel_lib.models.attention import AttentionGate
+from kernel_lib.models.encoders import input_statistics
 from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, rarely, resized
 
 ASPP_CHANNELS = 256
-# Of encoders whose statistics segmentation-models-pytorch keeps on its hub alone, those that are
-# not ImageNet's own: what their weights' authors published.
-_INCEPTION = (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
-_DPN = (IMAGENET_DPN_MEAN, IMAGENET_DPN_STD)
-_STATISTICS = {
-    **dict.fromkeys(("inceptionresnetv2", "inceptionv4", "xception"), _INCEPTION),
-    **dict.fromkeys(("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"), _DPN),
-}
 
 
 class Logits(NamedTuple):
@@ -66,31 +51,6 @@ class GreyInput(nn.Module):
         return (levels.float() - self.mean) / self.std  # broadcast to (B, 3, H, W)
 
 
-def input_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation, of levels 0–1, of an encoder's ImageNet weights.
-
-    timm's `default_cfg` for `tu-*`, segmentation-models-pytorch's table for its own encoders.
-    """
-    if encoder.startswith("tu-"):
-        config = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
-        return tuple(config.mean), tuple(config.std)
-    weights = encoders[encoder]["pretrained_settings"].get("imagenet", {})
-    if "mean" in weights:
-        return tuple(weights["mean"]), tuple(weights["std"])
-    return _STATISTICS.get(encoder, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-
-
-def without_head(encoder: nn.Module) -> nn.Module:
-    """Return the encoder without the classifier's convolution, which EfficientNets keep unused.
-
-    It is a tenth of the smallest's weights, and its missing gradient would stop training by
-    several processes.
-    """
-    if hasattr(encoder, "conv_head"):
-        del encoder.conv_head, encoder.bn2
-    return encoder
-
-
 class UNet(nn.Module):
     """U-Net (Ronneberger 2015) with scSE (Roy 2018) in the decoder and a hypercolumn head.
 
@@ -104,7 +64,7 @@ class UNet(nn.Module):
     def __init__(self, row: Experiment) -> None:
         super().__init__()
         self.input = GreyInput(row.encoder)
-        self.encoder = without_head(get_encoder(row.encoder, depth=5, weights=None))
+        self.encoder = encoders.build(row.encoder, row.size)
         self.decoder = UnetDecoder(
             encoder_channels=self.encoder.out_channels,
             decoder_channels=row.decoder_channels,
@@ -170,7 +130,7 @@ class AttentionUNet(UNet):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+ (Chen 2018), output stride 16.
+    """DeepLabV3+ (Chen 2018), output stride 16, or 32 of an encoder that cannot be dilated.
 
     A label is read from the ASPP's output, not from the encoder's, because that is what the mask's
     decoder gets too, as it gets the centre block in the U-Net. Side masks are read at stride 16
@@ -181,26 +141,38 @@ class DeepLabV3Plus(nn.Module):
 
     def __init__(self, row: Experiment) -> None:
         super().__init__()
-        net = smp.DeepLabV3Plus(
-            encoder_name=row.encoder,
-            encoder_weights=None,
-            decoder_channels=ASPP_CHANNELS,
-            classes=1,
-        )
         self.input = GreyInput(row.encoder)
-        self.encoder = without_head(net.encoder)
-        self.decoder = net.decoder
-        self.head = net.segmentation_head
+        self.encoder = encoders.build(row.encoder, row.size, output_stride=16)
+        stride = self.encoder.output_stride
+        rates = {16: (12, 24, 36), 32: (6, 12, 18)}[stride]  # the same reach in pixels
+        self.decoder = DeepLabV3PlusDecoder(
+            encoder_channels=self.encoder.out_channels,
+            encoder_depth=5,
+            out_channels=ASPP_CHANNELS,
+            atrous_rates=rates,
+            output_stride=16,
+            aspp_separable=True,
+            aspp_dropout=0.5,
+        )
+        self.decoder.up.scale_factor = float(stride // 4)
+        self.head = SegmentationHead(ASPP_CHANNELS, 1, kernel_size=1, upsampling=4)
+        initialize_decoder(self.decoder)
+        initialize_head(self.head)
         rarely(self.head[0])
         side_channels = (self.encoder.out_channels[-2], ASPP_CHANNELS)
         self.sides = SideMasks(side_channels) if row.side_weight > 0 else None
         self.label = LabelHead(ASPP_CHANNELS) if row.label_weight > 0 else None
+        if stride > 16:
+            self.note = (
+                f"note: {row.encoder} cannot be dilated, so that DeepLabV3Plus takes its deepest "
+                f"features at stride {stride} instead of 16"
+            )
 
     def forward(self, levels: torch.Tensor) -> Logits:
         """(B, 1, H, W) uint8 levels to logits; B is at least 2 in training (pooled batch norm)."""
         size = levels.shape[2:]
-        features = self.encoder(self.input(levels))  # H, H/2, … H/16, H/16
-        aspp = self.decoder.aspp(features[-1])  # (B, 256, H/16, W/16)
+        features = self.encoder(self.input(levels))  # H, H/2, … H/16, H/16 (H/32 undilated)
+        aspp = self.decoder.aspp(features[-1])  # (B, 256, H/16, W/16), or at stride 32
         return Logits(
             mask=self.head(self._decode(aspp, features)),
             label=self.label(aspp) if self.label is not None else None,
@@ -222,7 +194,7 @@ class Classifier(nn.Module):
     def __init__(self, row: Experiment) -> None:
         super().__init__()
         self.input = GreyInput(row.encoder)
-        self.encoder = without_head(get_encoder(row.encoder, depth=5, weights=None))
+        self.encoder = encoders.build(row.encoder, row.size)
         self.label = LabelHead(self.encoder.out_channels[-1])
 
     def forward(self, levels: torch.Tensor) -> Logits:
@@ -260,11 +232,7 @@ def check(row: Experiment) -> None:
             f"BATCH_SIZE 1 gives a batch norm of {row.network} at {row.size} px one value a "
             "channel: take 2 and more, with ACCUMULATE, or -p FREEZE_BATCH_NORM True"
         )
-    known = smp.encoders.get_encoder_names()
-    timms = row.encoder.startswith("tu-") and timm.is_model(row.encoder.removeprefix("tu-"))
-    if row.encoder not in known and not timms:
-        near = difflib.get_close_matches(row.encoder, known, n=3, cutoff=0.3)
-        raise InputError(f"ENCODER {row.encoder!r} is unknown; nearest: {', '.join(near)}")
+    encoders.check(row.encoder)
 
 
 def needs_pairs(row: Experiment) -> bool:
@@ -279,17 +247,27 @@ def build(row: Experiment) -> nn.Module:
     """The row's network with fresh random weights, in channels_last.
 
     Raises InputError for an unknown network or encoder, with the nearest names, and for an encoder
-    that this network cannot have.
+    that this network cannot have at the row's size.
     """
     check(row)
     try:
         model = NETWORKS[row.network](row)
-    except (ValueError, AssertionError) as error:  # as the library and timm refuse an encoder
-        reason = str(error) or "timm refuses it"
+    except InputError as error:
         raise InputError(
-            f"ENCODER {row.encoder!r} does not fit {row.network} ({reason}): take a ResNet"
+            f"ENCODER {row.encoder!r} does not fit {row.network} at {row.size} px ({error}"
         ) from error
     return model.to(memory_format=torch.channels_last)
+
+
+def check_sizes(model: nn.Module, row: Experiment, sizes: Iterable[int]) -> None:
+    """Raise InputError if the network cannot look at images of a size that TTA brings."""
+    for size in sorted(set(sizes) - {row.size}):
+        problem = encoders.problem_at(model.encoder, row.encoder, size)
+        if problem is not None:
+            raise InputError(
+                f"TTA {row.tta} looks at {size} px, and ENCODER {row.encoder!r} at SIZE {row.size} "
+                f"takes no other size ({problem}): take -p TTA hflip, or a ResNet"
+            )
 
 
 def parameter_groups(model: nn.Module, row: Experiment) -> list[dict]:

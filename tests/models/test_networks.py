@@ -52,10 +52,10 @@ def levels(batch: int = 2, size: int = 64) -> torch.Tensor:
 
 
 def test_grey_levels_become_what_an_imagenet_encoder_expects():
-    black, white = networks.GreyInput()(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
-    for channel, (mean, std) in enumerate(
-        zip(networks.IMAGENET_MEAN, networks.IMAGENET_STD, strict=True)
-    ):
+    levels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    black, white = networks.GreyInput("resnet34")(levels)
+    of_imagenet = zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    for channel, (mean, std) in enumerate(of_imagenet):
         assert black[channel].item() == pytest.approx(-mean / std, abs=1e-6)
         assert white[channel].item() == pytest.approx((1 - mean) / std, abs=1e-6)
 
@@ -381,10 +381,41 @@ def test_an_encoder_that_timm_does_not_have_is_refused():
         networks.check(UNET.differing(name="x", encoder="tu-nonsense"))
 
 
-@pytest.mark.parametrize("encoder", ["vgg11_bn", "densenet121", "tu-vgg11"])
-def test_an_encoder_that_cannot_be_dilated_is_refused_for_deeplab(encoder):
-    with pytest.raises(InputError, match=rf"ENCODER '{encoder}' does not fit DeepLabV3Plus \(.+\)"):
-        networks.build(DEEPLAB.differing(name="x", encoder=encoder))
+@pytest.mark.parametrize("encoder", ["densenet121", "tu-pvt_v2_b0", "tu-hgnetv2_b0"])
+def test_deeplab_takes_an_encoder_that_cannot_be_dilated_at_stride_32(encoder):
+    row = DEEPLAB.differing(name="x", encoder=encoder, side_weight=0.1, label_weight=0.05)
+    model = networks.build(row).train()
+    assert model.encoder.output_stride == 32
+    assert encoder in model.note
+    assert [t.shape[2:] for t in everything(model(levels())) if t.ndim == 4] == [(64, 64)] * 3
+
+
+def test_deeplab_dilates_an_encoder_that_can_be_and_has_no_note():
+    model = networks.build(DEEPLAB)
+    assert model.encoder.output_stride == 16
+    assert not hasattr(model, "note")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["tu-swin_tiny_patch4_window7_224", "tu-maxvit_tiny_rw_224"])
+def test_an_encoder_with_windows_is_built_for_the_row_s_size(encoder):
+    model = networks.build(UNET.differing(name="x", encoder=encoder)).eval()
+    with torch.inference_mode():
+        assert model(levels(1)).mask.shape == (1, 1, 64, 64)
+
+
+def test_an_encoder_without_the_features_of_a_decoder_is_refused():
+    row = UNET.differing(name="x", encoder="tu-vit_tiny_patch16_224")
+    with pytest.raises(InputError, match=r"does not fit UNet at 64 px \(.*downsampling.*ResNet"):
+        networks.build(row)
+
+
+def test_views_of_a_size_that_the_encoder_cannot_take_are_refused():
+    row = UNET.differing(name="x", encoder="tu-coat_lite_tiny", tta="multiscale")
+    model = networks.build(row)
+    networks.check_sizes(model, row, [64])
+    with pytest.raises(InputError, match=r"TTA multiscale looks at 96 px, and ENCODER 'tu-coat"):
+        networks.check_sizes(model, row, [64, 96])
 
 
 def test_a_classifier_without_a_label_or_with_side_masks_is_refused():
