@@ -25,6 +25,7 @@ sortedcontainers. No matplotlib, papermill or Jupyter. torch.compile needs Trito
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -148,9 +149,10 @@ def limited(command: list[str], limit_s: float, log: Path, device: str) -> int |
         except subprocess.TimeoutExpired:
             return None
         finally:
-            if child.poll() is None:
+            # Also what it started and left behind, which would slow the parts that follow.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            child.wait()
 
 
 def tell(row: dict[str, Any]) -> None:

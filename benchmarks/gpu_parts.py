@@ -64,7 +64,8 @@ class Scale(NamedTuple):
 
 
 def _row(name: str, **changes: Any) -> Experiment:
-    return EXPERIMENTS[name].differing(name=name, weights="none", **changes)
+    # An optimiser step for every batch, as the bare loop takes them.
+    return EXPERIMENTS[name].differing(name=name, weights="none", accumulate=1, **changes)
 
 
 def scale(device: str) -> Scale:
@@ -374,12 +375,16 @@ def nccl(place: Place) -> Iterator[Row]:
     script = place.scratch / "two_ranks.py"
     script.write_text(TWO_RANKS.format(device=device, backend=backend), encoding="utf-8")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*start, str(script)], capture_output=True, text=True, check=False, timeout=60
-    )
-    why = [line for line in done.stderr.splitlines() if "Duplicate GPU" in line or "Error" in line]
-    yield {"what": f"two ranks on one device by {backend}",
-           "here": "yes" if done.returncode == 0 else "refused",
+    with subprocess.Popen([*start, str(script)], stderr=subprocess.PIPE, text=True) as child:
+        try:
+            _, errors = child.communicate(timeout=60)
+            said = "yes" if child.returncode == 0 else "refused"
+        except subprocess.TimeoutExpired:
+            child.terminate()  # upon which the launcher ends its ranks
+            _, errors = child.communicate()
+            said = "hangs"
+    why = [line for line in errors.splitlines() if "Duplicate GPU" in line or "Error" in line]
+    yield {"what": f"two ranks on one device by {backend}", "here": said,
            "against": "".join(why[:1])[:200] or "–"}  # fmt: skip
 
 
@@ -399,8 +404,8 @@ dist.destroy_process_group()
 def trainings(place: Place) -> Measurements:
     """Yield one epoch, which says how long one takes, and then as many as fit."""
     epoch_s: dict[str, float] = {}
-    yield "training, one epoch", lambda: _one_epoch(place, epoch_s)
-    yield "training", lambda: _as_many_as_fit(place, epoch_s)
+    yield "one epoch", lambda: _one_epoch(place, epoch_s)
+    yield "epochs that fit", lambda: _as_many_as_fit(place, epoch_s)
 
 
 def parameters(place: Place, **changes: Any) -> TrainParameters:
