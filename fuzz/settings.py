@@ -14,6 +14,7 @@ from kernel_lib import __main__ as command_line
 from kernel_lib import config
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
+from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan, plan
 
 ROWS = tuple(EXPERIMENTS)
@@ -123,7 +124,39 @@ def recipe(desk: Desk) -> Case:
     return Case(data, lambda: recipes.read(path), wrong)
 
 
-def _as_json(rng: random.Random, value: dict[str, Any]) -> bytes:
+def experiment(desk: Desk) -> Case:
+    """A JSON of experiments of a user's own, damaged, to the plan of its run."""
+    rng = desk.rng
+    fields = list(config.Experiment.model_fields)
+    rows = []
+    for at in range(rng.choice((1, 1, 2, 3))):
+        row: dict[str, Any] = {"name": f"r{at}"}
+        for _ in range(rng.randrange(4)):
+            row[rng.choice(fields)] = rng.choice((odd_value(rng), "r0", "r1", rng.choice(ROWS)))
+        if rng.random() < 0.5:
+            row[rng.choice(("parent", "weights", "gate"))] = rng.choice(("r0", "r1", *ROWS))
+        rows.append(row)
+    data = _as_json(rng, rows if len(rows) > 1 else rows[0])
+    path = desk.put("mine.json", data)
+
+    def attempt() -> TrainPlan:
+        text = paths.experiment_text(str(path))
+        return plan(config.TrainParameters.checked({"experiment": text}), EXPERIMENTS)
+
+    def wrong(result: TrainPlan) -> str | None:
+        values = json.loads(data)
+        (row,) = values[-1:] if isinstance(values, list) else (values,)
+        found = result.experiment.model_dump(mode="json")
+        for name, value in row.items():
+            runs = (f"{value}_seed{result.parameters.seed}",) if name in ("weights", "gate") else ()
+            if found[name] not in (value, *runs):
+                return f"{name} is {found[name]!r}, given {value!r}"[:200]
+        return None
+
+    return Case(data, attempt, wrong)
+
+
+def _as_json(rng: random.Random, value: Any) -> bytes:
     try:
         text = json.dumps(value, default=lambda odd: None)
     except ValueError:  # numbers of too many digits
@@ -135,7 +168,8 @@ def _as_json(rng: random.Random, value: dict[str, Any]) -> bytes:
 
 
 TARGETS = {
-    "namespace": Target(namespace, 0.12),
+    "namespace": Target(namespace, 0.09),
+    "experiment": Target(experiment, 0.03),
     "parameters": Target(parameters_file, 0.11),
     "recipe": Target(recipe, 0.06),
 }
