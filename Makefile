@@ -33,6 +33,7 @@ help:
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
 	@echo "make real       the lite0 experiments on real radiographs, in hours, DATA=FOLDER"
+	@echo "make gpu        all that only a GPU can show, in nine minutes, into gpu-results/"
 	@echo "make torture    every stage killed, KILLS=200, or its disk full, FULL=60: does it end the same?"
 
 setup: $(READY)
@@ -104,6 +105,10 @@ ablation-quick: $(READY)
 # Five folds of the lite0 experiments and their variants; skips where DATA is absent.
 real: $(READY)
 	$(PY) -m ablation real --data $(DATA)
+
+# Needs no environment of ours: what the machine has, or what is on PYTHONPATH.
+gpu:
+	python3 -m benchmarks.gpu --limit-s 540 --data $(DATA) --out gpu-results
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m fuzz --cases $(CASES) --seed $(SEED)
