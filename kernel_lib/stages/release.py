@@ -86,5 +86,5 @@ def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, past_kn
             f"{list(ensemble.folds)}"
         ),
         "honest_score_holds": past_known,  # False: some ancestor's training images are unknown
-        **{name: figures[name] for name in kept},
+        **{name: figures[name] for name in kept if name in figures},
     }

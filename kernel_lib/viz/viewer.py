@@ -178,12 +178,13 @@ def _numbers(seen: Viewed) -> dict[str, Any]:
             "at_least": seen.vote.at_least,
             "union": kinds[seen.vote.combine],
         }
-    missing = [] if seen.radiographs else ["No radiographs: give the data folder to see them."]
+    remarks = [] if seen.radiographs else ["No radiographs: give the data folder to see them."]
+    remarks += [f"{one.name}: {one.rule}." for one in seen.voices if one.rule.keeps_none]
     if not seen.truth:
-        missing.append("The true masks of these images are not known: there is no dice.")
+        remarks.append("The true masks of these images are not known: there is no dice.")
     return {
         "title": seen.title,
-        "notes": [*seen.notes, *missing],
+        "notes": [*seen.notes, *remarks],
         "images": {
             "id": table["image_id"].tolist(),
             "fold": [None if fold is None else int(fold) for fold in table["fold"]],

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
-from kernel_lib.data import folder, table
+from kernel_lib.data import folder, images, table
 from kernel_lib.errors import InputError
 
 STAGE_1 = [f"1.2.276.0.7230010.3.1.4.8323329.{n}.1517875162.2803{n}" for n in range(10, 20)]
@@ -288,3 +289,81 @@ def test_masks_drawn_from_labels_are_read_as_the_same(tmp_path):
     cv2.imwrite(str(path), np.eye(8, dtype=np.uint8) * 255)
     touch(tmp_path / "images" / "a.png")
     assert table.discover(tmp_path).train["mask_path"].tolist() == [str(path)]
+
+
+# --- for inference ----------------------------------------------------------------------------
+
+
+def dicom(path: Path, **header) -> Path:
+    """A DICOM's header, which is all that is read of it here."""
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset = pydicom.Dataset()
+    dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    dataset.PatientID = path.name
+    for name, value in header.items():
+        setattr(dataset, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path)
+    return path
+
+
+def test_a_folder_of_images_alone_is_a_test_set_for_inference_only(tmp_path):
+    dicom(tmp_path / "a" / "1.2.3", Rows=4, Columns=4)
+    dicom(tmp_path / "a" / "DICOMDIR")
+    touch(tmp_path / "b.png")
+    touch(tmp_path / "notes.txt", b"no image")
+    source = table.discover(tmp_path, for_inference=True)
+    assert (ids_of(source.test), len(source.train), source.sample) == (["1.2.3", "b"], 0, None)
+    refused(tmp_path, "neither labels nor a sample")
+    sample(tmp_path, ["b"], "elsewhere.csv")
+    source = table.discover(tmp_path, for_inference=True, sample=tmp_path / "elsewhere.csv")
+    assert ids_of(source.test) == ["b"]
+
+
+def test_a_sample_given_wins_over_the_folder_s_own(tmp_path):
+    nested(tmp_path, "train", STAGE_1[:8])
+    nested(tmp_path, "test", STAGE_1[8:])
+    labels(tmp_path, STAGE_1[:2])
+    sample(tmp_path, STAGE_1[8:])
+    assert ids_of(table.discover(tmp_path, for_inference=True).test) == STAGE_1[8:]
+    sample(tmp_path / "other", STAGE_1[7:4:-1])
+    given = tmp_path / "other" / "sample_submission.csv"
+    source = table.discover(tmp_path, for_inference=True, sample=given)
+    assert (ids_of(source.test), source.sample) == (STAGE_1[7:4:-1], given)
+    sample(tmp_path / "other", STAGE_2)
+    with pytest.raises(InputError, match=r"test image .* has no file .*-p SAMPLE"):
+        table.discover(tmp_path, for_inference=True, sample=given)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [
+        ({"PixelSpacing": [0.5, 0.25], "ImagerPixelSpacing": [1, 1]}, (0.5, 0.25)),
+        ({"ImagerPixelSpacing": [0.2, 0.2]}, (0.2, 0.2)),
+        ({"PixelSpacing": [0, 0.2]}, None),
+        ({"PixelSpacing": ""}, None),
+        ({}, None),
+    ],
+)
+def test_pixel_spacing_as_stated(tmp_path, spacing, expected):
+    path = dicom(tmp_path / "x.dcm", Rows=4, Columns=4, **spacing)
+    assert images.spacing_of(path) == expected
+
+
+def test_an_image_is_told_by_its_content(tmp_path):
+    bare = tmp_path / "bare"
+    dataset = pydicom.dcmread(dicom(tmp_path / "x", Rows=4, Columns=4))
+    dataset.StudyDate = "20200101"
+    # As of old archives, without a preamble.
+    dataset.preamble, dataset.file_meta = None, pydicom.dataset.FileMetaDataset()
+    pydicom.dcmwrite(bare, dataset, implicit_vr=True, little_endian=True)
+    done, png = cv2.imencode(".png", np.zeros((4, 4), np.uint8))
+    assert done
+    assert images.is_image(touch(tmp_path / "picture", png.tobytes()))
+    assert images.is_image(tmp_path / "x")
+    assert images.is_image(bare)
+    for name, content in (("text", b"ImageId,EncodedPixels"), ("empty", b""), ("zip", b"PK\3\4")):
+        assert not images.is_image(touch(tmp_path / name, content))
+    assert not images.is_image(dicom(tmp_path / "report"))
+    assert images.spacing_of(tmp_path / "picture") is None

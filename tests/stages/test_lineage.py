@@ -10,13 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, files, released, runs
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
+from kernel_lib.kaggle import paths
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
+from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import start
 from kernel_lib.stages import thresholds as stage
@@ -154,6 +157,67 @@ def test_a_file_that_does_not_tell_makes_the_past_unknown(tmp_path):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"absent.pth does not exist; .*-p WEIGHTS none"):
         begin(tmp_path, 0, str(tmp_path / "absent.pth"))
+
+
+# A released model as a start.
+
+
+@pytest.fixture
+def release_of(tmp_path, monkeypatch):
+    """Write models/small.safetensors of a network of this row, which has seen these images."""
+    monkeypatch.setattr(paths, "models_dir", lambda: tmp_path / "models")
+    monkeypatch.setattr(released, "MAX_BYTES", 10**9)
+
+    def write(row: Experiment, images: tuple[str, ...] = ("elsewhere",)) -> Released:
+        given = Released(
+            name="small", experiment=row, rule=Triplet(0.5, 0, 0.5), gate="none", tta="hflip",
+            lineage=Lineage(images=images, ancestors=("older",)), score={}, licence="",
+            model=networks.build(row),
+        )  # fmt: skip
+        given.save(tmp_path / "models" / "small.safetensors")
+        return given
+
+    return write
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_released_model_starts_a_run_and_its_lineage_comes_along(tmp_path, release_of, by_name):
+    given = release_of(ROW)
+    name = "small" if by_name else str(tmp_path / "models" / "small.safetensors")
+    model, lineage = begin(tmp_path / "work", 0, name)
+    weight = given.model.head.logit.weight.half().float()
+    assert torch.equal(model.head.logit.weight, weight)
+    assert "elsewhere" in lineage.images
+    assert (lineage.known, lineage.ancestors) == (True, ("older", "small"))
+    start.check(plan("child", name), [0], [tmp_path / "work"])
+    with pytest.raises(InputError, match="nor a released model"):
+        start.check(plan("child", "smaller"), [0], [tmp_path / "work"])
+
+
+def test_a_released_model_that_saw_a_held_out_image_is_refused(tmp_path, release_of):
+    release_of(ROW, ("i04",))
+    with pytest.raises(InputError, match="WEIGHTS small was trained on image i04"):
+        begin(tmp_path / "work", 0, "small")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"decoder_channels": (32,) * 5}, {"network": "Classifier", "label_weight": 1.0}]
+)
+def test_of_a_released_model_of_another_network_the_encoder_starts_a_run(
+    tmp_path, release_of, changes
+):
+    given = release_of(ROW.model_copy(update=changes))
+    model, lineage = begin(tmp_path / "work", 0, "small")
+    theirs = given.model.encoder.state_dict()
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, theirs[name].to(torch.float16).to(tensor.dtype)), name
+    assert lineage.ancestors == ("older", "small")
+
+
+def test_a_released_model_of_another_encoder_is_refused(tmp_path, release_of):
+    release_of(ROW.model_copy(update={"encoder": "tu-test_efficientnet"}))
+    with pytest.raises(InputError, match=r"small.safetensors is of another network"):
+        begin(tmp_path / "work", 0, "small")
 
 
 # What the thresholds stage does with a past.

@@ -125,7 +125,7 @@ def test_threshold_surface_tells_the_label_s_threshold() -> None:
     blurred = [replace(one, hist_all=gated[0].hist_all) for one in gated]  # all look alike
     result = search(blurred)
     assert result.chosen.label is not None
-    assert f"label {result.chosen.label:.3f}, top" in drawn(figures.threshold_surface(result))
+    assert f"label {result.chosen.label:.4f}, top" in drawn(figures.threshold_surface(result))
 
 
 @pytest.mark.parametrize("n", [30, 1])

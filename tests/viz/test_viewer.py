@@ -460,3 +460,11 @@ def test_a_picker_shows_the_chosen_image(work):
 def test_without_widgets_the_picker_is_a_viewer(work, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
     assert picking.picker(searched(work)).n_images == N
+
+
+def test_a_rule_that_predicts_nothing_is_named(work):
+    seen = view(searched(work))
+    none = replace(seen.voices[0], rule=thresholds.Triplet(0.5, 1024 * 1024 + 1, 0.5))
+    for voice, named in ((seen.voices[0], False), (none, True)):
+        notes = payload_of(show(replace(seen, voices=(voice,)), count=0).html)["notes"]
+        assert any("predicts nothing" in note for note in notes) == named

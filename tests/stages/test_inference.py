@@ -1,0 +1,91 @@
+"""The inference stage on images alone, with a sample from anywhere, beside an earlier data set."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kernel_lib.config import InferenceParameters
+from kernel_lib.data import phantom
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import submission
+from kernel_lib.stages import inference, report, report_images
+from kernel_lib.viz.viewer import view
+
+pytestmark = pytest.mark.usefixtures("apart")
+
+
+@pytest.fixture
+def place(untrained, tmp_path, monkeypatch) -> Path:
+    """A WORK_DIR, and two folders of DICOMs without tables; no report is drawn, which is slow."""
+    monkeypatch.setattr(
+        report, "write", lambda folder, *args, **how: (folder / "report.html").write_text("new")
+    )
+    shutil.copytree(untrained, tmp_path / "work")
+    for name, seed in (("first", 1), ("second", 2)):
+        phantom.write_competition(
+            tmp_path / "drawn" / name, 0, 3, size=64, seed=seed, workers=1, progress=False
+        )
+        (tmp_path / name).mkdir()
+        for n, path in enumerate(sorted((tmp_path / "drawn" / name).rglob("*.dcm"))):
+            shutil.copy(path, tmp_path / name / (path.name if n else path.stem))
+    return tmp_path
+
+
+def infer(place: Path, data: str, **changes) -> inference.InferenceResult:
+    return inference.run(
+        InferenceParameters(
+            data_dir=str(place / data), work_dir=str(place / "work"),
+            cache_dir=str(place / "cache"), device="cpu", threads=1, **changes,
+        )
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_another_data_set_lies_beside_the_first(place):
+    first = infer(place, "first")
+    assert (first.folder / "report.html").read_text() == "new"
+    (first.folder / "report.html").write_text("the training's")
+    before = contents(place / "work")
+    second = infer(place, "second", output="own")
+    after = contents(place / "work")
+    assert {name: after[name] for name in before} == before
+    new = {
+        name.removeprefix("ensembles/tiny/outputs/own/") for name in after.keys() - before.keys()
+    }
+    assert new == {"submission.csv", "test.json", *(f"runs/tiny/fold{k}/test.zip" for k in (0, 1))}
+    assert submission.read(second.submission)["image_id"].tolist() == sorted(
+        path.name.removesuffix(".dcm") for path in (place / "second").iterdir()
+    )
+    assert "report" not in str(second)
+    for result, name in ((first, "first"), (second, "second")):
+        seen = view(result.folder, test=True, data_dir=place / name, roots=result.roots)
+        assert len(seen.table) == 3
+        assert report_images.on_test(result.submission, result.source).sentence
+    assert contents(place / "work") == after
+
+
+def test_a_sample_from_anywhere_names_the_test_images(place):
+    ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
+    sample = place / "elsewhere.csv"
+    submission.write(sample, [ids[2], ids[0]], ["-1", "-1"])
+    result = infer(place, "first", sample=str(sample))
+    assert submission.read(result.submission)["image_id"].tolist() == [ids[2], ids[0]]
+    with pytest.raises(InputError, match=r"elsewhere\.csv row 2: test image .* has no file"):
+        infer(place, "second", sample=str(sample))
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a/b", ""])
+def test_an_output_s_name_is_a_folder_of_its_own(name):
+    with pytest.raises(InputError, match="OUTPUT"):
+        InferenceParameters.checked({"output": name})
