@@ -33,7 +33,7 @@ _STATISTICS = {
     **dict.fromkeys(("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"), _DPN),
 }
 
-_SIZES = (224, 256, 384, 512, 768, 1024)  # tried for the error of an encoder that refuses another
+_SIZES = (224, 256, 512)  # tried for the error of an encoder that refuses another
 
 
 def timm_name(encoder: str) -> str | None:
@@ -94,7 +94,7 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
     """
     options, problem = _fitting(encoder, size, output_stride)
     if options is None:
-        others = [s for s in _SIZES if s != size and _fitting(encoder, s, output_stride)[0]]
+        others = [s for s in _SIZES if s != size and _fitting(encoder, s, 32)[0] is not None]
         fix = f"-p SIZE {' or '.join(map(str, others))}, or a ResNet" if others else "a ResNet"
         raise InputError(f"{problem}): take {fix}")
     built = _get(encoder, options)

@@ -105,14 +105,17 @@ def _longer(stem: str, name: str) -> bool:
     return any(re.match(rf"{re.escape(n)}([-._]|$)", stem) for n in known)
 
 
-def caches() -> list[Path]:
-    """Return the folders of torch's cache and of the models in Hugging Face's cache."""
+def torch_cache() -> Path:
+    """Return the folder into which torch downloads files of weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def hub_cache() -> Path:
+    """Return Hugging Face's cache, which has a folder `snapshots` for each model."""
     home = os.environ.get("HF_HOME") or (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     )
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    snapshots = sorted(hub.glob("models--*/snapshots/*"))
-    return [Path(torch.hub.get_dir()) / "checkpoints", *snapshots]
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
 def packaged(encoder: str) -> Path | None:

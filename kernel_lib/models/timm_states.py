@@ -21,7 +21,7 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
     sizes, before it takes the features' part of it. It leaves silently what it finds no tensor
     for: so the same is done with numbers in the tensors' place that tell which came from where.
     Tensors not found in the file are not in the result; those of blocks that timm's model lacks
-    are, under the file's name.
+    are, and have no place in the encoder.
 
     Raises:
         RuntimeError: a tensor has another shape.
@@ -43,7 +43,7 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
     for key in state.keys() - used - known:
         # A deeper model of the same kind has further blocks beside those that were used.
         if any(b not in blocks and b.rsplit(".", 1)[0] in lists for b in _blocks(key)):
-            found[key] = state[key]
+            found[f"model.{key}"] = state[key]
     return found
 
 

@@ -35,8 +35,8 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     Raises:
         InputError: none can be had, or the file is damaged or of another network.
     """
-    places = [*folders, *imagenet.caches()]
-    for folder in places:
+    torch_cache, hub_cache = imagenet.torch_cache(), imagenet.hub_cache()
+    for folder in (*folders, torch_cache, *sorted(hub_cache.glob("models--*/snapshots/*"))):
         if (found := imagenet.find(folder, name)) is not None:
             check_hash(found)
             return _filled(encoder, name, found)
@@ -44,7 +44,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     if packaged is not None and packaged.is_file():
         check_hash(packaged)
         return _filled(encoder, name, packaged)
-    sought = ", ".join(map(str, dict.fromkeys(_shown(place) for place in places)))
+    sought = ", ".join(map(str, (*folders, torch_cache, hub_cache)))
     known = ", ".join(published.name for published in imagenet.names(name)[:6])
     sought = f"{sought} (by the names {known})"
     if packaged is not None:
@@ -57,7 +57,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
             f"no ImageNet weights for encoder {name!r} in {sought}: put {imagenet.advice(name)} "
             f"into a folder and give it as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         )
-    target = Path(torch.hub.get_dir()) / "checkpoints" / official.rsplit("/", 1)[1]
+    target = torch_cache / official.rsplit("/", 1)[1]
     try:
         _download(official, target)
     except (OSError, RuntimeError) as error:
@@ -67,11 +67,6 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
             f"{target.name} as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         ) from error
     return _filled(encoder, name, target)
-
-
-def _shown(place: Path) -> Path:
-    """The hub's cache in place of each model in it."""
-    return place.parents[2] if place.parent.name == "snapshots" else place
 
 
 def _download(url: str, target: Path) -> None:

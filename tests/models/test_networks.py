@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.models import networks
+from kernel_lib.models import networks, weights
 
 UNET = Experiment(
     name="tiny",
@@ -58,6 +58,18 @@ def test_grey_levels_become_what_an_imagenet_encoder_expects():
     for channel, (mean, std) in enumerate(of_imagenet):
         assert black[channel].item() == pytest.approx(-mean / std, abs=1e-6)
         assert white[channel].item() == pytest.approx((1 - mean) / std, abs=1e-6)
+
+
+def test_a_checkpoint_keeps_the_statistics_that_it_was_trained_with(tmp_path):
+    """Also one from before an encoder had its own, where all had ImageNet's."""
+    row = UNET.differing(name="x", encoder="timm-tf_efficientnet_lite0")
+    model, old = networks.build(row), networks.build(row)
+    assert torch.equal(model.input.mean, torch.full((1, 3, 1, 1), 127.5))
+    old.input = networks.GreyInput("resnet34")
+    torch.save({"model": old.state_dict()}, tmp_path / "best.pt")
+    weights.load_model(model, tmp_path / "best.pt")
+    assert torch.equal(model.input.mean, old.input.mean)
+    assert torch.equal(model.input.std, old.input.std)
 
 
 def everything(output: networks.Logits) -> list[torch.Tensor]:

@@ -1,0 +1,91 @@
+"""Encoders are found by name and fed as their weights were trained."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from segmentation_models_pytorch import encoders as smp_encoders
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from kernel_lib.errors import InputError
+from kernel_lib.models import encoders
+
+IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "wanted"),
+    [
+        ("resnet34", IMAGENET),
+        ("mit_b0", IMAGENET),
+        ("timm-efficientnet-b0", IMAGENET),
+        ("timm-efficientnet-b8", IMAGENET),
+        ("timm-tf_efficientnet_lite0", HALF),
+        ("tu-tf_efficientnet_lite0", HALF),
+        ("tu-tf_efficientnet_b0.ap_in1k", HALF),
+        ("xception", HALF),
+        ("inceptionv4", HALF),
+        ("tu-resnet10t", IMAGENET),
+        ("tu-tf_efficientnetv2_b0", IMAGENET),
+    ],
+)
+def test_statistics_are_those_that_the_weights_were_trained_with(encoder, wanted):
+    assert encoders.input_statistics(encoder) == wanted
+
+
+@pytest.mark.parametrize("encoder", ["dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"])
+def test_statistics_of_dual_path_networks_are_those_of_their_port(encoder):
+    config = timm.models.get_pretrained_cfg(f"{encoder}.mx_in1k")
+    assert encoders.input_statistics(encoder) == (config.mean, config.std)
+
+
+def test_every_encoder_has_statistics_without_a_look_at_the_hub(monkeypatch):
+    def refuse(*args, **how):
+        raise OSError("no internet in this test")
+
+    monkeypatch.setattr(smp_encoders, "hf_hub_download", refuse)
+    names = [*smp_encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]
+    for mean, std in map(encoders.input_statistics, names):
+        assert len(mean) == len(std) == 3
+        assert all(0 < s <= 1 for s in std)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ("resnet43", "is unknown; nearest: .*resnet34"),
+        ("tu-convnext_ato", "is unknown; nearest: .*tu-convnext_atto"),
+        ("tu-resnet18.a9", r"resnet18 has no weights .* take one of .*tu-resnet18\.a1_in1k"),
+        ("timm-regnetx_002", "is unknown"),
+    ],
+)
+def test_an_unknown_encoder_or_tag_is_refused_with_the_nearest(encoder, words):
+    with pytest.raises(InputError, match=words):
+        encoders.check(encoder)
+
+
+@pytest.mark.parametrize("encoder", ["resnet34", "tu-resnet18", "tu-resnet18.a1_in1k", "mit_b0"])
+def test_known_names_pass(encoder):
+    encoders.check(encoder)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mit_b0", "tu-convnext_atto"])
+def test_the_trial_leaves_the_numbers_that_a_seed_draws(encoder):
+    torch.manual_seed(5)
+    built = encoders.build(encoder, 64)
+    torch.manual_seed(5)
+    plain = smp_encoders.get_encoder(encoder, depth=5, weights=None)
+    wanted = plain.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in built.state_dict().items())
+
+
+def test_a_size_that_an_encoder_cannot_take_is_refused_with_sizes_that_it_takes(
+    monkeypatch,
+):
+    monkeypatch.setattr(
+        encoders, "_problem", lambda name, size, options: "too small" if size < 256 else None
+    )
+    with pytest.raises(InputError, match=r"too small\): take -p SIZE 256 or 512, or a ResNet"):
+        encoders.build("resnet18", 64)
