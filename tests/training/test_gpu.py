@@ -215,9 +215,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(project_root, place):
 @only_on_a_gpu
 def test_a_compiled_step_is_that_of_the_network(tmp_path):
     """With torch's own compiler; the losses agree to what half precision gives."""
-    on = engine(DEVICE, "float16")
+    on = engine(DEVICE, "bfloat16")  # in float16 either might skip a step that the other takes
     plain, compiled = (training(tmp_path / str(how), on=on, compile=how) for how in (False, True))
     for one in (plain, compiled):
         one.model.rest[2].p = 0.0
         assert one._train_epoch()
-    assert compiled.position.loss_sum == pytest.approx(plain.position.loss_sum, rel=1e-2)
+    assert compiled.position.loss_sum == pytest.approx(plain.position.loss_sum, rel=2e-2)
