@@ -36,8 +36,7 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
     ends = (v.flatten()[[0, -1]].tolist() for k, v in marked.items() if k in found and v.numel())
     keys = list(state)
     used = {keys[round(end) - 1000] for pair in ends for end in pair if _is_key(end, keys)}
-    with torch.device("meta"):
-        known = timm.create_model(name).state_dict().keys()
+    known = _timm_state(name).keys()
     blocks = {block for key in used for block in _blocks(key)}
     lists = {block.rsplit(".", 1)[0] for block in blocks}
     for key in state.keys() - used - known:
@@ -54,8 +53,7 @@ def in_timm_order(state: State, name: str) -> State:
     """
     if "_conv_stem.weight" not in state:
         return state
-    with torch.device("meta"):
-        model = timm.create_model(name).state_dict()
+    model = _timm_state(name)
     theirs, ours = ([k for k in s if not k.endswith("num_batches_tracked")] for s in (state, model))
     if [_form(state, k) for k in theirs] != [_form(model, k) for k in ours]:
         raise RuntimeError(f"its tensors have other shapes than those of {name}")
@@ -89,6 +87,16 @@ def _loaded(state: State, encoder: nn.Module, name: str) -> State:
     finally:
         log.setLevel(level)
     return {k: v for k, v in twin.state_dict().items() if v.is_floating_point()}
+
+
+def _timm_state(name: str) -> State:
+    """Return the names and shapes of timm's whole model; its numbers are none, or random."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name).state_dict()
+        except (RuntimeError, NotImplementedError):  # some read values as they are built
+            return timm.create_model(name).state_dict()
 
 
 def _form(state: Mapping[str, torch.Tensor], key: str) -> tuple:
