@@ -79,7 +79,7 @@ STUDY = Study(
     large=EXPERIMENTS["lite0_384"],
     variants={
         "scratch": Variant("random initial weights, not ImageNet's", {"weights": "none"}),
-        "bce": Variant("BCE alone, without dice", {"loss": {"bce": 1.0}}),
+        "dice": Variant("3 · BCE + dice, not BCE alone", {"loss": {"bce": 3.0, "dice": 1.0}}),
         "all": Variant(
             "every image once an epoch, no share of positives",
             {"sampling": "all", "sampling_options": {}},

@@ -68,7 +68,6 @@ _LITE0 = _UNET.differing(
     decoder_channels=(64, 48, 32),  # ends at a quarter of the size, which costs little
     centre_block=False,  # a third of the weights, random ones
     size=256,
-    loss={"bce": 3.0, "dice": 1.0},
     label_weight=0.05,
     sampling="positive_share",
     sampling_options={"start": 0.6, "end": 0.2},
