@@ -17,7 +17,6 @@ parts sum to that of the whole batch: what a mean divides by is counted over all
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -159,19 +158,15 @@ def check(row: Experiment) -> None:
     """InputError for losses, weights or options of a row that cannot be trained with.
 
     An unknown loss or option, with the nearest names; an option outside its bounds, or of a loss
-    that the row does not use; a weight that is not a finite number above 0 (`label_weight` and
-    `side_weight` may be 0); a row that weighs nothing at all.
+    that the row does not use; a weight that is not above 0; a row that weighs nothing at all. That
+    all numbers are finite is the row's own rule.
     """
     for name, weight in row.loss.items():
         if name not in LOSSES:
             near = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.4) or list(LOSSES)
             raise InputError(f"loss {name!r} is unknown; nearest: {', '.join(near)}")
-        if not (math.isfinite(weight) and weight > 0):
+        if weight <= 0:
             raise InputError(f"loss {name!r} weighs {weight}: give it more than 0, or leave it out")
-    for field in ("label_weight", "side_weight"):
-        weight = getattr(row, field)
-        if not (math.isfinite(weight) and weight >= 0):
-            raise InputError(f"{field} is {weight}: a finite number, 0 for a row without this term")
     if not row.loss and row.label_weight == 0:
         raise InputError("the row weighs neither a mask loss nor a label: set loss or label_weight")
     for name, options in row.loss_options.items():
