@@ -191,7 +191,7 @@ def test_a_released_model_starts_a_run_and_its_lineage_comes_along(tmp_path, rel
     assert (lineage.known, lineage.ancestors) == (True, ("older", "small"))
     start.check(plan("child", name), [0], [tmp_path / "work"])
     with pytest.raises(InputError, match="nor a released model"):
-        start.check(plan("child", "smaller"), [0], [tmp_path / "work"])
+        start.check(plan("other", "smaller"), [0], [tmp_path / "work"])
 
 
 def test_a_released_model_that_saw_a_held_out_image_is_refused(tmp_path, release_of):
