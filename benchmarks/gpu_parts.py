@@ -510,7 +510,7 @@ def main() -> None:
 
 
 def one(name: str, measure: Callable[[], Iterator[Row]], on: Engine) -> None:
-    """Make one measurement, its rows told as they come; raise only where no other can follow."""
+    """Make one measurement and print its rows as they come; raise only where none can follow."""
     gpu.tell({"name": name})
     try:
         for row in measure():

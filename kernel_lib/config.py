@@ -304,7 +304,7 @@ def explain(
     what: str = "parameter",
     written: Callable[[str], str] = str.upper,
 ) -> str:
-    """Every fault of a validation in words that name the parameter, its value and the mend.
+    """Return every fault of a validation: the parameter, its value and how to fix it.
 
     `what` calls the fields so, and `written` gives a field's name as its reader writes it.
     """

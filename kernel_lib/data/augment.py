@@ -69,31 +69,6 @@ def flips() -> A.Compose:
     )
 
 
-def chest() -> A.Compose:
-    """Horizontal flips with larger turns, shifts, zooms and changes of exposure than `flips`.
-
-    For few images, which a network learns by heart: a radiograph's exposure, and where its patient
-    stands, say little of a pneumothorax.
-    """
-    return A.Compose(
-        [
-            A.HorizontalFlip(p=0.5),
-            A.Affine(
-                scale=(0.85, 1.15),
-                rotate=(-12, 12),
-                translate_percent=(-0.06, 0.06),
-                p=0.8,
-                border_mode=cv2.BORDER_CONSTANT,
-            ),
-            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.6),
-            A.RandomGamma(gamma_limit=(75, 130), p=0.4),
-            A.OneOf(
-                [A.Blur(blur_limit=(3, 3), p=1), A.GaussNoise(std_range=(0.01, 0.04), p=1)], p=0.2
-            ),
-        ]
-    )
-
-
 def hflip() -> A.Compose:
     """Horizontal flips alone."""
     return A.Compose([A.HorizontalFlip(p=0.5)])
@@ -107,7 +82,6 @@ def none() -> A.Compose:
 AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {
     "notes": notes,
     "flips": flips,
-    "chest": chest,
     "hflip": hflip,
     "none": none,
 }

@@ -32,19 +32,25 @@ class Prepared:
 
     table: DataFrame[image_id, path, height, width, rle, area_px, patient], in the order given to
     `prepare`; height, width and area_px are the file's own, patient is "" where not known.
-    skipped: "id: reason" of each file that could not be read. Small to pickle: the files are
-    opened where they are read. They are read and not mapped: a mapped file's pages would count as
-    this process's memory, in the end all of it, and a file cut short would kill the process.
+    unreadable: the reason of each file that could not be read, by image id.
+    Small to pickle: the files are opened where they are read. They are read and not mapped: a
+    mapped file's pages would count as this process's memory, in the end all of it, and a file cut
+    short would kill the process.
     """
 
     def __init__(
-        self, table: pd.DataFrame, store: Store, slots: np.ndarray, skipped: list[str]
+        self, table: pd.DataFrame, store: Store, slots: np.ndarray, unreadable: dict[str, str]
     ) -> None:
         self.table = table
-        self.skipped = skipped
+        self.unreadable = unreadable
         self._store = store
         self._slots = slots
         self._has_mask = table["area_px"].to_numpy() > 0
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line "id: reason" for each file that could not be read."""
+        return [f"{image_id}: {why}" for image_id, why in self.unreadable.items()]
 
     @property
     def size(self) -> int:
@@ -72,7 +78,7 @@ class Prepared:
     def subset(self, rows: np.ndarray) -> Prepared:
         """Those rows alone, renumbered from 0; the files are shared."""
         table = self.table.iloc[rows].reset_index(drop=True)
-        return Prepared(table, self._store, self._slots[rows], self.skipped)
+        return Prepared(table, self._store, self._slots[rows], self.unreadable)
 
     def digest(self) -> str:
         """SHA-256 (hex) of images and slots and all that was ever decoded into this cache."""
@@ -212,8 +218,7 @@ class _Filler:
             rows.append((name, record["path"], *facts))
             slots.append(slot)
         table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-        skipped = [f"{name}: {why}" for name, why in self.bad.items()]
-        return Prepared(table, self.store, np.array(slots, np.int64), skipped)
+        return Prepared(table, self.store, np.array(slots, np.int64), dict(self.bad))
 
     def _task(self, record: dict) -> Task | None:
         """What is to do for an image; None where its slot is as it should be."""

@@ -41,12 +41,12 @@ class InferenceResult:
     summary: honest.TestSummary  # the test masks beside those out of fold
     honest: honest.HonestReport
     unreadable: tuple[str, ...]
-    told: tuple[str, ...]  # the rule, and who has a say in what
+    summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
     source: table.Source
     roots: tuple[Path, ...]  # where the archives lie, those of the test images first
 
     def __str__(self) -> str:
-        lines = [*self.told]
+        lines = [*self.summary_lines]
         lines.append(f"submission: {self.submission}")
         if self.submission.parent == self.folder:
             lines.append(f"report: {self.folder / 'report.html'}")
@@ -134,7 +134,7 @@ def _infer(asked: Asked) -> InferenceResult:
         summary=summary,
         honest=known.scored,
         unreadable=unread,
-        told=known.told,
+        summary_lines=known.summary_lines,
         source=asked.source,
         roots=tuple(asked.test_roots),
     )
@@ -233,8 +233,7 @@ def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
                 prepare = partial(prepared_images, row.size, asked)
                 by_size[row.size] = world.agreed(prepare)
             _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
-    skipped = [line for one in by_size.values() for line in one.skipped]
-    unreadable = dict(line.split(": ", 1) for line in skipped)
+    unreadable = {k: why for one in by_size.values() for k, why in one.unreadable.items()}
     return Predicted(by_size[row.size].table, unreadable)
 
 

@@ -276,7 +276,7 @@ def _predict(given: _Model, listed: dict[str, Path], parameters: InferenceParame
         {"run": given.released.name, "fold": 0, "tta": given.released.tta},
         parameters.batch_size,
     )
-    return Predicted(prepared.table, dict(line.split(": ", 1) for line in prepared.skipped))
+    return Predicted(prepared.table, prepared.unreadable)
 
 
 def _refuse_nothing_read(predicted: Predicted) -> None:

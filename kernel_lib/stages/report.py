@@ -45,7 +45,7 @@ class Known:
     left_out: list[str]
     scores: pd.DataFrame
     by_part: pd.DataFrame
-    told: tuple[str, ...]  # the rule, and who has a say in what
+    summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
 
     @property
     def past_known(self) -> bool:
@@ -67,7 +67,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
             raise ValueError(f"its rules are not those of {ensemble.combine}")
         listed = scores.table(scored, last, document["past_known"])
         by_part = scores.chosen_by_part(among, scored)
-        told = tuple(scores.told(ensemble, choice, scored))
+        lines = tuple(scores.told(ensemble, choice, scored))
     drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
     with ensembles.named_if_damaged(folder / "oof.csv"):
@@ -90,7 +90,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
         left_out=preparation.read_left_out(roots),
         scores=listed,
         by_part=by_part,
-        told=told,
+        summary_lines=lines,
     )
 
 
@@ -112,7 +112,7 @@ def write(
         "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
         "combine": ensemble.combine,
     }
-    meta |= dict(line.split(": ", 1) for line in known.told)
+    meta |= dict(line.split(": ", 1) for line in known.summary_lines)
     target = folder / "report.html"
     found = _sections(known, folder, roots, source, searches)
     report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
@@ -210,7 +210,7 @@ def _method(known: Known) -> str:
         f"{warning}{known.scored.method} A rule keeps a mask where at least its area (px of 1024²) "
         "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
         "exceed that has no mask. Submitted with: "
-        f"{'; '.join(known.told)}. "
+        f"{'; '.join(known.summary_lines)}. "
         "Epochs were selected on the images that score them: the selected ones score "
         f"{optimism:+.4f} against the last weights, which bounds that optimism."
     )

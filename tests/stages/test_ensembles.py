@@ -446,7 +446,7 @@ DAMAGES = {
 def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(tmp_path):
     make_run(tmp_path, "a"), make_run(tmp_path, "b")
     folder = search(tmp_path, runs="a,b", ensemble="e", combine="member_vote").folder
-    assert report.read(folder, [tmp_path]).told[0].startswith("rule of a: top")
+    assert report.read(folder, [tmp_path]).summary_lines[0].startswith("rule of a: top")
     for name, damages in DAMAGES.items():
         for damage in damages:
             spoilt = tmp_path / "spoilt"
