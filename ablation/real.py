@@ -2,9 +2,10 @@
 
     python -m ablation real --data DIR
 
-Trains every fold of `lite0_256` and `lite0_384`, scores them by nested cross-validation, and trains
-variants that differ in one choice on some folds, to compare image by image. Stopped, it goes on
-when called again. The tables go between the markers of docs/results.md.
+Trains every fold of `lite0_256`, `lite0_384` and `lite0_512`, each from the one before it, scores
+each and the mean of their maps by nested cross-validation, and trains variants that differ in one
+choice on some folds, to compare image by image. Stopped, it goes on when called again. The tables
+go between the markers of docs/results.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,36 +48,66 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What is trained: a chain of two experiments on every fold, and variants of the first."""
+class Comparison:
+    """Two means of runs' maps, compared image by image."""
 
-    small: Experiment
-    large: Experiment  # starts from `small`
+    tries: str  # what differs, in a few words
+    names: tuple[str, ...]
+    against: tuple[str, ...]
+    folds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained: a chain of experiments on every fold, and variants of the first."""
+
+    chain: tuple[Experiment, ...]  # each starts from the one before it
     variants: Mapping[str, Variant]
     n_folds: int = 5
 
     @property
+    def first(self) -> Experiment:
+        return self.chain[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The chain's experiments by name."""
+        return tuple(row.name for row in self.chain)
+
+    @property
     def rows(self) -> dict[str, Experiment]:
         """All experiments by name, those that ship among them."""
-        rows = EXPERIMENTS | {row.name: row for row in (self.small, self.large)}
-        for name, variant in self.variants.items():
-            rows[self.name(name)] = self.small.differing(name=self.name(name), **variant.changes)
+        rows = EXPERIMENTS | {row.name: row for row in self.chain}
+        for key, variant in self.variants.items():
+            rows[self.name(key)] = self.first.differing(name=self.name(key), **variant.changes)
         return rows
 
     def name(self, variant: str) -> str:
-        return f"{self.small.name}_{variant}"
+        return f"{self.first.name}_{variant}"
 
     @property
-    def compared(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Name, what differs and the folds of all that is compared with `small`."""
-        started = f"{self.large.size} px, warm start from {self.small.size}"
-        listed = [(self.large.name, started, tuple(range(self.n_folds)))]
-        return listed + [(self.name(k), v.tries, v.folds) for k, v in self.variants.items()]
+    def scored(self) -> list[tuple[str, ...]]:
+        """The experiments whose mean gets a score over all folds: each alone, and all together."""
+        return [*((name,) for name in self.names), self.names]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        every = tuple(range(self.n_folds))
+        found = [
+            Comparison(
+                f"{row.size} px, warm start from {parent.size}", (row.name,), (parent.name,), every
+            )
+            for parent, row in pairwise(self.chain)
+        ]
+        found.append(Comparison("the mean of all sizes", self.names, self.names[-1:], every))
+        for key, variant in self.variants.items():
+            pair = (self.name(key),), (self.first.name,)
+            found.append(Comparison(variant.tries, *pair, variant.folds))
+        return found
 
 
 STUDY = Study(
-    small=EXPERIMENTS["lite0_256"],
-    large=EXPERIMENTS["lite0_384"],
+    chain=(EXPERIMENTS["lite0_256"], EXPERIMENTS["lite0_384"], EXPERIMENTS["lite0_512"]),
     variants={
         "scratch": Variant("random initial weights, not ImageNet's", {"weights": "none"}),
         "dice": Variant("3 · BCE + dice, not BCE alone", {"loss": {"bce": 3.0, "dice": 1.0}}),
@@ -100,11 +131,10 @@ def run(
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # the trainings share the cores
     _prepare(data, folder, study)  # by one process, before several read it
-    every = [study.small.name, study.large.name]
-    todo = [(k, every) for k in range(study.n_folds)]
+    todo = [(k, study.names) for k in range(study.n_folds)]
     for name, variant in study.variants.items():
         if not only or name in only:
-            todo += [(k, [study.name(name)]) for k in variant.folds]
+            todo += [(k, (study.name(name),)) for k in variant.folds]
     with ProcessPoolExecutor(at_once, get_context("spawn"), initializer=jobs.alone) as pool:
         for future in [pool.submit(_train, data, folder, study, *one) for one in todo]:
             future.result()
@@ -112,9 +142,9 @@ def run(
 
 
 def _prepare(data: Path, folder: Path, study: Study) -> None:
-    source, given = discover(data), _parameters(data, folder, study, study.small.name, 0)
-    for size in (study.small.size, study.large.size):
-        prepared = preparation.prepare_training(source, given, size, folder / "work")
+    source, given = discover(data), _parameters(data, folder, study, study.first.name, 0)
+    for row in study.chain:
+        prepared = preparation.prepare_training(source, given, row.size, folder / "work")
         preparation.settle_folds(prepared, given, [folder / "work"])
 
 
@@ -137,17 +167,20 @@ def section(work: Path, study: Study) -> str:
     Only what is trained to its end is in them.
     """
     drawn = folds.load(work / "folds.csv")
-    pair = (study.small.name, study.large.name)
-    rows = [_scored(work, name) for name in pair if len(_finished(work, name)) == study.n_folds]
-    gaps = (_compared(work, study.small.name, *one, drawn) for one in study.compared)
+    rows = [
+        _scored(work, names)
+        for names in study.scored
+        if len(_finished(work, names)) == study.n_folds
+    ]
+    gaps = (_compared(work, one, drawn) for one in study.comparisons)
     lines = [
-        "| experiment | honest score (95 %) | dice on positives | ROC AUC | sensitivity | "
+        "| experiment | honest score (95 %) | dice on positives | AUC | sensitivity | "
         "specificity | empty baseline |",
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"| against `{study.small.name}` | folds | honest dice | dice on positives | ROC AUC |",
-        "|---|---|---|---|---|",
+        "| what differs | experiment | against | folds | honest dice | dice on positives | AUC |",
+        "|---|---|---|---|---|---|---|",
         *(line for line in gaps if line),
     ]
     return "\n".join([*lines, ""])
@@ -157,22 +190,25 @@ def _run(name: str) -> str:
     return f"{name}_seed{SEED}"
 
 
-def _finished(work: Path, name: str) -> list[int]:
-    found = runs.find([work], _run(name))
-    return [k for k, fold in found.items() if fold.oof.is_file() and fold.oof_last.is_file()]
+def _finished(work: Path, names: Sequence[str]) -> list[int]:
+    """Return the folds that every one of these experiments has finished."""
+    every = []
+    for name in names:
+        found = runs.find([work], _run(name))
+        every.append({k for k, f in found.items() if f.oof.is_file() and f.oof_last.is_file()})
+    return sorted(set.intersection(*every))
 
 
-def _scored(work: Path, name: str) -> str:
-    """Return the table row of an experiment whose folds are all there, by the thresholds stage."""
-    thresholds.run(ThresholdsParameters(runs=_run(name), work_dir=str(work)))
-    folder = work / "ensembles" / _run(name)
+def _scored(work: Path, names: Sequence[str]) -> str:
+    """Return the table row of a mean whose folds are all there, by the thresholds stage."""
+    runs_given = ",".join(_run(name) for name in names)
+    folder = thresholds.run(ThresholdsParameters(runs=runs_given, work_dir=str(work))).folder
     report = HonestReport.from_json(ensembles.read_choice(folder)[1]["honest"])
     sensitivity, specificity = image_level(pd.read_csv(folder / "oof.csv"))
-    roc_auc = report.auc_sum if report.auc_label is None else report.auc_label
     low, high = report.interval
     return (
-        f"| `{name}` | {report.honest.dice:.4f} ({low:.4f}–{high:.4f}) | "
-        f"{report.honest.dice_nonempty:.4f} | {roc_auc:.4f} | {sensitivity:.3f} | "
+        f"| {_shown(names)} | {report.honest.dice:.4f} ({low:.4f}–{high:.4f}) | "
+        f"{report.honest.dice_nonempty:.4f} | {report.auc_sum:.4f} | {sensitivity:.3f} | "
         f"{specificity:.3f} | {report.all_empty.dice:.4f} |"
     )
 
@@ -184,11 +220,14 @@ def image_level(per_image: pd.DataFrame) -> tuple[float, float]:
     return float(predicted[positive].mean()), float((~predicted[~positive]).mean())
 
 
-def _compared(
-    work: Path, against: str, name: str, tries: str, wanted: Sequence[int], drawn: pd.DataFrame
-) -> str | None:
+def _shown(names: Sequence[str]) -> str:
+    return " + ".join(f"`{name}`" for name in names)
+
+
+def _compared(work: Path, this: Comparison, drawn: pd.DataFrame) -> str | None:
     """Return a table row of differences over the folds that both have; None where there is none."""
-    shared = sorted({*_finished(work, name)} & {*_finished(work, against)} & {*wanted})
+    finished = _finished(work, [*this.names, *this.against])
+    shared = [number for number in finished if number in this.folds]
     if not shared:
         return None
     truths = [_truth(drawn, k) for k in shared]
@@ -196,13 +235,14 @@ def _compared(
         list(chain(*(truth["group"] for truth in truths))),
         list(chain(*(score.of_truth(truth)["true_area_px"] for truth in truths))),
     )
-    columns = [_columns(work, one, shared, truths) for one in (name, against)]
+    columns = [_columns(work, names, shared, truths) for names in (this.names, this.against)]
     cells = []
     for measure in MEASURES:
         mine, other = (draws.value(one, measure) for one in columns)
         gap = draws.difference([(mine, other)])
         cells.append(f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
-    return f"| {tries} (`{name}`) | {', '.join(map(str, shared))} | {' | '.join(cells)} |"
+    pair = f"{_shown(this.names)} | {_shown(this.against)}"
+    return f"| {this.tries} | {pair} | {', '.join(map(str, shared))} | {' | '.join(cells)} |"
 
 
 def _truth(drawn: pd.DataFrame, fold: int) -> pd.DataFrame:
@@ -213,14 +253,14 @@ def _truth(drawn: pd.DataFrame, fold: int) -> pd.DataFrame:
 
 
 def _columns(
-    work: Path, name: str, numbers: Sequence[int], truths: Sequence[pd.DataFrame]
+    work: Path, names: Sequence[str], numbers: Sequence[int], truths: Sequence[pd.DataFrame]
 ) -> score.Columns:
     """Return per-image numbers of these folds, each rule chosen on the fold's other images."""
     found = []
     for number, truth in zip(numbers, truths, strict=True):
-        archive = Maps(runs.fold_folder(work, _run(name), number).oof)
-        score.refuse_seen([archive], truth)
-        found.append(score.of_mean([archive], truth))
+        archives = [Maps(runs.fold_folder(work, _run(name), number).oof) for name in names]
+        score.refuse_seen(archives, truth)
+        found.append(score.of_mean(archives, truth))
     return {key: list(chain(*(one[key] for one in found))) for key in found[0]}
 
 

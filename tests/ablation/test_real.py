@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -11,8 +13,7 @@ TINY = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
     name="tiny_64", size=64, epochs=2, min_epochs=1, keep=1, tta="none"
 )
 STUDY = real.Study(
-    small=TINY,
-    large=TINY.differing(name="tiny_96", size=96, weights="tiny_64"),
+    chain=(TINY, TINY.differing(name="tiny_96", size=96, weights="tiny_64")),
     variants={
         "dice": real.Variant("BCE + dice", {"loss": {"bce": 1.0, "dice": 1.0}}),
         "never": real.Variant("left out", {"lr": 0.1}),
@@ -33,8 +34,9 @@ def test_sensitivity_and_specificity_count_images_with_a_mask():
 
 
 def test_each_variant_differs_from_the_experiment_in_what_it_tries_and_in_nothing_else():
-    rows, small = real.STUDY.rows, real.STUDY.small
-    assert rows[real.STUDY.large.name].weights == small.name
+    rows, small = real.STUDY.rows, real.STUDY.first
+    for parent, row in pairwise(real.STUDY.chain):
+        assert row.weights == parent.name
     for name, variant in real.STUDY.variants.items():
         row = rows[real.STUDY.name(name)]
         changed = {k for k in type(row).model_fields if getattr(row, k) != getattr(small, k)}
@@ -46,9 +48,13 @@ def test_a_small_study_is_trained_scored_and_compared(tmp_path):
     phantom.write_competition(tmp_path / "data", 40, 2, size=128, difficulty=0.1)
     text = real.run(tmp_path / "data", tmp_path / "out", only=["dice"], study=STUDY)
     scored, compared = (part.splitlines() for part in text.strip().split("\n\n"))
-    assert [line.split("`")[1] for line in scored[2:]] == ["tiny_64", "tiny_96"]
-    assert [line.split("`")[1] for line in compared[2:]] == ["tiny_96", "tiny_64_dice"]
-    assert [line.split(" | ")[1] for line in compared[2:]] == ["0, 1", "0"]
+    both = "`tiny_64` + `tiny_96`"
+    assert [line.split(" | ")[0][2:] for line in scored[2:]] == ["`tiny_64`", "`tiny_96`", both]
+    assert [line.split(" | ")[1:4] for line in compared[2:]] == [
+        ["`tiny_96`", "`tiny_64`", "0, 1"],
+        [both, "`tiny_96`", "0, 1"],
+        ["`tiny_64_dice`", "`tiny_64`", "0"],
+    ]
     document = tmp_path / "results.md"
     document.write_text(f"before\n{real.BEGIN}\nold\n{real.END}\nafter\n", encoding="utf-8")
     real.write(document, text)
