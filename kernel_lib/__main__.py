@@ -61,7 +61,9 @@ class StageCommand(click.Command):
             formatter.write_dl(getattr(config, self.kind).described())
 
 
-def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> None:
+def _add_stage(
+    name: str, does: str, stage_name: str, function: str = "run", *, module: str | None = None
+) -> None:
     """Add the command of a stage, which takes the parameters of its notebook."""
     kind = f"{stage_name.capitalize()}Parameters"
 
@@ -79,7 +81,9 @@ def _add_stage(name: str, does: str, stage_name: str, function: str = "run") -> 
     def stage(config: Path | None, given, result: Path | None) -> None:
         # Before torch is loaded.
         parameters = _parameters(config, kind, given)
-        run = getattr(importlib.import_module(f"kernel_lib.stages.{stage_name}"), function)
+        run = getattr(
+            importlib.import_module(f"kernel_lib.stages.{module or stage_name}"), function
+        )
         if "RANK" in os.environ:  # one of several processes
             from kernel_lib.training import ranks
 
@@ -96,6 +100,8 @@ _add_stage("thresholds", "Search thresholds", "thresholds")
 _add_stage("predict-test", "Predict the test images", "inference", "predict")
 main.commands["predict-test"].hidden = True  # what several processes of one inference run
 _add_stage("inference", "Predict and submit", "inference")
+_add_stage("predict-files", "Predict files", "predict", "predict", module="predict_files")
+main.commands["predict-files"].hidden = True  # what several processes of one `predict` run
 
 
 @main.command()
@@ -183,6 +189,7 @@ def phantoms(
 @click.option("--device", help="cpu, cuda, cuda:1 [a GPU if there is one]")
 @click.option("--precision", help="float32, float16 or bfloat16 [the device's own]")
 @click.option("--batch-size", type=int, help="images at once [twice the training's]")
+@click.option("--processes", type=int, help="that share the images [one for each GPU]")
 @click.option("--threads", type=int, help="of the CPU [all]")
 def predict(
     inputs: tuple[Path, ...], out: Path, ensemble: Path | None, model: str | None, **how

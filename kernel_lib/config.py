@@ -249,6 +249,15 @@ class InferenceParameters(Parameters):
     threads: int | None = Field(None, ge=1)
 
 
+class PredictParameters(InferenceParameters):
+    """What each of several processes of `predict` is given: files, and who predicts."""
+
+    listed: dict[str, str]  # the name that a file's mask is written under, to the file
+    scratch: str  # where maps and decoded images go
+    ensemble_folder: str | None = None
+    model: str | None = None  # a released model's name or file
+
+
 class ExploreParameters(Parameters):
     """Parameters of `notebooks/explore`: a look at data as found, and at an ensemble's masks."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -211,15 +211,24 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path]) -> None:
 
 
 def _predict(asked: Asked) -> Predicted:
-    parameters = asked.parameters
+    return in_processes("predict-test", asked.parameters, partial(predict_all, asked))
+
+
+def in_processes(
+    command: str, parameters: InferenceParameters, share: Callable[[Engine, World], Predicted]
+) -> Predicted:
+    """Predict with as many processes as GPUs, or PROCESSES, each of which runs `command`.
+
+    `share` writes this process's part, and leaves alone what is complete.
+    """
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
-        launch.run("predict-test", parameters, n)  # and what follows finds it all done
+        launch.run(command, parameters, n)  # and what follows finds it all done
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     with distributed.joined(chosen.device) as world:
-        return predict_all(asked, chosen, world)
+        return share(chosen, world)
 
 
 def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,10 +25,10 @@ import pandas as pd
 import torch
 
 from kernel_lib import files, released, runs
-from kernel_lib.config import InferenceParameters
+from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
-from kernel_lib.engine import engine
+from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.combine import test_masks
@@ -40,7 +41,7 @@ from kernel_lib.released import Released
 from kernel_lib.signals import Signals
 from kernel_lib.stages import inference, predictions, scores
 from kernel_lib.stages.inference import Asked, Predicted
-from kernel_lib.training.distributed import ALONE
+from kernel_lib.training.distributed import World
 from kernel_lib.viz import overlays
 
 TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
@@ -101,7 +102,7 @@ def run(
 
     `ensemble` is a folder that the thresholds stage made; without it the released model of that
     name or file predicts, or the only one there is. `how` holds `device`, `precision`,
-    `batch_size` and `threads`, as InferenceParameters has them.
+    `batch_size`, `processes` and `threads`, as InferenceParameters has them.
 
     Raises: InputError, before anything is predicted, where there is no model or image, or OUT holds
         anything else; also where no image could be read. OUT is then as it was.
@@ -109,15 +110,28 @@ def run(
     out = out.resolve()
     _check_out(out)
     scratch = out / ".scratch"
-    parameters = InferenceParameters.checked(
-        {k: v for k, v in how.items() if v is not None} | {"cache_dir": str(scratch / "cache")}
-    )
-    given = _of_ensemble(ensemble, scratch) if ensemble else _of_released(model, scratch)
+    folder = None if ensemble is None else str(ensemble.resolve())
+    given = _model(folder, model, scratch)
     listed = find_images(inputs, leave_out=out)
+    parameters = PredictParameters.checked(
+        {k: v for k, v in how.items() if v is not None}
+        | {"cache_dir": str(scratch / "cache"), "scratch": str(scratch)}
+        | {"ensemble_folder": folder, "model": model}
+        | {"listed": {name: str(path) for name, path in listed.items()}}
+    )
     with Signals().caught(), files.alone(out / "predict"), _emptied(scratch):
-        predicted = _predict(given, listed, parameters)
+        share = partial(_predict, given, parameters)
+        predicted = inference.in_processes("predict-files", parameters, share)
         _refuse_nothing_read(predicted)
         return _write(out, given, listed, predicted)
+
+
+def predict(parameters: PredictParameters) -> Predicted:
+    """Write every map as one of several processes that `run` started."""
+    with Signals().caught():
+        given = _model(parameters.ensemble_folder, parameters.model, Path(parameters.scratch))
+        share = partial(_predict, given, parameters)
+        return inference.in_processes("predict-files", parameters, share)
 
 
 def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[str, Path]:
@@ -221,8 +235,11 @@ def _emptied(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _model(ensemble: str | None, model: str | None, scratch: Path) -> _Model:
+    return _of_ensemble(Path(ensemble), scratch) if ensemble else _of_released(model, scratch)
+
+
 def _of_ensemble(folder: Path, scratch: Path) -> _Model:
-    folder = folder.resolve()
     if not any((folder / name).is_file() for name in ("members.json", "thresholds.json")):
         raise InputError(
             f"{folder} is no ensemble: give the folder WORK_DIR/ensembles/<name>, which the "
@@ -250,32 +267,27 @@ def _of_released(name: str | None, scratch: Path) -> _Model:
     return _Model(alone, Choice(given.rule), [scratch], given)
 
 
-def _predict(given: _Model, listed: dict[str, Path], parameters: InferenceParameters) -> Predicted:
+def _predict(
+    given: _Model, parameters: PredictParameters, chosen: Engine, world: World
+) -> Predicted:
     """Write every test map into the scratch folder; images are numbered in the order listed."""
+    listed = list(parameters.listed.values())
     ids = [f"{n:06d}" for n in range(len(listed))]
-    frame = pd.DataFrame({"image_id": ids, "path": [str(p) for p in listed.values()]}, dtype=object)
+    frame = pd.DataFrame({"image_id": ids, "path": listed}, dtype=object)
     root = given.roots[0]
     source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
     asked = Asked(parameters, given.roots, root, given.ensemble, source, None, ids)
-    chosen = engine(parameters.device, parameters.precision)
-    if parameters.threads is not None:
-        torch.set_num_threads(parameters.threads)
     if given.released is None:
-        return inference.predict_all(asked, chosen, ALONE)
+        return inference.predict_all(asked, chosen, world)
     row = given.released.experiment
-    prepared = inference.prepared_images(row.size, asked)
-    model = given.released.model.to(chosen.device, memory_format=torch.channels_last)
-    predictions.write(
-        runs.fold_folder(root, given.released.name, 0).test,
-        [model],
-        row,
-        prepared,
-        np.arange(len(prepared)),
-        chosen,
-        predictions.workers(parameters.workers, chosen),
-        {"run": given.released.name, "fold": 0, "tta": given.released.tta},
-        parameters.batch_size,
-    )
+    prepared = world.agreed(partial(inference.prepared_images, row.size, asked))
+    target = runs.fold_folder(root, given.released.name, 0).test
+    meta = {"run": given.released.name, "fold": 0, "tta": given.released.tta}
+    if not world.agreed(partial(predictions.already, target, meta, len(prepared))):
+        model = given.released.model.to(chosen.device, memory_format=torch.channels_last)
+        n_workers = predictions.workers(parameters.workers, chosen)
+        where = (prepared, np.arange(len(prepared)), chosen, n_workers)
+        predictions.write(target, [model], row, *where, meta, parameters.batch_size, world=world)
     return Predicted(prepared.table, prepared.unreadable)
 
 

@@ -153,6 +153,18 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
         predict(radiographs, out=tmp_path / "out", model="other")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["ensemble", "model"])
+def test_two_processes_write_what_one_writes(untrained, radiographs, tmp_path, who):
+    ensemble, small = untrained / "ensembles" / "tiny", tmp_path / "small.safetensors"
+    fold = untrained / "runs" / "tiny" / "fold0"
+    release.run(fold, ensemble, "small", small, last=False, licence="MIT")
+    by = {"ensemble": ensemble} if who == "ensemble" else {"model": str(small)}
+    for processes in (1, 2):
+        predict(radiographs, out=tmp_path / str(processes), processes=processes, batch_size=1, **by)
+    assert table(tmp_path / "2") == table(tmp_path / "1")
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_written(
     untrained, radiographs, tmp_path
 ):
