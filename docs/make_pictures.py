@@ -1,16 +1,21 @@
-"""The README's pictures, from phantoms alone: `make pictures` after `make demo`.
+"""The pictures of the README and of the model card, from phantoms alone: `make pictures`.
 
-python docs/make_pictures.py DEMO_FOLDER OUT_FOLDER
+python docs/make_pictures.py DEMO_FOLDER OUT_FOLDER    after `make demo`
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
+
+import cv2
 
 from benchmarks import browser
 from kernel_lib.data import phantom, table
-from kernel_lib.stages import report
+from kernel_lib.kaggle import paths
+from kernel_lib.postprocess.metrics import dice
+from kernel_lib.stages import predict_files, report
 from kernel_lib.viz import figures
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.viewer import viewer
@@ -26,6 +31,7 @@ def main(demo: Path, out: Path) -> None:
     save(by_title["Scores, drawn"], out / "scores.png")
     save(by_title["Masks drawn best"], out / "masks.png")
     look(ensemble, demo / "data", out / "viewer.png")
+    save(failures(), paths.models_dir() / "failures.png")
 
 
 def look(ensemble: Path, data: Path, path: Path) -> None:
@@ -50,6 +56,32 @@ def phantoms() -> Picture:
         for case, p in drawn[:6]
     ]
     return figures.examples(shown)
+
+
+def failures(count: int = 6) -> Picture:
+    """The phantoms that the released model gets most wrong, lowest dice first.
+
+    Images from which it was not trained: drawn lungs, not a patient's.
+    """
+    drawn = list(phantom.generate(60, 512, seed=5, difficulty=0.4))
+    shown = []
+    with tempfile.TemporaryDirectory() as folder:
+        images, out = Path(folder) / "images", Path(folder) / "out"
+        images.mkdir()
+        for case, one in drawn:
+            cv2.imwrite(str(images / f"{case.image_id}.png"), one.image)
+        predict_files.run([images], out)
+        for case, one in drawn:
+            path = out / predict_files.MASKS / f"{case.image_id}.png.png"
+            mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) // 255
+            shown.append((dice(mask, one.mask), case, one, mask))
+    shown.sort(key=lambda each: each[0])
+    return figures.examples(
+        [
+            figures.Example(case.image_id, one.image, one.mask, None, mask, f"dice {value:.2f}")
+            for value, case, one, mask in shown[:count]
+        ]
+    )
 
 
 def save(picture: Picture, path: Path) -> None:

@@ -227,9 +227,12 @@ _ROWS = (
     _LITE0_384,
     _LITE0_384.differing(
         name="lite0_512",
-        says="and two more at 512",
+        says="and one more at 512",
         size=512,
         weights="lite0_384",
+        epochs=1,
+        min_epochs=0,
+        lr=0.0002,
     ),
     _UNET.differing(
         name="demo_UNetResNet10_128_v1",
