@@ -84,17 +84,6 @@ _LITE0 = _UNET.differing(
     ema_decay=0.99,
     keep=1,
 )
-_LITE0_384 = _LITE0.differing(
-    name="lite0_384",
-    says="the same, taken on from 256 for two more epochs at 384",
-    size=384,
-    weights="lite0_256",
-    sampling_options={"start": 0.3, "end": 0.2},
-    epochs=2,
-    min_epochs=1,
-    lr=0.0003,
-    warmup_epochs=0.25,
-)
 _ROWS = (
     _UNET,
     _UNET.differing(
@@ -224,15 +213,16 @@ _ROWS = (
         weights="nih_UNetResNet34_v1",
     ),
     _LITE0,
-    _LITE0_384,
-    _LITE0_384.differing(
-        name="lite0_512",
-        says="and one more at 512",
-        size=512,
-        weights="lite0_384",
-        epochs=1,
-        min_epochs=0,
-        lr=0.0002,
+    _LITE0.differing(
+        name="lite0_384",
+        says="the same, taken on from 256 for two more epochs at 384",
+        size=384,
+        weights="lite0_256",
+        sampling_options={"start": 0.3, "end": 0.2},
+        epochs=2,
+        min_epochs=1,
+        lr=0.0003,
+        warmup_epochs=0.25,
     ),
     _UNET.differing(
         name="demo_UNetResNet10_128_v1",
