@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -67,6 +67,16 @@ class Signals:
         """Raise what the signal that waits raises; nothing where none does."""
         if self.pending:
             raise _error(self.pending)
+
+    def come_to_any(self, gather: Callable[[int], Sequence[int]]) -> bool:
+        """Whether a signal waits in any of several processes, to each of which it then belongs.
+
+        `gather` gives a value of each process to all of them; the answer is the same on all.
+        """
+        found = max(gather(self.pending))
+        if found:  # else one that comes to this process in `gather` would be forgotten
+            self.pending = found
+        return found > 0
 
     @contextmanager
     def _set(self, deferring: bool) -> Iterator[None]:

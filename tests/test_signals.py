@@ -71,6 +71,27 @@ def test_one_of_several_processes_is_signalled_more_than_once_and_saves(number, 
     assert done == ["saved"]
 
 
+def test_a_signal_that_comes_while_processes_ask_each_other_waits_for_the_next_time():
+    signals = Signals(patient=True)
+
+    def gather(mine: int) -> list[int]:
+        """Two processes; this one is signalled once it has given its value."""
+        if not signals.pending:
+            signal.raise_signal(signal.SIGTERM)
+        return [0, mine]
+
+    def stage() -> None:
+        with signals.caught(), signals.deferred():
+            assert not signals.come_to_any(gather)
+            assert signals.come_to_any(gather)
+
+    with pytest.raises(SystemExit):
+        stage()
+    other = Signals(patient=True)
+    assert other.come_to_any(lambda mine: [mine, int(signal.SIGINT)])
+    assert other.pending == signal.SIGINT
+
+
 @BOTH
 @pytest.mark.parametrize("before", [False, True])
 def test_a_piece_within_may_be_cut(number, error, before):

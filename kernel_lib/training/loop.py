@@ -107,9 +107,7 @@ class Training:
         return True
 
     def _asked_to_end(self) -> bool:
-        """Whether a signal has come to any rank; then it has come to all."""
-        self.signals.pending = max(self.world.gathered(self.signals.pending))
-        return self.signals.pending > 0
+        return self.signals.come_to_any(self.world.gathered)
 
     def _end_if_asked(self) -> None:
         """Raise, on every rank, what a signal to any of them raises."""
