@@ -148,7 +148,7 @@ def _prepare(data: Path, folder: Path, study: Study) -> None:
     source, given = discover(data), _parameters(data, folder, study, study.first.name, 0)
     for row in study.chain:
         prepared = preparation.prepare_training(source, given, row.size, folder / "work")
-        preparation.settle_folds(prepared, given, [folder / "work"])
+    preparation.settle_folds(prepared, given, [folder / "work"])  # the same at every size
 
 
 def _train(data: Path, folder: Path, study: Study, fold: int, names: Sequence[str]) -> None:

@@ -61,7 +61,7 @@ def phantoms() -> Picture:
 def failures(count: int = 6) -> Picture:
     """The phantoms that the released model gets most wrong, lowest dice first.
 
-    Images from which it was not trained: drawn lungs, not a patient's.
+    It was not trained on phantoms, and they are no patients.
     """
     drawn = list(phantom.generate(60, 512, seed=5, difficulty=0.4))
     shown = []
@@ -70,7 +70,7 @@ def failures(count: int = 6) -> Picture:
         images.mkdir()
         for case, one in drawn:
             cv2.imwrite(str(images / f"{case.image_id}.png"), one.image)
-        predict_files.run([images], out)
+        print(predict_files.run([images], out))
         for case, one in drawn:
             path = out / predict_files.MASKS / f"{case.image_id}.png.png"
             mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) // 255

@@ -67,7 +67,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
             raise ValueError(f"its rules are not those of {ensemble.combine}")
         listed = scores.table(scored, last, document["past_known"])
         by_part = scores.chosen_by_part(among, scored)
-        lines = tuple(scores.told(ensemble, choice, scored))
+        lines = tuple(scores.summary_lines(ensemble, choice, scored))
     drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
     with ensembles.named_if_damaged(folder / "oof.csv"):

@@ -40,10 +40,10 @@ def as_text(scores: pd.DataFrame) -> str:
     return scores.to_string(index=False, float_format=lambda v: f"{v:.4f}", justify="left")
 
 
-def told(ensemble: Ensemble, choice: Choice, report: HonestReport) -> list[str]:
-    """Lines on what is submitted with: rules, who has a say in what, and what tells images apart.
+def summary_lines(ensemble: Ensemble, choice: Choice, report: HonestReport) -> list[str]:
+    """Return the rule, weights where they differ, gate and image-level ROC AUC, one a line.
 
-    Weights that greedy found are the members' own by now.
+    Weights that the greedy search found are the members' own by now.
     """
     lines = rule_lines(ensemble, choice)
     if len(set(ensemble.weights)) > 1:
@@ -110,7 +110,7 @@ def summary(folder: Path, truth: Path | None = None) -> str:
     reports = [HonestReport.from_json(document[name]) for name in ("honest", "last")]
     lines = ["Out of fold:", as_text(table(*reports, document["past_known"]))]
     if (folder / "members.json").exists():
-        lines += told(Ensemble.load(folder), choice, reports[0])
+        lines += summary_lines(Ensemble.load(folder), choice, reports[0])
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
     lines += ["", "Artefacts:"]

@@ -53,7 +53,7 @@ class ThresholdsResult:
         listed = scores.table(self.honest, self.last, self.past_known)
         lines = [
             scores.as_text(listed),
-            *scores.told(self.ensemble, self.choice, self.honest),
+            *scores.summary_lines(self.ensemble, self.choice, self.honest),
             f"written: {self.folder / 'thresholds.json'}",
         ]
         return "\n".join(lines)
