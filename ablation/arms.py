@@ -22,6 +22,7 @@ BASELINE = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
     epochs=6,
     min_epochs=4,
     patience=6,
+    monitor="dice",
     lr=0.002,
     tta="none",
 )

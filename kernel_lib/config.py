@@ -102,7 +102,7 @@ class Experiment(Frozen):
     freeze_batch_norm: bool = False
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
-    monitor: str = "dice"
+    monitor: str = "epoch"  # the last epochs are kept, and no label of a held-out image chooses
     keep: int = Field(3, ge=1)
     tta: str = "hflip"
 

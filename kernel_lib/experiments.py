@@ -42,7 +42,6 @@ _CLASSIFIER = _UNET.differing(
     leaderboard="AUC below that of the U-Net's own sum of probabilities",
     network="Classifier",
     label_weight=1.0,
-    monitor="auc",
 )
 _DEEPLAB = _UNET.differing(
     name="deeplabv3plus_resnet_512_v1",
@@ -102,7 +101,6 @@ _ROWS = (
         name="UNetResNet34_512_v4",
         says="trained on non-empty images only; predicted and scored on all",
         sampling="nonempty",
-        monitor="dice_nonempty",
     ),
     _UNET.differing(
         name="UNetResNet34_512_v5",
@@ -195,7 +193,6 @@ _ROWS = (
         says="masks learnt on non-empty images, emptied by the classifier's label",
         leaderboard="first step not working",
         sampling="nonempty",
-        monitor="dice_nonempty",
         gate="two_step_classifier_512_v1",
     ),
     _CLASSIFIER.differing(

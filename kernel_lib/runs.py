@@ -31,15 +31,30 @@ class Lineage(Frozen):
     groups: tuple[str, ...] = Field((), strict=False)  # patients, where they are known
     known: bool = True  # False: some ancestor's past is not known
     ancestors: tuple[str, ...] = Field((), strict=False)
+    # Images by whose labels an epoch was selected, or training ended early, here or of an ancestor;
+    # None: not known, as in what earlier versions wrote.
+    chosen_on: tuple[str, ...] | None = Field(None, strict=False)
+
+    def chosen_by(self, image_ids: Iterable[str] | None) -> Lineage:
+        """Return the lineage of these weights, selected by the labels of these images as well."""
+        known = self.chosen_on is not None and image_ids is not None
+        chosen_on = tuple(sorted({*self.chosen_on, *image_ids})) if known else None
+        return self.model_copy(update={"chosen_on": chosen_on})
+
+    def selected_by(self, image_ids: Iterable[str]) -> bool:
+        """Return whether labels of any of these images selected an epoch, or may have."""
+        return self.chosen_on is None or not set(self.chosen_on).isdisjoint(image_ids)
 
     def joined(self, other: Lineage, name: str) -> Lineage:
         """This past and that of a checkpoint called `name`, from which it starts."""
-        return Lineage(
+        both = Lineage(
             images=tuple(sorted({*self.images, *other.images})),
             groups=tuple(sorted({*self.groups, *other.groups})),
             known=self.known and other.known,
             ancestors=(*other.ancestors, name),
+            chosen_on=self.chosen_on,
         )
+        return both.chosen_by(other.chosen_on)
 
     @cached_property
     def _seen(self) -> tuple[frozenset[str], frozenset[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -112,6 +113,29 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
     raise InputError(
         f"ensembles with thresholds: {there}; {wanted}. The thresholds stage makes them"
     )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The nested cross-validated scores in a thresholds.json, and what they may claim."""
+
+    kept: HonestReport  # of the kept checkpoints, by whose rule is submitted
+    last: HonestReport  # of the last EMA weights
+    past_known: bool  # False: a member may have been trained on these images
+    kept_selected: bool  # whether the labels of these images selected an epoch, or may have
+    last_selected: bool
+
+    @property
+    def first(self) -> HonestReport:
+        """The score that comes first: the one in which no label selected an epoch, if any."""
+        return self.last if self.kept_selected else self.kept
+
+    @classmethod
+    def of(cls, document: dict) -> Self:
+        """Return the scores of a thresholds.json; what earlier versions wrote may be selected."""
+        kept, last = (HonestReport.from_json(document[name]) for name in ("honest", "last"))
+        selected = document.get("epochs_selected", {"honest": True, "last": True})
+        return cls(kept, last, document["past_known"], selected["honest"], selected["last"])
 
 
 def read_choice(folder: Path) -> tuple[Choice, dict]:

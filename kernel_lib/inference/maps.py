@@ -74,7 +74,8 @@ def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
     total = np.zeros(size, np.float64)
     weights = [1.0] * len(levels) if weights is None else list(weights)
     for level_map, weight in zip(levels, weights, strict=True):
-        total += weight * at_shape(level_map, size)
+        # As float: an integer times a uint8 map would wrap at 256.
+        total += float(weight) * at_shape(level_map, size)
     return np.rint(total / sum(weights)).astype(np.uint8)
 
 

@@ -28,12 +28,13 @@ class OutOfFold:
 
     def __init__(
         self, ensemble: Ensemble, table: pd.DataFrame, speakers: Mapping[int, Speakers],
-        honest: bool,
+        honest: bool, selected: bool,
     ) -> None:  # fmt: skip
         self.ensemble = ensemble
         self.table = table  # image_id, fold, group, height, width, area_px, rle
         self.speakers = speakers  # by fold
         self.honest = honest  # False: some member's past is unknown
+        self.selected = selected  # whether the labels of these images selected a member's epoch
         self._kept: dict[tuple[float, ...], Stacked] = {}
 
     @property
@@ -104,16 +105,22 @@ def out_of_fold(
     InputError where any of them saw an image or its patient, and where a past is unknown unless
     `allow_unknown_past`.
     """
-    honest, parts, speakers = True, [], {}
+    honest, selected, parts, speakers = True, False, [], {}
     for fold in ensemble.folds:
         speak = open_speakers(ensemble, roots, [fold], "oof_last" if last else "oof")
         rows = table[table["image_id"].isin(set(speak.archives[0].ids))]
         for archive in speak.archives:
             _refuse_partial(archive, rows)
             honest &= refuse_seen(archive, rows, allow_unknown_past)
+            selected |= _lineage(archive).selected_by(rows["image_id"])
         parts.append(rows)
         speakers[fold] = speak
-    return OutOfFold(ensemble, pd.concat(parts, ignore_index=True), speakers, honest)
+    table = pd.concat(parts, ignore_index=True)
+    return OutOfFold(ensemble, table, speakers, honest, selected)
+
+
+def _lineage(archive: maps.Maps) -> Lineage:
+    return Lineage.model_validate(archive.meta["lineage"])
 
 
 def _refuse_partial(archive: maps.Maps, rows: pd.DataFrame) -> None:
@@ -133,7 +140,7 @@ def refuse_seen(archive: maps.Maps, rows: pd.DataFrame, allow_unknown_past: bool
     Raises InputError naming an image that the member had seen, or an unknown past that was not
     allowed: a score counts only if no member saw the image.
     """
-    lineage = Lineage.model_validate(archive.meta["lineage"])
+    lineage = _lineage(archive)
     for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
         if lineage.saw(image_id, group):
             raise InputError(

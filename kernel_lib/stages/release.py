@@ -40,7 +40,10 @@ def run(
         raise InputError(
             f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
         )
-    report = HonestReport.from_json(document["last" if last else "honest"])
+    scores = ensembles.Scores.of(document)
+    report = scores.last if last else scores.kept
+    selected = scores.last_selected if last else scores.kept_selected
+    holds = scores.past_known and not selected
     checkpoint = folder.last if last else start.best_kept(folder)
     state, lineage = checkpoints.load(checkpoint)
     experiment = Experiment.model_validate(config["experiment"])
@@ -54,7 +57,7 @@ def run(
         gate=ensemble.gate,
         tta=experiment.tta,
         lineage=_without_paths(lineage),
-        score=_score(ensemble, report, folder, document["past_known"]),
+        score=_score(ensemble, report, folder, holds),
         licence=licence,
         model=model,
     )
@@ -73,7 +76,7 @@ def _without_paths(lineage: Lineage) -> Lineage:
     return lineage.model_copy(update={"ancestors": names})
 
 
-def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, past_known: bool) -> dict:
+def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, holds: bool) -> dict:
     figures = report.to_json()
     kept = (
         "n_images", "n_nonempty", "honest", "interval", "all_empty", "share_true",
@@ -85,6 +88,7 @@ def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, past_kn
             f"rule chosen on other folds; this network is fold {folder.fold} of "
             f"{list(ensemble.folds)}"
         ),
-        "honest_score_holds": past_known,  # False: some ancestor's training images are unknown
+        # False: some ancestor's training images are unknown, or labels selected an epoch
+        "honest_score_holds": holds,
         **{name: figures[name] for name in kept if name in figures},
     }

@@ -15,7 +15,7 @@ from kernel_lib import files, runs
 from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.thresholds import SearchResult, Stacked
 from kernel_lib.postprocess.ways import Choice
@@ -36,8 +36,7 @@ class Known:
     ensemble: Ensemble
     choice: Choice
     document: dict  # thresholds.json
-    scored: honest.HonestReport
-    last: honest.HonestReport
+    both: Scores
     among: Ensemble  # the members among which was chosen
     drawn: pd.DataFrame  # the folds file
     per_image: pd.DataFrame  # as `read_per_image` has it
@@ -48,8 +47,9 @@ class Known:
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
 
     @property
-    def past_known(self) -> bool:
-        return self.document["past_known"]
+    def scored(self) -> honest.HonestReport:
+        """The kept checkpoints' score."""
+        return self.both.kept
 
 
 def read(folder: Path, roots: Sequence[Path]) -> Known:
@@ -60,20 +60,20 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
     """
     ensemble = Ensemble.load(folder)
     choice, document = ensembles.read_choice(folder)
-    scored, last = (honest.HonestReport.from_json(document[name]) for name in ("honest", "last"))
+    both = Scores.of(document)
     among = ensembles.candidates(ensemble, document)
     with ensembles.named_if_damaged(folder / "thresholds.json"):
         if (choice.rules is not None) != ensemble.by_members:
             raise ValueError(f"its rules are not those of {ensemble.combine}")
-        listed = scores.table(scored, last, document["past_known"])
-        by_part = scores.chosen_by_part(among, scored)
-        lines = tuple(scores.summary_lines(ensemble, choice, scored))
+        listed = scores.table(both)
+        by_part = scores.chosen_by_part(among, both.kept)
+        lines = tuple(scores.summary_lines(ensemble, choice, both.kept))
     drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
     with ensembles.named_if_damaged(folder / "oof.csv"):
         fold = per_image["image_id"].map(drawn.set_index("image_id")["fold"])
         theirs = (fold == per_image["fold"]) & fold.isin(ensemble.folds)
-        if not (theirs & per_image["part"].isin([rule.part for rule in scored.rules])).all():
+        if not (theirs & per_image["part"].isin([rule.part for rule in both.kept.rules])).all():
             raise ValueError("its images or folds are not the ensemble's")
     for _ in _statistics(folder, document):
         pass
@@ -81,8 +81,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
         ensemble=ensemble,
         choice=choice,
         document=document,
-        scored=scored,
-        last=last,
+        both=both,
         among=among,
         drawn=drawn,
         per_image=per_image,
@@ -142,7 +141,7 @@ def _sections(
     predicted = _test_areas(folder) if test is not None else None
     found = [
         Section("Scores", known.scores),
-        Section("Scores, drawn", figures.scores(scored, known.past_known)),
+        Section("Scores, drawn", figures.scores(known.both.first, known.both.past_known)),
         Section("How the honest score was made", _method(known)),
         Section("Chosen for each part", known.by_part),
         Section("Learning curves", figures.learning_curves(known.logs)),
@@ -204,15 +203,26 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
 
 
 def _method(known: Known) -> str:
-    warning = "" if known.past_known else "NOT HONEST: what a member descends from is unknown. "
-    optimism = known.scored.honest.dice - known.last.honest.dice
+    both = known.both
+    warning = "" if both.past_known else "NOT HONEST: what a member descends from is unknown. "
+    selected = "No label of a held-out image selected an epoch."
+    if both.kept_selected:
+        gap = both.kept.honest.dice - both.last.honest.dice
+        selected = (
+            "Labels of these images selected epochs, or may have: the kept epochs score "
+            f"{gap:+.4f} against the last weights, which is what selection gains and its optimism."
+        )
+    if both.last_selected:
+        selected += (
+            " The last weights are not free of it either: training ended early by those labels, or "
+            "began from weights that they selected."
+        )
     return (
         f"{warning}{known.scored.method} A rule keeps a mask where at least its area (px of 1024²) "
         "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
         "exceed that has no mask. Submitted with: "
         f"{'; '.join(known.summary_lines)}. "
-        "Epochs were selected on the images that score them: the selected ones score "
-        f"{optimism:+.4f} against the last weights, which bounds that optimism."
+        f"{selected}"
     )
 
 

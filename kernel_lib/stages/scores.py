@@ -1,4 +1,4 @@
-"""The scores of an ensemble side by side, worst first, as they are printed and reported."""
+"""The scores of an ensemble side by side, as they are printed and reported."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
 from kernel_lib.postprocess.ways import Choice
 
 
-def table(report: HonestReport, last: HonestReport, past_known: bool = True) -> pd.DataFrame:
-    """One row a way to decide: mean dice over all images, over non-empty ones, and what it is.
+def table(scores: Scores) -> pd.DataFrame:
+    """Return a row for each rule: mean dice over all images, over non-empty ones, what it is.
 
-    The honest row is called not honest where a member's past is unknown.
+    First the score in which no label selected an epoch. No score is called honest where a member's
+    past is unknown.
     """
-    low, high = report.interval
-    honest = "searched rule, honest" if past_known else "searched rule, NOT HONEST (unknown past)"
+    honest = "honest" if scores.past_known else "NOT HONEST (unknown past)"
+    last = f"last weights, {honest}", scores.last, scores.last_selected
+    kept = f"searched rule, {honest}", scores.kept, scores.kept_selected
     rows = [
-        ("all empty", report.all_empty, "every image without a mask"),
-        ("probability > 0.5", report.above_half, "no search, no area"),
-        ("searched rule, in sample", report.in_sample, "chosen and scored on the same images"),
-        (
-            honest,
-            report.honest,
-            f"chosen on other folds; 95 % {low:.4f}-{high:.4f} over {report.resampled}",
-        ),
-        ("last weights, honest", last.honest, "no epoch selected; the difference is the optimism"),
+        (name, report.honest, _what(report, selected))
+        for name, report, selected in ((last, kept) if scores.kept_selected else (kept,))
+    ]
+    first = scores.first
+    rows += [
+        ("searched rule, in sample", first.in_sample, "chosen and scored on the same images"),
+        ("probability > 0.5", first.above_half, "no search, no area"),
+        ("all empty", first.all_empty, "every image without a mask"),
     ]
     listed = [(name, score.dice, score.dice_nonempty, what) for name, score, what in rows]
     return pd.DataFrame(listed, columns=["rule", "dice", "dice non-empty", "what it is"])
+
+
+def _what(report: HonestReport, selected: bool) -> str:
+    low, high = report.interval
+    text = f"chosen on other folds; 95 % {low:.4f}-{high:.4f} over {report.resampled}"
+    return f"{text}; epochs selected on these images" if selected else text
 
 
 def as_text(scores: pd.DataFrame) -> str:
@@ -107,10 +114,10 @@ def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
 def summary(folder: Path, truth: Path | None = None) -> str:
     """An ensemble's scores as text, its submission's where the truth is known, and its files."""
     choice, document = ensembles.read_choice(folder)
-    reports = [HonestReport.from_json(document[name]) for name in ("honest", "last")]
-    lines = ["Out of fold:", as_text(table(*reports, document["past_known"]))]
+    scores = Scores.of(document)
+    lines = ["Out of fold:", as_text(table(scores))]
     if (folder / "members.json").exists():
-        lines += summary_lines(Ensemble.load(folder), choice, reports[0])
+        lines += summary_lines(Ensemble.load(folder), choice, scores.kept)
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
     lines += ["", "Artefacts:"]

@@ -42,6 +42,7 @@ def network(
         images=tuple(sorted(mine["image_id"])),
         groups=tuple(sorted(set(mine["group"]) - {""})),
         known=images.past_known,
+        chosen_on=(),
     )
     if row.weights == "none":
         return model, lineage

@@ -15,7 +15,7 @@ from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
-from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.inference.speakers import alone
@@ -39,6 +39,7 @@ class ThresholdsResult:
     honest: honest.HonestReport
     last: honest.HonestReport  # of the last EMA weights, which no label selected
     past_known: bool  # False: a member may have seen these images, and no score is honest
+    scores: Scores
 
     @property
     def search(self) -> thresholds.SearchResult:
@@ -50,9 +51,8 @@ class ThresholdsResult:
         return scores.chosen_by_part(self.among, self.honest)
 
     def __str__(self) -> str:
-        listed = scores.table(self.honest, self.last, self.past_known)
         lines = [
-            scores.as_text(listed),
+            scores.as_text(scores.table(self.scores)),
             *scores.summary_lines(self.ensemble, self.choice, self.honest),
             f"written: {self.folder / 'thresholds.json'}",
         ]
@@ -94,7 +94,8 @@ def _search(
 ) -> ThresholdsResult:
     found, scored = _honest(kept, recipe, parameters, progress=True)
     _, scored_last = _honest(last, recipe, parameters)
-    searches = _write(folder, kept, found, scored, scored_last)
+    both = Scores(scored, scored_last, kept.honest, kept.selected, last.selected)
+    searches = _write(folder, kept, found, both)
     return ThresholdsResult(
         folder=folder,
         ensemble=Ensemble.load(folder),
@@ -104,6 +105,7 @@ def _search(
         honest=scored,
         last=scored_last,
         past_known=kept.honest,
+        scores=both,
     )
 
 
@@ -155,8 +157,7 @@ def _write(
     folder: Path,
     part: OutOfFold,
     found: Searched,
-    kept: honest.HonestReport,
-    last: honest.HonestReport,
+    scored: Scores,
 ) -> dict[str, thresholds.SearchResult]:
     """members.json, what the searches saw and scored, and last of all the rule; the searches."""
     ensemble, weights = part.ensemble, found.choice.weights
@@ -180,12 +181,17 @@ def _write(
         by = [m.run for m in ensemble.gate_members or ensemble.members]
         document["gate"] = {"by": ensemble.gate, "runs": by}
     final = ensemble if weights is None else ensemble.taking(weights)
-    document |= {"past_known": part.honest, "honest": kept.to_json(), "last": last.to_json()}
+    document |= {
+        "past_known": scored.past_known,
+        "epochs_selected": {"honest": scored.kept_selected, "last": scored.last_selected},
+        "honest": scored.kept.to_json(),
+        "last": scored.last.to_json(),
+    }
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with files.together(folder, without=("thresholds.json", "test.json")) as aside:
         final.save(aside)
         with files.whole(aside / "oof.csv", "w", encoding="utf-8", newline="") as file:
-            kept.per_image.to_csv(file, index=False)
+            scored.kept.per_image.to_csv(file, index=False)
         saw = [part.gated(some) for some in searched]
         report.save_statistics(aside, part.table["image_id"], saw)
         files.write_json(aside / "thresholds.json", document)

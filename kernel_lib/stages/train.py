@@ -248,14 +248,17 @@ def _starting(
 
 
 def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
-    """oof.zip by the kept checkpoints, oof_last.zip by the last EMA weights that nothing chose."""
+    """Write oof.zip by the kept checkpoints and oof_last.zip by the last EMA weights."""
     kept = [job.folder.best(k["epoch"]) for k in training.position.kept]
-    for target, sources in ((job.folder.oof, sorted(kept)), (job.folder.oof_last, None)):
+    for target, sources, lineage in (
+        (job.folder.oof, sorted(kept), training.kept_lineage),
+        (job.folder.oof_last, None, training.last_lineage),
+    ):
         # The first rank's, once it has written all that it describes.
         meta = job.world.agreed(
             partial(
                 predictions.describe,
-                job.folder, training.row, sources or [job.folder.last], job.lineage,
+                job.folder, training.row, sources or [job.folder.last], lineage,
             )
         )  # fmt: skip
         if job.world.agreed(partial(predictions.already, target, meta, len(job.held_rows))):

@@ -36,14 +36,14 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks, sync_norm
 from kernel_lib.progress import bar
-from kernel_lib.runs import FoldFolder
+from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.signals import GOES_ON, Signals
 from kernel_lib.training import finite, sampling, schedule
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema
 from kernel_lib.training.job import Job, Position
 from kernel_lib.training.step import Step, shares
-from kernel_lib.training.validation import better, validate
+from kernel_lib.training.validation import better, selects, validate
 
 
 class Training:
@@ -105,6 +105,21 @@ class Training:
                 f"{row.min_epochs} on, so nothing is kept: lower LR, or another MONITOR"
             )
         return True
+
+    @property
+    def kept_lineage(self) -> Lineage:
+        """The lineage of the kept checkpoints, which labels may have selected."""
+        return self._lineage(selects(self.row.monitor))
+
+    @property
+    def last_lineage(self) -> Lineage:
+        """The lineage of the last weights, which labels chose where they ended the training."""
+        stopped_early = bool(self.position.ended) and self.position.epoch < self.row.epochs
+        return self._lineage(stopped_early)
+
+    def _lineage(self, chosen: bool) -> Lineage:
+        held = self.job.truth["image_id"].iloc[self.job.held_rows] if chosen else ()
+        return self.job.lineage.chosen_by(held)
 
     def _asked_to_end(self) -> bool:
         return self.signals.come_to_any(self.world.gathered)
@@ -250,7 +265,7 @@ class Training:
         if all(k["epoch"] != epoch for k in at.kept[: self.row.keep]):
             return False
         state = {"model": self.ema.model.state_dict(), **line}
-        path, lineage = self.job.folder.best(epoch), self.job.lineage
+        path, lineage = self.job.folder.best(epoch), self.kept_lineage
         self.world.agreed(lambda: checkpoints.save(path, state, lineage))
         return True
 
@@ -284,7 +299,7 @@ class Training:
             "position": asdict(self.position),
             "threads": torch.get_num_threads(),
         }
-        checkpoints.save(self.job.folder.last, state, self.job.lineage)
+        checkpoints.save(self.job.folder.last, state, self.last_lineage)
         write_log(self.job.folder, self.position.history)
 
     def _same_threads(self, before: int) -> None:

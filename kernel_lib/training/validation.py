@@ -27,6 +27,7 @@ from kernel_lib.training.distributed import ALONE, World
 HALF = thresholds.Triplet(top=0.5, min_area_px=0, bottom=0.5)
 # What may be monitored: whether more is better, and what the network must give for it.
 MONITORS = {
+    "epoch": (1, ""),  # the last are kept: the only monitor that looks at no label
     "dice": (1, "mask"),
     "dice_half": (1, "mask"),
     "dice_nonempty": (1, "mask"),
@@ -42,6 +43,11 @@ def better(monitor: str) -> Callable[[float], float]:
         near = difflib.get_close_matches(monitor, MONITORS, n=3, cutoff=0.0)
         raise InputError(f"MONITOR {monitor!r} is unknown; nearest: {', '.join(near)}")
     return lambda value: MONITORS[monitor][0] * value
+
+
+def selects(monitor: str) -> bool:
+    """Return whether epochs are selected by the labels of the held-out images."""
+    return monitor != "epoch"
 
 
 def check(row: Experiment) -> None:

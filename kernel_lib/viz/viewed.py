@@ -19,7 +19,6 @@ from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.inference.speakers import Speakers, alone, open_speakers
 from kernel_lib.postprocess import thresholds
-from kernel_lib.postprocess.honest import HonestReport
 from kernel_lib.postprocess.thresholds import Stacked, Triplet
 from kernel_lib.postprocess.ways import Choice
 from kernel_lib.progress import bar
@@ -83,9 +82,10 @@ def held_out(folder: Path, roots: Sequence[Path], source: Source | None = None) 
     drawn = folds.find(roots, ensemble.folds_digest)
     part = out_of_fold(ensemble, roots, drawn, allow_unknown_past=True)
     voices = _voices(ensemble, choice, part.speakers)
-    honest = HonestReport.from_json(document["honest"])
+    scores = ensembles.Scores.of(document)
+    honest = scores.first
     low, high = honest.interval
-    word = "the honest score of choosing" if document["past_known"] else "NOT honest either:"
+    word = "the honest score of choosing" if scores.past_known else "NOT honest either:"
     note = (
         "Means over all images are in sample, since the rule was chosen on these images; "
         f"{word} {honest.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})."
