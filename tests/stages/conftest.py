@@ -77,7 +77,7 @@ def _fold_of(work: Path, plan: TrainPlan, drawn: pd.DataFrame, fold: int) -> Non
     state["head.logit.weight"] *= 300  # from probabilities of 0.01 to both sides of a half
     state["head.logit.bias"].zero_()
     held = drawn["fold"] == fold
-    past = Lineage(images=tuple(drawn.loc[~held, "image_id"]))
+    past = Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
     checkpoints.save(folder.best(1), {"model": state}, past)
     checkpoints.save(folder.last, {"model": state}, past)
     line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1, "best": True}

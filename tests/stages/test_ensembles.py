@@ -71,7 +71,7 @@ def make_run(
         config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": row}
         files.write_json(folder.config, config)
         held = drawn["fold"] == fold
-        past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]))
+        past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
         for path in (folder.oof, folder.oof_last):
             shown = []
@@ -119,13 +119,39 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
     make_run(tmp_path, "plain")
     result = search(tmp_path)
     kept = document(result)
-    assert list(kept) == ["rule", "search", "past_known", "honest", "last"]
+    assert list(kept) == [
+        "rule", "search", "past_known", "epochs_selected", "honest", "last",
+    ]  # fmt: skip
     assert list(kept["rule"]) == ["top", "min_area_px", "bottom"]
     written = json.loads((result.folder / "members.json").read_text())
     assert list(written) == ["name", "members", "combine", "folds_digest"]
     with np.load(result.folder / "oof_statistics.npz") as arrays:
         assert set(arrays) == {"image_id", "hist_all", "hist_true", "n_px"}
     assert "gate: none" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("chosen_on", "first", "selected"),
+    [
+        ((), ["searched rule, honest"], False),
+        (("elsewhere",), ["searched rule, honest"], False),
+        (("i03",), ["last weights, honest", "searched rule, honest"], True),
+        (None, ["last weights, honest", "searched rule, honest"], True),
+    ],
+)
+def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, first, selected):
+    make_run(tmp_path, "plain")
+    for path in tmp_path.glob("runs/plain/fold*/oof.zip"):
+        archive = maps.Maps(path)
+        shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
+        lineage = archive.meta["lineage"] | {"chosen_on": chosen_on}
+        maps.write(path, shown, {**archive.meta, "lineage": lineage})
+    result = search(tmp_path)
+    assert document(result)["epochs_selected"] == {"honest": selected, "last": False}
+    listed = scores.table(result.scores)
+    assert listed["rule"].tolist()[: len(first)] == first
+    assert listed["dice"][0] == (result.last if selected else result.honest).honest.dice
+    assert len(listed) == len(first) + 3
 
 
 def test_a_row_s_classifier_gates_by_its_label(tmp_path):

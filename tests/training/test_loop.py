@@ -88,7 +88,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
         train_rows=np.arange(7),
         held_rows=np.arange(7, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
-        lineage=Lineage(images=("image0",)),
+        lineage=Lineage(images=("image0",), chosen_on=("elsewhere",)),
         engine=on or engine("cpu"),
         workers=0,
     )
@@ -237,13 +237,44 @@ def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
 
 
 def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):
-    experiment = row(epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1)  # learns nothing
+    experiment = row(
+        epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1, monitor="dice"
+    )  # learns nothing
     job = training(tmp_path, experiment)
     job.run()
     log = runs.fold_folder(tmp_path, "tiny_seed7", 0).read_log()
     assert next(line["epoch"] for line in log if line["best"]) == 5
     assert len(log) >= 6
     assert job.position.ended == "no better dice for 1 epochs"
+
+
+def past(path: Path) -> Lineage:
+    return checkpoints.load(path)[1]
+
+
+HELD = tuple(f"image{n}" for n in range(7, N))
+
+
+def test_without_a_monitor_the_last_epochs_stay_and_no_label_chooses_them(tmp_path):
+    job = training(tmp_path, row(epochs=5, min_epochs=1, patience=1, keep=2))
+    assert job.run()
+    folder = job.job.folder
+    assert folder.kept_epochs() == [4, 5]
+    assert job.position.ended == "all 5 epochs"
+    for path in (*folder.kept(), folder.last):
+        assert past(path).chosen_on == ("elsewhere",)
+
+
+@pytest.mark.parametrize(("patience", "last_chosen"), [(1, True), (8, False)])
+def test_labels_that_select_epochs_or_end_a_training_are_in_its_lineage(
+    tmp_path, patience, last_chosen
+):
+    experiment = row(epochs=8, min_epochs=1, patience=patience, lr=1e-9, keep=1, monitor="dice")
+    job = training(tmp_path, experiment)
+    job.run()
+    folder, chosen = job.job.folder, tuple(sorted(("elsewhere", *HELD)))
+    assert past(*folder.kept()).chosen_on == chosen
+    assert past(folder.last).chosen_on == (chosen if last_chosen else ("elsewhere",))
 
 
 def test_only_the_best_k_checkpoints_stay(tmp_path):

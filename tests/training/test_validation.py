@@ -105,7 +105,7 @@ def test_the_loss_is_a_mean_over_images():
 
 @pytest.mark.parametrize(
     ("monitor", "worse", "best"),
-    [("dice", 0.1, 0.2), ("dice_half", 0.1, 0.2), ("dice_nonempty", 0.1, 0.2),
+    [("epoch", 1, 2), ("dice", 0.1, 0.2), ("dice_half", 0.1, 0.2), ("dice_nonempty", 0.1, 0.2),
      ("val_loss", 0.2, 0.1)],
 )  # fmt: skip
 def test_more_dice_and_less_loss_is_better(monitor, worse, best):
@@ -123,12 +123,12 @@ def test_an_unknown_metric_is_refused_with_the_nearest():
     [
         (
             {"monitor": "auc"},
-            "'auc' needs a label, which r does not give: dice, dice_half, ",
+            "'auc' needs a label, which r does not give: epoch, dice, dice_half, ",
         ),
         ({"monitor": "dice_gated"}, "'dice_gated' needs a mask and label, which r does not give"),
         (
-            {"network": "Classifier", "label_weight": 1.0},
-            "'dice' needs a mask, which r does not give: auc, val_loss",
+            {"network": "Classifier", "label_weight": 1.0, "monitor": "dice"},
+            "'dice' needs a mask, which r does not give: epoch, auc, val_loss",
         ),
     ],
 )
