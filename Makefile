@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-kaggle lint format notebooks pictures bench \
-	ablation ablation-quick real gpu fuzz torture clean
+	ablation ablation-quick real honesty gpu fuzz torture clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -16,6 +16,7 @@ DATA := ../shared/data/stage2-512
 CASES := 100000
 SEED := 0
 KILLS := 200
+SETS := 400
 FULL := 60
 
 # A notebook's kernel must be this environment's, whatever else is on the machine.
@@ -33,6 +34,7 @@ help:
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
 	@echo "make real       the lite0 experiments on real radiographs, in hours, DATA=FOLDER"
+	@echo "make honesty    do honest scores hold on new images? simulated, in hours, SETS=400"
 	@echo "make gpu        all that only a GPU can show, in nine minutes, into gpu-results/"
 	@echo "make torture    every stage killed, KILLS=200, or its disk full, FULL=60: does it end the same?"
 
@@ -105,6 +107,9 @@ ablation-quick: $(READY)
 # Five folds of the lite0 experiments and their variants; skips where DATA is absent.
 real: $(READY)
 	$(PY) -m ablation real --data $(DATA)
+
+honesty: $(READY)
+	$(PY) -m ablation honesty --sets $(SETS)
 
 # Needs no environment of ours: what the machine has, or what is on PYTHONPATH.
 gpu:

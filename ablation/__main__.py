@@ -2,6 +2,8 @@
 
 python -m ablation run [--quick] [--seeds 3]    train what is not done yet, and write the table
 python -m ablation table [--quick]              the table of what is done
+python -m ablation real --data DIR              the lite0 experiments on real radiographs
+python -m ablation honesty [--sets 400]         whether honest scores hold on new images, simulated
 """
 
 from __future__ import annotations
@@ -76,6 +78,23 @@ def run_real(data: Path, only: str | None, at_once: int, folder: Path | None) ->
     text = real.run(data.resolve(), place, at_once, tuple(only.split(",")) if only else ())
     real.write(ROOT / DOCUMENT, text)
     click.echo(f"{text}\nwritten into {DOCUMENT}")
+
+
+@main.command("honesty")
+@click.option("--sets", default=400, show_default=True, help="Simulated sets for each cell.")
+@click.option("--images", default=1000, show_default=True, help="Out-of-fold images of a set.")
+@click.option("--at-once", default=2, show_default=True, help="Processes side by side.")
+@FOLDER
+def run_honesty(sets: int, images: int, at_once: int, folder: Path | None) -> None:
+    """Simulate whether honest scores hold on new images, in an hour; write the table."""
+    from ablation import honesty
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    place = (folder or ROOT / "ablation-results" / "honesty").resolve()
+    text = honesty.run(place, sets, images, at_once)
+    if folder is None:
+        table.write(ROOT / DOCUMENT, text, honesty.BEGIN, honesty.END)
+    click.echo(text)
 
 
 def _what(

@@ -70,11 +70,15 @@ def choose(
     on_plateau = valid & (means >= int(np.floor(floor * MEAN_UNIT)))
     if not on_plateau.any():
         return None
-    smooth = _neighbourhood_means(means, valid, grid, chooser)
-    smooth[~on_plateau] = -1.0
+    # Only the box around the plateau is smoothed, which is often a small part of all rules.
+    places = [np.flatnonzero(on_plateau.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(at[0], at[-1] + 1) for at in places)
+    smooth = _neighbourhood_means(means, valid, grid, chooser, box)
+    smooth[~on_plateau[box]] = -1.0
     last_of_equals = np.flatnonzero(smooth == smooth.max())[-1]
-    area, top, bottom = np.unravel_index(last_of_equals, smooth.shape)
-    return int(top), int(grid[area]), int(bottom)
+    at = np.unravel_index(last_of_equals, smooth.shape)
+    area, top, bottom = (some.start + int(i) for some, i in zip(box, at, strict=True))
+    return top, int(grid[area]), bottom
 
 
 def extent(
@@ -107,18 +111,34 @@ def grid_means(problem: Problem, scan: Scan) -> np.ndarray:
 
 
 def _neighbourhood_means(
-    means: np.ndarray, valid: np.ndarray, grid: np.ndarray, chooser: Chooser
+    means: np.ndarray,
+    valid: np.ndarray,
+    grid: np.ndarray,
+    chooser: Chooser,
+    box: tuple[slice, slice, slice],
 ) -> np.ndarray:
-    """Mean (G, 255, 255) over each rule's neighbours that exist, float64 in MEAN_UNIT."""
+    """Return the mean over the neighbours that exist of each rule in a box, in MEAN_UNIT.
+
+    Shapes: means (G, 255, 255), valid (255, 255), the result that of the box, float64.
+    """
     at = np.arange(LEVELS)
-    first = np.maximum(at - chooser.levels, 0)
-    end = np.minimum(at + chooser.levels, LEVELS - 1) + 1
-    area_first = np.searchsorted(grid, grid / chooser.area_factor, side="left")
-    area_end = np.searchsorted(grid, grid * chooser.area_factor, side="right")
-    total = _window_sums(means, 0, area_first, area_end)
-    total = _window_sums(_window_sums(total, 1, first, end), 2, first, end)
-    count = _window_sums(_window_sums(valid.astype(np.int64), 0, first, end), 1, first, end)
-    return total / (np.maximum(count, 1) * (area_end - area_first)[:, None, None])
+    ends = (
+        (
+            np.searchsorted(grid, grid / chooser.area_factor, side="left"),
+            np.searchsorted(grid, grid * chooser.area_factor, side="right"),
+        ),
+        *2 * ((np.maximum(at - chooser.levels, 0), np.minimum(at + chooser.levels + 1, LEVELS)),),
+    )
+    windows = [(first[some], end[some]) for (first, end), some in zip(ends, box, strict=True)]
+    reach = tuple(slice(first[0], end[-1]) for first, end in windows)
+    windows = [(first - first[0], end - first[0]) for first, end in windows]
+    total, count = means[reach], valid[reach[1:]].astype(np.int64)
+    for axis, (first, end) in enumerate(windows):
+        total = _window_sums(total, axis, first, end)
+        if axis:
+            count = _window_sums(count, axis - 1, first, end)
+    n_areas = windows[0][1] - windows[0][0]
+    return total / (np.maximum(count, 1) * n_areas[:, None, None])
 
 
 def _window_sums(values: np.ndarray, axis: int, first: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ __all__ = [
     "apply",
     "areas",
     "areas_above",
+    "best_score",
     "gate_by_sum",
     "kept",
     "label_level",
@@ -107,20 +108,15 @@ def search(
     and an image has none.
     """
     stats, chooser = with_truth(stats), chooser or plateau.Chooser()
-    swept, problem = sweeps_label(stats, label), _problem(stats)
-    gate = sweep.best_gate(problem, single=single) if swept else sweep.NO_GATE
-    problem = problem if gate == sweep.NO_GATE else problem.passing(gate)
-    threshold = None if gate == sweep.NO_GATE else _threshold(gate)
-    scan = sums.scan(problem, plateau.area_grid(), single=single, tops=_tops(progress))
-    peak = sums.peak(scan, problem.n_images)
-    triplet = _triplet(*peak, threshold)
+    best = _best(stats, plateau.area_grid(), single, label, _tops(progress))
+    problem, scan, threshold, triplet = best.problem, best.scan, best.label, best.triplet
     dice = per_image_dice(stats, triplet)
     score, within = mean_dice(dice), plateau.tolerance(chooser, dice)
     means = plateau.grid_means(problem, scan)
     surface = np.where(scan.valid, problem.mean(scan.best), np.nan)
     choice = plateau.choose(means, scan.valid, chooser, score - within)
     chosen = triplet if choice is None else _triplet(*choice, threshold)
-    ranges = plateau.extent(means, surface, peak, score - within)
+    ranges = plateau.extent(means, surface, best.peak, score - within)
     return SearchResult(
         triplet=triplet,
         score=score,
@@ -135,10 +131,46 @@ def search(
         chooser=chooser,
         n_images=len(stats),
         single=single,
-        label_swept=swept,
+        label_swept=best.swept,
         surface=surface,
         surface_area_px=scan.best_area,
     )
+
+
+def best_score(
+    stats: Sequence[Statistics] | Stacked, *, single: bool = False, label: bool | None = None
+) -> float:
+    """Return the mean dice (0–1) of the best rule, exactly as `search` does, in less time.
+
+    Raises: InputError as `search` does.
+    """
+    stats = with_truth(stats)
+    best = _best(stats, np.empty(0, np.int64), single, label, range(LEVELS))
+    return mean_dice(per_image_dice(stats, best.triplet))
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best rule, and what was scanned to find it."""
+
+    problem: sums.Problem  # of the images that pass the rule's label threshold
+    scan: sums.Scan
+    swept: bool
+    peak: tuple[int, int, int]  # top level, area, bottom level
+    label: float | None
+    triplet: Triplet
+
+
+def _best(
+    stats: Stacked, area_grid: np.ndarray, single: bool, label: bool | None, tops: Iterable[int]
+) -> _Best:
+    swept, problem = sweeps_label(stats, label), _problem(stats)
+    gate = sweep.best_gate(problem, single=single) if swept else sweep.NO_GATE
+    problem = problem if gate == sweep.NO_GATE else problem.passing(gate)
+    threshold = None if gate == sweep.NO_GATE else _threshold(gate)
+    scan = sums.scan(problem, area_grid, single=single, tops=tops)
+    peak = sums.peak(scan, problem.n_images)
+    return _Best(problem, scan, swept, peak, threshold, _triplet(*peak, threshold))
 
 
 def sweeps_label(stats: Stacked, label: bool | None) -> bool:

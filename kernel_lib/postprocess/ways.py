@@ -22,6 +22,7 @@ from kernel_lib.postprocess.thresholds import (
     Triplet,
     areas,
     areas_above,
+    best_score,
     per_image_dice,
     search,
     sweeps_label,
@@ -124,7 +125,8 @@ class Greedy:
     ) -> None:
         """`stats_of` gives the statistics of all images under integer weights of the members."""
         self.stats_of, self.n_members = stats_of, n_members
-        self.how = {"single": single, "chooser": chooser, "label": label}
+        self.score_how = {"single": single, "label": label}
+        self.how = self.score_how | {"chooser": chooser}
 
     @property
     def says(self) -> str:
@@ -132,20 +134,24 @@ class Greedy:
         return found + _label_says(bool(self.how["label"]))
 
     def searched(self, rows: np.ndarray, progress: bool = False) -> Searched:
-        weights, best = (0,) * self.n_members, None
+        weights, best = (0,) * self.n_members, -math.inf
         for _ in range(MOST_DRAWS):
             tried = {}
             added = range(self.n_members)
             title = f"greedy, draw {sum(weights) + 1}"
             for at in bar(added, desc=title, unit="member", leave=False) if progress else added:
                 more = tuple(w + (at == m) for m, w in enumerate(weights))
-                tried[more] = search(self.stats_of(in_least_terms(more)).take(rows), **self.how)
-            more = max(tried, key=lambda one: tried[one].score)  # of equals the first
-            if best is not None and tried[more].score <= best.score + TIE:
+                tried[more] = best_score(self._stats(more, rows), **self.score_how)
+            more = max(tried, key=tried.__getitem__)  # of equals the first
+            if tried[more] <= best + TIE:
                 break
             weights, best = more, tried[more]
         weights = in_least_terms(weights)
-        return Searched(Choice(best.chosen, weights), Choice(best.triplet, weights), (best,))
+        result = search(self._stats(weights, rows), **self.how)
+        return Searched(Choice(result.chosen, weights), Choice(result.triplet, weights), (result,))
+
+    def _stats(self, weights: Sequence[int], rows: np.ndarray) -> Stacked:
+        return self.stats_of(in_least_terms(weights)).take(rows)
 
     def decide(self, choice: Choice, rows: np.ndarray) -> Decided:
         return _by_rule(self.stats_of(choice.weights).take(rows), choice.triplet)

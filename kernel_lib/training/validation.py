@@ -161,10 +161,10 @@ def _mask_scores(pairs: list[thresholds.Statistics], gated: bool) -> dict[str, f
     halves = thresholds.per_image_dice(stacked, HALF)
     positive = stacked.true_px > 0
     scores = {
-        "dice": thresholds.search(stacked, single=True, label=False).score,
+        "dice": thresholds.best_score(stacked, single=True, label=False),
         "dice_half": float(halves.mean()),
         "dice_nonempty": float(halves[positive].mean()) if positive.any() else 0.0,
     }
     if gated:
-        scores["dice_gated"] = thresholds.search(stacked, single=True).score
+        scores["dice_gated"] = thresholds.best_score(stacked, single=True)
     return scores
