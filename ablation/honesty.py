@@ -44,7 +44,7 @@ BEGIN, END = "<!-- honesty:begin -->", "<!-- honesty:end -->"
 PIXELS = 256  # of an image; their order does not matter to any rule
 FOLDS = 5
 EPOCHS = 10  # among which one is selected
-NEW_PER_SET = 4  # new images for each image of a set
+NEW_PER_SET = 2  # new images for each image of a set
 SHARE = 0.2  # of images with a mask
 _N_FIXED = 3000  # images on which the choice of the control variate is made
 
@@ -132,17 +132,17 @@ class Strategy:
     way: Callable[[Sample], Way]
 
 
-def _one_rule(sample: Sample, labelled: bool = False) -> Way:
-    return OneRule(sample.stats(_equal(sample), labelled), label=labelled)
+def _one_rule(sample: Sample, labelled: bool = False, single: bool = True) -> Way:
+    return OneRule(sample.stats(_equal(sample), labelled), label=labelled, single=single)
 
 
 def _greedy(sample: Sample) -> Way:
-    return Greedy(cache(sample.stats), len(sample.levels), label=False)
+    return Greedy(cache(sample.stats), len(sample.levels), label=False, single=True)
 
 
 def _vote(sample: Sample) -> Way:
     members = [sample.stats(row) for row in np.eye(len(sample.levels))]
-    return MemberVote(members, sample.vote_counts, label=False)
+    return MemberVote(members, sample.vote_counts, label=False, single=True)
 
 
 def _equal(sample: Sample) -> list[float]:
@@ -150,16 +150,17 @@ def _equal(sample: Sample) -> list[float]:
 
 
 STRATEGIES = {
-    "one": Strategy("one run: the rule", 1, _one_rule),
-    "greedy": Strategy("greedy of six: members, weights and the rule", 6, _greedy),
-    "vote": Strategy("vote of three: a rule for each member, and k", 3, _vote),
+    "triplet": Strategy("one run: top, area and bottom", 1, partial(_one_rule, single=False)),
+    "one": Strategy("one run: threshold and area", 1, _one_rule),
+    "greedy": Strategy("greedy of six: members, weights, threshold and area", 6, _greedy),
+    "vote": Strategy("vote of three: threshold and area for each member, and k", 3, _vote),
     "label": Strategy(
-        "label gate: the rule and its label threshold", 1, partial(_one_rule, labelled=True)
+        "label gate: label threshold, threshold and area", 1, partial(_one_rule, labelled=True)
     ),
 }
 EPOCH_CELLS = {
-    "epoch_last": "the last of ten epochs, none selected (the default): the rule",
-    "epoch_dice": "the best of ten epochs by its fold's dice (`MONITOR dice`), and the rule",
+    "epoch_last": "the last of ten epochs, none selected (the default): threshold and area",
+    "epoch_dice": "the best of ten epochs by its fold's dice (`MONITOR dice`), threshold and area",
 }
 
 
@@ -226,7 +227,7 @@ def _gap_of_epochs(
         parts.append(each[at])
         last.append(each[-1])
     facts = _joined(parts)
-    way = OneRule(facts, label=False)
+    way = OneRule(facts, label=False, single=True)
     found = way.searched(np.arange(len(facts)))
     reported = _reported(way, found, facts, np.repeat(np.arange(FOLDS), size))
     fixed, on_new, fixed_new = _fixed("one", informative).triplet, [], []

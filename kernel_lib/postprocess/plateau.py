@@ -64,7 +64,7 @@ def choose(
     Rules that score less than `floor` (mean dice, 0–1) are not on the plateau. Ties as for the
     peak: larger area, then higher top, then higher bottom.
 
-    Shapes: means (G, 255, 255) of `grid_means`, valid (255, 255) bool.
+    Shapes: means (G, 255, B) of `grid_means`, valid (255, B) bool; B is 1 where top == bottom.
     """
     grid = area_grid()
     on_plateau = valid & (means >= int(np.floor(floor * MEAN_UNIT)))
@@ -78,21 +78,26 @@ def choose(
     last_of_equals = np.flatnonzero(smooth == smooth.max())[-1]
     at = np.unravel_index(last_of_equals, smooth.shape)
     area, top, bottom = (some.start + int(i) for some, i in zip(box, at, strict=True))
-    return top, int(grid[area]), bottom
+    return top, int(grid[area]), top if means.shape[2] == 1 else bottom
 
 
 def extent(
-    means: np.ndarray, surface: np.ndarray, peak: tuple[int, int, int], floor: float
+    means: np.ndarray,
+    valid: np.ndarray,
+    surface: np.ndarray,
+    peak: tuple[int, int, int],
+    floor: float,
 ) -> dict[str, tuple[int, int]]:
     """Lowest and highest top level, bottom level and area of rules that score at least `floor`.
 
     The areas are those of the grid; the peak (top, area, bottom) belongs to it in any case.
 
-    Shapes: means (G, 255, 255) of `grid_means`, surface (255, 255) mean dice, nan = no rule.
+    Shapes: means (G, 255, B) of `grid_means`, valid (255, B), surface (255, 255) mean dice, nan =
+    no rule.
     """
     reached = surface >= floor  # nan never is
     on_grid = means >= int(np.floor(floor * MEAN_UNIT))
-    areas = area_grid()[(on_grid & ~np.isnan(surface)).any(axis=(1, 2))]
+    areas = area_grid()[(on_grid & valid).any(axis=(1, 2))]
     values = {
         "top": np.append(np.flatnonzero(reached.any(axis=1)), peak[0]),
         "bottom": np.append(np.flatnonzero(reached.any(axis=0)), peak[2]),
@@ -102,11 +107,11 @@ def extent(
 
 
 def grid_means(problem: Problem, scan: Scan) -> np.ndarray:
-    """Mean dice (G, 255, 255) on the grid, int64 in MEAN_UNIT; 0 where no rule exists."""
+    """Mean dice (G, 255, B) on the grid, int64 in MEAN_UNIT; 0 where no rule exists."""
     means = problem.mean(scan.volume)
     means *= MEAN_UNIT
     np.rint(means, out=means)
-    means[:, ~scan.valid] = 0
+    means[:, ~scan.volume_valid] = 0
     return means.astype(np.int64)
 
 
@@ -119,15 +124,17 @@ def _neighbourhood_means(
 ) -> np.ndarray:
     """Return the mean over the neighbours that exist of each rule in a box, in MEAN_UNIT.
 
-    Shapes: means (G, 255, 255), valid (255, 255), the result that of the box, float64.
+    Shapes: means (G, 255, B), valid (255, B), the result that of the box, float64.
     """
     at = np.arange(LEVELS)
+    near = np.maximum(at - chooser.levels, 0), np.minimum(at + chooser.levels + 1, LEVELS)
     ends = (
         (
             np.searchsorted(grid, grid / chooser.area_factor, side="left"),
             np.searchsorted(grid, grid * chooser.area_factor, side="right"),
         ),
-        *2 * ((np.maximum(at - chooser.levels, 0), np.minimum(at + chooser.levels + 1, LEVELS)),),
+        near,
+        near if means.shape[2] > 1 else (np.array([0]), np.array([1])),
     )
     windows = [(first[some], end[some]) for (first, end), some in zip(ends, box, strict=True)]
     reach = tuple(slice(first[0], end[-1]) for first, end in windows)

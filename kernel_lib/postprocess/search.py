@@ -62,8 +62,11 @@ class Scan:
 
     best: np.ndarray  # (255, 255) int64 [top, bottom] largest sum of gains
     best_area: np.ndarray  # (255, 255) int64 the largest area that reaches it
-    volume: np.ndarray  # (G, 255, 255) int64 [area, top, bottom] sums on the grid of areas
     valid: np.ndarray  # (255, 255) bool where a rule exists
+    # (G, 255, B) int64 [area, top, bottom] sums on the grid of areas, and (255, B) where a rule
+    # exists; B is 255, or 1 where top == bottom.
+    volume: np.ndarray
+    volume_valid: np.ndarray
 
 
 def unit_for(n_images: int) -> int:
@@ -78,7 +81,7 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
     """
     shape = (LEVELS, LEVELS)
     best, best_area = np.zeros(shape, np.int64), np.full(shape, KEEP_NONE, np.int64)
-    volume = np.zeros((len(area_grid), *shape), np.int64)
+    volume = np.zeros((len(area_grid), LEVELS, 1 if single else LEVELS), np.int64)
     # An area of 0 keeps every image whatever the top, even one with nothing above it.
     wrong = np.count_nonzero(problem.empty_shown, axis=0)
     keep_all = problem.gain.sum(axis=0) - problem.unit * wrong
@@ -94,9 +97,10 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
         # Equal means may differ by half a unit an image; the first that is as good has most area.
         as_good = rows >= best[top, bottoms] - problem.n_images
         best_area[top, bottoms] = candidates[as_good.argmax(axis=0)]
-        volume[:, top, bottoms] = _on_grid(problem, top, ends, sums, area_grid)
+        volume[:, top, : sums.shape[1]] = _on_grid(problem, top, ends, sums, area_grid)
     valid = np.eye(LEVELS, dtype=bool) if single else np.tri(LEVELS, dtype=bool)
-    return Scan(best, best_area, volume, valid)
+    volume_valid = np.ones((LEVELS, 1), dtype=bool) if single else valid
+    return Scan(best, best_area, valid, volume, volume_valid)
 
 
 def peak(scan: Scan, n_images: int) -> tuple[int, int, int]:

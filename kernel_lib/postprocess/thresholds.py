@@ -114,9 +114,9 @@ def search(
     score, within = mean_dice(dice), plateau.tolerance(chooser, dice)
     means = plateau.grid_means(problem, scan)
     surface = np.where(scan.valid, problem.mean(scan.best), np.nan)
-    choice = plateau.choose(means, scan.valid, chooser, score - within)
+    choice = plateau.choose(means, scan.volume_valid, chooser, score - within)
     chosen = triplet if choice is None else _triplet(*choice, threshold)
-    ranges = plateau.extent(means, surface, best.peak, score - within)
+    ranges = plateau.extent(means, scan.volume_valid, surface, best.peak, score - within)
     return SearchResult(
         triplet=triplet,
         score=score,

@@ -46,6 +46,8 @@ def test_the_mean_is_of_probabilities_in_float_and_weighted():
     one, other = np.full((2, 2), 10, np.uint8), np.full((2, 2), 101, np.uint8)
     assert (maps.mean([one, other]) == np.rint(55.5)).all()
     assert (maps.mean([one, other], [3.0, 1.0]) == 33).all()  # 32.75
+    for weights in ((2, 1), np.array([2, 1]), (np.uint8(2), np.uint8(1)), (2.0, 1.0)):
+        assert (maps.mean([10 * one, other], weights) == 100).all()  # 100.33
     full = np.full((2, 2), 255, np.uint8)
     assert (maps.mean([full] * 5) == 255).all(), "no overflow of uint8"
 

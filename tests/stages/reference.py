@@ -157,7 +157,7 @@ def chosen(images: list[Image], labelled: bool) -> Rule:
 
 
 def greedy(of_weights, n_members: int) -> tuple[int, ...]:
-    """Members drawn with replacement while the best rule's score rises; `of_weights` gives images."""
+    """Members drawn with replacement while the best rule's score rises."""
     weights, score = (0,) * n_members, -1.0
     while True:
         tried = {}
