@@ -38,11 +38,11 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
     """Fold of each row, 0 … n_folds − 1: even in images, in positives and in mask areas.
 
     Whole groups go to one fold; an image whose group is "", missing or that of nobody
-    (`patients.known`) is its own group. Positives
-    fall into up to 20 classes of equal count by area, empty images into one of their own. Groups
-    with the most positives are placed first, then those with the most images, ties in the order of
-    a hash; each goes to the fold where it least raises the sum, over classes, positives and
-    images, of (the fold's share of the total)². The result does not depend on the order of rows.
+    (`patients.known`) is its own group. Positives fall into up to 20 classes of equal count by
+    area, empty images into one of their own. Groups with the most positives are placed first, then
+    those with the most images, ties in the order of a hash; each goes to the fold where it least
+    raises the sum, over classes, positives and images, of (the fold's share of the total)². The
+    result does not depend on the order of rows.
 
     Shapes: table with image_id, area_px and perhaps group → int64 Series with the table's index.
     Raises: InputError for fewer than 2 folds, fewer groups than folds, an id twice, a bad area.

@@ -96,7 +96,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
             f"{csv} has the columns {list(table.columns)}: a table of groups has two, image id and "
             "group, under a header"
         )
-    groups: dict[str, str] = {}
+    groups: dict[str, str | float] = {}
     for row, name, group in zip(table.index, *(table[c] for c in table.columns), strict=True):
         nih = NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group

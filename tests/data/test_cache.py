@@ -258,6 +258,15 @@ def test_bad_test_image_is_blank(prepare, broken):
     assert prepared.skipped[0].startswith("img02: ")
 
 
+@pytest.mark.slow
+def test_a_bad_file_that_a_process_met_is_refused_alike(prepare, broken, monkeypatch):
+    monkeypatch.setattr(cache_workers, "TRIAL_S", 0)
+    monkeypatch.setattr(cache_workers, "WORTH_S", 0)
+    order = broken.iloc[[0, 1, 3, 4, 5, 2]]  # the first is filled by this process
+    with pytest.raises(InputError, match=r"img02\.png is cut short.*ON_BAD_FILE"):
+        prepare(order, workers=2)
+
+
 def test_image_gone(prepare, frame):
     prepare(frame)
     Path(frame["path"][4]).unlink()

@@ -213,6 +213,15 @@ def test_mask_files_that_look_inverted_are_bad_until_said_to_be(tmp_path) -> Non
     assert "3 masks, mean 16,384 px" in asked.areas.sentence
 
 
+def test_an_empty_row_beside_a_mask_is_noted(tmp_path) -> None:
+    table(tmp_path, [("a", "3 4"), ("a", "-1"), ("b", "-1")])
+    for name in "ab":
+        draw(tmp_path / f"{name}.png")
+    (note,) = [one for one in look(tmp_path).lines if one.startswith("note: ")]
+    assert "train-rle.csv: 1 images have an empty row" in note
+    assert note.endswith("a in rows 2, 3")
+
+
 def test_placeholders_are_no_patients(tmp_path) -> None:
     root = folder(tmp_path / "data")
     (tmp_path / "groups.csv").write_text("image,patient\na,p\nb,p\nc,unknown\nd,0\ne,\n")
