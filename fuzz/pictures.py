@@ -116,6 +116,8 @@ def _wrong_mask(data: bytes, mask: np.ndarray) -> str | None:
     top = expected.max()
     if not set(np.unique(mask)) <= {0, 1} or mask.shape != expected.shape:
         return f"a mask of {np.unique(mask)}, {mask.shape}"
+    if data.startswith(b"\x89PNG") and (data[25] in (3, 4, 6) or b"tRNS" in data):
+        return None  # palettes and opacity may say more than grey levels: tests pin that
     clear = np.abs(expected - half) > 3  # beyond doubt, however colours were rounded
     right = expected > (half if top > half else 0)
     return "another mask" if top > half + 3 and (mask[clear] != right[clear]).any() else None

@@ -202,6 +202,7 @@ class TrainParameters(Parameters):
     max_hours: float | None = Field(None, gt=0)
     save_minutes: float = Field(10.0, gt=0)
     on_bad_file: Literal["stop", "skip"] = "stop"
+    masks_are: Literal["right", "inverted"] | None = None  # None: what looks wrong is refused
     deterministic: bool = False
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     compile: bool = False  # torch.compile the network for training
@@ -264,6 +265,7 @@ class ExploreParameters(Parameters):
     data_dir: str | None = None
     work_dir: str | None = None  # only to look for the ensemble
     groups: str | None = None  # table of image id and patient, to count patients
+    masks_are: Literal["right", "inverted"] | None = None  # None: what looks wrong is listed
     sample_images: int = Field(200, ge=1)  # files that are opened
     seed: int = Field(0, ge=0)  # of the draw of those files
     ensemble: str | None = Field(None, pattern=NAME)  # None: no viewer

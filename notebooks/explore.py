@@ -26,6 +26,7 @@ sys.path += [".", ".."]  # the library, where this notebook is run from a clone
 DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
 WORK_DIR: Optional[str] = None  # where the ensemble is looked for
 GROUPS: Optional[str] = None  # table of image and patient, such as nih_id.csv
+MASKS_ARE: Optional[str] = None  # right or inverted, as for training
 SAMPLE_IMAGES: int = 200  # files that are opened
 SEED: int = 0  # of their draw
 ENSEMBLE: Optional[str] = None  # whose masks are shown; None: no viewer

@@ -59,6 +59,7 @@ TTA: Optional[str] = None  # none, hflip, vflip, flips, multiscale, or joined wi
 MAX_HOURS: Optional[float] = None  # stop in time, all saved; run again to go on
 SAVE_MINUTES: float = 10.0
 ON_BAD_FILE: str = "stop"  # or skip
+MASKS_ARE: Optional[str] = None  # right or inverted, where masks that look wrong are refused
 DETERMINISTIC: bool = False
 PRECISION: str = "auto"  # float32, float16, bfloat16
 COMPILE: bool = False  # torch.compile: minutes at the start, faster steps on a GPU

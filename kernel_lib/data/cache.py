@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from kernel_lib.progress import bar
 
 SPLITS = ("train", "test", "nih")
 ON_BAD_FILE = ("stop", "skip", "blank")
+# What "skip" may leave out, as a share of all images and of those with a mask.
+MAX_SKIPPED, MAX_POSITIVES_SKIPPED = 0.05, 0.1
 # The competition's own size, for a test image so broken that it does not tell.
 ASSUMED_SHAPE = (1024, 1024)
 TABLE_COLUMNS = ("image_id", "path", "height", "width", "rle", "area_px", "patient")
@@ -116,6 +118,7 @@ def prepare(
     *,
     workers: int | None = None,
     on_bad_file: str = "stop",
+    masks_are: str | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Decode each image of a table once, resized to (size, size), and open the result.
@@ -128,6 +131,7 @@ def prepare(
     told) are spawned processes: a script must call this under `if __name__ == "__main__":`.
     on_bad_file: "stop" raises at the first file that can't be read or label outside its image,
     "skip" leaves it out, "blank" puts a black image without mask; both list it in `.skipped`.
+    masks_are: "inverted" swaps mask and background; "right" takes masks that look inverted.
     Errors: InputError naming file and row, or what is wrong with cache_dir.
     """
     if split not in SPLITS or on_bad_file not in ON_BAD_FILE or size < 1:
@@ -141,7 +145,7 @@ def prepare(
     folder = Path(cache_dir) / data_key(root) / str(size) / split
     store = Store(folder, size)
     with _clear_about_disk(folder), _locked(folder, root), closing(Journal(store)) as journal:
-        filler = _Filler(store, journal, on_bad_file, split != "test")
+        filler = _Filler(store, journal, on_bad_file, split != "test", masks_are)
         tasks = filler.plan(frame)
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         n_workers = workers or n_cores or os.cpu_count() or 1
@@ -162,6 +166,24 @@ def prepare(
         return filler.prepared(frame)
 
 
+def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None:
+    """Raise InputError where more was left out than bad files of a sound data set explain.
+
+    n_images: given to `prepare`; positive: the ids among them that have, or may have, a mask.
+    """
+    lost = positive & prepared.unreadable.keys()
+    n = len(prepared.unreadable)
+    if n <= MAX_SKIPPED * n_images and len(lost) <= MAX_POSITIVES_SKIPPED * len(positive):
+        return
+    first = next(iter(prepared.unreadable))
+    raise InputError(
+        f"{n:,} of {n_images:,} images can't be used, {len(lost):,} of {len(positive):,} with a "
+        f'mask among them, and ON_BAD_FILE="skip" leaves out {MAX_SKIPPED:.0%} at most, or '
+        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: mend the files and labels; {first} is "
+        f"the first: {prepared.unreadable[first]}"
+    )
+
+
 def data_key(root: Path | str) -> str:
     """The cache's name for a data folder: its own name, and a hash of its resolved path."""
     path = Path(root).resolve()
@@ -172,11 +194,19 @@ def data_key(root: Path | str) -> str:
 class _Filler:
     """Which slots are to fill, and what came of it."""
 
-    def __init__(self, store: Store, journal: Journal, on_bad_file: str, is_training: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        on_bad_file: str,
+        is_training: bool,
+        masks_are: str | None,
+    ) -> None:
         self.store = store
         self.journal = journal
         self.on_bad_file = on_bad_file
         self.is_training = is_training
+        self.masks_are = masks_are
         self.bad: dict[str, str] = {}  # image id → complaint
         self.blank: dict[str, Row] = {}
 
@@ -188,7 +218,7 @@ class _Filler:
             try:
                 task = self._task(record)
             except InputError as error:
-                self._refuse(record["image_id"], record["path"], str(error))
+                self._refuse(record["image_id"], record["path"], error)
                 continue
             if task is not None:
                 tasks.append(task)
@@ -229,6 +259,7 @@ class _Filler:
             label = _fingerprint(mask_path)
         else:
             label = [hashlib.sha256(text.encode()).hexdigest()[:16]]
+        label += [self.masks_are] if self.masks_are else []
         source = _fingerprint(record["path"])
         row = self.journal.rows.get(slot)
         if row is not None and row.source == source and row.label == label:
@@ -242,14 +273,17 @@ class _Filler:
             label_at=record.get("label_at", "") or f"label of {record['image_id']}",
             source=source,
             label=label,
+            masks_are=self.masks_are,
             known=row if row is not None and row.source == source else None,
         )
 
-    def _refuse(self, name: str, path: str, complaint: str) -> None:
+    def _refuse(self, name: str, path: str, error: InputError) -> None:
         if self.on_bad_file == "stop":
-            mend = '; or go on without it by ON_BAD_FILE="skip"' if self.is_training else ""
-            raise InputError(f"{complaint}{mend}")
-        self.bad[name] = complaint
+            # A label that does not fit is seldom the only one.
+            skippable = self.is_training and isinstance(error, images.ImageError)
+            mend = '; or go on without it by ON_BAD_FILE="skip"' if skippable else ""
+            raise InputError(f"{error}{mend}")
+        self.bad[name] = str(error)
         if self.on_bad_file == "blank":
             slot = self.journal.slots[name]
             self.journal.undo([slot])
@@ -277,7 +311,7 @@ def _fingerprint(path: str) -> list[str | int]:
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+        raise images.ImageError(f"{path} can't be read: {error.strerror or error}") from error
     return [path, stat.st_size, stat.st_mtime_ns]
 
 

@@ -24,7 +24,7 @@ from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
 
 # Part of what a cache was made with: another number, and every slot is made anew.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
     width: int
     area_px: int
     patient: str
-    rle: str  # only where the label is a mask image
+    rle: str  # only where the label is a mask image, or inverted
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Task:
     label_at: str
     source: list[str | int]
     label: list[str | int]
+    masks_are: str | None = None  # "right" or "inverted", as the user says
     known: Row | None = None  # given where the pixels are good and only the mask is not
 
 
@@ -211,14 +212,18 @@ def resized(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _mask(task: Task, shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
-    """The mask (H, W) or None if empty, and its RLE where it came as an image."""
+    """The mask (H, W) or None if empty, and its RLE where the label is not that."""
     if not task.mask_path:
         try:
             runs = rle.parse(task.rle, shape)
         except rle.RleError as error:
             raise InputError(f"{task.label_at}, image {task.path}: {error}") from error
-        return (rle.mask_of(runs, shape) if len(runs) else None), ""
-    mask = images.read_mask(task.mask_path)
+        inverted = task.masks_are == "inverted"
+        if inverted:
+            runs = rle.runs_of(1 - rle.mask_of(runs, shape))
+        own_rle = rle.to_string(runs) if inverted else ""
+        return (rle.mask_of(runs, shape) if len(runs) else None), own_rle
+    mask = images.read_mask(task.mask_path, task.masks_are)
     if mask.shape != tuple(shape):
         raise InputError(
             f"mask {task.mask_path} is {mask.shape[1]}×{mask.shape[0]} and its image {task.path} "

@@ -23,7 +23,7 @@ TRIAL_S = 1.0
 WORTH_S = 4.0
 BATCHES_AHEAD = 4
 
-Outcome = tuple[Task, Row | str]  # what was made of the task, or the complaint
+Outcome = tuple[Task, Row | InputError]  # what was made of the task, or the complaint
 
 
 def outcomes(store: Store, tasks: list[Task], workers: int) -> Iterator[Outcome]:
@@ -76,7 +76,7 @@ def _fill_batch(store: Store, tasks: list[Task]) -> list[Outcome]:
         try:
             outcomes.append((task, fill(store, task)))
         except InputError as error:
-            outcomes.append((task, str(error)))
+            outcomes.append((task, error))
     return outcomes
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import cells, rle
+from kernel_lib.data import cells, patients, rle
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 
@@ -29,21 +29,25 @@ WHOLE_NUMBERS = {
 # Another seed is another split, and then scores no longer compare: hence fixed here.
 SEED = 20190904
 N_AREA_CLASSES = 20
+# A fold with so many times its share of the images is named.
+OVERFULL = 1.5
 REDRAW = "delete it and run `prepare` again"
 
 
 def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
     """Fold of each row, 0 … n_folds − 1: even in images, in positives and in mask areas.
 
-    Whole groups go to one fold; an image whose group is "" or missing is its own group. Positives
-    fall into up to 20 classes of equal count by area, empty images into one of their own. Groups
-    with the most positives are placed first, then those with the most images, ties in the order of
-    a hash; each goes to the fold where it least raises the sum, over classes, positives and
-    images, of (the fold's share of the total)². The result does not depend on the order of rows.
+    Whole groups go to one fold; an image whose group is "", missing or that of nobody
+    (`patients.known`) is its own group. Positives fall into up to 20 classes of equal count by
+    area, empty images into one of their own. Groups with the most positives are placed first, then
+    those with the most images, ties in the order of a hash; each goes to the fold where it least
+    raises the sum, over classes, positives and images, of (the fold's share of the total)². The
+    result does not depend on the order of rows.
 
     Shapes: table with image_id, area_px and perhaps group → int64 Series with the table's index.
     Raises: InputError for fewer than 2 folds, fewer groups than folds, an id twice, a bad area.
-    Warns: UserWarning when a fold has no positive image, as when there are fewer than folds.
+    Warns: UserWarning when a fold has no positive image, as when there are fewer than folds, when
+    one has far more than its share of the images, and for groups that name nobody.
     Source: greedy placement as in scikit-learn's StratifiedGroupKFold, with the classes above.
     """
     table = _drawable(table, n_folds)
@@ -54,12 +58,14 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
             f"{len(names)} groups (patients) cannot fill {n_folds} folds, one group to a fold at "
             f"most: set N_FOLDS to {len(names)} or less"
             + ("" if len(names) > 1 else ", which takes at least 2 groups: add images")
+            + f"; or, where these are not the patients, {patients.WAY_OUT}"
         )
     members = _count(ordered["area_px"].to_numpy(), group, len(names), n_folds)
     fold_of_group = _place(members, [_tie_order(seed, name) for name in names], n_folds)
     folds = np.empty(len(table), dtype=np.int64)
     folds[ordered.index] = fold_of_group[group]
     _warn_of_folds_without_positives(folds[table["area_px"] > 0], n_folds)
+    _warn_of_overfull_fold(folds, _groups(table))
     return pd.Series(folds, index=table.index, name="fold")
 
 
@@ -197,7 +203,10 @@ def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
             f"the image {row['image_id']} has a mask area of {row['area_px']!r} px: "
             "give 0 for an empty mask, else the number of its pixels"
         )
-    return table.assign(area_px=areas)
+    groups, notes = patients.known(_groups(table))
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return table.assign(area_px=areas, group=groups)
 
 
 def _count(areas: np.ndarray, group: np.ndarray, n_groups: int, n_folds: int) -> np.ndarray:
@@ -243,6 +252,19 @@ def _warn_of_folds_without_positives(folds_of_positives: np.ndarray, n_folds: in
         warnings.warn(
             f"no positive image in fold(s) {bare} of {n_folds}: {len(folds_of_positives)} positive "
             "images, by whole patients, do not reach all; set N_FOLDS lower or add images",
+            stacklevel=3,
+        )
+
+
+def _warn_of_overfull_fold(folds: np.ndarray, groups: pd.Series) -> None:
+    images = np.bincount(folds)
+    fullest = int(images.argmax())
+    inside = groups[(folds == fullest) & (groups != "").to_numpy()].value_counts()
+    if images[fullest] >= OVERFULL * len(folds) / len(images) and inside.max() > 1:
+        warnings.warn(
+            f"fold {fullest} holds {images[fullest]:,} of {len(folds):,} images, of which "
+            f"{inside.iloc[0]:,} of the patient {inside.index[0]}: if that is no patient, "
+            f"{patients.WAY_OUT}",
             stacklevel=3,
         )
 

@@ -17,7 +17,7 @@ import pydicom
 from pydicom import encaps, uid
 from pydicom.filereader import read_dataset, read_preamble
 
-from kernel_lib.data import pictures
+from kernel_lib.data import mask_files, pictures
 from kernel_lib.data.dicom_levels import as_grey, grey_levels
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
@@ -83,25 +83,24 @@ def read_with_patient(path: Path | str) -> tuple[np.ndarray, str | None]:
         ) from error
 
 
-def read_mask(path: Path | str) -> np.ndarray:
-    """The mask in a PNG or JPEG file as (H, W) uint8 0/1: 1 where grey is above half range.
+def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
+    """Return the mask in a PNG or JPEG file as (H, W) uint8 0/1; `mask_files` has the rules.
 
-    A file whose levels are 0 and 1 only is taken as it is. Errors: ImageError, also where the
-    levels are neither (nothing above half range, yet something above 1).
+    masks_are: "right" or "inverted", for masks that else are refused as inverted.
+    Raises: ImageError where the file can't be read, InputError where its mask is in doubt.
     """
     path = Path(path)
     data = _content(path)
     if not data.startswith((PNG_MAGIC, JPEG_MAGIC)):
         raise ImageError(f"{path} is neither PNG nor JPEG: masks are pictures, 0 and 255")
-    grey = _decode_picture(data, path)
-    top = int(grey.max())
-    half = 127 if grey.dtype == np.uint8 else 32767
-    if 1 < top <= half:
-        raise ImageError(
-            f"{path} has levels up to {top}, which is neither a 0/1 nor a 0/{2 * half + 1} mask: "
-            f"write it with {2 * half + 1} where there is pneumothorax"
-        )
-    return (grey > (half if top > half else 0)).astype(np.uint8)
+    levels = _raster(data, path)
+    by_index = mask_files.by_index(data)
+    indices = None if by_index is None else _raster(by_index, path)[..., 0]
+    is_jpeg = data.startswith(JPEG_MAGIC)
+    try:
+        return mask_files.decide(levels, indices, is_jpeg=is_jpeg, masks_are=masks_are)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
 
 
 def image_id(path: Path | str) -> str:
@@ -211,18 +210,24 @@ def _content(path: Path) -> bytes:
 
 def _decode_picture(data: bytes, path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16 grey levels as stored."""
+    levels = _raster(data, path)
+    if levels.ndim == 3:
+        to_grey = cv2.COLOR_BGRA2GRAY if levels.shape[2] == 4 else cv2.COLOR_BGR2GRAY
+        levels = cv2.cvtColor(levels, to_grey)  # (H, W, 3 or 4) -> (H, W)
+    return levels
+
+
+def _raster(data: bytes, path: Path) -> np.ndarray:
+    """Return levels as stored, (H, W) or (H, W, 3 or 4), uint8 or uint16."""
     try:
-        grey = pictures.decode(data)
+        levels = pictures.decode(data)
     except InputError as error:
         raise ImageError(f"{path} {error}") from None
-    if grey is None:
+    if levels is None:
         raise ImageError(f"{path} is cut short or damaged: fetch it again, or remove it")
-    if grey.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{path} has {grey.dtype} pixels: save it with 8 or 16 bits")
-    if grey.ndim == 3:
-        to_grey = cv2.COLOR_BGRA2GRAY if grey.shape[2] == 4 else cv2.COLOR_BGR2GRAY
-        grey = cv2.cvtColor(grey, to_grey)  # (H, W, 3 or 4) -> (H, W)
-    return grey
+    if levels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{path} has {levels.dtype} pixels: save it with 8 or 16 bits")
+    return levels
 
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:

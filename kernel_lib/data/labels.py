@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import cells, rle
+from kernel_lib.data import cells, patients, rle
 from kernel_lib.data.images import image_id
 from kernel_lib.errors import InputError
 
 ID_COLUMN, RLE_COLUMN = "ImageId", "EncodedPixels"
 # NIH ChestX-ray14 names a file patient_number.png.
 NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
+# Where spreadsheets cut a cell; the blank that may have stood at either end is stripped by then.
+SPREADSHEET_LIMIT = 32_767
 COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
 
 
-def read_labels(csv: Path | str) -> pd.DataFrame:
+def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFrame:
     """One row an image, in the file's order: image_id, rle (union of its rows), label_at.
 
     Either header (with a leading space or without), values with a leading space or without; "-1"
-    and nothing mean empty. label_at names file and rows, for later complaints.
+    and nothing mean empty. label_at names file and rows, for later complaints. `problems` is given
+    a line where images have empty rows beside a mask.
     Errors: InputError naming file and row (the header is row 1).
     """
     csv = Path(csv)
@@ -29,12 +33,25 @@ def read_labels(csv: Path | str) -> pd.DataFrame:
     runs_of_image: dict[str, list[rle.Runs]] = {}
     rows_of_image: dict[str, list[int]] = {}
     for row, name, text in zip(table.index, table[ID_COLUMN], table[RLE_COLUMN], strict=True):
+        if SPREADSHEET_LIMIT - 1 <= len(text) <= SPREADSHEET_LIMIT:
+            raise InputError(
+                f"{csv} row {row}, image {name}: its RLE is {len(text):,} characters long, where "
+                "spreadsheets cut a cell: give the table as it was before one saved it"
+            )
         try:
             runs = rle.parse(text)
         except rle.RleError as error:
             raise InputError(f"{csv} row {row}, image {name}: {error}") from error
         runs_of_image.setdefault(name, []).append(runs)
         rows_of_image.setdefault(name, []).append(row)
+    both = [
+        n for n, each in runs_of_image.items() if 0 < sum(map(bool, map(len, each))) < len(each)
+    ]
+    if both and problems is not None:
+        problems.append(
+            f"{csv}: {len(both)} images have an empty row ({rle.EMPTY}) beside a mask, which is "
+            f"taken; {both[0]} in rows {', '.join(map(str, rows_of_image[both[0]]))}"
+        )
     return pd.DataFrame(
         {
             "image_id": list(runs_of_image),
@@ -65,10 +82,11 @@ def read_sample(csv: Path | str) -> pd.DataFrame:
     )
 
 
-def read_groups(csv: Path | str) -> dict[str, str]:
+def read_groups(csv: Path | str) -> dict[str, str | float]:
     """Group (patient) of each image, from a table of two columns: image id, group.
 
-    NIH file names as groups (00028864_007.png) are cut to the patient before the underscore.
+    NIH file names as groups (00028864_007.png) are cut to the patient before the underscore. A
+    blank, or a word for nobody (`patients.is_nobody`), is NaN, which equals no other image's.
     Errors: InputError naming file and row; an id with two groups is one.
     """
     csv = Path(csv)
@@ -78,17 +96,20 @@ def read_groups(csv: Path | str) -> dict[str, str]:
             f"{csv} has the columns {list(table.columns)}: a table of groups has two, image id and "
             "group, under a header"
         )
-    groups: dict[str, str] = {}
+    groups: dict[str, str | float] = {}
     for row, name, group in zip(table.index, *(table[c] for c in table.columns), strict=True):
         nih = NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group
         name = image_id(name)
-        if not name or not group:
-            raise InputError(f"{csv} row {row}: id {name!r}, group {group!r}; both are needed")
-        if groups.setdefault(name, group) != group:
+        if not name:
+            raise InputError(f"{csv} row {row}: the group {group!r} has no image id")
+        if patients.is_nobody(group):
+            group = math.nan
+        first = groups.setdefault(name, group)
+        if first is not group and first != group:
             raise InputError(
-                f"{csv} row {row}: image {name} is in group {group} and, further up, in "
-                f"{groups[name]}; keep one"
+                f"{csv} row {row}: image {name} is in group {group} and, further up, in {first}; "
+                "keep one"
             )
     return groups
 

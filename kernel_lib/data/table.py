@@ -93,7 +93,7 @@ def _training(listing: Listing, images: dict[str, Path], problems: list[str]):
     if listing.masks:
         problems.append(f"{len(listing.masks)} mask images are not used: {tables[0].name} labels")
     # Of several label tables the one that labels most of what is here, then the later one.
-    read = {path: read_labels(path) for path in tables}
+    read = {path: read_labels(path, problems) for path in tables}
     present = {
         path: int(table["image_id"].isin(images.keys()).sum()) for path, table in read.items()
     }

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from kernel_lib.config import ExploreParameters
-from kernel_lib.data import images, labels, rle, table
+from kernel_lib.data import images, label_checks, labels, patients, rle, table
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.kaggle import paths
+from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
 from kernel_lib.viz import figures, found
@@ -49,7 +50,7 @@ def run(parameters: ExploreParameters) -> Explored:
     if source.labels is not None and len(source.train):
         rows = explore_files.label_rows(source.labels)
     opened = explore_files.open_some(source, parameters.sample_images, parameters.seed)
-    masked = explore_files.masked(source, opened)
+    masked = explore_files.masked(source, opened, parameters.masks_are)
     masks = _masks(source, masked, rows, opened)  # which may find more bad files
     bad = pd.DataFrame(opened.bad, columns=["image_id", "what", "where"], dtype=object)
     result = Explored(
@@ -101,6 +102,7 @@ def _lines(
     lines += [f"note: {problem}" for problem in source.problems]
     faults = [f"bad: {name}: {what}" for name, what, _ in opened.bad[:LISTED]]
     more = len(opened.bad) - len(faults)
+    lines += _doubts(masked, parameters.masks_are)
     lines += faults or ["bad: nothing that was looked at"]
     return [*lines, f"bad: {more:,} more, in the table below"] if more else lines
 
@@ -178,17 +180,32 @@ def _share_read(source: Source, opened: Opened, masked: Sequence[Masked]) -> str
     return f"masks: {positive:,} of {total:,} images have one ({positive / total:.1%})"
 
 
+def _doubts(masked: Sequence[Masked], masks_are: str | None) -> list[str]:
+    """A line for what training would refuse, and for masks that are large for a lung."""
+    doubt = label_checks.doubt([(one.runs, one.shape) for one in masked])
+    large = [one.image_id for one in masked if 2 * one.area_px > FULL_AREA]
+    lines = [f"doubt: {doubt}"] if doubt and masks_are != "right" else []
+    if large:
+        lines.append(f"doubt: {len(large):,} masks cover more than half an image: {_some(large)}")
+    return lines
+
+
 def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
     if given is None:
-        if not opened.patients:
-            return []
-        return [f"patients: {len(opened.patients):,} named by the DICOMs that were opened"]
-    by_id = labels.read_groups(paths.from_root(given))
-    known = every.map(by_id).dropna()
+        found = pd.Series(opened.patients, dtype=object)
+    else:
+        found = every.map(labels.read_groups(paths.from_root(given)))
+    found, notes = patients.known(found)
+    lines = [f"note: {note}" for note in notes]
+    known = found[found != ""]
+    if given is None:
+        named = f"patients: {known.nunique():,} named by the DICOMs that were opened"
+        return [named, *lines] if len(known) else lines
     several = int((known.value_counts() > 1).sum())
     return [
         f"patients: {known.nunique():,} of {len(known):,} images by {given}, {several:,} with "
-        f"several images; {len(every) - len(known):,} images have none there"
+        f"several images; {len(every) - len(known):,} images have none there",
+        *lines,
     ]
 
 

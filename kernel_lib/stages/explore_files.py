@@ -25,7 +25,7 @@ class Opened:
     mean: Mean = field(default_factory=Mean)
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the readable ones
     kinds: dict[str, str] = field(default_factory=dict)
-    patients: set[str] = field(default_factory=set)  # that DICOMs name
+    patients: dict[str, str] = field(default_factory=dict)  # that DICOMs name, by image id
     bad: list[tuple[str, str, str]] = field(default_factory=list)  # image_id, what is wrong, path
 
     @property
@@ -88,7 +88,7 @@ def _open(opened: Opened, name: str, path: Path) -> None:
     opened.shapes[name], opened.kinds[name] = pixels.shape, kind
     opened.mean.add(pixels)
     if patient:
-        opened.patients.add(patient)
+        opened.patients[name] = patient
 
 
 def label_rows(csv: Path) -> LabelRows:
@@ -107,7 +107,7 @@ def label_rows(csv: Path) -> LabelRows:
     return LabelRows(len(cells), names.nunique(), of_image, overlapping)
 
 
-def masked(source: Source, opened: Opened) -> list[Masked]:
+def masked(source: Source, opened: Opened, masks_are: str | None) -> list[Masked]:
     """Every image with a mask, where all that were opened have one size; else the opened ones.
 
     Of mask images only those of opened images are read. What does not fit its image is added to
@@ -121,7 +121,7 @@ def masked(source: Source, opened: Opened) -> list[Masked]:
         if shape is None:
             continue
         try:
-            runs = _runs(row, shape)
+            runs = _runs(row, shape, masks_are)
         except InputError as error:
             where = row.mask_path or row.label_at
             opened.bad.append((row.image_id, _without(where, error), where))
@@ -175,10 +175,11 @@ def pixels(one: Masked, opened: Opened) -> np.ndarray | None:
     return None
 
 
-def _runs(row: tuple, shape: tuple[int, int]) -> rle.Runs:
+def _runs(row: tuple, shape: tuple[int, int], masks_are: str | None) -> rle.Runs:
     if not row.mask_path:
-        return rle.parse(row.rle, shape)
-    mask = images.read_mask(row.mask_path)
+        runs = rle.parse(row.rle, shape)
+        return rle.runs_of(1 - rle.mask_of(runs, shape)) if masks_are == "inverted" else runs
+    mask = images.read_mask(row.mask_path, masks_are)
     if mask.shape != shape:
         raise InputError(
             f"{row.mask_path} is {_by(mask.shape)} and its image {_by(shape)}: a mask has its "

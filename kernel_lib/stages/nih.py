@@ -59,6 +59,7 @@ def prepare(
     excluded: list[str] = []
     listed = nih.read(root, excluded)
     everything = _decoded(listed.assign(rle="-1"), root, size, "nih", parameters)
+    cache.check_skipped(everything, len(listed), set(listed["image_id"][listed["positive"]]))
     excluded += everything.skipped
     facts = everything.table[["image_id"]].merge(listed, on="image_id", how="left")
     because = _test_patients(everything, facts["patient"], source, size, parameters)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kernel_lib import files
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import cache, folds, table
+from kernel_lib.data import cache, folds, images, label_checks, patients, rle, table
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan
@@ -58,6 +58,7 @@ def prepare_training(
     """Decode the labelled images of DATA_DIR at `size`, each once.
 
     Images without a label and unreadable ones are listed in the working folder for the report.
+    Raises InputError where these are many, or where the labels together can't be right.
     """
     if source.train.empty:
         raise InputError(f"{source.root} holds no labelled images: training needs their table")
@@ -69,7 +70,9 @@ def prepare_training(
         "train",
         workers=parameters.workers or None,
         on_bad_file=parameters.on_bad_file,
+        masks_are=parameters.masks_are,
     )
+    _check_labels(source, prepared, parameters.masks_are)
     positive = int((prepared.table["area_px"] > 0).sum())
     print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
     left_out = [*prepared.skipped, *(f"{name}: no label" for name in source.unlabelled)]
@@ -77,6 +80,30 @@ def prepare_training(
         print(f"left out: {line}")
     files.write_json(work / LEFT_OUT, left_out)
     return prepared
+
+
+def _check_labels(source: table.Source, prepared: cache.Prepared, masks_are: str | None) -> None:
+    """Refuse labels that were left out in number, or that look wrong together."""
+    found = prepared.table
+    positive = set(found["image_id"][found["area_px"] > 0])
+    left_out = source.train[source.train["image_id"].isin(prepared.unreadable.keys())]
+    positive |= {row.image_id for row in left_out.itertuples() if _may_have_mask(row)}
+    cache.check_skipped(prepared, len(source.train), positive)
+    shapes = zip(found["height"], found["width"], strict=True)
+    labels = list(zip(map(rle.parse, found["rle"]), shapes, strict=True))
+    doubt = label_checks.doubt(labels) if masks_are != "right" else None
+    if doubt:
+        raise InputError(f"{source.labels or source.root}: {doubt}")
+
+
+def _may_have_mask(row: tuple) -> bool:
+    """Return whether the label of an image that was left out has a mask, as far as is known."""
+    if not row.mask_path:
+        return row.rle != rle.EMPTY
+    try:
+        return bool(images.read_mask(row.mask_path).any())
+    except InputError:
+        return True
 
 
 def read_left_out(roots: Sequence[Path]) -> list[str]:
@@ -145,16 +172,24 @@ def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
     """Patient of each image: from the table given, else from the DICOMs, else unknown ('').
 
     An image that the table lacks stays unknown: a patient's name in a DICOM is another naming.
+    Notes ids that name nobody.
     """
-    if given is None:
-        return prepared["patient"].fillna("")
+    found = prepared["patient"] if given is None else _given_groups(prepared, given)
+    found, notes = patients.known(found)
+    for note in notes:
+        print(f"note: {note}")
+    return found
+
+
+def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
     by_id = table.read_groups(paths.from_root(given))
     found = prepared["image_id"].map(by_id)
     if found.isna().all():
         raise InputError(f"GROUPS {given} names none of the images: it must map image ids")
     if found.isna().any():
-        print(f"note: {int(found.isna().sum())} images have no patient in {given}")
-    return found.fillna("")
+        first = prepared["image_id"][found.isna()].iloc[0]
+        print(f"note: {int(found.isna().sum())} images have no patient in {given}, {first} first")
+    return found
 
 
 def _same_groups(
@@ -163,7 +198,7 @@ def _same_groups(
     """Refuse a table of patients that the folds were not drawn with: some would stand in two."""
     if given is None:
         return
-    had = prepared["image_id"].map(drawn.set_index("image_id")["group"])
+    had = patients.known(prepared["image_id"].map(drawn.set_index("image_id")["group"]))[0]
     wanted = _groups(prepared, given)
     other = (had != wanted).to_numpy().nonzero()[0]
     if len(other):

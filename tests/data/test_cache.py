@@ -181,6 +181,45 @@ def test_mask_images_become_rle(prepare, frame):
     check(prepare(frame.assign(rle="")), frame)  # and again, from what is stored
 
 
+def test_masks_are_made_again_where_they_are_said_to_be_inverted(prepare, frame, decoded):
+    wanted = frame.copy()
+    for i, path in enumerate(frame["path"]):
+        mask = rle.decode(frame["rle"][i], (64, 48))
+        wanted.loc[i, "rle"] = rle.encode(1 - mask)
+        frame.loc[i, "mask_path"] = path.replace("img", "mask")
+        cv2.imwrite(frame["mask_path"][i], mask * 255)
+    prepare(frame)
+    decoded.clear()
+    check(prepare(frame, masks_are="inverted"), wanted)
+    check(prepare(frame.assign(mask_path=""), masks_are="inverted"), wanted)
+    check(prepare(frame.assign(rle="")), frame)
+    assert set(decoded) == set(frame["image_id"])  # by `check` alone, once each time
+    assert len(decoded) == 3 * len(frame)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "word"),
+    [
+        ({"i0", "i1", "i2", "i3", "i4"}, None),
+        ({"i0", "i1", "i2", "i3", "i4", "i5"}, "6 of 100 images"),
+        ({"p0", "p1", "i0"}, None),
+        ({"p0", "p1", "p2"}, "3 of 20 with a mask"),
+        (set(), None),
+    ],
+)
+def test_skipping_stops_at_a_share_of_the_images_and_of_those_with_a_mask(
+    prepare, frame, left_out, word
+):
+    prepared = prepare(frame)
+    prepared.unreadable = {name: f"{name}.png is damaged" for name in sorted(left_out)}
+    positive = {f"p{n}" for n in range(20)}
+    if word is None:
+        cache.check_skipped(prepared, 100, positive)
+    else:
+        with pytest.raises(InputError, match=rf"{word}.*ON_BAD_FILE.*{min(left_out)}\.png is"):
+            cache.check_skipped(prepared, 100, positive)
+
+
 def test_mask_of_another_size(prepare, frame):
     frame.loc[1, "mask_path"] = frame["path"][1].replace("img", "mask")
     cv2.imwrite(frame["mask_path"][1], np.zeros((32, 24), np.uint8))
@@ -219,6 +258,15 @@ def test_bad_test_image_is_blank(prepare, broken):
     assert prepared.skipped[0].startswith("img02: ")
 
 
+@pytest.mark.slow
+def test_a_bad_file_that_a_process_met_is_refused_alike(prepare, broken, monkeypatch):
+    monkeypatch.setattr(cache_workers, "TRIAL_S", 0)
+    monkeypatch.setattr(cache_workers, "WORTH_S", 0)
+    order = broken.iloc[[0, 1, 3, 4, 5, 2]]  # the first is filled by this process
+    with pytest.raises(InputError, match=r"img02\.png is cut short.*ON_BAD_FILE"):
+        prepare(order, workers=2)
+
+
 def test_image_gone(prepare, frame):
     prepare(frame)
     Path(frame["path"][4]).unlink()
@@ -253,8 +301,11 @@ def test_mended_file_is_taken_up(prepare, broken, decoded):
 
 def test_rle_outside_the_image(prepare, frame):
     frame.loc[3, "rle"] = "3070 10"
-    with pytest.raises(InputError, match=r"t\.csv row 5, image .*img03.*outside the 64×48"):
+    with pytest.raises(
+        InputError, match=r"t\.csv row 5, image .*img03.*outside the 64×48"
+    ) as refused:
         prepare(frame)
+    assert "skip" not in str(refused.value)
     assert len(prepare(frame, on_bad_file="skip")) == 5
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel_lib.data import folds, rle
+from kernel_lib.data import folds, patients, rle
 from kernel_lib.errors import InputError
 
 
@@ -44,7 +44,7 @@ def table() -> pd.DataFrame:
 @settings(max_examples=60, deadline=None)
 def test_groups_stay_whole_and_every_fold_is_used(n_images, n_groups, seed, n_folds):
     table = make_table(n_images, n_groups, seed)
-    own = table["group"] == ""
+    own = patients.known(table["group"])[0] == ""
     if table["group"][~own].nunique() + own.sum() < n_folds:
         with pytest.raises(InputError, match="groups"):
             folds.draw(table, n_folds)
@@ -126,8 +126,32 @@ def test_too_few_folds_are_refused(table, n_folds):
 def test_fewer_groups_than_folds_are_refused_with_the_number(table):
     with pytest.raises(InputError, match=r"3 groups.*5 folds.*N_FOLDS to 3"):
         folds.draw(table.assign(group=[f"p{n % 3}" for n in range(len(table))]), 5)
-    with pytest.raises(InputError, match=r"1 groups.*at least 2 groups"):
-        folds.draw(table.assign(group="p"), 2)
+    with pytest.raises(InputError, match=r"1 groups.*at least 2 groups.*GROUPS"):
+        folds.draw(table.iloc[:9].assign(group="p"), 2)
+
+
+def test_a_placeholder_is_no_group_and_is_said(table):
+    for shared in ("ANONYMOUS", "0", "nan", "one word for all"):
+        with pytest.warns(UserWarning, match=f"200 of 200 images .*'{shared}'.*GROUPS"):
+            drawn = folds.draw(table.assign(group=shared), 5)
+        assert drawn.value_counts().tolist() == [40] * 5
+    half = [f"p{n}" if n % 2 else "unknown" for n in range(len(table))]
+    with pytest.warns(UserWarning, match="100 of 200 images"):
+        assert folds.draw(table.assign(group=half), 5).value_counts().tolist() == [40] * 5
+
+
+@pytest.mark.parametrize("n_folds", [3, 5])
+def test_a_fold_that_one_patient_fills_is_named(table, n_folds):
+    groups = ["p" if n < 100 else "" for n in range(len(table))]
+    with pytest.warns(UserWarning, match="of 200 images, of which 100 of the patient p.*GROUPS"):
+        folds.draw(table.assign(group=groups), n_folds)
+
+
+def test_even_folds_are_drawn_without_a_word(table):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folds.draw(table, 5)
+        folds.draw(table.assign(group=[f"p{n % 2}" for n in range(len(table))]), 2)
 
 
 def test_a_fold_without_positives_is_drawn_with_a_warning():

@@ -410,21 +410,6 @@ def test_truncated_picture(tmp_path, name, share):
 
 
 @pytest.mark.parametrize(
-    "levels", [(0, 255), (0, 1), (3, 200)], ids=["0 and 255", "0 and 1", "noisy"]
-)
-def test_mask_levels(tmp_path, levels):
-    mask = (pixels_of(8) > 128).astype(np.uint8)
-    path = written(tmp_path, "m.png", np.where(mask, levels[1], levels[0]).astype(np.uint8))
-    np.testing.assert_array_equal(images.read_mask(path), mask)
-
-
-def test_mask_of_unclear_levels(tmp_path):
-    path = written(tmp_path, "m.png", np.full(SHAPE, 90, np.uint8))
-    with pytest.raises(images.ImageError, match=r"m\.png has levels up to 90"):
-        images.read_mask(path)
-
-
-@pytest.mark.parametrize(
     ("name", "stem"),
     [
         ("1.2.276.0.819.dcm", "1.2.276.0.819"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from kernel_lib.data import labels, rle
@@ -62,6 +64,31 @@ def test_faults(csv, text, word):
         labels.read_labels(csv(text))
 
 
+@pytest.mark.parametrize(
+    ("n_chars", "is_cut"), [(32_765, 0), (32_766, 1), (32_767, 1), (32_768, 0)]
+)
+def test_a_cell_as_long_as_spreadsheets_allow_is_named(csv, n_chars, is_cut):
+    pairs = "1 1 " * (n_chars // 4 - 2)
+    text = f"{pairs}{'1' * (n_chars - len(pairs) - 2)} 1"
+    assert len(text) == n_chars
+    path = csv(f"ImageId,EncodedPixels\na,-1\nb, {text}\n")
+    if is_cut:
+        with pytest.raises(InputError, match=rf"t\.csv row 3, image b.*{n_chars:,}.*spreadsheet"):
+            labels.read_labels(path)
+    else:
+        assert len(labels.read_labels(path)) == 2
+
+
+def test_an_empty_row_beside_a_mask_is_noted(csv):
+    problems = []
+    rows = "a,-1\nb,3 4\nb,-1\nc,1 2\nc,9 1\nd,-1\nd,-1\nb,8 1\n"
+    table = labels.read_labels(csv(f"ImageId,EncodedPixels\n{rows}"), problems)
+    assert table["rle"].tolist() == ["-1", "3 4 1 1", "1 2 6 1", "-1"]
+    assert len(problems) == 1
+    assert "t.csv: 1 images" in problems[0]
+    assert "b in rows 3, 4, 9" in problems[0]
+
+
 def test_missing_file(tmp_path):
     for read in (labels.read_labels, labels.read_sample, labels.read_groups):
         with pytest.raises(InputError, match=r"gone\.csv can't be read: No such file"):
@@ -86,11 +113,19 @@ def test_groups(csv):
     assert labels.read_groups(own) == {"a": "P_1", "b": "P_2"}
 
 
+def test_groups_of_nobody_equal_no_others(csv):
+    groups = labels.read_groups(csv("id,patient\na,\nb,nan\nb,nan\nc,unknown\nd,unknown\ne,7\n"))
+    assert groups.keys() == set("abcde")
+    assert all(math.isnan(groups[name]) for name in "abcd")
+    assert groups["e"] == "7"
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
         ("id,group\na,1\na,2\n", "row 3: image a is in group 2 and, further up, in 1"),
-        ("id,group\na,\n", "row 2: id 'a', group ''"),
+        ("id,group\na,1\na,\n", "row 3: image a is in group nan and, further up, in 1"),
+        ("id,group\n,7\n", "row 2: the group '7' has no image id"),
         ("id,group,more\na,1,2\n", "a table of groups has two"),
         ("ID_0011fe81e,7\nID_0011fe81f,8\n", "under a header"),
     ],

@@ -173,6 +173,64 @@ def test_mask_images_are_read_and_a_misfit_is_listed(tmp_path) -> None:
     assert "1 mask, mean 10,240 px" in result.areas.sentence
 
 
+def test_masks_in_doubt_are_listed(tmp_path) -> None:
+    most = [("a", "0 600"), ("b", "0 1000"), ("c", "0 20")]
+    table(tmp_path, most)
+    for name in "abc":
+        draw(tmp_path / f"{name}.png")
+    doubts = [one for one in look(tmp_path).lines if one.startswith("doubt: ")]
+    assert "2 of 3 masks cover more than half" in doubts[0]
+    assert "MASKS_ARE" in doubts[0]
+    assert doubts[1].endswith("a, b")
+    assert [
+        one for one in look(tmp_path, masks_are="right").lines if one.startswith("doubt: ")
+    ] == doubts[1:]
+    swapped = look(tmp_path, masks_are="inverted")
+    assert [one for one in swapped.lines if one.startswith("doubt: ")][-1].endswith(": c")
+
+
+def test_a_table_drawn_at_another_size_is_listed_with_that_size(tmp_path) -> None:
+    table(tmp_path, [("a", "35 20 12 20 12 20"), ("b", "-1")])  # three columns of 32 px
+    for name in "ab":
+        draw(tmp_path / f"{name}.png", 128, 128)
+    doubts = [one for one in look(tmp_path).lines if one.startswith("doubt: ")]
+    assert len(doubts) == 1
+    assert "32×32" in doubts[0]
+
+
+def test_mask_files_that_look_inverted_are_bad_until_said_to_be(tmp_path) -> None:
+    for name in "abc":
+        draw(tmp_path / "images" / f"{name}.png")
+        draw(tmp_path / "masks" / f"{name}.png")
+        mask = np.full((32, 32), 255, np.uint8)
+        mask[4:8, 4:8] = 0
+        (tmp_path / "masks" / f"{name}.png").write_bytes(cv2.imencode(".png", mask)[1].tobytes())
+    result = look(tmp_path)
+    assert result.bad["image_id"].tolist() == ["a", "b", "c"]
+    assert "MASKS_ARE inverted" in result.bad["what"][0]
+    asked = look(tmp_path, masks_are="inverted")
+    assert asked.bad.empty
+    assert "3 masks, mean 16,384 px" in asked.areas.sentence
+
+
+def test_an_empty_row_beside_a_mask_is_noted(tmp_path) -> None:
+    table(tmp_path, [("a", "3 4"), ("a", "-1"), ("b", "-1")])
+    for name in "ab":
+        draw(tmp_path / f"{name}.png")
+    (note,) = [one for one in look(tmp_path).lines if one.startswith("note: ")]
+    assert "train-rle.csv: 1 images have an empty row" in note
+    assert note.endswith("a in rows 2, 3")
+
+
+def test_placeholders_are_no_patients(tmp_path) -> None:
+    root = folder(tmp_path / "data")
+    (tmp_path / "groups.csv").write_text("image,patient\na,p\nb,p\nc,unknown\nd,0\ne,\n")
+    lines = look(root, groups=str(tmp_path / "groups.csv")).lines
+    (line,) = [one for one in lines if one.startswith("patients")]
+    assert "patients: 1 of 2 images by " in line
+    assert line.endswith("1 with several images; 4 images have none there")
+
+
 def test_patients_of_a_table(tmp_path) -> None:
     root = folder(tmp_path / "data")
     (tmp_path / "groups.csv").write_text("image,patient\na,p\nb,p\nc,q\nz,r\n")

@@ -1,4 +1,4 @@
-"""The folds file: drawn once, also by trainings that start together in one empty folder."""
+"""Labels that can't be right, bad files, patients; and the folds file, drawn once by many."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
 from kernel_lib import files
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import folds
+from kernel_lib.data import folds, rle, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import preparation
 
@@ -72,3 +74,136 @@ def test_folds_of_an_earlier_kernel_are_copied_and_kept(tmp_path):
     assert (work / "folds.csv").read_bytes() == (earlier / "folds.csv").read_bytes()
     with pytest.raises(InputError, match="has 3 folds, N_FOLDS is 2"):
         settle(work, 2)
+
+
+def drawn(folder: Path, masks: list[np.ndarray], side: int = 64) -> Path:
+    """Images of noise in a folder, with the masks' RLE as their table, whatever the masks' size."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["ImageId,EncodedPixels"]
+    for n, mask in enumerate(masks):
+        cv2.imwrite(str(folder / f"i{n:02d}.png"), rng.integers(0, 256, (side, side), np.uint8))
+        rows.append(f"i{n:02d},{rle.encode(mask)}")
+    (folder / "train-rle.csv").write_text("\n".join([*rows, ""]))
+    return folder
+
+
+def box(side: int, n: int, inverted: bool = False) -> np.ndarray:
+    """Mask (side, side), empty where n is odd."""
+    mask = np.zeros((side, side), np.uint8)
+    if n % 2 == 0:
+        mask[side // 4 : side // 2, side // 8 : side - side // 8] = 1
+    return 1 - mask if inverted else mask
+
+
+def prepared(tmp_path: Path, **changes):
+    given = {"cache_dir": str(tmp_path / "cache"), "workers": 1, **changes}
+    source = table.discover(tmp_path / "data")
+    return preparation.prepare_training(source, TrainParameters(**given), 32, tmp_path)
+
+
+def test_inverted_labels_are_refused_until_the_user_says_what_they_are(tmp_path):
+    drawn(tmp_path / "data", [box(64, n, inverted=True) for n in range(8)])
+    with pytest.raises(InputError, match=r"train-rle\.csv: 8 of 8 masks .*MASKS_ARE"):
+        prepared(tmp_path)
+    right = prepared(tmp_path, masks_are="right").table
+    assert right["area_px"].tolist() == [64 * 64 - 16 * 48, 64 * 64] * 4
+    swapped = prepared(tmp_path, masks_are="inverted").table
+    assert swapped["rle"].tolist() == [rle.encode(box(64, n)) for n in range(8)]
+
+
+def test_labels_drawn_at_another_size_are_refused_with_that_size(tmp_path):
+    drawn(tmp_path / "data", [box(32, n) for n in range(8)])
+    with pytest.raises(InputError, match=r"train-rle\.csv: .*32×32.*64×64"):
+        prepared(tmp_path)
+    assert len(prepared(tmp_path, masks_are="right")) == 8
+
+
+def test_labels_of_the_images_size_pass(tmp_path, capsys):
+    drawn(tmp_path / "data", [box(64, n) for n in range(8)])
+    assert len(prepared(tmp_path)) == 8
+    assert "8 images (images+rle), 4 with pneumothorax, at 32 px" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("broken", "is_refused"), [([1], False), ([1, 3], True), ([2], False), ([2, 4], True)]
+)
+def test_bad_files_are_skipped_up_to_a_share(tmp_path, broken, is_refused):
+    data = drawn(tmp_path / "data", [box(64, n) for n in range(20)])
+    for n in broken:
+        (data / f"i{n:02d}.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=f'i{broken[0]:02d}.png.*ON_BAD_FILE="skip"'):
+        prepared(tmp_path)
+    if is_refused:
+        with pytest.raises(InputError, match=f"{len(broken)} of 20 images.*i{broken[0]:02d}.png"):
+            prepared(tmp_path, on_bad_file="skip")
+    else:
+        assert len(prepared(tmp_path, on_bad_file="skip")) == 20 - len(broken)
+        assert f"i{broken[0]:02d}: " in preparation.read_left_out([tmp_path])[0]
+
+
+def test_labels_that_do_not_fit_are_not_skipped_away(tmp_path):
+    drawn(tmp_path / "data", [box(128, n) for n in range(8)])
+    with pytest.raises(InputError, match="outside the 64×64") as refused:
+        prepared(tmp_path)
+    assert "ON_BAD_FILE" not in str(refused.value)
+    with pytest.raises(InputError, match="4 of 8 images can't be used, 4 of 4 with a mask"):
+        prepared(tmp_path, on_bad_file="skip")
+
+
+def test_a_mask_file_lost_with_its_image_counts_by_what_it_holds(tmp_path):
+    data = tmp_path / "data"
+    for kind in ("images", "masks"):
+        (data / kind).mkdir(parents=True)
+        for n in range(40):
+            picture = box(64, n if n < 4 else 1) * 255  # 2 of 40 positive
+            cv2.imwrite(str(data / kind / f"i{n:02d}.png"), picture)
+    (data / "images" / "i05.png").write_bytes(b"no picture")
+    assert len(prepared(tmp_path, on_bad_file="skip")) == 39
+    (data / "images" / "i02.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"2 of 40 images .*, 1 of 2 with a mask"):
+        prepared(tmp_path, on_bad_file="skip")
+
+
+def settled(work: Path, patient: list[str], groups: Path | None = None) -> pd.DataFrame:
+    images = PREPARED.table.loc[[0] * len(patient)].reset_index(drop=True)
+    ids = [f"i{n:02d}" for n in range(len(patient))]
+    there = SimpleNamespace(table=images.assign(image_id=ids, patient=patient))
+    given = TrainParameters(n_folds=2, groups=None if groups is None else str(groups))
+    return preparation.settle_folds(there, given, [work])
+
+
+def test_placeholders_in_dicoms_are_no_patients_and_are_noted(tmp_path, capsys):
+    work = tmp_path / "work"
+    taken = settled(work, ["ANONYMOUS"] * 10 + ["P1", "P1", "0", ""])
+    assert taken["group"].tolist() == [""] * 10 + ["P1", "P1", "", ""]
+    assert folds.load(work / "folds.csv")["group"].tolist() == taken["group"].tolist()
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(told) == 2
+    assert "10 of 14 images" in told[0]
+    assert "'ANONYMOUS'" in told[0]
+    assert "GROUPS" in told[0]
+
+
+def test_unknown_patients_of_a_table_are_noted_and_a_second_run_accepts_them(tmp_path, capsys):
+    table_of_groups = tmp_path / "groups.csv"
+    table_of_groups.write_text("id,patient\ni00,a\ni01,a\ni02,\ni03,unknown\ni04,nan\ni05,b\n")
+    work = tmp_path / "work"
+    taken = settled(work, [""] * 6, table_of_groups)
+    assert taken["group"].tolist() == ["a", "a", "", "", "", "b"]
+    assert f"note: 3 images have no patient in {table_of_groups}, i02 first" in (
+        capsys.readouterr().out
+    )
+    again = settled(work, [""] * 6, table_of_groups)
+    assert folds.difference(again, taken[list(folds.COLUMNS)]) == ""
+
+
+def test_folds_drawn_with_a_placeholder_as_a_patient_stay_valid(tmp_path):
+    table_of_groups = tmp_path / "groups.csv"
+    table_of_groups.write_text("id,patient\ni00,a\ni01,a\ni02,0\ni03,0\ni04,b\ni05,c\n")
+    work = tmp_path / "work"
+    before = settled(tmp_path / "other", [""] * 6, table_of_groups)
+    before = before.assign(group=["a", "a", "0", "0", "b", "c"], fold=[0, 0, 1, 1, 0, 1])
+    folds.save(before, work / "folds.csv")
+    after = settled(work, [""] * 6, table_of_groups)
+    assert after["group"].tolist() == ["a", "a", "0", "0", "b", "c"]

@@ -1,0 +1,42 @@
+"""Which patient an image shows, and which ids name nobody."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+# What de-identification and missing cells leave in an id's place, without case and punctuation.
+NOBODY = re.compile(
+    r"|0+|x+|nan|na|nil|none|null|nothing|unk|unknown|undefined|missing|notavailable|noname|nobody"
+    r"|anon|anonym|anonymous|anonymi[sz]ed|deidentified|removed|redacted|hidden"
+)
+# A patient with as many images as this, who makes up most of the data, is a placeholder.
+MIN_SHARED = 10
+WAY_OUT = "-p GROUPS FILE, a table of image and patient, says who is who"
+
+
+def is_nobody(patient: str) -> bool:
+    """Return whether an id is blank or a word such as "unknown"."""
+    return NOBODY.fullmatch(re.sub(r"[\W_]+", "", patient.lower())) is not None
+
+
+def known(patient: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Return the patients of images with "" for ids that name nobody, and a note for each such id.
+
+    Those are words for nobody, and an id that more than half of the images share. An image of an
+    unknown patient counts as a patient of its own.
+    """
+    text = patient.astype(object).where(patient.notna(), "")
+    notes = []
+    for name, count in text.value_counts().items():
+        if name == "":
+            continue
+        is_shared = count >= MIN_SHARED and 2 * count > len(text)
+        if is_shared or is_nobody(str(name)):
+            text = text.where(text != name, "")
+            notes.append(
+                f"{count:,} of {len(text):,} images have the patient {str(name)!r}, which names no "
+                f"one: each is taken as a patient of its own; {WAY_OUT}"
+            )
+    return text, notes

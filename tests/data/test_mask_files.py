@@ -1,0 +1,149 @@
+"""Mask files of every encoding give the right mask, or are refused with the reason."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from kernel_lib.data import images
+from kernel_lib.errors import InputError
+
+MASK = np.zeros((64, 48), np.uint8)
+MASK[10:20, 20:30] = 1
+MASK[30:50, 5:12] = 1
+EMPTY = np.zeros_like(MASK)
+RIM = cv2.dilate(MASK, np.ones((3, 3), np.uint8)) - MASK
+LUNGS = EMPTY.copy()
+LUNGS[5:60, 2:40] = 1
+RAMP = [level for level in range(256) for _ in range(3)]
+BLACK, WHITE = EMPTY, EMPTY + 255
+
+
+def layers(*each: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.dstack(each), "LA" if len(each) == 2 else None)
+
+
+def palette(indices: np.ndarray, colours: list[int]) -> Image.Image:
+    drawn = Image.fromarray(indices, "P")
+    drawn.putpalette(colours)
+    return drawn
+
+
+def grey(levels: np.ndarray) -> Image.Image:
+    return Image.fromarray(levels)
+
+
+RIGHT = {
+    "0 and 255": lambda m: grey(m * 255),
+    "0 and 1": lambda m: grey(m),
+    "3 and 200": lambda m: grey(np.where(m, 200, 3).astype(np.uint8)) if m.any() else grey(m),
+    "1 bit": lambda m: grey(m * 255).convert("1"),
+    "16 bits": lambda m: grey(m.astype(np.uint16) * 65535),
+    "RGB": lambda m: layers(m * 255, m * 255, m * 255),
+    "yellow": lambda m: layers(m * 255, m * 255, m * 0),
+    "opaque": lambda m: layers(m * 255, m * 255, m * 255, WHITE),
+    "transparent by mistake": lambda m: layers(m * 255, m * 255, m * 255, BLACK),
+    "opacity on black": lambda m: layers(BLACK, BLACK, BLACK, m * 255),
+    "opacity on white": lambda m: layers(WHITE, WHITE, WHITE, m * 255),
+    "opacity on black, LA": lambda m: layers(BLACK, m * 255),
+    "opacity on white, LA": lambda m: layers(WHITE, m * 255),
+    "grey and opacity agree": lambda m: layers(m * 255, m * 255),
+    "half opaque": lambda m: layers(BLACK, BLACK, BLACK, m * 128),
+    "opaque red": lambda m: layers(m * 255, BLACK, BLACK, m * 255),
+    "black ink on transparent white": lambda m: layers(*[255 - m * 255] * 3, m * 255),
+    "white is transparent": lambda m: layers(*[m * 255] * 3, 255 - m * 255),
+    "opaque within a box": lambda m: layers(m * 255, cv2.dilate(m, np.ones((9, 9))) * 255),
+    "ramp": lambda m: palette(m * 255, RAMP),
+    "ramp, 0 and 1": lambda m: palette(m, RAMP),
+    "dark red": lambda m: palette(m, [0, 0, 0, 128, 0, 0]),
+    "white background": lambda m: palette(m, [255, 255, 255, 0, 0, 0]),
+    "red on white": lambda m: palette(m, [255, 255, 255, 255, 0, 0]),
+    "no colours": lambda m: palette(m, [0, 0, 0, 0, 0, 0]),
+    "viridis": lambda m: palette(m * 255, [68, 1, 84] + [33, 145, 140] * 254 + [253, 231, 37]),
+    "brightest colour first": lambda m: grey(m * 255).quantize(2),
+}
+REFUSED = {
+    "void rim": (lambda m: grey(m + RIM * 255), "0, 1 and 255"),
+    "two classes and a void rim": (lambda m: grey(m + m * (m.cumsum(1) > 4) + RIM * 255), "void"),
+    "void rim, palette": (lambda m: palette(m + RIM * 2, RAMP[6:]), "levels up to|covers"),
+    "classes, palette": (
+        lambda m: palette(m + RIM * 2, [0, 0, 0, 128, 0, 0, 0, 128, 0]),
+        "3 colours",
+    ),
+    "lungs at half": (lambda m: grey(np.where(m, 255, 128 * LUNGS).astype(np.uint8)), "level 128"),
+    "lungs below half": (
+        lambda m: grey(np.where(m, 255, 100 * LUNGS).astype(np.uint8)),
+        "level 100",
+    ),
+    "dark": (lambda m: grey(m * 90), "levels up to 90"),
+    "8 bits in 16": (lambda m: grey(m.astype(np.uint16) * 255), "levels up to 255"),
+    "red": (lambda m: layers(m * 255, BLACK, BLACK), "levels up to 76"),
+    "colour against opacity": (
+        lambda m: layers(m * 255, np.roll(m, 5, axis=0) * 255),
+        "another by its opacity",
+    ),
+    "inverted": (lambda m: grey(255 - m * 255), "MASKS_ARE"),
+    "inverted, 0 and 1": (lambda m: grey(1 - m), "MASKS_ARE"),
+    "inverted, 1 bit": (lambda m: grey(255 - m * 255).convert("1"), "MASKS_ARE"),
+    "opaque background": (lambda m: layers(BLACK, BLACK, BLACK, 255 - m * 255), "MASKS_ARE"),
+    "all white": (lambda m: grey(WHITE), "MASKS_ARE"),
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def call(picture: Image.Image, name: str = "m.png", masks_are: str | None = None, **how):
+        picture.save(tmp_path / name, **how)
+        return images.read_mask(tmp_path / name, masks_are)
+
+    return call
+
+
+@pytest.mark.parametrize("mask", [MASK, EMPTY], ids=["mask", "empty"])
+@pytest.mark.parametrize("encoding", RIGHT)
+def test_the_mask_is_the_one_that_was_drawn(read, encoding, mask):
+    np.testing.assert_array_equal(read(RIGHT[encoding](mask)), mask)
+
+
+@pytest.mark.parametrize("encoding", REFUSED)
+def test_what_may_be_another_mask_is_refused(read, encoding):
+    drawn, why = REFUSED[encoding]
+    with pytest.raises(InputError, match=rf"m\.png.*({why})"):
+        read(drawn(MASK))
+
+
+def test_an_inverted_mask_is_read_as_the_user_says(read):
+    white = grey(255 - MASK * 255)
+    np.testing.assert_array_equal(read(white, masks_are="inverted"), MASK)
+    np.testing.assert_array_equal(read(white, masks_are="right"), 1 - MASK)
+
+
+def test_a_huge_mask_that_leaves_a_corner_is_a_mask(read):
+    huge = np.ones_like(MASK)
+    huge[0, 0] = 0
+    np.testing.assert_array_equal(read(grey(huge * 255)), huge)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_of_0_and_255_is_cut_at_half(read, quality):
+    mask = np.kron(MASK, np.ones((4, 4), np.uint8))
+    found = read(grey(mask * 255), "m.jpg", quality=quality)
+    np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize("top", [1, 2, 5])
+def test_jpeg_of_a_few_levels_is_refused_since_they_are_blurred(read, top):
+    with pytest.raises(InputError, match="JPEG blurs them"):
+        read(grey(MASK * top), "m.jpg", quality=95)
+
+
+@pytest.mark.parametrize("scale", [4, 8])
+def test_a_smoothed_rim_is_no_class_even_enlarged(read, scale):
+    mask = np.zeros((256, 256), np.uint8)
+    cv2.ellipse(mask, (100, 120), (30, 60), 20, 0, 360, 1, -1)
+    small = cv2.GaussianBlur(mask * 255, (0, 0), 0.7)
+    large = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    assert len(np.unique(large)) > 10
+    np.testing.assert_array_equal(read(grey(large)), (large > 127).astype(np.uint8))

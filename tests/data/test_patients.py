@@ -1,0 +1,49 @@
+"""Ids that name nobody are no patients; all others are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernel_lib.data import patients
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", " ", "ANONYMOUS", "anonymized", "Anonymised", "unknown", "Unknown ", "0", "0000", "nan",
+     "NaN", "None", "null", "N/A", "nothing", "-", "?", "de-identified", "XXXX"],
+)  # fmt: skip
+def test_words_for_nobody(word):
+    assert patients.is_nobody(word)
+
+
+@pytest.mark.parametrize(
+    "name", ["7", "00000013", "P0", "ANON0001", "Anna", "Nancy", "none7", "x1", "0a", "10", "-1"]
+)
+def test_names_of_somebody(name):
+    assert not patients.is_nobody(name)
+
+
+def test_words_are_blanked_and_noted_and_the_rest_is_as_it_was():
+    given = pd.Series(["a", "unknown", None, np.nan, "", "unknown", "b"], index=range(7, 0, -1))
+    found, notes = patients.known(given)
+    assert found.tolist() == ["a", "", "", "", "", "", "b"]
+    assert found.index.equals(given.index)
+    assert len(notes) == 1
+    assert "2 of 7 images" in notes[0]
+    assert "'unknown'" in notes[0]
+    assert "GROUPS" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shared", "other", "is_patient"), [(11, 10, False), (10, 10, True), (9, 1, True)]
+)
+def test_an_id_of_most_images_is_no_patient(shared, other, is_patient):
+    given = pd.Series(["HOSPITAL"] * shared + [f"p{n}" for n in range(other)])
+    found, notes = patients.known(given)
+    assert (found == "HOSPITAL").any() == is_patient
+    assert len(notes) == (0 if is_patient else 1)
+    again, nothing = patients.known(found)
+    assert again.tolist() == found.tolist()
+    assert nothing == []
