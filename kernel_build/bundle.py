@@ -104,9 +104,8 @@ def library_source(members: list[Member], headline: str, cargo: Cargo) -> str:
     ]
     for member in members:
         lines = member.text.count("\n") + (not member.text.endswith("\n") and bool(member.text))
-        rule = "# " + "=" * 98
         parts.append(
-            f"\n{rule}\n# {member.path}  |  {lines} lines  |  sha256 {member.sha256}\n{rule}\n"
+            f"\n# {'=' * 16}  {member.path}  |  {lines} lines  {'=' * 16}\n"
             f'kernel_files[{json.dumps(member.path)}] = (\n    "{member.sha256}",\n'
             f"    {literal(member.path, member.text)},\n)\n"
         )

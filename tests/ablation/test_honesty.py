@@ -79,5 +79,7 @@ def test_what_is_done_is_not_done_again_and_half_a_line_is_dropped(tmp_path, mon
     monkeypatch.setattr(honesty, "simulate", None)  # nothing is left to do
     found = honesty.run(tmp_path, 3, 50, 1)
     assert (tmp_path / "gaps_50.jsonl").read_text() == text
-    assert "| one run: threshold and area | informative | 3 | +0.0100 | 0.0058 |" in found  # 0.01 / √3
+    assert (
+        "| one run: threshold and area | informative | 3 | +0.0100 | 0.0058 |" in found
+    )  # 0.01 / √3
     assert len(found.splitlines()) == 2 + 14
