@@ -27,7 +27,7 @@ KAGGLE = (
     *("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_17_x86_64"),
     *("--platform", "manylinux2014_x86_64"),
 )
-_COLUMNS = 96  # of base64, a multiple of four
+_COLUMNS = 98
 _HASHES = ("sha256", "sha384", "sha512")  # those that a wheel may state its files by
 _METADATA = r"[^/]+\.dist-info/METADATA"
 _UNLISTED = ("RECORD", "RECORD.jws", "RECORD.p7s")  # the list itself, and what signs it later
@@ -125,12 +125,12 @@ def carried(root: Path) -> Wheel:
 def source(wheel: Wheel) -> str:
     """The part of a kernel's file that carries a wheel, under a banner that says what it is."""
     project, version = wheel.name.split("-")[:2]
-    text = base64.b64encode(wheel.content).decode("ascii")
+    text = base64.b85encode(wheel.content).decode("ascii")
     lines = "\n".join(text[i : i + _COLUMNS] for i in range(0, len(text), _COLUMNS))
     rule = "# " + "=" * 98
     return (
         f"\n{rule}\n# {project} {version}, which Kaggle's image lacks:\n"
-        "# its wheel as the registry has it, in base64, since it is a zip.\n"
+        "# its wheel as the registry has it, in base 85, since it is a zip.\n"
         "# It is unpacked at the start, and only where the package cannot be imported.\n"
         f"# {wheel.name}  |  {len(wheel.content)} bytes\n# sha256 {wheel.sha256}\n{rule}\n"
         f'kernel_wheels["{wheel.name}"] = (\n    "{wheel.sha256}",\n    """\n{lines}\n""",\n)\n'

@@ -36,7 +36,7 @@ def wheel(files: dict[str, str]) -> bytes:
 
 def carried(content: bytes, digest: str | None = None) -> dict[str, tuple[str, str]]:
     digest = digest or hashlib.sha256(content).hexdigest()
-    return {NAME: (digest, base64.encodebytes(content).decode())}
+    return {NAME: (digest, base64.b85encode(content).decode() + "\n")}
 
 
 def data_set(mounts: Path, files: dict[str, bytes], form: str = "datasets/me/offline") -> dict:

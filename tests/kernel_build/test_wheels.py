@@ -189,7 +189,7 @@ def test_a_kernel_carries_the_wheel_under_a_banner(project: Path, registry: Path
     exec(wheels.source(wheel), namespace)
     assert list(namespace["kernel_wheels"]) == [wheel.name]
     carried, packed = namespace["kernel_wheels"][wheel.name]
-    assert (carried, base64.b64decode(packed)) == (digest, wheel.content)
+    assert (carried, base64.b85decode("".join(packed.split()))) == (digest, wheel.content)
     assert max(map(len, wheels.source(wheel).splitlines())) <= 100
     assert bundle.build(project, "train", "script", cargo=cargo).code_file.read_text() == text
 
