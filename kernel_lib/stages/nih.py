@@ -60,6 +60,8 @@ def prepare(
     listed = nih.read(root, excluded)
     everything = _decoded(listed.assign(rle="-1"), root, size, "nih", parameters)
     excluded += everything.skipped
+    for note in everything.notes:
+        print(f"note: {note}")
     facts = everything.table[["image_id"]].merge(listed, on="image_id", how="left")
     because = _test_patients(everything, facts["patient"], source, size, parameters)
     taken = facts["patient"].isin(because.keys()).to_numpy()

@@ -21,6 +21,7 @@ from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
 
 SIZE = 32
+OTHER = np.arange(64 * 48, dtype=np.uint8).reshape(64, 48)  # none of `drawn`
 
 
 def drawn(folder: Path, n: int, shape=(64, 48)) -> pd.DataFrame:
@@ -61,13 +62,13 @@ def prepare(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the files decoded in this process."""
-    names, read = [], images.read_with_patient
+    names, read = [], images.open_radiograph
 
     def counted(path):
         names.append(Path(path).stem)
         return read(path)
 
-    monkeypatch.setattr(images, "read_with_patient", counted)
+    monkeypatch.setattr(images, "open_radiograph", counted)
     return names
 
 
@@ -114,7 +115,7 @@ def test_order_and_choice_may_change(prepare, frame, decoded):
 def test_changed_file_is_decoded_again(prepare, frame, decoded):
     prepare(frame)
     decoded.clear()
-    cv2.imwrite(frame["path"][3], np.full((64, 48), 7, np.uint8))
+    cv2.imwrite(frame["path"][3], OTHER)
     prepared = prepare(frame)
     assert decoded == ["img03"]
     check(prepared, frame)
@@ -245,7 +246,7 @@ def test_image_gone_after_it_was_found(prepare, frame, monkeypatch):
 def test_mended_file_is_taken_up(prepare, broken, decoded):
     prepare(broken, on_bad_file="skip")
     decoded.clear()
-    cv2.imwrite(broken["path"][2], np.full((64, 48), 9, np.uint8))
+    cv2.imwrite(broken["path"][2], OTHER)
     prepared = prepare(broken, on_bad_file="skip")
     assert decoded == ["img02"]
     check(prepared, broken)
@@ -419,7 +420,7 @@ def test_killed_while_redoing_a_slot(prepare, frame, tmp_path, project_root):
     prepare(frame)
     path = Path(frame["path"][3])
     old, date = path.read_bytes(), path.stat().st_mtime_ns
-    path.write_bytes(cv2.imencode(".png", np.full((64, 48), 7, np.uint8))[1].tobytes())
+    path.write_bytes(cv2.imencode(".png", OTHER)[1].tobytes())
     killed(tmp_path, tmp_path, "write_pixels", 1, frame, 1, project_root)
     path.write_bytes(old)
     os.utime(path, ns=(date, date))

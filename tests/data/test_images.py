@@ -159,7 +159,7 @@ def views(bits: int) -> dict[str, dict]:
         "rescale and VOI LUT": {
             "RescaleSlope": 1,
             "RescaleIntercept": -50,
-            "VOILUTSequence": lut(min(whole, 1000), -20, 16),
+            "VOILUTSequence": lut(min(whole, 20_000), -20, 16),
         },
         "modality LUT": {"ModalityLUTSequence": lut(min(whole, 4096), 0, 16)},
         "modality LUT and window": {
@@ -384,7 +384,9 @@ def test_content_goes_before_the_name(tmp_path):
     np.testing.assert_array_equal(images.read(path), pixels_of(8))
 
 
-@pytest.mark.parametrize(("bits", "top"), [(16, 65535), (12, 4095), (13, 65535)])
+@pytest.mark.parametrize(
+    ("bits", "top"), [(16, 65535), (14, 16383), (12, 4095), (10, 1023), (13, 16383)]
+)
 def test_16_bit_png(tmp_path, bits, top):
     pixels = pixels_of(bits)
     grey = images.read(written(tmp_path, "a.png", pixels))
