@@ -280,6 +280,8 @@ def _wrong_dicom(data: bytes, levels, patient, patient_alone, size) -> str | Non
     baseline = dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
     plain = baseline and dataset.get("BitsStored") == 8 and not dataset.get("PixelRepresentation")
     dataset.pixel_array_options(correct_unused_bits=False)
+    kind = str(dataset.PhotometricInterpretation).strip().upper()
+    dataset.PhotometricInterpretation = kind  # pydicom knows them in capitals only
     try:
         stored = _jpeg_frame(dataset) if plain else dataset.pixel_array
     except Exception as error:

@@ -14,12 +14,14 @@ def pixel_values(words: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarra
     """Return the stored values, the bits that they take, and a note where the header is wrong.
 
     words: (H, W) integers as decoded, unused bits and all; signed by PixelRepresentation.
-    Source: DICOM PS3.5 8.1.1. What lies beyond BitsStored is no pixel, unless the picture is
-    smoother with it: values that overflow wrap around, where overlays and noise add edges.
+    Source: DICOM PS3.5 8.1.1. What lies beyond BitsStored is no pixel, unless the values below
+    carry over into it.
     """
     signed, container = words.dtype.kind == "i", 8 * words.itemsize
     bits = min(int(dataset.BitsStored), container)
     notes = [] if bits == dataset.BitsStored else [WRONG_BITS]
+    if bits == container == 8:
+        return words, bits, notes
     lowest, highest = int(words.min()), int(words.max())
     shift = _shift(dataset, bits, container)
     if not shift and _fit(lowest, highest, bits, signed):
@@ -34,14 +36,15 @@ def pixel_values(words: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarra
     if shift and _fit(lowest, highest, bits, signed) and (raw & ((1 << shift) - 1)).any():
         shift, notes = 0, [WRONG_BITS]
     raw >>= shift
-    narrow = _cut(raw, bits, signed)
-    if bits == container or not (raw >> bits).any():
-        return narrow, bits, notes
-    wide = _cut(raw, container - shift, signed)
-    lowest, highest = int(wide.min()), int(wide.max())
-    if _fit(lowest, highest, 16, signed) and _edges(wide) < _edges(narrow):
-        return wide, depth(lowest, highest, signed=signed), [WRONG_BITS]
-    return narrow, bits, notes
+    if not (raw >> bits).any():
+        return _cut(raw, bits, signed), bits, notes
+    most = min(container - shift, 16)
+    ordered = raw ^ (1 << (container - shift - 1)) if signed else raw  # negative values lowest
+    carried = [bit for bit in range(bits, most) if _carries(ordered, bit)]
+    if not carried:
+        return _cut(raw, bits, signed), bits, notes
+    values = _cut(raw, carried[-1] + 1, signed)
+    return values, depth(int(values.min()), int(values.max()), signed=signed), [WRONG_BITS]
 
 
 def _shift(dataset: pydicom.Dataset, bits: int, container: int) -> int:
@@ -67,5 +70,14 @@ def _overlay_bits(dataset: pydicom.Dataset) -> list[int]:
     return [int(element.value) for element in positions if element is not None and element.value]
 
 
-def _edges(values: np.ndarray) -> int:
-    return int(sum(np.abs(np.diff(values, axis=axis)).sum() for axis in (0, 1)))
+def _carries(raw: np.ndarray, bit: int) -> bool:
+    """Return whether the bits below wrap around where this one changes, as digits of a number do.
+
+    Beside an overlay, or noise, they go on as they were.
+    """
+    gained = 0
+    for axis in (0, 1):
+        step = np.diff(raw & ((1 << bit) - 1), axis=axis)
+        change = np.diff(raw >> bit & 1, axis=axis) << bit
+        gained += int((np.abs(step) - np.abs(step + change)).sum())
+    return gained > 0

@@ -360,7 +360,8 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[
             f"{path} does not state its PhotometricInterpretation: write MONOCHROME2 into it, or "
             "MONOCHROME1 where bones are black"
         )
-    dataset.PhotometricInterpretation = kind
+    if kind != dataset.PhotometricInterpretation:
+        dataset.PhotometricInterpretation = kind  # pydicom knows them in capitals only
     is_grey = kind in ("MONOCHROME1", "MONOCHROME2")
     words = _words(dataset, path) if is_grey or dataset.get("SamplesPerPixel") == 3 else None
     if words is not None and words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
@@ -410,8 +411,11 @@ def _words(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
 
 
 def _mend(error: Exception) -> str:
+    """Return what to do about an error that a header caused, or damage."""
     if re.search(r"'[+-]?\d*,\d+'", str(error)):
         return "write decimals with a point, not a comma"
+    if re.search("Missing required element|has no attribute", str(error)):
+        return "write the element that is missing, or save the image as PNG"
     return "fetch it again, or remove it"
 
 
@@ -427,7 +431,7 @@ def _frame(dataset: pydicom.Dataset) -> bytes:
         size = pictures.stated_size(frame)
         if size is not None and size != stated:
             raise ValueError(f"its pixels are {size[0]}×{size[1]}, the header says {stated}")
-        if (pictures.stated_bits(frame) or 0) > dataset.BitsAllocated:
+        if (pictures.stated_bits(frame) or 0) > dataset.get("BitsAllocated", 16):
             dataset.BitsAllocated = 16  # what is decoded would be cut to the lower byte
         return frame
     frame = dataset.PixelData
