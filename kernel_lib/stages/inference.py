@@ -274,7 +274,7 @@ def _predict_fold(
         print(f"note: {folder.name} predicts with TTA {row.tta}, its rule was found with the row's")
     kept = folder.kept()
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
-    meta["images_digest"] = _digest(prepared.table)
+    meta["images_digest"] = _digest(prepared)
     target = runs.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
@@ -284,11 +284,12 @@ def _predict_fold(
     predictions.write(target, models, row, *where, meta, parameters.batch_size, world=world)
 
 
-def _digest(images: pd.DataFrame) -> str:
-    """Which test images an archive was made of: their ids and files, as they were then."""
-    listed = images[["image_id", "path"]].copy()
+def _digest(prepared: cache.Prepared) -> str:
+    """Which test images an archive was made of: ids and files, as they were then and were read."""
+    listed = prepared.table[["image_id", "path"]].copy()
     listed["state"] = [_state(path) for path in listed["path"]]  # a mended file is another image
-    return hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
+    text = listed.to_csv(index=False) + "\n".join(prepared.notes)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _state(path: str) -> str:

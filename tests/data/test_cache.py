@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.data import cache, cache_store, cache_workers, images, rle
+from kernel_lib.data import cache, cache_store, cache_workers, contrast, images, rle
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
 
@@ -84,6 +84,28 @@ def check(prepared, frame):
         facts = prepared.table.iloc[i]
         assert (facts.height, facts.width, facts.area_px) == (*pixels.shape, mask.sum())
         assert facts.rle == row.rle
+
+
+def test_notes_on_images_are_counted_and_kept(prepare, frame, decoded):
+    for at in (1, 4):
+        cv2.imwrite(frame["path"][at], OTHER % 16)
+    (note,) = prepare(frame).notes
+    assert note.startswith(contrast.FLAT)
+    assert f"2 of 6 images, {frame['path'][1]} first" in note
+    decoded.clear()
+    assert prepare(frame).notes == [note]
+    frame.loc[1, "rle"] = "0 7"  # another label, the same pixels
+    assert prepare(frame).notes == [note]
+    assert decoded == []
+    (alone,) = prepare(frame.iloc[[4]].reset_index(drop=True)).notes
+    assert f"1 of 1 images, {frame['path'][4]} first" in alone
+
+
+def test_an_image_of_one_level_is_a_bad_file(prepare, frame):
+    cv2.imwrite(frame["path"][2], OTHER * 0 + 9)
+    with pytest.raises(InputError, match=r"img02\.png"):
+        prepare(frame)
+    assert list(prepare(frame, on_bad_file="skip").unreadable) == ["img02"]
 
 
 def test_rows_are_the_resized_files(prepare, frame):

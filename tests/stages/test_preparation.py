@@ -6,12 +6,14 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
 from kernel_lib import files
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import folds
+from kernel_lib.data import contrast, folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import preparation
 
@@ -72,3 +74,17 @@ def test_folds_of_an_earlier_kernel_are_copied_and_kept(tmp_path):
     assert (work / "folds.csv").read_bytes() == (earlier / "folds.csv").read_bytes()
     with pytest.raises(InputError, match="has 3 folds, N_FOLDS is 2"):
         settle(work, 2)
+
+
+def test_what_was_changed_in_images_is_noted_once(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    levels = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    for name, pixels in (("a", levels), ("b", levels % 16), ("c", levels % 9)):
+        cv2.imwrite(str(data / f"{name}.png"), pixels)
+    (data / "train-rle.csv").write_text("ImageId,EncodedPixels\na,0 9\nb,-1\nc,-1\n")
+    given = TrainParameters(cache_dir=str(tmp_path / "cache"))
+    preparation.prepare_training(table.discover(data), given, 32, tmp_path)
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+    assert contrast.FLAT in note
+    assert f"2 of 3 images, {data.resolve() / 'b.png'} first" in note
