@@ -49,8 +49,6 @@ JPEG_SYNTAXES = (
     uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1
 )  # fmt: skip
 OPENCV_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
-
-
 TURNED = "turned by the EXIF orientation, as viewers do"
 
 
@@ -68,7 +66,7 @@ class Radiograph:
 
 
 def read(path: Path | str) -> np.ndarray:
-    """The radiograph in a file as grey levels 0..255, bones white.
+    """Return the radiograph in a file as grey levels 0..255, bones white.
 
     Shapes: (H, W) uint8, C-contiguous. The content decides how it is read, not the name.
     DICOM: modality rescale or LUT, then the VOI LUT or the first window, else the full range of
@@ -76,7 +74,7 @@ def read(path: Path | str) -> np.ndarray:
     PNG and JPEG: turned by their EXIF orientation, colours to grey (ITU-R 601), alpha dropped.
     16 bits of which nobody says how many are in use: by the range of the 8, 10, 12, 14 or 16 that
     hold all pixels. What then has less than a tenth of the grey levels is stretched.
-    Errors: ImageError naming the file and the mend.
+    Raises: ImageError that names the file and how to fix it.
     """
     return open_radiograph(path).pixels
 
@@ -99,7 +97,7 @@ def open_radiograph(path: Path | str) -> Radiograph:
     except ImageError:
         raise
     except Exception as error:  # a damaged header may state anything, in any type
-        raise ImageError(f"{path} has a damaged header ({error}): {_mend(error)}") from error
+        raise ImageError(f"{path} has a damaged header ({error}): {_how_to_fix(error)}") from error
 
 
 def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -153,7 +151,7 @@ def patient_of(path: Path | str) -> str | None:
 
 
 def size_of(path: Path | str) -> tuple[int, int]:
-    """(height, width) of what `read` gives, from the header alone. Errors: ImageError."""
+    """Return (height, width) of what `read` gives, from the header alone. Raises: ImageError."""
     path = Path(path)
     if is_picture(path):
         size = pictures.shown_size(_content(path))
@@ -265,7 +263,7 @@ def _picture(data: bytes, path: Path) -> Radiograph:
 
 
 def _decode_picture(data: bytes, path: Path) -> np.ndarray:
-    """(H, W) uint8 or uint16 grey levels as stored, turned by the EXIF orientation."""
+    """Return (H, W) uint8 or uint16 grey levels as stored, turned by the EXIF orientation."""
     with _named(path):
         grey = pictures.decode(data)
     if grey is None:
@@ -344,7 +342,7 @@ def _patient(dataset: pydicom.Dataset) -> str | None:
 
 
 def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[str]]:
-    """(H, W) uint8, bones white, from a data set with pixels; and notes on it."""
+    """Return (H, W) uint8, bones white, from a data set with pixels; and notes on it."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(f"{path} holds {frames} frames: a radiograph is one; split the file")
@@ -363,15 +361,17 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[
     if kind != dataset.PhotometricInterpretation:
         dataset.PhotometricInterpretation = kind  # pydicom knows them in capitals only
     is_grey = kind in ("MONOCHROME1", "MONOCHROME2")
-    words = _words(dataset, path) if is_grey or dataset.get("SamplesPerPixel") == 3 else None
-    if words is not None and words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
+    unknown = ImageError(
+        f"{path} is {kind}: only MONOCHROME1, MONOCHROME2 and 8-bit colour are read; save it as PNG"
+    )
+    if not is_grey and dataset.get("SamplesPerPixel") != 3:
+        raise unknown
+    words = _words(dataset, path)
+    if words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
         grey = cv2.cvtColor(words, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
         return contrast.unflattened(grey, np.arange(256.0), grey)
-    if words is None or words.ndim != 2 or not is_grey:
-        raise ImageError(
-            f"{path} is {kind}: only MONOCHROME1, MONOCHROME2 and 8-bit colour are read; save it "
-            "as PNG"
-        )
+    if words.ndim != 2 or not is_grey:
+        raise unknown
     stored, bits, notes = pixel_values(words, dataset)
     levels = grey_levels(dataset, bits)
     if levels.by_range and not notes and bits < dataset.BitsStored:
@@ -389,7 +389,7 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[
 
 
 def _words(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
-    """(H, W) words as decoded, unused bits and all, or (H, W, 3) RGB."""
+    """Return (H, W) words as decoded, with unused bits as they are, or (H, W, 3) RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     dataset.pixel_array_options(correct_unused_bits=False)
     try:
@@ -406,11 +406,11 @@ def _words(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
         decoder = f"; or, if it is whole, add a decoder: pip install {packages}" if packages else ""
         raise ImageError(
             f"{path} ({uid.UID(syntax).name}) can't be decoded: {' '.join(str(error).split())}; "
-            f"{_mend(error)}{decoder}"
+            f"{_how_to_fix(error)}{decoder}"
         ) from error
 
 
-def _mend(error: Exception) -> str:
+def _how_to_fix(error: Exception) -> str:
     """Return what to do about an error that a header caused, or damage."""
     if re.search(r"'[+-]?\d*,\d+'", str(error)):
         return "write decimals with a point, not a comma"
@@ -445,9 +445,9 @@ def _frame(dataset: pydicom.Dataset) -> bytes:
 
 
 def _is_padding(frame: bytes, length: int, n_rows: int) -> bool:
-    """Whether the bytes beyond that length are filling, as old writers added it.
+    """Return whether the bytes beyond that length are padding, as old writers added it.
 
-    Zeros, that is, which are not the end of a picture of wider rows: lines up better with these.
+    Those are zeros, and so may the end of a picture of wider rows be: its rows then fit better.
     """
     if any(frame[length:]):
         return False
