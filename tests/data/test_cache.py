@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from kernel_lib.data import cache, cache_store, cache_workers, contrast, images, rle
 from kernel_lib.data.masks import resize_mask
@@ -99,6 +100,27 @@ def test_notes_on_images_are_counted_and_kept(prepare, frame, decoded):
     assert decoded == []
     (alone,) = prepare(frame.iloc[[4]].reset_index(drop=True)).notes
     assert f"1 of 1 images, {frame['path'][4]} first" in alone
+
+
+def test_a_mask_lies_on_the_image_as_viewers_show_it(prepare, frame, tmp_path):
+    exif, drawn_on = Image.Exif(), np.rot90(OTHER, -1)  # (48, 64)
+    exif[0x0112] = 6  # stored a quarter to the left of how it is shown
+    Image.fromarray(OTHER).save(frame["path"][0], exif=exif)
+    Image.fromarray(OTHER).save(frame["path"][1], exif=exif)
+    mask = np.zeros(drawn_on.shape, np.uint8)
+    mask[4:20, 30:60] = 1
+    frame.loc[0, "rle"] = rle.encode(mask)
+    frame.loc[1, ["rle", "mask_path"]] = "", str(tmp_path / "mask.png")
+    cv2.imwrite(str(tmp_path / "mask.png"), mask * 255)
+    prepared = prepare(frame)
+    for row in (0, 1):
+        facts = prepared.table.iloc[row]
+        assert (facts.height, facts.width, facts.area_px) == (48, 64, 480)
+        assert facts.rle == rle.encode(mask)
+        np.testing.assert_array_equal(prepared.mask(row), resize_mask(mask, (SIZE, SIZE)))
+        shown = cv2.resize(drawn_on, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(prepared.image(row), shown)
+    assert any(note.startswith(images.TURNED) for note in prepared.notes)
 
 
 def test_an_image_of_one_level_is_a_bad_file(prepare, frame):
