@@ -27,6 +27,7 @@ SYNTAXES = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.Explicit
             uid.JPEG2000Lossless)  # fmt: skip
 STRETCHING = ("WindowWidth", "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence")
 HEAD = 700  # where the header of a small file ends, about
+DEPTHS = (8, 10, 12, 14, 16)
 
 
 # --- PNG and JPEG ---------------------------------------------------------------------------
@@ -101,11 +102,30 @@ def _wrong_picture(data: bytes, grey: np.ndarray) -> str | None:
         return f"read, though {expected}"
     if grey.dtype != np.uint8 or grey.shape != expected.shape:
         return f"{grey.dtype} of {grey.shape}, expected {expected.shape}"
+    values = expected.astype(np.float64)
     if expected.dtype == np.uint16:
-        expected = np.floor(expected / (4095 if expected.max() < 4096 else 65535) * 255 + 0.5)
+        bits = next(bits for bits in DEPTHS if values.max() < 2**bits)
+        expected = np.floor(values / (2**bits - 1) * 255 + 0.5)
     # JPEG's colours may be upsampled, and rounded, in more than one way.
-    off = float(np.abs(grey.astype(np.float64) - expected).max())
+    off = float(_differences(grey, expected, values, 2).max())
     return f"levels differ by up to {off:.0f}" if off > 2 else None
+
+
+def _differences(
+    levels: np.ndarray, expected: np.ndarray, values: np.ndarray, tolerance: int
+) -> np.ndarray:
+    """How far levels are from those expected, or of a flat picture from its values stretched.
+
+    Rounding otherwise may make a picture flat that was at the limit, and grows with the stretch.
+    """
+    off = np.abs(levels - expected)
+    if len(np.unique(np.rint(expected))) >= 32:
+        return off
+    lowest, highest = values.min(), values.max()
+    if highest - lowest <= tolerance * len(DEPTHS):
+        return np.zeros_like(off)
+    stretched = np.abs(levels - np.floor((values - lowest) / (highest - lowest) * 255 + 0.5))
+    return min(off, stretched * min(1, (highest - lowest) / 255), key=np.max)
 
 
 def _wrong_mask(data: bytes, mask: np.ndarray) -> str | None:
@@ -156,8 +176,8 @@ def _dicom_case(desk: Desk, data: bytes) -> Case:
     path = desk.put("image.dcm", data)
 
     def attempt():
-        levels, patient = images.read_with_patient(path)
-        return levels, patient, images.patient_of(path), images.size_of(path)
+        found = images.open_radiograph(path)
+        return found.pixels, found.patient, images.patient_of(path), images.size_of(path)
 
     return Case(data, attempt, lambda result: _wrong_dicom(data, *result))
 
@@ -261,19 +281,27 @@ def _wrong_dicom(data: bytes, levels, patient, patient_alone, size) -> str | Non
         dataset.file_meta.TransferSyntaxUID = syntax
     baseline = dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
     plain = baseline and dataset.get("BitsStored") == 8 and not dataset.get("PixelRepresentation")
+    dataset.pixel_array_options(correct_unused_bits=False)
+    kind = str(dataset.PhotometricInterpretation).strip().upper()
+    dataset.PhotometricInterpretation = kind  # pydicom knows them in capitals only
     try:
         stored = _jpeg_frame(dataset) if plain else dataset.pixel_array
     except Exception as error:
-        return f"read, though pydicom says {error}"
+        return None if _bits_lie(dataset) else f"read, though pydicom says {error}"
     if stored.ndim == 3:
-        expected = stored.astype(np.float64) @ (0.299, 0.587, 0.114)
+        values = expected = stored.astype(np.float64) @ (0.299, 0.587, 0.114)
+    elif _bits_lie(dataset, stored):
+        return None  # which bits are pixels then is a rule of its own, and has its own tests
     else:
+        bits = _depth(dataset, stored)
         found, where = np.unique(stored, return_inverse=True)
-        naive = [naive_level(float(value), dataset) for value in found.tolist()]
-        expected = np.array(naive)[where].reshape(stored.shape)
+        naive = [naive_level(float(value), dataset, bits) for value in found.tolist()]
+        expected, values = (
+            np.array(each)[where].reshape(stored.shape) for each in zip(*naive, strict=True)
+        )
     if expected.shape != levels.shape or not np.isfinite(expected).all():
         return f"read, though the levels expected are {expected.shape}, {expected.min()}"
-    off = np.abs(levels - expected)
+    off = _differences(levels, expected, values, 1)
     # A half may fall to either side; a decoder of JPEG may round otherwise, a window stretch that.
     stretched = baseline and any(name in dataset for name in STRETCHING)
     if off.max() <= 1 or stretched or (plain and _in_few_blocks(off > 1)):
@@ -300,12 +328,34 @@ def _jpeg_frame(dataset: Dataset) -> np.ndarray:
         return np.asarray(opened)
 
 
-def naive_level(value: float, dataset: Dataset) -> float:
-    """The grey level of a stored value by DICOM PS3.3 C.11; NaN where the header makes none."""
-    bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation") or 0)
-    ends = [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]
-    if not ends[0] <= value <= ends[1]:
-        return math.nan
+def _ends(dataset: Dataset, bits: int) -> list[int]:
+    half = 2 ** (bits - 1)
+    return [-half, half - 1] if dataset.get("PixelRepresentation") else [0, 2 * half - 1]
+
+
+def _bits_lie(dataset: Dataset, stored: np.ndarray | None = None) -> bool:
+    """Whether the tags that say which bits are pixels disagree, with one another or the values."""
+    bits = dataset.BitsStored
+    if dataset.BitsAllocated not in (8, 16) or dataset.get("HighBit") != bits - 1:
+        return True
+    ends = _ends(dataset, bits)
+    return stored is not None and not ends[0] <= stored.min() <= stored.max() <= ends[1]
+
+
+def _depth(dataset: Dataset, stored: np.ndarray) -> int:
+    """The bits of the range: as stated, where 16 of 16 says nothing as many as the values need."""
+    if dataset.BitsStored < 16:
+        return dataset.BitsStored
+    ends = ((bits, _ends(dataset, bits)) for bits in DEPTHS)
+    return next(n for n, (low, high) in ends if low <= stored.min() and stored.max() <= high)
+
+
+def naive_level(value: float, dataset: Dataset, bits: int) -> tuple[float, float]:
+    """The grey level of a stored value by DICOM PS3.3 C.11, and what was windowed to that.
+
+    NaN where the header makes none.
+    """
+    ends: list[float] = list(_ends(dataset, bits))
     if dataset.get("ModalityLUTSequence"):
         value, top = _entry(value, ends, dataset.ModalityLUTSequence[0])
         ends = [0, top]
@@ -313,14 +363,15 @@ def naive_level(value: float, dataset: Dataset) -> float:
         slope, intercept = float(dataset.RescaleSlope), float(dataset.get("RescaleIntercept") or 0)
         value, ends = value * slope + intercept, sorted(end * slope + intercept for end in ends)
     if dataset.get("VOILUTSequence"):
-        value, top = _entry(float(np.rint(value)), np.rint(ends), dataset.VOILUTSequence[0])
-        share = value / top
+        entry, top = _entry(float(np.rint(value)), np.rint(ends), dataset.VOILUTSequence[0])
+        share = entry / top
     else:
         share = _share(value, ends, dataset)
     if math.isnan(share):
-        return math.nan
+        return math.nan, value
     level = math.floor(min(max(share, 0), 1) * 255 + 0.5)
-    return 255 - level if dataset.PhotometricInterpretation == "MONOCHROME1" else level
+    white = dataset.PhotometricInterpretation != "MONOCHROME1"
+    return (level, value) if white else (255 - level, -value)
 
 
 def _entry(value: float, ends: Sequence[float], item: Dataset) -> tuple[float, int]:

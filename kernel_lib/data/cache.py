@@ -35,16 +35,23 @@ class Prepared:
     table: DataFrame[image_id, path, height, width, rle, area_px, patient], in the order given to
     `prepare`; height, width and area_px are the file's own, patient is "" where not known.
     unreadable: the reason of each file that could not be read, by image id.
+    notes: what was changed in images, or is doubted, with counts, as lines.
     Small to pickle: the files are opened where they are read. They are read and not mapped: a
     mapped file's pages would count as this process's memory, in the end all of it, and a file cut
     short would kill the process.
     """
 
     def __init__(
-        self, table: pd.DataFrame, store: Store, slots: np.ndarray, unreadable: dict[str, str]
+        self,
+        table: pd.DataFrame,
+        store: Store,
+        slots: np.ndarray,
+        unreadable: dict[str, str],
+        notes: list[str],
     ) -> None:
         self.table = table
         self.unreadable = unreadable
+        self.notes = notes
         self._store = store
         self._slots = slots
         self._has_mask = table["area_px"].to_numpy() > 0
@@ -80,7 +87,7 @@ class Prepared:
     def subset(self, rows: np.ndarray) -> Prepared:
         """Those rows alone, renumbered from 0; the files are shared."""
         table = self.table.iloc[rows].reset_index(drop=True)
-        return Prepared(table, self._store, self._slots[rows], self.unreadable)
+        return Prepared(table, self._store, self._slots[rows], self.unreadable, self.notes)
 
     def digest(self) -> str:
         """SHA-256 (hex) of images and slots and all that was ever decoded into this cache."""
@@ -236,7 +243,7 @@ class _Filler:
             self._refuse(task.image_id, task.path, result)
 
     def prepared(self, frame: pd.DataFrame) -> Prepared:
-        rows, slots = [], []
+        rows, slots, notes = [], [], {}
         for record in frame.to_dict("records"):
             name = record["image_id"]
             slot = self.journal.slots[name]
@@ -247,8 +254,10 @@ class _Filler:
             facts = (row.height, row.width, rle, row.area_px, row.patient)
             rows.append((name, record["path"], *facts))
             slots.append(slot)
+            notes[record["path"]] = row.notes
         table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-        return Prepared(table, self.store, np.array(slots, np.int64), dict(self.bad))
+        lines = images.noted(notes)
+        return Prepared(table, self.store, np.array(slots, np.int64), dict(self.bad), lines)
 
     def _task(self, record: dict) -> Task | None:
         """What is to do for an image; None where its slot is as it should be."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
@@ -38,6 +38,7 @@ class Row:
     area_px: int
     patient: str
     rle: str  # only where the label is a mask image, or inverted
+    notes: list[str] = field(default_factory=list)  # on the image, of `images.Radiograph`
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,11 @@ def fill(store: Store, task: Task) -> Row:
     Errors: InputError naming the file at fault (and the label's rows); OSError from the cache.
     """
     if task.known is None:
-        pixels, patient = images.read_with_patient(task.path)  # (H, W)
+        found = images.open_radiograph(task.path)
+        pixels, patient, notes = found.pixels, found.patient, list(found.notes)
         shape = pixels.shape
     else:
-        pixels, patient = None, task.known.patient
+        pixels, patient, notes = None, task.known.patient, task.known.notes
         shape = (task.known.height, task.known.width)
     mask, own_rle = _mask(task, shape)
     if pixels is not None:
@@ -197,9 +199,8 @@ def fill(store: Store, task: Task) -> Row:
     if mask is not None:
         store.write_mask(task.slot, resize_mask(mask, (store.size, store.size)))
     area_px = 0 if mask is None else int(np.count_nonzero(mask))
-    return Row(
-        task.source, task.label, int(shape[0]), int(shape[1]), area_px, patient or "", own_rle
-    )
+    height, width = map(int, shape)
+    return Row(task.source, task.label, height, width, area_px, patient or "", own_rle, notes)
 
 
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pydicom
 from pydicom import uid
 
+from kernel_lib.data.contrast import as_grey
 
-def grey_levels(dataset: pydicom.Dataset) -> tuple[np.ndarray, int]:
-    """The grey level 0..255 of every value that BitsStored allows, and the lowest such value.
+
+@dataclass(frozen=True)
+class Levels:
+    """What every possible stored value is shown as; shapes (n,), from the lowest value on."""
+
+    grey: np.ndarray  # uint8
+    values: np.ndarray  # float64, after the modality's rescale or table
+    lowest: int
+    by_range: bool  # no window or VOI LUT: black and white are the ends of the range
+
+
+def grey_levels(dataset: pydicom.Dataset, bits: int) -> Levels:
+    """Return the grey level 0..255 of every stored value that so many bits allow.
 
     Source: DICOM PS3.3 C.11.1 (modality) and C.11.2 (VOI); every step maps a value on its own,
     so one table of at most 65,536 entries holds them all.
     """
-    bits = int(dataset.BitsStored)
     signed = bool(dataset.get("PixelRepresentation", 0))
     lowest = -(1 << (bits - 1)) if signed else 0
     values = np.arange(lowest, lowest + (1 << bits), dtype=np.float64)
@@ -27,22 +40,12 @@ def grey_levels(dataset: pydicom.Dataset) -> tuple[np.ndarray, int]:
             values = values * slope + intercept
             bottom, top = values.min(), values.max()
     if dataset.get("VOILUTSequence"):
-        values, entry_bits = _looked_up(np.rint(values), dataset.VOILUTSequence[0], dataset)
-        return as_grey(values / ((1 << entry_bits) - 1)), lowest
+        entries, entry_bits = _looked_up(np.rint(values), dataset.VOILUTSequence[0], dataset)
+        return Levels(as_grey(entries / ((1 << entry_bits) - 1)), values, lowest, False)
     window = _window(dataset)
     if window is not None:
-        return as_grey(_windowed(values, *window)), lowest
-    return as_grey((values - bottom) / (top - bottom)), lowest
-
-
-def as_grey(fraction: np.ndarray) -> np.ndarray:
-    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped.
-
-    Raises: ValueError for NaN, which would otherwise pass as black.
-    """
-    if np.isnan(fraction).any():
-        raise ValueError("its rescale or window makes levels that are no numbers")
-    return np.floor(np.clip(fraction, 0, 1) * 255 + 0.5).astype(np.uint8)
+        return Levels(as_grey(_windowed(values, *window)), values, lowest, False)
+    return Levels(as_grey((values - bottom) / (top - bottom)), values, lowest, True)
 
 
 def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +19,10 @@ import pydicom
 from pydicom import encaps, uid
 from pydicom.filereader import read_dataset, read_preamble
 
-from kernel_lib.data import mask_files, pictures
-from kernel_lib.data.dicom_levels import as_grey, grey_levels
+from kernel_lib.data import contrast, mask_files, pictures
+from kernel_lib.data.dicom_bits import pixel_values
+from kernel_lib.data.dicom_levels import grey_levels
+from kernel_lib.data.dicom_orientation import orientation_notes
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
 
@@ -45,42 +49,67 @@ JPEG_SYNTAXES = (
     uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1
 )  # fmt: skip
 OPENCV_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+TURNED = "turned by the EXIF orientation, as viewers do"
 
 
 class ImageError(InputError):
     """A file is not a radiograph that can be decoded."""
 
 
+@dataclass(frozen=True)
+class Radiograph:
+    """What `read` gives of a file, and what else is to be known of it."""
+
+    pixels: np.ndarray  # (H, W) uint8
+    patient: str | None  # PatientID
+    notes: tuple[str, ...]  # what was changed, or is doubted; equal texts for equal reasons
+
+
 def read(path: Path | str) -> np.ndarray:
-    """The radiograph in a file as grey levels 0..255, bones white.
+    """Return the radiograph in a file as grey levels 0..255, bones white.
 
     Shapes: (H, W) uint8, C-contiguous. The content decides how it is read, not the name.
     DICOM: modality rescale or LUT, then the VOI LUT or the first window, else the full range of
     the stored bits; MONOCHROME1 is inverted; 8-bit MONOCHROME2 without a window stays as it is.
-    PNG and JPEG: colours to grey (ITU-R 601), alpha dropped, 16 bits by the range of 16 bits, or
-    of 12 where no pixel needs more.
-    Errors: ImageError naming the file and the mend.
+    PNG and JPEG: turned by their EXIF orientation, colours to grey (ITU-R 601), alpha dropped.
+    16 bits of which nobody says how many are in use: by the range of the 8, 10, 12, 14 or 16 that
+    hold all pixels. What then has less than a tenth of the grey levels is stretched.
+    Raises: ImageError that names the file and how to fix it.
     """
-    return read_with_patient(path)[0]
+    return open_radiograph(path).pixels
 
 
-def read_with_patient(path: Path | str) -> tuple[np.ndarray, str | None]:
-    """What `read` and `patient_of` give, with the file opened once."""
+def open_radiograph(path: Path | str) -> Radiograph:
+    """Return what `read` and `patient_of` give, and notes on it, with the file opened once."""
     path = Path(path)
     data = _content(path)
     if not data:
         raise ImageError(f"{path} is empty (0 bytes): fetch it again, or remove it")
     if data.startswith((PNG_MAGIC, JPEG_MAGIC)):
-        return _to_8_bits(_decode_picture(data, path)), None
+        with _named(path):
+            return _picture(data, path)
     dataset = _dataset(data, path)
     try:
-        return _radiograph(dataset, path), _patient(dataset)
+        with _named(path):
+            pixels, notes = _radiograph(dataset, path)
+        notes += orientation_notes(dataset)
+        return Radiograph(pixels, _patient(dataset), tuple(notes))
     except ImageError:
         raise
     except Exception as error:  # a damaged header may state anything, in any type
-        raise ImageError(
-            f"{path} has a damaged header ({error}): fetch it again, or remove it"
-        ) from error
+        raise ImageError(f"{path} has a damaged header ({error}): {_how_to_fix(error)}") from error
+
+
+def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each note on these files, by path, that counts them and names the first."""
+    by_note: dict[str, list[str]] = {}
+    for path, of_file in notes.items():
+        for note in of_file:
+            by_note.setdefault(note, []).append(path)
+    return [
+        f"{note} ({len(paths):,} of {len(notes):,} images, {paths[0]} first)"
+        for note, paths in by_note.items()
+    ]
 
 
 def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
@@ -121,10 +150,10 @@ def patient_of(path: Path | str) -> str | None:
 
 
 def size_of(path: Path | str) -> tuple[int, int]:
-    """(height, width) in pixels from the header alone. Errors: ImageError."""
+    """Return (height, width) of what `read` gives, from the header alone. Raises: ImageError."""
     path = Path(path)
     if is_picture(path):
-        size = pictures.stated_size(_content(path))
+        size = pictures.shown_size(_content(path))
         if size is None:
             raise ImageError(f"{path} is no complete PNG or JPEG: fetch it again, or remove it")
         return size
@@ -208,8 +237,32 @@ def _content(path: Path) -> bytes:
 # --- PNG and JPEG ---------------------------------------------------------------------------
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file before errors that do not name it."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except InputError as error:
+        raise ImageError(f"{path} {error}") from None
+
+
+def _picture(data: bytes, path: Path) -> Radiograph:
+    stored = _decode_picture(data, path)
+    notes = [TURNED] if pictures.orientation(data) != 1 else []
+    if stored.dtype == np.uint8:
+        bits, grey = 8, stored
+    else:
+        bits = contrast.depth(0, int(stored.max()))
+        grey = contrast.as_grey(np.arange(1 << bits) / ((1 << bits) - 1))[stored]
+        notes += [contrast.depth_note(bits)] if bits < 16 else []
+    pixels, flat = contrast.unflattened(grey, np.arange(1 << bits, dtype=np.float64), stored)
+    return Radiograph(pixels, None, (*notes, *flat))
+
+
 def _decode_picture(data: bytes, path: Path) -> np.ndarray:
-    """(H, W) uint8 or uint16 grey levels as stored."""
+    """Return (H, W) uint8 or uint16 grey levels as stored."""
     levels = _raster(data, path)
     if levels.ndim == 3:
         to_grey = cv2.COLOR_BGRA2GRAY if levels.shape[2] == 4 else cv2.COLOR_BGR2GRAY
@@ -218,25 +271,14 @@ def _decode_picture(data: bytes, path: Path) -> np.ndarray:
 
 
 def _raster(data: bytes, path: Path) -> np.ndarray:
-    """Return levels as stored, (H, W) or (H, W, 3 or 4), uint8 or uint16."""
-    try:
+    """Return levels as stored, (H, W) or (H, W, 3 or 4), turned by the EXIF orientation."""
+    with _named(path):
         levels = pictures.decode(data)
-    except InputError as error:
-        raise ImageError(f"{path} {error}") from None
     if levels is None:
         raise ImageError(f"{path} is cut short or damaged: fetch it again, or remove it")
     if levels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path} has {levels.dtype} pixels: save it with 8 or 16 bits")
     return levels
-
-
-def _to_8_bits(grey: np.ndarray) -> np.ndarray:
-    if grey.dtype == np.uint8:
-        return grey
-    # PNG copies of 12-bit radiographs are mostly not stretched; a 16-bit one is not that dark.
-    top = 4095 if int(grey.max()) < 4096 else 65535
-    levels = np.arange(65536, dtype=np.float64) / top
-    return as_grey(levels)[grey]
 
 
 # --- DICOM: from file to stored values ------------------------------------------------------
@@ -304,8 +346,8 @@ def _patient(dataset: pydicom.Dataset) -> str | None:
     return str(dataset.get("PatientID") or "").strip() or None
 
 
-def _radiograph(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
-    """(H, W) uint8, bones white, from a data set with pixels."""
+def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Return (H, W) uint8, bones white, from a data set with pixels; and notes on it."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(f"{path} holds {frames} frames: a radiograph is one; split the file")
@@ -314,46 +356,72 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
         raise ImageError(f"{path} lacks {', '.join(missing)}: fetch it again, or remove it")
     if not 1 <= dataset.BitsStored <= 16:
         raise ImageError(f"{path} has {dataset.BitsStored} bits: at most 16 are read; save as PNG")
-    try:
-        pictures.check_size((int(dataset.Rows), int(dataset.Columns)))
-    except InputError as error:
-        raise ImageError(f"{path} {error}") from None
-    kind = str(dataset.get("PhotometricInterpretation", "")).upper()
-    stored = _stored_values(dataset, path)
-    if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
-        return cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
-    if stored.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+    pictures.check_size((int(dataset.Rows), int(dataset.Columns)))
+    kind = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    if not kind:
         raise ImageError(
-            f"{path} is {kind or 'of no stated kind'} with shape {stored.shape}: only MONOCHROME1, "
-            "MONOCHROME2 and 8-bit colour are read; save it as PNG"
+            f"{path} does not state its PhotometricInterpretation: write MONOCHROME2 into it, or "
+            "MONOCHROME1 where bones are black"
         )
-    table, lowest = grey_levels(dataset)
+    if kind != dataset.PhotometricInterpretation:
+        dataset.PhotometricInterpretation = kind  # pydicom knows them in capitals only
+    is_grey = kind in ("MONOCHROME1", "MONOCHROME2")
+    unknown = ImageError(
+        f"{path} is {kind}: only MONOCHROME1, MONOCHROME2 and 8-bit colour are read; save it as PNG"
+    )
+    if not is_grey and dataset.get("SamplesPerPixel") != 3:
+        raise unknown
+    words = _words(dataset, path)
+    if words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
+        grey = cv2.cvtColor(words, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
+        return contrast.unflattened(grey, np.arange(256.0), grey)
+    if words.ndim != 2 or not is_grey:
+        raise unknown
+    stored, bits, notes = pixel_values(words, dataset)
+    levels = grey_levels(dataset, bits)
+    if levels.by_range and not notes and bits < dataset.BitsStored:
+        notes = [contrast.depth_note(bits)]
+    table, values = levels.grey, levels.values
     if kind == "MONOCHROME1":
-        table = 255 - table
+        table, values = 255 - table, -values
     if stored.dtype == np.uint8 and len(table) == 256 and np.array_equal(table, np.arange(256)):
-        return np.ascontiguousarray(stored)
-    return table[stored.astype(np.int32) - lowest]
+        index, grey = stored, np.ascontiguousarray(stored)
+    else:
+        index = stored.astype(np.int32) - levels.lowest
+        grey = table[index]
+    pixels, flat = contrast.unflattened(grey, values, index)
+    return pixels, notes + flat
 
 
-def _stored_values(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
-    """(H, W) stored values, or (H, W, 3) RGB."""
+def _words(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
+    """Return (H, W) words as decoded, with unused bits as they are, or (H, W, 3) RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
+    dataset.pixel_array_options(correct_unused_bits=False)
     try:
         frame = _frame(dataset)
         if syntax in JPEG_SYNTAXES and not pictures.is_whole_jpeg(frame):
             raise ValueError("its JPEG is cut short or damaged")
         if syntax in OPENCV_SYNTAXES and dataset.get("SamplesPerPixel", 1) == 1:
-            stored = _opencv_frame(dataset, frame)
-            if stored is not None:
-                return stored
+            words = _opencv_frame(dataset, frame)
+            if words is not None:
+                return words
         return dataset.pixel_array
     except Exception as error:  # each decoder has its own errors
         packages = PIP_PACKAGES.get(syntax)
         decoder = f"; or, if it is whole, add a decoder: pip install {packages}" if packages else ""
         raise ImageError(
             f"{path} ({uid.UID(syntax).name}) can't be decoded: {' '.join(str(error).split())}; "
-            f"fetch it again, or remove it{decoder}"
+            f"{_how_to_fix(error)}{decoder}"
         ) from error
+
+
+def _how_to_fix(error: Exception) -> str:
+    """Return what to do about an error that a header caused, or damage."""
+    if re.search(r"'[+-]?\d*,\d+'", str(error)):
+        return "write decimals with a point, not a comma"
+    if re.search("Missing required element|has no attribute", str(error)):
+        return "write the element that is missing, or save the image as PNG"
+    return "fetch it again, or remove it"
 
 
 def _frame(dataset: pydicom.Dataset) -> bytes:
@@ -368,20 +436,40 @@ def _frame(dataset: pydicom.Dataset) -> bytes:
         size = pictures.stated_size(frame)
         if size is not None and size != stated:
             raise ValueError(f"its pixels are {size[0]}×{size[1]}, the header says {stated}")
+        if (pictures.stated_bits(frame) or 0) > dataset.get("BitsAllocated", 16):
+            dataset.BitsAllocated = 16  # what is decoded would be cut to the lower byte
         return frame
     frame = dataset.PixelData
     bits = stated[0] * stated[1] * int(dataset.get("SamplesPerPixel", 1)) * dataset.BitsAllocated
-    if len(frame) > -(-bits // 8) + 1:  # a byte that makes the length even
-        raise ValueError(f"{len(frame):,} bytes of pixels, the header says {-(-bits // 8):,}")
+    length = -(-bits // 8)
+    if len(frame) > length + 1:  # a byte that makes the length even
+        if not _is_padding(frame, length, stated[0]):
+            raise ValueError(f"{len(frame):,} bytes of pixels, the header says {length:,}")
+        dataset.PixelData = frame = frame[: length + length % 2]
     return frame
+
+
+def _is_padding(frame: bytes, length: int, n_rows: int) -> bool:
+    """Return whether the bytes beyond that length are padding, as old writers added it.
+
+    Those are zeros, and so may the end of a picture of wider rows be: its rows then fit better.
+    """
+    if any(frame[length:]):
+        return False
+
+    def edges(end: int) -> float:
+        rows = np.frombuffer(frame[:end], np.uint8).reshape(n_rows, -1).astype(np.int16)
+        return float(np.abs(np.diff(rows, axis=0)).mean()) if n_rows > 1 else 0.0
+
+    return len(frame) % n_rows > 0 or length % n_rows > 0 or edges(length) <= edges(len(frame))
 
 
 def _opencv_frame(dataset: pydicom.Dataset, frame: bytes) -> np.ndarray | None:
     """The one frame by OpenCV, or None where pydicom has to decide (and to complain)."""
-    # OpenCV gives 8 bits unsigned only; whatever else the header says is pydicom's to interpret.
-    if dataset.BitsStored != 8 or dataset.get("PixelRepresentation", 0) != 0:
+    # OpenCV gives 8 bits unsigned only; what the header says is signed is pydicom's to interpret.
+    if dataset.get("PixelRepresentation", 0) != 0:
         return None
-    stored = pictures.decode(frame, known_whole=True)
+    stored = pictures.decode(frame, in_dicom=True)
     if stored is None or stored.dtype != np.uint8:
         return None
     return stored if stored.shape == (dataset.Rows, dataset.Columns) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 JPEG2000_START = b"\xff\x4f\xff\x51"
 END_OF_JPEG = b"\xff\xd9"
+EXIF = b"Exif\0\0"
 # SOF markers: baseline to lossless and arithmetic, without DHT (C4), JPG (C8), DAC (CC); JPEG-LS.
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL = (0xC0, 0xC1, 0xC3)
@@ -45,18 +47,86 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _size_of_jpeg(data: bytes) -> tuple[int, int] | None:
+    for marker, at in _segments(data):
+        if marker in START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the marker of each of a JPEG's segments before the scan, and where it stands.
+
+    Raises: struct.error or IndexError where the file ends before that.
+    """
     at = 2
     while True:
         while data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):  # fill bytes
             at += 1
         marker = data[at + 1]
-        if marker in START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return height, width
         if marker in (0xD9, 0xDA):
-            return None
+            return
+        yield marker, at
         alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
         at += 2 if alone else 2 + struct.unpack_from(">H", data, at + 2)[0]
+
+
+def stated_bits(data: bytes) -> int | None:
+    """Return the bits of a level that a JPEG, JPEG-LS or JPEG 2000 states, else None."""
+    try:
+        if data.startswith(JPEG_MAGIC):
+            return next(data[at + 4] for marker, at in _segments(data) if marker in START_OF_FRAME)
+        start = data.find(JPEG2000_START)
+        return None if start < 0 else (data[start + 42] & 0x7F) + 1
+    except (struct.error, IndexError, StopIteration):
+        return None
+
+
+def orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 to 8, of a PNG or JPEG; 1, as stored, where it has none."""
+    try:
+        tiff = _exif(data)
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+        (at,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except (struct.error, IndexError, KeyError):
+        pass
+    return 1
+
+
+def _exif(data: bytes) -> bytes:
+    """Return the TIFF structure that holds the tags; empty where there is none."""
+    if data.startswith(JPEG_MAGIC):
+        for marker, at in _segments(data) if EXIF in data else ():
+            if marker == 0xE1 and data.startswith(EXIF, at + 4):
+                return data[at + 10 : at + 2 + struct.unpack_from(">H", data, at + 2)[0]]
+        return b""
+    if b"eXIf" not in data:
+        return b""
+    at = len(PNG_MAGIC)
+    while True:
+        (length,) = struct.unpack_from(">I", data, at)
+        if data.startswith(b"eXIf", at + 4):
+            return data[at + 8 : at + 8 + length].removeprefix(EXIF)
+        at += 12 + length
+
+
+def shown_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) as viewers show a PNG or JPEG; None where none is stated."""
+    size = stated_size(data)
+    return size if size is None or orientation(data) < 5 else size[::-1]
+
+
+def _upright(levels: np.ndarray, how: int) -> np.ndarray:
+    """Return levels (H, W) or (H, W, C) by their EXIF orientation. Source: CIPA DC-008, 4.6.4."""
+    if how in (2, 4, 5, 7):  # mirrored, and then turned
+        levels = levels[:, ::-1]
+    quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(how, 0)  # counter-clockwise
+    return np.ascontiguousarray(np.rot90(levels, quarters))
 
 
 def check_size(shape: tuple[int, int]) -> None:
@@ -69,25 +139,28 @@ def check_size(shape: tuple[int, int]) -> None:
         )
 
 
-def decode(data: bytes, *, known_whole: bool = False) -> np.ndarray | None:
-    """The levels of a PNG or JPEG as stored, (H, W) or (H, W, C); None where it is damaged.
+def decode(data: bytes, *, in_dicom: bool = False) -> np.ndarray | None:
+    """The levels of a PNG or JPEG, (H, W) or (H, W, C); None where it is damaged.
 
-    A PNG's checksums are verified. A JPEG has none: what is cut short is seen, a changed byte need
-    not be. `known_whole` spares looking where that was done. Raises: InputError, without naming a
-    file, where it states too many pixels.
+    Turned by its EXIF orientation, as viewers do. A PNG's checksums are verified. A JPEG has none:
+    what is cut short is seen, a changed byte need not be. A DICOM's frame (`in_dicom`) is taken as
+    stored and known to be whole. Raises: InputError, without naming a file, where it states too
+    many pixels.
     """
     size = stated_size(data)
     if size is None:
         return None
     check_size(size)
     # OpenCV fills a JPEG that was cut short with grey and only murmurs: look for the end first.
-    if not (known_whole or _is_whole(data)):
+    if not (in_dicom or _is_whole(data)):
         return None
     try:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-    return levels if levels is not None and levels.shape[:2] == size else None
+    if levels is None or levels.shape[:2] != size:
+        return None
+    return levels if in_dicom else _upright(levels, orientation(data))
 
 
 def _is_whole(data: bytes) -> bool:

@@ -99,7 +99,7 @@ def _lines(
     lines += _patients(opened, every, parameters.groups)
     if source.unlabelled:
         lines.append(f"without a label: {_some(source.unlabelled)}")
-    lines += [f"note: {problem}" for problem in source.problems]
+    lines += [f"note: {problem}" for problem in [*source.problems, *images.noted(opened.notes)]]
     faults = [f"bad: {name}: {what}" for name, what, _ in opened.bad[:LISTED]]
     more = len(opened.bad) - len(faults)
     lines += _doubts(masked, parameters.masks_are)

@@ -26,6 +26,7 @@ class Opened:
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the readable ones
     kinds: dict[str, str] = field(default_factory=dict)
     patients: dict[str, str] = field(default_factory=dict)  # that DICOMs name, by image id
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by path
     bad: list[tuple[str, str, str]] = field(default_factory=list)  # image_id, what is wrong, path
 
     @property
@@ -80,15 +81,16 @@ def open_some(source: Source, n: int, seed: int) -> Opened:
 
 def _open(opened: Opened, name: str, path: Path) -> None:
     try:
-        pixels, patient = images.read_with_patient(path)
+        found = images.open_radiograph(path)
         kind = path.suffix[1:].upper() if images.is_picture(path) else "DICOM"
     except InputError as error:
         opened.bad.append((name, _without(str(path), error), str(path)))
         return
-    opened.shapes[name], opened.kinds[name] = pixels.shape, kind
-    opened.mean.add(pixels)
-    if patient:
-        opened.patients[name] = patient
+    opened.shapes[name], opened.kinds[name] = found.pixels.shape, kind
+    opened.mean.add(found.pixels)
+    opened.notes[str(path)] = found.notes
+    if found.patient:
+        opened.patients[name] = found.patient
 
 
 def label_rows(csv: Path) -> LabelRows:

@@ -41,6 +41,7 @@ class InferenceResult:
     summary: honest.TestSummary  # the test masks beside those out of fold
     honest: honest.HonestReport
     unreadable: tuple[str, ...]
+    notes: tuple[str, ...]  # on the images
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
     source: table.Source
     roots: tuple[Path, ...]  # where the archives lie, those of the test images first
@@ -51,6 +52,7 @@ class InferenceResult:
         if self.submission.parent == self.folder:
             lines.append(f"report: {self.folder / 'report.html'}")
         lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -60,6 +62,7 @@ class Predicted:
 
     images: pd.DataFrame  # image_id, height, width
     unreadable: dict[str, str]  # image id to the reason
+    notes: list[str]  # what was changed in images, or is doubted
 
     def to_json(self) -> dict:
         """What one of several processes tells the one that started it."""
@@ -134,6 +137,7 @@ def _infer(asked: Asked) -> InferenceResult:
         summary=summary,
         honest=known.scored,
         unreadable=unread,
+        notes=tuple(predicted.notes),
         summary_lines=known.summary_lines,
         source=asked.source,
         roots=tuple(asked.test_roots),
@@ -243,7 +247,8 @@ def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
                 by_size[row.size] = world.agreed(prepare)
             _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
     unreadable = {k: why for one in by_size.values() for k, why in one.unreadable.items()}
-    return Predicted(by_size[row.size].table, unreadable)
+    last = by_size[row.size]
+    return Predicted(last.table, unreadable, last.notes)
 
 
 def prepared_images(size: int, asked: Asked) -> cache.Prepared:
@@ -269,7 +274,7 @@ def _predict_fold(
         print(f"note: {folder.name} predicts with TTA {row.tta}, its rule was found with the row's")
     kept = folder.kept()
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
-    meta["images_digest"] = _digest(prepared.table)
+    meta["images_digest"] = _digest(prepared)
     target = runs.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
@@ -279,11 +284,12 @@ def _predict_fold(
     predictions.write(target, models, row, *where, meta, parameters.batch_size, world=world)
 
 
-def _digest(images: pd.DataFrame) -> str:
-    """Which test images an archive was made of: their ids and files, as they were then."""
-    listed = images[["image_id", "path"]].copy()
+def _digest(prepared: cache.Prepared) -> str:
+    """Which test images an archive was made of: ids and files, as they were then and were read."""
+    listed = prepared.table[["image_id", "path"]].copy()
     listed["state"] = [_state(path) for path in listed["path"]]  # a mended file is another image
-    return hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
+    text = listed.to_csv(index=False) + "\n".join(prepared.notes)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _state(path: str) -> str:

@@ -61,6 +61,8 @@ def prepare(
     everything = _decoded(listed.assign(rle="-1"), root, size, "nih", parameters)
     cache.check_skipped(everything, len(listed), set(listed["image_id"][listed["positive"]]))
     excluded += everything.skipped
+    for note in everything.notes:
+        print(f"note: {note}")
     facts = everything.table[["image_id"]].merge(listed, on="image_id", how="left")
     because = _test_patients(everything, facts["patient"], source, size, parameters)
     taken = facts["patient"].isin(because.keys()).to_numpy()

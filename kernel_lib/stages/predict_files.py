@@ -69,10 +69,12 @@ class PredictResult:
     n_images: int
     n_with_mask: int
     unreadable: dict[str, str]  # file to the reason
+    notes: tuple[str, ...]  # on the images
 
     def __str__(self) -> str:
         lines = [*self.rules]
         lines += [f"not read: {reason}" for reason in self.unreadable.values()]
+        lines += [f"note: {note}" for note in self.notes]
         lines.append(
             f"{self.out / TABLE}: {self.n_images} images, {self.n_with_mask} with a mask, "
             f"{len(self.unreadable)} files not read"
@@ -288,7 +290,7 @@ def _predict(
         n_workers = predictions.workers(parameters.workers, chosen)
         where = (prepared, np.arange(len(prepared)), chosen, n_workers)
         predictions.write(target, [model], row, *where, meta, parameters.batch_size, world=world)
-    return Predicted(prepared.table, prepared.unreadable)
+    return Predicted(prepared.table, prepared.unreadable, prepared.notes)
 
 
 def _refuse_nothing_read(predicted: Predicted) -> None:
@@ -336,6 +338,7 @@ def _write(
         n_images=len(rows) - len(predicted.unreadable),
         n_with_mask=n_with_mask,
         unreadable={names[number]: why for number, why in predicted.unreadable.items()},
+        notes=tuple(predicted.notes),
     )
 
 

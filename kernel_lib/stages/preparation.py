@@ -75,6 +75,8 @@ def prepare_training(
     _check_labels(source, prepared, parameters.masks_are)
     positive = int((prepared.table["area_px"] > 0).sum())
     print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
+    for note in prepared.notes:
+        print(f"note: {note}")
     left_out = [*prepared.skipped, *(f"{name}: no label" for name in source.unlabelled)]
     for line in left_out:
         print(f"left out: {line}")

@@ -239,10 +239,18 @@ def _picture(seen: Viewed, row: int, size: int) -> Mapping[str, Any]:
     return {
         "row": row,
         "size": [shape[1], shape[0]],
-        "image": None if path is None else _jpeg(images.read(path), shape),
+        "image": None if path is None else _radiograph(path, shape),
         "truth": None if truth is None else _png(rle.decode(truth, (height, width)) * 255, shape),
         "maps": [_png(level_map, shape) for level_map in seen.maps(row)],
     }
+
+
+def _radiograph(path: Path, shape: tuple[int, int]) -> str | None:
+    """Return the radiograph to embed; None where only the file's header could be read."""
+    try:
+        return _jpeg(images.read(path), shape)
+    except images.ImageError:
+        return None
 
 
 def _jpeg(pixels: np.ndarray, shape: tuple[int, int]) -> str:

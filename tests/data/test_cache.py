@@ -15,12 +15,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from kernel_lib.data import cache, cache_store, cache_workers, images, rle
+from kernel_lib.data import cache, cache_store, cache_workers, contrast, images, rle
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
 
 SIZE = 32
+OTHER = np.arange(64 * 48, dtype=np.uint8).reshape(64, 48)  # none of `drawn`
 
 
 def drawn(folder: Path, n: int, shape=(64, 48)) -> pd.DataFrame:
@@ -61,13 +63,13 @@ def prepare(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the files decoded in this process."""
-    names, read = [], images.read_with_patient
+    names, read = [], images.open_radiograph
 
     def counted(path):
         names.append(Path(path).stem)
         return read(path)
 
-    monkeypatch.setattr(images, "read_with_patient", counted)
+    monkeypatch.setattr(images, "open_radiograph", counted)
     return names
 
 
@@ -83,6 +85,49 @@ def check(prepared, frame):
         facts = prepared.table.iloc[i]
         assert (facts.height, facts.width, facts.area_px) == (*pixels.shape, mask.sum())
         assert facts.rle == row.rle
+
+
+def test_notes_on_images_are_counted_and_kept(prepare, frame, decoded):
+    for at in (1, 4):
+        cv2.imwrite(frame["path"][at], OTHER % 16)
+    (note,) = prepare(frame).notes
+    assert note.startswith(contrast.FLAT)
+    assert f"2 of 6 images, {frame['path'][1]} first" in note
+    decoded.clear()
+    assert prepare(frame).notes == [note]
+    frame.loc[1, "rle"] = "0 7"  # another label, the same pixels
+    assert prepare(frame).notes == [note]
+    assert decoded == []
+    (alone,) = prepare(frame.iloc[[4]].reset_index(drop=True)).notes
+    assert f"1 of 1 images, {frame['path'][4]} first" in alone
+
+
+def test_a_mask_lies_on_the_image_as_viewers_show_it(prepare, frame, tmp_path):
+    exif, drawn_on = Image.Exif(), np.rot90(OTHER, -1)  # (48, 64)
+    exif[0x0112] = 6  # stored a quarter to the left of how it is shown
+    Image.fromarray(OTHER).save(frame["path"][0], exif=exif)
+    Image.fromarray(OTHER).save(frame["path"][1], exif=exif)
+    mask = np.zeros(drawn_on.shape, np.uint8)
+    mask[4:20, 30:60] = 1
+    frame.loc[0, "rle"] = rle.encode(mask)
+    frame.loc[1, ["rle", "mask_path"]] = "", str(tmp_path / "mask.png")
+    cv2.imwrite(str(tmp_path / "mask.png"), mask * 255)
+    prepared = prepare(frame)
+    for row in (0, 1):
+        facts = prepared.table.iloc[row]
+        assert (facts.height, facts.width, facts.area_px) == (48, 64, 480)
+        assert facts.rle == rle.encode(mask)
+        np.testing.assert_array_equal(prepared.mask(row), resize_mask(mask, (SIZE, SIZE)))
+        shown = cv2.resize(drawn_on, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(prepared.image(row), shown)
+    assert any(note.startswith(images.TURNED) for note in prepared.notes)
+
+
+def test_an_image_of_one_level_is_a_bad_file(prepare, frame):
+    cv2.imwrite(frame["path"][2], OTHER * 0 + 9)
+    with pytest.raises(InputError, match=r"img02\.png"):
+        prepare(frame)
+    assert list(prepare(frame, on_bad_file="skip").unreadable) == ["img02"]
 
 
 def test_rows_are_the_resized_files(prepare, frame):
@@ -114,7 +159,7 @@ def test_order_and_choice_may_change(prepare, frame, decoded):
 def test_changed_file_is_decoded_again(prepare, frame, decoded):
     prepare(frame)
     decoded.clear()
-    cv2.imwrite(frame["path"][3], np.full((64, 48), 7, np.uint8))
+    cv2.imwrite(frame["path"][3], OTHER)
     prepared = prepare(frame)
     assert decoded == ["img03"]
     check(prepared, frame)
@@ -293,7 +338,7 @@ def test_image_gone_after_it_was_found(prepare, frame, monkeypatch):
 def test_mended_file_is_taken_up(prepare, broken, decoded):
     prepare(broken, on_bad_file="skip")
     decoded.clear()
-    cv2.imwrite(broken["path"][2], np.full((64, 48), 9, np.uint8))
+    cv2.imwrite(broken["path"][2], OTHER)
     prepared = prepare(broken, on_bad_file="skip")
     assert decoded == ["img02"]
     check(prepared, broken)
@@ -470,7 +515,7 @@ def test_killed_while_redoing_a_slot(prepare, frame, tmp_path, project_root):
     prepare(frame)
     path = Path(frame["path"][3])
     old, date = path.read_bytes(), path.stat().st_mtime_ns
-    path.write_bytes(cv2.imencode(".png", np.full((64, 48), 7, np.uint8))[1].tobytes())
+    path.write_bytes(cv2.imencode(".png", OTHER)[1].tobytes())
     killed(tmp_path, tmp_path, "write_pixels", 1, frame, 1, project_root)
     path.write_bytes(old)
     os.utime(path, ns=(date, date))

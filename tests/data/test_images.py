@@ -28,8 +28,11 @@ from pydicom.uid import (
 )
 
 from kernel_lib.data import images
+from kernel_lib.data.contrast import FLAT, depth_note
+from kernel_lib.data.dicom_bits import WRONG_BITS
 
 SHAPE = (24, 40)
+RAMP = (np.add(*np.mgrid[:64, :65]) * 4095 // 127).astype(np.uint16)  # 12 bits, 128 levels
 
 
 def pixels_of(bits: int, *, signed: bool = False) -> np.ndarray:
@@ -159,7 +162,7 @@ def views(bits: int) -> dict[str, dict]:
         "rescale and VOI LUT": {
             "RescaleSlope": 1,
             "RescaleIntercept": -50,
-            "VOILUTSequence": lut(min(whole, 1000), -20, 16),
+            "VOILUTSequence": lut(min(whole, 20_000), -20, 16),
         },
         "modality LUT": {"ModalityLUTSequence": lut(min(whole, 4096), 0, 16)},
         "modality LUT and window": {
@@ -261,6 +264,191 @@ def test_ids_that_are_no_uids_cause_no_warning(tmp_path):
         images.read(path)
         assert images.size_of(path) == SHAPE
         assert images.patient_of(path) == "P7"
+
+
+# --- headers that lie, and pictures gone flat ------------------------------------------------
+
+
+def is_ramp(grey: np.ndarray) -> bool:
+    return bool((np.diff(grey.astype(int), axis=1) >= 0).all()) and len(np.unique(grey)) > 100
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize(
+    ("factor", "bits", "high"), [(16, 12, 15), (2, 12, 11), (16, 12, 11), (1, 12, 15), (1, 10, 9)]
+)
+def test_a_ramp_stays_a_ramp(tmp_path, syntax, factor, bits, high):
+    dataset, _ = dataset_of(RAMP * factor, bits, syntax=syntax, HighBit=high)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    assert is_ramp(found.pixels)
+    assert found.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
+
+
+@pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 8), (16, 12)])
+def test_a_codestream_of_more_bits_than_are_allocated_is_not_cut(tmp_path, allocated, stored):
+    smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 2)
+    dataset, _ = dataset_of(smooth, stored, syntax=JPEG2000Lossless)
+    dataset.BitsAllocated = allocated
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, np.floor(smooth / 65535 * 255 + 0.5))
+    assert found.notes == (WRONG_BITS,)
+
+
+@pytest.mark.parametrize(("allocated", "stored"), [(16, 12), (16, 16), (8, 7)])
+def test_a_baseline_jpeg_has_8_bits_whatever_the_header_says(tmp_path, allocated, stored):
+    dataset, levels = dataset_of((RAMP >> 4).astype(np.uint8), 8, syntax=JPEGBaseline8Bit)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, levels)
+    assert found.notes == (WRONG_BITS,)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_window_that_misses_the_values_is_left_out(tmp_path, kind):
+    values = (12000 + RAMP // 2).astype(np.uint16)
+    dataset, _ = dataset_of(values, 16, kind=kind, WindowCenter=3174, WindowWidth=2426)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    right = np.floor((values - 12000) / (values.max() - 12000) * 255 + 0.5)
+    white = kind == "MONOCHROME2"
+    shown = found.pixels if white else 255 - found.pixels
+    assert np.abs(shown - right).max() <= (0 if white else 1)  # halves are rounded up in both
+    assert found.notes == (FLAT,)
+
+
+def test_a_narrow_window_on_the_values_is_kept(tmp_path):
+    dataset, _ = dataset_of(RAMP, 12, WindowCenter=2000, WindowWidth=1500)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, expected(RAMP, dataset))
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(("shift", "bits"), [(4, 8), (2, 10), (0, 12), (-2, 14)])
+@pytest.mark.parametrize("suffix", [".dcm", ".png"])
+def test_fewer_bits_in_16_without_a_window(tmp_path, shift, bits, suffix):
+    values = RAMP >> shift if shift > 0 else RAMP << -shift
+    if suffix == ".dcm":
+        path = saved(dataset_of(values, 16)[0], tmp_path)
+    else:
+        path = written(tmp_path, "a.png", values)
+    found = images.open_radiograph(path)
+    np.testing.assert_array_equal(found.pixels, np.floor(values / (2**bits - 1) * 255 + 0.5))
+    assert found.notes == (depth_note(bits),)
+
+
+def test_bits_that_a_window_makes_no_difference_for_are_not_named(tmp_path):
+    dataset, _ = dataset_of(RAMP, 16, WindowCenter=2048, WindowWidth=4096)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, expected(RAMP, dataset))
+    assert found.notes == ()
+
+
+def test_a_dark_picture_of_few_levels_is_stretched(tmp_path):
+    dark = (RAMP >> 8).astype(np.uint8)  # 0 to 15
+    found = images.open_radiograph(written(tmp_path, "a.png", dark))
+    np.testing.assert_array_equal(found.pixels, dark * 17)
+    assert found.notes == (FLAT,)
+
+
+def test_one_level_is_refused_with_the_file(tmp_path):
+    black = np.zeros(SHAPE, np.uint8)
+    in_alpha = np.dstack([black] * 3 + [pixels_of(8)])
+    for path in (
+        written(tmp_path, "black.png", black),
+        written(tmp_path, "alpha.png", in_alpha),
+        saved(dataset_of(black + np.uint16(77), 16)[0], tmp_path, "same.dcm"),
+    ):
+        with pytest.raises(images.ImageError, match=path.name):
+            images.read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_kinds_in_small_letters_are_known(tmp_path):
+    for kind in ("MONOCHROME1", "MONOCHROME2"):
+        dataset, _ = dataset_of(pixels_of(8), 8, kind=kind)
+        right = images.read(saved(dataset, tmp_path))
+        dataset.PhotometricInterpretation = f" {kind.lower()} "
+        np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), right)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "word"),
+    [
+        ("PhotometricInterpretation", None, "MONOCHROME1"),
+        ("PhotometricInterpretation", "", "MONOCHROME1"),
+        ("PhotometricInterpretation", "MONOCHROME", "PNG"),
+        ("PixelRepresentation", None, "Pixel Representation"),
+    ],
+)
+def test_what_a_header_lacks_is_named_and_not_fetched_again(tmp_path, tag, value, word):
+    dataset, _ = dataset_of(pixels_of(12), 12)
+    if value is None:
+        delattr(dataset, tag)
+    else:
+        setattr(dataset, tag, value)
+    with pytest.raises(images.ImageError, match=word) as caught:
+        images.read(saved(dataset, tmp_path))
+    assert "fetch" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tag", ["WindowCenter", "RescaleIntercept"])
+def test_a_comma_in_a_decimal_is_named(tmp_path, tag):
+    elements = {"WindowCenter": "100", "WindowWidth": "90", "RescaleSlope": "1"} | {tag: "40.5"}
+    dataset, _ = dataset_of(pixels_of(12), 12, **elements)
+    path = saved(dataset, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"40.5", b"40,5"))
+    with pytest.raises(images.ImageError, match=r"40,5.*comma") as caught:
+        images.read(path)
+    assert "fetch" not in str(caught.value)
+
+
+@pytest.mark.parametrize("excess", [2, 48, 128, 1024])  # 48 bytes: a column of SHAPE
+def test_excess_padding_is_left_out(tmp_path, excess):
+    smooth = cv2.GaussianBlur(pixels_of(12), (0, 0), 4)
+    dataset, _ = dataset_of(smooth, 12)
+    right = images.read(saved(dataset, tmp_path))
+    dataset.PixelData += bytes(excess)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), right)
+
+
+def test_a_wider_picture_that_ends_in_black_is_not_taken_for_padding(tmp_path):
+    wide = cv2.GaussianBlur(np.pad(pixels_of(12), ((0, 0), (0, 2))), (0, 0), 4)
+    wide[-2:] = 0
+    dataset, _ = dataset_of(wide, 12)
+    dataset.Columns -= 2
+    with pytest.raises(images.ImageError, match="bytes of pixels"):
+        images.read(saved(dataset, tmp_path))
+
+
+# --- what a radiograph is noted for ---------------------------------------------------------
+
+
+def test_orientation_is_named_and_left(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, PatientOrientation=["R", "F"])
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, stored)
+    assert (found.patient, len(found.notes)) == ("P7", 1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_picture_is_turned_by_its_exif_and_named(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels_of(8)).save(path, exif=exif)
+    found = images.open_radiograph(path)
+    np.testing.assert_array_equal(found.pixels, np.rot90(np.asarray(Image.open(path)), -1))
+    assert images.size_of(path) == found.pixels.shape == SHAPE[::-1]
+    assert found.notes == (images.TURNED,)
+
+
+def test_notes_are_counted_and_the_first_file_named():
+    lines = images.noted({"a": (), "b": ("x", "y"), "c": ("x",)})
+    assert len(lines) == 2
+    for line, note, count in zip(lines, "xy", ("2 of 3", "1 of 3"), strict=True):
+        assert line.startswith(note)
+        assert f"{count} images, b first" in line
 
 
 # --- what can't be read ---------------------------------------------------------------------
@@ -384,7 +572,9 @@ def test_content_goes_before_the_name(tmp_path):
     np.testing.assert_array_equal(images.read(path), pixels_of(8))
 
 
-@pytest.mark.parametrize(("bits", "top"), [(16, 65535), (12, 4095), (13, 65535)])
+@pytest.mark.parametrize(
+    ("bits", "top"), [(16, 65535), (14, 16383), (12, 4095), (10, 1023), (13, 16383)]
+)
 def test_16_bit_png(tmp_path, bits, top):
     pixels = pixels_of(bits)
     grey = images.read(written(tmp_path, "a.png", pixels))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kernel_lib.config import ExploreParameters
-from kernel_lib.data import rle
+from kernel_lib.data import contrast, rle
 from kernel_lib.errors import InputError
 from kernel_lib.stages import explore, explore_files
 
@@ -109,6 +109,18 @@ def test_bad_files_and_labels_are_listed_and_stop_nothing(tmp_path) -> None:
     assert "outside the 4×4 image" in by_id.loc["e", "what"]
     assert by_id.loc["e", "where"].endswith("train-rle.csv row 9")
     assert sum(line.startswith("bad: ") for line in result.lines) == 3
+
+
+def test_pictures_that_were_changed_are_noted_and_those_of_one_level_listed(tmp_path) -> None:
+    folder(tmp_path)
+    levels = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    for name, pixels in (("b", levels % 16), ("c", levels % 9), ("d", levels * 0)):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), pixels)
+    result = look(tmp_path)
+    (note,) = (line for line in result.lines if line.startswith("note: "))
+    assert contrast.FLAT in note
+    assert f"2 of 5 images, {tmp_path / 'images' / 'b.png'} first" in note
+    assert result.bad["image_id"].tolist() == ["d"]
 
 
 def test_a_file_that_was_not_opened_and_is_empty_or_of_another_size(tmp_path) -> None:

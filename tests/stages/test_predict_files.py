@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from kernel_lib.config import InferenceParameters
-from kernel_lib.data import images, phantom, rle
+from kernel_lib.data import contrast, images, phantom, rle
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import submission
@@ -77,6 +77,26 @@ def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path
     assert float(spacing[0]) == int(rows[0]["area_px"]) * 0.125
     assert spacing[1:] == [""] * 3
     assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
+
+
+def test_what_was_changed_in_images_is_noted(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *args, **how: None)
+    work, folder = shutil.copytree(untrained, tmp_path / "work"), tmp_path / "own"
+    folder.mkdir()
+    levels = np.arange(4096, dtype=np.uint8).reshape(64, 64)
+    for name, pixels in (("a", levels), ("b", levels % 16), ("c", levels % 9)):
+        cv2.imwrite(str(folder / f"{name}.png"), pixels)
+    predicted = predict(folder, out=tmp_path / "out", ensemble=work / "ensembles" / "tiny")
+    submitted = inference.run(
+        InferenceParameters(
+            data_dir=str(folder), work_dir=str(work), cache_dir=str(tmp_path / "cache"), **ON_CPU
+        )
+    )
+    for result in (predicted, submitted):
+        (note,) = result.notes
+        assert note.startswith(contrast.FLAT)
+        assert f"2 of 3 images, {folder / 'b.png'} first" in note
+        assert str(result).count(note) == 1
 
 
 def test_every_format_is_recognised_and_no_name_is_written_over(untrained, radiographs, tmp_path):

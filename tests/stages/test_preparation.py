@@ -13,7 +13,7 @@ import pytest
 
 from kernel_lib import files
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import folds, rle, table
+from kernel_lib.data import contrast, folds, rle, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import preparation
 
@@ -157,6 +157,8 @@ def test_a_mask_file_lost_with_its_image_counts_by_what_it_holds(tmp_path):
         (data / kind).mkdir(parents=True)
         for n in range(40):
             picture = box(64, n if n < 4 else 1) * 255  # 2 of 40 positive
+            if kind == "images":
+                picture = np.random.default_rng(n).integers(0, 256, (64, 64), np.uint8)
             cv2.imwrite(str(data / kind / f"i{n:02d}.png"), picture)
     (data / "images" / "i05.png").write_bytes(b"no picture")
     assert len(prepared(tmp_path, on_bad_file="skip")) == 39
@@ -207,3 +209,17 @@ def test_folds_drawn_with_a_placeholder_as_a_patient_stay_valid(tmp_path):
     folds.save(before, work / "folds.csv")
     after = settled(work, [""] * 6, table_of_groups)
     assert after["group"].tolist() == ["a", "a", "0", "0", "b", "c"]
+
+
+def test_what_was_changed_in_images_is_noted_once(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    levels = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    for name, pixels in (("a", levels), ("b", levels % 16), ("c", levels % 9)):
+        cv2.imwrite(str(data / f"{name}.png"), pixels)
+    (data / "train-rle.csv").write_text("ImageId,EncodedPixels\na,0 9\nb,-1\nc,-1\n")
+    given = TrainParameters(cache_dir=str(tmp_path / "cache"))
+    preparation.prepare_training(table.discover(data), given, 32, tmp_path)
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+    assert contrast.FLAT in note
+    assert f"2 of 3 images, {data.resolve() / 'b.png'} first" in note

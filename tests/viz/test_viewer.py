@@ -96,7 +96,8 @@ def make_data(root: Path) -> Path:
     for i, (name, _) in enumerate(sample):
         path = root / "test" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", np.full(SHAPES[i % 3], 40, np.uint8))[1].tobytes())
+        pixels = random.integers(0, 200, SHAPES[i % 3], dtype=np.uint8)
+        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     columns = ["ImageId", "EncodedPixels"]
     pd.DataFrame(sample, columns=columns).to_csv(root / "sample_submission.csv", index=False)
     return root
@@ -269,6 +270,15 @@ def test_an_unreadable_test_image_is_left_out_and_named(work, tmp_path):
     seen = view(searched(work), test=True, data_dir=data)
     assert seen.table["image_id"].tolist() == ["t0", "t1", "t3", "t4", "t5"]
     assert any("t2.png" in note for note in seen.notes)
+
+
+def test_a_test_image_that_only_states_its_size_is_shown_without_its_radiograph(work, tmp_path):
+    data = make_data(tmp_path / "data")
+    black = np.zeros(SHAPES[2], np.uint8)
+    (data / "test" / "t2.png").write_bytes(cv2.imencode(".png", black)[1].tobytes())
+    payload = payload_of(show(view(searched(work), test=True, data_dir=data)).html)
+    bare = [payload["images"]["id"][one["row"]] for one in payload["pictures"] if not one["image"]]
+    assert bare == ["t2"]
 
 
 def test_without_out_of_fold_results_the_stage_that_makes_them_is_named(work, tmp_path):

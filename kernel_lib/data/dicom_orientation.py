@@ -1,0 +1,42 @@
+"""Which way a DICOM says that its rows and columns run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pydicom
+
+FRONTAL = ("L", "F")  # rows towards the patient's left, columns towards the feet
+AXES = ("LR", "PA", "HF")  # of ImageOrientationPatient, positive and negative
+
+
+def orientation_notes(dataset: pydicom.Dataset) -> list[str]:
+    """Return a note where the header states another orientation than frontal radiographs have.
+
+    Source: DICOM PS3.3 C.7.6.1.1.1 (PatientOrientation) and C.7.6.2.1.1.
+    """
+    stated = _stated(dataset)
+    if stated in (None, FRONTAL):
+        return []
+    return [
+        f"rows run towards {stated[0]} and columns towards {stated[1]} by the header, where "
+        "frontal radiographs have L and F: left as stored"
+    ]
+
+
+def _stated(dataset: pydicom.Dataset) -> tuple[str, str] | None:
+    """Return the letters of rows and columns; None where nothing usable is stated."""
+    letters = dataset.get("PatientOrientation") or ""
+    if not isinstance(letters, str) and len(letters) == 2 and all(letters):
+        return letters[0][0].upper(), letters[1][0].upper()
+    cosines = dataset.get("ImageOrientationPatient") or ""
+    if isinstance(cosines, str) or len(cosines) != 6:
+        return None
+    row, column = list(map(float, cosines[:3])), list(map(float, cosines[3:]))
+    return (_main(row), _main(column)) if any(row) and any(column) else None
+
+
+def _main(direction: Sequence[float]) -> str:
+    """Return the letter of the axis that a direction (x, y, z) mostly follows."""
+    axis = max(range(3), key=lambda i: abs(direction[i]))
+    return AXES[axis][direction[axis] < 0]

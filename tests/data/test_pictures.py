@@ -1,0 +1,86 @@
+"""EXIF orientation as Pillow applies it, in every kind of file, and bits that files state."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from kernel_lib.data import pictures
+
+GREY = np.random.default_rng(0).integers(0, 256, (5, 8), np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (5, 8, 3), np.uint8)
+LEVELS_16 = np.random.default_rng(2).integers(0, 65536, (5, 8), np.uint16)
+
+
+def encoded(levels: np.ndarray, kind: str, how: int | None = None, order: str = "<") -> bytes:
+    exif = Image.Exif()
+    exif.endian = order
+    if how is not None:
+        exif[0x010F], exif[0x0112], exif[0x0131] = "maker", how, "software"
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, kind, **({} if how is None else {"exif": exif}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("how", range(1, 9))
+@pytest.mark.parametrize(
+    ("levels", "kind"),
+    [(GREY, "PNG"), (COLOUR, "PNG"), (LEVELS_16, "PNG"), (GREY, "JPEG"), (COLOUR, "JPEG")],
+    ids=["grey PNG", "colour PNG", "16-bit PNG", "grey JPEG", "colour JPEG"],
+)
+def test_a_picture_is_turned_as_viewers_do(levels, kind, how):
+    data = encoded(levels, kind, how)
+    with Image.open(io.BytesIO(data)) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    found = pictures.decode(data)
+    assert found.flags.c_contiguous
+    found = found[:, :, ::-1] if found.ndim == 3 else found  # OpenCV's BGR
+    if kind == "PNG":
+        np.testing.assert_array_equal(found, expected)
+    else:  # decoders round otherwise, and turned blocks are no longer those of the other
+        assert np.abs(found.astype(int) - expected).max() <= 3
+    assert pictures.shown_size(data) == expected.shape[:2]
+    assert pictures.orientation(data) == how
+
+
+def test_a_frame_of_a_dicom_is_not_turned():
+    data = encoded(GREY, "JPEG", 6)
+    assert pictures.decode(data, in_dicom=True).shape == GREY.shape
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_either_byte_order_is_read(kind, order):
+    assert pictures.orientation(encoded(GREY, kind, 8, order)) == 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_without_a_valid_orientation_a_picture_is_as_stored(kind):
+    for how in (None, 0, 9):
+        data = encoded(GREY, kind, how)
+        assert pictures.orientation(data) == 1
+        assert pictures.decode(data).shape == GREY.shape
+    data = encoded(GREY, kind, 6)
+    at = data.index(b"II*\0") + 4
+    assert pictures.orientation(data[:at] + b"\xff" * 4 + data[at + 4 :]) == 1  # beyond the end
+
+
+def test_the_chunk_is_read_wherever_it_stands():
+    data = encoded(GREY, "PNG")
+    tiff = b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, 6, 0)
+    chunk = struct.pack(">I", len(tiff)) + b"eXIf" + tiff + zlib.crc32(b"eXIf" + tiff).to_bytes(4)
+    data = data[:-12] + chunk + data[-12:]  # before the end
+    np.testing.assert_array_equal(pictures.decode(data), np.rot90(GREY, -1))
+
+
+def test_bits_that_a_frame_states():
+    assert pictures.stated_bits(encoded(GREY, "JPEG")) == 8
+    assert pictures.stated_bits(encoded(GREY, "JPEG2000")) == 8
+    assert pictures.stated_bits(encoded(LEVELS_16, "JPEG2000")) == 16
+    assert pictures.stated_bits(encoded(GREY, "JPEG")[:20]) is None
+    assert pictures.stated_bits(b"\0" * 50) is None
