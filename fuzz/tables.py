@@ -99,10 +99,11 @@ def _label_rows(desk: Desk) -> bytes:
 def read_labels(desk: Desk, data: bytes | None = None) -> Case:
     def compare(table: pd.DataFrame, rows: list[list[str]]) -> str | None:
         many: dict[str, list[rle.Runs]] = {}
-        for name, text in rows:
-            if not image_id(name) or (naive(text, (4096, 4096)) is None and _is_small(text)):
+        names = labels.names_of([name for name, _ in rows])
+        for name, (_, text) in zip(names, rows, strict=True):
+            if not name or (naive(text, (4096, 4096)) is None and _is_small(text)):
                 return f"read, though a row is {name!r}, {text!r}"[:300]
-            many.setdefault(image_id(name), []).append(rle.parse(text))
+            many.setdefault(name, []).append(rle.parse(text))
         united = {name: rle.to_string(rle.union(runs)) for name, runs in many.items()}
         return _differ(
             table[["image_id", "rle"]].to_numpy().tolist(), list(map(list, united.items()))
@@ -118,10 +119,8 @@ def _is_small(text: str) -> bool:
 
 
 def read_sample(desk: Desk) -> Case:
-    def compare(table: pd.DataFrame, rows: list[list[str]]) -> str | None:
-        return _differ(
-            table["image_id"].tolist(), list(dict.fromkeys(image_id(r[0]) for r in rows))
-        )
+    def compare(sample: labels.Sample, rows: list[list[str]]) -> str | None:
+        return _differ(sample.image_id, list(dict.fromkeys(name for name, _ in rows)))
 
     data = _changed(desk, _label_rows(desk))
     return _case(desk, data, labels.read_sample, submission.COLUMNS, compare)

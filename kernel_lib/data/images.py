@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -105,11 +106,14 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 
 def image_id(path: Path | str) -> str:
-    """The image's id: the file's name without a known suffix (ids hold dots of their own)."""
-    name = Path(path).name
+    """The image's id: the file's name without a known suffix (ids hold dots of their own).
+
+    As NFC, since file systems and tables differ in that, and without blanks around it.
+    """
+    name = unicodedata.normalize("NFC", Path(path).name).strip()
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
+            return name[: -len(suffix)].strip()
     return name
 
 

@@ -60,7 +60,10 @@ def prepare_training(
     Images without a label and unreadable ones are listed in the working folder for the report.
     """
     if source.train.empty:
-        raise InputError(f"{source.root} holds no labelled images: training needs their table")
+        known = "".join(f"; {problem}" for problem in source.problems)
+        raise InputError(
+            f"{source.root} holds no labelled images, and training needs their table{known}"
+        )
     prepared = cache.prepare(
         source.train,
         source.root,
