@@ -7,11 +7,11 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kernel_lib.data.images import DICOM_SUFFIXES, SUFFIXES, image_id, is_image
+from kernel_lib.data.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, image_id, is_image
 from kernel_lib.data.layouts import PACKINGS
 from kernel_lib.errors import InputError
 
@@ -23,11 +23,11 @@ MAX_FOLDERS_WITHOUT_IMAGE = 3000
 # What a folder's name says of its pictures: train_masks, x_mask, labelsTr; of images-and-masks
 # nothing. Of several such folders in a path the innermost counts.
 _KIND = r"(?:[-_ ]?(?:train(?:ing)?|test|val|valid|validation|tr|ts|png|jpe?g|images?))*"
-_MASKS = r"(labels?|annotations?|annots?|segmentations?|segs?|gts?|ground[-_ ]?truths?)"
+_TRUTH = "labels?|annot(ation)?s?|segs?|segmentation(s|class|object)?|gts?|ground[-_ ]?truths?"
 MASK_FOLDER = re.compile(
-    rf"(?!.*[-_ ]and[-_ ]).*masks?{_KIND}|{_KIND}[-_ ]?{_MASKS}{_KIND}", re.IGNORECASE
+    rf"(?!.*[-_ ]and[-_ ]).*masks?{_KIND}|{_KIND}[-_ ]?({_TRUTH}){_KIND}", re.IGNORECASE
 )
-IMAGE_FOLDER = re.compile(rf"{_KIND}[-_ ]?(images?|imgs?){_KIND}", re.IGNORECASE)
+IMAGE_FOLDER = re.compile(rf"{_KIND}[-_ ]?(images?|imgs?|png|jpe?g){_KIND}", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[-_ ](masks?|segmentation|seg|labels?|gt)$", re.IGNORECASE)
 TEST_FOLDER = re.compile(
     r"(^|[-_ ])test(ing)?([-_ ]images?)?$|^images?ts$|^stage_2_images$", re.IGNORECASE
@@ -39,19 +39,8 @@ STAGE_FOLDER = re.compile(r"^(dicom-images-test|stage_2_images)$", re.IGNORECASE
 PREFERENCE = (*DICOM_SUFFIXES, ".png", ".jpg", ".jpeg")
 # In a clone of this project, folders with pictures that are no data.
 _CLONE = Path(__file__).resolve().parents[2]
-NOT_DATA = {
-    _CLONE / name
-    for name in (
-        "docs",
-        "models",
-        "tests",
-        "demo",
-        "work",
-        "build",
-        "ablation-results",
-        "gpu-results",
-    )
-}
+_OURS = ["docs", "models", "tests", "demo", "work", "build", "ablation-results", "gpu-results"]
+NOT_DATA = {_CLONE / name for name in _OURS}
 
 
 @dataclass
@@ -64,27 +53,25 @@ class Listing:
     tables: list[Path] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
 
-    def is_test(self, path: Path) -> bool:
-        """Whether the file lies in a folder for test images, by the folder's name."""
-        return self._within(path, TEST_FOLDER)
-
-    def is_validation(self, path: Path) -> bool:
-        """Whether it lies in one for validation images, and in none for test images."""
-        return self._within(path, VALIDATION_FOLDER) and not self.is_test(path)
+    def split(self, path: Path) -> str:
+        """What a file is for by its innermost folder that says so: "test", "validation" or ""."""
+        for name in reversed(path.relative_to(self.root).parts[:-1]):
+            if "train" in name.lower():
+                return ""
+            if TEST_FOLDER.search(name):
+                return "test"
+            if VALIDATION_FOLDER.search(name):
+                return "validation"
+        return ""
 
     def is_of_a_stage(self, path: Path) -> bool:
         """Whether it lies in a folder of test images of the competition's own."""
-        return self._within(path, STAGE_FOLDER)
+        return any(map(STAGE_FOLDER.search, path.relative_to(self.root).parts[:-1]))
 
     def held_out(self, path: Path) -> str:
-        """What its folder says that it is for, "test" or "validation"; "" where nothing is said."""
-        if self.is_validation(path):
-            return "validation"
-        return "test" if self.is_test(path) and not self.is_of_a_stage(path) else ""
-
-    def _within(self, path: Path, folder: re.Pattern) -> bool:
-        folders = path.relative_to(self.root).parts[:-1]
-        return any(folder.search(name) and "train" not in name.lower() for name in folders)
+        """Its split, but "" where that is a stage's, of which another stage may train."""
+        split = self.split(path)
+        return "" if split == "test" and self.is_of_a_stage(path) else split
 
 
 def survey(data_dir: Path, by_content: bool = False) -> Listing:
@@ -102,24 +89,22 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     return listing
 
 
-def one_path_an_id(
-    paths: Iterable[Path], id_of: Callable[[Path], str] = image_id
-) -> tuple[dict[str, Path], int]:
+def one_path_an_id(paths: Iterable[Path]) -> tuple[dict[str, Path], int]:
     """The preferred file of each id, and how many ids have files of more than one format.
 
     Errors: InputError where two files of one format and id differ.
     """
     chosen: dict[str, Path] = {}
     in_two_formats = set()
-    for name, (first, *others) in _by_name(paths, id_of).items():
+    for name, (first, *others) in _by_name(paths).items():
         chosen[name] = first
         for path in others:
             if first.suffix.lower() != path.suffix.lower():
                 in_two_formats.add(name)
             elif not _same_content(first, path):
                 raise InputError(
-                    f"{name} is there twice, with differing content: {first} and {path}; keep the "
-                    "one that is meant"
+                    f"image {name} is there twice, with differing content: {first} and {path}; "
+                    "remove one"
                 )
     return dict(sorted(chosen.items())), len(in_two_formats)
 
@@ -144,7 +129,7 @@ class Images:
         """
         files: dict[str, list[Path]] = {}
         in_two_formats = 0
-        for name, paths in _by_name(listing.images, image_id).items():
+        for name, paths in _by_name(listing.images).items():
             told_apart: list[list[Path]] = []
             for path in paths:
                 for same in told_apart:
@@ -170,6 +155,11 @@ class Images:
     def path(self, one: str) -> Path:
         """The preferred file of an image."""
         return self.files[one][0]
+
+    def folders_of_shared_names(self) -> list[Path]:
+        """The folders of images that share their file's name with another image."""
+        shared = (one for ids in self._by_name.values() if len(ids) > 1 for one in ids)
+        return sorted({self.path(one).parent for one in shared})
 
     def find(self, name: str) -> str | None:
         """The id of the image that a table or a mask calls so, perhaps with folders before it.
@@ -211,6 +201,11 @@ def mask_name(mask: Path) -> str:
     return MASK_ENDING.sub("", image_id(mask))
 
 
+def same_picture(one: Path, other: Path) -> bool:
+    """Whether two masks are the same: of one content, or side by side in two formats."""
+    return one.with_suffix("") == other.with_suffix("") or _same_content(one, other)
+
+
 def path_id(path: Path, root: Path, without: Iterable[re.Pattern] = (MASK_FOLDER, IMAGE_FOLDER)):
     """A file's path below the root as an id, without its ending and folders called so."""
     folders = path.relative_to(root).parts[:-1]
@@ -225,17 +220,28 @@ def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
     return [path_id(paths[0], root, ()) for paths in told_apart]
 
 
-def _by_name(paths: Iterable[Path], id_of: Callable[[Path], str]) -> Mapping[str, list[Path]]:
+def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
     """The files of each name, the preferred format first."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=_preference):
-        found.setdefault(id_of(path), []).append(path)
+    for path in sorted(paths, key=preference):
+        found.setdefault(image_id(path), []).append(path)
     return found
 
 
 def _is_another_format(one: Path, other: Path, listing: Listing) -> bool:
-    differ = one.suffix.lower() != other.suffix.lower()
-    return differ and listing.held_out(one) == listing.held_out(other)
+    """Whether a less preferred file of that name is the same image in another format.
+
+    Beside a picture in another folder it may be a mask, unless both folders say what they hold.
+    """
+    return (
+        one.suffix.lower() != other.suffix.lower()
+        and listing.held_out(one) == listing.held_out(other)
+        and (
+            one.parent == other.parent
+            or one.suffix.lower() not in PICTURE_SUFFIXES
+            or all(IMAGE_FOLDER.fullmatch(path.parent.name) for path in (one, other))
+        )
+    )
 
 
 def _same_content(one: Path, other: Path) -> bool:
@@ -248,7 +254,7 @@ def _same_content(one: Path, other: Path) -> bool:
         ) from error
 
 
-def _preference(path: Path) -> int:
+def preference(path: Path) -> int:
     """Return the rank of a file's format; one that its name does not tell is mostly DICOM."""
     suffix = path.suffix.lower()
     return PREFERENCE.index(suffix) if suffix in PREFERENCE else 0

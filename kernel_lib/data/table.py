@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
-from kernel_lib.data.folder import Images, Listing, mask_name, survey
+from kernel_lib.data.folder import Images, Listing, mask_name, preference, same_picture, survey
 from kernel_lib.data.images import PICTURE_SUFFIXES
 from kernel_lib.data.labels import Sample, read_groups, read_labels, read_sample
 from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PACKINGS
@@ -157,7 +157,7 @@ def _label_rank(path: Path) -> int:
 def _from_masks(listing: Listing, images: Images) -> pd.DataFrame:
     """Labelled images of mask images named as their images are, or with _mask at the end."""
     masks: dict[str, Path] = {}
-    for path in listing.masks:
+    for path in sorted(listing.masks, key=preference):
         one = images.of_mask(path)
         if one is None:
             raise InputError(
@@ -165,7 +165,7 @@ def _from_masks(listing: Listing, images: Images) -> pd.DataFrame:
                 f"are called {next(iter(images.files))} …{_dangling(listing)}: fetch the image, or "
                 "name both alike"
             )
-        if masks.setdefault(one, path) != path:
+        if not same_picture(masks.setdefault(one, path), path):
             raise InputError(
                 f"image {one} has two masks, {masks[one]} and {path}: unite them into one picture"
             )
@@ -271,10 +271,11 @@ def _in_test_folders(
 
     A table may label images of an earlier stage's test set, which are then for training.
     """
-    for within in (listing.is_test, listing.is_validation):
-        found = [one for one, paths in images.files.items() if any(map(within, paths))]
-        if found:
-            break
+    of_split: dict[str, list[str]] = {"test": [], "validation": [], "": []}
+    for one, paths in images.files.items():
+        for split in set(map(listing.split, paths)):
+            of_split[split].append(one)
+    found = of_split["test"] or of_split["validation"]
     known = set(labelled["image_id"])
     if labels is None or known.issuperset(found):
         return found
@@ -296,8 +297,7 @@ def _unlabelled(listing, images, labelled, test, problems, for_inference) -> lis
     rest = [
         one
         for one, paths in images.files.items()
-        if one not in known
-        and not any(listing.is_test(path) or listing.is_validation(path) for path in paths)
+        if one not in known and not any(map(listing.split, paths))
     ]
     if not rest:
         return []
@@ -345,8 +345,7 @@ def _table_hint(listing: Listing) -> str:
 
 def _masks_hint(images: Images) -> str:
     """Words on folders whose files share their names, as images and their masks do."""
-    told_apart = [images.path(one) for one in images.files if "/" in one]
-    folders: Sequence[Path] = sorted({path.parent for path in told_apart})
+    folders = images.folders_of_shared_names()
     if len(folders) != 2:
         return ""
     return (

@@ -262,9 +262,10 @@ def drawn(root: Path, part: str, names: list[str], with_masks: bool = True) -> N
 
 
 @pytest.mark.parametrize("part", ["test", "val", "valid", "Validation", "testing"])
-def test_a_labelled_split_is_not_trained_on(tmp_path, part):
-    drawn(tmp_path, "train", STAGE_1[:6])
-    drawn(tmp_path, part, STAGE_1[6:])
+@pytest.mark.parametrize("around", ["", "set-test", "train_test_val"])
+def test_a_labelled_split_is_not_trained_on(tmp_path, part, around):
+    drawn(tmp_path / around, "train", STAGE_1[:6])
+    drawn(tmp_path / around, part, STAGE_1[6:])
     source = table.discover(tmp_path)
     assert ids_of(source.train) == STAGE_1[:6]
     assert ids_of(source.test) == ids_of(source.test_labels) == STAGE_1[6:]
@@ -391,6 +392,18 @@ def test_dicom_before_png_before_jpeg(tmp_path):
     assert "10 images have files of two formats" in source.problems[0]
 
 
+@pytest.mark.parametrize("name", ["overlays", "lungs"])
+def test_pictures_of_another_folder_and_format_do_not_take_an_image_s_place(tmp_path, name):
+    for image in STAGE_2:
+        touch(tmp_path / "images" / f"{image}.jpg", b"image")
+        touch(tmp_path / name / f"{image}.png", b"drawn")
+    refused(tmp_path, rf"/images and .*/{name} hold files of the same names")
+    labels(tmp_path, STAGE_2)
+    refused(tmp_path, rf"4 of 8 training images .* no label .*/{name}/")
+    source = table.discover(tmp_path, for_inference=True)
+    assert {Path(path).suffix for path in source.train["path"]} == {".jpg"}
+
+
 def test_same_file_twice_is_one_image(tmp_path):
     for name in STAGE_1:
         touch(tmp_path / "a" / f"{name}.png")
@@ -494,8 +507,13 @@ def test_a_name_that_several_images_share_is_refused(tmp_path):
 def test_two_masks_of_an_image_are_refused(tmp_path):
     touch(tmp_path / "images" / "a.png")
     for name in ("a", "a_mask"):
-        touch(tmp_path / "masks" / f"{name}.png")
+        touch(tmp_path / "masks" / f"{name}.png", b"x" * len(name))
     refused(tmp_path, r"image a has two masks, .*a\.png and .*a_mask\.png")
+    touch(tmp_path / "masks" / "a_mask.png", b"x")  # a copy
+    touch(tmp_path / "masks" / "a.jpg", b"another format")
+    assert table.discover(tmp_path).train["mask_path"].tolist() == [
+        str(tmp_path / "masks" / "a.png")
+    ]
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path):
