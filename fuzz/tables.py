@@ -15,7 +15,6 @@ from fuzz.case import Case, Desk, Target
 from fuzz.mutate import damaged, garbled
 from fuzz.runs import naive
 from kernel_lib.data import folds, labels, rle
-from kernel_lib.data.images import image_id
 from kernel_lib.postprocess import submission
 
 SIDE = 16
@@ -134,7 +133,11 @@ def read_groups(desk: Desk) -> Case:
         if any(len(row) != 2 for row in rows):
             return "read, though a row has not two cells"
         nih = labels.NIH_NAME
-        expected = {image_id(n): (m[1] if (m := nih.fullmatch(g)) else g) for n, g in rows}
+        names = labels.names_of([name for name, _ in rows])
+        given = (group for _, group in rows)
+        expected = {
+            n: (m[1] if (m := nih.fullmatch(g)) else g) for n, g in zip(names, given, strict=True)
+        }
         return None if groups == expected else f"{groups}, expected {expected}"[:300]
 
     return _case(desk, data, labels.read_groups, None, compare)

@@ -130,10 +130,10 @@ def read_groups(csv: Path | str) -> dict[str, str]:
             "group, under a header"
         )
     groups: dict[str, str] = {}
-    for row, name, group in zip(table.index, *(table[c] for c in table.columns), strict=True):
+    names, given = names_of(table.iloc[:, 0]), table.iloc[:, 1]
+    for row, name, group in zip(table.index, names, given, strict=True):
         nih = NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group
-        name = image_id(name)
         if not name or not group:
             raise InputError(f"{csv} row {row}: id {name!r}, group {group!r}; both are needed")
         if groups.setdefault(name, group) != group:

@@ -195,7 +195,7 @@ def _kept_for_training(
             problems.append(
                 f"{int(held.sum())} labelled images are test or validation images and not trained "
                 f"on, {labelled.loc[held, 'path'].iloc[0]} first; `score --split test` uses the "
-                f"labels of {int(in_test.sum())} of them"
+                "labels of test images"
             )
             return labelled[~held].reset_index(drop=True)
     if in_test.any():

@@ -115,6 +115,8 @@ def test_groups(csv):
     assert labels.read_groups(nih) == {"a": "00028864", "b": "00028864", "c": "00000001"}
     own = csv("image_id,patient\na.dcm,P_1\nb,P_2\nb,P_2\n")
     assert labels.read_groups(own) == {"a": "P_1", "b": "P_2"}
+    twins = csv("path,patient\np1/v.jpg,P_1\np2/v.jpg,P_2\n")
+    assert labels.read_groups(twins) == {"p1/v": "P_1", "p2/v": "P_2"}
 
 
 @pytest.mark.parametrize(
