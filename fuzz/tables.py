@@ -163,7 +163,8 @@ def score(desk: Desk) -> Case:
 
     def compare(result: submission.ScoreResult, rows: list[list[str]]) -> str | None:
         masks: dict[str, list] = {}
-        for name, text in rows:
+        names = labels.names_of([name for name, _ in rows])
+        for name, (_, text) in zip(names, rows, strict=True):
             if name not in ids:
                 continue
             mask = naive(text, shapes.get(name, (SIDE, SIDE)))
