@@ -15,7 +15,7 @@ from kernel_lib import archives
 from kernel_lib.errors import InputError
 
 MAX_BYTES = 1 << 29  # of a packed table
-PACKED = GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # how such files begin
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # how packed files begin
 
 
 class Row(NamedTuple):
@@ -54,22 +54,6 @@ def read(path: Path | str) -> list[Row]:
             "quotes, or fetch it again"
         ) from None
     return rows
-
-
-def header(path: Path | str) -> list[str]:
-    """The cells of the first line alone, of which no more is read where it is not packed.
-
-    Raises: InputError where it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            first = file.readline(4096)
-        if first.startswith(PACKED):
-            first = _unpacked(Path(path)).partition(b"\n")[0]
-        text = first.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}; check the path") from error
-    return [cell.strip().strip('"') for cell in text.split(",")]
 
 
 def as_text(rows: Iterable[Sequence[object]]) -> str:

@@ -149,9 +149,6 @@ class Images:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __contains__(self, one: str) -> bool:
-        return one in self.files
-
     def path(self, one: str) -> Path:
         """The preferred file of an image."""
         return self.files[one][0]

@@ -145,10 +145,10 @@ def read_groups(csv: Path | str) -> dict[str, str]:
 
 
 def columns_of(csv: Path | str) -> list[str]:
-    """The column names of a CSV, stripped; none where it has no readable header."""
+    """The column names of a CSV, stripped; none where it cannot be read."""
     try:
-        return cells.header(csv)
-    except InputError:
+        return cells.read(csv)[0].cells
+    except (InputError, IndexError):
         return []
 
 
