@@ -16,7 +16,6 @@ from fuzz.case import Case, Desk, Target
 from fuzz.mutate import damaged, garbled
 from fuzz.runs import naive
 from kernel_lib.data import folds, labels, patients, rle
-from kernel_lib.data.images import image_id
 from kernel_lib.postprocess import submission
 
 SIDE = 16
@@ -100,10 +99,11 @@ def _label_rows(desk: Desk) -> bytes:
 def read_labels(desk: Desk, data: bytes | None = None) -> Case:
     def compare(table: pd.DataFrame, rows: list[list[str]]) -> str | None:
         many: dict[str, list[rle.Runs]] = {}
-        for name, text in rows:
-            if not image_id(name) or (naive(text, (4096, 4096)) is None and _is_small(text)):
+        names = labels.names_of([name for name, _ in rows])
+        for name, (_, text) in zip(names, rows, strict=True):
+            if not name or (naive(text, (4096, 4096)) is None and _is_small(text)):
                 return f"read, though a row is {name!r}, {text!r}"[:300]
-            many.setdefault(image_id(name), []).append(rle.parse(text))
+            many.setdefault(name, []).append(rle.parse(text))
         united = {name: rle.to_string(rle.union(runs)) for name, runs in many.items()}
         return _differ(
             table[["image_id", "rle"]].to_numpy().tolist(), list(map(list, united.items()))
@@ -119,10 +119,8 @@ def _is_small(text: str) -> bool:
 
 
 def read_sample(desk: Desk) -> Case:
-    def compare(table: pd.DataFrame, rows: list[list[str]]) -> str | None:
-        return _differ(
-            table["image_id"].tolist(), list(dict.fromkeys(image_id(r[0]) for r in rows))
-        )
+    def compare(sample: labels.Sample, rows: list[list[str]]) -> str | None:
+        return _differ(sample.image_id, list(dict.fromkeys(name for name, _ in rows)))
 
     data = _changed(desk, _label_rows(desk))
     return _case(desk, data, labels.read_sample, submission.COLUMNS, compare)
@@ -136,7 +134,11 @@ def read_groups(desk: Desk) -> Case:
         if any(len(row) != 2 for row in rows):
             return "read, though a row has not two cells"
         nih = labels.NIH_NAME
-        expected = {image_id(n): (m[1] if (m := nih.fullmatch(g)) else g) for n, g in rows}
+        names = labels.names_of([name for name, _ in rows])
+        given = (group for _, group in rows)
+        expected = {
+            n: (m[1] if (m := nih.fullmatch(g)) else g) for n, g in zip(names, given, strict=True)
+        }
         expected = {n: math.nan if patients.is_nobody(g) else g for n, g in expected.items()}
         return None if groups == expected else f"{groups}, expected {expected}"[:300]
 
@@ -163,7 +165,8 @@ def score(desk: Desk) -> Case:
 
     def compare(result: submission.ScoreResult, rows: list[list[str]]) -> str | None:
         masks: dict[str, list] = {}
-        for name, text in rows:
+        names = labels.names_of([name for name, _ in rows])
+        for name, (_, text) in zip(names, rows, strict=True):
             if name not in ids:
                 continue
             mask = naive(text, shapes.get(name, (SIDE, SIDE)))

@@ -29,7 +29,19 @@ def main() -> None:
     """Pneumothorax segmentation: train, search thresholds, infer, vote, score, check."""
 
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+class GivenPath(click.Path):
+    """A path that is not empty, as an unset variable of a shell leaves it."""
+
+    def __init__(self, **how: bool) -> None:
+        super().__init__(path_type=Path, **how)
+
+    def convert(self, value, param, ctx):
+        if not str(value).strip():
+            self.fail("it is empty: is a variable unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = GivenPath(exists=True, dir_okay=False)
 SHAPE = click.option(
     "--shape", nargs=2, type=int, default=(1024, 1024), show_default=True, help="H W of the images"
 )
@@ -77,7 +89,7 @@ def _add_stage(
         "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
         help="A parameter, read as papermill reads it; wins over CONFIG; may be repeated.",
     )  # fmt: skip
-    @click.option("--result", type=click.Path(path_type=Path), hidden=True)
+    @click.option("--result", type=GivenPath(), hidden=True)
     def stage(config: Path | None, given, result: Path | None) -> None:
         # Before torch is loaded.
         parameters = _parameters(config, kind, given)
@@ -106,13 +118,29 @@ main.commands["predict-files"].hidden = True  # what several processes of one `p
 
 @main.command()
 @click.argument("submission", type=FILE)
-@click.argument("labels", type=FILE)
+@click.argument("labels", type=GivenPath(exists=True), required=False)
+@click.option("--split", type=click.Choice(["test", "train"]), help="of a data folder [test]")
 @SHAPE
-def score(submission: Path, labels: Path, shape: tuple[int, int]) -> None:
-    """Mean dice of SUBMISSION against LABELS (either RLE table), over the images in both."""
-    from kernel_lib.postprocess import submission as files
+def score(submission: Path, labels: Path | None, split: str | None, shape: tuple[int, int]) -> None:
+    """Mean dice of SUBMISSION against LABELS, over the images in both.
 
-    result = files.score(submission, labels, shape=shape)
+    LABELS is an RLE table, or a data folder, whose labelled test (or training) images count, each
+    at its own size; without it, and with --split, the folder is sought on Kaggle's mounts.
+    """
+    if labels is not None and not labels.is_dir():
+        if split is not None:
+            raise InputError(f"--split {split} is of a data folder, and {labels} is a file")
+        from kernel_lib.postprocess import submission as files
+
+        result = files.score(submission, labels, shape=shape)
+    elif labels is None and split is None:
+        raise click.UsageError("Missing argument 'LABELS'.")
+    else:
+        from kernel_lib.kaggle import paths
+        from kernel_lib.stages import scores
+
+        folder = paths.data_dir(None) if labels is None else labels
+        result = scores.of_split(submission, folder, split or "test")
     click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
     click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
     click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")
@@ -145,9 +173,7 @@ def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
 @main.command()
 @click.argument("submissions", type=FILE, nargs=-1, required=True)
 @click.option("--at-least", "k", type=int, required=True, help="submissions that must agree")
-@click.option(
-    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="the vote"
-)
+@click.option("-o", "--out", type=GivenPath(dir_okay=False), required=True, help="the vote")
 @click.option("--union", is_flag=True, help="unite the masks that agree, instead of voting a pixel")
 @SHAPE
 def vote(
@@ -163,7 +189,7 @@ def vote(
 
 
 @main.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=GivenPath(file_okay=False))
 @click.option("--train", "n_train", default=400, show_default=True, help="training images")
 @click.option("--test", "n_test", default=100, show_default=True, help="test images")
 @click.option("--size", default=1024, show_default=True, help="side of the images, px")
@@ -179,12 +205,12 @@ def phantoms(
 
 
 @main.command()
-@click.argument("inputs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("inputs", type=GivenPath(), nargs=-1, required=True)
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True,
+    "-o", "--out", type=GivenPath(), required=True,
     help="masks/, overlays/ and predictions.csv; a new or empty folder, or an earlier prediction",
 )  # fmt: skip
-@click.option("--ensemble", type=click.Path(path_type=Path), help="WORK_DIR/ensembles/<name>")
+@click.option("--ensemble", type=GivenPath(), help="WORK_DIR/ensembles/<name>")
 @click.option("--model", help="a released model's name or file [the only one in models/]")
 @click.option("--device", help="cpu, cuda, cuda:1 [a GPU if there is one]")
 @click.option("--precision", help="float32, float16 or bfloat16 [the device's own]")
@@ -206,15 +232,13 @@ def predict(
 
 
 @main.command()
-@click.argument("fold", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("fold", type=GivenPath(exists=True, file_okay=False))
 @click.option(
-    "--ensemble", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+    "--ensemble", type=GivenPath(exists=True, file_okay=False), required=True,
     help="the thresholds stage's folder of that run alone: its rule and honest score",
 )  # fmt: skip
 @click.option("--name", required=True, help="what the model is called")
-@click.option(
-    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="[models/NAME.safetensors]"
-)
+@click.option("-o", "--out", type=GivenPath(dir_okay=False), help="[models/NAME.safetensors]")
 @click.option("--last", is_flag=True, help="the last EMA weights instead of the best checkpoint")
 @click.option("--licence", default="not stated", show_default=True, help="under which it is given")
 def release(
@@ -240,14 +264,12 @@ def experiments() -> None:
     click.echo(catalogue.as_markdown(EXPERIMENTS), nl=False)
 
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FOLDER = GivenPath(exists=True, file_okay=False)
 
 
 @main.command()
 @click.argument("ensemble", type=FOLDER)
-@click.option(
-    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="[ENSEMBLE/viewer.html]"
-)
+@click.option("-o", "--out", type=GivenPath(dir_okay=False), help="[ENSEMBLE/viewer.html]")
 @click.option("--data", "data_dir", type=FOLDER, help="the radiographs; without it masks alone")
 @click.option("--test", is_flag=True, help="the test images instead of those held out")
 @click.option("--ids", help="images to embed, comma-separated; else the most telling ones")
@@ -276,7 +298,10 @@ def view(
 
 @main.command()
 @click.argument("ensemble", type=FOLDER)
-@click.option("--truth", type=FILE, help="labels of the test images, where they are known")
+@click.option(
+    "--truth", type=GivenPath(exists=True),
+    help="labels of the test images, where they are known, or the data folder that holds them",
+)  # fmt: skip
 def summary(ensemble: Path, truth: Path | None) -> None:
     """Print an ENSEMBLE folder's scores side by side, and where its artefacts lie."""
     from kernel_lib.stages import scores
@@ -287,7 +312,7 @@ def summary(ensemble: Path, truth: Path | None) -> None:
 @main.command()
 @click.argument("folders", type=FOLDER, nargs=-1, required=True)
 @click.option(
-    "--into", "work", type=click.Path(file_okay=False, path_type=Path), required=True,
+    "--into", "work", type=GivenPath(file_okay=False), required=True,
     help="the WORK_DIR; what lies there counts too",
 )  # fmt: skip
 def gather(folders: tuple[Path, ...], work: Path) -> None:

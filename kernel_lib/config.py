@@ -134,6 +134,14 @@ class Parameters(Frozen):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_empty(cls, value: Any) -> Any:
+        """An empty text is what an unset variable of a shell leaves."""
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty: give it, or leave it out; is a variable unset?")
+        return value
+
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
         """Check every upper-case name of a notebook; an unknown one stops with the nearest right.

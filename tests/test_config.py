@@ -37,7 +37,8 @@ def test_a_misspelt_parameter_stops_with_the_nearest_name(name, nearest):
     [("SIZE", "1024"), ("SIZE", 1024.0), ("SIZE", "big"), ("SEED", None), ("FOLD", "0"),
      ("DETERMINISTIC", 1), ("DETERMINISTIC", "yes"), ("DATA_DIR", 3), ("LR", "0.1"),
      ("SIZE", True), ("ON_BAD_FILE", "blank"), ("PRECISION", "half"), ("MAX_HOURS", 0),
-     ("FOLD", -1), ("N_FOLDS", 1), ("SEED", -1), ("WORKERS", -1)],
+     ("FOLD", -1), ("N_FOLDS", 1), ("SEED", -1), ("WORKERS", -1), ("DATA_DIR", ""),
+     ("WORK_DIR", " "), ("GROUPS", ""), ("EXPERIMENT", ""), ("LOSS", "")],
 )  # fmt: skip
 def test_an_ill_typed_parameter_is_refused_by_name_and_value(name, value):
     with pytest.raises(InputError) as error:

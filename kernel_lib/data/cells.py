@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import sys
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kernel_lib import archives
 from kernel_lib.errors import InputError
+
+MAX_BYTES = 1 << 29  # of a packed table
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # how packed files begin
 
 
 class Row(NamedTuple):
@@ -21,15 +28,12 @@ class Row(NamedTuple):
 def read(path: Path | str) -> list[Row]:
     """All rows, the header (blank or not) first; UTF-8, with a byte order mark or without.
 
-    Nothing is guessed: what opens a quote and does not close it, or is no text, is refused.
+    A table packed as .gz, or alone in a .zip, is read as it is, whatever its name. Nothing is
+    guessed: what opens a quote and does not close it, or is no text, is refused.
     Raises: InputError naming the file, and the row where there is one.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"{path} can't be read: {error.strerror or error}; check the path"
-        ) from error
+        text = _unpacked(Path(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text (byte {error.start}): give a CSV in UTF-8") from None
     if "\0" in text:
@@ -50,3 +54,36 @@ def read(path: Path | str) -> list[Row]:
             "quotes, or fetch it again"
         ) from None
     return rows
+
+
+def as_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as the text of a CSV file that `read` reads back: quoted where they need it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _unpacked(path: Path) -> bytes:
+    """Return a file's content; of a packed one what is packed in it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be read: {error.strerror or error}; check the path"
+        ) from error
+    try:
+        if content.startswith(GZIP):
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
+        elif content.startswith(ZIP):
+            archive = archives.opened(io.BytesIO(content))
+            names = [n for n in archive.namelist() if not n.startswith("__") and n[-1] != "/"]
+            if len(names) != 1:
+                raise InputError(f"{path} is a zip of {len(names)} files: unpack it")
+            content = archives.read(archive, names[0], MAX_BYTES)
+    except (OSError, EOFError, zlib.error, archives.ArchiveError) as error:
+        raise InputError(
+            f"{path} can't be unpacked ({error}): fetch it again, or unpack it"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} unpacks to more than {MAX_BYTES:,} bytes: unpack it")
+    return content

@@ -5,11 +5,14 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kernel_lib.data.images import DICOM_SUFFIXES, SUFFIXES, image_id, is_image
+from kernel_lib.data.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, image_id, is_image
+from kernel_lib.data.layouts import PACKINGS
 from kernel_lib.errors import InputError
 
 # dicom-images-train/<study>/<series>/<image>.dcm, and a folder or two around it.
@@ -17,10 +20,27 @@ MAX_DEPTH = 6
 MAX_TABLE_DEPTH = 2
 # A folder this barren is somebody's home or a whole disk, not a data set.
 MAX_FOLDERS_WITHOUT_IMAGE = 3000
-MASK_FOLDERS = ("masks", "mask")
-TEST_FOLDER = re.compile(r"(^|[-_ ])test([-_ ]images)?$|^stage_2_images$", re.IGNORECASE)
+# What a folder's name says of its pictures: train_masks, x_mask, labelsTr; of images-and-masks
+# nothing. Of several such folders in a path the innermost counts.
+_KIND = r"(?:[-_ ]?(?:train(?:ing)?|test|val|valid|validation|tr|ts|png|jpe?g|images?))*"
+_TRUTH = "labels?|annot(ation)?s?|segs?|segmentation(s|class|object)?|gts?|ground[-_ ]?truths?"
+MASK_FOLDER = re.compile(
+    rf"(?!.*[-_ ]and[-_ ]).*masks?{_KIND}|{_KIND}[-_ ]?({_TRUTH}){_KIND}", re.IGNORECASE
+)
+IMAGE_FOLDER = re.compile(rf"{_KIND}[-_ ]?(images?|imgs?|png|jpe?g){_KIND}", re.IGNORECASE)
+MASK_ENDING = re.compile(r"[-_ ](masks?|segmentation|seg|labels?|gt)$", re.IGNORECASE)
+TEST_FOLDER = re.compile(
+    r"(^|[-_ ])test(ing)?([-_ ]images?)?$|^images?ts$|^stage_2_images$", re.IGNORECASE
+)
+VALIDATION_FOLDER = re.compile(r"^(val|valid|validation)([-_ ]images?)?$", re.IGNORECASE)
+# A later stage's labels name images of these too, which are then for training.
+STAGE_FOLDER = re.compile(r"^(dicom-images-test|stage_2_images)$", re.IGNORECASE)
 # The same image in several formats: DICOM knows the patient, PNG loses nothing, JPEG does.
 PREFERENCE = (*DICOM_SUFFIXES, ".png", ".jpg", ".jpeg")
+# In a clone of this project, folders with pictures that are no data.
+_CLONE = Path(__file__).resolve().parents[2]
+_OURS = ["docs", "models", "tests", "demo", "work", "build", "ablation-results", "gpu-results"]
+NOT_DATA = {_CLONE / name for name in _OURS}
 
 
 @dataclass
@@ -31,11 +51,27 @@ class Listing:
     images: list[Path] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
+    dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
 
-    def is_test(self, path: Path) -> bool:
-        """Whether the file lies in a folder for test images, by the folder's name."""
-        folders = path.relative_to(self.root).parts[:-1]
-        return any(TEST_FOLDER.search(name) and "train" not in name.lower() for name in folders)
+    def split(self, path: Path) -> str:
+        """What a file is for by its innermost folder that says so: "test", "validation" or ""."""
+        for name in reversed(path.relative_to(self.root).parts[:-1]):
+            if "train" in name.lower():
+                return ""
+            if TEST_FOLDER.search(name):
+                return "test"
+            if VALIDATION_FOLDER.search(name):
+                return "validation"
+        return ""
+
+    def is_of_a_stage(self, path: Path) -> bool:
+        """Whether it lies in a folder of test images of the competition's own."""
+        return any(map(STAGE_FOLDER.search, path.relative_to(self.root).parts[:-1]))
+
+    def held_out(self, path: Path) -> str:
+        """Its split, but "" where that is a stage's, of which another stage may train."""
+        split = self.split(path)
+        return "" if split == "test" and self.is_of_a_stage(path) else split
 
 
 def survey(data_dir: Path, by_content: bool = False) -> Listing:
@@ -53,31 +89,169 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     return listing
 
 
-def one_path_an_id(
-    paths: Iterable[Path], id_of: Callable[[Path], str] = image_id
-) -> tuple[dict[str, Path], int]:
+def one_path_an_id(paths: Iterable[Path]) -> tuple[dict[str, Path], int]:
     """The preferred file of each id, and how many ids have files of more than one format.
 
     Errors: InputError where two files of one format and id differ.
     """
     chosen: dict[str, Path] = {}
     in_two_formats = set()
-    for path in sorted(paths, key=_preference):
-        name = id_of(path)
-        first = chosen.setdefault(name, path)
-        if first == path:
-            continue
-        if first.suffix.lower() != path.suffix.lower():
-            in_two_formats.add(name)
-        elif not filecmp.cmp(first, path, shallow=False):
-            raise InputError(
-                f"image {name} is there twice, with differing content: {first} and {path}; "
-                "remove one"
-            )
+    for name, (first, *others) in _by_name(paths).items():
+        chosen[name] = first
+        for path in others:
+            if first.suffix.lower() != path.suffix.lower():
+                in_two_formats.add(name)
+            elif not _same_content(first, path):
+                raise InputError(
+                    f"image {name} is there twice, with differing content: {first} and {path}; "
+                    "remove one"
+                )
     return dict(sorted(chosen.items())), len(in_two_formats)
 
 
-def _preference(path: Path) -> int:
+@dataclass(frozen=True)
+class Images:
+    """The images of a folder by their id: a file's name, or its path where names do not do.
+
+    files: of each id its file and, after it, copies and other formats of it.
+    """
+
+    root: Path
+    files: dict[str, list[Path]]
+    in_two_formats: int
+    _by_name: dict[str, list[str]]  # ids by their last part
+
+    @classmethod
+    def of(cls, listing: Listing) -> Images:
+        """Tell apart the images of a listing: files that share a name and differ get paths as ids.
+
+        Files of one name and several formats are one image, unless some are test images.
+        """
+        files: dict[str, list[Path]] = {}
+        in_two_formats = 0
+        for name, paths in _by_name(listing.images).items():
+            told_apart: list[list[Path]] = []
+            for path in paths:
+                for same in told_apart:
+                    if _is_another_format(same[0], path, listing) or _same_content(same[0], path):
+                        same.append(path)
+                        break
+                else:
+                    told_apart.append([path])
+            in_two_formats += any(len({p.suffix.lower() for p in same}) > 1 for same in told_apart)
+            ids = [name] if len(told_apart) == 1 else _path_ids(told_apart, listing.root)
+            files |= dict(zip(ids, told_apart, strict=True))
+        by_name = defaultdict(list)
+        for one in sorted(files):
+            by_name[one.rpartition("/")[2]].append(one)
+        return cls(listing.root, dict(sorted(files.items())), in_two_formats, dict(by_name))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, one: str) -> Path:
+        """The preferred file of an image."""
+        return self.files[one][0]
+
+    def folders_of_shared_names(self) -> list[Path]:
+        """The folders of images that share their file's name with another image."""
+        shared = (one for ids in self._by_name.values() if len(ids) > 1 for one in ids)
+        return sorted({self.path(one).parent for one in shared})
+
+    def find(self, name: str) -> str | None:
+        """The id of the image that a table or a mask calls so, perhaps with folders before it.
+
+        Errors: InputError where several images may be meant.
+        """
+        if name in self.files:
+            return name
+        folders = name.split("/")[-2::-1]
+        found = []
+        for one in self._by_name.get(name.rpartition("/")[2], []):
+            own = path_id(self.path(one), self.root, ()).split("/")[-2::-1]
+            if all(a == b for a, b in zip(folders, own, strict=False)):
+                found.append(one)
+        if len(found) > 1:
+            raise InputError(
+                f"image {name} may be {self.path(found[0])} or {self.path(found[1])}: name it by "
+                "its path in the table, or give the files names of their own"
+            )
+        return found[0] if found else None
+
+    def of_mask(self, mask: Path) -> str | None:
+        """The id of the image that a mask is of, by its name or, where names do not do, its path.
+
+        A mask may end in _mask or -mask, and an image in nnU-Net's channel, _0000.
+        """
+        name = image_id(mask)
+        for wanted in (name, mask_name(mask), f"{name}_0000"):
+            if len(self._by_name.get(wanted, [])) == 1:
+                return self._by_name[wanted][0]
+            if wanted in self._by_name:
+                beside = path_id(mask, self.root).rpartition("/")[0]
+                return self.find(f"{beside}/{wanted}" if beside else wanted)
+        return None
+
+
+def mask_name(mask: Path) -> str:
+    """The name of a mask's image: its own, without _mask or -mask."""
+    return MASK_ENDING.sub("", image_id(mask))
+
+
+def same_picture(one: Path, other: Path) -> bool:
+    """Whether two masks are the same: of one content, or side by side in two formats."""
+    return one.with_suffix("") == other.with_suffix("") or _same_content(one, other)
+
+
+def path_id(path: Path, root: Path, without: Iterable[re.Pattern] = (MASK_FOLDER, IMAGE_FOLDER)):
+    """A file's path below the root as an id, without its ending and folders called so."""
+    folders = path.relative_to(root).parts[:-1]
+    kept = [name for name in folders if not any(one.fullmatch(name) for one in without)]
+    return unicodedata.normalize("NFC", "/".join([*kept, image_id(path)]))
+
+
+def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
+    short = [path_id(paths[0], root) for paths in told_apart]
+    if len(set(short)) == len(short):
+        return short
+    return [path_id(paths[0], root, ()) for paths in told_apart]
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of each name, the preferred format first."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(paths, key=preference):
+        found.setdefault(image_id(path), []).append(path)
+    return found
+
+
+def _is_another_format(one: Path, other: Path, listing: Listing) -> bool:
+    """Whether a less preferred file of that name is the same image in another format.
+
+    Beside a picture in another folder it may be a mask, unless both folders say what they hold.
+    """
+    return (
+        one.suffix.lower() != other.suffix.lower()
+        and listing.held_out(one) == listing.held_out(other)
+        and (
+            one.parent == other.parent
+            or one.suffix.lower() not in PICTURE_SUFFIXES
+            or all(IMAGE_FOLDER.fullmatch(path.parent.name) for path in (one, other))
+        )
+    )
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} can't be read: {error.strerror}; is it a link that leads nowhere? "
+            "fetch the file again"
+        ) from error
+
+
+def preference(path: Path) -> int:
     """Return the rank of a file's format; one that its name does not tell is mostly DICOM."""
     suffix = path.suffix.lower()
     return PREFERENCE.index(suffix) if suffix in PREFERENCE else 0
@@ -85,29 +259,60 @@ def _preference(path: Path) -> int:
 
 def _walk(listing: Listing, by_content: bool) -> None:
     # Depth first, so that images turn up soon in a folder of many thousand folders.
-    waiting = [(listing.root, 0, False)]
+    waiting = [(listing.root, 0)]
+    pictures: list[Path] = []
     barren = 0
     while waiting:
-        folder, depth, of_masks = waiting.pop()
+        folder, depth = waiting.pop()
         barren += 1
         for entry in _entries(folder):
-            suffix = _suffix(entry.name)
+            suffix, path = _suffix(entry.name), Path(entry.path)
             if entry.is_dir():
-                if depth < MAX_DEPTH:
-                    masks = of_masks or entry.name.lower() in MASK_FOLDERS
-                    waiting.append((Path(entry.path), depth + 1, masks))
-            elif suffix in SUFFIXES or (by_content and suffix != ".csv" and is_image(entry.path)):
-                (listing.masks if of_masks else listing.images).append(Path(entry.path))
+                if depth < MAX_DEPTH and path not in NOT_DATA:
+                    waiting.append((path, depth + 1))
+            elif entry.is_symlink() and not os.path.exists(path):
+                listing.dangling.append(path)
+            elif _is_table(entry.name):
+                if depth <= MAX_TABLE_DEPTH:
+                    listing.tables.append(path)
+            elif suffix in SUFFIXES or (by_content and is_image(entry.path)):
+                pictures.append(path)
                 barren = 0
-            elif suffix == ".csv" and depth <= MAX_TABLE_DEPTH:
-                listing.tables.append(Path(entry.path))
         if barren > MAX_FOLDERS_WITHOUT_IMAGE:
             raise InputError(
                 f"DATA_DIR {listing.root}: {barren:,} folders in a row without an image; give the "
                 "data's own folder"
             )
-    for paths in (listing.images, listing.masks, listing.tables):
-        paths.sort()
+    _tell_masks(listing, sorted(pictures))
+    listing.tables.sort()
+    listing.dangling.sort()
+
+
+def _is_table(name: str) -> bool:
+    return any(name.lower().endswith(f".csv{packing}") for packing in PACKINGS)
+
+
+def _tell_masks(listing: Listing, pictures: list[Path]) -> None:
+    """Sort pictures into images and masks, by their folders' names, then by their own."""
+    if not pictures:
+        return
+    # Folders around all pictures, as an archive's own, say nothing of any.
+    shared = len(Path(os.path.commonpath([path.parent for path in pictures])).parts)
+    names = {(path.parent, image_id(path)) for path in pictures}
+    for path in pictures:
+        of = mask_name(path)
+        beside_its_image = of != image_id(path) and (path.parent, of) in names
+        is_mask = beside_its_image or _of_masks(path.parts[shared:-1])
+        (listing.masks if is_mask else listing.images).append(path)
+
+
+def _of_masks(folders: Iterable[str]) -> bool:
+    for name in reversed(list(folders)):
+        if MASK_FOLDER.fullmatch(name):
+            return True
+        if IMAGE_FOLDER.fullmatch(name):
+            return False
+    return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

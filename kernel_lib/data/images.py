@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,11 +134,14 @@ def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
 
 
 def image_id(path: Path | str) -> str:
-    """The image's id: the file's name without a known suffix (ids hold dots of their own)."""
-    name = Path(path).name
+    """The image's id: the file's name without a known suffix (ids hold dots of their own).
+
+    As NFC, since file systems and tables differ in that, and without blanks around it.
+    """
+    name = unicodedata.normalize("NFC", Path(path).name).strip()
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
+            return name[: -len(suffix)].strip()
     return name
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -65,21 +68,69 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
     )
 
 
-def read_sample(csv: Path | str) -> pd.DataFrame:
-    """The images that a submission must list, in the sample's order: image_id, row.
+@dataclass(frozen=True)
+class Sample:
+    """A sample submission as it stands: the one reading from which a submission is written.
 
-    The first stage's sample has a row a mask, hence several of some images: the first counts.
-    Errors: InputError, also where the columns are another competition's.
+    cells: its columns, in its order, one row an image; the index is the row in the file.
+    """
+
+    cells: pd.DataFrame
+    has_masks: bool  # its rows differ in their RLE, as those of a table of labels do
+
+    @property
+    def image_id(self) -> list[str]:
+        """The ids as the sample writes them, and as a submission must."""
+        return self.cells[ID_COLUMN].tolist()
+
+    @property
+    def names(self) -> list[str]:
+        """The ids by which images are found: `names_of` those of the sample."""
+        return names_of(self.image_id)
+
+    def rows(self, rles: Sequence[str]) -> list[list[str]]:
+        """The header and rows of a submission of these masks, in the sample's own form."""
+        filled = self.cells.assign(**{RLE_COLUMN: list(rles)})
+        return [filled.columns.tolist(), *filled.to_numpy().tolist()]
+
+
+def read_sample(csv: Path | str) -> Sample:
+    """The images that a submission must list, and how.
+
+    Its ids may be paths or end as files do, its columns be more than two and in any order. The
+    first stage's sample has a row a mask, hence several of some images: the first counts.
+    Errors: InputError, also where the columns are another competition's, or an image is written in
+    two ways.
     """
     csv = Path(csv)
     try:
-        table = _read(csv, [ID_COLUMN, RLE_COLUMN])
+        table = read_cells(csv, None)
+        _check_columns(csv, table.columns.tolist(), [ID_COLUMN, RLE_COLUMN])
     except InputError as error:
         raise InputError(f"{error}; is this the sample of another competition?") from error
-    first = table[ID_COLUMN].drop_duplicates()
-    return pd.DataFrame({"image_id": first.tolist(), "row": first.index.tolist()}).astype(
-        {"image_id": object}
-    )
+    _check_ids(csv, table)
+    first = table.drop_duplicates(ID_COLUMN)
+    names = pd.Series(names_of(first[ID_COLUMN]), index=first.index)
+    if names.duplicated().any():
+        row = names.index[names.duplicated()][0]
+        raise InputError(f"{csv} row {row}: image {names[row]} is written in two ways: keep one")
+    return Sample(first, has_masks=table[RLE_COLUMN].nunique() > 1)
+
+
+def names_of(written: Sequence[str]) -> list[str]:
+    """The image ids that a table means: without folders and endings, as NFC.
+
+    Folders stay where images of several folders share a name.
+    """
+    paths = [unicodedata.normalize("NFC", text).replace("\\", "/").strip("/") for text in written]
+    folders: dict[str, set[str]] = {}
+    for path in paths:
+        folders.setdefault(image_id(path), set()).add(path.rpartition("/")[0])
+    found = []
+    for path in paths:
+        name, folder = image_id(path), path.rpartition("/")[0]
+        found.append(f"{folder}/{name}" if folder and len(folders[name]) > 1 else name)
+    return found
 
 
 def read_groups(csv: Path | str) -> dict[str, str | float]:
@@ -97,10 +148,10 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
             "group, under a header"
         )
     groups: dict[str, str | float] = {}
-    for row, name, group in zip(table.index, *(table[c] for c in table.columns), strict=True):
+    names, given = names_of(table.iloc[:, 0]), table.iloc[:, 1]
+    for row, name, group in zip(table.index, names, given, strict=True):
         nih = NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group
-        name = image_id(name)
         if not name:
             raise InputError(f"{csv} row {row}: the group {group!r} has no image id")
         if patients.is_nobody(group):
@@ -115,23 +166,32 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
 
 
 def columns_of(csv: Path | str) -> list[str]:
-    """The column names of a CSV, stripped; none where it has no readable header."""
+    """The column names of a CSV, stripped; none where it cannot be read."""
     try:
-        with open(csv, encoding="utf-8-sig") as file:
-            return [name.strip().strip('"') for name in file.readline(4096).split(",")]
-    except (OSError, UnicodeDecodeError):
+        return cells.read(csv)[0].cells
+    except (InputError, IndexError):
         return []
 
 
 def _read(csv: Path, wanted: list[str] | None) -> pd.DataFrame:
     """As `read_cells`; of wanted columns the first is the id's, and no row may lack it."""
     table = read_cells(csv, wanted)
-    if wanted and (table[ID_COLUMN] == "").any():
+    if wanted:
+        _check_ids(csv, table)
+        table = table.assign(**{ID_COLUMN: names_of(table[ID_COLUMN])})
+    return table
+
+
+def _check_ids(csv: Path, table: pd.DataFrame) -> None:
+    if (table[ID_COLUMN] == "").any():
         row = table.index[table[ID_COLUMN] == ""][0]
         raise InputError(f"{csv} row {row} has no {ID_COLUMN}")
-    if wanted:
-        table = table.assign(**{ID_COLUMN: table[ID_COLUMN].map(image_id)})
-    return table
+
+
+def _check_columns(csv: Path, header: list[str], wanted: list[str], mend: str = "") -> None:
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        raise InputError(f"{csv} has the columns {header}, not {' and '.join(missing)}{mend}")
 
 
 def read_cells(
@@ -145,9 +205,7 @@ def read_cells(
     (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
     if not any(header):
         raise InputError(f"{csv} is empty: fetch it again")
-    missing = [name for name in wanted or [] if name not in header]
-    if missing:
-        raise InputError(f"{csv} has the columns {header}, not {' and '.join(missing)}{mend}")
+    _check_columns(csv, header, wanted or [], mend)
     for name in wanted or header:
         if header.count(name) > 1:
             raise InputError(f"{csv} has the column {name!r} twice: rename or remove one")

@@ -6,6 +6,7 @@ Nothing but the standard library: where data lies is asked before anything heavy
 from __future__ import annotations
 
 LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
+PACKINGS = ("", ".zip", ".gz")  # in which a table may lie, as it was downloaded
 # NIH ChestX-ray14, its tables of labels by preference, and how they lie.
 NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 NIH_LAYOUT = (
@@ -16,6 +17,10 @@ LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in i
   nested DICOM    dicom-images-train/<study>/<series>/<id>.dcm, dicom-images-test/…
   flat DICOM      <folder>/<id>.dcm
   images and RLE  <folder>/<id>.png or .jpg
-      each with train-rle.csv or stage_2_train.csv, and sample_submission.csv for test images
-  images + masks  images/<id>.png and masks/<id>.png or <id>_mask.png (.jpg too)
+      each with train-rle.csv or stage_2_train.csv (or .zip, .gz of it), and sample_submission.csv
+      for test images
+  images + masks  images/<id>.png and masks/<id>.png (.jpg too); the folder of masks may be called
+      anything that ends in mask or masks, or labels, annotations, segmentations, labelsTr; masks
+      also <id>_mask.png or <id>-mask.png, then in the images' own folder too
+Folders test, val, valid and validation hold images that are not trained on.
 Without data, `make demo` draws some and runs everything on it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
-from kernel_lib.data.folder import Listing, one_path_an_id, survey
-from kernel_lib.data.images import PICTURE_SUFFIXES, image_id
-from kernel_lib.data.labels import read_groups, read_labels, read_sample
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS
+from kernel_lib.data.folder import Images, Listing, mask_name, preference, same_picture, survey
+from kernel_lib.data.images import PICTURE_SUFFIXES
+from kernel_lib.data.labels import Sample, read_groups, read_labels, read_sample
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PACKINGS
 from kernel_lib.errors import InputError
 
 __all__ = ["Source", "discover", "read_groups", "read_labels", "read_sample"]
@@ -28,7 +28,8 @@ class Source:
     train: DataFrame[image_id, path, rle, mask_path, label_at], by image_id; rle is the union of an
     image's rows ("-1" if empty), or "" in the masks layout, where mask_path holds the mask and
     `prepare` makes the RLE; label_at says where the label stands. test: DataFrame[image_id, path],
-    in the sample's order. unlabelled: images among the training images without a label, left out.
+    in the sample's order. test_labels: of the test images that have a label, columns as train.
+    unlabelled: images among the training images without a label, left out.
     problems: what a person should know, and can live with.
     """
 
@@ -40,6 +41,9 @@ class Source:
     labels: Path | None = None
     unlabelled: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    test_labels: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=list(TRAIN_COLUMNS), dtype=object)
+    )
 
 
 def discover(
@@ -47,162 +51,284 @@ def discover(
 ) -> Source:
     """Recognise the layout under a folder and pair images with labels; opens no image.
 
-    Training images are those with a label, wherever they lie. Test images are those that the
-    sample submission names, else those in a folder for test images (dicom-images-test,
-    stage_2_images, …); they may be training images too, as where a stage's labels are known.
+    Test images are those that the sample submission names, else those in a folder for test images
+    (test, dicom-images-test, stage_2_images, …), else in one for validation images (val, valid, …).
+    Training images are the others with a label, wherever they lie; where no others have one, as
+    where a stage's labels are known, test images are training images too, which is noted.
     One file an image: DICOM before PNG before JPEG.
 
     With `for_inference` files are also recognised by their content, images without a label are no
     fault, and a folder of images alone, without labels, sample and test folder, is all test images.
-    A `sample` given, from anywhere, takes the place of the one in the folder.
+    A `sample` given, from anywhere, takes the place of the one in the folder, and takes no image
+    from those for training.
     Errors: InputError, for all that would otherwise turn up hours later.
     """
     listing = survey(Path(data_dir), by_content=for_inference)
-    if not listing.images:
-        raise InputError(f"no images under DATA_DIR {data_dir}. {_archive_hint(listing)}{LAYOUTS}")
-    images, in_two_formats = one_path_an_id(listing.images)
     problems = []
-    if in_two_formats:
-        problems.append(f"{in_two_formats} images have files of two formats: DICOM, PNG, JPEG win")
-    labels, train = _training(listing, images, problems)
-    sample, test = _test(listing, images, train, problems, sample)
-    if for_inference and sample is None and train.empty and test.empty:
-        test = _test_frame(images, images)
-    if train.empty and test.empty:
+    if listing.dangling:
+        problems.append(f"{len(listing.dangling)} links lead nowhere, {listing.dangling[0]} first")
+    if not listing.images:
+        raise InputError(
+            f"no images under DATA_DIR {data_dir}. {''.join(f'{p}. ' for p in problems)}"
+            f"{_archive_hint(listing)}{LAYOUTS}"
+        )
+    images = Images.of(listing)
+    if images.in_two_formats:
+        problems.append(
+            f"{images.in_two_formats} images have files of two formats: DICOM, PNG, JPEG win"
+        )
+    given = sample
+    labels, labelled = _labelled(listing, images, problems)
+    sample, test = _test(listing, images, labelled, labels, problems, given)
+    if for_inference and sample is None and labelled.empty and test.empty:
+        test = _test_frame(images.files, images)
+    if labelled.empty and test.empty:
         raise InputError(
             f"{len(images)} images under DATA_DIR {data_dir}, and neither labels nor a sample "
-            f"submission for them. {_table_hint(listing)}{LAYOUTS}"
+            f"submission for them. {''.join(f'{p}. ' for p in problems)}"
+            f"{_table_hint(listing)}{_archive_hint(listing)}{_masks_hint(images)}{LAYOUTS}"
         )
+    in_test = labelled["image_id"].isin(test["image_id"])
+    taken = in_test & (given is None)
+    train = _kept_for_training(listing, images, labelled, taken, problems)
     return Source(
         root=Path(data_dir).resolve(),
-        layout=_layout(listing, images, bool(len(train) and labels is None)),
+        layout=_layout(images, bool(len(labelled) and labels is None)),
         train=train,
         test=test,
         sample=sample,
         labels=labels,
-        unlabelled=_unlabelled(listing, images, train, test, problems, for_inference),
+        unlabelled=_unlabelled(listing, images, labelled, test, problems, for_inference),
         problems=problems,
+        test_labels=labelled[in_test].reset_index(drop=True),
     )
 
 
-def _training(listing: Listing, images: dict[str, Path], problems: list[str]):
-    """The label table (None where masks are the labels, or nothing is) and the training rows."""
-    tables = [path for path in listing.tables if path.name in LABEL_FILES]
+def _labelled(
+    listing: Listing, images: Images, problems: list[str]
+) -> tuple[Path | None, pd.DataFrame]:
+    """The label table (None where masks are the labels, or nothing is), and all labelled images."""
+    tables = _label_tables(listing)
     if not tables:
         return None, _from_masks(listing, images)
     if listing.masks:
         problems.append(f"{len(listing.masks)} mask images are not used: {tables[0].name} labels")
     # Of several label tables the one that labels most of what is here, then the later one.
     read = {path: read_labels(path, problems) for path in tables}
-    present = {
-        path: int(table["image_id"].isin(images.keys()).sum()) for path, table in read.items()
-    }
-    labels = max(tables, key=lambda path: (present[path], -LABEL_FILES.index(path.name)))
+    found = {path: table["image_id"].map(images.find) for path, table in read.items()}
+    present = {path: int(ids.notna().sum()) for path, ids in found.items()}
+    labels = max(tables, key=lambda path: (present[path], -_label_rank(path)))
     table = read[labels]
     if len(tables) > 1:
         problems.append(f"of {len(tables)} label tables {labels} is used, which labels most images")
     if not present[labels]:
-        problems.append(f"{labels} labels {len(table)} images, none of which is here")
+        problems.append(
+            f"{labels} labels {len(table)} images, none of which is here: it names "
+            f"{table['image_id'].iloc[0]}, the files are {next(iter(images.files))} …"
+        )
         return labels, _train_frame([], images)
-    missing = table[~table["image_id"].isin(images.keys())]
+    missing = table[found[labels].isna()]
     if len(missing):
         first = missing.iloc[0]
         raise InputError(
             f"{first.label_at}: image {first.image_id} has a label and no file under "
-            f"{listing.root} ({len(missing)} of {len(table)} labelled images have none): "
-            "fetch the images, or delete their rows"
+            f"{listing.root} ({len(missing)} of {len(table)} labelled images have none"
+            f"{_dangling(listing)}): fetch the images, or delete their rows"
         )
-    rows = [(i, rle, "", at) for i, rle, at in table.itertuples(index=False)]
-    return labels, _train_frame(rows, images)
+    rows = zip(found[labels], table["rle"], table["label_at"], strict=True)
+    return labels, _train_frame([(one, rle, "", at) for one, rle, at in rows], images)
 
 
-def _from_masks(listing: Listing, images: dict[str, Path]) -> pd.DataFrame:
-    """Training rows of mask images named as their images are, or with _mask at the end."""
+def _label_tables(listing: Listing) -> list[Path]:
+    """Tables called as the competition's labels are; of packed and unpacked ones the latter."""
+    found: dict[tuple[Path, int], Path] = {}
+    for path in listing.tables:  # in order of name, hence unpacked first
+        if _label_rank(path) < len(LABEL_FILES):
+            found.setdefault((path.parent, _label_rank(path)), path)
+    return list(found.values())
 
-    def id_of(path: Path) -> str:
-        name = image_id(path)
-        return name if name in images else name.removesuffix("_mask")
 
-    masks, _ = one_path_an_id(listing.masks, id_of)
-    for name, path in masks.items():
-        if name not in images:
+def _label_rank(path: Path) -> int:
+    """The place of a table's name in `LABEL_FILES`, packed or not."""
+    names = (name for name in LABEL_FILES if path.name in [name + p for p in PACKINGS])
+    return next(map(LABEL_FILES.index, names), len(LABEL_FILES))
+
+
+def _from_masks(listing: Listing, images: Images) -> pd.DataFrame:
+    """Labelled images of mask images named as their images are, or with _mask at the end."""
+    masks: dict[str, Path] = {}
+    for path in sorted(listing.masks, key=preference):
+        one = images.of_mask(path)
+        if one is None:
             raise InputError(
-                f"mask {path} has no image {name} under {listing.root}: "
-                "fetch the image, or remove the mask"
+                f"mask {path} has no image {mask_name(path)} under {listing.root}, where images "
+                f"are called {next(iter(images.files))} …{_dangling(listing)}: fetch the image, or "
+                "name both alike"
             )
-    return _train_frame([(name, "", str(path), str(path)) for name, path in masks.items()], images)
+        if not same_picture(masks.setdefault(one, path), path):
+            raise InputError(
+                f"image {one} has two masks, {masks[one]} and {path}: unite them into one picture"
+            )
+    return _train_frame([(one, "", str(path), str(path)) for one, path in masks.items()], images)
 
 
-def _train_frame(rows: list[tuple[str, str, str, str]], images: dict[str, Path]) -> pd.DataFrame:
-    full = [(name, str(images[name]), *label) for name, *label in sorted(rows)]
+def _train_frame(rows: list[tuple[str, str, str, str]], images: Images) -> pd.DataFrame:
+    full = [(name, str(images.path(name)), *label) for name, *label in sorted(rows)]
     return pd.DataFrame(full, columns=list(TRAIN_COLUMNS), dtype=object)
+
+
+def _kept_for_training(
+    listing: Listing,
+    images: Images,
+    labelled: pd.DataFrame,
+    in_test: pd.Series,
+    problems: list[str],
+) -> pd.DataFrame:
+    """The labelled images that are neither test nor validation images, as far as there are any."""
+    set_aside = (
+        labelled["image_id"]
+        .map(lambda one: any(map(listing.held_out, images.files[one])))
+        .astype(bool)
+    )
+    for held in (in_test | set_aside, in_test):
+        if held.any() and not held.all():
+            problems.append(
+                f"{int(held.sum())} labelled images are test or validation images and not trained "
+                f"on, {labelled.loc[held, 'path'].iloc[0]} first; `score --split test` uses the "
+                "labels of test images"
+            )
+            return labelled[~held].reset_index(drop=True)
+    if in_test.any():
+        problems.append(
+            f"all {len(labelled)} labelled images are test images too: what is trained on them is "
+            "not honestly scored on these"
+        )
+    return labelled
 
 
 def _test(
     listing: Listing,
-    images: dict[str, Path],
-    train: pd.DataFrame,
+    images: Images,
+    labelled: pd.DataFrame,
+    labels: Path | None,
     problems: list[str],
     given: Path | None,
-):
+) -> tuple[Path | None, pd.DataFrame]:
     """The sample, the one given first (None without one), and the test rows."""
-    in_folder = [name for name, path in images.items() if listing.is_test(path)]
-    samples = [given] if given else [p for p in listing.tables if "sample" in p.name.lower()]
-    if not samples:
+    in_folder = _in_test_folders(listing, images, labelled, labels)
+    read = {given: read_sample(given)} if given else _samples(listing, problems)
+    if not read:
         return None, _test_frame(in_folder, images)
-    read = {path: read_sample(path) for path in samples}
-    present = {path: int(t["image_id"].isin(images.keys()).sum()) for path, t in read.items()}
+    found = {path: [images.find(name) for name in table.names] for path, table in read.items()}
+    present = {path: sum(one is not None for one in ids) for path, ids in found.items()}
     # Later stages come last by name, and win where both have their images.
-    sample = max(samples, key=lambda path: (present[path], path.name))
-    table = read[sample]
-    absent = table[~table["image_id"].isin(images.keys())]
-    if absent.empty:
-        return sample, _test_frame(table["image_id"], images)
-    unclaimed = set(in_folder) - set(train["image_id"])
-    if not given and not present[sample] and len(train) and not unclaimed:
-        problems.append(f"{sample} names {len(table)} test images, none of which is here")
+    sample = max(read, key=lambda path: (present[path], path.name))
+    ids, cells = found[sample], read[sample].cells
+    if None not in ids:
+        return sample, _test_frame(ids, images)
+    unclaimed = set(in_folder) - set(labelled["image_id"])
+    if not given and not present[sample] and len(labelled) and not unclaimed:
+        problems.append(f"{sample} names {len(ids)} test images, none of which is here")
         return sample, _test_frame([], images)
-    name, row = absent.iloc[0]
+    at = ids.index(None)
     raise InputError(
-        f"{sample} row {row}: test image {name} has no file under {listing.root} ({len(absent)} "
-        f"of {len(table)} have none): fetch the images, or is it another competition's sample "
-        "(-p SAMPLE FILE)?"
+        f"{sample} row {cells.index[at]}: test image {read[sample].names[at]} has no file under "
+        f"{listing.root} ({ids.count(None)} of {len(ids)} have none{_dangling(listing)}; the files "
+        f"are {next(iter(images.files))} …): fetch the images, or is it another competition's "
+        "sample (-p SAMPLE FILE)?"
     )
 
 
-def _test_frame(ids: Iterable[str], images: dict[str, Path]) -> pd.DataFrame:
-    rows = [(name, str(images[name])) for name in ids]
+def _samples(listing: Listing, problems: list[str]) -> dict[Path, Sample]:
+    """Tables called samples that are: a submission's columns, and no masks that differ.
+
+    Errors: InputError for what is called a sample submission and has other columns.
+    """
+    found = {}
+    for path in listing.tables:
+        name = path.name.lower()
+        if "sample" not in name:
+            continue
+        try:
+            table = read_sample(path)
+        except InputError as error:
+            if "submission" in name:
+                raise
+            problems.append(f"not used: {error}")
+            continue
+        if table.has_masks:
+            problems.append(f"not used: {path} holds masks, so that it is no sample submission")
+        else:
+            found[path] = table
+    # A sample of a table of labels may hold no mask.
+    return {p: t for p, t in found.items() if "submission" in p.name.lower()} or found
+
+
+def _in_test_folders(
+    listing: Listing, images: Images, labelled: pd.DataFrame, labels: Path | None
+) -> list[str]:
+    """Images in folders for test images, else in those for validation images.
+
+    A table may label images of an earlier stage's test set, which are then for training.
+    """
+    of_split: dict[str, list[str]] = {"test": [], "validation": [], "": []}
+    for one, paths in images.files.items():
+        for split in set(map(listing.split, paths)):
+            of_split[split].append(one)
+    found = of_split["test"] or of_split["validation"]
+    known = set(labelled["image_id"])
+    if labels is None or known.issuperset(found):
+        return found
+    return [
+        one
+        for one in found
+        if one not in known or not any(map(listing.is_of_a_stage, images.files[one]))
+    ]
+
+
+def _test_frame(ids: Iterable[str], images: Images) -> pd.DataFrame:
+    rows = [(name, str(images.path(name))) for name in ids]
     return pd.DataFrame(rows, columns=["image_id", "path"], dtype=object)
 
 
-def _unlabelled(listing, images, train, test, problems, for_inference) -> list[str]:
+def _unlabelled(listing, images, labelled, test, problems, for_inference) -> list[str]:
     """Images that are neither labelled nor test images. Errors: InputError above 5 %."""
-    known = set(train["image_id"]) | set(test["image_id"])
-    rest = [n for n, path in images.items() if n not in known and not listing.is_test(path)]
+    known = set(labelled["image_id"]) | set(test["image_id"])
+    rest = [
+        one
+        for one, paths in images.files.items()
+        if one not in known and not any(map(listing.split, paths))
+    ]
     if not rest:
         return []
-    if train.empty or for_inference:  # nobody's concern there: the sample names what is wanted
+    if labelled.empty or for_inference:  # nobody's concern there: the sample names what is wanted
         problems.append(f"{len(rest)} images stand in no table and are not used")
         return []
-    share = len(rest) / (len(rest) + len(train))
+    n = len(rest) + len(labelled)
+    share = len(rest) / n
     if share > MAX_UNLABELLED_SHARE:
         raise InputError(
-            f"{len(rest)} of {len(rest) + len(train)} training images under {listing.root} have no "
-            f"label ({share:.0%}, at most {MAX_UNLABELLED_SHARE:.0%} is normal), {images[rest[0]]} "
-            "first: give the labels that belong to these images, or move the others away"
+            f"{len(rest)} of {n} training images under {listing.root} have no label ({share:.0%}, "
+            f"at most {MAX_UNLABELLED_SHARE:.0%} is normal), {images.path(rest[0])} first: give "
+            "the labels that belong to these images, or move the others away"
         )
     problems.append(f"{len(rest)} training images have no label and are left out")
     return rest
 
 
-def _layout(listing: Listing, images: dict[str, Path], by_masks: bool) -> str:
+def _layout(images: Images, by_masks: bool) -> str:
     if by_masks:
         return "images+masks"
-    dicoms = [path for path in images.values() if path.suffix.lower() not in PICTURE_SUFFIXES]
+    paths = map(images.path, images.files)
+    dicoms = [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]
     if 2 * len(dicoms) <= len(images):
         return "images+rle"
     folders = {path.parent for path in dicoms}
     return "nested-dicom" if 2 * len(folders) > len(dicoms) else "flat-dicom"
+
+
+def _dangling(listing: Listing) -> str:
+    return f"; {listing.dangling[0]} is a link that leads nowhere" if listing.dangling else ""
 
 
 def _archive_hint(listing: Listing) -> str:
@@ -211,7 +337,18 @@ def _archive_hint(listing: Listing) -> str:
 
 
 def _table_hint(listing: Listing) -> str:
-    for path in listing.tables:
+    for path in set(listing.tables) - set(_label_tables(listing)):
         if {csv_tables.ID_COLUMN, csv_tables.RLE_COLUMN} <= set(csv_tables.columns_of(path)):
-            return f"{path.name} looks like labels: name it train-rle.csv. "
+            return f"{path.name} looks like labels: name it {LABEL_FILES[-1]}. "
     return ""
+
+
+def _masks_hint(images: Images) -> str:
+    """Words on folders whose files share their names, as images and their masks do."""
+    folders = images.folders_of_shared_names()
+    if len(folders) != 2:
+        return ""
+    return (
+        f"{folders[0]} and {folders[1]} hold files of the same names: where one of them holds "
+        "masks, call that folder masks. "
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kernel_lib import experiment_file
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, NIH_LAYOUT, NIH_TABLES
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, NIH_LAYOUT, NIH_TABLES, PACKINGS
 from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -38,14 +38,14 @@ def work_dir(value: str | None, working: Path = _WORKING) -> Path:
     and the command line agree. None: Kaggle's working folder there, else `work` in the project.
     """
     if value is not None:
-        return from_root(value)
+        return from_root(value, "WORK_DIR")
     return working if on_kaggle(working) else project_root() / "work"
 
 
 def cache_dir(value: str | None, working: Path = _WORKING) -> Path:
     """The folder for scratch, outside the working folder; not created here."""
     if value is not None:
-        return from_root(value)
+        return from_root(value, "CACHE_DIR")
     if on_kaggle(working):
         return Path(tempfile.gettempdir()) / "pneumothorax-cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumothorax"
@@ -58,7 +58,7 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     then data sets, then outputs of kernels. Raises InputError that says what was looked for.
     """
     if value is not None:
-        return _existing(from_root(value), "DATA_DIR")
+        return _existing(value, "DATA_DIR")
     mounts = _mounts(mounts)
     folders = _mounted(mounts)
     competition = [folder for folder in folders if folder.name == COMPETITION]
@@ -83,7 +83,7 @@ def nih_dir(value: str | None, mounts: Path | None = None) -> Path:
     None looks through Kaggle's mounts for its table of labels. Raises InputError with the mend.
     """
     if value is not None:
-        return _existing(from_root(value), "NIH_DIR")
+        return _existing(value, "NIH_DIR")
     mounts = _mounts(mounts)
     folders = _mounted(mounts)
     for folder in folders:
@@ -128,7 +128,7 @@ def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
     sources = _mounted(_mounts(mounts))
     found = []
     if value is not None:
-        found.append(_existing(from_root(value), "WEIGHTS_DIR"))
+        found.append(_existing(value, "WEIGHTS_DIR"))
         sources.insert(0, found[0])
     for source in sources:
         # Four levels: an older mount of a Model is model/framework/variation/version.
@@ -180,7 +180,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _holds_labels(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in LABEL_FILES)
+    return any((folder / (name + p)).is_file() for name in LABEL_FILES for p in PACKINGS)
 
 
 def _holds_artefacts(folder: Path) -> bool:
@@ -200,7 +200,10 @@ def models_dir() -> Path:
     return project_root() / "models"
 
 
-def from_root(value: str) -> Path:
+def from_root(value: str, name: str = "the path") -> Path:
+    """Return a path as given, a relative one from the project's root; InputError if it is empty."""
+    if not value.strip():
+        raise InputError(f"{name} is empty: give it, or leave it out; is a variable unset?")
     return project_root() / Path(value).expanduser()
 
 
@@ -223,8 +226,9 @@ def experiment_text(value: str) -> str:
         raise InputError(f"{path}: {error}") from None
 
 
-def _existing(path: Path, name: str) -> Path:
+def _existing(value: str, name: str) -> Path:
     """The folder, or an InputError that names it, what is there instead, and the mend."""
+    path = from_root(value, name)
     if path.is_dir():
         return path
     if path.exists():

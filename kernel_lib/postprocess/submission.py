@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import cells, rle
+from kernel_lib.data import cells, labels, rle
+from kernel_lib.data.labels import Sample, names_of
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 
-COLUMNS = ("ImageId", "EncodedPixels")
+COLUMNS = (labels.ID_COLUMN, labels.RLE_COLUMN)
 SHAPE = (1024, 1024)  # (H, W) of every image of the competition
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -35,74 +36,98 @@ class ScoreResult:
     n_only_labels: int  # images left out, since they were not predicted
 
 
-def write(path: Path | str, ids: Sequence[str], rles: Sequence[str]) -> None:
+def write(path: Path | str, ids: Sequence[str] | Sample, rles: Sequence[str]) -> None:
     """Write a submission, one row an image in the order given, whole or not at all.
+
+    A sample in the place of ids is written back with these masks: its ids, columns and order.
 
     Shapes: ids and rles of one length; an empty mask is "-1" or "".
     Raises: InputError for different lengths or an id twice.
     """
-    ids = list(ids)
+    sample = ids if isinstance(ids, Sample) else None
+    ids = list(sample.image_id if sample else ids)
     if len(ids) != len(rles):
         raise InputError(f"{len(rles)} masks for {len(ids)} images: give one mask an image")
     twice = _first_repeated(ids)
     if twice is not None:
         raise InputError(f"image {twice} stands there twice: unite its masks into one row")
-    rows = (f"{one},{text.strip() or rle.EMPTY}" for one, text in zip(ids, rles, strict=True))
-    write_text(Path(path), "\n".join([",".join(COLUMNS), *rows]) + "\n")
+    masks = [text.strip() or rle.EMPTY for text in rles]
+    rows = sample.rows(masks) if sample else [COLUMNS, *zip(ids, masks, strict=True)]
+    write_text(Path(path), cells.as_text(rows))
 
 
 def read(path: Path | str) -> pd.DataFrame:
     """Rows of an RLE table as they stand: columns row, image_id, rle.
 
-    `row` counts as an editor does, the header being 1. Either header, "ImageId,EncodedPixels" or
-    with a blank before a name; blanks around values and quotes go, empty lines are passed over, and
-    nothing is united or checked within the RLE.
-    Raises: InputError when it is missing, no text, of another header, or a row has not two values.
+    `row` counts as an editor does, the header being 1. Columns may be more than the two, in any
+    order; blanks around values and quotes go, empty lines are passed over, and nothing is united or
+    checked within the RLE.
+    Raises: InputError when it is missing, no text, lacks a column, or a row's values are not those
+    of the header in number.
     """
-    table, ragged = _read(Path(path))
+    _, table, ragged = _read(Path(path))
     if ragged:
         raise InputError(f"{path}, {ragged[0][1]}")
     return table
 
 
+def by_image(path: Path | str) -> pd.Series:
+    """The RLE of each row of a submission by image id, as `labels.names_of` has it."""
+    table = read(path)
+    return pd.Series(table["rle"].to_numpy(), index=names_of(table["image_id"]))
+
+
 def validate(
     path: Path | str,
-    sample: Path | str | Sequence[str],
+    sample: Path | str | Sample | Sequence[str],
     shapes: Shapes | None = None,
     shape: tuple[int, int] = SHAPE,
 ) -> list[str]:
     """What is wrong with a submission, each with its row and the mend; [] when nothing is.
 
-    Every id of the sample once and no other; each RLE inside its image, without overlap, a run of
-    0 pixels or an odd count. The order of rows is no fault, since the competition matches by id:
-    `order_note` tells it. `sample` is the sample submission, or its ids in order.
+    Every id of the sample once, as the sample writes it, and no other, and no column that it lacks;
+    each RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order of rows
+    and columns is no fault, since the competition matches by name: `order_note` tells it. `sample`
+    is the sample submission, or its ids in order.
 
-    Shapes: `shapes` holds (H, W) by id; images not in it have `shape`.
+    Shapes: `shapes` holds (H, W) by id as the sample writes it; images not in it have `shape`.
     Raises: InputError when the sample itself cannot be read; what is wrong in `path` is returned.
     """
-    wanted = _sample_ids(sample)
+    columns, wanted = _of_sample(sample)
     try:
-        table, ragged = _read(Path(path))
+        header, table, ragged = _read(Path(path))
     except InputError as error:
         return [str(error)]
     problems = [
+        *(
+            (
+                1,
+                f"row 1: the column {c!r} is not the sample's: write the table without it, or "
+                "without an index column",
+            )
+            for c in header
+            if c not in columns
+        ),
         *ragged,
-        *_problems_of_ids(table, set(wanted)),
+        *_problems_of_ids(table, wanted),
         *_problems_of_masks(table, shapes or {}, shape),
     ]
     problems.sort(key=lambda problem: problem[0])
     given, last = set(table["image_id"]), max([1, *table["row"]])
     return [text for _, text in problems] + [
-        f"after row {last}: image {one} of the sample is missing: add the row '{one},{rle.EMPTY}', "
-        "or its mask"
+        f"after row {last}: image {one} of the sample is missing: add the row "
+        f"{cells.as_text([[one, rle.EMPTY]]).strip()!r}, or its mask"
         for one in wanted
         if one not in given
     ]
 
 
-def order_note(path: Path | str, sample: Path | str | Sequence[str]) -> str | None:
-    """A sentence when the ids are the sample's in another order, which is no fault; else None."""
-    wanted, given = _sample_ids(sample), read(path)
+def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) -> str | None:
+    """A sentence when columns or ids are not in the sample's order, no fault; else None."""
+    columns, wanted = _of_sample(sample)
+    header, given, _ = _read(Path(path))
+    if header != columns:
+        return f"row 1: the columns are {header}, the sample's {columns}: no fault"
     ids = given["image_id"].tolist()
     if ids == wanted or sorted(ids) != sorted(wanted):
         return None
@@ -121,10 +146,10 @@ def score(
 ) -> ScoreResult:
     """Mean dice of a submission over the images that it shares with the labels.
 
-    Several rows of an image are united. Counted on runs, so that no mask is drawn. Tables are as
-    `read` returns them (image_id, rle), or files of either header.
+    Several rows of an image are united, and ids are compared as `labels.names_of` has them. Counted
+    on runs, so that no mask is drawn. Tables are as `read` returns them (image_id, rle), or files.
 
-    Shapes: `shapes` holds (H, W) by id; images not in it have `shape`.
+    Shapes: `shapes` holds (H, W) by image id; images not in it have `shape`.
     Raises: InputError naming file and row of an RLE at fault, or when no image stands in both.
     """
     sides = [_grouped(_table(side), str(_name(side))) for side in (submission, labels)]
@@ -155,12 +180,15 @@ def score(
     )
 
 
-def _problems_of_ids(table: pd.DataFrame, wanted: set[str]) -> Iterator[tuple[int, str]]:
+def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[int, str]]:
     """(row, problem) of ids that the sample lacks, or that stand in more than one row."""
+    written = dict(zip(names_of(wanted), wanted, strict=True))
+    in_sample, ids = set(wanted), table["image_id"]
     first_row: dict[str, int] = {}
-    for row, one in zip(table["row"], table["image_id"], strict=True):
-        if one not in wanted:
-            yield row, f"row {row}: image {one!r} is not in the sample: remove the row"
+    for row, one, name in zip(table["row"], ids, names_of(ids), strict=True):
+        if one not in in_sample:
+            mend = f"write it {written[name]!r}" if name in written else "remove the row"
+            yield row, f"row {row}: image {one!r} is not in the sample: {mend}"
         if one in first_row:
             yield (
                 row,
@@ -196,13 +224,15 @@ def _problems_of_masks(
             seen.setdefault(one, []).append((row, runs))
 
 
-def _sample_ids(sample: Path | str | Sequence[str]) -> list[str]:
-    """The sample's ids, each once, in the order in which they first appear."""
-    given = read(sample)["image_id"] if isinstance(sample, str | Path) else sample
-    ids = list(dict.fromkeys(given))
-    if not ids:
-        raise InputError(f"the sample {sample} names no image: give the competition's own")
-    return ids
+def _of_sample(sample: Path | str | Sample | Sequence[str]) -> tuple[list[str], list[str]]:
+    """The sample's columns, and its ids, each once, in the order in which they first appear."""
+    if isinstance(sample, str | Path):
+        sample = labels.read_sample(sample)
+    if isinstance(sample, Sample):
+        return sample.cells.columns.tolist(), sample.image_id
+    if not len(sample):
+        raise InputError("the sample names no image: give the competition's own")
+    return list(COLUMNS), list(dict.fromkeys(sample))
 
 
 def _table(side: Path | str | pd.DataFrame) -> pd.DataFrame:
@@ -217,7 +247,7 @@ def _grouped(table: pd.DataFrame, name: str) -> dict[str, list[tuple[str, str]]]
     """By id, (where it stands, RLE) of each of its rows."""
     rows = table["row"] if "row" in table else range(2, len(table) + 2)
     grouped: dict[str, list[tuple[str, str]]] = {}
-    for row, one, text in zip(rows, table["image_id"], table["rle"], strict=True):
+    for row, one, text in zip(rows, names_of(table["image_id"]), table["rle"], strict=True):
         grouped.setdefault(one, []).append((f"{name}, row {row} ({one})", text))
     return grouped
 
@@ -232,27 +262,29 @@ def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
     return rle.union(many) if len(many) > 1 else many[0]
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
-    """The table of `read` without its ragged rows, and those as (row, problem)."""
+def _read(path: Path) -> tuple[list[str], pd.DataFrame, list[tuple[int, str]]]:
+    """The header, the table of `read` without its ragged rows, and those as (row, problem)."""
     (_, header), *given = cells.read(path) or [cells.Row(1, [])]
-    if header != list(COLUMNS):
+    if any(header.count(name) != 1 for name in COLUMNS):
         found = f"the header is {','.join(header)[:80]!r}" if any(header) else "there is no header"
         raise InputError(
-            f"{path}, row 1: {found}, not {','.join(COLUMNS)!r}: give an RLE table, "
-            "written without an index column"
+            f"{path}, row 1: {found}, not {','.join(COLUMNS)!r}: give an RLE table with both "
+            "columns, once each"
         )
+    at_id, at_rle = map(header.index, COLUMNS)
     rows, ragged = [], []
     for at, row in given:
-        if len(row) == 2 and row[0]:
-            rows.append((at, *row))
+        if len(row) == len(header) and row[at_id]:
+            rows.append((at, row[at_id], row[at_rle]))
         else:
-            found = "no id" if len(row) == 2 else f"{len(row)} values instead of 2"
+            n = len(header)
+            found = "no id" if len(row) == n else f"{len(row)} values instead of {n}"
             shown = repr(",".join(row)[:60])
             ragged.append(
                 (at, f"row {at}: {found} ({shown}): write 'id,RLE', blanks within the RLE")
             )
     table = pd.DataFrame(rows, columns=["row", "image_id", "rle"])
-    return table.astype({"row": np.int64}), ragged
+    return header, table.astype({"row": np.int64}), ragged
 
 
 def _first_repeated(ids: list[str]) -> str | None:

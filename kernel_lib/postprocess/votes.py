@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel_lib.data import rle
+from kernel_lib.data import labels, rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.metrics import dice_of_counts
@@ -71,7 +71,7 @@ def of_files(
     union: bool = False,
     shape: tuple[int, int] = submission.SHAPE,
 ) -> VoteResult:
-    """Write to `out` the vote of submissions, in the first one's order; each has one voice.
+    """Write to `out` the vote of submissions, in the first one's form; each has one voice.
 
     Pixels in at least k of the masks, or with `union` the union of the masks that agree.
 
@@ -89,7 +89,7 @@ def of_files(
         many = [_runs(*named, image, shape) for named in zip(paths, columns, strict=True)]
         n_with_mask = [n + (len(runs) > 0) for n, runs in zip(n_with_mask, many, strict=True)]
         voted.append(rle.to_string(vote(many, k)))
-    submission.write(out, list(columns[0]), voted)
+    submission.write(out, labels.read_sample(paths[0]), voted)
     n_kept = sum(text != rle.EMPTY for text in voted)
     return VoteResult(len(voted), n_kept, tuple(n_with_mask))
 

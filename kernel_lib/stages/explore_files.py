@@ -96,7 +96,7 @@ def _open(opened: Opened, name: str, path: Path) -> None:
 def label_rows(csv: Path) -> LabelRows:
     """How many rows each image has, and how many of these overlap an earlier one of it."""
     cells = labels.read_cells(csv, [labels.ID_COLUMN, labels.RLE_COLUMN])
-    names = cells[labels.ID_COLUMN].map(images.image_id)
+    names = pd.Series(labels.names_of(cells[labels.ID_COLUMN]), index=cells.index)
     several = names.duplicated(keep=False)
     of_image, overlapping = {}, {}
     for name, rows in cells[several].groupby(names[several], sort=False):

@@ -16,6 +16,7 @@ import torch
 from kernel_lib import checkpoints, files, runs
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, rle, table
+from kernel_lib.data.labels import Sample
 from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
@@ -87,9 +88,9 @@ def predict(parameters: InferenceParameters) -> Predicted:
 def run(parameters: InferenceParameters) -> InferenceResult:
     """Predict the test images with every member, decide as the ensemble does, write and check.
 
-    The submission has one row an image in the sample's order. Raises InputError, nothing predicted,
-    where a stage's output is missing or damaged, or the sample and the images do not belong
-    together.
+    The submission has one row an image, in the sample's order and form. Raises InputError, nothing
+    predicted, where a stage's output is missing or damaged, or the sample and the images do not
+    belong together.
     """
     if distributed.n_ranks() > 1:
         raise InputError(
@@ -126,8 +127,9 @@ def _infer(asked: Asked) -> InferenceResult:
     target = asked.output / "submission.csv"
     with files.together(asked.output) as aside:
         written = aside / target.name
-        submission.write(written, asked.sample, [found[image_id] for image_id in asked.sample])
-        _check(written, asked.sample_file or asked.sample, predicted.images)
+        form = asked.form or asked.sample
+        submission.write(written, form, [found[image_id] for image_id in asked.sample])
+        _check(written, asked, predicted.images)
         files.write_json(aside / "test.json", told_of_test)
     if asked.output == folder:  # another data set is none of the training report's
         report.write(folder, asked.roots, source=asked.source)
@@ -153,8 +155,8 @@ class Asked:
     earlier: Path  # the ensemble's folder, perhaps another kernel's output
     ensemble: Ensemble
     source: table.Source
-    sample_file: Path | None
-    sample: list[str]  # image ids
+    form: Sample | None  # how the submission is written
+    sample: list[str]  # image ids, in the sample's order
 
     @property
     def folder(self) -> Path:
@@ -187,10 +189,14 @@ def _asked(parameters: InferenceParameters) -> Asked:
         raise InputError(
             f"{source.root} holds no test images; {source.layout} layout: -p SAMPLE FILE names them"
         )
-    if source.sample is None:
+    if distributed.n_ranks() == 1:
+        for problem in source.problems:
+            print(f"note: {problem}")
+    form = None if source.sample is None else table.read_sample(source.sample)
+    if form is None:
         print("no sample submission: one row for each test image, by id")
     check_members(ensemble, roots)
-    return Asked(parameters, roots, earlier, ensemble, source, source.sample, sample)
+    return Asked(parameters, roots, earlier, ensemble, source, form, sample)
 
 
 def check_members(ensemble: Ensemble, roots: Sequence[Path]) -> None:
@@ -309,15 +315,12 @@ def _take_along(earlier: Path, folder: Path) -> None:
             copy.write(path.read_bytes())
 
 
-def _check(target: Path, sample: Path | Sequence[str], images: pd.DataFrame) -> None:
+def _check(target: Path, asked: Asked, images: pd.DataFrame) -> None:
     """Read the submission back and refuse it where Kaggle would, or should."""
-    shapes = {
-        image_id: (height, width)
-        for image_id, height, width in images[["image_id", "height", "width"]].itertuples(
-            index=False, name=None
-        )
-    }
-    problems = submission.validate(target, sample, shapes)
+    written = asked.form.image_id if asked.form else asked.sample
+    by_id = images.set_index("image_id")[["height", "width"]].loc[asked.sample]
+    shapes = dict(zip(written, by_id.itertuples(index=False, name=None), strict=True))
+    problems = submission.validate(target, asked.form or asked.sample, shapes)
     if problems:
         raise RuntimeError(f"{target} is not valid: " + "; ".join(problems[:5]))
     print(f"{target.name}: {len(submission.read(target))} rows, checked against the sample")

@@ -61,7 +61,10 @@ def prepare_training(
     Raises InputError where these are many, or where the labels together can't be right.
     """
     if source.train.empty:
-        raise InputError(f"{source.root} holds no labelled images: training needs their table")
+        known = "".join(f"; {problem}" for problem in source.problems)
+        raise InputError(
+            f"{source.root} holds no labelled images, and training needs their table{known}"
+        )
     prepared = cache.prepare(
         source.train,
         source.root,

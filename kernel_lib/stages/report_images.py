@@ -74,7 +74,7 @@ def out_of_fold(
 
 def on_test(path: Path, source: Source) -> Picture:
     """The first test images with a mask in the submission."""
-    table = submission.read(path).set_index("image_id")["rle"]
+    table = submission.by_image(path)
     shown = []
     for image_id, path in source.test[["image_id", "path"]].itertuples(index=False):
         if len(shown) < SHOWN and table.get(image_id, "-1") != "-1":

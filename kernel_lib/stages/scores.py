@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib.data import images, rle
+from kernel_lib.data.table import discover
+from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
+from kernel_lib.postprocess.submission import ScoreResult
 from kernel_lib.postprocess.ways import Choice
 
 
@@ -111,8 +115,39 @@ def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def of_split(path: Path, data_dir: Path, split: str) -> ScoreResult:
+    """Score a submission by the labels of a data folder's test or training images.
+
+    `split` is "test" or "train". What is to be known of the folder is printed.
+
+    Raises: InputError where no image of the split has a label, or a mask is not its image's size.
+    """
+    source = discover(data_dir, for_inference=True)
+    labelled = source.test_labels if split == "test" else source.train
+    if labelled.empty:
+        raise InputError(f"{source.root}: no {split} image has a label: give the labels' table")
+    for problem in source.problems:
+        print(f"note: {problem}")
+    shapes = {row.image_id: images.size_of(row.path) for row in labelled.itertuples(index=False)}
+    rles = [_truth(row, shapes[row.image_id]) for row in labelled.itertuples(index=False)]
+    return submission.score(path, labelled[["image_id"]].assign(rle=rles), shapes)
+
+
+def _truth(row: tuple, shape: tuple[int, int]) -> str:
+    """The RLE of a labelled image of (H, W)."""
+    if not row.mask_path:
+        return row.rle
+    mask = images.read_mask(row.mask_path)
+    if mask.shape != shape:
+        raise InputError(f"{row.mask_path} is {mask.shape} and its image {shape}: resize the mask")
+    return rle.encode(mask)
+
+
 def summary(folder: Path, truth: Path | None = None) -> str:
-    """An ensemble's scores as text, its submission's where the truth is known, and its files."""
+    """An ensemble's scores as text, its submission's where the truth is known, and its files.
+
+    `truth` is a table of labels, or a data folder whose test images have labels.
+    """
     choice, document = ensembles.read_choice(folder)
     scores = Scores.of(document)
     lines = ["Out of fold:", as_text(table(scores))]
@@ -128,7 +163,7 @@ def summary(folder: Path, truth: Path | None = None) -> str:
 
 
 def _on_test(path: Path, truth: Path) -> pd.DataFrame:
-    scored = submission.score(path, truth)
+    scored = of_split(path, truth, "test") if truth.is_dir() else submission.score(path, truth)
     rows = [
         ("all empty", scored.dice_all_empty, 0.0),
         ("submission", scored.dice, scored.dice_nonempty),

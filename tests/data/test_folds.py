@@ -174,6 +174,7 @@ def test_bad_tables_are_refused_by_image(table):
 def test_the_file_comes_back_as_it_was(table, tmp_path):
     path = tmp_path / "new" / "folds.csv"
     table.loc[0, "image_id"] = "1.10"  # stays text, like groups that look like numbers
+    table.loc[1:3, "image_id"] = ['a, "b"', "c d 'e'", "p1/v"]
     table["group"] = table["group"].str.replace("p", "00")
     folds.save(table.assign(extra=1), path)
     loaded = folds.load(path)

@@ -96,9 +96,40 @@ def test_missing_file(tmp_path):
 
 
 def test_sample_keeps_order_and_first_of_repeats(csv):
-    table = labels.read_sample(csv("ImageId,EncodedPixels\nb,-1\na,-1\nb,1 2\nc,-1\n"))
-    assert table["image_id"].tolist() == ["b", "a", "c"]
-    assert table["row"].tolist() == [2, 3, 5]
+    sample = labels.read_sample(csv("ImageId,EncodedPixels\nb,-1\na,-1\nb,1 2\nc,-1\n"))
+    assert sample.image_id == sample.names == ["b", "a", "c"]
+    assert sample.cells.index.tolist() == [2, 3, 5]
+
+
+def test_a_sample_with_masks_that_differ_is_told(csv):
+    head = "ImageId,EncodedPixels\n"
+    assert labels.read_sample(csv(head + "a,-1\nb,1 2\n")).has_masks
+    for constant in ("-1", "1 2", ""):
+        assert not labels.read_sample(csv(f"{head}a,{constant}\nb,{constant}\n")).has_masks
+
+
+def test_a_sample_that_writes_an_image_in_two_ways_is_refused(csv):
+    with pytest.raises(InputError, match="row 3: image a "):
+        labels.read_sample(csv("ImageId,EncodedPixels\na.dcm,-1\na.png,-1\n"))
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        (["test/a.dcm", "test/b.dcm"], ["a", "b"]),
+        (["p1/v.jpg", "p2/v.jpg", "p2/w.jpg"], ["p1/v", "p2/v", "w"]),
+        (["C:\\data\\a.png", "a b.PNG"], ["a", "a b"]),
+        (["Jo\u0308rg"], ["J\u00f6rg"]),
+        (["1.2.3"], ["1.2.3"]),
+    ],
+)
+def test_names_are_without_folders_unless_these_tell_images_apart(written, names):
+    assert labels.names_of(written) == names
+
+
+def test_labels_of_images_that_share_a_name_are_not_united(csv):
+    table = labels.read_labels(csv("ImageId,EncodedPixels\np1/v.jpg,0 3\np2/v.jpg,5 2\n"))
+    assert table[["image_id", "rle"]].to_numpy().tolist() == [["p1/v", "0 3"], ["p2/v", "5 2"]]
 
 
 def test_sample_of_another_competition(csv):
@@ -111,6 +142,8 @@ def test_groups(csv):
     assert labels.read_groups(nih) == {"a": "00028864", "b": "00028864", "c": "00000001"}
     own = csv("image_id,patient\na.dcm,P_1\nb,P_2\nb,P_2\n")
     assert labels.read_groups(own) == {"a": "P_1", "b": "P_2"}
+    twins = csv("path,patient\np1/v.jpg,P_1\np2/v.jpg,P_2\n")
+    assert labels.read_groups(twins) == {"p1/v": "P_1", "p2/v": "P_2"}
 
 
 def test_groups_of_nobody_equal_no_others(csv):
@@ -146,7 +179,8 @@ def test_real_labels(shared_data):
 
 def test_real_samples_and_groups(shared_data):
     folder = shared_data / "siim-labels"
-    assert len(labels.read_sample(folder / "stage_1_sample_submission.csv")) == 1_372
-    assert len(labels.read_sample(folder / "stage_2_sample_submission.csv")) == 3_205
+    for name, n in (("stage_1", 1_372), ("stage_2", 3_205)):
+        sample = labels.read_sample(folder / f"{name}_sample_submission.csv")
+        assert (len(sample.image_id), sample.has_masks) == (n, False)
     groups = labels.read_groups(folder / "nih_id.csv")
     assert (len(groups), len(set(groups.values()))) == (12_047, 6_171)

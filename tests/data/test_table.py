@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -154,6 +156,232 @@ def test_pictures_with_masks(tmp_path, ending, inside):
     ]
 
 
+FOLDERS = [
+    ("png_images", "png_masks"), ("images", "labels"), ("train", "train_masks"),
+    ("images", "annotations"), ("images", "segmentations"), ("imagesTr", "labelsTr"),
+    ("chest", "chest_mask"), ("x", "x-masks"), ("images", "Masks"), ("img", "ground_truth"),
+    ("train", "trainannot"), ("train_images", "train_labels"), ("images/train", "masks/train"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("of_images", "of_masks"), FOLDERS)
+@pytest.mark.parametrize("around", ["", "x-ray-images-and-masks", "set_masks/inner"])
+def test_folders_of_masks_by_their_names(tmp_path, of_images, of_masks, around):
+    for name in STAGE_1:
+        touch(tmp_path / around / of_images / f"{name}.png", b"image")
+        touch(tmp_path / around / of_masks / f"{name}.png", b"mask")
+    source = table.discover(tmp_path)
+    assert ids_of(source.train) == STAGE_1
+    assert {Path(p).parent for p in source.train["path"]} == {tmp_path / around / of_images}
+    assert {Path(p).parent for p in source.train["mask_path"]} == {tmp_path / around / of_masks}
+    assert (source.unlabelled, source.problems) == ([], [])
+
+
+@pytest.mark.parametrize("ending", ["_mask", "-mask", " mask", "_Mask", "_seg", "-label"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_masks_by_the_end_of_their_names(tmp_path, ending, apart):
+    for name in STAGE_2:
+        touch(tmp_path / "all" / f"{name}.png", b"image")
+        touch(tmp_path / ("masks" if apart else "all") / f"{name}{ending}.png", b"mask")
+    source = table.discover(tmp_path)
+    assert ids_of(source.train) == STAGE_2
+    assert [Path(p).stem for p in source.train["mask_path"]] == [f"{n}{ending}" for n in STAGE_2]
+
+
+def test_masks_of_nnu_net(tmp_path):
+    for part, name in (("Tr", "c1"), ("Tr", "c2"), ("Ts", "c3")):
+        touch(tmp_path / f"images{part}" / f"{name}_0000.png")
+        touch(tmp_path / f"labels{part}" / f"{name}.png")
+    source = table.discover(tmp_path)
+    assert ids_of(source.train) == ["c1_0000", "c2_0000"]
+    assert ids_of(source.test) == ids_of(source.test_labels) == ["c3_0000"]
+
+
+@pytest.mark.parametrize("of_masks", ["masks", "labels"])
+def test_files_that_share_a_name_are_told_apart_by_their_folders(tmp_path, of_masks):
+    for patient in ("p1", "p2"):
+        for view in ("frontal", "lateral"):
+            touch(tmp_path / "images" / patient / f"{view}.jpg", f"{patient}{view}".encode())
+            touch(tmp_path / of_masks / patient / f"{view}_mask.png", b"mask")
+    touch(tmp_path / "images" / "p3" / "other.jpg")
+    touch(tmp_path / of_masks / "p3" / "other.png")
+    train = table.discover(tmp_path).train
+    assert ids_of(train) == ["other", "p1/frontal", "p1/lateral", "p2/frontal", "p2/lateral"]
+    for row in train.itertuples():
+        assert Path(row.path).parts[-2] == Path(row.mask_path).parts[-2]
+        assert Path(row.path).stem == Path(row.mask_path).stem.removesuffix("_mask")
+
+
+def test_a_table_names_files_that_share_a_name_by_their_paths(tmp_path):
+    for patient in ("patient1", "patient2"):
+        touch(tmp_path / "data" / patient / "study1" / "view1.jpg", patient.encode())
+    rows = (
+        "CheXpert/data/patient1/study1/view1.jpg,0 3\nCheXpert/data/patient2/study1/view1.jpg,-1\n"
+    )
+    touch(tmp_path / "train-rle.csv", b"ImageId,EncodedPixels\n" + rows.encode())
+    train = table.discover(tmp_path).train
+    assert ids_of(train) == ["data/patient1/study1/view1", "data/patient2/study1/view1"]
+    assert train["rle"].tolist() == ["0 3", "-1"]
+    assert [Path(path).parts[-3] for path in train["path"]] == ["patient1", "patient2"]
+
+
+def test_names_are_compared_as_nfc_and_without_blanks_around(tmp_path):
+    touch(tmp_path / "Jo\u0308rg .png")
+    labels(tmp_path, ["J\u00f6rg"])
+    assert ids_of(table.discover(tmp_path).train) == ["J\u00f6rg"]
+
+
+@pytest.mark.parametrize("packing", [".zip", ".gz"])
+def test_tables_as_they_were_downloaded(tmp_path, packing):
+    nested(tmp_path, "train", STAGE_1[:6])
+    nested(tmp_path, "test", STAGE_1[6:])
+    labels(tmp_path, STAGE_1[:6])
+    sample(tmp_path, STAGE_1[6:])
+    for path in list(tmp_path.glob("*.csv")):
+        if packing == ".zip":
+            with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+                archive.write(path, path.name)
+        else:
+            Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[6:])
+    labels(tmp_path, STAGE_1[:6])  # unpacked beside it
+    assert table.discover(tmp_path).labels == tmp_path / "train-rle.csv"
+    assert table.discover(tmp_path).problems == []
+
+
+# --- test images that have labels -----------------------------------------------------------
+
+
+def drawn(root: Path, part: str, names: list[str], with_masks: bool = True) -> None:
+    for name in names:
+        touch(root / part / "images" / f"{name}.png", f"{part}{name}".encode())
+        if with_masks:
+            touch(root / part / "masks" / f"{name}.png", b"mask")
+
+
+@pytest.mark.parametrize("part", ["test", "val", "valid", "Validation", "testing"])
+@pytest.mark.parametrize("around", ["", "set-test", "train_test_val"])
+def test_a_labelled_split_is_not_trained_on(tmp_path, part, around):
+    drawn(tmp_path / around, "train", STAGE_1[:6])
+    drawn(tmp_path / around, part, STAGE_1[6:])
+    source = table.discover(tmp_path)
+    assert ids_of(source.train) == STAGE_1[:6]
+    assert ids_of(source.test) == ids_of(source.test_labels) == STAGE_1[6:]
+    assert all("masks" in path for path in source.test_labels["mask_path"])
+    (problem,) = source.problems
+    assert "4 labelled images" in problem
+    assert STAGE_1[6] in problem
+
+
+def test_of_test_and_validation_images_the_first_are_for_scoring_and_neither_for_training(tmp_path):
+    drawn(tmp_path, "train", STAGE_1[:6])
+    drawn(tmp_path, "valid", STAGE_1[6:8])
+    drawn(tmp_path, "test", STAGE_1[8:])
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[8:])
+    assert "4 labelled images" in source.problems[0]
+
+
+def test_an_id_of_two_splits_is_two_images(tmp_path):
+    for part in ("train", "test"):
+        drawn(tmp_path, part, ["a"])
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (["train/a"], ["test/a"])
+    assert Path(source.train["mask_path"][0]).parts[-3] == "train"
+    assert Path(source.test_labels["mask_path"][0]).parts[-3] == "test"
+
+
+def test_the_same_file_in_two_splits_is_a_test_image(tmp_path):
+    drawn(tmp_path, "train", ["a"])
+    drawn(tmp_path, "test", ["b"], with_masks=False)
+    touch(tmp_path / "train" / "images" / "b.png", b"testb")
+    touch(tmp_path / "train" / "masks" / "b.png", b"mask")
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (["a"], ["b"])
+    assert ids_of(source.test_labels) == ["b"]
+
+
+def test_a_table_that_labels_the_test_folder_too_does_not_bring_it_into_training(tmp_path):
+    for n, name in enumerate(STAGE_1):
+        touch(tmp_path / ("train" if n < 6 else "test") / f"{name}.png")
+    labels(tmp_path, STAGE_1)
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[6:])
+    assert source.test_labels["rle"].tolist() == ["-1", "5 3 2 1"] * 2
+
+
+def test_labelled_images_that_the_sample_names_are_not_trained_on(tmp_path):
+    nested(tmp_path, "train", STAGE_1[:6])
+    nested(tmp_path, "test", STAGE_1[6:])
+    labels(tmp_path, STAGE_1)
+    sample(tmp_path, STAGE_1[6:])
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[6:])
+    given = table.discover(tmp_path, sample=tmp_path / "sample_submission.csv")
+    assert (ids_of(given.train), ids_of(given.test_labels)) == (STAGE_1, STAGE_1[6:])
+
+
+def test_an_earlier_stage_s_test_folder_is_trained_on_without_a_sample(tmp_path):
+    nested(tmp_path, "train", STAGE_1[:6])
+    nested(tmp_path, "test", STAGE_1[6:])
+    for name in STAGE_2:
+        touch(tmp_path / "stage_2_images" / f"{name}.dcm")
+    labels(tmp_path, STAGE_1, "stage_2_train.csv")
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1, STAGE_2)
+
+
+# --- tables by what they hold ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["", "ImageId,EncodedPixels\n"])
+@pytest.mark.parametrize("with_sample", [False, True])
+@pytest.mark.parametrize("rle", ["0 {}", "-1"])
+def test_the_competition_s_own_sample_of_its_labels(tmp_path, header, with_sample, rle):
+    for n, name in enumerate(STAGE_1):
+        touch(tmp_path / "stage_2_images" / f"{name}.dcm", name.encode())
+        if n < 3:
+            touch(tmp_path / "sample images" / f"{name}.dcm", name.encode())
+    labels(tmp_path, STAGE_1[:7], "stage_2_train.csv")
+    if with_sample:
+        sample(tmp_path, STAGE_1[7:], "stage_2_sample_submission.csv")
+    elif rle == "-1" and header:
+        pytest.skip("it is a sample submission by all that it holds")
+    rows = [f"{name},{rle.format(n + 1)}\n" for n, name in enumerate(STAGE_1[:3])]
+    touch(tmp_path / "sample images" / "train-rle-sample.csv", (header + "".join(rows)).encode())
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:7], STAGE_1[7:])
+
+
+def test_a_table_called_sample_with_other_columns_is_not_used(tmp_path):
+    nested(tmp_path, "train", STAGE_1)
+    labels(tmp_path, STAGE_1)
+    touch(tmp_path / "sample_ages.csv", b"patient,age\na,50\n")
+    source = table.discover(tmp_path)
+    assert (len(source.train), source.sample) == (10, None)
+    assert "sample_ages.csv" in source.problems[0]
+
+
+def test_a_sample_finds_images_by_paths_and_endings(tmp_path):
+    nested(tmp_path, "test", STAGE_1)
+    sample(tmp_path, [f"dicom-images-test\\{name}.dcm" for name in STAGE_1[::-1]])
+    assert ids_of(table.discover(tmp_path).test) == STAGE_1[::-1]
+
+
+def test_the_clone_s_own_pictures_are_no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "NOT_DATA", {tmp_path / "docs", tmp_path / "demo"})
+    for name in ("docs/a.png", "demo/data/b.png"):
+        touch(tmp_path / name)
+    refused(tmp_path, "no images")
+    assert len(folder.survey(tmp_path / "demo").images) == 1  # where it is asked for
+
+
+def test_what_is_no_data_lies_in_this_clone(project_root):
+    assert {project_root / name for name in ("docs", "models", "demo")} <= folder.NOT_DATA
+
+
 def test_dicom_before_png_before_jpeg(tmp_path):
     for name in STAGE_1:
         for suffix in (".png", ".jpg", ".dcm"):
@@ -162,6 +390,18 @@ def test_dicom_before_png_before_jpeg(tmp_path):
     source = table.discover(tmp_path)
     assert {Path(path).suffix for path in source.train["path"]} == {".dcm"}
     assert "10 images have files of two formats" in source.problems[0]
+
+
+@pytest.mark.parametrize("name", ["overlays", "lungs"])
+def test_pictures_of_another_folder_and_format_do_not_take_an_image_s_place(tmp_path, name):
+    for image in STAGE_2:
+        touch(tmp_path / "images" / f"{image}.jpg", b"image")
+        touch(tmp_path / name / f"{image}.png", b"drawn")
+    refused(tmp_path, rf"/images and .*/{name} hold files of the same names")
+    labels(tmp_path, STAGE_2)
+    refused(tmp_path, rf"4 of 8 training images .* no label .*/{name}/")
+    source = table.discover(tmp_path, for_inference=True)
+    assert {Path(path).suffix for path in source.train["path"]} == {".jpg"}
 
 
 def test_same_file_twice_is_one_image(tmp_path):
@@ -241,10 +481,61 @@ def test_many_unlabelled_images(tmp_path):
     refused(tmp_path, rf"1 of 10 training images .*10%, at most 5%.*{STAGE_1[9]}")
 
 
-def test_one_id_two_contents(tmp_path):
-    touch(tmp_path / "a" / "x.png", b"one")
-    touch(tmp_path / "b" / "x.png", b"two")
-    refused(tmp_path, r"image x is there twice, with differing content: .*a/x\.png and .*b/x\.png")
+def test_folders_of_the_same_names_are_named_as_they_may_be_masks(tmp_path):
+    for name in "xyz":
+        touch(tmp_path / "a" / f"{name}.png", b"one")
+        touch(tmp_path / "b" / f"{name}.png", b"two")
+    refused(tmp_path, r"6 images .*/a and .*/b hold files of the same names: .* masks")
+
+
+def test_a_table_of_other_ids_shows_one_of_each_side(tmp_path):
+    for name in STAGE_1:
+        touch(tmp_path / f"{name}.png")
+    labels(tmp_path, STAGE_2)
+    with pytest.raises(InputError, match=rf"{STAGE_2[0]}.*{STAGE_1[0]}") as raised:
+        table.discover(tmp_path)
+    assert "name it" not in str(raised.value)
+
+
+def test_a_name_that_several_images_share_is_refused(tmp_path):
+    for patient in ("p1", "p2"):
+        touch(tmp_path / patient / "v.png", patient.encode())
+    labels(tmp_path, ["v"])
+    refused(tmp_path, r"v may be .*p1/v\.png or .*p2/v\.png")
+
+
+def test_two_masks_of_an_image_are_refused(tmp_path):
+    touch(tmp_path / "images" / "a.png")
+    for name in ("a", "a_mask"):
+        touch(tmp_path / "masks" / f"{name}.png", b"x" * len(name))
+    refused(tmp_path, r"image a has two masks, .*a\.png and .*a_mask\.png")
+    touch(tmp_path / "masks" / "a_mask.png", b"x")  # a copy
+    touch(tmp_path / "masks" / "a.jpg", b"another format")
+    assert table.discover(tmp_path).train["mask_path"].tolist() == [
+        str(tmp_path / "masks" / "a.png")
+    ]
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    touch(tmp_path / "images" / "a.png")
+    for name in ("b.png", "study"):
+        (tmp_path / "images" / name).symlink_to(tmp_path / "gone")
+    labels(tmp_path, ["a"])
+    (problem,) = table.discover(tmp_path).problems
+    assert "2 links" in problem
+    assert str(tmp_path / "images" / "b.png") in problem
+    labels(tmp_path, ["a", "b"])
+    refused(tmp_path, r"image b has a label and no file .*images/b\.png is a link")
+
+
+def test_a_copy_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def compare(one, other, shallow):
+        raise PermissionError(13, "Permission denied", str(other))
+
+    monkeypatch.setattr(folder.filecmp, "cmp", compare)
+    for name in ("a", "b"):
+        touch(tmp_path / name / "x.png")
+    refused(tmp_path, r"b/x\.png can't be read: Permission denied")
 
 
 def test_sample_of_which_some_images_are_missing(tmp_path):
@@ -279,7 +570,8 @@ def test_real_folders(shared_data, name, layout, n_train, n_positive, n_test):
     assert source.layout == layout
     assert (len(source.train), len(source.test)) == (n_train, n_test)
     assert (source.train["rle"] != "-1").sum() == n_positive
-    assert (source.unlabelled, source.problems) == ([], [])
+    assert (source.unlabelled, len(source.problems)) == ([], bool(n_test))
+    assert all("300" in problem for problem in source.problems)  # as both are the same images
 
 
 def test_masks_drawn_from_labels_are_read_as_the_same(tmp_path):

@@ -45,6 +45,23 @@ def test_an_absolute_value_stands_as_it_is(tmp_path: Path):
     assert paths.data_dir(str(tmp_path)) == tmp_path
 
 
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("DATA_DIR", paths.data_dir),
+        ("WORK_DIR", paths.work_dir),
+        ("CACHE_DIR", paths.cache_dir),
+        ("NIH_DIR", paths.nih_dir),
+        ("WEIGHTS_DIR", paths.weights_dirs),
+        ("the path", paths.from_root),
+    ],
+)
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_not_the_project(name, of, value):
+    with pytest.raises(InputError, match=f"{name} is empty"):
+        of(value)
+
+
 def test_without_a_value_work_lies_in_the_project_off_kaggle(project_root, monkeypatch):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
     assert paths.work_dir(None) == project_root / "work"

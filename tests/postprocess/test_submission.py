@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.data import rle
+from kernel_lib.data import labels, rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import metrics, submission
 
@@ -68,7 +68,7 @@ def test_either_header_is_read(tmp_path: Path, text: str) -> None:
     [
         (b"", "row 1: there is no header"),
         (b"id,label\na,1\n", "row 1: the header is 'id,label'"),
-        (b",ImageId,EncodedPixels\n0,a,-1\n", "without an index column"),
+        (b"ImageId,EncodedPixels,ImageId\na,-1,a\n", "row 1: the header is"),
         (b"ImageId,EncodedPixels\na,-1\nb\n", "row 3: 1 values instead of 2"),
         (b"ImageId,EncodedPixels\na,1,2\n", "row 2: 3 values instead of 2"),
         (b"ImageId,EncodedPixels\n,-1\n", "row 2: no id"),
@@ -128,6 +128,57 @@ def test_another_order_is_a_note_and_no_fault(tmp_path: Path, sample: Path) -> N
     assert "c, there b" in note
 
 
+DIALECTS = {
+    "endings": "ImageId,EncodedPixels\na.dcm,{}\nb.png,{}\n",
+    "paths": "ImageId,EncodedPixels\ntest/a.dcm,{}\ntest/b.dcm,{}\n",
+    "more columns": "ImageId,EncodedPixels,Usage\na,{},Public\nb,{},Private\n",
+    "an index": ",ImageId,EncodedPixels\n0,a,{}\n1,b,{}\n",
+    "swapped": "EncodedPixels,ImageId\n{},a\n{},b\n",
+    "quoted": 'ImageId,EncodedPixels\n"a ""1"", left",{}\n"b, c",{}\n',
+}
+
+
+@pytest.mark.parametrize("text", DIALECTS.values(), ids=DIALECTS.keys())
+def test_a_submission_is_written_as_its_sample_is(tmp_path: Path, text: str) -> None:
+    sample = labels.read_sample(put(tmp_path / "sample.csv", text.format("-1", "-1")))
+    path = tmp_path / "submission.csv"
+    submission.write(path, sample, ["", "5 3"])
+    assert path.read_text() == text.format("-1", "5 3")
+    assert submission.read(path)["image_id"].tolist() == sample.image_id
+    assert submission.by_image(path).to_dict() == dict(
+        zip(sample.names, ["-1", "5 3"], strict=True)
+    )
+    for given in (sample, tmp_path / "sample.csv"):
+        assert submission.validate(path, given) == []
+        assert submission.order_note(path, given) is None
+
+
+def test_an_id_in_another_form_or_a_column_too_many_is_a_fault(tmp_path: Path) -> None:
+    sample = put(tmp_path / "sample.csv", "ImageId,EncodedPixels\na.dcm,-1\n")
+    path = put(tmp_path / "submission.csv", ",ImageId,EncodedPixels\n0,a,-1\n")
+    column, other, missing = submission.validate(path, sample)
+    assert column.startswith("row 1: the column ''")
+    assert other.startswith("row 2: image 'a'")
+    assert "'a.dcm'" in other
+    assert "a.dcm" in missing
+
+
+def test_columns_in_another_order_are_a_note_and_no_fault(tmp_path: Path, sample: Path) -> None:
+    path = put(tmp_path / "submission.csv", "EncodedPixels,ImageId\n-1,a\n-1,b\n-1,c\n")
+    assert submission.validate(path, sample) == []
+    assert submission.order_note(path, sample).startswith("row 1:")
+
+
+def test_a_score_does_not_depend_on_how_ids_are_written(tmp_path: Path) -> None:
+    truth = put(tmp_path / "labels.csv", "ImageId,EncodedPixels\na,0 8\nb,-1\n")
+    path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\nt/a.dcm,0 8\nt/b.dcm,3 3\n")
+    found = submission.score(path, truth)
+    assert (found.n_images, found.dice) == (2, 0.5)
+    twins = "ImageId,EncodedPixels\np1/v.jpg,0 8\np2/v.jpg,-1\n"
+    found = submission.score(put(truth, twins), put(path, twins))
+    assert (found.n_images, found.n_nonempty, found.dice) == (2, 1, 1.0)
+
+
 def test_images_of_another_size_are_checked_against_their_own(tmp_path: Path) -> None:
     path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\na,50 50\nb,1048570 6\n")
     assert submission.validate(path, ["a", "b"], {"a": (10, 10)}) == []
@@ -136,7 +187,7 @@ def test_images_of_another_size_are_checked_against_their_own(tmp_path: Path) ->
 
 
 def test_a_sample_of_another_competition_is_an_error(tmp_path: Path, sample: Path) -> None:
-    with pytest.raises(InputError, match=r"other\.csv, row 1: the header"):
+    with pytest.raises(InputError, match=r"other\.csv has the columns .* another competition"):
         submission.validate(sample, put(tmp_path / "other.csv", "id,target\n1,2\n"))
     with pytest.raises(InputError, match="names no image"):
         submission.validate(sample, [])

@@ -85,6 +85,31 @@ def test_a_sample_from_anywhere_names_the_test_images(place):
         infer(place, "second", sample=str(sample))
 
 
+def test_a_submission_has_the_form_of_its_sample(place):
+    ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
+    rows = [f"{n},Public,test/{one}.dcm,-1" for n, one in enumerate(ids[::-1])]
+    sample = place / "sample.csv"
+    sample.write_text("\n".join([",Usage,ImageId,EncodedPixels", *rows, ""]))
+    result = infer(place, "first", sample=str(sample))
+    written = result.submission.read_text().splitlines()
+    assert [line.rpartition(",")[0] for line in written] == [
+        line.rpartition(",")[0] for line in sample.read_text().splitlines()
+    ]
+    assert submission.validate(result.submission, sample, shape=(64, 64)) == []
+    assert submission.by_image(result.submission).index.tolist() == ids[::-1]
+    assert report_images.on_test(result.submission, result.source).sentence
+
+
+def test_a_sample_that_cannot_be_written_back_is_refused_before_predicting(place):
+    ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
+    sample = place / "sample.csv"
+    sample.write_text(f"ImageId,EncodedPixels\n{ids[0]}.dcm,-1\n{ids[0]},-1\n")
+    before = contents(place / "work")
+    with pytest.raises(InputError, match="row 3"):
+        infer(place, "first", sample=str(sample))
+    assert contents(place / "work") == before
+
+
 @pytest.mark.parametrize("name", ["..", ".hidden", "a/b", ""])
 def test_an_output_s_name_is_a_folder_of_its_own(name):
     with pytest.raises(InputError, match="OUTPUT"):

@@ -1,0 +1,63 @@
+"""Tables as they were downloaded or written: packed, quoted, damaged."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kernel_lib.data import cells
+from kernel_lib.errors import InputError
+
+TEXT = b"ImageId,EncodedPixels\na,-1\n"
+ROWS = [(1, ["ImageId", "EncodedPixels"]), (2, ["a", "-1"])]
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.zip"])
+def test_a_zipped_table_is_read_whatever_its_name(tmp_path, name):
+    path = zipped(tmp_path / name, {"in/": b"", "in/t.csv": TEXT, "__MACOSX/._t.csv": b"\0"})
+    assert cells.read(path) == ROWS
+
+
+def test_a_gzipped_table_is_read(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TEXT))
+    assert cells.read(tmp_path / "t.csv.gz") == ROWS
+
+
+def test_a_zip_of_several_files_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"t\.zip is a zip of 2 files"):
+        cells.read(zipped(tmp_path / "t.zip", {"a.csv": TEXT, "b.csv": TEXT}))
+
+
+@pytest.mark.parametrize("cut", [3, 20])
+def test_a_damaged_archive_is_named(tmp_path, cut):
+    whole = zipped(tmp_path / "w.zip", {"a.csv": TEXT}).read_bytes()
+    for name, content in (("t.zip", whole[:-cut]), ("t.gz", gzip.compress(TEXT)[:-cut])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} can.t be unpacked"):
+            cells.read(tmp_path / name)
+
+
+def test_a_packed_table_is_unpacked_within_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "MAX_BYTES", len(TEXT) - 1)
+    (tmp_path / "t.gz").write_bytes(gzip.compress(TEXT))
+    zipped(tmp_path / "t.zip", {"t.csv": TEXT})
+    for name in ("t.gz", "t.zip"):
+        with pytest.raises(InputError, match=f"{name} .*unpacks to more"):
+            cells.read(tmp_path / name)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    rows = [["id", "rle"], ['a, "b"', "1 2"], ["c 'd'", ""], ["two\nlines", "-1"], ["#;", "é"]]
+    (tmp_path / "t.csv").write_text(cells.as_text(rows), encoding="utf-8")
+    assert [row.cells for row in cells.read(tmp_path / "t.csv")] == rows
+    assert cells.as_text([["a", "-1"]]) == "a,-1\n"
