@@ -111,12 +111,15 @@ main.commands["predict-files"].hidden = True  # what several processes of one `p
 def score(submission: Path, labels: Path, shape: tuple[int, int]) -> None:
     """Mean dice of SUBMISSION against LABELS (either RLE table), over the images in both."""
     from kernel_lib.postprocess import submission as files
+    from kernel_lib.stages import scores
 
     result = files.score(submission, labels, shape=shape)
     click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
     click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
     click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")
     click.echo(f"missed    {result.n_false_negative}, false alarms {result.n_false_positive}")
+    for warning in scores.trained_on(submission):
+        click.echo(warning)
     if result.n_only_submission or result.n_only_labels:
         click.echo(
             f"left out  {result.n_only_submission} images without a label, "

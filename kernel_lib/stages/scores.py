@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -11,25 +12,26 @@ from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
 from kernel_lib.postprocess.ways import Choice
+from kernel_lib.stages import past
 
 
 def table(report: HonestReport, last: HonestReport, past_known: bool = True) -> pd.DataFrame:
     """One row a way to decide: mean dice over all images, over non-empty ones, and what it is.
 
-    The honest row is called not honest where a member's past is unknown.
+    What is called honest is called not honest where a member's past is unknown.
     """
     low, high = report.interval
-    honest = "searched rule, honest" if past_known else "searched rule, NOT HONEST (unknown past)"
+    word = "honest" if past_known else "NOT HONEST (unknown past)"
     rows = [
         ("all empty", report.all_empty, "every image without a mask"),
         ("probability > 0.5", report.above_half, "no search, no area"),
         ("searched rule, in sample", report.in_sample, "chosen and scored on the same images"),
         (
-            honest,
+            f"searched rule, {word}",
             report.honest,
             f"chosen on other folds; 95 % {low:.4f}-{high:.4f} over {report.resampled}",
         ),
-        ("last weights, honest", last.honest, "no epoch selected; the difference is the optimism"),
+        (f"last weights, {word}", last.honest, "no epoch selected; the difference is the optimism"),
     ]
     listed = [(name, score.dice, score.dice_nonempty, what) for name, score, what in rows]
     return pd.DataFrame(listed, columns=["rule", "dice", "dice non-empty", "what it is"])
@@ -113,11 +115,22 @@ def summary(folder: Path, truth: Path | None = None) -> str:
         lines += summary_lines(Ensemble.load(folder), choice, reports[0])
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
+        lines += trained_on(folder / "submission.csv")
     lines += ["", "Artefacts:"]
     for name in ("submission.csv", "report.html", "viewer.html", "thresholds.json", "members.json"):
         if (folder / name).exists():
             lines.append(f"  {folder / name}")
     return "\n".join(lines)
+
+
+def trained_on(submitted: Path) -> list[str]:
+    """Return a warning where the inference stage noted leaks beside a submission, else nothing."""
+    path = submitted.parent / "test.json"
+    if submitted.name != "submission.csv" or not path.is_file():
+        return []
+    with ensembles.named_if_damaged(path):
+        lines = json.loads(path.read_text(encoding="utf-8")).get("trained_on")
+    return [f"warning: {past.leak(lines)}"] if lines else []
 
 
 def _on_test(path: Path, truth: Path) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, preparation, report, scores
+from kernel_lib.stages import allowance, report, scores
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
     drawn = folds.find(roots, ensemble.folds_digest)
-    preparation.read_left_out(roots)  # the report's, refused before the search and not after it
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, drawn, **allow)
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
@@ -94,7 +93,8 @@ def _search(
 ) -> ThresholdsResult:
     found, scored = _honest(kept, recipe, parameters, progress=True)
     _, scored_last = _honest(last, recipe, parameters)
-    searches = _write(folder, kept, found, scored, scored_last)
+    past_known = kept.honest and last.honest
+    searches = _write(folder, kept, found, scored, scored_last, past_known)
     return ThresholdsResult(
         folder=folder,
         ensemble=Ensemble.load(folder),
@@ -103,7 +103,7 @@ def _search(
         searches=searches,
         honest=scored,
         last=scored_last,
-        past_known=kept.honest,
+        past_known=past_known,
     )
 
 
@@ -157,6 +157,7 @@ def _write(
     found: Searched,
     kept: honest.HonestReport,
     last: honest.HonestReport,
+    past_known: bool,
 ) -> dict[str, thresholds.SearchResult]:
     """members.json, what the searches saw and scored, and last of all the rule; the searches."""
     ensemble, weights = part.ensemble, found.choice.weights
@@ -180,7 +181,7 @@ def _write(
         by = [m.run for m in ensemble.gate_members or ensemble.members]
         document["gate"] = {"by": ensemble.gate, "runs": by}
     final = ensemble if weights is None else ensemble.taking(weights)
-    document |= {"past_known": part.honest, "honest": kept.to_json(), "last": last.to_json()}
+    document |= {"past_known": past_known, "honest": kept.to_json(), "last": last.to_json()}
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with files.together(folder, without=("thresholds.json", "test.json")) as aside:
         final.save(aside)
