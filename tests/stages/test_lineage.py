@@ -230,7 +230,7 @@ def test_a_file_of_weights_is_imagenet_s_where_the_user_says_so(tmp_path):
     assert lineage.known
     assert lineage.imagenet == "found.pth, as WEIGHTS_ARE says"
     with pytest.raises(InputError, match="WEIGHTS_ARE"):  # it states its own past
-        begin(tmp_path, 0, other_past(tmp_path, {"i02": ""}), weights_are="imagenet")
+        begin(tmp_path / "b", 0, other_past(tmp_path, {"i02": ""}), weights_are="imagenet")
 
 
 @pytest.mark.parametrize("said", [None, "imagenet"])
