@@ -151,8 +151,8 @@ def _trained_on(asked: Asked) -> list[str]:
     ]
     lineages = [runs.stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
     images = prepared_images(folders[0].read_config()["experiment"]["size"], asked)
-    ids = images.table["image_id"].tolist()
-    found = past.seen_by(ids, fingerprint.codes(images), lineages)
+    test = past.Known(images.table["image_id"].tolist(), fingerprint.codes(images))
+    found = past.seen_by(test, lineages)
     if found:
         print(f"warning: {past.leak(found)}")
     if not all(one.known and all(code for _, code in one.pairs) for one in lineages):

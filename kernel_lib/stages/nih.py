@@ -101,11 +101,11 @@ def _test_patients(
             "left out: predict no test images with what descends from this training"
         )
         return {}
-    test_ids, those = past.test_images(source, size, parameters)
+    test = past.test_images(source, size, parameters)
     because: dict[str, str] = {}
-    for i, j in fingerprint.matches(fingerprint.codes(everything), those):
+    for i, j in fingerprint.matches(fingerprint.codes(everything), test.codes):
         name = everything.table["image_id"].iat[i]
-        said = f"{name} has the pixels of the test image {test_ids[j]}"
+        said = f"{name} has the pixels of the test image {test.ids[j]}"
         because.setdefault(patients.iat[i], said)
     return because
 

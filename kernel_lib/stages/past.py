@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,16 +16,25 @@ from kernel_lib.kaggle import paths
 from kernel_lib.runs import Lineage
 
 
-def test_images(
-    source: table.Source, size: int, parameters: TrainParameters
-) -> tuple[list[str], tuple[str, ...]]:
-    """The test images of a data folder by id, with their fingerprints' codes.
+@dataclass(frozen=True)
+class Known:
+    """Images by id, with their fingerprints' codes."""
+
+    ids: Sequence[str] = ()
+    codes: Sequence[str] = ()
+
+
+NONE = Known()
+
+
+def test_images(source: table.Source, size: int, parameters: TrainParameters) -> Known:
+    """The test images of a data folder.
 
     They are decoded as `inference` does, which then finds them done. Of what cannot be read, which
     is noted, only the id is known.
     """
     if source.test.empty:
-        return [], ()
+        return NONE
     test = cache.prepare(
         source.test,
         source.root,
@@ -36,25 +46,22 @@ def test_images(
     )
     for line in test.skipped:
         print(f"note: a test image cannot be compared with the training images: {line}")
-    return test.table["image_id"].tolist(), fingerprint.codes(test)
+    return Known(test.table["image_id"].tolist(), fingerprint.codes(test))
 
 
-def without_test_images(
-    prepared: Prepared, source: table.Source, size: int, parameters: TrainParameters
-) -> tuple[Prepared, list[str]]:
+def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list[str]]:
     """Leave out the training images that are test images too, by id or by pixels.
 
     Return the others, and a line "id: reason" for each that is left out.
 
     Raises: InputError where nothing would be left.
     """
-    test_ids, those = test_images(source, size, parameters)
-    if not test_ids:
+    if not test.ids:
         return prepared, []
-    ids = prepared.table["image_id"].tolist()
-    copies = {i: test_ids[j] for i, j in fingerprint.matches(fingerprint.codes(prepared), those)}
-    test = set(test_ids)
-    copies |= {i: image_id for i, image_id in enumerate(ids) if image_id in test}
+    ids, known = prepared.table["image_id"].tolist(), set(test.ids)
+    found = fingerprint.matches(fingerprint.codes(prepared), test.codes)
+    copies = {int(i): test.ids[j] for i, j in found}
+    copies |= {i: image_id for i, image_id in enumerate(ids) if image_id in known}
     if not copies:
         return prepared, []
     lines = [f"{ids[i]}: it is the test image {copies[i]}, by id or pixels" for i in sorted(copies)]
@@ -64,8 +71,8 @@ def without_test_images(
     )
     if len(copies) == len(ids):
         raise InputError(
-            f"every training image under {source.root} is one of its test images ({lines[0]}): "
-            "move the copies out of DATA_DIR"
+            f"every training image is a test image too ({lines[0]}): move the copies out of "
+            "DATA_DIR"
         )
     kept = [i for i in range(len(ids)) if i not in copies]
     return prepared.subset(np.array(kept)), lines
@@ -131,11 +138,13 @@ def leak(lines: Sequence[str]) -> str:
     )
 
 
-def seen_by(ids: Sequence[str], codes: Sequence[str], lineages: Iterable[Lineage]) -> list[str]:
+def seen_by(images: Known, lineages: Iterable[Lineage]) -> list[str]:
     """A line for each of these images that was trained on, by id or by pixels."""
     trained = sorted({pair for lineage in lineages for pair in lineage.pairs})
-    at = {image_id: i for i, image_id in enumerate(ids)}
+    at = {image_id: i for i, image_id in enumerate(images.ids)}
     found = {at[image]: image for image, _ in trained if image in at}
-    for i, j in fingerprint.matches(codes, [code for _, code in trained]):
+    for i, j in fingerprint.matches(images.codes, [code for _, code in trained]):
         found.setdefault(int(i), trained[j][0])
-    return [f"{ids[i]} is the training image {found[i]}, by id or pixels" for i in sorted(found)]
+    return [
+        f"{images.ids[i]} is the training image {found[i]}, by id or pixels" for i in sorted(found)
+    ]

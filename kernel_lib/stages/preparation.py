@@ -26,6 +26,7 @@ class TrainingSet:
     truth: pd.DataFrame
     folds_digest: str
     fingerprints: tuple[str, ...] = ()  # by cache row, as `data.fingerprint` gives them
+    test: past.Known = past.NONE  # the test images, of which none is to be trained on
     past_known: bool = True  # False: an image may show a patient of the fold without saying so
 
 
@@ -39,7 +40,8 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     source = table.discover(paths.data_dir(parameters.data_dir))
     for problem in source.problems:
         print(f"note: {problem}")
-    prepared = prepare_training(source, parameters, size, roots[0])
+    test = past.test_images(source, size, parameters)
+    prepared = prepare_training(source, parameters, size, roots[0], test)
     drawn = settle_folds(prepared, parameters, roots)
     if decided.experiment.images == "nih":
         found = nih.prepare(parameters, size, roots[0], drawn, source)
@@ -48,17 +50,18 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
             found.truth,
             folds.digest(drawn),
             found.fingerprints,
+            test,
             found.past_known,
         )
     truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
     truth["positive"] = truth["area_px"] > 0
     codes = fingerprint.codes(prepared)
     past.note_copies_across_folds(truth, codes)
-    return TrainingSet(prepared, truth, folds.digest(drawn), codes)
+    return TrainingSet(prepared, truth, folds.digest(drawn), codes, test)
 
 
 def prepare_training(
-    source: table.Source, parameters: TrainParameters, size: int, work: Path
+    source: table.Source, parameters: TrainParameters, size: int, work: Path, test: past.Known
 ) -> cache.Prepared:
     """Decode the labelled images of DATA_DIR at `size`, each once.
 
@@ -77,7 +80,7 @@ def prepare_training(
         on_bad_file=parameters.on_bad_file,
     )
     skipped = prepared.skipped
-    prepared, in_test = past.without_test_images(prepared, source, size, parameters)
+    prepared, in_test = past.without_test_images(prepared, test)
     positive = int((prepared.table["area_px"] > 0).sum())
     print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
     unlabelled = (f"{name}: no label" for name in source.unlabelled)

@@ -58,6 +58,8 @@ def network(
     name = parent.stem if released.is_released(parent) else row.weights
     theirs = _past_of(parent, decided)
     lineage = lineage.joined(past.placed(theirs, truth, images.fingerprints, name), name)
+    if leaked := past.seen_by(images.test, [lineage]):
+        print(f"warning: with what {name} was trained on, {past.leak(leaked)}")
     for image_id, group in truth.loc[held, ["image_id", "group"]].itertuples(index=False):
         if lineage.saw(image_id, group):
             raise InputError(

@@ -26,6 +26,7 @@ from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import start
 from kernel_lib.stages import thresholds as stage
+from kernel_lib.stages.past import Known
 from kernel_lib.stages.preparation import TrainingSet
 
 ROW = Experiment(
@@ -87,11 +88,13 @@ def finished(work: Path, run: str, fold: int, lineage: Lineage | None = None, di
     return folder
 
 
-def begin(work: Path, fold: int, weights: str, truth: pd.DataFrame | None = None, **parameters):
+def begin(
+    work: Path, fold: int, weights: str, truth: pd.DataFrame | None = None, test=None, **parameters
+):
     truth = table() if truth is None else truth
     held = (truth["fold"] == fold).to_numpy()
     folder = settled(work, "child", fold, weights)
-    images = TrainingSet(None, truth, DIGEST, tuple(map(code, truth["image_id"])))
+    images = TrainingSet(None, truth, DIGEST, tuple(map(code, truth["image_id"])), test or Known())
     decided = plan("child", weights)
     given = {"parameters": decided.parameters.model_copy(update=parameters)}
     return start.network(folder, decided.model_copy(update=given), images, held, [work])
@@ -194,6 +197,12 @@ def test_a_copy_of_a_held_out_image_under_another_id_is_refused(tmp_path, turned
     path = other_past(tmp_path, {"png_5": code("i04", turned)})
     with pytest.raises(InputError, match="was trained on image i04 or its patient"):
         begin(tmp_path, 0, path)
+
+
+def test_a_test_image_that_an_ancestor_saw_is_named(tmp_path, capsys):
+    path = other_past(tmp_path, {"png_5": code("of the test set")})
+    begin(tmp_path, 0, path, test=Known(["t7", "t8"], [code("t7"), code("of the test set")]))
+    assert "t8 is the training image png_5" in capsys.readouterr().out
 
 
 def test_a_copy_of_a_training_image_is_that_image(tmp_path, capsys):

@@ -49,7 +49,8 @@ def source_of(root: Path, train: dict[str, int], test: dict[str, int]) -> table.
 def prepared(tmp_path: Path, train: dict[str, int], test: dict[str, int]):
     source = source_of(tmp_path / "data", train, test)
     given = TrainParameters(cache_dir=str(tmp_path / "cache"), workers=1)
-    return preparation.prepare_training(source, given, SIZE, tmp_path)
+    test = past.test_images(source, SIZE, given)
+    return preparation.prepare_training(source, given, SIZE, tmp_path, test)
 
 
 def test_training_images_that_are_test_images_by_id_or_pixels_are_left_out(tmp_path, capsys):
@@ -100,8 +101,8 @@ def test_test_images_that_a_member_was_trained_on_are_told_by_id_or_pixels():
         Lineage(images=("a", "b"), fingerprints=(code(1), code(2))),
         Lineage(images=("x", "a"), fingerprints=("", code(1))),  # of x nothing but its id is known
     ]
-    found = past.seen_by(["x", "y", "z"], [code(7), code(2), code(8)], members)
+    found = past.seen_by(past.Known("xyz", [code(7), code(2), code(8)]), members)
     assert [line.split(", by")[0] for line in found] == [
         "x is the training image x", "y is the training image b"
     ]  # fmt: skip
-    assert past.seen_by(["z"], [code(8)], members) == []
+    assert past.seen_by(past.Known("z", [code(8)]), members) == []
