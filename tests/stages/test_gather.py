@@ -272,6 +272,8 @@ REFUSED = {
     "a map's byte": (edited("oof_last.zip", one_wrong_byte), "fold1/oof_last.zip is damaged (i1"),
     "maps of others": (lambda b: trained(runs.fold_folder(b, RUN, 1), 3, weight=2.0),
                        "fold1/oof.zip was predicted by other checkpoints than lie beside it"),
+    "maps of another past": (lambda b: predicted(runs.fold_folder(b, RUN, 1), Lineage(known=False)),
+                             "fold1/oof.zip states another past"),
 }  # fmt: skip
 
 

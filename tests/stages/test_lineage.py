@@ -452,3 +452,10 @@ def test_folds_that_all_can_be_scored_come_out_honest(tmp_path):
     assert result.past_known
     assert result.search.score > 0.9
     assert "NOT HONEST" not in str(result)
+
+
+def test_weights_from_nowhere_can_hold_nothing(tmp_path):
+    decided = plan("child", "none")
+    given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
+    with pytest.raises(InputError, match="WEIGHTS_ARE"):
+        start.check(decided.model_copy(update={"parameters": given}), [0], [tmp_path])
