@@ -250,7 +250,7 @@ def read_left_out(roots: Sequence[Path]) -> list[str]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged ({error}): delete it, which leaves it out of reports, or run the "
-            "train stage, which writes it anew"
+            "train stage, which writes it again"
         ) from error
     return lines
 

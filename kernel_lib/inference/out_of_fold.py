@@ -148,7 +148,7 @@ def refuse_seen(
     """Whether scoring these images with that archive's predictions is honest.
 
     It is not where the member's past is unknown: also where it has seen an image that is not among
-    those `here`, the ids of the folds file, and has no fingerprint that told it from them.
+    those `here`, the ids of the folds file, and has no fingerprint that distinguishes it from them.
     Raises InputError naming an image that the member had seen, or an unknown past that was not
     allowed: a score counts only if no member saw the image.
     """

@@ -302,10 +302,10 @@ def _test(folder: Path) -> honest.TestSummary | None:
 
 
 def _test_problems(folder: Path, test: honest.TestSummary) -> list[Section]:
-    told = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    trained_on = told.get("trained_on", [])  # of an earlier version: not looked for
+    noted = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    trained_on = noted.get("trained_on", [])  # of an earlier version: not looked for
     lines = [*test.warnings, *([past.leak(trained_on)] if trained_on else []), *trained_on]
-    lines += [f"empty mask, unreadable image: {name}" for name in told["unreadable"]]
+    lines += [f"empty mask, unreadable image: {name}" for name in noted["unreadable"]]
     return [Section("Test images: what to know", lines)] if lines else []
 
 

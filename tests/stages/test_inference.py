@@ -111,14 +111,14 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
     codes = (fingerprint.code(images.read(path)), "")
     retold(place / "work", 1, Lineage(images=("copy", "i02"), fingerprints=codes))
     result = infer(place, "first")
-    told = json.loads((result.folder / "test.json").read_text())["trained_on"]
-    assert [line.split(", by")[0] for line in told] == [f"{path.stem} is the training image copy"]
-    assert f"warning: {past.leak(told)}" in capsys.readouterr().out
-    assert scores.trained_on(result.submission) == [f"warning: {past.leak(told)}"]
+    noted = json.loads((result.folder / "test.json").read_text())["trained_on"]
+    assert [line.split(", by")[0] for line in noted] == [f"{path.stem} is the training image copy"]
+    assert f"warning: {past.leak(noted)}" in capsys.readouterr().out
+    assert scores.trained_on(result.submission) == [f"warning: {past.leak(noted)}"]
     labels = place / "labels.csv"
     shutil.copy(result.submission, labels)
     main.main(["score", str(result.submission), str(labels)], standalone_mode=False)
-    assert past.leak(told) in capsys.readouterr().out
+    assert past.leak(noted) in capsys.readouterr().out
     other = infer(place, "second", output="own")
     assert scores.trained_on(other.submission) == []
 
