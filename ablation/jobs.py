@@ -107,7 +107,9 @@ def _train(
         files.write_text(told, job.key)
     given = {}
     if arm.encoder_of:
+        # Of other phantoms, none of which is scored: what ImageNet's are to real radiographs.
         given["weights_dir"] = str(place.weights(arm.encoder_of, job.seed))
+        given["weights_are"] = "imagenet"
     train.run(
         TrainParameters(
             experiment=arm.name,

@@ -31,7 +31,7 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess.honest_report import HonestReport
-from kernel_lib.stages import preparation, thresholds, train
+from kernel_lib.stages import past, preparation, thresholds, train
 
 BEGIN, END = "<!-- real:begin -->", "<!-- real:end -->"
 SEED = TrainParameters.model_fields["seed"].default
@@ -147,7 +147,8 @@ def run(
 def _prepare(data: Path, folder: Path, study: Study) -> None:
     source, given = discover(data), _parameters(data, folder, study, study.first.name, 0)
     for row in study.chain:
-        prepared = preparation.prepare_training(source, given, row.size, folder / "work")
+        test = past.test_images(source, row.size, given)
+        prepared = preparation.prepare_training(source, given, row.size, folder / "work", test)
     preparation.settle_folds(prepared, given, [folder / "work"])  # the same at every size
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fingerprints DATA
 
-DATA is searched for stage2-silver and labelled-17. Each radiograph is copied in every way of
-`COPIES`; copy and original are then brought to each of `SIZES`, as `prepare` brings them.
+DATA is stage2-512. Each of the first `N_COPIED` radiographs is copied in every way of `COPIES`;
+copies and originals are then brought to each of `SIZES`, as `prepare` brings them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from PIL import Image
 from kernel_lib.data import fingerprint, images
 from kernel_lib.data.cache_store import resized
 
-SIZES = (1024, 512, 128)
+SIZES = (512, 128)
+N_COPIED = 400
 N_NIH, N_TEST = 112_120, 3_205
 
 
@@ -37,10 +38,10 @@ def toned(levels: np.ndarray, gamma: float = 1, contrast: float = 1, lift: float
 
 
 COPIES = {
-    "512 px": lambda x: resized(x, 512),
+    "itself": lambda x: x,
     "256 px": lambda x: resized(x, 256),
     "128 px": lambda x: resized(x, 128),
-    "256 px, nearest pixels": lambda x: x[2::4, 2::4],
+    "every fourth pixel": lambda x: x[2::4, 2::4],
     "JPEG 95": lambda x: jpeg(x, 95),
     "JPEG 75": lambda x: jpeg(x, 75),
     "JPEG 50": lambda x: jpeg(x, 50),
@@ -57,49 +58,52 @@ COPIES = {
 }
 
 
-def originals(data: Path) -> list[np.ndarray]:
-    """Real radiographs, each once."""
-    files = {images.image_id(p): p for p in sorted((data / "labelled-17" / "images").iterdir())}
-    files |= {images.image_id(p): p for p in sorted((data / "stage2-silver").rglob("*.dcm"))}
-    return [images.read(path) for path in files.values()]
+def signs(pictures: list[np.ndarray], size: int) -> np.ndarray:
+    """The codes of pictures at one size, (N, 512) of ±1."""
+    return fingerprint._signs([fingerprint.code(resized(x, size)) for x in pictures])
 
 
-def at_size(pictures: list[np.ndarray], size: int) -> np.ndarray:
-    return np.stack([fingerprint.of(resized(x, size)) for x in pictures])  # (N, D)
+def differing(product: np.ndarray) -> np.ndarray:
+    """Bits that differ, from products of ±1."""
+    return (fingerprint.BITS - product) / 2
 
 
 def main(data: Path) -> None:
-    pictures = originals(data)
-    print(f"{len(pictures)} radiographs; threshold {fingerprint.THRESHOLD}")
-    for size in SIZES:
-        prints = at_size(pictures, size)
-        pairs = (prints @ prints.T)[np.triu_indices(len(pictures), 1)]
-        levels = ", ".join(f"{q:.2%} {np.quantile(pairs, q):.3f}" for q in (0.5, 0.99, 0.9999))
-        print(
-            f"\nat {size} px: {len(pairs)} pairs of different ones: {levels}, max {pairs.max():.3f}"
-        )
-        for name, copy in COPIES.items():
-            alike = (prints * at_size([copy(x) for x in pictures], size)).sum(axis=1)
-            print(f"  {name}: min {alike.min():.3f}, 1 % {np.quantile(alike, 0.01):.3f}")
-    cost(pictures[0], prints.shape[1])
+    pictures = [images.read(path) for path in sorted((data / "images").iterdir())]
+    print(
+        f"{len(pictures)} radiographs; the same where at most {fingerprint.MOST_DIFFERING} differ"
+    )
+    at_size = {size: signs(pictures, size) for size in SIZES}
+    for size, codes in at_size.items():
+        pairs = differing((codes @ codes.T)[np.triu_indices(len(codes), 1)])
+        levels = ", ".join(f"{q:.4%} {np.quantile(pairs, q):.0f}" for q in (0.5, 1e-4, 1e-6))
+        print(f"{size} px: {len(pairs)} pairs of different ones: {levels}, min {pairs.min():.0f}")
+    for name, copy in COPIES.items():
+        copied = [copy(x) for x in pictures[:N_COPIED]]
+        n_bits = [
+            differing((signs(copied, size) * codes[:N_COPIED]).sum(axis=1)).max()
+            for size in SIZES
+            for codes in at_size.values()
+        ]
+        print(f"  {name}: max {max(n_bits):.0f}")
+    cost(pictures[0])
 
 
-def cost(picture: np.ndarray, width: int) -> None:
-    """What a fingerprint, all matches and the decoding before them take."""
+def cost(picture: np.ndarray) -> None:
+    """What a code, all matches and the decoding before them take."""
     for size in (512, 1024):
         shown = resized(picture, size)
-        print(
-            f"a fingerprint at {size} px: {milliseconds(lambda x=shown: fingerprint.of(x)):.2f} ms"
-        )
-    rng = np.random.default_rng(0)
-    these, those = (rng.standard_normal((n, width), dtype=np.float32) for n in (N_NIH // 8, N_TEST))
+        print(f"a code at {size} px: {milliseconds(lambda x=shown: fingerprint.code(x)):.2f} ms")
+    text = fingerprint.code(picture)
     start = time.perf_counter()
-    fingerprint.matches(these, those, threshold=1e9)
+    fingerprint.matches([text] * (N_NIH // 8), [text[:2]] * N_TEST)
     print(f"{N_NIH} × {N_TEST} matched: {8 * (time.perf_counter() - start):.1f} s (8 × an eighth)")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "radiograph.png"
         Image.fromarray(picture).save(path)
-        print(f"a PNG of 1024 px read: {milliseconds(lambda: images.read(path)):.1f} ms")
+        print(
+            f"a PNG of {picture.shape[1]} px read: {milliseconds(lambda: images.read(path)):.1f} ms"
+        )
 
 
 def milliseconds(call: Callable[[], object], n: int = 50) -> float:

@@ -415,6 +415,7 @@ def parameters(place: Place, **changes: Any) -> TrainParameters:
         chosen = {"experiment": "demo_UNetResNet10_128_v1", "size": 64}
     elif folder is not None and any(folder.glob(f"{LITE0}*")):
         chosen = {"experiment": "lite0_256", "size": 512, "weights_dir": str(folder)}
+        chosen["weights_are"] = "imagenet"  # in float16 they have another hash
     else:
         chosen = {"experiment": "UNetResNet34_512_v1", "weights": "none"}
     return TrainParameters(

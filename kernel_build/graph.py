@@ -21,7 +21,7 @@ from kernel_lib.plan import OVERRIDES, TrainPlan
 FILE = "graph.json"
 PUSHER = "push_all.py"
 # Parameters of a training that its kernels take from the plan; the rest is the graph's own.
-CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "nih_dir",
+CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "weights_are", "nih_dir",
            "deterministic", "precision", "compile", "on_bad_file", "masks_are", "processes",
            "workers", "threads", "save_minutes")  # fmt: skip
 

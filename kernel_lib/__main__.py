@@ -145,6 +145,8 @@ def score(submission: Path, labels: Path | None, split: str | None, shape: tuple
     click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
     click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")
     click.echo(f"missed    {result.n_false_negative}, false alarms {result.n_false_positive}")
+    for warning in scores.trained_on(submission):
+        click.echo(warning)
     if result.n_only_submission or result.n_only_labels:
         click.echo(
             f"left out  {result.n_only_submission} images without a label, "

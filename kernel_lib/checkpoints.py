@@ -19,7 +19,7 @@ from kernel_lib.runs import UNKNOWN, Lineage
 def save(path: Path, state: dict[str, Any], lineage: Lineage) -> None:
     """Write a checkpoint with its past; the old file stays until the new one is complete."""
     with files.whole(path) as file:
-        torch.save(state | {"lineage": lineage.model_dump(mode="json")}, file)
+        torch.save(state | {"lineage": lineage.to_json()}, file)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Lineage]:

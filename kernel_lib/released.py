@@ -77,7 +77,7 @@ class Released:
             "rule": _compact(self.rule.to_json()),
             "gate": self.gate,
             "tta": self.tta,
-            "lineage": _compact(self.lineage.model_dump(mode="json")),
+            "lineage": _compact(self.lineage.to_json()),
             "score": _compact(self.score),
             "licence": self.licence,
         }

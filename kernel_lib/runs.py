@@ -9,31 +9,44 @@ all roots, and the working folder wins.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from kernel_lib import files
 from kernel_lib.config import Experiment, Frozen
 from kernel_lib.errors import InputError
 from kernel_lib.plan import TrainPlan
 
+Code = Annotated[str, Field(pattern=r"^([0-9]+:[A-Za-z0-9+/]*)?$")]  # of `data.fingerprint`
+
 
 class Lineage(Frozen):
     """Which images a checkpoint has learnt from, itself and through all that it descends from."""
 
     images: tuple[str, ...] = Field((), strict=False)
+    # By which the images are known under other ids, in their order, "" where there is none; an
+    # image stands twice where ancestors had another picture under its id. Without any: ().
+    fingerprints: tuple[Code, ...] = Field((), strict=False)
     groups: tuple[str, ...] = Field((), strict=False)  # patients, where they are known
     known: bool = True  # False: some ancestor's past is not known
     ancestors: tuple[str, ...] = Field((), strict=False)
+    imagenet: str = ""  # the file of ImageNet weights at its beginning, and how it is known as such
     # Images by whose labels an epoch was selected, or training ended early, here or of an ancestor;
     # None: not known, as in what earlier versions wrote.
     chosen_on: tuple[str, ...] | None = Field(None, strict=False)
+
+    @model_validator(mode="after")
+    def _one_fingerprint_an_image(self) -> Self:
+        if self.fingerprints and len(self.fingerprints) != len(self.images):
+            raise ValueError(f"{len(self.fingerprints)} fingerprints of {len(self.images)} images")
+        return self
 
     def chosen_by(self, image_ids: Iterable[str] | None) -> Lineage:
         """Return the lineage of these weights, selected by the labels of these images as well."""
@@ -45,16 +58,37 @@ class Lineage(Frozen):
         """Return whether labels of any of these images selected an epoch, or may have."""
         return self.chosen_on is None or not set(self.chosen_on).isdisjoint(image_ids)
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each image with its fingerprint, "" where it has none."""
+        codes = self.fingerprints or ("",) * len(self.images)
+        return list(zip(self.images, codes, strict=True))
+
+    def of_pairs(self, pairs: Sequence[tuple[str, str]]) -> Lineage:
+        """The same past with these images and fingerprints."""
+        images, codes = zip(*sorted(set(pairs)), strict=True) if pairs else ((), ())
+        seen = {"images": images, "fingerprints": codes if any(codes) else ()}
+        return self.model_copy(update=seen)
+
     def joined(self, other: Lineage, name: str) -> Lineage:
         """This past and that of a checkpoint called `name`, from which it starts."""
         both = Lineage(
-            images=tuple(sorted({*self.images, *other.images})),
             groups=tuple(sorted({*self.groups, *other.groups})),
             known=self.known and other.known,
             ancestors=(*other.ancestors, name),
+            imagenet=other.imagenet or self.imagenet,
             chosen_on=self.chosen_on,
         )
-        return both.chosen_by(other.chosen_on)
+        return both.of_pairs([*self.pairs, *other.pairs]).chosen_by(other.chosen_on)
+
+    def to_json(self) -> dict[str, Any]:
+        """The past as a dict for JSON; what an earlier version did not know only where it is."""
+        empty = {name for name in ("fingerprints", "imagenet") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=empty)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all of it."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _seen(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -67,6 +101,8 @@ class Lineage(Frozen):
 
 
 UNKNOWN = Lineage(known=False)
+LEFT_OUT = "left_out.json"  # in the working folder: images that no training sees, and why
+LINEAGE = "lineage_digest"  # in config.json, once the past of a fold's checkpoints is known
 
 
 @dataclass(frozen=True)
@@ -185,6 +221,55 @@ def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
     return chosen
 
 
+def settle_lineage(folder: FoldFolder, lineage: Lineage) -> None:
+    """Note the past of a fold's checkpoints in its config.json, unless it stands there."""
+    config = folder.read_config()
+    if LINEAGE not in config:
+        files.write_json(folder.config, config | {LINEAGE: lineage.digest()})
+
+
+def stated_lineage(meta: Mapping[str, Any], path: Path) -> Lineage:
+    """The past that an archive of predictions states; InputError where it states none."""
+    try:
+        return Lineage.model_validate(meta["lineage"])
+    except (KeyError, ValidationError) as error:
+        raise InputError(
+            f"{path} states no past of who predicted it ({error}): delete it and run its stage"
+        ) from None
+
+
+def check_lineage(meta: Mapping[str, Any], path: Path, wanted: str | None) -> None:
+    """Refuse predictions that state another past than the checkpoints beside them have.
+
+    wanted: that past's digest; of folds begun by an earlier version of the package it is None.
+    """
+    if wanted is not None and wanted != stated_lineage(meta, path).digest():
+        raise InputError(
+            f"{path} states another past than the checkpoints beside it have: delete it and run "
+            "the train stage there, which predicts again"
+        )
+
+
+def read_left_out(roots: Sequence[Path]) -> list[str]:
+    """A line for each image that training left out; empty where there is none.
+
+    Raises InputError where the file that lists them is damaged.
+    """
+    path = next((root / LEFT_OUT for root in roots if (root / LEFT_OUT).is_file()), None)
+    if path is None:
+        return []
+    try:
+        lines = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError("it is no list of lines")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): delete it, which leaves it out of reports, or run the "
+            "train stage, which writes it again"
+        ) from error
+    return lines
+
+
 _DEFAULTS = Experiment(name="default").model_dump(mode="json", exclude={"name"})
 
 
@@ -232,11 +317,12 @@ def check_experiment(roots: Iterable[Path], plan: TrainPlan) -> None:
 def differences(there: Mapping, here: Mapping) -> Iterable[str]:
     """Each field in which two config.json differ, with both values; prose is no difference.
 
+    Nor is a fold's past, which follows from the rest and from what it started from.
     A field that an earlier version of the package did not write has its default.
     """
     for key in sorted({*there, *here}):
         a, b = there.get(key), here.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping) and key == "experiment":
             yield from differences(_DEFAULTS | a, _DEFAULTS | b)
-        elif a != b and key not in ("says", "leaderboard", "parent"):
+        elif a != b and key not in ("says", "leaderboard", "parent", LINEAGE):
             yield f"{key}: {a!r} there, {b!r} here"

@@ -37,6 +37,7 @@ SIZE: Optional[int] = None
 ENCODER: Optional[str] = None
 WEIGHTS: Optional[str] = None  # imagenet, none, another row or run, or a file
 WEIGHTS_DIR: Optional[str] = None
+WEIGHTS_ARE: Optional[str] = None  # imagenet: a file whose hash nobody published is that
 WITH_PARENTS: bool = False  # train first what the row starts from, and what gates it
 PARENT_WEIGHTS: Optional[str] = None  # where the first of the parents starts
 NIH_DIR: Optional[str] = None  # NIH ChestX-ray14, for the rows that learn from it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kernel_lib import runs
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
@@ -20,7 +21,6 @@ from kernel_lib.inference.speakers import Speakers, open_speakers
 from kernel_lib.postprocess import thresholds
 from kernel_lib.postprocess.thresholds import Stacked, Triplet
 from kernel_lib.progress import bar
-from kernel_lib.runs import Lineage
 
 
 class OutOfFold:
@@ -102,56 +102,76 @@ def out_of_fold(
     """Every image of the ensemble's folds, by members and classifiers that never saw it.
 
     `table` is the folds file. `last` takes the last EMA weights instead of the kept ones. Raises
-    InputError where any of them saw an image or its patient, and where a past is unknown unless
+    InputError where an archive lacks an image of its fold that training did not leave out by name,
+    where any of them saw an image or its patient, and where a past is unknown unless
     `allow_unknown_past`.
     """
     honest, selected, parts, speakers = True, False, [], {}
+    here, left_out = frozenset(table["image_id"]), runs.read_left_out(roots)
     for fold in ensemble.folds:
         speak = open_speakers(ensemble, roots, [fold], "oof_last" if last else "oof")
-        rows = table[table["image_id"].isin(set(speak.archives[0].ids))]
+        rows = _predicted(table[table["fold"] == fold], speak.archives, left_out)
         for archive in speak.archives:
-            _refuse_partial(archive, rows)
-            honest &= refuse_seen(archive, rows, allow_unknown_past)
-            selected |= _lineage(archive).selected_by(rows["image_id"])
+            honest &= refuse_seen(archive, rows, allow_unknown_past, here)
+            lineage = runs.stated_lineage(archive.meta, archive.path)
+            selected |= lineage.selected_by(rows["image_id"])
         parts.append(rows)
         speakers[fold] = speak
     table = pd.concat(parts, ignore_index=True)
     return OutOfFold(ensemble, table, speakers, honest, selected)
 
 
-def _lineage(archive: maps.Maps) -> Lineage:
-    return Lineage.model_validate(archive.meta["lineage"])
+def _predicted(
+    rows: pd.DataFrame, archives: Sequence[maps.Maps], left_out: Sequence[str]
+) -> pd.DataFrame:
+    """The rows of a fold that all archives predict: all but those that every training left out.
 
-
-def _refuse_partial(archive: maps.Maps, rows: pd.DataFrame) -> None:
-    """Refuse, before hours of work, an archive that lacks an image which another one has."""
-    for image_id in rows["image_id"]:
-        if image_id not in archive:
+    Raises: InputError, before hours of work, where an archive lacks another one.
+    """
+    listed = {line.split(": ", 1)[0] for line in left_out}
+    lone = [i for i in rows["image_id"] if i in listed and not any(i in a for a in archives)]
+    rows = rows[~rows["image_id"].isin(lone)]
+    for archive in archives:
+        lacking = [image_id for image_id in rows["image_id"] if image_id not in archive]
+        if lacking:
             what = "map" if archive.has_maps else "label"
             raise InputError(
-                f"{archive.path} holds no {what} of image {image_id}, which another member has: "
-                "train that run again on the same images, or leave it out"
+                f"{archive.path} holds no {what} of image {lacking[0]}, which folds.csv has in "
+                f"its fold ({len(lacking)} of {len(rows)} images): its training lacked them; train "
+                "that run again on all images of folds.csv, or leave it out"
             )
+    return rows
 
 
-def refuse_seen(archive: maps.Maps, rows: pd.DataFrame, allow_unknown_past: bool) -> bool:
+def refuse_seen(
+    archive: maps.Maps,
+    rows: pd.DataFrame,
+    allow_unknown_past: bool,
+    here: Container[str] | None = None,
+) -> bool:
     """Whether scoring these images with that archive's predictions is honest.
 
+    It is not where the member's past is unknown: also where it has seen an image that is not among
+    those `here`, the ids of the folds file, and has no fingerprint that distinguishes it from them.
     Raises InputError naming an image that the member had seen, or an unknown past that was not
     allowed: a score counts only if no member saw the image.
     """
-    lineage = _lineage(archive)
+    lineage = runs.stated_lineage(archive.meta, archive.path)
+    member = f"{archive.meta['run']}/fold{archive.meta['fold']}"
+    ancestors = ", ".join(lineage.ancestors)
     for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
         if lineage.saw(image_id, group):
             raise InputError(
-                f"{archive.meta['run']}/fold{archive.meta['fold']} was trained on image {image_id} "
-                f"or its patient, or descends from {', '.join(lineage.ancestors) or 'what'} was: "
+                f"{member} was trained on image {image_id} "
+                f"or its patient, or descends from {ancestors or 'what'} was: "
                 "it cannot be scored on it; leave that run out, or train it on this folds file"
             )
-    if not lineage.known and not allow_unknown_past:
+    foreign = [i for i, code in lineage.pairs if not code and here is not None and i not in here]
+    known = lineage.known and not foreign
+    if not known and not allow_unknown_past:
+        of = f": image {foreign[0]} is not in folds.csv" if foreign else ""
         raise InputError(
-            f"what {archive.meta['run']}/fold{archive.meta['fold']} descends from "
-            f"({', '.join(lineage.ancestors)}) may have seen these images: its score would not be "
-            "honest; -p ALLOW_UNKNOWN_PAST True prints it as such"
+            f"what {member} descends from ({ancestors}{of}) may have seen these images: its score "
+            "would not be honest; -p ALLOW_UNKNOWN_PAST True prints it as such"
         )
-    return lineage.known
+    return known

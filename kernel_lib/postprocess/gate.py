@@ -23,9 +23,13 @@ LOG2_FULL = 20  # log2 of the pixels of a 1024² image
 def label_level(prob: float) -> int:
     """The level 0–255 of a label's probability, round(255 · p).
 
-    Raises: InputError outside 0–1.
+    Raises: InputError for what is no number of 0–1.
     """
-    if not 0 <= prob <= 1:
+    try:
+        within = 0 <= float(prob) <= 1
+    except (TypeError, ValueError):
+        within = False
+    if not within or isinstance(prob, str):
         raise InputError(
             f"the label is {prob!r}, not a probability of 0–1: apply the sigmoid first"
         )

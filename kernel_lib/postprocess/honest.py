@@ -120,7 +120,7 @@ def of_way(
     peak = in_sample if found.peak == found.choice else way.decide(found.peak, every).dice
     method = _told(method, rules, int(table["dice"].isna().sum()), way.says)
     resampler = resampler or Resampler()
-    return _report(facts, table, rules, found, peak, method, groups is not None, resampler)
+    return _report(facts, table, rules, found, peak, method, resampler)
 
 
 def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
@@ -214,7 +214,6 @@ def _report(
     found: Searched,
     peak: np.ndarray,
     method: str,
-    grouped: bool,
     resampler: Resampler,
 ) -> HonestReport:
     has_mask = stats.true_px > 0
@@ -235,7 +234,7 @@ def _report(
         all_empty=_score(np.where(has_mask, 0.0, 1.0), has_mask),
         above_half=_score(per_image_dice(stats, ABOVE_HALF), has_mask),
         interval=resampler.interval(dice, group),
-        resampled="patients" if grouped else "images",
+        resampled="patients" if table["group"].nunique() < len(table) else "images",
         n_bootstrap=resampler.n_bootstrap,
         seed=resampler.seed,
         share_true=float(has_mask.mean()),

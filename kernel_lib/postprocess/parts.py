@@ -61,7 +61,8 @@ def parts_of(folds: np.ndarray, groups: np.ndarray, area_px: np.ndarray) -> tupl
     # To and fro (0…4, 4…0), so that no part always gets the larger of each five.
     there_and_back = np.concatenate([np.arange(n_parts), np.arange(n_parts)[::-1]])
     part_of_group[order] = np.resize(there_and_back, len(names))
+    by = " patient-wise" if len(names) < len(groups) else ""
     return part_of_group[group], (
-        f"Only one fold is there (fold {present[0]}): it is cut into {n_parts} patient-wise parts, "
-        "and each is scored with the rule chosen on the others."
+        f"Only one fold is there (fold {present[0]}): it is cut into {n_parts}{by} parts, and each "
+        "is scored with the rule chosen on the others."
     )

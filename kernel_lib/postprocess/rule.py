@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernel_lib.config import LARGEST_NUMBER
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate, plain
 from kernel_lib.postprocess.search import FULL_AREA, KEEP_NONE
@@ -55,10 +56,10 @@ class Triplet:
             area = operator.index(self.min_area_px)
         except TypeError:
             area = -1
-        if area < 0 or isinstance(self.min_area_px, bool):
+        if not 0 <= area <= LARGEST_NUMBER or isinstance(self.min_area_px, bool | np.bool_):
             raise InputError(
-                f"min_area_px is {self.min_area_px!r}, not a whole number of at least 0: "
-                "give pixels of a 1024² image"
+                f"min_area_px is {self.min_area_px!r}, not a whole number of 0 to "
+                f"{LARGEST_NUMBER:,}: give pixels of a 1024² image"
             )
         object.__setattr__(self, "min_area_px", area)
 

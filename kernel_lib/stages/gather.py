@@ -19,14 +19,14 @@ from kernel_lib.kaggle import paths
 from kernel_lib.progress import bar
 from kernel_lib.runs import FoldFolder
 from kernel_lib.signals import Signals
-from kernel_lib.stages import gather_check, nih, preparation
+from kernel_lib.stages import gather_check, nih
 from kernel_lib.stages.gather_check import Fold, Stamp
 
 Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folder's first
 
 _BLOCK = 1 << 22  # bytes read at a time
 # What trainings left out: the same for the same folds file, and only told in reports.
-_BESIDE = (preparation.LEFT_OUT, nih.LEFT_OUT)
+_BESIDE = (runs.LEFT_OUT, nih.LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         found = _opened(roots)
         table, drawn = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
-        preparation.read_left_out(roots)  # damage is refused here, and not passed on
+        runs.read_left_out(roots)  # damage is refused here, and not passed on
         places: Places = {}
         for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
             places.setdefault(fold.key, []).append(fold)

@@ -15,7 +15,7 @@ from kernel_lib.config import Experiment, explain
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.inference.maps import Maps
-from kernel_lib.runs import FoldFolder
+from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.training.job import Position
 
 Stamp = tuple[int, int]  # bytes, and when it was written, ns
@@ -95,7 +95,7 @@ def opened(root: Path, folder: FoldFolder) -> Fold:
                 "whole, or leave it out"
             )
         return Fold(root, folder, config, {folder.config: there[folder.config]})
-    state, _ = checkpoints.load(folder.last)
+    state, past = checkpoints.load(folder.last)
     position, kept = _position(state, folder)
     weights = {folder.last.name: checkpoints.digest_of(state, folder.last)}
     del state
@@ -106,7 +106,7 @@ def opened(root: Path, folder: FoldFolder) -> Fold:
                 f"copy {folder.path} whole, or leave it out"
             )
         weights[path.name] = checkpoints.digest(path)
-    _check_maps(folder, weights)
+    _check_maps(folder, weights, past)
     # Checkpoints that last.pt does not name are left-overs of a kill; training removes them.
     own = {p: s for p, s in there.items() if p.suffix != ".pt" or p.name in weights}
     fold = Fold(root, folder, config, own, position, weights)
@@ -222,8 +222,11 @@ def _position(state: Mapping[str, Any], folder: FoldFolder) -> tuple[Position, l
         ) from error
 
 
-def _check_maps(folder: FoldFolder, weights: Mapping[str, str]) -> None:
-    """Refuse damaged maps, and held-out ones of other checkpoints than lie beside them."""
+def _check_maps(folder: FoldFolder, weights: Mapping[str, str], past: Lineage) -> None:
+    """Refuse damaged maps, and held-out ones of other checkpoints than lie beside them.
+
+    Also those that state another past than these checkpoints have.
+    """
     last = {k: v for k, v in weights.items() if k == folder.last.name}
     kept = {k: v for k, v in weights.items() if k not in last}
     # Maps of test images are made anew where they are not of these checkpoints.
@@ -237,6 +240,8 @@ def _check_maps(folder: FoldFolder, weights: Mapping[str, str]) -> None:
                 f"{path} was predicted by other checkpoints than lie beside it: run the train "
                 "stage there to its end, which predicts anew"
             )
+        if by is not None:
+            runs.check_lineage(archive.meta, path, past.digest())
 
 
 def _files(folder: FoldFolder) -> Iterable[Path]:

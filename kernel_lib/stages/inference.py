@@ -15,7 +15,7 @@ import torch
 
 from kernel_lib import checkpoints, files, runs
 from kernel_lib.config import Experiment, InferenceParameters
-from kernel_lib.data import cache, rle, table
+from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
 from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
@@ -28,7 +28,7 @@ from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.runs import FoldFolder
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, predictions, report
+from kernel_lib.stages import allowance, past, predictions, report
 from kernel_lib.training import distributed, launch
 from kernel_lib.training.distributed import World
 
@@ -109,6 +109,7 @@ def _infer(asked: Asked) -> InferenceResult:
     ensemble, folder = asked.ensemble, asked.folder
     # All that the report needs, refused before hours are spent on predicting.
     known = report.read(asked.earlier, asked.roots)
+    trained_on = _trained_on(asked)
     predicted = _predict(asked)
     unreadable = predicted.unreadable
     _take_along(asked.earlier, folder)
@@ -124,6 +125,7 @@ def _infer(asked: Asked) -> InferenceResult:
         print(f"warning: {warning}")
     unread = tuple(sorted(unreadable))
     told_of_test = {"summary": summary.to_json(), "unreadable": unread, "area_px": areas}
+    told_of_test["trained_on"] = trained_on
     target = asked.output / "submission.csv"
     with files.together(asked.output) as aside:
         written = aside / target.name
@@ -144,6 +146,27 @@ def _infer(asked: Asked) -> InferenceResult:
         source=asked.source,
         roots=tuple(asked.test_roots),
     )
+
+
+def _trained_on(asked: Asked) -> list[str]:
+    """A line for each test image that a member, or what it descends from, was trained on."""
+    folders = [
+        runs.find(asked.roots, member.run)[fold]
+        for member in asked.ensemble.everyone
+        for fold in asked.ensemble.folds
+    ]
+    lineages = [runs.stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
+    images = prepared_images(folders[0].read_config()["experiment"]["size"], asked)
+    test = past.Known(images.table["image_id"].tolist(), fingerprint.codes(images))
+    found = past.seen_by(test, lineages)
+    if found:
+        print(f"warning: {past.leak(found)}")
+    if not all(one.known and all(code for _, code in one.pairs) for one in lineages):
+        print(
+            "note: not all that the members were trained on is known by its pixels: a test image "
+            "among it, under another id, is not noticed"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,13 +234,15 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path]) -> None:
                     "output, or train it"
                 )
             folder = folders[fold]
-            searched = maps.Maps(folder.oof).meta["checkpoints"]
+            meta = maps.Maps(folder.oof).meta
             same = folder.read_config()["folds_digest"] == ensemble.folds_digest
-            if not same or searched != predictions.contents(folder.kept()):
+            if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
                 raise InputError(
                     f"{folder.path} is not what the rule of {ensemble.name} was searched on: run "
                     "the train stage to its end, then the thresholds stage"
                 )
+            past_of_kept = checkpoints.past(folder.kept()[0])
+            runs.check_lineage(meta, folder.oof, past_of_kept.digest())
 
 
 def _predict(asked: Asked) -> Predicted:

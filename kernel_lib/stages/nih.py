@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +14,10 @@ from kernel_lib.data import cache, fingerprint, folds, nih, table
 from kernel_lib.data.cache import Prepared
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
-from kernel_lib.progress import bar
+from kernel_lib.stages import past
 
 LEFT_OUT = "nih_left_out.json"  # in the working folder: NIH images that no training sees, and why
-MATCHES = "test_matches.json"  # in the NIH images' cache: which of them are test images
 ALWAYS_TRAINS = -1  # the fold of patients that the competition does not have
-_BLOCK = 4096  # NIH fingerprints held at a time
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,7 @@ class NihImages:
     truth: DataFrame[image_id, fold, group, rle, height, width, area_px, positive], a row for each
     of `prepared`, in its order. group is the patient; fold is the fold of the competition's images
     of that patient, −1 where it has none; rle "-1" and area_px 0 stand for the masks NIH lacks.
+    fingerprints: a code for each row.
     past_known: whether every competition image has an NIH patient in folds.csv; if not, any of
     these images may be one that fold k holds out, and no score that descends from them is honest.
     excluded: "id: reason" of each NIH image that is left out.
@@ -38,6 +35,7 @@ class NihImages:
 
     prepared: Prepared
     truth: pd.DataFrame
+    fingerprints: tuple[str, ...]
     past_known: bool
     excluded: list[str]
 
@@ -58,7 +56,15 @@ def prepare(
     root = paths.nih_dir(parameters.nih_dir)
     excluded: list[str] = []
     listed = nih.read(root, excluded)
-    everything = _decoded(listed.assign(rle="-1"), root, size, "nih", parameters)
+    everything = cache.prepare(
+        listed.assign(rle="-1"),
+        root,
+        size,
+        paths.cache_dir(parameters.cache_dir),
+        "nih",
+        workers=parameters.workers or None,
+        on_bad_file=parameters.on_bad_file,
+    )
     cache.check_skipped(everything, len(listed), set(listed["image_id"][listed["positive"]]))
     excluded += everything.skipped
     for note in everything.notes:
@@ -78,24 +84,10 @@ def prepare(
     )
     truth.insert(1, "fold", _folds(truth, drawn))
     truth.insert(2, "group", truth.pop("group"))
+    codes = fingerprint.codes(everything)
     files.write_json(work / LEFT_OUT, excluded)
     _say(truth, size, past_known, excluded)
-    return NihImages(prepared, truth, past_known, excluded)
-
-
-def _decoded(
-    frame: pd.DataFrame, root: Path, size: int, split: str, parameters: TrainParameters
-) -> Prepared:
-    return cache.prepare(
-        frame,
-        root,
-        size,
-        paths.cache_dir(parameters.cache_dir),
-        split,
-        workers=parameters.workers or None,
-        # A broken test image is blank here as in inference, which shares this cache.
-        on_bad_file="blank" if split == "test" else parameters.on_bad_file,
-    )
+    return NihImages(prepared, truth, tuple(codes[i] for i in kept), past_known, excluded)
 
 
 def _test_patients(
@@ -112,35 +104,13 @@ def _test_patients(
             "left out: predict no test images with what descends from this training"
         )
         return {}
-    test = _decoded(source.test, source.root, size, "test", parameters)
-    for line in test.skipped:
-        print(f"note: a test image can't be looked for among NIH's: {line}")
+    test = past.test_images(source, size, parameters)
     because: dict[str, str] = {}
-    for i, j in _matches(everything, test):
-        name, other = everything.table["image_id"].iat[i], test.table["image_id"].iat[j]
-        because.setdefault(patients.iat[i], f"{name} has the pixels of the test image {other}")
+    for i, j in fingerprint.matches(fingerprint.codes(everything), test.codes):
+        name = everything.table["image_id"].iat[i]
+        said = f"{name} has the pixels of the test image {test.ids[j]}"
+        because.setdefault(patients.iat[i], said)
     return because
-
-
-def _matches(these: Prepared, test: Prepared) -> list[list[int]]:
-    """Rows of NIH images and rows of test images that show the same; kept beside the cache."""
-    recipe = f"{fingerprint.VERSION} {fingerprint.THRESHOLD} {these.digest()} {test.digest()}"
-    key = hashlib.sha256(recipe.encode()).hexdigest()
-    path = these.folder / MATCHES
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["of"] == key:
-            return known["pairs"]
-    those = np.stack([fingerprint.of(test.image(j)) for j in range(len(test))])  # (M, D)
-    pairs: list[list[int]] = []
-    with bar(total=len(these), desc="look for test images", unit="image") as shown:
-        for start in range(0, len(these), _BLOCK):
-            rows = range(start, min(start + _BLOCK, len(these)))
-            block = np.stack([fingerprint.of(these.image(i)) for i in rows])  # (block, D)
-            pairs += (fingerprint.matches(block, those) + np.array([start, 0])).tolist()
-            shown.update(len(rows))
-    files.write_json(path, {"of": key, "pairs": pairs})
-    return pairs
 
 
 def _past_known(drawn: pd.DataFrame, patients: pd.Series) -> bool:

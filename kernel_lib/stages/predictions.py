@@ -89,7 +89,7 @@ def describe(folder: FoldFolder, row: Experiment, kept: Sequence[Path], lineage:
         "size": row.size,
         "tta": row.tta,
         "checkpoints": contents(kept),
-        "lineage": lineage.model_dump(mode="json"),
+        "lineage": lineage.to_json(),
     }
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib import files
+from kernel_lib import files, runs
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import cache, folds, images, label_checks, patients, rle, table
+from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan
-from kernel_lib.stages import nih
+from kernel_lib.stages import nih, past
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,9 @@ class TrainingSet:
     # by cache row: image_id, fold, group, rle, height, width, positive (has a pneumothorax)
     truth: pd.DataFrame
     folds_digest: str
+    fingerprints: tuple[str, ...] = ()  # by cache row, as `data.fingerprint` gives them
+    test: past.Known = past.NONE  # the test images, of which none is to be trained on
     past_known: bool = True  # False: an image may show a patient of the fold without saying so
-
-
-LEFT_OUT = "left_out.json"  # in the working folder: images that no training sees, and why
 
 
 def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
@@ -42,23 +40,34 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     source = table.discover(paths.data_dir(parameters.data_dir))
     for problem in source.problems:
         print(f"note: {problem}")
-    prepared = prepare_training(source, parameters, size, roots[0])
+    test = past.test_images(source, size, parameters)
+    prepared = prepare_training(source, parameters, size, roots[0], test)
     drawn = settle_folds(prepared, parameters, roots)
     if decided.experiment.images == "nih":
         found = nih.prepare(parameters, size, roots[0], drawn, source)
-        return TrainingSet(found.prepared, found.truth, folds.digest(drawn), found.past_known)
+        return TrainingSet(
+            found.prepared,
+            found.truth,
+            folds.digest(drawn),
+            found.fingerprints,
+            test,
+            found.past_known,
+        )
     truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
     truth["positive"] = truth["area_px"] > 0
-    return TrainingSet(prepared, truth, folds.digest(drawn))
+    codes = fingerprint.codes(prepared)
+    past.note_copies_across_folds(truth, codes)
+    return TrainingSet(prepared, truth, folds.digest(drawn), codes, test)
 
 
 def prepare_training(
-    source: table.Source, parameters: TrainParameters, size: int, work: Path
+    source: table.Source, parameters: TrainParameters, size: int, work: Path, test: past.Known
 ) -> cache.Prepared:
     """Decode the labelled images of DATA_DIR at `size`, each once.
 
-    Images without a label and unreadable ones are listed in the working folder for the report.
-    Raises InputError where these are many, or where the labels together can't be right.
+    Images without a label, unreadable ones and those that are test images too are left out, and
+    listed in the working folder for the report.
+    Raises InputError where unreadable ones are many, or where the labels together can't be right.
     """
     if source.train.empty:
         known = "".join(f"; {problem}" for problem in source.problems)
@@ -76,14 +85,17 @@ def prepare_training(
         masks_are=parameters.masks_are,
     )
     _check_labels(source, prepared, parameters.masks_are)
-    positive = int((prepared.table["area_px"] > 0).sum())
-    print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
+    skipped = prepared.skipped
     for note in prepared.notes:
         print(f"note: {note}")
-    left_out = [*prepared.skipped, *(f"{name}: no label" for name in source.unlabelled)]
+    prepared, in_test = past.without_test_images(prepared, test)
+    positive = int((prepared.table["area_px"] > 0).sum())
+    print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
+    unlabelled = (f"{name}: no label" for name in source.unlabelled)
+    left_out = [*skipped, *in_test, *unlabelled]
     for line in left_out:
         print(f"left out: {line}")
-    files.write_json(work / LEFT_OUT, left_out)
+    files.write_json(work / runs.LEFT_OUT, left_out)
     return prepared
 
 
@@ -111,26 +123,6 @@ def _may_have_mask(row: tuple) -> bool:
         return True
 
 
-def read_left_out(roots: Sequence[Path]) -> list[str]:
-    """A line for each image that training left out; empty where there is none.
-
-    Raises InputError where the file that lists them is damaged.
-    """
-    path = next((root / LEFT_OUT for root in roots if (root / LEFT_OUT).is_file()), None)
-    if path is None:
-        return []
-    try:
-        lines = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise ValueError("it is no list of lines")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}): delete it, which leaves it out of reports, or run the "
-            "train stage, which writes it anew"
-        ) from error
-    return lines
-
-
 def settle_folds(
     prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
 ) -> pd.DataFrame:
@@ -153,6 +145,7 @@ def _settle_alone(
     else:
         drawn = folds.load(existing)
         _same_images(drawn, prepared.table, existing)
+        _all_images(drawn, prepared.table, existing, roots[0])
         n_folds = int(drawn["fold"].max()) + 1
         _same_groups(drawn, prepared.table, parameters.groups, existing)
         if n_folds != parameters.n_folds:
@@ -213,6 +206,20 @@ def _same_groups(
             f"({prepared['image_id'].iloc[first]}: {had.iloc[first]!r}, here "
             f"{wanted.iloc[first]!r}; {len(other)} images): choose another WORK_DIR, or delete it "
             "with its runs"
+        )
+
+
+def _all_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: Path) -> None:
+    """Refuse folds that hold images which are not here and were not left out by name.
+
+    A run without them would be scored on fewer images than the others.
+    """
+    left_out = {line.split(": ", 1)[0] for line in runs.read_left_out([work])}
+    lacking = drawn[~drawn["image_id"].isin({*prepared["image_id"], *left_out})]
+    if len(lacking):
+        raise InputError(
+            f"{path} has {len(lacking)} images that DATA_DIR lacks, {lacking['image_id'].iloc[0]} "
+            "first: restore them, or choose another WORK_DIR, or delete it with its runs"
         )
 
 

@@ -19,7 +19,7 @@ from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.thresholds import SearchResult, Stacked
 from kernel_lib.postprocess.ways import Choice
-from kernel_lib.stages import agreement, preparation, report_images, scores
+from kernel_lib.stages import agreement, past, report_images, scores
 from kernel_lib.viz import figures, report
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.report import Section
@@ -86,7 +86,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
         drawn=drawn,
         per_image=per_image,
         logs=_logs(ensemble, roots),
-        left_out=preparation.read_left_out(roots),
+        left_out=runs.read_left_out(roots),
         scores=listed,
         by_part=by_part,
         summary_lines=lines,
@@ -312,8 +312,10 @@ def _test(folder: Path) -> honest.TestSummary | None:
 
 
 def _test_problems(folder: Path, test: honest.TestSummary) -> list[Section]:
-    unreadable = json.loads((folder / "test.json").read_text(encoding="utf-8"))["unreadable"]
-    lines = [*test.warnings, *(f"empty mask, unreadable image: {name}" for name in unreadable)]
+    noted = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    trained_on = noted.get("trained_on", [])  # of an earlier version: not looked for
+    lines = [*test.warnings, *([past.leak(trained_on)] if trained_on else []), *trained_on]
+    lines += [f"empty mask, unreadable image: {name}" for name in noted["unreadable"]]
     return [Section("Test images: what to know", lines)] if lines else []
 
 

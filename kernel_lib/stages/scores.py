@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.honest import HonestReport
 from kernel_lib.postprocess.submission import ScoreResult
 from kernel_lib.postprocess.ways import Choice
+from kernel_lib.stages import past
 
 
 def table(scores: Scores) -> pd.DataFrame:
@@ -155,11 +157,22 @@ def summary(folder: Path, truth: Path | None = None) -> str:
         lines += summary_lines(Ensemble.load(folder), choice, scores.kept)
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
+        lines += trained_on(folder / "submission.csv")
     lines += ["", "Artefacts:"]
     for name in ("submission.csv", "report.html", "viewer.html", "thresholds.json", "members.json"):
         if (folder / name).exists():
             lines.append(f"  {folder / name}")
     return "\n".join(lines)
+
+
+def trained_on(submitted: Path) -> list[str]:
+    """Return a warning where the inference stage noted leaks beside a submission, else nothing."""
+    path = submitted.parent / "test.json"
+    if submitted.name != "submission.csv" or not path.is_file():
+        return []
+    with ensembles.named_if_damaged(path):
+        lines = json.loads(path.read_text(encoding="utf-8")).get("trained_on")
+    return [f"warning: {past.leak(lines)}"] if lines else []
 
 
 def _on_test(path: Path, truth: Path) -> pd.DataFrame:

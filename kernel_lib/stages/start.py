@@ -14,10 +14,11 @@ from kernel_lib.config import Experiment
 from kernel_lib.engine import seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
-from kernel_lib.models import networks, weights
+from kernel_lib.models import imagenet, networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
 from kernel_lib.released import Released
-from kernel_lib.runs import FoldFolder, Lineage
+from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
+from kernel_lib.stages import past
 from kernel_lib.stages.preparation import TrainingSet
 from kernel_lib.training.validation import better
 
@@ -38,20 +39,15 @@ def network(
         lineage = checkpoints.load(folder.last)[1]
         _same_images(folder, lineage, set(mine["image_id"]), set(truth["image_id"]))
         return model, lineage
+    codes = images.fingerprints or ("",) * len(truth)
+    own = list(zip(truth["image_id"], codes, strict=True))
     lineage = Lineage(
-        images=tuple(sorted(mine["image_id"])),
-        groups=tuple(sorted(set(mine["group"]) - {""})),
-        known=images.past_known,
-        chosen_on=(),
-    )
+        groups=tuple(sorted(set(mine["group"]) - {""})), known=images.past_known, chosen_on=()
+    ).of_pairs([pair for pair, out in zip(own, held, strict=True) if not out])
     if row.weights == "none":
         return model, lineage
     if row.weights == "imagenet":
-        found = weights.load_imagenet(
-            model.encoder, row.encoder, paths.weights_dirs(parameters.weights_dir)
-        )
-        print(f"encoder starts from {found}")
-        return model, lineage
+        return model, _from_imagenet(model, decided, lineage)
     parent, encoder_alone = _parent(decided, folder, roots, model)
     if encoder_alone:
         weights.load_encoder(model.encoder, parent)
@@ -60,7 +56,10 @@ def network(
         weights.load_model(model, parent)
         print(f"{folder.name} starts from {parent}")
     name = parent.stem if released.is_released(parent) else row.weights
-    lineage = lineage.joined(checkpoints.past(parent), name)
+    theirs = _past_of(parent, decided)
+    lineage = lineage.joined(past.placed(theirs, truth, images.fingerprints, name), name)
+    if leaked := past.seen_by(images.test, [lineage]):
+        print(f"warning: with what {name} was trained on, {past.leak(leaked)}")
     for image_id, group in truth.loc[held, ["image_id", "group"]].itertuples(index=False):
         if lineage.saw(image_id, group):
             raise InputError(
@@ -68,6 +67,43 @@ def network(
                 f"{folder.fold} holds out: no score could be honest; take a run on this folds file"
             )
     return model, lineage
+
+
+def _from_imagenet(model: nn.Module, decided: TrainPlan, lineage: Lineage) -> Lineage:
+    """Fill the encoder with ImageNet's weights; return the past with what is known of the file."""
+    row, parameters = decided.experiment, decided.parameters
+    folders = paths.weights_dirs(parameters.weights_dir)
+    path = weights.load_imagenet(model.encoder, row.encoder, folders)
+    if imagenet.is_published(path, row.encoder):
+        how = "known by its SHA-256"
+    elif parameters.weights_are == "imagenet":
+        how = "as WEIGHTS_ARE says"
+    else:
+        print(
+            f"warning: the encoder starts from {path}, which is ImageNet's by its name alone: no "
+            "published hash is its own, so what it was trained on is unknown, and no score will be "
+            "honest; if you know that it holds a publisher's ImageNet weights, -p WEIGHTS_ARE "
+            "imagenet"
+        )
+        return lineage.joined(UNKNOWN, path.name)
+    print(f"the encoder starts from {path}, ImageNet's weights, {how}")
+    return lineage.model_copy(update={"imagenet": f"{path.name}, {how}"})
+
+
+def _past_of(path: Path, decided: TrainPlan) -> Lineage:
+    """The past of a checkpoint or file, which WEIGHTS_ARE may state where the file does not.
+
+    Raises: InputError where both do.
+    """
+    found = checkpoints.past(path)
+    if decided.parameters.weights_are is None or decided.parent is not None:
+        return found
+    if found != UNKNOWN:
+        raise InputError(
+            f"WEIGHTS_ARE imagenet, but {path} states what it was trained on: leave WEIGHTS_ARE out"
+        )
+    print(f"{path} counts as ImageNet's weights, as WEIGHTS_ARE says")
+    return Lineage(imagenet=f"{path.name}, as WEIGHTS_ARE says")
 
 
 def check(
@@ -86,12 +122,13 @@ def check(
             f"note: the masks of {decided.run} are gated by {row.gate}, which is not there yet; "
             f"the thresholds stage will need it: {how_to_make(decided.gate)}"
         )
+    if row.weights == "none" and parameters.weights_are is not None:
+        raise InputError("WEIGHTS_ARE says what a file holds, but WEIGHTS none takes none")
     begun = [f for f in folds if runs.fold_folder(roots[0], decided.run, f).last.exists()]
     if row.weights == "none" or row.weights in among or begun:
         return
     if row.weights == "imagenet":
-        encoder = networks.build(row).encoder
-        weights.load_imagenet(encoder, row.encoder, paths.weights_dirs(parameters.weights_dir))
+        _from_imagenet(networks.build(row), decided, Lineage())
     elif row.weights not in runs.names(roots) and _file(row.weights, roots) is None:
         _no_such_weights(decided, min(folds), roots)
 

@@ -24,7 +24,7 @@ from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, preparation, report, scores
+from kernel_lib.stages import allowance, report, scores
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
     drawn = folds.find(roots, ensemble.folds_digest)
-    preparation.read_left_out(roots)  # the report's, refused before the search and not after it
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, drawn, **allow)
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
@@ -94,7 +93,8 @@ def _search(
 ) -> ThresholdsResult:
     found, scored = _honest(kept, recipe, parameters, progress=True)
     _, scored_last = _honest(last, recipe, parameters)
-    both = Scores(scored, scored_last, kept.honest, kept.selected, last.selected)
+    past_known = kept.honest and last.honest
+    both = Scores(scored, scored_last, past_known, kept.selected, last.selected)
     searches = _write(folder, kept, found, both)
     return ThresholdsResult(
         folder=folder,
@@ -104,7 +104,7 @@ def _search(
         searches=searches,
         honest=scored,
         last=scored_last,
-        past_known=kept.honest,
+        past_known=past_known,
         scores=both,
     )
 

@@ -239,7 +239,10 @@ def _starting(
     session: _Session,
 ) -> tuple[nn.Module, Lineage]:
     try:
-        return start.network(folder, decided, images, held, session.roots)
+        model, lineage = start.network(folder, decided, images, held, session.roots)
+        if session.world.first:
+            runs.settle_lineage(folder, lineage)
+        return model, lineage
     except InputError:
         # Nothing began: no run stays behind for others to find.
         if session.world.first and not folder.last.exists():

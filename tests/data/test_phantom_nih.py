@@ -64,7 +64,7 @@ def test_chosen_patients_and_another_size(competition, tmp_path):
     copy = cv2.imread(frame["path"][name], cv2.IMREAD_UNCHANGED)
     assert copy.shape == (96, 96)
     test = images.read(table.discover(competition).test["path"].iat[0])
-    assert fingerprint.of(copy) @ fingerprint.of(test) > fingerprint.THRESHOLD
+    assert len(fingerprint.matches([fingerprint.code(copy)], [fingerprint.code(test)]))
 
 
 def test_a_folder_that_is_full_or_no_competition_is_refused(competition, tmp_path):

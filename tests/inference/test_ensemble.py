@@ -127,17 +127,23 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
         assert np.array_equal(found.stats.hist_true[row], expected.hist_true)
 
 
-def test_images_that_could_not_be_read_are_left_out(tmp_path):
-    make_run(tmp_path, "a", table().iloc[:5])
-    ensemble = gather([tmp_path], ["a"])
-    found = out_of_fold(ensemble, [tmp_path], table())
+def test_images_that_training_left_out_by_name_are_not_scored(tmp_path):
+    make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table().iloc[:5])
+    files.write_json(tmp_path / runs.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
+    found = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
     assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
 
 
-def test_a_member_that_lacks_an_image_is_refused(tmp_path):
-    make_run(tmp_path, "a", table()), make_run(tmp_path, "b", table().iloc[:5])
-    ensemble = gather([tmp_path], ["a", "b"])
-    with pytest.raises(InputError, match="holds no map of image i5"):
+@pytest.mark.parametrize("order", [["a", "b"], ["b", "a"], ["a"]])
+@pytest.mark.parametrize("left_out", [[], ["i5: it is cut short"], ["i55: it is cut short"]])
+def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, left_out):
+    """Also where it is the only one, unless the image was left out of all training by name."""
+    make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table())
+    if order == ["a"]:
+        left_out = ["i55: it is cut short"]
+    files.write_json(tmp_path / runs.LEFT_OUT, left_out)
+    ensemble = gather([tmp_path], order)
+    with pytest.raises(InputError, match=r"runs/[ab]/fold1/oof.zip holds no map of image i5"):
         out_of_fold(ensemble, [tmp_path], table())
 
 

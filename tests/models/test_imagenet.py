@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 
@@ -150,3 +151,46 @@ def test_a_densenet_s_own_file_is_read_under_the_names_of_its_code(tmp_path):
     torch.save(old, tmp_path / "densenet121.pth")
     weights.load_imagenet(module, "densenet121", [tmp_path])
     assert all(torch.equal(module.state_dict()[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "prefix"),
+    [
+        ("resnet34", "b627a593"),
+        ("tu-resnet18", "5c106cde"),
+        ("tu-resnet18", "f37072fd"),  # torchvision's
+        ("timm-efficientnet-b0", "827b6e33"),
+        (LITE0, "0aa007d2"),
+        (LITE0, "57934424"),
+    ],
+)
+def test_hashes_that_publishers_write_into_names_are_known(encoder, prefix):
+    assert prefix in imagenet._hashes(encoder)
+    assert "00000000" not in imagenet._hashes(encoder)
+
+
+def test_a_file_is_known_by_its_hash_whatever_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "resnet18.pth"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert not imagenet.is_published(path, "resnet18")
+    own = path.rename(
+        tmp_path / f"resnet18-{digest[:8]}.pth"
+    )  # which proves nothing of a publisher
+    assert not imagenet.is_published(own, "resnet18")
+    monkeypatch.setattr(imagenet, "_hashes", lambda encoder: {digest[:8]})
+    assert imagenet.is_published(own, "resnet18")
+
+
+@pytest.mark.parametrize("named", ["models--timm--resnet18.a1_in1k", "models--mine--resnet18"])
+def test_the_hub_s_cache_names_a_publisher_s_file_by_its_hash(tmp_path, monkeypatch, named):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    blob = tmp_path / named / "blobs" / hashlib.sha256(b"weights").hexdigest()
+    link = tmp_path / named / "snapshots" / "0f" / "model.safetensors"
+    for path in (blob, link):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(b"weights")
+    link.symlink_to(blob)
+    assert imagenet.is_published(link, "tu-resnet18") == ("timm" in named)
+    blob.write_bytes(b"others")
+    assert not imagenet.is_published(link, "tu-resnet18")

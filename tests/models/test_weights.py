@@ -191,3 +191,18 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match="is of another network"):
         weights.load_model(networks.build(ROW), tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "bare", "wrapped", "released"])
+def test_a_network_of_this_package_is_never_imagenet_s(tmp_path, state, how):
+    """Even where it holds all that the encoder needs under the publisher's names."""
+    path = tmp_path / f"resnet18.{'safetensors' if how == 'released' else 'pth'}"
+    network = networks.build(ROW).state_dict()
+    if how == "checkpoint":
+        checkpoints.save(path, {"model": state}, Lineage())
+    elif how == "released":
+        save_file(state, path, {"lineage": "{}"})
+    else:
+        torch.save({"state_dict": network} if how == "wrapped" else network, path)
+    with pytest.raises(InputError, match=r"resnet18\.\w+ holds a network of this package"):
+        weights.load_imagenet(encoder(), "resnet18", [tmp_path])

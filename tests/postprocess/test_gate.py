@@ -14,7 +14,7 @@ FULL = 1024 * 1024
 def test_a_label_is_a_level() -> None:
     assert [th.label_level(p) for p in (0, 0.1, 0.5, 1.0)] == [0, 26, 128, 255]
     assert th.label_level(np.float32(0.75)) == 191
-    for wrong in (-0.1, 1.1, float("nan")):
+    for wrong in (-0.1, 1.1, float("nan"), "x", "0.5", None, [0.5, 0.5]):
         with pytest.raises(InputError, match="sigmoid"):
             th.label_level(wrong)
 

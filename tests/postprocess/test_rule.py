@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from kernel_lib.errors import InputError
 from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.postprocess.rule import Triplet
 from kernel_lib.postprocess.ways import Choice
@@ -35,3 +37,9 @@ def test_each_member_s_rule_that_predicts_nothing_is_named():
     assert "predicts nothing" not in first
     assert "predicts nothing" in second
     assert "at least 1 of 2" in vote
+
+
+@pytest.mark.parametrize("area", [-1, 0.5, "x", None, True, np.bool_(True), 10**30])
+def test_an_area_that_no_image_can_have_is_refused(area):
+    with pytest.raises(InputError, match="min_area_px"):
+        Triplet(0.5, area, 0.5)

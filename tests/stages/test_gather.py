@@ -40,6 +40,9 @@ def table(work: Path, drawn: pd.DataFrame = DRAWN) -> Path:
     return work
 
 
+PAST = Lineage()
+
+
 def begun(work: Path, fold: int, run: str = RUN, seed: int = 1, **row) -> FoldFolder:
     """A fold that has a configuration and no more."""
     folder = runs.fold_folder(table(work), run, fold)
@@ -68,9 +71,12 @@ def trained(folder: FoldFolder, epoch: int, step: int = 0, weight: float = 1.0) 
     return folder
 
 
-def predicted(folder: FoldFolder) -> FoldFolder:
+def predicted(folder: FoldFolder, past: Lineage = PAST) -> FoldFolder:
     for path, by in ((folder.oof, folder.kept()), (folder.oof_last, [folder.last])):
-        meta = {"checkpoints": {one.name: checkpoints.digest(one) for one in by}}
+        meta = {
+            "checkpoints": {one.name: checkpoints.digest(one) for one in by},
+            "lineage": past.to_json(),
+        }
         levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
         maps.write(path, [(f"i{folder.fold}", maps.Prediction(levels))], meta)
     return folder
@@ -266,6 +272,8 @@ REFUSED = {
     "a map's byte": (edited("oof_last.zip", one_wrong_byte), "fold1/oof_last.zip is damaged (i1"),
     "maps of others": (lambda b: trained(runs.fold_folder(b, RUN, 1), 3, weight=2.0),
                        "fold1/oof.zip was predicted by other checkpoints than lie beside it"),
+    "maps of another past": (lambda b: predicted(runs.fold_folder(b, RUN, 1), Lineage(known=False)),
+                             "fold1/oof.zip states another past"),
 }  # fmt: skip
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from kernel_lib import __main__ as main
+from kernel_lib import checkpoints, runs
 from kernel_lib.config import InferenceParameters
-from kernel_lib.data import phantom
+from kernel_lib.data import fingerprint, images, phantom
 from kernel_lib.errors import InputError
+from kernel_lib.inference import maps
 from kernel_lib.postprocess import submission
-from kernel_lib.stages import inference, report, report_images
+from kernel_lib.runs import Lineage
+from kernel_lib.stages import inference, past, report, report_images, scores
 from kernel_lib.viz.viewer import view
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -114,3 +119,36 @@ def test_a_sample_that_cannot_be_written_back_is_refused_before_predicting(place
 def test_an_output_s_name_is_a_folder_of_its_own(name):
     with pytest.raises(InputError, match="OUTPUT"):
         InferenceParameters.checked({"output": name})
+
+
+def retold(work: Path, fold: int, stated: Lineage, had: Lineage | None = None) -> None:
+    """Give a fold's archive of held-out images another past, and its checkpoints that, or `had`."""
+    folder = runs.fold_folder(work, "tiny", fold)
+    for path in folder.kept():
+        checkpoints.save(path, checkpoints.load(path)[0], had or stated)
+    old = maps.Maps(folder.oof)
+    shown = [(i, maps.Prediction(old[i], old.label(i))) for i in old.ids]
+    maps.write(folder.oof, shown, old.meta | {"lineage": stated.to_json()})
+
+
+def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, capsys):
+    path = sorted((place / "first").iterdir())[1]
+    codes = (fingerprint.code(images.read(path)), "")
+    retold(place / "work", 1, Lineage(images=("copy", "i02"), fingerprints=codes))
+    result = infer(place, "first")
+    noted = json.loads((result.folder / "test.json").read_text())["trained_on"]
+    assert [line.split(", by")[0] for line in noted] == [f"{path.stem} is the training image copy"]
+    assert f"warning: {past.leak(noted)}" in capsys.readouterr().out
+    assert scores.trained_on(result.submission) == [f"warning: {past.leak(noted)}"]
+    labels = place / "labels.csv"
+    shutil.copy(result.submission, labels)
+    main.main(["score", str(result.submission), str(labels)], standalone_mode=False)
+    assert past.leak(noted) in capsys.readouterr().out
+    other = infer(place, "second", output="own")
+    assert scores.trained_on(other.submission) == []
+
+
+def test_maps_of_another_past_than_the_checkpoints_are_refused(place):
+    retold(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
+    with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another past"):
+        infer(place, "first")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 
 from kernel_lib import checkpoints, files, released, runs
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
@@ -16,13 +19,14 @@ from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.kaggle import paths
-from kernel_lib.models import networks
+from kernel_lib.models import imagenet, networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.postprocess.rule import Triplet
 from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import start
 from kernel_lib.stages import thresholds as stage
+from kernel_lib.stages.past import Known
 from kernel_lib.stages.preparation import TrainingSet
 
 ROW = Experiment(
@@ -84,12 +88,24 @@ def finished(work: Path, run: str, fold: int, lineage: Lineage | None = None, di
     return folder
 
 
-def begin(work: Path, fold: int, weights: str, truth: pd.DataFrame | None = None):
+def begin(
+    work: Path, fold: int, weights: str, truth: pd.DataFrame | None = None, test=None, **parameters
+):
     truth = table() if truth is None else truth
     held = (truth["fold"] == fold).to_numpy()
     folder = settled(work, "child", fold, weights)
-    images = TrainingSet(None, truth, DIGEST)
-    return start.network(folder, plan("child", weights), images, held, [work])
+    images = TrainingSet(None, truth, DIGEST, tuple(map(code, truth["image_id"])), test or Known())
+    decided = plan("child", weights)
+    given = {"parameters": decided.parameters.model_copy(update=parameters)}
+    return start.network(folder, decided.model_copy(update=given), images, held, [work])
+
+
+def code(name: str, turned: int = 0) -> str:
+    """A fingerprint's code for a picture of that name, so many of its 512 bits turned over."""
+    drawn = hashlib.shake_256(name.encode()).digest(64)
+    bits = np.unpackbits(np.frombuffer(drawn, np.uint8))
+    bits[:turned] ^= 1
+    return "2:" + base64.b64encode(np.packbits(bits).tobytes()).decode().rstrip("=")
 
 
 def test_a_first_run_has_seen_what_it_trains_on(tmp_path):
@@ -146,6 +162,105 @@ def test_another_image_of_a_held_out_patient_counts_as_seen(tmp_path):
         begin(tmp_path, 0, "parent", table(groups=True))
 
 
+# A past of other folds files, as files state it.
+
+
+def other_past(tmp_path, images: dict[str, str], **past) -> str:
+    """The path of a checkpoint that has seen these images, with these fingerprints."""
+    path = tmp_path / "other.pt"
+    lineage = Lineage(images=tuple(images), fingerprints=tuple(images.values()), **past)
+    torch.manual_seed(3)
+    checkpoints.save(path, {"model": networks.build(ROW).state_dict()}, lineage)
+    return str(path)
+
+
+def test_an_image_that_is_not_here_and_has_no_fingerprint_makes_the_past_unknown(tmp_path, capsys):
+    images = {"i02": "", "png_5": "", "png_6": code("elsewhere")}
+    _, lineage = begin(tmp_path, 0, other_past(tmp_path, images))
+    assert not lineage.known
+    assert "png_5" in capsys.readouterr().out
+    old = {"png_6": "1:" + "A" * 86}  # of another version of fingerprints
+    _, lineage = begin(tmp_path / "b", 0, other_past(tmp_path, old))
+    assert not lineage.known
+
+
+def test_an_image_that_is_not_here_is_cleared_by_its_fingerprint(tmp_path):
+    images = {"png_5": code("elsewhere"), "png_6": "2:"}  # a blank film leaks nothing
+    _, lineage = begin(tmp_path, 0, other_past(tmp_path, images))
+    assert lineage.known
+    assert dict(lineage.pairs)["png_5"] == code("elsewhere")
+    assert dict(lineage.pairs)["i02"] == code("i02")
+
+
+@pytest.mark.parametrize("turned", [0, 80])
+def test_a_copy_of_a_held_out_image_under_another_id_is_refused(tmp_path, turned):
+    path = other_past(tmp_path, {"png_5": code("i04", turned)})
+    with pytest.raises(InputError, match="was trained on image i04 or its patient"):
+        begin(tmp_path, 0, path)
+
+
+def test_a_test_image_that_an_ancestor_saw_is_named(tmp_path, capsys):
+    path = other_past(tmp_path, {"png_5": code("of the test set")})
+    begin(tmp_path, 0, path, test=Known(["t7", "t8"], [code("t7"), code("of the test set")]))
+    assert "t8 is the training image png_5" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_training_image_is_that_image(tmp_path, capsys):
+    _, lineage = begin(tmp_path, 0, other_past(tmp_path, {"png_5": code("i02", 30)}))
+    assert lineage.known
+    assert lineage.pairs.count(("i02", code("i02"))) == 1
+    assert "(png_5 is i02)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("as_copy", [False, True])
+def test_the_patient_of_a_seen_image_counts_though_its_training_knew_none(tmp_path, as_copy):
+    truth = table(groups=True)
+    truth.loc[truth["image_id"] == "i02", "group"] = "patient2"  # as i04, which fold 0 holds out
+    path = other_past(tmp_path, {"png": code("i02")} if as_copy else {"i02": ""})
+    with pytest.raises(InputError, match="was trained on image i04 or its patient"):
+        begin(tmp_path, 0, path, truth)
+
+
+def test_equal_ids_count_as_seen_whatever_their_pixels(tmp_path):
+    with pytest.raises(InputError, match="was trained on image i04"):
+        begin(tmp_path, 0, other_past(tmp_path, {"i04": code("elsewhere")}))
+
+
+def test_two_pictures_of_one_id_are_both_remembered(tmp_path):
+    _, lineage = begin(tmp_path, 0, other_past(tmp_path, {"i02": code("another")}))
+    assert {c for i, c in lineage.pairs if i == "i02"} == {code("i02"), code("another")}
+    assert lineage.images.count("i02") == 2
+
+
+def test_a_file_of_weights_is_imagenet_s_where_the_user_says_so(tmp_path):
+    path = tmp_path / "found.pth"
+    torch.save(networks.build(ROW).state_dict(), path)
+    _, lineage = begin(tmp_path, 0, str(path), weights_are="imagenet")
+    assert lineage.known
+    assert lineage.imagenet == "found.pth, as WEIGHTS_ARE says"
+    with pytest.raises(InputError, match="WEIGHTS_ARE"):  # it states its own past
+        begin(tmp_path / "b", 0, other_past(tmp_path, {"i02": ""}), weights_are="imagenet")
+
+
+@pytest.mark.parametrize("said", [None, "imagenet"])
+@pytest.mark.parametrize("published", [False, True])
+def test_what_is_known_of_imagenet_s_weights_is_part_of_the_past(
+    tmp_path, monkeypatch, said, published, capsys
+):
+    torch.manual_seed(1)
+    path = tmp_path / "weights" / "resnet18.pth"
+    path.parent.mkdir()
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(imagenet, "_hashes", lambda encoder: {digest[:8] if published else "0" * 8})
+    _, lineage = begin(tmp_path, 0, "imagenet", weights_dir=str(path.parent), weights_are=said)
+    assert lineage.known == (published or said is not None)
+    assert ("WEIGHTS_ARE imagenet" in capsys.readouterr().out) == (not lineage.known)
+    assert lineage.ancestors == (() if lineage.known else ("resnet18.pth",))
+    assert lineage.imagenet.startswith("resnet18.pth, ") == lineage.known
+    assert lineage.images == ("i02", "i03", "i06", "i07", "i10", "i11")
+
+
 def test_a_file_that_does_not_tell_makes_the_past_unknown(tmp_path):
     path = tmp_path / "found.pth"
     torch.save(networks.build(ROW).state_dict(), path)
@@ -169,10 +284,11 @@ def release_of(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "MAX_BYTES", 10**9)
 
     def write(row: Experiment, images: tuple[str, ...] = ("elsewhere",)) -> Released:
+        codes = tuple(map(code, images))
         given = Released(
             name="small", experiment=row, rule=Triplet(0.5, 0, 0.5), gate="none", tta="hflip",
-            lineage=Lineage(images=images, ancestors=("older",)), score={}, licence="",
-            model=networks.build(row),
+            score={}, licence="", model=networks.build(row),
+            lineage=Lineage(images=images, fingerprints=codes, ancestors=("older",)),
         )  # fmt: skip
         given.save(tmp_path / "models" / "small.safetensors")
         return given
@@ -290,9 +406,56 @@ def test_an_unknown_past_is_refused_unless_asked_for_and_then_not_honest(tmp_pat
     assert "NOT HONEST" in (result.folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_an_ancestor_s_image_that_folds_csv_lacks_makes_the_past_unknown(tmp_path):
+    """As archives of an earlier version have it, which state no fingerprints."""
+    past = Lineage(images=("i02",)).joined(Lineage(images=("png_5",)), "grandparent")
+    predicted(tmp_path, "foundling", {0: past})
+    with pytest.raises(InputError, match=r"png_5 .* -p ALLOW_UNKNOWN_PAST True"):
+        search(tmp_path)
+    assert not search(tmp_path, allow_unknown_past=True).past_known
+
+
+def test_an_ancestor_s_image_with_a_fingerprint_was_cleared_when_its_training_began(tmp_path):
+    past = Lineage(images=("png_5",), fingerprints=(code("elsewhere"),))
+    predicted(tmp_path, "clean", {0: past})
+    assert search(tmp_path).past_known
+
+
+def test_last_weights_of_unknown_past_are_not_called_honest_either(tmp_path):
+    predicted(tmp_path, "foundling", {0: Lineage(images=("i02",)).joined(UNKNOWN, "found.pth")})
+    listed = str(search(tmp_path, allow_unknown_past=True))
+    rows = [line for line in listed.splitlines() if line.strip().startswith(("searched", "last"))]
+    assert ["NOT HONEST" in line for line in rows] == [False, True, True]
+    assert "honest" not in " ".join(rows).replace("NOT HONEST", "")
+
+
+def test_maps_that_state_another_past_than_the_checkpoints_are_refused(tmp_path):
+    predicted(tmp_path, "forged")
+    folder = runs.fold_folder(tmp_path, "forged", 1)
+    runs.settle_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
+    assert search(tmp_path).past_known
+    config = folder.read_config()
+    files.write_json(folder.config, config | {runs.LINEAGE: Lineage(images=("i02",)).digest()})
+    with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another past"):
+        search(tmp_path)
+
+
+@pytest.mark.parametrize(("groups", "over"), [(True, "patients"), (False, "images")])
+def test_patients_are_named_only_where_one_has_two_images(tmp_path, groups, over):
+    predicted(tmp_path, "clean", groups=groups)
+    assert search(tmp_path).honest.resampled == over
+
+
 def test_folds_that_all_can_be_scored_come_out_honest(tmp_path):
     predicted(tmp_path, "clean")
     result = search(tmp_path)
     assert result.past_known
     assert result.search.score > 0.9
     assert "NOT HONEST" not in str(result)
+
+
+def test_weights_from_nowhere_can_hold_nothing(tmp_path):
+    decided = plan("child", "none")
+    given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
+    with pytest.raises(InputError, match="WEIGHTS_ARE"):
+        start.check(decided.model_copy(update={"parameters": given}), [0], [tmp_path])

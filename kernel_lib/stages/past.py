@@ -1,0 +1,153 @@
+"""What was trained on, held against the images that are here: by id, by patient and by pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kernel_lib.config import TrainParameters
+from kernel_lib.data import cache, fingerprint, table
+from kernel_lib.data.cache import Prepared
+from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
+from kernel_lib.runs import Lineage
+
+
+@dataclass(frozen=True)
+class Known:
+    """Images by id, with their fingerprints' codes."""
+
+    ids: Sequence[str] = ()
+    codes: Sequence[str] = ()
+
+
+NONE = Known()
+
+
+def test_images(source: table.Source, size: int, parameters: TrainParameters) -> Known:
+    """The test images of a data folder.
+
+    They are decoded as `inference` does, which then finds them done. Of what cannot be read, which
+    is noted, only the id is known.
+    """
+    if source.test.empty:
+        return NONE
+    test = cache.prepare(
+        source.test,
+        source.root,
+        size,
+        paths.cache_dir(parameters.cache_dir),
+        "test",
+        workers=parameters.workers or None,
+        on_bad_file="blank",
+    )
+    for line in test.skipped:
+        print(f"note: a test image cannot be compared with the training images: {line}")
+    return Known(test.table["image_id"].tolist(), fingerprint.codes(test))
+
+
+def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list[str]]:
+    """Leave out the training images that are test images too, by id or by pixels.
+
+    Return the others, and a line "id: reason" for each that is left out.
+
+    Raises: InputError where nothing would be left.
+    """
+    if not test.ids:
+        return prepared, []
+    ids, known = prepared.table["image_id"].tolist(), set(test.ids)
+    found = fingerprint.matches(fingerprint.codes(prepared), test.codes)
+    copies = {int(i): test.ids[j] for i, j in found}
+    copies |= {i: image_id for i, image_id in enumerate(ids) if image_id in known}
+    if not copies:
+        return prepared, []
+    lines = [f"{ids[i]}: it is the test image {copies[i]}, by id or pixels" for i in sorted(copies)]
+    print(
+        f"note: {len(copies)} of {len(ids)} training images are test images too and are left out, "
+        f"for their test score would say nothing; {lines[0]}"
+    )
+    if len(copies) == len(ids):
+        raise InputError(
+            f"every training image is a test image too ({lines[0]}): move the copies out of "
+            "DATA_DIR"
+        )
+    kept = [i for i in range(len(ids)) if i not in copies]
+    return prepared.subset(np.array(kept)), lines
+
+
+def note_copies_across_folds(truth: pd.DataFrame, codes: Sequence[str]) -> None:
+    """Note images that show the same and stand in different folds: each was trained on elsewhere.
+
+    truth: image_id and fold by row, whose codes these are.
+    """
+    fold, ids = truth["fold"].tolist(), truth["image_id"].tolist()
+    found = [(i, j) for i, j in fingerprint.matches(codes, codes) if i < j and fold[i] != fold[j]]
+    if found:
+        i, j = found[0]
+        print(
+            f"warning: {len(found)} pairs of images show the same radiograph in different folds "
+            f"({ids[i]} in fold {fold[i]}, {ids[j]} in fold {fold[j]}): their scores are too high; "
+            "give both one patient in GROUPS, with a new WORK_DIR"
+        )
+
+
+def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: str) -> Lineage:
+    """The past of `name` in terms of a folds file: which of its images and patients were seen.
+
+    An image of it whose id is here is that image; so is one whose pixels are. The patient that this
+    folds file gives such an image counts as seen. One that is not here is cleared by its
+    fingerprint, and without one makes the past unknown. truth: image_id and group by row, whose
+    codes these are.
+    """
+    groups = dict(zip(truth["image_id"], truth["group"], strict=True))
+    own = dict(zip(truth["image_id"], codes, strict=True)) if codes else {}
+    seen = [(image, code or own.get(image, "")) for image, code in lineage.pairs]
+    foreign = [(image, code) for image, code in seen if image not in groups]
+    ids = list(own)
+    found = fingerprint.matches([code for _, code in foreign], list(own.values()))
+    same = [(foreign[i][0], ids[j]) for i, j in found]
+    if same:
+        print(
+            f"note: {len(same)} images that {name} was trained on are images here under other ids "
+            f"({same[0][0]} is {same[0][1]})"
+        )
+    unclear = [image for image, code in foreign if not (own and fingerprint.is_code(code))]
+    if unclear:
+        print(
+            f"warning: {len(unclear)} images that {name} was trained on are not in folds.csv and "
+            f"have no fingerprint to compare ({unclear[0]} first): any may be held out here, so no "
+            "score of what starts from it is honest"
+        )
+    here = [(image, own.get(image, "")) for _, image in same]
+    patients = {groups[image] for image, _ in (*seen, *here) if image in groups} - {""}
+    changes = {
+        "groups": tuple(sorted({*lineage.groups, *patients})),
+        "known": lineage.known and not unclear,
+    }
+    # Of another folds file's images it cannot be told which of these they show.
+    elsewhere = lineage.chosen_on and not groups.keys() >= set(lineage.chosen_on)
+    changes["chosen_on"] = None if elsewhere else lineage.chosen_on
+    return lineage.model_copy(update=changes).of_pairs((*seen, *here))
+
+
+def leak(lines: Sequence[str]) -> str:
+    """What is wrong with a score on test images of which these, a line each, were trained on."""
+    return (
+        f"{len(lines)} test images were trained on, and their score says nothing of new ones "
+        f"({lines[0]})"
+    )
+
+
+def seen_by(images: Known, lineages: Iterable[Lineage]) -> list[str]:
+    """A line for each of these images that was trained on, by id or by pixels."""
+    trained = sorted({pair for lineage in lineages for pair in lineage.pairs})
+    at = {image_id: i for i, image_id in enumerate(images.ids)}
+    found = {at[image]: image for image, _ in trained if image in at}
+    for i, j in fingerprint.matches(images.codes, [code for _, code in trained]):
+        found.setdefault(int(i), trained[j][0])
+    return [
+        f"{images.ids[i]} is the training image {found[i]}, by id or pixels" for i in sorted(found)
+    ]
