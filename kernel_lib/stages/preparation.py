@@ -61,7 +61,11 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
 
 
 def prepare_training(
-    source: table.Source, parameters: TrainParameters, size: int, work: Path, test: past.Known
+    source: table.Source,
+    parameters: TrainParameters,
+    size: int,
+    work: Path,
+    test: past.Known = past.NONE,
 ) -> cache.Prepared:
     """Decode the labelled images of DATA_DIR at `size`, each once.
 

@@ -101,6 +101,7 @@ def test_the_best_score_alone_is_that_of_the_search(drawn: list, single: bool) -
     assert th.best_score(stats, single=single) == th.search(stats, single=single).score
 
 
+@settings(max_examples=8, deadline=None)
 @given(drawn=images(), single=st.booleans(), data=st.data())
 def test_scores_are_those_of_the_masks_and_do_not_depend_on_order(
     drawn: list, single: bool, data: st.DataObject

@@ -48,7 +48,7 @@ def source_of(root: Path, train: dict[str, int], test: dict[str, int]) -> table.
 
 def prepared(tmp_path: Path, train: dict[str, int], test: dict[str, int]):
     source = source_of(tmp_path / "data", train, test)
-    given = TrainParameters(cache_dir=str(tmp_path / "cache"), workers=1)
+    given = TrainParameters(cache_dir=str(tmp_path / "cache"), workers=1, masks_are="right")
     test = past.test_images(source, SIZE, given)
     return preparation.prepare_training(source, given, SIZE, tmp_path, test)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import files
+from kernel_lib import files, runs
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, folds, rle, table
 from kernel_lib.errors import InputError
@@ -139,7 +139,7 @@ def test_bad_files_are_skipped_up_to_a_share(tmp_path, broken, is_refused):
             prepared(tmp_path, on_bad_file="skip")
     else:
         assert len(prepared(tmp_path, on_bad_file="skip")) == 20 - len(broken)
-        assert f"i{broken[0]:02d}: " in preparation.read_left_out([tmp_path])[0]
+        assert f"i{broken[0]:02d}: " in runs.read_left_out([tmp_path])[0]
 
 
 def test_labels_that_do_not_fit_are_not_skipped_away(tmp_path):
