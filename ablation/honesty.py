@@ -305,7 +305,7 @@ def _read(folder: Path, images: int) -> list[dict]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
+    complete, _, rest = text.rpartition("\n")
     if rest:
-        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+        path.write_text(f"{complete}\n" if complete else "", encoding="utf-8")
+    return [json.loads(line) for line in complete.splitlines()]

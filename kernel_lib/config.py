@@ -204,7 +204,7 @@ class TrainParameters(Parameters):
     tta: str | None = None
 
     weights_dir: str | None = None
-    # What a file of weights holds that no published hash tells; None: nobody knows
+    # What a file of weights without a published hash holds; None: not known
     weights_are: Literal["imagenet"] | None = None
     with_parents: bool = False  # train first what the row starts from, and what gates it
     parent_weights: str | None = None  # what the first of the parents starts from

@@ -186,7 +186,7 @@ def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None
     raise InputError(
         f"{n:,} of {n_images:,} images can't be used, {len(lost):,} of {len(positive):,} with a "
         f'mask among them, and ON_BAD_FILE="skip" leaves out {MAX_SKIPPED:.0%} at most, or '
-        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: mend the files and labels; {first} is "
+        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files and labels; {first} is "
         f"the first: {prepared.unreadable[first]}"
     )
 
@@ -290,8 +290,8 @@ class _Filler:
         if self.on_bad_file == "stop":
             # A label that does not fit is seldom the only one.
             skippable = self.is_training and isinstance(error, images.ImageError)
-            mend = '; or go on without it by ON_BAD_FILE="skip"' if skippable else ""
-            raise InputError(f"{error}{mend}")
+            hint = '; or go on without it by ON_BAD_FILE="skip"' if skippable else ""
+            raise InputError(f"{error}{hint}")
         self.bad[name] = str(error)
         if self.on_bad_file == "blank":
             slot = self.journal.slots[name]

@@ -12,7 +12,7 @@ from kernel_lib.data import rle
 # (runs, the image's shape) of one image's label
 Label = tuple[rle.Runs, tuple[int, int]]
 AS_THEY_ARE = "-p MASKS_ARE right takes them as they are"
-# Sizes that masks are drawn at, and how near to the images' own one can be told from it: of the
+# Sizes that masks are drawn at, and how near to the images' own one can be known: of the
 # competition's 2,669 masks no single one fits a smaller such size better than its own.
 SIZE_STEPS, LARGEST_SHARE = (16, 50), 15 / 16
 ENOUGH_MASKS = 200

@@ -188,24 +188,24 @@ def _check_ids(csv: Path, table: pd.DataFrame) -> None:
         raise InputError(f"{csv} row {row} has no {ID_COLUMN}")
 
 
-def _check_columns(csv: Path, header: list[str], wanted: list[str], mend: str = "") -> None:
+def _check_columns(csv: Path, header: list[str], wanted: list[str], hint: str = "") -> None:
     missing = [name for name in wanted if name not in header]
     if missing:
-        raise InputError(f"{csv} has the columns {header}, not {' and '.join(missing)}{mend}")
+        raise InputError(f"{csv} has the columns {header}, not {' and '.join(missing)}{hint}")
 
 
 def read_cells(
-    csv: Path, wanted: list[str] | None, *, ragged: bool = False, mend: str = ""
+    csv: Path, wanted: list[str] | None, *, ragged: bool = False, hint: str = ""
 ) -> pd.DataFrame:
     """All cells as stripped text, indexed by row in the file; only the wanted columns, if given.
 
-    Rows without a word are left out. `ragged` lets rows have a cell more than the header; `mend`
+    Rows without a word are left out. `ragged` lets rows have a cell more than the header; `hint`
     ends the words on missing columns. Errors: InputError naming the file, and the row.
     """
     (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
     if not any(header):
         raise InputError(f"{csv} is empty: fetch it again")
-    _check_columns(csv, header, wanted or [], mend)
+    _check_columns(csv, header, wanted or [], hint)
     for name in wanted or header:
         if header.count(name) > 1:
             raise InputError(f"{csv} has the column {name!r} twice: rename or remove one")

@@ -24,7 +24,7 @@ MAX_FLAT_SHARE = 0.25
 
 
 def by_index(data: bytes) -> bytes | None:
-    """Return a palette's PNG (whole) with each colour replaced by its index, None for others."""
+    """Return a palette's PNG file with each colour replaced by its index, None for others."""
     if not data.startswith(PNG_MAGIC) or data[25:26] != b"\3":
         return None
     at = len(PNG_MAGIC)

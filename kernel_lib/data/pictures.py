@@ -144,7 +144,7 @@ def decode(data: bytes, *, in_dicom: bool = False) -> np.ndarray | None:
 
     Turned by its EXIF orientation, as viewers do. A PNG's checksums are verified. A JPEG has none:
     what is cut short is seen, a changed byte need not be. A DICOM's frame (`in_dicom`) is taken as
-    stored and known to be whole. Raises: InputError, without naming a file, where it states too
+    stored and known to be complete. Raises: InputError, without naming a file, where it states too
     many pixels.
     """
     size = stated_size(data)

@@ -87,7 +87,7 @@ def validate(
 
     Every id of the sample once, as the sample writes it, and no other, and no column that it lacks;
     each RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order of rows
-    and columns is no fault, since the competition matches by name: `order_note` tells it. `sample`
+    and columns is no fault, since the competition matches by name: `order_note` names it. `sample`
     is the sample submission, or its ids in order.
 
     Shapes: `shapes` holds (H, W) by id as the sample writes it; images not in it have `shape`.
@@ -187,8 +187,8 @@ def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[i
     first_row: dict[str, int] = {}
     for row, one, name in zip(table["row"], ids, names_of(ids), strict=True):
         if one not in in_sample:
-            mend = f"write it {written[name]!r}" if name in written else "remove the row"
-            yield row, f"row {row}: image {one!r} is not in the sample: {mend}"
+            fix = f"write it {written[name]!r}" if name in written else "remove the row"
+            yield row, f"row {row}: image {one!r} is not in the sample: {fix}"
         if one in first_row:
             yield (
                 row,

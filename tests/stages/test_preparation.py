@@ -180,11 +180,11 @@ def test_placeholders_in_dicoms_are_no_patients_and_are_noted(tmp_path, capsys):
     taken = settled(work, ["ANONYMOUS"] * 10 + ["P1", "P1", "0", ""])
     assert taken["group"].tolist() == [""] * 10 + ["P1", "P1", "", ""]
     assert folds.load(work / "folds.csv")["group"].tolist() == taken["group"].tolist()
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert len(told) == 2
-    assert "10 of 14 images" in told[0]
-    assert "'ANONYMOUS'" in told[0]
-    assert "GROUPS" in told[0]
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert "10 of 14 images" in notes[0]
+    assert "'ANONYMOUS'" in notes[0]
+    assert "GROUPS" in notes[0]
 
 
 def test_unknown_patients_of_a_table_are_noted_and_a_second_run_accepts_them(tmp_path, capsys):
