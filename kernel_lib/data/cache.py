@@ -186,7 +186,7 @@ def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None
     raise InputError(
         f"{n:,} of {n_images:,} images can't be used, {len(lost):,} of {len(positive):,} with a "
         f'mask among them, and ON_BAD_FILE="skip" leaves out {MAX_SKIPPED:.0%} at most, or '
-        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files and labels; {first} is "
+        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files; {first} is "
         f"the first: {prepared.unreadable[first]}"
     )
 
