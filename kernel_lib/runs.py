@@ -87,8 +87,9 @@ class Lineage(Frozen):
         return self.model_dump(mode="json", exclude=empty)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of all of it."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of what was trained on, which all checkpoints of a fold share."""
+        trained_on = {k: v for k, v in self.to_json().items() if k != "chosen_on"}
+        return hashlib.sha256(json.dumps(trained_on, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _seen(self) -> tuple[frozenset[str], frozenset[str]]:

@@ -53,6 +53,12 @@ def test_images_whose_labels_selected_an_epoch_go_down_to_descendants():
     assert not child.selected_by(["a", "b"])
 
 
+def test_selected_and_last_weights_share_one_digest():
+    last = Lineage(images=("a",), chosen_on=())
+    assert last.chosen_by(("h",)).digest() == last.digest()
+    assert last.digest() != Lineage(images=("b",), chosen_on=()).digest()
+
+
 def test_whether_an_older_lineage_was_selected_is_not_known():
     older = Lineage.model_validate({"images": ["a"]})
     child = Lineage(images=("b",), chosen_on=("c",)).joined(older, "older")
