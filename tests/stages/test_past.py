@@ -106,3 +106,14 @@ def test_test_images_that_a_member_was_trained_on_are_told_by_id_or_pixels():
         "x is the training image x", "y is the training image b"
     ]  # fmt: skip
     assert past.seen_by(past.Known("z", [code(8)]), members) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen_on", "expected"), [((), ()), (("a",), ("a",)), (("elsewhere",), None), (None, None)]
+)
+def test_whether_foreign_images_selected_an_epoch_by_labels_of_these_is_not_known(
+    chosen_on, expected
+):
+    truth = pd.DataFrame({"image_id": ["a", "b"], "group": ["", ""]})
+    parent = Lineage(images=("c",), fingerprints=(code(3),), chosen_on=chosen_on)
+    assert past.placed(parent, truth, [code(1), code(2)], "parent").chosen_on == expected
