@@ -127,6 +127,8 @@ def score(submission: Path, labels: Path | None, split: str | None, shape: tuple
     LABELS is an RLE table, or a data folder, whose labelled test (or training) images count, each
     at its own size; without it, and with --split, the folder is sought on Kaggle's mounts.
     """
+    from kernel_lib.stages import scores
+
     if labels is not None and not labels.is_dir():
         if split is not None:
             raise InputError(f"--split {split} is of a data folder, and {labels} is a file")
@@ -137,7 +139,6 @@ def score(submission: Path, labels: Path | None, split: str | None, shape: tuple
         raise click.UsageError("Missing argument 'LABELS'.")
     else:
         from kernel_lib.kaggle import paths
-        from kernel_lib.stages import scores
 
         folder = paths.data_dir(None) if labels is None else labels
         result = scores.of_split(submission, folder, split or "test")
