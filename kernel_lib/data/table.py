@@ -140,11 +140,11 @@ def _labelled(
     missing = table[found[labels].isna()]
     if len(missing):
         first = missing.iloc[0]
+        lost = _zeros_hint(missing["image_id"], images)
         raise InputError(
             f"{first.label_at}: image {first.image_id} has a label and no file under "
             f"{listing.root} ({len(missing)} of {len(table)} labelled images have none"
-            f"{_dangling(listing)}){_zeros_hint(missing['image_id'], images)}: fetch the images, "
-            "or delete their rows"
+            f"{_dangling(listing)}){lost or ': fetch the images, or delete their rows'}"
         )
     rows = zip(found[labels], table["rle"], table["label_at"], strict=True)
     return labels, _train_frame([(one, rle, "", at) for one, rle, at in rows], images)
@@ -253,8 +253,11 @@ def _test(
     raise InputError(
         f"{sample} row {cells.index[at]}: test image {read[sample].names[at]} has no file under "
         f"{listing.root} ({ids.count(None)} of {len(ids)} have none{_dangling(listing)}; the files "
-        f"are {next(iter(images.files))} …){_zeros_hint(read[sample].names, images)}: fetch the "
-        "images, or is it another competition's sample (-p SAMPLE FILE)?"
+        f"are {next(iter(images.files))} …)"
+        + (
+            _zeros_hint(read[sample].names, images)
+            or ": fetch the images, or is it another competition's sample (-p SAMPLE FILE)?"
+        )
     )
 
 
@@ -358,7 +361,10 @@ def _zeros_hint(missing: Iterable[str], images: Images) -> str:
     short = next(lost, None)
     if short is None:
         return ""
-    return f"; {short} may be {full[short.lstrip('0')]} that lost its zeros in a spreadsheet"
+    return (
+        f"; {short} may be {full[short.lstrip('0')]} that lost its zeros in a spreadsheet: give "
+        "the table as it was"
+    )
 
 
 def _archive_hint(listing: Listing) -> str:
