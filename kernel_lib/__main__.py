@@ -41,14 +41,15 @@ class GivenPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+Pairs = Iterable[tuple[str, str]]
 FILE = GivenPath(exists=True, dir_okay=False)
 SHAPE = click.option(
     "--shape", nargs=2, type=int, default=(1024, 1024), show_default=True, help="H W of the images"
 )
 
 
-def _parameters(config: Path | None, kind: str, given: Iterable[tuple[str, str]] = ()):
-    """Return the parameters of a JSON file, `given` names and texts before those of the file."""
+def _parameters(config: Path | None, kind: str, given: Pairs = (), as_text: Pairs = ()):
+    """Return the parameters of a JSON file; names and texts given win over those of the file."""
     from kernel_lib import config as settings
 
     values = {}
@@ -58,6 +59,7 @@ def _parameters(config: Path | None, kind: str, given: Iterable[tuple[str, str]]
         except ValueError as error:
             raise InputError(f"{config} is not JSON that can be used: {error}") from None
     values |= {name.lower(): settings.parse_value(text) for name, text in given}
+    values |= {name.lower(): text for name, text in as_text}
     return getattr(settings, kind).checked(values)
 
 
@@ -89,10 +91,14 @@ def _add_stage(
         "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
         help="A parameter, read as papermill reads it; wins over CONFIG; may be repeated.",
     )  # fmt: skip
+    @click.option(
+        "-r", "as_text", nargs=2, multiple=True, metavar="NAME TEXT",
+        help="A parameter as text, also where that looks like a number, as papermill's -r.",
+    )  # fmt: skip
     @click.option("--result", type=GivenPath(), hidden=True)
-    def stage(config: Path | None, given, result: Path | None) -> None:
+    def stage(config: Path | None, given, as_text, result: Path | None) -> None:
         # Before torch is loaded.
-        parameters = _parameters(config, kind, given)
+        parameters = _parameters(config, kind, given, as_text)
         run = getattr(
             importlib.import_module(f"kernel_lib.stages.{module or stage_name}"), function
         )
@@ -306,6 +312,7 @@ def view(
 )  # fmt: skip
 def summary(ensemble: Path, truth: Path | None) -> None:
     """Print an ENSEMBLE folder's scores side by side, and where its artefacts lie."""
+    from kernel_lib.postprocess import submission as files
     from kernel_lib.stages import scores
 
     click.echo(scores.summary(ensemble, truth))

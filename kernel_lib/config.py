@@ -339,6 +339,8 @@ def explain(
             )
         else:
             message = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+                message = f"is no text: quote it in JSON, or give -r {written(field)} TEXT, not -p"
             shown = f"{written(field)} = {_shown(fault['input'])}: " if field else ""
             lines.append(f"{shown}{message}")
     return "; ".join(lines)

@@ -46,6 +46,13 @@ def test_an_ill_typed_parameter_is_refused_by_name_and_value(name, value):
     assert f"{name} = {value!r}: " in str(error.value)
 
 
+@pytest.mark.parametrize("value", [7, 1e5, math.nan])
+@pytest.mark.parametrize("name", ["NAME", "DATA_DIR"])
+def test_a_text_that_was_taken_as_a_number_names_the_option_that_keeps_it(name, value):
+    with pytest.raises(InputError, match=rf"{name} = .*-r {name}"):
+        TrainParameters.from_namespace({name: value})
+
+
 def test_all_faults_are_told_at_once():
     with pytest.raises(InputError, match=r"SIZE = 'x'.*; unknown parameter SEEDS"):
         TrainParameters.from_namespace({"SIZE": "x", "SEEDS": 1})

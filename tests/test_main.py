@@ -129,6 +129,8 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("train", "small.json", "-p", "SIZE", "500"), "SIZE = 500: "),
         (("train", "-p", "EXPERIMENT", "absent.json"), "absent.json does not exist"),
         (("train", "-p", "EXPERIMENT", "own.json"), "unknown field encodr; the nearest is encoder"),
+        (("train", "-p", "NAME", "007"), "-r NAME"),
+        (("train", "-r", "NAME", "007", "-r", "SIZE", "500"), "SIZE = '500': "),
         (("thresholds", "-p", "RUN", "x"), "unknown parameter RUN; the nearest is RUNS"),
         (("inference", "-p", "ENSEMBLES", "x"), "the nearest is ENSEMBLE"),
         (("summary", "."), "the thresholds stage makes it"),

@@ -226,9 +226,11 @@ def _mask(task: Task, shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
         return (rle.mask_of(runs, shape) if len(runs) else None), own_rle
     mask = images.read_mask(task.mask_path, task.masks_are)
     if mask.shape != tuple(shape):
+        is_transposed = mask.shape == tuple(shape)[::-1]
+        fix = "it may be transposed: swap its rows and columns" if is_transposed else "resize it"
         raise InputError(
             f"mask {task.mask_path} is {mask.shape[1]}×{mask.shape[0]} and its image {task.path} "
-            f"{shape[1]}×{shape[0]}: a mask has its image's size; resize it"
+            f"{shape[1]}×{shape[0]}: a mask has its image's size; {fix}"
         )
     return (mask if mask.any() else None), rle.encode(mask)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,6 +18,8 @@ from kernel_lib.errors import InputError
 
 MAX_BYTES = 1 << 29  # of a packed table
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # how packed files begin
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+AS_CSV = 'save it as "CSV UTF-8", with commas'  # as spreadsheets call it
 
 
 class Row(NamedTuple):
@@ -32,8 +36,11 @@ def read(path: Path | str) -> list[Row]:
     guessed: what opens a quote and does not close it, or is no text, is refused.
     Raises: InputError naming the file, and the row where there is one.
     """
+    content = _unpacked(Path(path))
+    if content.startswith(UTF_16):
+        raise InputError(f"{path} is text in UTF-16: {AS_CSV}")
     try:
-        text = _unpacked(Path(path)).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text (byte {error.start}): give a CSV in UTF-8") from None
     if "\0" in text:
@@ -53,7 +60,17 @@ def read(path: Path | str) -> list[Row]:
             f"{path} is no table with commas between its cells: row {line}, {error}; mend its "
             "quotes, or fetch it again"
         ) from None
+    _check_separator(path, rows)
     return rows
+
+
+def _check_separator(path: Path | str, rows: Sequence[Row]) -> None:
+    """Raises InputError where a spreadsheet wrote what separates cells, or no commas."""
+    header = rows[0].cells if rows else []
+    if header and header[0].lower().startswith("sep="):
+        raise InputError(f"{path} begins with {header[0]!r}, a spreadsheet's own line: remove it")
+    if len(header) == 1 and (by := re.search("[;\t|]", header[0])):
+        raise InputError(f"{path} has {by[0]!r} between its cells, not commas: {AS_CSV}")
 
 
 def as_text(rows: Iterable[Sequence[object]]) -> str:
@@ -76,6 +93,8 @@ def _unpacked(path: Path) -> bytes:
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
         elif content.startswith(ZIP):
             archive = archives.opened(io.BytesIO(content))
+            if "[Content_Types].xml" in archive.namelist():
+                raise InputError(f"{path} is a spreadsheet's workbook, not a CSV: {AS_CSV}")
             names = [n for n in archive.namelist() if not n.startswith("__") and n[-1] != "/"]
             if len(names) != 1:
                 raise InputError(f"{path} is a zip of {len(names)} files: unpack it")

@@ -6,7 +6,7 @@ import filecmp
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ MASK_ENDING = re.compile(r"[-_ ](masks?|segmentation|seg|labels?|gt)$", re.IGNOR
 TEST_FOLDER = re.compile(
     r"(^|[-_ ])test(ing)?([-_ ]images?)?$|^images?ts$|^stage_2_images$", re.IGNORECASE
 )
+# CVAT's and VOC's second folder of masks: the same areas, each instance in a colour of its own.
+INSTANCE_FOLDER = re.compile(r"segmentation_?object(png)?", re.IGNORECASE)
 VALIDATION_FOLDER = re.compile(r"^(val|valid|validation)([-_ ]images?)?$", re.IGNORECASE)
 # A later stage's labels name images of these too, which are then for training.
 STAGE_FOLDER = re.compile(r"^(dicom-images-test|stage_2_images)$", re.IGNORECASE)
@@ -52,6 +54,7 @@ class Listing:
     masks: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
+    unread: Counter[str] = field(default_factory=Counter)  # files of other kinds, by their ending
 
     def split(self, path: Path) -> str:
         """What a file is for by its innermost folder that says so: "test", "validation" or ""."""
@@ -278,6 +281,8 @@ def _walk(listing: Listing, by_content: bool) -> None:
             elif suffix in SUFFIXES or (by_content and is_image(entry.path)):
                 pictures.append(path)
                 barren = 0
+            else:
+                listing.unread[_ending(entry.name)] += 1
         if barren > MAX_FOLDERS_WITHOUT_IMAGE:
             raise InputError(
                 f"DATA_DIR {listing.root}: {barren:,} folders in a row without an image; give the "
@@ -326,3 +331,9 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def _ending(name: str) -> str:
+    """As `_suffix`, with what was packed: .nii.gz."""
+    suffix = _suffix(name)
+    return _suffix(name[: -len(suffix)]) + suffix if suffix == ".gz" else suffix

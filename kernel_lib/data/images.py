@@ -122,7 +122,8 @@ def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
     path = Path(path)
     data = _content(path)
     if not data.startswith((PNG_MAGIC, JPEG_MAGIC)):
-        raise ImageError(f"{path} is neither PNG nor JPEG: masks are pictures, 0 and 255")
+        what = pictures.other_kind(data) or "is neither PNG nor JPEG: masks are pictures, 0 and 255"
+        raise ImageError(f"{path} {what}")
     levels = _raster(data, path)
     by_index = mask_files.by_index(data)
     indices = None if by_index is None else _raster(by_index, path)[..., 0]
@@ -328,6 +329,8 @@ def _check_inflated(data: bytes) -> None:
 def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
     mend = "fetch it again, or remove it"
     marked = data[128:132] == b"DICM"
+    if not marked and (what := pictures.other_kind(data)):
+        raise ImageError(f"{path} {what}")
     with _quiet_about_ids():
         try:
             _check_inflated(data)
@@ -354,7 +357,10 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[
     """Return (H, W) uint8, bones white, from a data set with pixels; and notes on it."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise ImageError(f"{path} holds {frames} frames: a radiograph is one; split the file")
+        raise ImageError(
+            f"{path} states {frames} frames, and a radiograph is one: split the file, or write 1 "
+            "as its NumberOfFrames where it holds a single picture"
+        )
     missing = [tag for tag in ("Rows", "Columns", "BitsStored") if not dataset.get(tag)]
     if missing:
         raise ImageError(f"{path} lacks {', '.join(missing)}: fetch it again, or remove it")

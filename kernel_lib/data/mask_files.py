@@ -66,9 +66,18 @@ def decide(
 
 
 def _grey(levels: np.ndarray) -> np.ndarray:
-    """Shapes: (H, W) or (H, W, 3 or 4) → (H, W)."""
+    """Return grey levels; one colour on black, as annotation programs draw a class, is white.
+
+    Shapes: (H, W) or (H, W, 3 or 4) → (H, W).
+    """
     if levels.ndim == 2:
         return levels
+    colours = levels[..., :3]
+    drawn = colours.any(axis=2)
+    first = colours[drawn][:1]
+    on_black = not drawn.all() and np.ptp(first, axis=1).any()
+    if on_black and np.array_equal((colours == first).all(axis=2), drawn):
+        return drawn.astype(levels.dtype) * np.iinfo(levels.dtype).max
     how = cv2.COLOR_BGRA2GRAY if levels.shape[2] == 4 else cv2.COLOR_BGR2GRAY
     return cv2.cvtColor(levels, how)
 

@@ -25,8 +25,28 @@ RESTARTS = range(0xD0, 0xD8)
 MARKER_IN_SCAN = re.compile(rb"\xff[^\0]", re.DOTALL)
 # What may stand before the end: frames, tables, scans, application data, comments.
 SEGMENTS = {*START_OF_FRAME, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
+# How files of other kinds begin, what they are, and what to do.
+TO_PNG = "save it as PNG"
+OTHERS = {
+    b"II*\0": ("a TIFF", TO_PNG),
+    b"MM\0*": ("a TIFF", TO_PNG),
+    b"GIF8": ("a GIF", TO_PNG),
+    b"BM": ("a BMP", TO_PNG),
+    b"RIFF": ("a WebP", TO_PNG),
+    b"\x93NUMPY": ("a NumPy array", TO_PNG),
+    b"\x1f\x8b": ("packed by gzip", "unpack it"),
+    b"PK\3\4": ("a zip", "unpack it"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull"),
+    b"<": ("a page of the web", "fetch it again"),
+}
 # The largest detectors have 20 million. A file that states more would fill the memory first.
 MAX_PIXELS = 1 << 26
+
+
+def other_kind(data: bytes) -> str | None:
+    """Return what a file of another kind is, and what to do; None where that is not known."""
+    found = (about for start, about in OTHERS.items() if data.startswith(start))
+    return next((f"is {what} by its content: {fix}" for what, fix in found), None)
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:

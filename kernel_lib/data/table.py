@@ -9,7 +9,15 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
-from kernel_lib.data.folder import Images, Listing, mask_name, preference, same_picture, survey
+from kernel_lib.data.folder import (
+    INSTANCE_FOLDER,
+    Images,
+    Listing,
+    mask_name,
+    preference,
+    same_picture,
+    survey,
+)
 from kernel_lib.data.images import PICTURE_SUFFIXES
 from kernel_lib.data.labels import Sample, read_groups, read_labels, read_sample
 from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PACKINGS
@@ -70,7 +78,7 @@ def discover(
     if not listing.images:
         raise InputError(
             f"no images under DATA_DIR {data_dir}. {''.join(f'{p}. ' for p in problems)}"
-            f"{_archive_hint(listing)}{LAYOUTS}"
+            f"{_unread_hint(listing)}{_archive_hint(listing)}{LAYOUTS}"
         )
     images = Images.of(listing)
     if images.in_two_formats:
@@ -86,7 +94,8 @@ def discover(
         raise InputError(
             f"{len(images)} images under DATA_DIR {data_dir}, and neither labels nor a sample "
             f"submission for them. {''.join(f'{p}. ' for p in problems)}"
-            f"{_table_hint(listing)}{_archive_hint(listing)}{_masks_hint(images)}{LAYOUTS}"
+            f"{_table_hint(listing)}{_unread_hint(listing)}{_archive_hint(listing)}"
+            f"{_masks_hint(images)}{LAYOUTS}"
         )
     in_test = labelled["image_id"].isin(test["image_id"])
     taken = in_test & (given is None)
@@ -110,7 +119,7 @@ def _labelled(
     """The label table (None where masks are the labels, or nothing is), and all labelled images."""
     tables = _label_tables(listing)
     if not tables:
-        return None, _from_masks(listing, images)
+        return None, _from_masks(listing, images, problems)
     if listing.masks:
         problems.append(f"{len(listing.masks)} mask images are not used: {tables[0].name} labels")
     # Of several label tables the one that labels most of what is here, then the later one.
@@ -125,15 +134,17 @@ def _labelled(
         problems.append(
             f"{labels} labels {len(table)} images, none of which is here: it names "
             f"{table['image_id'].iloc[0]}, the files are {next(iter(images.files))} …"
+            f"{_zeros_hint(table['image_id'], images)}"
         )
         return labels, _train_frame([], images)
     missing = table[found[labels].isna()]
     if len(missing):
         first = missing.iloc[0]
+        lost = _zeros_hint(missing["image_id"], images)
         raise InputError(
             f"{first.label_at}: image {first.image_id} has a label and no file under "
             f"{listing.root} ({len(missing)} of {len(table)} labelled images have none"
-            f"{_dangling(listing)}): fetch the images, or delete their rows"
+            f"{_dangling(listing)}){lost or ': fetch the images, or delete their rows'}"
         )
     rows = zip(found[labels], table["rle"], table["label_at"], strict=True)
     return labels, _train_frame([(one, rle, "", at) for one, rle, at in rows], images)
@@ -154,10 +165,18 @@ def _label_rank(path: Path) -> int:
     return next(map(LABEL_FILES.index, names), len(LABEL_FILES))
 
 
-def _from_masks(listing: Listing, images: Images) -> pd.DataFrame:
+def _from_masks(listing: Listing, images: Images, problems: list[str]) -> pd.DataFrame:
     """Labelled images of mask images named as their images are, or with _mask at the end."""
     masks: dict[str, Path] = {}
-    for path in sorted(listing.masks, key=preference):
+    found = listing.masks
+    of_instances = [path for path in found if INSTANCE_FOLDER.fullmatch(path.parent.name)]
+    if 0 < len(of_instances) < len(found):
+        found = sorted(set(found) - set(of_instances))
+        problems.append(
+            f"{len(of_instances)} masks of instances are not used, {of_instances[0]} first: the "
+            "masks of classes are"
+        )
+    for path in sorted(found, key=preference):
         one = images.of_mask(path)
         if one is None:
             raise InputError(
@@ -234,8 +253,11 @@ def _test(
     raise InputError(
         f"{sample} row {cells.index[at]}: test image {read[sample].names[at]} has no file under "
         f"{listing.root} ({ids.count(None)} of {len(ids)} have none{_dangling(listing)}; the files "
-        f"are {next(iter(images.files))} …): fetch the images, or is it another competition's "
-        "sample (-p SAMPLE FILE)?"
+        f"are {next(iter(images.files))} …)"
+        + (
+            _zeros_hint(read[sample].names, images)
+            or ": fetch the images, or is it another competition's sample (-p SAMPLE FILE)?"
+        )
     )
 
 
@@ -308,9 +330,10 @@ def _unlabelled(listing, images, labelled, test, problems, for_inference) -> lis
     share = len(rest) / n
     if share > MAX_UNLABELLED_SHARE:
         raise InputError(
-            f"{len(rest)} of {n} training images under {listing.root} have no label ({share:.0%}, "
-            f"at most {MAX_UNLABELLED_SHARE:.0%} is normal), {images.path(rest[0])} first: give "
-            "the labels that belong to these images, or move the others away"
+            f"{_unread_hint(listing)}{len(rest)} of {n} training images under {listing.root} have "
+            f"no label ({share:.0%}, at most {MAX_UNLABELLED_SHARE:.0%} is normal), "
+            f"{images.path(rest[0])} first: give the labels that belong to these images, or move "
+            "the others away"
         )
     problems.append(f"{len(rest)} training images have no label and are left out")
     return rest
@@ -331,9 +354,30 @@ def _dangling(listing: Listing) -> str:
     return f"; {listing.dangling[0]} is a link that leads nowhere" if listing.dangling else ""
 
 
+def _zeros_hint(missing: Iterable[str], images: Images) -> str:
+    """Words on ids that lack the zeros of a file's name, as a spreadsheet leaves them."""
+    full = {one.lstrip("0"): one for one in images.files if one.startswith("0")}
+    lost = (n for n in missing if n not in images.files and n.lstrip("0") in full)
+    short = next(lost, None)
+    if short is None:
+        return ""
+    return (
+        f"; {short} may be {full[short.lstrip('0')]} that lost its zeros in a spreadsheet: give "
+        "the table as it was"
+    )
+
+
 def _archive_hint(listing: Listing) -> str:
     archives = [p for p in listing.root.iterdir() if p.suffix in (".zip", ".gz", ".tar", ".7z")]
     return f"Unpack {archives[0].name} first. " if archives else ""
+
+
+def _unread_hint(listing: Listing) -> str:
+    """Words on files of other kinds, which may be what is missing."""
+    if not listing.unread:
+        return ""
+    kinds = ", ".join(f"{n} {end or 'without ending'}" for end, n in listing.unread.most_common(3))
+    return f"Not read: {kinds} (images and masks are PNG, JPEG or DICOM; labels CSV). "
 
 
 def _table_hint(listing: Listing) -> str:

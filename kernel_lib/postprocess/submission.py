@@ -183,11 +183,13 @@ def score(
 def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[int, str]]:
     """(row, problem) of ids that the sample lacks, or that stand in more than one row."""
     written = dict(zip(names_of(wanted), wanted, strict=True))
+    without_zeros = {name.lstrip("0"): as_written for name, as_written in written.items()}
     in_sample, ids = set(wanted), table["image_id"]
     first_row: dict[str, int] = {}
     for row, one, name in zip(table["row"], ids, names_of(ids), strict=True):
         if one not in in_sample:
-            fix = f"write it {written[name]!r}" if name in written else "remove the row"
+            known = written.get(name) or without_zeros.get(name.lstrip("0"))
+            fix = f"write it {known!r}" if known else "remove the row"
             yield row, f"row {row}: image {one!r} is not in the sample: {fix}"
         if one in first_row:
             yield (

@@ -272,6 +272,15 @@ def test_mask_of_another_size(prepare, frame):
         prepare(frame)
 
 
+@pytest.mark.parametrize(("shape", "is_named"), [((48, 64), True), ((48, 48), False)])
+def test_a_transposed_mask_is_not_to_be_resized(prepare, frame, shape, is_named):
+    frame.loc[1, "mask_path"] = frame["path"][1].replace("img", "mask")
+    cv2.imwrite(frame["mask_path"][1], np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match=r"mask01\.png") as raised:
+        prepare(frame)
+    assert ("may be transposed" in str(raised.value)) == is_named
+
+
 # --- bad files ------------------------------------------------------------------------------
 
 

@@ -38,6 +38,35 @@ def test_a_zip_of_several_files_is_named(tmp_path):
         cells.read(zipped(tmp_path / "t.zip", {"a.csv": TEXT, "b.csv": TEXT}))
 
 
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (TEXT.replace(b",", b";"), "';'"),
+        (TEXT.replace(b",", b"\t"), "t' between"),
+        (b"sep=,\n" + TEXT, "sep="),
+        (b"sep=;\n" + TEXT.replace(b",", b";"), "sep="),
+        (TEXT.decode().encode("utf-16"), "UTF-16"),
+        (b"\xfe\xff" + TEXT.decode().encode("utf-16-be"), "UTF-16"),
+    ],
+)
+def test_a_table_in_a_spreadsheet_s_own_form_is_named(tmp_path, content, word):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"t\.csv .*{word}"):
+        cells.read(tmp_path / "t.csv")
+
+
+def test_a_workbook_called_csv_is_named(tmp_path):
+    members = {"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b"<workbook/>"}
+    with pytest.raises(InputError, match=r"t\.csv .*workbook"):
+        cells.read(zipped(tmp_path / "t.csv", members))
+
+
+@pytest.mark.parametrize("header", ["a;b,c", "'a'", ""])
+def test_other_headers_are_left_to_who_reads_them(tmp_path, header):
+    (tmp_path / "t.csv").write_text(f"{header}\n")
+    assert cells.read(tmp_path / "t.csv") == [(1, header.split(",") if header else [])]
+
+
 @pytest.mark.parametrize("cut", [3, 20])
 def test_a_damaged_archive_is_named(tmp_path, cut):
     whole = zipped(tmp_path / "w.zip", {"a.csv": TEXT}).read_bytes()

@@ -514,6 +514,40 @@ def test_other_content(tmp_path, content, word):
         images.read(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "word"), [("TIFF", "TIFF"), ("GIF", "GIF"), ("BMP", "BMP"), ("WEBP", "WebP")]
+)
+@pytest.mark.parametrize("read", [images.read, images.read_mask])
+def test_a_picture_of_another_kind_is_named_whatever_its_name(tmp_path, read, kind, word):
+    path = tmp_path / "odd.png"
+    Image.fromarray(pixels_of(8)).save(path, kind)
+    with pytest.raises(images.ImageError, match=rf"odd\.png is a {word} .*PNG"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "fetch it again"),
+        (b"PK\3\4", "unpack it"),
+        (b"\x1f\x8b\x08\0", "unpack it"),
+    ],
+)
+def test_what_lies_in_place_of_a_file_is_named(tmp_path, content, word):
+    path = tmp_path / "odd.png"
+    path.write_bytes(content)
+    with pytest.raises(images.ImageError, match=rf"odd\.png .*{word}"):
+        images.read(path)
+
+
+def test_a_dicom_whose_preamble_is_that_of_a_tiff_is_read(tmp_path):
+    path = saved(dataset_of(pixels_of(8), 8)[0], tmp_path)
+    before = images.read(path)
+    path.write_bytes(b"II*\0" + path.read_bytes()[4:])
+    np.testing.assert_array_equal(images.read(path), before)
+
+
 def test_missing_file(tmp_path):
     for call in (images.read, images.read_mask, images.size_of, images.patient_of):
         with pytest.raises(images.ImageError, match=r"gone\.dcm can't be read"):
@@ -530,7 +564,7 @@ def test_image_without_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("tag", "value", "word"),
     [
-        ("NumberOfFrames", 4, "4 frames"),
+        ("NumberOfFrames", 4, "4 frames.*NumberOfFrames"),
         ("PhotometricInterpretation", "PALETTE COLOR", "PALETTE COLOR"),
         ("BitsStored", 32, "32 bits"),
         ("Rows", 0, "lacks Rows"),

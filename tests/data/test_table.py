@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zipfile
 from pathlib import Path
 
@@ -445,6 +446,45 @@ def test_wrong_data_dir(tmp_path):
     refused(tmp_path, r"(?s)no images under .*Unpack a\.zip first.*nested DICOM.*make demo")
 
 
+@pytest.mark.parametrize(
+    ("files", "counted"),
+    [
+        (["images/a.tif", "images/b.tif", "masks/a.tif"], "3 .tif"),
+        (["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"], "2 .nii.gz"),
+        (["a.jpg", "a.json", "b.jpg", "b.json"], "2 .json"),
+        (["images/a.png", "masks/a.npy"], "1 .npy"),
+        (["images/a.png", "images/b.png", "masks/a.png", "masks/b.BMP"], "1 .bmp"),
+        (["a.png", "README"], "1 without ending"),
+    ],
+)
+def test_files_of_other_kinds_are_counted_where_something_is_missing(tmp_path, files, counted):
+    for name in files:
+        touch(tmp_path / name, name.encode())
+    refused(tmp_path, re.escape(f"Not read: {counted} "))
+
+
+@pytest.mark.parametrize("short", ["{}", "0{}"])
+def test_ids_that_lost_their_zeros_are_named(tmp_path, short):
+    for n in range(8, 12):
+        touch(tmp_path / f"{n:04d}.png")
+    labels(tmp_path, [short.format(n) for n in range(8, 12)])
+    refused(tmp_path, rf"{short.format(8)} may be 0008 ")
+    labels(tmp_path, ["0010", "0011", *(short.format(n) for n in (8, 9))])
+    refused(tmp_path, rf"image {short.format(8)} has a label and no file.* may be 0008 ")
+    labels(tmp_path, ["0010", "0011", "7"])
+    with pytest.raises(InputError, match="image 7 has a label and no file") as raised:
+        table.discover(tmp_path)
+    assert "may be" not in str(raised.value)
+
+
+def test_a_sample_s_ids_that_lost_their_zeros_are_named(tmp_path):
+    for n in range(8, 12):
+        touch(tmp_path / ("test" if n > 9 else "images") / f"{n:04d}.png", b"%d" % n)
+    labels(tmp_path, ["0008", "0009"])
+    sample(tmp_path, ["0010", "11"])
+    refused(tmp_path, "test image 11 has no file .*11 may be 0011 ")
+
+
 def test_images_without_any_table(tmp_path):
     for name in STAGE_1:
         touch(tmp_path / f"{name}.png")
@@ -514,6 +554,20 @@ def test_two_masks_of_an_image_are_refused(tmp_path):
     assert table.discover(tmp_path).train["mask_path"].tolist() == [
         str(tmp_path / "masks" / "a.png")
     ]
+
+
+@pytest.mark.parametrize("around", ["", "Png"])
+def test_masks_of_instances_give_way_to_those_of_classes(tmp_path, around):
+    touch(tmp_path / "JPEGImages" / "a.png")
+    classes = touch(tmp_path / f"SegmentationClass{around}" / "a.png", b"class")
+    instances = touch(tmp_path / f"SegmentationObject{around}" / "a.png", b"instances")
+    source = table.discover(tmp_path)
+    assert source.train["mask_path"].tolist() == [str(classes)]
+    assert str(instances) in source.problems[0]
+    classes.unlink()
+    source = table.discover(tmp_path)
+    assert source.train["mask_path"].tolist() == [str(instances)]
+    assert source.problems == []
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path):

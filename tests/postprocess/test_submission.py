@@ -163,6 +163,15 @@ def test_an_id_in_another_form_or_a_column_too_many_is_a_fault(tmp_path: Path) -
     assert "a.dcm" in missing
 
 
+def test_an_id_that_lost_its_zeros_is_written_as_the_sample_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("ImageId,EncodedPixels\n7,-1\n010,-1\n12,-1\n")
+    said = submission.validate(path, ["007", "010"])
+    assert [text for text in said if "write it '007'" in text] == [said[0]]
+    assert "'12'" in said[1]
+    assert "write it" not in said[1]
+
+
 def test_columns_in_another_order_are_a_note_and_no_fault(tmp_path: Path, sample: Path) -> None:
     path = put(tmp_path / "submission.csv", "EncodedPixels,ImageId\n-1,a\n-1,b\n-1,c\n")
     assert submission.validate(path, sample) == []
