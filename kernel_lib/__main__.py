@@ -312,7 +312,6 @@ def view(
 )  # fmt: skip
 def summary(ensemble: Path, truth: Path | None) -> None:
     """Print an ENSEMBLE folder's scores side by side, and where its artefacts lie."""
-    from kernel_lib.postprocess import submission as files
     from kernel_lib.stages import scores
 
     click.echo(scores.summary(ensemble, truth))
