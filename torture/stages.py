@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from kernel_lib import checkpoints, files
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import cache, phantom, table
+from kernel_lib.data import cache, fingerprint, phantom, table
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.stages import gather, inference, report, thresholds, train
 from torture import lives
@@ -111,7 +111,8 @@ class Place:
         if name == "prepare":
             source = table.discover(self.data)
             for split, frame in (("train", source.train), ("test", source.test)):
-                cache.prepare(frame, source.root, SIZE, folder / "cache", split, workers=1)
+                done = cache.prepare(frame, source.root, SIZE, folder / "cache", split, workers=1)
+                fingerprint.codes(done)
         elif name in ("train", "predict"):
             parameters = TrainParameters(
                 experiment=ROW.name, n_folds=2, save_minutes=1e-6, **places, **caches

@@ -75,7 +75,7 @@ def _read_table(csv: Path) -> pd.DataFrame:
     """image_id, patient and positive of each row, checked; the index is the row in the file."""
     wanted = [NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN]
     # Its rows end in a comma, and in some copies the header does not.
-    text = read_cells(csv, wanted, ragged=True, mend=": is it NIH's table?")
+    text = read_cells(csv, wanted, ragged=True, hint=": is it NIH's table?")
     names, labels, patients = (text[c] for c in (NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN))
 
     def refuse(bad: pd.Series, complaint: str) -> None:

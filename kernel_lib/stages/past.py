@@ -11,7 +11,6 @@ import pandas as pd
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, table
 from kernel_lib.data.cache import Prepared
-from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.runs import Lineage
 
@@ -52,9 +51,8 @@ def test_images(source: table.Source, size: int, parameters: TrainParameters) ->
 def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list[str]]:
     """Leave out the training images that are test images too, by id or by pixels.
 
-    Return the others, and a line "id: reason" for each that is left out.
-
-    Raises: InputError where nothing would be left.
+    Return the others, and a line "id: reason" for each that is left out. Where nothing would be
+    left all stay, with a warning.
     """
     if not test.ids:
         return prepared, []
@@ -65,15 +63,16 @@ def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list
     if not copies:
         return prepared, []
     lines = [f"{ids[i]}: it is the test image {copies[i]}, by id or pixels" for i in sorted(copies)]
+    if len(copies) == len(ids):
+        print(
+            f"warning: every training image is a test image too ({lines[0]}) and is trained on all "
+            "the same: no score on these test images says anything of new ones"
+        )
+        return prepared, []
     print(
         f"note: {len(copies)} of {len(ids)} training images are test images too and are left out, "
         f"for their test score would say nothing; {lines[0]}"
     )
-    if len(copies) == len(ids):
-        raise InputError(
-            f"every training image is a test image too ({lines[0]}): move the copies out of "
-            "DATA_DIR"
-        )
     kept = [i for i in range(len(ids)) if i not in copies]
     return prepared.subset(np.array(kept)), lines
 

@@ -66,9 +66,10 @@ def test_training_images_that_are_test_images_by_id_or_pixels_are_left_out(tmp_p
     assert "2 of 4 training images" in capsys.readouterr().out
 
 
-def test_all_training_images_among_the_test_images_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="b: it is the test image x"):
-        prepared(tmp_path, {"b": 2}, {"x": 2})
+def test_where_all_training_images_are_test_images_all_stay_with_a_warning(tmp_path, capsys):
+    assert len(prepared(tmp_path, {"b": 2}, {"x": 2})) == 1
+    assert "b: it is the test image x" in capsys.readouterr().out
+    assert json.loads((tmp_path / runs.LEFT_OUT).read_text()) == []
 
 
 def test_without_copies_all_are_kept(tmp_path, capsys):
