@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +48,13 @@ def prepare(
     work: Path,
     drawn: pd.DataFrame,
     source: table.Source,
+    here: past.Known = past.NONE,
 ) -> NihImages:
     """Decode NIH's images at `size`, each once, and say which fold may not see which.
 
-    drawn: folds.csv, its groups NIH's patients where GROUPS gave them. All images of a patient one
-    of whose images is a test image, by its pixels, are left out. Goes on where it was stopped.
+    drawn: folds.csv, its groups NIH's patients where GROUPS gave them. here: its images, by whose
+    pixels NIH's copies of them, and so their patients, are found as well. All images of a patient
+    are left out where one is a test image, by its pixels. Goes on where it was stopped.
     Raises InputError where NIH_DIR is not there, or not what it should be.
     """
     root = paths.nih_dir(parameters.nih_dir)
@@ -70,7 +74,12 @@ def prepare(
     for note in everything.notes:
         print(f"note: {note}")
     facts = everything.table[["image_id"]].merge(listed, on="image_id", how="left")
+    codes = fingerprint.codes(everything)
     because = _test_patients(everything, facts["patient"], source, size, parameters)
+    folds_of = _folds_of_patients(drawn, facts["patient"], codes, here)
+    for patient, several in folds_of.items():
+        if len(several) > 1:
+            because.setdefault(patient, f"images stand in the folds {sorted(several)}")
     taken = facts["patient"].isin(because.keys()).to_numpy()
     for name, patient in facts.loc[taken, ["image_id", "patient"]].itertuples(index=False):
         excluded.append(f"{name}: its patient's {because[patient]}")
@@ -82,9 +91,8 @@ def prepare(
     truth = prepared.table[["image_id", "rle", "height", "width", "area_px"]].assign(
         group=facts["patient"], positive=facts["positive"]
     )
-    truth.insert(1, "fold", _folds(truth, drawn))
+    truth.insert(1, "fold", _folds(truth, drawn, folds_of))
     truth.insert(2, "group", truth.pop("group"))
-    codes = fingerprint.codes(everything)
     files.write_json(work / LEFT_OUT, excluded)
     _say(truth, size, past_known, excluded)
     return NihImages(prepared, truth, tuple(codes[i] for i in kept), past_known, excluded)
@@ -113,6 +121,23 @@ def _test_patients(
     return because
 
 
+def _folds_of_patients(
+    drawn: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.Known
+) -> dict[str, set[int]]:
+    """The folds in which each patient's images stand, by name or by pixels.
+
+    patients: of NIH's images, whose codes these are.
+    """
+    found: dict[str, set[int]] = defaultdict(set)
+    for patient, fold in zip(drawn["group"], drawn["fold"], strict=True):
+        found[patient].add(fold)
+    found.pop("", None)  # unknown patients are many
+    fold_of = dict(zip(drawn["image_id"], drawn["fold"], strict=True))
+    for i, j in fingerprint.matches(codes, here.codes):
+        found[patients.iat[i]].add(fold_of[here.ids[j]])
+    return dict(found)
+
+
 def _past_known(drawn: pd.DataFrame, patients: pd.Series) -> bool:
     """Whether every competition image's patient is named, and named as NIH names them.
 
@@ -123,13 +148,15 @@ def _past_known(drawn: pd.DataFrame, patients: pd.Series) -> bool:
     return bool(named.all() and groups.isin(set(patients)).any())
 
 
-def _folds(truth: pd.DataFrame, drawn: pd.DataFrame) -> np.ndarray:
-    """The fold of each row's patient in folds.csv, −1 where it has none.
+def _folds(
+    truth: pd.DataFrame, drawn: pd.DataFrame, folds_of: Mapping[str, set[int]]
+) -> np.ndarray:
+    """The fold of each row's patient, by `_folds_of_patients`; −1 where it has none.
 
     Where folds.csv has none of NIH's patients at all, there would be nothing to validate on: the
     patients are then drawn into as many folds, by `folds.draw`, whose seed is fixed.
     """
-    fold_of_patient = dict(zip(drawn["group"], drawn["fold"], strict=True))
+    fold_of_patient = {patient: min(some) for patient, some in folds_of.items()}
     found = truth["group"].map(fold_of_patient)
     if found.notna().any():
         return found.fillna(ALWAYS_TRAINS).to_numpy(np.int64)

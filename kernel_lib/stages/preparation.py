@@ -44,7 +44,8 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     prepared = prepare_training(source, parameters, size, roots[0], test)
     drawn = settle_folds(prepared, parameters, roots)
     if decided.experiment.images == "nih":
-        found = nih.prepare(parameters, size, roots[0], drawn, source)
+        here = past.Known(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
+        found = nih.prepare(parameters, size, roots[0], drawn, source, here)
         return TrainingSet(
             found.prepared,
             found.truth,
