@@ -126,7 +126,7 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
         "groups": tuple(sorted({*lineage.groups, *patients})),
         "known": lineage.known and not unclear,
     }
-    # Of another folds file's images it cannot be told which of these they show.
+    # Images of another folds file may show the same as these do: that is not known.
     elsewhere = lineage.chosen_on and not groups.keys() >= set(lineage.chosen_on)
     changes["chosen_on"] = None if elsewhere else lineage.chosen_on
     return lineage.model_copy(update=changes).of_pairs((*seen, *here))

@@ -213,11 +213,12 @@ def _in_folder(
     training = Training(job, model, session.clock, session.signals)
     if not training.run():
         return False
-    best = training.position.kept[0]
-    print(
-        f"{folder.name}: ended after {training.position.ended}; best {decided.experiment.monitor} "
-        f"{best['value']:.4f} in epoch {best['epoch']}"
+    kept = training.position.kept
+    epochs = ", ".join(str(epoch) for epoch in sorted(one["epoch"] for one in kept))
+    best = f", best {training.row.monitor} {kept[0]['value']:.4f}" * validation.selects(
+        training.row.monitor
     )
+    print(f"{folder.name}: ended after {training.position.ended}; kept epochs: {epochs}{best}")
     return _predict_held_out(job, training, session.clock)
 
 

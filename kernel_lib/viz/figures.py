@@ -71,7 +71,7 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
             values = _column(lines, key)
             one.plot(epochs, values, linewidth=2, **look)
             ring = {"s": 60, "facecolors": "none", "edgecolors": INK, "linewidths": 1.3}
-            label = "kept as best" if one is score and not place else None
+            label = "kept at its end" if one is score and not place else None
             one.scatter(epochs[kept], values[kept], zorder=3, label=label, **ring)
         half = "probability > 0.5" if not place else None
         score.plot(epochs, _column(lines, "dice_half"), label=half, **faint)

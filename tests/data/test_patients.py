@@ -12,7 +12,7 @@ from kernel_lib.data import patients
 @pytest.mark.parametrize(
     "word",
     ["", " ", "ANONYMOUS", "anonymized", "Anonymised", "unknown", "Unknown ", "0", "0000", "nan",
-     "NaN", "None", "null", "N/A", "nothing", "-", "?", "de-identified", "XXXX"],
+     "NaN", "None", "null", "N/A", "nothing", "-", "?", "de-identified", "x" * 4],
 )  # fmt: skip
 def test_words_for_nobody(word):
     assert patients.is_nobody(word)
