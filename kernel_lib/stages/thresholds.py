@@ -21,6 +21,7 @@ from kernel_lib.inference.recipes import Recipe
 from kernel_lib.inference.speakers import alone
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, thresholds
+from kernel_lib.postprocess.honest_report import HonestReport
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.ways import Choice, Searched
 from kernel_lib.signals import Signals
@@ -36,10 +37,22 @@ class ThresholdsResult:
     among: Ensemble  # the members among which greedy chose; else the same
     choice: Choice
     searches: dict[str, thresholds.SearchResult]  # of the ensemble's map, or of each member's
-    honest: honest.HonestReport
-    last: honest.HonestReport  # of the last EMA weights, which no label selected
-    past_known: bool  # False: a member may have seen these images, and no score is honest
     scores: Scores
+
+    @property
+    def honest(self) -> HonestReport:
+        """The score of the kept checkpoints."""
+        return self.scores.kept
+
+    @property
+    def last(self) -> HonestReport:
+        """The score of the last EMA weights."""
+        return self.scores.last
+
+    @property
+    def past_known(self) -> bool:
+        """Whether no member may have seen these images."""
+        return self.scores.past_known
 
     @property
     def search(self) -> thresholds.SearchResult:
@@ -102,9 +115,6 @@ def _search(
         among=kept.ensemble,
         choice=found.choice,
         searches=searches,
-        honest=scored,
-        last=scored_last,
-        past_known=past_known,
         scores=both,
     )
 
