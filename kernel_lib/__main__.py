@@ -126,8 +126,19 @@ main.commands["predict-files"].hidden = True  # what several processes of one `p
 @click.argument("submission", type=FILE)
 @click.argument("labels", type=GivenPath(exists=True), required=False)
 @click.option("--split", type=click.Choice(["test", "train"]), help="of a data folder [test]")
+@click.option(
+    "--masks-are",
+    type=click.Choice(["right", "inverted"]),
+    help="where those of a data folder look inverted",
+)
 @SHAPE
-def score(submission: Path, labels: Path | None, split: str | None, shape: tuple[int, int]) -> None:
+def score(
+    submission: Path,
+    labels: Path | None,
+    split: str | None,
+    masks_are: str | None,
+    shape: tuple[int, int],
+) -> None:
     """Mean dice of SUBMISSION against LABELS, over the images in both.
 
     LABELS is an RLE table, or a data folder, whose labelled test (or training) images count, each
@@ -137,8 +148,9 @@ def score(submission: Path, labels: Path | None, split: str | None, shape: tuple
     from kernel_lib.stages import scores
 
     if labels is not None and not labels.is_dir():
-        if split is not None:
-            raise InputError(f"--split {split} is of a data folder, and {labels} is a file")
+        for option, value in (("split", split), ("masks-are", masks_are)):
+            if value is not None:
+                raise InputError(f"--{option} {value} is of a data folder, and {labels} is a file")
         result = files.score(submission, labels, shape=shape)
     elif labels is None and split is None:
         raise click.UsageError("Missing argument 'LABELS'.")
@@ -146,7 +158,7 @@ def score(submission: Path, labels: Path | None, split: str | None, shape: tuple
         from kernel_lib.kaggle import paths
 
         folder = paths.data_dir(None) if labels is None else labels
-        result = scores.of_split(submission, folder, split or "test")
+        result = scores.of_split(submission, folder, split or "test", masks_are)
     click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
     click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
     click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")

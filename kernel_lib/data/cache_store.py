@@ -19,9 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from kernel_lib.data import images, rle
+from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.masks import resize_mask
-from kernel_lib.errors import InputError
 
 # Part of what a cache was made with: another number, and every slot is made anew.
 FORMAT = 2
@@ -193,13 +192,16 @@ def fill(store: Store, task: Task) -> Row:
     else:
         pixels, patient, notes = None, task.known.patient, task.known.notes
         shape = (task.known.height, task.known.width)
-    mask, own_rle = _mask(task, shape)
+    runs = label_checks.runs_of(task, shape, task.masks_are)
     if pixels is not None:
         store.write_pixels(task.slot, resized(pixels, store.size))
-    if mask is not None:
-        store.write_mask(task.slot, resize_mask(mask, (store.size, store.size)))
-    area_px = 0 if mask is None else int(np.count_nonzero(mask))
+    if len(runs):
+        mask = resize_mask(rle.mask_of(runs, shape), (store.size, store.size))
+        store.write_mask(task.slot, mask)
+    is_new = task.mask_path or task.masks_are == "inverted"
+    own_rle = rle.to_string(runs) if is_new else ""
     height, width = map(int, shape)
+    area_px = rle.area(runs)
     return Row(task.source, task.label, height, width, area_px, patient or "", own_rle, notes)
 
 
@@ -210,29 +212,6 @@ def resized(pixels: np.ndarray, size: int) -> np.ndarray:
     shrinks = pixels.shape[0] * pixels.shape[1] > size * size
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(pixels, (size, size), interpolation=how)
-
-
-def _mask(task: Task, shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
-    """The mask (H, W) or None if empty, and its RLE where the label is not that."""
-    if not task.mask_path:
-        try:
-            runs = rle.parse(task.rle, shape)
-        except rle.RleError as error:
-            raise InputError(f"{task.label_at}, image {task.path}: {error}") from error
-        inverted = task.masks_are == "inverted"
-        if inverted:
-            runs = rle.runs_of(1 - rle.mask_of(runs, shape))
-        own_rle = rle.to_string(runs) if inverted else ""
-        return (rle.mask_of(runs, shape) if len(runs) else None), own_rle
-    mask = images.read_mask(task.mask_path, task.masks_are)
-    if mask.shape != tuple(shape):
-        is_transposed = mask.shape == tuple(shape)[::-1]
-        fix = "it may be transposed: swap its rows and columns" if is_transposed else "resize it"
-        raise InputError(
-            f"mask {task.mask_path} is {mask.shape[1]}×{mask.shape[0]} and its image {task.path} "
-            f"{shape[1]}×{shape[0]}: a mask has its image's size; {fix}"
-        )
-    return (mask if mask.any() else None), rle.encode(mask)
 
 
 def _write_at(path: Path, offset: int, data: np.ndarray) -> None:

@@ -1,13 +1,15 @@
-"""What masks look like together: all empty, inverted, or drawn at another size than the images'."""
+"""The label of an image; and labels together: all empty, inverted, or drawn at another size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
+from typing import Protocol
 
 import numpy as np
 
-from kernel_lib.data import rle
+from kernel_lib.data import images, rle
+from kernel_lib.errors import InputError
 
 # (runs, the image's shape) of one image's label
 Label = tuple[rle.Runs, tuple[int, int]]
@@ -16,6 +18,38 @@ AS_THEY_ARE = "-p MASKS_ARE right takes them as they are"
 # competition's 2,669 masks no single one fits a smaller such size better than its own.
 SIZE_STEPS, LARGEST_SHARE = (16, 50), 15 / 16
 ENOUGH_MASKS = 200
+
+
+class Labelled(Protocol):
+    """A row of `Source.train`."""
+
+    path: str  # of the image
+    rle: str
+    mask_path: str  # "" where the RLE is the label
+    label_at: str
+
+
+def runs_of(row: Labelled, shape: tuple[int, int], masks_are: str | None = None) -> rle.Runs:
+    """Return the mask of a labelled image of shape (H, W), from its RLE or its mask file.
+
+    masks_are: "inverted" swaps mask and background; "right" takes a file that looks inverted.
+    Raises: InputError naming the label, where it is none or of another size than the image.
+    """
+    if not row.mask_path:
+        try:
+            runs = rle.parse(row.rle, shape)
+        except rle.RleError as error:
+            raise InputError(f"{row.label_at}, image {row.path}: {error}") from error
+        return rle.runs_of(1 - rle.mask_of(runs, shape)) if masks_are == "inverted" else runs
+    mask = images.read_mask(row.mask_path, masks_are)
+    if mask.shape != tuple(shape):
+        is_transposed = mask.shape == tuple(shape)[::-1]
+        fix = "it may be transposed: swap its rows and columns" if is_transposed else "resize it"
+        raise InputError(
+            f"{row.mask_path} is {mask.shape[1]}×{mask.shape[0]} and its image {row.path} "
+            f"{shape[1]}×{shape[0]}: a mask has its image's size; {fix}"
+        )
+    return rle.runs_of(mask)
 
 
 def doubt(labels: Sequence[Label]) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import images, labels, rle
+from kernel_lib.data import images, label_checks, labels, rle
 from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.search import FULL_AREA
@@ -123,7 +123,7 @@ def masked(source: Source, opened: Opened, masks_are: str | None) -> list[Masked
         if shape is None:
             continue
         try:
-            runs = _runs(row, shape, masks_are)
+            runs = label_checks.runs_of(row, shape, masks_are)
         except InputError as error:
             where = row.mask_path or row.label_at
             opened.bad.append((row.image_id, _without(where, error), where))
@@ -177,22 +177,9 @@ def pixels(one: Masked, opened: Opened) -> np.ndarray | None:
     return None
 
 
-def _runs(row: tuple, shape: tuple[int, int], masks_are: str | None) -> rle.Runs:
-    if not row.mask_path:
-        runs = rle.parse(row.rle, shape)
-        return rle.runs_of(1 - rle.mask_of(runs, shape)) if masks_are == "inverted" else runs
-    mask = images.read_mask(row.mask_path, masks_are)
-    if mask.shape != shape:
-        raise InputError(
-            f"{row.mask_path} is {_by(mask.shape)} and its image {_by(shape)}: a mask has its "
-            "image's size; resize it"
-        )
-    return rle.runs_of(mask)
-
-
 def _without(path: str, error: InputError) -> str:
     """An error's words without the path that they begin with."""
-    return str(error).removeprefix(path).strip()
+    return str(error).removeprefix(path).strip(", ")
 
 
 def _by(shape: tuple[int, int]) -> str:

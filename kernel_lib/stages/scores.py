@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import images, rle
+from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
@@ -117,12 +117,13 @@ def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def of_split(path: Path, data_dir: Path, split: str) -> ScoreResult:
+def of_split(path: Path, data_dir: Path, split: str, masks_are: str | None = None) -> ScoreResult:
     """Score a submission by the labels of a data folder's test or training images.
 
     `split` is "test" or "train". What is to be known of the folder is printed.
 
-    Raises: InputError where no image of the split has a label, or a mask is not its image's size.
+    Raises: InputError where no image of the split has a label, or labels are in doubt and
+    `masks_are` ("right" or "inverted") does not settle it.
     """
     source = discover(data_dir, for_inference=True)
     labelled = source.test_labels if split == "test" else source.train
@@ -130,19 +131,19 @@ def of_split(path: Path, data_dir: Path, split: str) -> ScoreResult:
         raise InputError(f"{source.root}: no {split} image has a label: give the labels' table")
     for problem in source.problems:
         print(f"note: {problem}")
-    shapes = {row.image_id: images.size_of(row.path) for row in labelled.itertuples(index=False)}
-    rles = [_truth(row, shapes[row.image_id]) for row in labelled.itertuples(index=False)]
+    rows = list(labelled.itertuples(index=False))
+    shapes = {row.image_id: images.size_of(row.path) for row in rows}
+    try:
+        labels = [(label_checks.runs_of(row, shapes[row.image_id], masks_are), row) for row in rows]
+        doubt = masks_are != "right" and label_checks.doubt(
+            [(runs, shapes[row.image_id]) for runs, row in labels]
+        )
+        if doubt:
+            raise InputError(f"{source.labels or source.root}: {doubt}")
+    except InputError as error:
+        raise InputError(str(error).replace("-p MASKS_ARE", "--masks-are")) from error
+    rles = [rle.to_string(runs) for runs, _ in labels]
     return submission.score(path, labelled[["image_id"]].assign(rle=rles), shapes)
-
-
-def _truth(row: tuple, shape: tuple[int, int]) -> str:
-    """The RLE of a labelled image of (H, W)."""
-    if not row.mask_path:
-        return row.rle
-    mask = images.read_mask(row.mask_path)
-    if mask.shape != shape:
-        raise InputError(f"{row.mask_path} is {mask.shape} and its image {shape}: resize the mask")
-    return rle.encode(mask)
 
 
 def summary(folder: Path, truth: Path | None = None) -> str:

@@ -67,3 +67,27 @@ def test_what_cannot_be_scored_is_named(place):
     drawn(place / "other" / "masks" / "t.png", mask("t"))
     with pytest.raises(InputError, match="no test image has a label"):
         scores.of_split(place / "submission.csv", place / "other", "test")
+
+
+def test_labels_that_look_inverted_are_refused_or_read_as_the_user_says(place):
+    for name in ("a", "b", "c"):
+        drawn(place / "data" / "test" / "masks" / f"{name}.png", (1 - mask(name)) * 255)
+    wanted = place / "submission.csv", place / "data", "test"
+    with pytest.raises(InputError, match=r"c\.png covers 100% .*--masks-are inverted"):
+        scores.of_split(*wanted)
+    assert scores.of_split(*wanted, "inverted").dice == pytest.approx(2 / 3)
+    assert scores.of_split(*wanted, "right").n_nonempty == 3
+
+
+def test_a_table_that_looks_inverted_is_refused_too(place):
+    for folder in (place / "data").rglob("masks"):
+        folder.rename(folder.with_name(".gone"))
+    small = np.arange(64).reshape(8, 8) <= 9
+    for name in ("a", "b", "c"):
+        drawn(place / "data" / "test" / "images" / f"{name}.png", np.full((8, 8), 90, np.uint8))
+    submission.write(place / "data" / "train-rle.csv", list(SHAPES), [rle.encode(~small)] * 4)
+    submission.write(place / "submission.csv", list(SHAPES), [rle.encode(small), "-1", "-1", "-1"])
+    wanted = place / "submission.csv", place / "data", "test"
+    with pytest.raises(InputError, match=r"train-rle\.csv: 3 of 3 masks .*--masks-are inverted"):
+        scores.of_split(*wanted)
+    assert scores.of_split(*wanted, "inverted").dice == pytest.approx(1 / 3)
