@@ -327,7 +327,7 @@ def _check_inflated(data: bytes) -> None:
 
 
 def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
-    mend = "fetch it again, or remove it"
+    fix = "fetch it again, or remove it"
     marked = data[128:132] == b"DICM"
     if not marked and (what := pictures.other_kind(data)):
         raise ImageError(f"{path} {what}")
@@ -336,12 +336,12 @@ def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
             _check_inflated(data)
             dataset = pydicom.dcmread(BytesIO(data), force=True)
         except Exception as error:  # as above
-            raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error}): {mend}") from error
+            raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error}): {fix}") from error
     if "PixelData" not in dataset:
         if not marked and "Rows" not in dataset:
-            raise ImageError(f"{path} is no DICOM, PNG or JPEG file: {mend}")
+            raise ImageError(f"{path} is no DICOM, PNG or JPEG file: {fix}")
         what = "has no pixels" if "Rows" in dataset else "is cut short, or has no pixels"
-        raise ImageError(f"{path} {what}: {mend}")
+        raise ImageError(f"{path} {what}: {fix}")
     if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set, as old archives have them
         implicit = dataset.original_encoding[0] is not False
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
@@ -418,10 +418,13 @@ def _words(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
         return dataset.pixel_array
     except Exception as error:  # each decoder has its own errors
         packages = PIP_PACKAGES.get(syntax)
-        decoder = f"; or, if it is whole, add a decoder: pip install {packages}" if packages else ""
+        why, fix = " ".join(str(error).split()), _how_to_fix(error)
+        if packages and "missing dependencies" in why:
+            why, fix = "no decoder is installed", f"pip install {packages}"
+        elif packages:
+            fix += f"; or, if it is complete, add a decoder: pip install {packages}"
         raise ImageError(
-            f"{path} ({uid.UID(syntax).name}) can't be decoded: {' '.join(str(error).split())}; "
-            f"{_how_to_fix(error)}{decoder}"
+            f"{path} ({uid.UID(syntax).name}) can't be decoded: {why}; {fix}"
         ) from error
 
 
