@@ -146,7 +146,7 @@ class Parameters(Frozen):
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
         """Check every upper-case name of a notebook; an unknown one stops with the nearest right.
 
-        Raises InputError naming each wrong parameter, its value and the mend.
+        Raises InputError naming each wrong parameter, its value and the fix.
         """
         given = {k.lower(): v for k, v in namespace.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", k)}
         for name in namespace:
@@ -162,7 +162,7 @@ class Parameters(Frozen):
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Self:
-        """The parameters of these values by name; InputError naming each wrong one and the mend."""
+        """The parameters of these values by name; InputError naming each wrong one and the fix."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:

@@ -1,7 +1,7 @@
-"""The one error that means: what you gave cannot be used, and here is the mend."""
+"""The one error that means: what you gave cannot be used, and here is how to fix it."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A user's file or setting cannot be used; the message names it and the mend."""
+    """A user's file or setting cannot be used; the message names it and how to fix it."""

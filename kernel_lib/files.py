@@ -71,7 +71,7 @@ def check_writable(folder: Path, setting: str) -> None:
     except OSError as error:
         given = setting if setting.startswith("-") else f"-p {setting}"
         raise InputError(
-            f"{setting} {folder} cannot be written ({error.strerror or error}): mend that, or "
+            f"{setting} {folder} cannot be written ({error.strerror or error}): fix that, or "
             f"{given} another folder"
         ) from error
 
@@ -319,7 +319,7 @@ def _part(path: Path) -> tuple[int, str]:
 
 def _cannot(path: Path, error: OSError) -> str:
     reason = error.strerror or error
-    return f"{path} cannot be written ({reason}): mend that, or choose another folder"
+    return f"{path} cannot be written ({reason}): fix that, or choose another folder"
 
 
 def _no_room(path: Path, written: int) -> str:

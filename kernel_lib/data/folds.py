@@ -97,7 +97,7 @@ def save(table: pd.DataFrame, path: Path) -> None:
     if missing:
         raise InputError(f"the table of folds lacks the columns {missing}: it needs {COLUMNS}")
     text = table[list(COLUMNS)].assign(group=_groups(table)).astype(str)
-    _checked(text.reset_index(drop=True), f"the table for {path.name}", "mend the table")
+    _checked(text.reset_index(drop=True), f"the table for {path.name}", "correct the table")
     content = text.sort_values("image_id").to_csv(index=False, lineterminator="\n")
     write_text(path, content)
 

@@ -133,7 +133,7 @@ def _gate(asked: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple
 def _gate_folds(
     roots: Sequence[Path], run: str, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[int, FoldFolder]:
-    """The predicted folds of a classifier's run; InputError saying who needs it and the mend."""
+    """The predicted folds of a classifier's run; InputError saying who needs it and the fix."""
     if not runs.find(roots, run):
         needs = next(name for name, row in rows.items() if row.get("gate") == run)
         raise InputError(

@@ -123,7 +123,7 @@ def shipped() -> tuple[str, ...]:
 
 
 def read(path: Path) -> Recipe:
-    """A recipe's file; InputError naming it, each field at fault, and the mend."""
+    """A recipe's file; InputError naming it, each field at fault, and the fix."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

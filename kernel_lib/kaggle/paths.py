@@ -227,7 +227,7 @@ def experiment_text(value: str) -> str:
 
 
 def _existing(value: str, name: str) -> Path:
-    """The folder, or an InputError that names it, what is there instead, and the mend."""
+    """The folder, or an InputError that names it, what is there instead, and the fix."""
     path = from_root(value, name)
     if path.is_dir():
         return path

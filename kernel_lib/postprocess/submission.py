@@ -83,7 +83,7 @@ def validate(
     shapes: Shapes | None = None,
     shape: tuple[int, int] = SHAPE,
 ) -> list[str]:
-    """What is wrong with a submission, each with its row and the mend; [] when nothing is.
+    """What is wrong with a submission, each with its row and the fix; [] when nothing is.
 
     Every id of the sample once, as the sample writes it, and no other, and no column that it lacks;
     each RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order of rows

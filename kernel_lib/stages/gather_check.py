@@ -85,7 +85,7 @@ def below(root: Path) -> list[FoldFolder]:
 
 
 def opened(root: Path, folder: FoldFolder) -> Fold:
-    """A fold, every file of it read and checked; InputError naming what is damaged and the mend."""
+    """A fold, every file of it read and checked; InputError naming what is damaged and the fix."""
     config = _config(folder)
     there = {path: stamp for path in _files(folder) if (stamp := stamped(path)) is not None}
     if folder.last not in there:

@@ -67,11 +67,11 @@ def test_each_stage_names_a_folder_that_would_lie_in_a_file(file, stage, paramet
 
 def test_gathering_says_so_with_its_own_option(tmp_path, read_only):
     work = read_only / "work"
-    said = f"Error: --into {work} cannot be written (Read-only file system): mend that, or --into"
+    said = f"Error: --into {work} cannot be written (Read-only file system): fix that, or --into"
     assert said in gather(tmp_path, work)
 
 
 @pytest.mark.parametrize("below", ["x", "x/y"])
 def test_gathering_names_a_folder_that_would_lie_in_a_file(tmp_path, file, below):
-    said = f"Error: --into {file / below} cannot be written (Not a directory): mend that, or --into"
+    said = f"Error: --into {file / below} cannot be written (Not a directory): fix that, or --into"
     assert said in gather(tmp_path, file / below)
