@@ -119,7 +119,7 @@ def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFram
 def load(path: Path) -> pd.DataFrame:
     """The folds file as a table of `COLUMNS`; fold, height, width and area_px as int64.
 
-    Raises: InputError naming file, row (as a text editor counts, the header being 1) and mend.
+    Raises: InputError naming file, row (as a text editor counts, the header being 1) and fix.
     """
     path = Path(path)
     if not path.is_file():
@@ -269,17 +269,17 @@ def _warn_of_overfull_fold(folds: np.ndarray, groups: pd.Series) -> None:
         )
 
 
-def _checked(text: pd.DataFrame, name: str, mend: str) -> pd.DataFrame:
+def _checked(text: pd.DataFrame, name: str, fix: str) -> pd.DataFrame:
     """A table of `COLUMNS` as text, checked, its whole numbers as int64; its index names rows."""
 
     def refuse(bad: pd.Series, complaint: str) -> None:
         if bad.any():
             at = int(np.argmax(bad.to_numpy()))
             row = text.iloc[at].to_dict()
-            raise InputError(f"{name}, row {text.index[at]}: {complaint.format(**row)}: {mend}")
+            raise InputError(f"{name}, row {text.index[at]}: {complaint.format(**row)}: {fix}")
 
     if text.empty:
-        raise InputError(f"{name} has no rows: {mend}")
+        raise InputError(f"{name} has no rows: {fix}")
     refuse(text["rle"].str.strip() == "", "the rle is missing, as in a row cut short")
     refuse(text["image_id"].str.strip() == "", "the image id is empty")
     refuse(text["image_id"].duplicated(), "the image {image_id} stands there a second time")
@@ -293,17 +293,17 @@ def _checked(text: pd.DataFrame, name: str, mend: str) -> pd.DataFrame:
     n_folds = int(table["fold"].max()) + 1
     absent = sorted(set(range(n_folds)) - set(table["fold"]))
     if absent or n_folds < 2:
-        raise InputError(f"{name} holds the folds {sorted(set(table['fold']))}, not 0, 1 …: {mend}")
-    _check_groups(table, name, mend)
+        raise InputError(f"{name} holds the folds {sorted(set(table['fold']))}, not 0, 1 …: {fix}")
+    _check_groups(table, name, fix)
     areas = [
-        _area(row, f"{name}, row {at}", mend)
+        _area(row, f"{name}, row {at}", fix)
         for at, row in zip(text.index, table.itertuples(index=False), strict=True)
     ]
     refuse(table["area_px"] != areas, "area_px is {area_px}, which is not the area of its rle")
     return table
 
 
-def _check_groups(table: pd.DataFrame, name: str, mend: str) -> None:
+def _check_groups(table: pd.DataFrame, name: str, fix: str) -> None:
     known = table[table["group"] != ""]
     in_folds = known.groupby("group")["fold"].nunique()
     if (in_folds > 1).any():
@@ -311,12 +311,12 @@ def _check_groups(table: pd.DataFrame, name: str, mend: str) -> None:
         folds = sorted(set(known["fold"][known["group"] == group]))
         raise InputError(
             f"{name}: the group (patient) {group} has images in the folds {folds}, "
-            f"so that a model would be scored on a patient it knows: {mend}"
+            f"so that a model would be scored on a patient it knows: {fix}"
         )
 
 
-def _area(row, where: str, mend: str) -> int:
+def _area(row, where: str, fix: str) -> int:
     try:
         return rle.area(rle.parse(row.rle, (row.height, row.width)))
     except rle.RleError as error:
-        raise InputError(f"{where}: the rle of {row.image_id}: {error} ({mend})") from error
+        raise InputError(f"{where}: the rle of {row.image_id}: {error} ({fix})") from error
