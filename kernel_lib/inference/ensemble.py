@@ -130,6 +130,15 @@ class Scores:
         """The score that comes first: the one in which no label selected an epoch, if any."""
         return self.last if self.kept_selected else self.kept
 
+    @property
+    def first_is_honest(self) -> bool:
+        """Whether the first score is, which early stopping by these labels prevents, too."""
+        return self.is_honest(self.kept_selected and self.last_selected)
+
+    def is_honest(self, selected: bool) -> bool:
+        """Return whether a score is of images that neither trained a member nor selected it."""
+        return self.past_known and not selected
+
     @classmethod
     def of(cls, document: dict) -> Self:
         """Return the scores of a thresholds.json; what earlier versions wrote may be selected."""

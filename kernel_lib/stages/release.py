@@ -43,7 +43,7 @@ def run(
     scores = ensembles.Scores.of(document)
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
-    holds = scores.past_known and not selected
+    holds = scores.is_honest(selected)
     checkpoint = folder.last if last else start.best_kept(folder)
     state, lineage = checkpoints.load(checkpoint)
     experiment = Experiment.model_validate(config["experiment"])

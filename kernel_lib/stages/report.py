@@ -141,7 +141,7 @@ def _sections(
     predicted = _test_areas(folder) if test is not None else None
     found = [
         Section("Scores", known.scores),
-        Section("Scores, drawn", figures.scores(known.both.first, known.both.past_known)),
+        Section("Scores, drawn", figures.scores(known.both.first, known.both.first_is_honest)),
         Section("How the honest score was made", _method(known)),
         Section("Chosen for each part", known.by_part),
         Section("Learning curves", figures.learning_curves(known.logs)),

@@ -23,13 +23,12 @@ def table(scores: Scores) -> pd.DataFrame:
     """Return a row for each rule: mean dice over all images, over non-empty ones, what it is.
 
     First the score in which no label selected an epoch. No score is called honest where a member's
-    past is unknown.
+    past is unknown, or where these images' labels selected an epoch.
     """
-    honest = "honest" if scores.past_known else "NOT HONEST (unknown past)"
-    last = f"last weights, {honest}", scores.last, scores.last_selected
-    kept = f"searched rule, {honest}", scores.kept, scores.kept_selected
+    last = "last weights", scores.last, scores.last_selected
+    kept = "searched rule", scores.kept, scores.kept_selected
     rows = [
-        (name, report.honest, _what(report, selected))
+        (f"{name}, {_claim(scores, selected)}", report.honest, _what(report, selected))
         for name, report, selected in ((last, kept) if scores.kept_selected else (kept,))
     ]
     first = scores.first
@@ -40,6 +39,12 @@ def table(scores: Scores) -> pd.DataFrame:
     ]
     listed = [(name, score.dice, score.dice_nonempty, what) for name, score, what in rows]
     return pd.DataFrame(listed, columns=["rule", "dice", "dice non-empty", "what it is"])
+
+
+def _claim(scores: Scores, selected: bool) -> str:
+    if scores.is_honest(selected):
+        return "honest"
+    return f"NOT HONEST ({'epochs selected' if scores.past_known else 'unknown past'})"
 
 
 def _what(report: HonestReport, selected: bool) -> str:

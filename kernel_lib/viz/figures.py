@@ -201,17 +201,17 @@ def share_nonempty(oof: Any, test: Any = None) -> Picture:
     return Picture(figure, " ".join([f"Images with a mask: {text}.", *warnings]))
 
 
-def scores(honest: Any, past_known: bool = True) -> Picture:
+def scores(honest: Any, is_honest: bool = True) -> Picture:
     """Mean dice (0–1) of all-empty, probability > 0.5, the rule in sample, and the honest score.
 
-    `honest` is a HonestReport of `postprocess`, or a mapping with its fields. Where a member's past
-    is not known, the last is said to be not honest.
+    `honest` is a HonestReport of `postprocess`, or a mapping with its fields, whose honest
+    score is said not to be that unless `is_honest`.
     """
     kinds = (
         ("all empty", "all_empty"),
         ("probability > 0.5", "above_half"),
         ("searched rule, in sample", "in_sample"),
-        ("searched rule, honest" if past_known else "searched rule, NOT HONEST", "honest"),
+        ("searched rule, honest" if is_honest else "searched rule, NOT HONEST", "honest"),
     )
     found = [(name, _field(honest, key)) for name, key in kinds]
     rows = [(name, _number(s, "dice"), _number(s, "dice_nonempty")) for name, s in found if s]

@@ -85,7 +85,7 @@ def held_out(folder: Path, roots: Sequence[Path], source: Source | None = None) 
     scores = ensembles.Scores.of(document)
     honest = scores.first
     low, high = honest.interval
-    word = "the honest score of choosing" if scores.past_known else "NOT honest either:"
+    word = "the honest score of choosing" if scores.first_is_honest else "NOT honest either:"
     note = (
         "Means over all images are in sample, since the rule was chosen on these images; "
         f"{word} {honest.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})."

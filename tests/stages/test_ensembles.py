@@ -135,8 +135,8 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
     [
         ((), ["searched rule, honest"], False),
         (("elsewhere",), ["searched rule, honest"], False),
-        (("i03",), ["last weights, honest", "searched rule, honest"], True),
-        (None, ["last weights, honest", "searched rule, honest"], True),
+        (("i03",), ["last weights, honest", "searched rule, NOT HONEST (epochs selected)"], True),
+        (None, ["last weights, honest", "searched rule, NOT HONEST (epochs selected)"], True),
     ],
 )
 def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, first, selected):

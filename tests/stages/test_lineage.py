@@ -347,7 +347,8 @@ def predicted(work: Path, run: str, pasts: dict[int, Lineage] | None = None, gro
     for fold in (0, 1):
         folder = settled(work, run, fold, digest=folds.digest(drawn))
         held = drawn["fold"] == fold
-        past = (pasts or {}).get(fold, Lineage(images=tuple(drawn.loc[~held, "image_id"])))
+        own = Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
+        past = (pasts or {}).get(fold, own)
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
         shown = []
         for image in drawn[held].itertuples():
