@@ -5,7 +5,8 @@
 Each set is 1,000 drawn out-of-fold images. A rule, and whatever else a strategy chooses on labels,
 is chosen and scored on it as the thresholds stage does, and then applied to thousands of new images
 of the same kind. The gap is the score reported minus the score on the new images: above 0 is
-optimism. Results are kept set by set, so that a stopped run goes on.
+optimism. What the choice scores on the images it was made on is kept beside it, to show how much
+optimism there is to be found. Results are kept set by set, so that a stopped run goes on.
 
 What the strategy chose on other images is scored on both samples, too, and the difference of the
 two scores, whose expectation is 0, is subtracted: it removes most of the chance in which images
@@ -15,9 +16,9 @@ were drawn (a control variate).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +29,7 @@ from ablation import jobs
 from kernel_lib.inference import maps
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.histograms import Stacked
+from kernel_lib.postprocess.honest_report import HonestReport
 from kernel_lib.postprocess.resample import Resampler
 from kernel_lib.postprocess.rule import Triplet, first_level
 from kernel_lib.postprocess.ways import (
@@ -88,28 +90,32 @@ class Sample:
 
 
 def draw(
-    random: np.random.Generator, n: int, n_members: int, informative: bool, quality: float = 0.0
+    random: np.random.Generator,
+    n: int,
+    n_members: int,
+    informative: bool,
+    qualities: Sequence[float] | None = None,
 ) -> Sample:
     """Draw images and what members predict of them.
 
     Every image has a region that may look like a pneumothorax; where the image has one, it is that
-    region and tends to look more so, by as much as `quality` more. Members share most of what they
-    see. Maps that are not informative are drawn for another truth.
+    region and tends to look more so, by as much as a member's quality more. Members share most of
+    what they see. Maps that are not informative are drawn for another image's truth.
     """
     positive = random.random(n) < SHARE
     size = np.exp(random.uniform(np.log(2), np.log(60), n)).astype(int)  # px of the region
     region = np.arange(PIXELS) < size[:, None]
-    seen = np.where(positive, 1.2 + quality, -0.8) + random.normal(0, 1.1, n)
+    seen = np.where(positive, 1.2, -0.8) + random.normal(0, 1.1, n)
     logits = np.empty((n_members, n, PIXELS), np.float32)
-    for one in logits:
-        look = seen + random.normal(0, 0.6, n)
+    for one, quality in zip(logits, qualities or [0.0] * n_members, strict=True):
+        look = seen + quality * positive + random.normal(0, 0.6, n)
         one[:] = np.where(region, -1.5 + 1.5 * look[:, None], -5.0)
         one += random.normal(0, 0.8, (n, PIXELS)).astype(np.float32)
     levels = maps.quantise(_sigmoid(logits))
     labels = maps.quantise(_sigmoid(seen + random.normal(0, 0.8, n)))
     truth = region & positive[:, None]
-    if not informative:  # another truth, elsewhere in the image
-        truth = np.roll(truth[random.permutation(n)], PIXELS // 3, axis=1)
+    if not informative:
+        truth = truth[random.permutation(n)]
     return Sample(truth, levels, labels)
 
 
@@ -132,7 +138,7 @@ class Strategy:
     way: Callable[[Sample], Way]
 
 
-def _one_rule(sample: Sample, labelled: bool = False, single: bool = True) -> Way:
+def _one_rule(sample: Sample, labelled: bool = False, single: bool = False) -> Way:
     return OneRule(sample.stats(_equal(sample), labelled), label=labelled, single=single)
 
 
@@ -142,7 +148,7 @@ def _greedy(sample: Sample) -> Way:
 
 def _vote(sample: Sample) -> Way:
     members = [sample.stats(row) for row in np.eye(len(sample.levels))]
-    return MemberVote(members, sample.vote_counts, label=False, single=True)
+    return MemberVote(members, sample.vote_counts, label=False, single=False)
 
 
 def _equal(sample: Sample) -> list[float]:
@@ -150,17 +156,20 @@ def _equal(sample: Sample) -> list[float]:
 
 
 STRATEGIES = {
-    "triplet": Strategy("one run: top, area and bottom", 1, partial(_one_rule, single=False)),
-    "one": Strategy("one run: threshold and area", 1, _one_rule),
+    "triplet": Strategy("one run: top, area and bottom", 1, _one_rule),
+    "one": Strategy("one run: threshold and area", 1, partial(_one_rule, single=True)),
     "greedy": Strategy("greedy of six: members, weights, threshold and area", 6, _greedy),
-    "vote": Strategy("vote of three: threshold and area for each member, and k", 3, _vote),
+    "vote": Strategy("vote of three: top, area and bottom for each member, and k", 3, _vote),
     "label": Strategy(
-        "label gate: label threshold, threshold and area", 1, partial(_one_rule, labelled=True)
+        "label gate: label threshold, top, area and bottom", 1, partial(_one_rule, labelled=True)
     ),
 }
 EPOCH_CELLS = {
     "epoch_last": "the last of ten epochs, none selected (the default): threshold and area",
-    "epoch_dice": "the best of ten epochs by its fold's dice (`MONITOR dice`), threshold and area",
+    "epoch_dice": (
+        "the best of ten epochs by its fold's dice (`MONITOR dice`, not called honest): threshold "
+        "and area"
+    ),
 }
 
 
@@ -187,16 +196,20 @@ def run(folder: Path, sets: int, images: int, at_once: int) -> str:
 
 
 def simulate(cell: str, informative: bool, number: int, images: int) -> dict:
-    """Return the gap of one set, with the control variate, as a line of the results."""
+    """Return the gaps of one set, with the control variate, as a line of the results."""
     random = np.random.default_rng([number, images, *cell.encode(), informative])
     if cell in EPOCH_CELLS:
-        gap = _gap_of_epochs(random, cell == "epoch_dice", informative, images)
+        report, on_new = _of_epochs(random, cell == "epoch_dice", informative, images)
     else:
-        gap = _gap(random, cell, informative, images)
-    return {"cell": cell, "informative": informative, "set": number, "gap": gap}
+        report, on_new = _of_strategy(random, cell, informative, images)
+    gaps = {"gap": report.honest.dice - on_new, "in_sample": report.in_sample.dice - on_new}
+    return {"cell": cell, "informative": informative, "set": number, **gaps}
 
 
-def _gap(random: np.random.Generator, cell: str, informative: bool, images: int) -> float:
+def _of_strategy(
+    random: np.random.Generator, cell: str, informative: bool, images: int
+) -> tuple[HonestReport, float]:
+    """Return the report on a set, and what its choice scores on new images, controlled."""
     strategy = STRATEGIES[cell]
     sampled, new = (
         draw(random, n, strategy.n_members, informative) for n in (images, NEW_PER_SET * images)
@@ -205,21 +218,22 @@ def _gap(random: np.random.Generator, cell: str, informative: bool, images: int)
     rows, rows_new = np.arange(images), np.arange(len(new))
     found, fixed = way.searched(rows), _fixed(cell, informative)
     folds = random.permutation(images) % FOLDS
-    reported = _reported(way, found, sampled.stats(_equal(sampled)), folds)
+    report = _report(way, found, sampled.stats(_equal(sampled)), folds)
     on_new = way_new.decide(found.choice, rows_new).dice.mean()
     control = way.decide(fixed, rows).dice.mean() - way_new.decide(fixed, rows_new).dice.mean()
-    return float(reported - on_new - control)
+    return report, float(on_new + control)
 
 
-def _gap_of_epochs(
+def _of_epochs(
     random: np.random.Generator, select: bool, informative: bool, images: int
-) -> float:
-    """Return the gap where each fold's epoch is its last, or the best on its own images."""
+) -> tuple[HonestReport, float]:
+    """Return the same where each fold's epoch is its last, or the best on its own images."""
     qualities = random.normal(0, 0.15, (FOLDS, EPOCHS))  # epochs differ in truth, too
     size = images // FOLDS
     chosen, parts, last = [], [], []
     for fold in range(FOLDS):
-        each = [one.stats([1.0]) for one in _epochs(random, size, informative, qualities[fold])]
+        epochs = draw(random, size, EPOCHS, informative, qualities[fold].tolist())
+        each = [epochs.stats(one) for one in np.eye(EPOCHS)]
         at = EPOCHS - 1
         if select:
             at = int(np.argmax([thresholds.best_score(one, single=True) for one in each]))
@@ -229,30 +243,18 @@ def _gap_of_epochs(
     facts = _joined(parts)
     way = OneRule(facts, label=False, single=True)
     found = way.searched(np.arange(len(facts)))
-    reported = _reported(way, found, facts, np.repeat(np.arange(FOLDS), size))
+    report = _report(way, found, facts, np.repeat(np.arange(FOLDS), size))
     fixed, on_new, fixed_new = _fixed("one", informative).triplet, [], []
     for fold, at in enumerate(chosen):
         seed = int(random.integers(1 << 62))  # the same new images for both epochs
         picked, final = (
-            draw(np.random.default_rng(seed), NEW_PER_SET * size, 1, informative, quality)
+            draw(np.random.default_rng(seed), NEW_PER_SET * size, 1, informative, [quality])
             for quality in (qualities[fold, at], qualities[fold, -1])
         )
         on_new.append(_dice(picked.stats([1.0]), found.choice.triplet))
         fixed_new.append(_dice(final.stats([1.0]), fixed))
     control = _dice(_joined(last), fixed) - float(np.mean(fixed_new))
-    return float(reported - np.mean(on_new) - control)
-
-
-def _epochs(
-    random: np.random.Generator, n: int, informative: bool, qualities: Sequence[float]
-) -> Iterator[Sample]:
-    """Yield the same images as each epoch of one training predicts them."""
-    first = draw(random, n, len(qualities), informative)
-    for quality, levels in zip(qualities, first.levels, strict=True):
-        logits = np.log((levels + 0.5) / (255.5 - levels))
-        if informative:
-            logits = logits + 1.5 * quality * first.truth
-        yield replace(first, levels=maps.quantise(_sigmoid(logits))[None])
+    return report, float(np.mean(on_new) + control)
 
 
 def _joined(parts: Sequence[Stacked]) -> Stacked:
@@ -260,10 +262,9 @@ def _joined(parts: Sequence[Stacked]) -> Stacked:
     return Stacked(*(np.concatenate([getattr(one, name) for one in parts]) for name in fields))
 
 
-def _reported(way: Way, found: Searched, facts: Stacked, folds: np.ndarray) -> float:
+def _report(way: Way, found: Searched, facts: Stacked, folds: np.ndarray) -> HonestReport:
     ids = [str(i) for i in range(len(facts))]
-    report = honest.of_way(way, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
-    return report.honest.dice
+    return honest.of_way(way, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
 
 
 @cache
@@ -279,10 +280,10 @@ def _dice(stats: Stacked, rule: Triplet) -> float:
 
 
 def table(lines: Sequence[Mapping]) -> str:
-    """Return the mean gap of each cell with its standard error."""
+    """Return each cell's mean gap with its standard error, and the gap of the score in sample."""
     rows = [
-        "| what is chosen on labels | maps | sets | gap | standard error |",
-        "|---|---|---|---|---|",
+        "| what is chosen on labels | maps | sets | gap | standard error | in sample |",
+        "|---|---|---|---|---|---|",
     ]
     tries = {name: one.tries for name, one in STRATEGIES.items()} | EPOCH_CELLS
     for cell, what in tries.items():
@@ -291,12 +292,16 @@ def table(lines: Sequence[Mapping]) -> str:
             gaps = np.array([one["gap"] for one in same])
             if len(gaps) > 1:
                 error = gaps.std(ddof=1) / len(gaps) ** 0.5
-                rows.append(f"| {what} | {kind} | {len(gaps)} | {gaps.mean():+.4f} | {error:.4f} |")
+                in_sample = np.mean([one["in_sample"] for one in same])
+                rows.append(
+                    f"| {what} | {kind} | {len(gaps)} | {gaps.mean():+.4f} | {error:.4f} "
+                    f"| {in_sample:+.4f} |"
+                )
     return "\n".join([*rows, ""])
 
 
 def _path(folder: Path, images: int) -> Path:
-    return folder / f"gaps_{images}.jsonl"
+    return folder / f"sets_{images}.jsonl"
 
 
 def _read(folder: Path, images: int) -> list[dict]:

@@ -69,17 +69,16 @@ def test_selecting_an_epoch_on_the_images_that_score_it_is_optimistic():
 
 def test_what_is_done_is_not_done_again_and_half_a_line_is_dropped(tmp_path, monkeypatch):
     lines = [
-        {"cell": cell, "informative": informative, "set": k, "gap": 0.01 * k}
+        {"cell": cell, "informative": informative, "set": k, "gap": 0.01 * k, "in_sample": 0.1}
         for cell in (*honesty.STRATEGIES, *honesty.EPOCH_CELLS)
         for informative in (True, False)
         for k in range(3)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "gaps_50.jsonl").write_text(text + '{"cell": "one"')
+    (tmp_path / "sets_50.jsonl").write_text(text + '{"cell": "one"')
     monkeypatch.setattr(honesty, "simulate", None)  # nothing is left to do
     found = honesty.run(tmp_path, 3, 50, 1)
-    assert (tmp_path / "gaps_50.jsonl").read_text() == text
-    assert (
-        "| one run: threshold and area | informative | 3 | +0.0100 | 0.0058 |" in found
-    )  # 0.01 / √3
+    assert (tmp_path / "sets_50.jsonl").read_text() == text
+    row = "| one run: threshold and area | informative | 3 | +0.0100 | 0.0058 | +0.1000 |"
+    assert row in found.splitlines()  # 0.01 / √3
     assert len(found.splitlines()) == 2 + 14
