@@ -201,11 +201,15 @@ def vote(
 ) -> None:
     """Vote of SUBMISSIONS, one voice each: the pixels that at least so many of them hold."""
     from kernel_lib.postprocess import votes
+    from kernel_lib.stages import scores
 
     result = votes.of_files(submissions, out, k, union=union, shape=shape)
     for path, n in zip(submissions, result.n_with_mask, strict=True):
         click.echo(f"{path} has a mask in {n} images")
     click.echo(f"{out}: {result.n_images} images, {result.n_kept} kept a mask")
+    for path in submissions:
+        for warning in scores.trained_on(path):
+            click.echo(f"{path}: {warning}")
 
 
 @main.command()

@@ -158,11 +158,18 @@ class FoldFolder:
     def read_config(self) -> dict[str, Any]:
         """config.json; InputError where it is missing or not JSON."""
         try:
-            return json.loads(self.config.read_text(encoding="utf-8"))
+            config = json.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{self.config} is missing: the train stage makes it") from None
         except ValueError as error:
             raise InputError(f"{self.config} is not JSON ({error}); delete {self.path}") from None
+        for name, kind in (("experiment", dict), ("folds_digest", str)):
+            if not isinstance(config, dict) or not isinstance(config.get(name), kind):
+                raise InputError(
+                    f"{self.config} does not say {name}, as the train stage writes it: copy "
+                    f"{self.path} again, or delete it"
+                )
+        return config
 
     def read_log(self) -> list[dict[str, Any]]:
         """log.jsonl, a dict an epoch; empty before the first epoch ends."""

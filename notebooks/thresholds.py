@@ -70,7 +70,7 @@ result.by_part()
 # What the search adds over probability > 0.5, and what it only seems to add.
 
 # %%
-figures.scores(result.honest, result.past_known)
+figures.scores(result.scores.first, result.scores.first_is_honest)
 
 # %% [markdown]
 # Small masks are the hard ones: dice should rise with the area, and few large masks be missed.

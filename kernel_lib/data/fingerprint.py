@@ -96,7 +96,7 @@ def codes(prepared: Prepared) -> tuple[str, ...]:
 
 def is_code(text: str) -> bool:
     """Whether a text is a code of this version; one of another says nothing here."""
-    return text.startswith(_PREFIX)
+    return text.startswith(_PREFIX) and len(text) in (len(_PREFIX), _LENGTH)
 
 
 def matches(these: Sequence[str], those: Sequence[str]) -> np.ndarray:
@@ -126,7 +126,7 @@ def _signs(codes: Sequence[str]) -> np.ndarray:
     """Codes as (N, 512) float32 of ±1; zeros where there is none."""
     signs = np.zeros((len(codes), BITS), np.float32)
     for row, text in zip(signs, codes, strict=True):
-        if is_code(text) and len(text) == _LENGTH:
+        if is_code(text) and text != _PREFIX:
             raw = base64.b64decode(text[len(_PREFIX) :] + "=" * (-(_LENGTH - len(_PREFIX)) % 4))
             row[:] = np.unpackbits(np.frombuffer(raw, np.uint8), count=BITS) * 2.0 - 1
     return signs

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kernel_lib import archives, files
 from kernel_lib.config import Combine, Frozen
@@ -28,7 +28,7 @@ class Member(Frozen):
 
     run: str
     folds: tuple[int, ...] = Field(strict=False, min_length=1)
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 class Ensemble(Frozen):
@@ -41,6 +41,14 @@ class Ensemble(Frozen):
     # Classifiers whose label gates the masks; without any it is the members' own label heads'.
     gate_members: tuple[Member, ...] = Field((), strict=False)
     folds_digest: str
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for group in (self.members, self.gate_members):
+            names = [member.run for member in group]
+            if len(set(names)) < len(names):
+                raise ValueError(f"a run is named twice: {', '.join(names)}")
+        return self
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -71,10 +79,13 @@ class Ensemble(Frozen):
         )
         return self.model_copy(update={"members": kept})
 
-    def save(self, folder: Path) -> None:
+    def to_json(self) -> dict[str, Any]:
         # A gate stands there only where there is one, as in what was written before there were any.
         without = {"gate", "gate_members"} if self.gate == "none" else set()
-        files.write_json(folder / "members.json", self.model_dump(mode="json", exclude=without))
+        return self.model_dump(mode="json", exclude=without)
+
+    def save(self, folder: Path) -> None:
+        files.write_json(folder / "members.json", self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -150,7 +161,8 @@ class Scores:
 def read_choice(folder: Path) -> tuple[Choice, dict]:
     """What an ensemble submits with, one rule or one a member, and its whole thresholds.json.
 
-    Raises InputError where that is missing, or lacks anything that is read of it.
+    Raises InputError where that is missing, or lacks anything that is read of it, and where
+    members.json is not the ensemble that it was searched for.
     """
     path = folder / "thresholds.json"
     with named_if_damaged(path):
@@ -158,22 +170,31 @@ def read_choice(folder: Path) -> tuple[Choice, dict]:
         by_members = "rules" in document
         choice = None if by_members else Choice(Triplet.from_json(document["rule"]))
         _check_scores(document)
+        searched = document.get("ensemble")  # earlier versions did not write it
+    if searched is not None and searched != Ensemble.load(folder).to_json():
+        raise InputError(
+            f"{folder / 'members.json'} is not the ensemble that the rule of {path} was searched "
+            "for: run the thresholds stage"
+        )
     if choice is None:
         members = Ensemble.load(folder).members
         with named_if_damaged(path):
             rules = tuple(Triplet.from_json(document["rules"][m.run]) for m in members)
-            choice = Choice(rules=rules, at_least=int(document["at_least"]))
+            choice = Choice(rules=rules, at_least=document["at_least"])
+            if choice.at_least not in range(1, len(rules) + 1):
+                raise ValueError(f"at_least is {choice.at_least!r} of {len(rules)}")
     return choice, document
 
 
 def _check_scores(document: dict) -> None:
     """Fail where a thresholds.json lacks what reports read beside the rule."""
-    for name in ("honest", "last"):
-        report = HonestReport.from_json(document[name])
+    scores = Scores.of(document)
+    for report in (scores.kept, scores.last):
         if type(report.n_images) is not int:
             raise ValueError(f"n_images is {report.n_images!r}")
-    if not isinstance(document["past_known"], bool):
-        raise ValueError(f"past_known is {document['past_known']!r}")
+    for name in ("past_known", "kept_selected", "last_selected"):
+        if not isinstance(getattr(scores, name), bool):
+            raise ValueError(f"{name} is {getattr(scores, name)!r}")
     for made in searches(document).values():
         if not isinstance(made["single"], bool):
             raise ValueError(f"single is {made['single']!r}")

@@ -67,16 +67,20 @@ def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
     """Finished maps of several members to one, (S, S) uint8, averaged as probabilities in float.
 
     Maps of networks of different sizes are first brought bilinearly to the largest.
+    Raises: ValueError where a weight is no number above 0.
     """
     if len(levels) == 1:
         return levels[0]
     size = max((m.shape for m in levels), key=lambda shape: shape[0] * shape[1])
     total = np.zeros(size, np.float64)
-    weights = [1.0] * len(levels) if weights is None else list(weights)
+    # As float64: an integer times a uint8 map would wrap at 256. Shares, since a sum may overflow.
+    weights = np.array([1.0] * len(levels) if weights is None else weights, np.float64)
+    if not ((weights > 0) & np.isfinite(weights)).all():
+        raise ValueError(f"the weights {weights.tolist()} are not all numbers above 0")
+    weights = weights / weights.max()
     for level_map, weight in zip(levels, weights, strict=True):
-        # As float: an integer times a uint8 map would wrap at 256.
-        total += float(weight) * at_shape(level_map, size)
-    return np.rint(total / sum(weights)).astype(np.uint8)
+        total += weight * at_shape(level_map, size)
+    return np.rint(total / weights.sum()).astype(np.uint8)
 
 
 def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -121,6 +121,30 @@ def out_of_fold(
     return OutOfFold(ensemble, table, speakers, honest, selected)
 
 
+def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
+    """Return which checkpoints predicted what these read, by run/fold/archive."""
+    archives = {a.path: a for part in parts for s in part.speakers.values() for a in s.archives}
+    return {
+        f"{a.meta['run']}/fold{a.meta['fold']}/{a.path.name}": a.meta.get("checkpoints")
+        for a in archives.values()
+    }
+
+
+def check_predicted_by(document: Mapping, ensemble: Ensemble, roots: Sequence[Path]) -> None:
+    """Refuse archives that other checkpoints predicted than when a thresholds.json was made."""
+    for name, checkpoints in document.get("predicted_by", {}).items():
+        run, fold, file = name.split("/")
+        folder = runs.find(roots, run).get(int(fold.removeprefix("fold")))
+        used = run in {member.run for member in ensemble.everyone}
+        if not used or folder is None or not (folder.path / file).exists():
+            continue
+        if maps.Maps(folder.path / file).meta.get("checkpoints") != checkpoints:
+            raise InputError(
+                f"{folder.path} was trained again after the rule of {ensemble.name} was searched: "
+                "run the thresholds stage"
+            )
+
+
 def _predicted(
     rows: pd.DataFrame, archives: Sequence[maps.Maps], left_out: Sequence[str]
 ) -> pd.DataFrame:

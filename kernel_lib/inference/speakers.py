@@ -107,6 +107,12 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
     if folder is None:
         raise InputError(f"{member.run} has no fold {fold} under {', '.join(map(str, roots))}")
     archive = Maps(getattr(folder, kind))
+    made_as = f"{archive.meta.get('run')}/fold{archive.meta.get('fold')}"
+    if made_as != folder.name:
+        raise InputError(
+            f"{archive.path} is of {made_as}, not of {folder.name}: give the folder its own name "
+            "again, or delete it and run its stage"
+        )
     if kind != "test":
         runs.check_lineage(archive.meta, archive.path, folder.read_config().get(runs.LINEAGE))
     return archive

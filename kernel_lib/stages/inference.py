@@ -23,6 +23,7 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import honest, submission
 from kernel_lib.postprocess.search import FULL_AREA
@@ -218,12 +219,16 @@ def _asked(parameters: InferenceParameters) -> Asked:
     form = None if source.sample is None else table.read_sample(source.sample)
     if form is None:
         print("no sample submission: one row for each test image, by id")
-    check_members(ensemble, roots)
+    check_members(ensemble, roots, ensembles.read_choice(earlier)[1])
     return Asked(parameters, roots, earlier, ensemble, source, form, sample)
 
 
-def check_members(ensemble: Ensemble, roots: Sequence[Path]) -> None:
-    """Refuse members that are not there, or not those whose maps the rule was searched on."""
+def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> None:
+    """Refuse members that are not there, or not those whose maps the rule was searched on.
+
+    document: the thresholds.json.
+    """
+    check_predicted_by(document, ensemble, roots)
     for member in ensemble.everyone:
         folders = runs.find(roots, member.run)
         for fold in ensemble.folds:

@@ -96,8 +96,8 @@ def note_copies_across_folds(truth: pd.DataFrame, codes: Sequence[str]) -> None:
 def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: str) -> Lineage:
     """The past of `name` in terms of a folds file: which of its images and patients were seen.
 
-    An image of it whose id is here is that image; so is one whose pixels are. The patient that this
-    folds file gives such an image counts as seen. One that is not here is cleared by its
+    An image of it whose id is here counts as that image; so does one whose pixels are. The patient
+    that this folds file gives such an image counts as seen. One that is not here is cleared by its
     fingerprint, and without one makes the past unknown. truth: image_id and group by row, whose
     codes these are.
     """
@@ -105,9 +105,13 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
     own = dict(zip(truth["image_id"], codes, strict=True)) if codes else {}
     seen = [(image, code or own.get(image, "")) for image, code in lineage.pairs]
     foreign = [(image, code) for image, code in seen if image not in groups]
-    ids = list(own)
-    found = fingerprint.matches([code for _, code in foreign], list(own.values()))
-    same = [(foreign[i][0], ids[j]) for i, j in found]
+    # An id may be here and show another radiograph: 1.png is in many data sets.
+    other = [(image, code) for image, code in seen if own.get(image, code) != code]
+    asked, ids = foreign + other, list(own)
+    found = fingerprint.matches([code for _, code in asked], list(own.values()))
+    same = [(asked[i][0], ids[j]) for i, j in found if asked[i][0] != ids[j]]
+    alike = {ids[j] for i, j in found if asked[i][0] == ids[j]}
+    others = {image for image, _ in other} - alike
     if same:
         print(
             f"note: {len(same)} images that {name} was trained on are images here under other ids "
@@ -127,7 +131,7 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
         "known": lineage.known and not unclear,
     }
     # Images of another folds file may show the same as these do: that is not known.
-    elsewhere = lineage.chosen_on and not groups.keys() >= set(lineage.chosen_on)
+    elsewhere = lineage.chosen_on and not groups.keys() - others >= set(lineage.chosen_on)
     changes["chosen_on"] = None if elsewhere else lineage.chosen_on
     return lineage.model_copy(update=changes).of_pairs((*seen, *here))
 

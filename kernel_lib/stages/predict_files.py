@@ -248,9 +248,9 @@ def _of_ensemble(folder: Path, scratch: Path) -> _Model:
             "thresholds stage makes"
         )
     ensemble = Ensemble.load(folder)
-    choice, _ = ensembles.read_choice(folder)
+    choice, document = ensembles.read_choice(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
-    inference.check_members(ensemble, roots)
+    inference.check_members(ensemble, roots, document)
     return _Model(ensemble, choice, roots)
 
 

@@ -9,6 +9,7 @@ from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
+from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
 from kernel_lib.postprocess.honest_report import HonestReport
 from kernel_lib.released import SUFFIX, Released
@@ -40,10 +41,12 @@ def run(
         raise InputError(
             f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
         )
+    check_predicted_by(document, ensemble, [folder.path.parents[2]])
     scores = ensembles.Scores.of(document)
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
-    holds = scores.is_honest(selected)
+    alone = last or len(folder.kept()) == 1
+    holds = scores.is_honest(selected) and alone
     checkpoint = folder.last if last else start.best_kept(folder)
     state, lineage = checkpoints.load(checkpoint)
     experiment = Experiment.model_validate(config["experiment"])
@@ -53,7 +56,7 @@ def run(
         name=name,
         # Paths are the training machine's own; a file's name is enough to know what it was.
         experiment=experiment.model_copy(update={"weights": Path(experiment.weights).name}),
-        rule=choice.triplet,
+        rule=report.chosen if last else choice.triplet,
         gate=ensemble.gate,
         tta=experiment.tta,
         lineage=_without_paths(lineage),
@@ -88,7 +91,8 @@ def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, holds: 
             f"rule chosen on other folds; this network is fold {folder.fold} of "
             f"{list(ensemble.folds)}"
         ),
-        # False: some ancestor's training images are unknown, or labels selected an epoch
+        # False: some ancestor's training images are unknown, labels selected an epoch, or the
+        # score is of a mean of several checkpoints
         "honest_score_holds": holds,
         **{name: figures[name] for name in kept if name in figures},
     }

@@ -16,6 +16,7 @@ from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble, Scores
+from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.postprocess import honest, thresholds
 from kernel_lib.postprocess.thresholds import SearchResult, Stacked
 from kernel_lib.postprocess.ways import Choice
@@ -63,11 +64,10 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
     both = Scores.of(document)
     among = ensembles.candidates(ensemble, document)
     with ensembles.named_if_damaged(folder / "thresholds.json"):
-        if (choice.rules is not None) != ensemble.by_members:
-            raise ValueError(f"its rules are not those of {ensemble.combine}")
         listed = scores.table(both)
         by_part = scores.chosen_by_part(among, both.kept)
         lines = tuple(scores.summary_lines(ensemble, choice, both.kept))
+    check_predicted_by(document, ensemble, roots)
     drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
     with ensembles.named_if_damaged(folder / "oof.csv"):

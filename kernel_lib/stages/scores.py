@@ -33,7 +33,7 @@ def table(scores: Scores) -> pd.DataFrame:
     ]
     first = scores.first
     rows += [
-        ("searched rule, in sample", first.in_sample, "chosen and scored on the same images"),
+        ("searched rule, in sample", scores.kept.in_sample, "chosen and scored on the same images"),
         ("probability > 0.5", first.above_half, "no search, no area"),
         ("all empty", first.all_empty, "every image without a mask"),
     ]
@@ -49,7 +49,7 @@ def _claim(scores: Scores, selected: bool) -> str:
 
 def _what(report: HonestReport, selected: bool) -> str:
     low, high = report.interval
-    text = f"chosen on other folds; 95 % {low:.4f}-{high:.4f} over {report.resampled}"
+    text = f"chosen on other images; 95 % {low:.4f}-{high:.4f} over {report.resampled}"
     return f"{text}; epochs selected on these images" if selected else text
 
 
@@ -172,9 +172,12 @@ def summary(folder: Path, truth: Path | None = None) -> str:
 
 
 def trained_on(submitted: Path) -> list[str]:
-    """Return a warning where the inference stage noted leaks beside a submission, else nothing."""
+    """Return a warning where the inference stage noted leaks beside a submission, else nothing.
+
+    It is of the submission written there; a copy under another name holds the same images.
+    """
     path = submitted.parent / "test.json"
-    if submitted.name != "submission.csv" or not path.is_file():
+    if not path.is_file():
         return []
     with ensembles.named_if_damaged(path):
         lines = json.loads(path.read_text(encoding="utf-8")).get("trained_on")

@@ -56,8 +56,8 @@ def network(
         weights.load_model(model, parent)
         print(f"{folder.name} starts from {parent}")
     name = parent.stem if released.is_released(parent) else row.weights
-    theirs = _past_of(parent, decided)
-    lineage = lineage.joined(past.placed(theirs, truth, images.fingerprints, name), name)
+    theirs = past.placed(checkpoints.past(parent), truth, images.fingerprints, name)
+    lineage = lineage.joined(theirs, name)
     if leaked := past.seen_by(images.test, [lineage]):
         print(f"warning: with what {name} was trained on, {past.leak(leaked)}")
     for image_id, group in truth.loc[held, ["image_id", "group"]].itertuples(index=False):
@@ -90,22 +90,6 @@ def _from_imagenet(model: nn.Module, decided: TrainPlan, lineage: Lineage) -> Li
     return lineage.model_copy(update={"imagenet": f"{path.name}, {how}"})
 
 
-def _past_of(path: Path, decided: TrainPlan) -> Lineage:
-    """The past of a checkpoint or file, which WEIGHTS_ARE may state where the file does not.
-
-    Raises: InputError where both do.
-    """
-    found = checkpoints.past(path)
-    if decided.parameters.weights_are is None or decided.parent is not None:
-        return found
-    if found != UNKNOWN:
-        raise InputError(
-            f"WEIGHTS_ARE imagenet, but {path} states what it was trained on: leave WEIGHTS_ARE out"
-        )
-    print(f"{path} counts as ImageNet's weights, as WEIGHTS_ARE says")
-    return Lineage(imagenet=f"{path.name}, as WEIGHTS_ARE says")
-
-
 def check(
     decided: TrainPlan, folds: Sequence[int], roots: Sequence[Path], among: Container[str] = ()
 ) -> None:
@@ -122,8 +106,12 @@ def check(
             f"note: the masks of {decided.run} are gated by {row.gate}, which is not there yet; "
             f"the thresholds stage will need it: {how_to_make(decided.gate)}"
         )
-    if row.weights == "none" and parameters.weights_are is not None:
-        raise InputError("WEIGHTS_ARE says what a file holds, but WEIGHTS none takes none")
+    own_past = decided.parent is None and row.weights != "imagenet"
+    if own_past and parameters.weights_are is not None:
+        raise InputError(
+            f"WEIGHTS_ARE says what the file for WEIGHTS imagenet holds, and WEIGHTS is "
+            f"{row.weights}: leave WEIGHTS_ARE out"
+        )
     begun = [f for f in folds if runs.fold_folder(roots[0], decided.run, f).last.exists()]
     if row.weights == "none" or row.weights in among or begun:
         return

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from kernel_lib.data import folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
 from kernel_lib.inference.ensemble import Ensemble, Scores
-from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
+from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.inference.speakers import alone
 from kernel_lib.kaggle import paths
@@ -108,7 +109,7 @@ def _search(
     _, scored_last = _honest(last, recipe, parameters)
     past_known = kept.honest and last.honest
     both = Scores(scored, scored_last, past_known, kept.selected, last.selected)
-    searches = _write(folder, kept, found, both)
+    searches = _write(folder, kept, found, both, predicted_by([kept, last]))
     return ThresholdsResult(
         folder=folder,
         ensemble=Ensemble.load(folder),
@@ -168,6 +169,7 @@ def _write(
     part: OutOfFold,
     found: Searched,
     scored: Scores,
+    made_of: dict[str, Any],
 ) -> dict[str, thresholds.SearchResult]:
     """members.json, what the searches saw and scored, and last of all the rule; the searches."""
     ensemble, weights = part.ensemble, found.choice.weights
@@ -196,6 +198,8 @@ def _write(
         "epochs_selected": {"honest": scored.kept_selected, "last": scored.last_selected},
         "honest": scored.kept.to_json(),
         "last": scored.last.to_json(),
+        "ensemble": final.to_json(),
+        "predicted_by": made_of,
     }
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with files.together(folder, without=("thresholds.json", "test.json")) as aside:

@@ -16,7 +16,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import combine
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.out_of_fold import out_of_fold
+from kernel_lib.inference.out_of_fold import check_predicted_by, out_of_fold
 from kernel_lib.inference.speakers import Speakers, alone, open_speakers
 from kernel_lib.postprocess import thresholds
 from kernel_lib.postprocess.thresholds import Stacked, Triplet
@@ -79,6 +79,7 @@ def held_out(folder: Path, roots: Sequence[Path], source: Source | None = None) 
     """
     ensemble = Ensemble.load(folder)
     choice, document = ensembles.read_choice(folder)
+    check_predicted_by(document, ensemble, roots)
     drawn = folds.find(roots, ensemble.folds_digest)
     part = out_of_fold(ensemble, roots, drawn, allow_unknown_past=True)
     voices = _voices(ensemble, choice, part.speakers)

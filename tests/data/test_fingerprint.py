@@ -131,7 +131,7 @@ def test_a_code_is_that_of_every_version_of_numpy_and_every_machine():
 @pytest.mark.parametrize("text", ["", "1:" + "A" * 86, "2:AAAA"])
 def test_what_is_no_code_of_this_version_matches_nothing(text):
     assert len(fingerprint.matches([text], [text])) == 0
-    assert fingerprint.is_code(text) == text.startswith("2:")
+    assert not fingerprint.is_code(text)
 
 
 def flipped(code: str, n: int) -> str:

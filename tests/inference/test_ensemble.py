@@ -247,8 +247,18 @@ def test_a_rule_without_its_scores_is_damaged(tmp_path, name, instead):
         ensembles.read_choice(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["rules", "at_least", "members"])
-def test_rules_of_members_are_whole_or_damaged(tmp_path, name):
+@pytest.mark.parametrize("selected", [None, [], 3, {"honest": False}, {"honest": 1, "last": 0}])
+def test_what_is_no_word_on_selection_is_damaged(tmp_path, selected):
+    files.write_json(tmp_path / "thresholds.json", searched() | {"epochs_selected": selected})
+    with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
+        ensembles.read_choice(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("rules", {}), ("members", {}), *(("at_least", k) for k in ({}, 0, 2, 1.5, "1"))],
+)
+def test_rules_of_members_are_whole_or_damaged(tmp_path, name, instead):
     document = searched() | {"rules": {"a": RULE.to_json()}, "at_least": 1}
     member = Member(run="a", folds=(0,))
     vote = Ensemble(name="e", folds_digest="d", members=(member,), combine="member_vote")
@@ -261,7 +271,7 @@ def test_rules_of_members_are_whole_or_damaged(tmp_path, name):
         (tmp_path / "members.json").write_text("{")
         named = "members"
     else:
-        files.write_json(tmp_path / "thresholds.json", document | {name: {}})
+        files.write_json(tmp_path / "thresholds.json", document | {name: instead})
     with pytest.raises(InputError, match=rf"(?s)/{named}.json is damaged .*: run the thresholds"):
         ensembles.read_choice(tmp_path)
 

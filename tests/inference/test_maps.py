@@ -48,6 +48,13 @@ def test_the_mean_is_of_probabilities_in_float_and_weighted():
     assert (maps.mean([one, other], [3.0, 1.0]) == 33).all()  # 32.75
     for weights in ((2, 1), np.array([2, 1]), (np.uint8(2), np.uint8(1)), (2.0, 1.0)):
         assert (maps.mean([10 * one, other], weights) == 100).all()  # 100.33
+    small = [np.full((4, 4), 200, np.uint8)] * 2
+    for weights in (np.array([200, 100], np.uint8), np.array([100, 100], np.int8),
+                    np.array([4e4, 4e4], np.float16), (1e308, 1e308)):  # fmt: skip
+        assert (maps.mean(small, weights) == 200).all(), "no sum of weights overflows"
+    for weights in ((0, 0), (1, -1), (float("nan"), 1), (1, float("inf"))):
+        with pytest.raises(ValueError, match="not all numbers above 0"):
+            maps.mean(small, weights)
     full = np.full((2, 2), 255, np.uint8)
     assert (maps.mean([full] * 5) == 255).all(), "no overflow of uint8"
 

@@ -23,6 +23,7 @@ from kernel_lib.postprocess import metrics, thresholds, votes
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
+from kernel_lib.viz.viewed import held_out
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -120,7 +121,8 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
     result = search(tmp_path)
     kept = document(result)
     assert list(kept) == [
-        "rule", "search", "past_known", "epochs_selected", "honest", "last",
+        "rule", "search", "past_known", "epochs_selected", "honest", "last", "ensemble",
+        "predicted_by",
     ]  # fmt: skip
     assert list(kept["rule"]) == ["top", "min_area_px", "bottom"]
     written = json.loads((result.folder / "members.json").read_text())
@@ -506,8 +508,46 @@ def test_rules_of_another_ensemble_are_no_rules_of_this_one(tmp_path):
     mean = search(tmp_path, runs="a,b", ensemble="mean").folder
     vote = search(tmp_path, runs="a,b", ensemble="vote", combine="member_vote").folder
     shutil.copy(mean / "thresholds.json", vote)
-    with pytest.raises(InputError, match=r"thresholds.json is damaged .*not those of member_vote"):
+    with pytest.raises(InputError, match=r"vote/members\.json is not the ensemble"):
         report.read(vote, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight": 99.0}, {"weight": 1e308}, {"weight": float("inf")}, {"folds": [0]},
+        "drop", "double", {"combine": "vote"}, {"gate": "sum"},
+    ],
+)  # fmt: skip
+def test_an_ensemble_that_was_edited_after_the_search_has_no_score(tmp_path, change):
+    make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    folder = search(tmp_path, runs="a,b", ensemble="mean").folder
+    document = json.loads((folder / "members.json").read_text())
+    first, second = document["members"]
+    if change == "drop":
+        document["members"] = [first]
+    elif change == "double":
+        document["members"] = [first, first, second]
+    elif "combine" in change or "gate" in change:
+        document |= change
+    else:
+        document["members"][0] |= change
+    (folder / "members.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"(?s)members\.json .*run the thresholds stage"):
+        report.read(folder, [tmp_path])
+
+
+@pytest.mark.parametrize("name", ["oof", "oof_last"])
+def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, name):
+    make_run(tmp_path, "a")
+    folder = search(tmp_path).folder
+    path = getattr(runs.fold_folder(tmp_path, "a", 1), name)
+    archive = maps.Maps(path)
+    shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
+    maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
+    for read in (lambda: report.read(folder, [tmp_path]), lambda: held_out(folder, [tmp_path])):
+        with pytest.raises(InputError, match=r"runs/a/fold1 was trained again .*thresholds stage"):
+            read()
 
 
 @pytest.mark.parametrize("content", [b"", b'["x: no la', b"{}", b"[1]", b"\xff"])

@@ -144,6 +144,10 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
     shutil.copy(result.submission, labels)
     main.main(["score", str(result.submission), str(labels)], standalone_mode=False)
     assert past.leak(noted) in capsys.readouterr().out
+    copy = shutil.copy(result.submission, result.folder / "best.csv")
+    voted = ["vote", str(copy), str(labels), "--at-least", "1", "-o", str(place / "vote.csv")]
+    main.main(voted, standalone_mode=False)
+    assert past.leak(noted) in capsys.readouterr().out
     other = infer(place, "second", output="own")
     assert scores.trained_on(other.submission) == []
 

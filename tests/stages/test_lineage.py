@@ -232,14 +232,22 @@ def test_two_pictures_of_one_id_are_both_remembered(tmp_path):
     assert lineage.images.count("i02") == 2
 
 
-def test_a_file_of_weights_is_imagenet_s_where_the_user_says_so(tmp_path):
+def test_a_network_of_this_package_is_never_imagenet_s(tmp_path):
     path = tmp_path / "found.pth"
     torch.save(networks.build(ROW).state_dict(), path)
-    _, lineage = begin(tmp_path, 0, str(path), weights_are="imagenet")
-    assert lineage.known
-    assert lineage.imagenet == "found.pth, as WEIGHTS_ARE says"
-    with pytest.raises(InputError, match="WEIGHTS_ARE"):  # it states its own past
-        begin(tmp_path / "b", 0, other_past(tmp_path, {"i02": ""}), weights_are="imagenet")
+    assert not begin(tmp_path, 0, str(path))[1].known
+    for weights in (str(path), other_past(tmp_path, {"i02": ""}), "none"):
+        decided = plan("child", weights)
+        given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
+        with pytest.raises(InputError, match="WEIGHTS_ARE"):
+            start.check(decided.model_copy(update={"parameters": given}), [0], [tmp_path / "new"])
+
+
+def test_an_id_that_is_here_may_be_another_image_of_here(tmp_path):
+    with pytest.raises(InputError, match="was trained on image i04"):
+        begin(tmp_path, 0, other_past(tmp_path, {"i02": code("i04")}))
+    path = other_past(tmp_path, {"i02": code("another")}, chosen_on=("i02",))
+    assert begin(tmp_path / "b", 0, path)[1].chosen_on is None
 
 
 @pytest.mark.parametrize("said", [None, "imagenet"])
@@ -453,10 +461,3 @@ def test_folds_that_all_can_be_scored_come_out_honest(tmp_path):
     assert result.past_known
     assert result.search.score > 0.9
     assert "NOT HONEST" not in str(result)
-
-
-def test_weights_from_nowhere_can_hold_nothing(tmp_path):
-    decided = plan("child", "none")
-    given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
-    with pytest.raises(InputError, match="WEIGHTS_ARE"):
-        start.check(decided.model_copy(update={"parameters": given}), [0], [tmp_path])

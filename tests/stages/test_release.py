@@ -37,19 +37,36 @@ def test_the_file_holds_the_checkpoint_its_rule_score_and_lineage(untrained, tmp
     assert size == (tmp_path / "small.safetensors").stat().st_size
     expected = (state["ema"] if last else state)["model"]["head.logit.weight"].half().float()
     assert torch.equal(found.model.head.logit.weight, expected)
-    assert found.rule == Triplet(0.6, 2000, 0.5)
+    document = json.loads((work / "ensembles" / "tiny" / "thresholds.json").read_text())
+    chosen = Triplet.from_json(document["last"]["chosen"])  # which is scored, as the other's is
+    assert found.rule == (chosen if last else Triplet(0.6, 2000, 0.5))
     assert (found.gate, found.tta, found.experiment.name) == ("none", "hflip", "tiny")
     assert found.lineage.images == past.images
     assert found.lineage.ancestors == (("parent.pt",) if last else ())
-    document = json.loads((work / "ensembles" / "tiny" / "thresholds.json").read_text())
     assert found.score["honest"] == document["last" if last else "honest"]["honest"]
     assert found.score["honest_score_holds"]
+
+
+def test_the_score_of_a_mean_of_checkpoints_is_not_that_of_one(untrained, tmp_path):
+    work = shutil.copytree(untrained, tmp_path / "work")
+    folder = runs.fold_folder(work, "tiny", 1)
+    shutil.copy(folder.best(1), folder.best(2))
+    line = json.loads(folder.log.read_text())
+    folder.log.write_text(folder.log.read_text() + json.dumps(line | {"epoch": 2}) + "\n")
+    for last in (False, True):
+        make(work, tmp_path / "small.safetensors", last=last)
+        found = Released.load(tmp_path / "small.safetensors")
+        assert found.score["honest_score_holds"] == last
 
 
 def test_a_rule_of_other_networks_is_refused(untrained, tmp_path):
     work = shutil.copytree(untrained, tmp_path / "work")
     path = work / "ensembles" / "tiny" / "members.json"
     document = json.loads(path.read_text())
+    searched = work / "ensembles" / "tiny" / "thresholds.json"
+    of_an_earlier_version = json.loads(searched.read_text())
+    del of_an_earlier_version["ensemble"]
+    searched.write_text(json.dumps(of_an_earlier_version))
     another = [*document["members"], {"run": "other", "folds": [0, 1], "weight": 1.0}]
     for changes, pattern in (
         ({"members": another}, r"decides for tiny, other .*-p RUNS tiny"),
