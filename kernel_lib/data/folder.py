@@ -7,8 +7,9 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from kernel_lib.data.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, image_id, is_image
@@ -20,6 +21,8 @@ MAX_DEPTH = 6
 MAX_TABLE_DEPTH = 2
 # A folder this barren is somebody's home or a whole disk, not a data set.
 MAX_FOLDERS_WITHOUT_IMAGE = 3000
+# The share of files that may say no split where the names of the others do.
+MAX_SPLIT_UNSAID = 0.05
 # What a folder's name says of its pictures: train_masks, x_mask, labelsTr; of images-and-masks
 # nothing. Of several such folders in a path the innermost counts.
 _KIND = r"(?:[-_ ]?(?:train(?:ing)?|test|val|valid|validation|tr|ts|png|jpe?g|images?))*"
@@ -29,12 +32,18 @@ MASK_FOLDER = re.compile(
 )
 IMAGE_FOLDER = re.compile(rf"{_KIND}[-_ ]?(images?|imgs?|png|jpe?g){_KIND}", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[-_ ](masks?|segmentation|seg|labels?|gt)$", re.IGNORECASE)
-TEST_FOLDER = re.compile(
-    r"(^|[-_ ])test(ing)?([-_ ]images?)?$|^images?ts$|^stage_2_images$", re.IGNORECASE
-)
+# What stands around a word for a split in a name: test_set, xtest, imagesVal, val-png.
+_AROUND = r"(?:x|images?|imgs?|png|jpe?g|dicoms?|dcm|data|(?:data)?sets?|splits?|inputs?|folders?)"
+_SPLITS = {
+    split: re.compile(rf"(?<![a-z])(?:{_AROUND}[-_ ]?)*(?:{words})(?:[-_ ]?{_AROUND})*(?![a-z])")
+    for split, words in {
+        "train": "train(?:ing)?|images?[-_ ]?tr",
+        "test": "tests?|testing|images?[-_ ]?ts|stage_2_images|unseen|h[eo]ld[-_ ]?out",
+        "validation": "val|valid|validation|eval|evaluation|dev|development",
+    }.items()
+}
 # CVAT's and VOC's second folder of masks: the same areas, each instance in a colour of its own.
 INSTANCE_FOLDER = re.compile(r"segmentation_?object(png)?", re.IGNORECASE)
-VALIDATION_FOLDER = re.compile(r"^(val|valid|validation)([-_ ]images?)?$", re.IGNORECASE)
 # A later stage's labels name images of these too, which are then for training.
 STAGE_FOLDER = re.compile(r"^(dicom-images-test|stage_2_images)$", re.IGNORECASE)
 # The same image in several formats: DICOM knows the patient, PNG loses nothing, JPEG does.
@@ -55,26 +64,25 @@ class Listing:
     tables: list[Path] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
     unread: Counter[str] = field(default_factory=Counter)  # files of other kinds, by their ending
+    stated: dict[Path, str] = field(default_factory=dict)  # splits that are no folder's
 
     def split(self, path: Path) -> str:
-        """What a file is for by its innermost folder that says so: "test", "validation" or ""."""
-        for name in reversed(path.relative_to(self.root).parts[:-1]):
-            if "train" in name.lower():
-                return ""
-            if TEST_FOLDER.search(name):
-                return "test"
-            if VALIDATION_FOLDER.search(name):
-                return "validation"
-        return ""
+        """What a file is for: "train", "test", "validation" or "".
+
+        As its own name or a table states, else by its innermost folder that says so.
+        """
+        folders = path.relative_to(self.root).parts[-2::-1]
+        return self.stated.get(path) or next(filter(None, map(_split_of_folder, folders)), "")
 
     def is_of_a_stage(self, path: Path) -> bool:
         """Whether it lies in a folder of test images of the competition's own."""
         return any(map(STAGE_FOLDER.search, path.relative_to(self.root).parts[:-1]))
 
     def held_out(self, path: Path) -> str:
-        """Its split, but "" where that is a stage's, of which another stage may train."""
+        """Its split, but "" for training, also where another stage may train on a stage's."""
         split = self.split(path)
-        return "" if split == "test" and self.is_of_a_stage(path) else split
+        of_a_stage = split == "test" and path not in self.stated and self.is_of_a_stage(path)
+        return "" if split == "train" or of_a_stage else split
 
 
 def survey(data_dir: Path, by_content: bool = False) -> Listing:
@@ -90,6 +98,17 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     listing = Listing(data_dir.resolve())
     _walk(listing, by_content)
     return listing
+
+
+def splits_in(name: str) -> list[str]:
+    """Return the splits that a name's words say: "test" of 3_test_1, TestSet and test2017."""
+    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return [split for split, pattern in _SPLITS.items() if pattern.search(words)]
+
+
+@cache
+def _split_of_folder(name: str) -> str:
+    return "train" if "train" in name.lower() else next(iter(splits_in(name)), "")
 
 
 def one_path_an_id(paths: Iterable[Path]) -> tuple[dict[str, Path], int]:
@@ -289,6 +308,7 @@ def _walk(listing: Listing, by_content: bool) -> None:
                 "data's own folder"
             )
     _tell_masks(listing, sorted(pictures))
+    listing.stated = _splits_of_files(listing.images)
     listing.tables.sort()
     listing.dangling.sort()
 
@@ -309,6 +329,14 @@ def _tell_masks(listing: Listing, pictures: list[Path]) -> None:
         beside_its_image = of != image_id(path) and (path.parent, of) in names
         is_mask = beside_its_image or _of_masks(path.parts[shared:-1])
         (listing.masks if is_mask else listing.images).append(path)
+
+
+def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
+    """The splits that the files' own names say; none unless nearly all say one, and they differ."""
+    found = {path: splits_in(path.stem) for path in images}
+    said = {path: splits[0] for path, splits in found.items() if len(splits) == 1}
+    nearly_all = len(said) >= (1 - MAX_SPLIT_UNSAID) * len(images)
+    return said if nearly_all and len(set(said.values())) > 1 else {}
 
 
 def _of_masks(folders: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from kernel_lib.data.folder import (
     mask_name,
     preference,
     same_picture,
+    splits_in,
     survey,
 )
 from kernel_lib.data.images import PICTURE_SUFFIXES
@@ -209,6 +211,7 @@ def _kept_for_training(
         .map(lambda one: any(map(listing.held_out, images.files[one])))
         .astype(bool)
     )
+    _note_unsaid(listing, images, labelled[~(in_test | set_aside)], problems)
     for held in (in_test | set_aside, in_test):
         if held.any() and not held.all():
             problems.append(
@@ -223,6 +226,22 @@ def _kept_for_training(
             "not honestly scored on these"
         )
     return labelled
+
+
+def _note_unsaid(
+    listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
+) -> None:
+    """Note images that nothing calls training images where others are: a test set's, perhaps."""
+    split = train["image_id"].map(lambda one: "".join(map(listing.split, images.files[one])))
+    by_name = train["path"].map(lambda path: " ".join(splits_in(Path(path).stem)))
+    is_train = split.str.contains("train") | by_name.str.contains("train")
+    unsaid = train[(split == "") & ~is_train]
+    if len(unsaid) and is_train.any():
+        problems.append(
+            f"{len(unsaid)} labelled images are trained on that neither a folder nor their names "
+            f"call training images, as others are, {unsaid['path'].iloc[0]} first; where they are "
+            "test images, call their folder test"
+        )
 
 
 def _test(
@@ -293,7 +312,7 @@ def _in_test_folders(
 
     A table may label images of an earlier stage's test set, which are then for training.
     """
-    of_split: dict[str, list[str]] = {"test": [], "validation": [], "": []}
+    of_split: dict[str, list[str]] = defaultdict(list)
     for one, paths in images.files.items():
         for split in set(map(listing.split, paths)):
             of_split[split].append(one)
@@ -319,7 +338,7 @@ def _unlabelled(listing, images, labelled, test, problems, for_inference) -> lis
     rest = [
         one
         for one, paths in images.files.items()
-        if one not in known and not any(map(listing.split, paths))
+        if one not in known and {"", "train"}.issuperset(map(listing.split, paths))
     ]
     if not rest:
         return []

@@ -285,6 +285,49 @@ def test_of_test_and_validation_images_the_first_are_for_scoring_and_neither_for
     assert "4 labelled images" in source.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [("train_png", "test_png"), ("Train Set", "Test Set"), ("trainset", "valset"), ("train", "dev"),
+     ("imagesTr", "imagesVal"), ("train_data", "hold_out"), ("split_train", "split_val")],
+)  # fmt: skip
+def test_a_split_is_known_in_other_spellings(tmp_path, train, other):
+    drawn(tmp_path, train, STAGE_1[:6])
+    drawn(tmp_path, other, STAGE_1[6:])
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test_labels)) == (STAGE_1[:6], STAGE_1[6:])
+    assert len(source.problems) == 1
+
+
+def test_a_folder_beside_train_that_says_no_split_is_noted(tmp_path):
+    drawn(tmp_path, "train", STAGE_1[:6])
+    drawn(tmp_path, "hospital", STAGE_1[6:])
+    source = table.discover(tmp_path)
+    assert ids_of(source.train) == STAGE_1
+    (problem,) = source.problems
+    assert problem.startswith("4 labelled images")
+    assert str(tmp_path / "hospital" / "images" / f"{STAGE_1[6]}.png") in problem
+
+
+def test_a_split_that_the_files_names_say(tmp_path):
+    names = [f"{n}_{part}_{n % 2}_" for part in ("test", "train") for n in range(20)]
+    for name in names:
+        touch(tmp_path / "png_images" / f"{name}.png", name.encode())
+        touch(tmp_path / "png_masks" / f"{name}.png", b"mask")
+    source = table.discover(tmp_path)
+    tests, training = sorted(names[:20]), sorted(names[20:])
+    assert (ids_of(source.train), ids_of(source.test_labels)) == (training, tests)
+    assert sorted(ids_of(source.test)) == tests
+    drawn(tmp_path, "more", ["a", "b"])  # of which the names say nothing
+    source = table.discover(tmp_path)
+    assert (len(source.train), len(source.test)) == (22, 20)
+    assert sum(str(tmp_path / "more" / "images" / "a.png") in one for one in source.problems) == 1
+    drawn(tmp_path, "more", ["c"])
+    source = table.discover(tmp_path)
+    assert (len(source.train), len(source.test)) == (43, 0)
+    (problem,) = source.problems
+    assert problem.startswith("23 labelled images")
+
+
 def test_an_id_of_two_splits_is_two_images(tmp_path):
     for part in ("train", "test"):
         drawn(tmp_path, part, ["a"])
