@@ -42,6 +42,8 @@ _SPLITS = {
         "validation": "val|valid|validation|eval|evaluation|dev|development",
     }.items()
 }
+# What texts with the images of a split are called: val.txt, dataset.json, instances_test2017.json.
+_LISTS = re.compile(r"test|val|data(set|list)|splits?|partition|hold.?out", re.IGNORECASE)
 # CVAT's and VOC's second folder of masks: the same areas, each instance in a colour of its own.
 INSTANCE_FOLDER = re.compile(r"segmentation_?object(png)?", re.IGNORECASE)
 # A later stage's labels name images of these too, which are then for training.
@@ -63,6 +65,7 @@ class Listing:
     masks: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
+    lists: list[Path] = field(default_factory=list)  # texts that may list the images of a split
     unread: Counter[str] = field(default_factory=Counter)  # files of other kinds, by their ending
     stated: dict[Path, str] = field(default_factory=dict)  # splits that are no folder's
 
@@ -98,6 +101,12 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     listing = Listing(data_dir.resolve())
     _walk(listing, by_content)
     return listing
+
+
+def split_word(text: str) -> str | None:
+    """Return the split that a cell or a key is a word for, "" of a blank one; None for others."""
+    found = [split for split, words in _SPLITS.items() if words.fullmatch(text.lower())]
+    return found[0] if found else None if text else ""
 
 
 def splits_in(name: str) -> list[str]:
@@ -302,6 +311,8 @@ def _walk(listing: Listing, by_content: bool) -> None:
                 barren = 0
             else:
                 listing.unread[_ending(entry.name)] += 1
+                if suffix in (".txt", ".json") and _LISTS.search(entry.name):
+                    listing.lists.append(path)
         if barren > MAX_FOLDERS_WITHOUT_IMAGE:
             raise InputError(
                 f"DATA_DIR {listing.root}: {barren:,} folders in a row without an image; give the "
@@ -311,6 +322,7 @@ def _walk(listing: Listing, by_content: bool) -> None:
     listing.stated = _splits_of_files(listing.images)
     listing.tables.sort()
     listing.dangling.sort()
+    listing.lists.sort()
 
 
 def _is_table(name: str) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
+from kernel_lib.data import splits
 from kernel_lib.data.folder import (
     INSTANCE_FOLDER,
     Images,
@@ -61,8 +64,9 @@ def discover(
 ) -> Source:
     """Recognise the layout under a folder and pair images with labels; opens no image.
 
-    Test images are those that the sample submission names, else those in a folder for test images
-    (test, dicom-images-test, stage_2_images, …), else in one for validation images (val, valid, …).
+    Test images are those that the sample submission names, else those of which a column of the
+    label table, their names or a folder say so (test, dicom-images-test, stage_2_images, …), else
+    so called validation images (val, valid, …).
     Training images are the others with a label, wherever they lie; where no others have one, as
     where a stage's labels are known, test images are training images too, which is noted.
     One file an image: DICOM before PNG before JPEG.
@@ -102,6 +106,8 @@ def discover(
     in_test = labelled["image_id"].isin(test["image_id"])
     taken = in_test & (given is None)
     train = _kept_for_training(listing, images, labelled, taken, problems)
+    if not for_inference:
+        _note_other_splits(listing, images, train, problems)
     return Source(
         root=Path(data_dir).resolve(),
         layout=_layout(images, bool(len(labelled) and labels is None)),
@@ -148,8 +154,43 @@ def _labelled(
             f"{listing.root} ({len(missing)} of {len(table)} labelled images have none"
             f"{_dangling(listing)}){lost or ': fetch the images, or delete their rows'}"
         )
+    _take_stated(listing, images, labels, problems)
     rows = zip(found[labels], table["rle"], table["label_at"], strict=True)
     return labels, _train_frame([(one, rle, "", at) for one, rle, at in rows], images)
+
+
+def _take_stated(listing: Listing, images: Images, labels: Path, problems: list[str]) -> None:
+    """Take the splits that a column of the label table states, before any folder's."""
+    stated = splits.of_table(labels)
+    for written, name in zip(stated, csv_tables.names_of(list(stated)), strict=True):
+        if stated[written]:
+            files = images.files[images.find(name)]
+            listing.stated |= dict.fromkeys(files, stated[written])
+    if stated:
+        problems.append(f"{labels}: one of its columns says which images are of which split")
+
+
+def _note_other_splits(
+    listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
+) -> None:
+    """Note files that call some training images test or validation images, and are not read."""
+    known = set(train["image_id"])
+    lists = (path for path in listing.lists if path.stem not in images.files)  # not of an image
+    for path in [*listing.tables, *lists]:
+        columns = splits.held_out(path)
+        found = [{*map(partial(_found, images), csv_tables.names_of(each))} for each in columns]
+        most = max((known & each for each in found), key=len, default=set())
+        if 0 < len(most) < len(known):  # all, in lists of cross-validation
+            problems.append(
+                f"{path} calls {len(most)} training images test or validation images, {min(most)} "
+                "first: they are trained on, since only folders, file names and a column of the "
+                "label table are read; move them into a folder test where they are not to be"
+            )
+
+
+def _found(images: Images, name: str) -> str | None:
+    with suppress(InputError):  # the name of several
+        return images.find(name)
 
 
 def _label_tables(listing: Listing) -> list[Path]:

@@ -377,6 +377,65 @@ def test_an_earlier_stage_s_test_folder_is_trained_on_without_a_sample(tmp_path)
     assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1, STAGE_2)
 
 
+@pytest.mark.parametrize(("test", "val"), [("test", "val"), ("Test", ""), ("holdout", "Valid Set")])
+def test_a_column_of_the_label_table_states_the_split(tmp_path, test, val):
+    words = ["train"] * 6 + [test] * 2 + [val] * 2
+    rows = [f"{name}.png,-1,{word},," for name, word in zip(STAGE_1, words, strict=True)]
+    rows += [f"{STAGE_1[6]},-1,train,,"]  # of two words the one that is safe
+    touch(tmp_path / "train-rle.csv", "\n".join(["ImageId,EncodedPixels,part,,", *rows]).encode())
+    for name in STAGE_1:
+        touch(tmp_path / "train" / f"{name}.png", name.encode())
+    source = table.discover(tmp_path)
+    wanted = STAGE_1[:6] if val else STAGE_1[:6] + STAGE_1[8:]  # blank: as the folder says
+    assert (ids_of(source.train), ids_of(source.test)) == (wanted, STAGE_1[6:8])
+    assert str(tmp_path / "train-rle.csv") in source.problems[0]
+
+
+def stated(*rows: str) -> str:
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", stated("filename,split", "a.png,train", "b.png,test", "c.png,val")),
+        ("test.csv", stated("id", "b", "c")),
+        ("val.csv", stated("n,path", "0,images/b.png", "1,images/c.png")),
+        ("ImageSets/Segmentation/val.txt", stated("b", "c")),
+        ("dataset.json", '{"training": [{"image": "images/a.png"}], "test": ["images/c.png"], '
+                         '"validation": [{"image": "images/b.png", "label": "masks/b.png"}]}'),
+        ("instances_val2017.json", '{"images": [{"file_name": "b.png"}, {"file_name": "c.png"}]}'),
+    ],
+)  # fmt: skip
+def test_a_split_that_another_file_states_is_noted(tmp_path, name, text):
+    drawn(tmp_path, "", ["a", "b", "c", "d"])
+    assert table.discover(tmp_path).problems == []
+    touch(tmp_path / name, text.encode())
+    source = table.discover(tmp_path)
+    (problem,) = source.problems
+    assert str(tmp_path / name) in problem
+    assert "2 training images" in problem
+    assert ids_of(source.train) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("splits_final.json", '[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]'),
+        ("test.csv", stated("id", "x")),
+        ("val.txt", stated("x")),
+        ("dataset.json", '{"training": ["a"], "test": ["x"]}'),
+        ("dataset.json", "{"),
+        ("test.json", "[" * 100_000),
+        ("test.csv", 'a,"'),
+    ],
+)
+def test_files_that_hold_no_training_image_out_are_not_noted(tmp_path, name, text):
+    drawn(tmp_path, "", ["a", "b"])
+    touch(tmp_path / name, text.encode())
+    assert table.discover(tmp_path).problems == []
+
+
 # --- tables by what they hold ---------------------------------------------------------------
 
 

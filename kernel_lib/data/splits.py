@@ -1,0 +1,73 @@
+"""The images that tables and texts of a data folder call test or validation images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import compress, zip_longest
+from pathlib import Path
+
+from kernel_lib.data import cells
+from kernel_lib.data.folder import split_word, splits_in
+from kernel_lib.data.labels import ID_COLUMN
+from kernel_lib.errors import InputError
+
+HELD_OUT = {"test", "validation"}
+MAX_BYTES = 1 << 26  # of a JSON; one with more holds the labels too
+
+
+def of_table(csv: Path) -> dict[str, str]:
+    """Return the split of each image by a label table's column of splits, {} without one.
+
+    Of several rows of an image, those that hold it out count.
+    """
+    header, columns = _read(csv)
+    split = _column(columns)
+    pairs = zip(columns[header.index(ID_COLUMN)], split, strict=True) if split else ()
+    return dict(sorted(pairs, key=lambda pair: pair[1] in HELD_OUT))
+
+
+def held_out(path: Path) -> list[list[str]]:
+    """Return what a table or text calls test or validation images: columns of possible names.
+
+    By its own name, a column of splits, or keys of a JSON. Nothing of a file that can't be read.
+    """
+    whole = bool(HELD_OUT.intersection(splits_in(path.stem)))
+    try:
+        if path.suffix.lower() == ".txt":
+            return [path.read_text("utf-8").splitlines()] if whole else []
+        if path.suffix.lower() == ".json":
+            small = path.stat().st_size <= MAX_BYTES
+            return [list(_below(json.loads(path.read_text("utf-8")), whole))] if small else []
+        columns = _read(path)[1]
+    except (InputError, OSError, ValueError, RecursionError):
+        return []
+    if whole:
+        return columns
+    rows = [word in HELD_OUT for word in _column(columns) or ()]
+    return [list(compress(column, rows)) for column in columns]
+
+
+def _read(csv: Path) -> tuple[list[str], list[list[str]]]:
+    """A table's header and columns."""
+    (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
+    whole = [row for _, row in rows if any(row)]
+    return header, list(map(list, zip_longest(*whole, fillvalue="")))
+
+
+def _column(columns: list[list[str]]) -> list[str] | None:
+    """The first column that holds nothing but words for splits, as splits."""
+    words = (list(map(split_word, column)) for column in columns)
+    return next((each for each in words if any(each) and None not in each), None)
+
+
+def _below(node: object, held: bool) -> Iterator[str]:
+    """The texts of a JSON under keys that say test or validation."""
+    if isinstance(node, dict):
+        for key, inner in node.items():
+            yield from _below(inner, held or split_word(key) in HELD_OUT)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _below(inner, held)
+    elif held and isinstance(node, str):
+        yield node
