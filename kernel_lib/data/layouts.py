@@ -5,8 +5,23 @@ Nothing but the standard library: where data lies is asked before anything heavy
 
 from __future__ import annotations
 
+import re
+
 LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
 PACKINGS = ("", ".zip", ".gz")  # in which a table may lie, as it was downloaded
+_COPIED = re.compile(r"[-_ ]|\(\d+\)")  # train_rle (1).csv
+
+
+def label_rank(name: str) -> int:
+    """Return the place of a table's name in `LABEL_FILES`, its length for other names.
+
+    Packed or not, in any case, and as browsers name a second copy.
+    """
+    plain, *others = (_COPIED.sub("", each).lower() for each in (name, *LABEL_FILES))
+    same = (n for n, other in enumerate(others) if plain in [other + p for p in PACKINGS])
+    return next(same, len(LABEL_FILES))
+
+
 # NIH ChestX-ray14, its tables of labels by preference, and how they lie.
 NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 NIH_LAYOUT = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
-from kernel_lib.data import splits
+from kernel_lib.data import rle, splits
 from kernel_lib.data.folder import (
     INSTANCE_FOLDER,
     Images,
@@ -23,14 +23,15 @@ from kernel_lib.data.folder import (
     splits_in,
     survey,
 )
-from kernel_lib.data.images import PICTURE_SUFFIXES
+from kernel_lib.data.images import PICTURE_SUFFIXES, read_mask
 from kernel_lib.data.labels import Sample, read_groups, read_labels, read_sample
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PACKINGS
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, label_rank
 from kernel_lib.errors import InputError
 
 __all__ = ["Source", "discover", "read_groups", "read_labels", "read_sample"]
 
 MAX_UNLABELLED_SHARE = 0.05
+MAX_COMPARED = 20  # masks that are opened of each kind, with and without a pneumothorax
 TRAIN_COLUMNS = ("image_id", "path", "rle", "mask_path", "label_at")
 
 
@@ -62,8 +63,9 @@ class Source:
 def discover(
     data_dir: Path | str, *, for_inference: bool = False, sample: Path | None = None
 ) -> Source:
-    """Recognise the layout under a folder and pair images with labels; opens no image.
+    """Recognise the layout under a folder and pair images with labels.
 
+    Opens no image, and a few masks where a table looks like labels of the same images.
     Test images are those that the sample submission names, else those of which a column of the
     label table, their names or a folder say so (test, dicom-images-test, stage_2_images, …), else
     so called validation images (val, valid, …).
@@ -108,6 +110,8 @@ def discover(
     train = _kept_for_training(listing, images, labelled, taken, problems)
     if not for_inference:
         _note_other_splits(listing, images, train, problems)
+        if labels is None:
+            _compare_with_tables(listing, images, train, problems)
     return Source(
         root=Path(data_dir).resolve(),
         layout=_layout(images, bool(len(labelled) and labels is None)),
@@ -134,7 +138,7 @@ def _labelled(
     read = {path: read_labels(path, problems) for path in tables}
     found = {path: table["image_id"].map(images.find) for path, table in read.items()}
     present = {path: int(ids.notna().sum()) for path, ids in found.items()}
-    labels = max(tables, key=lambda path: (present[path], -_label_rank(path)))
+    labels = max(tables, key=lambda path: (present[path], -label_rank(path.name), -len(path.name)))
     table = read[labels]
     if len(tables) > 1:
         problems.append(f"of {len(tables)} label tables {labels} is used, which labels most images")
@@ -195,17 +199,11 @@ def _found(images: Images, name: str) -> str | None:
 
 def _label_tables(listing: Listing) -> list[Path]:
     """Tables called as the competition's labels are; of packed and unpacked ones the latter."""
-    found: dict[tuple[Path, int], Path] = {}
+    found: dict[Path, Path] = {}
     for path in listing.tables:  # in order of name, hence unpacked first
-        if _label_rank(path) < len(LABEL_FILES):
-            found.setdefault((path.parent, _label_rank(path)), path)
+        if label_rank(path.name) < len(LABEL_FILES):
+            found.setdefault(path.parent / path.name[: path.name.lower().index(".csv")], path)
     return list(found.values())
-
-
-def _label_rank(path: Path) -> int:
-    """The place of a table's name in `LABEL_FILES`, packed or not."""
-    names = (name for name in LABEL_FILES if path.name in [name + p for p in PACKINGS])
-    return next(map(LABEL_FILES.index, names), len(LABEL_FILES))
 
 
 def _from_masks(listing: Listing, images: Images, problems: list[str]) -> pd.DataFrame:
@@ -229,9 +227,47 @@ def _from_masks(listing: Listing, images: Images, problems: list[str]) -> pd.Dat
             )
         if not same_picture(masks.setdefault(one, path), path):
             raise InputError(
-                f"image {one} has two masks, {masks[one]} and {path}: unite them into one picture"
+                f"image {one} has two masks, {masks[one]} and {path}: "
+                + (
+                    "unite them into one picture"
+                    if masks[one].parent == path.parent
+                    else "keep the folder with masks of pneumothorax, and move the other away"
+                )
             )
     return _train_frame([(one, "", str(path), str(path)) for one, path in masks.items()], images)
+
+
+def _compare_with_tables(
+    listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
+) -> None:
+    """Note tables that look like labels of images whose labels are masks.
+
+    Errors: InputError where some masks say otherwise than the table: of lungs, perhaps.
+    """
+    masks = dict(zip(train["image_id"], train["mask_path"], strict=True))
+    way_out = f"name the table {LABEL_FILES[-1]} if it holds the labels, else move it away"
+    for path in _like_labels(listing):
+        try:
+            table = read_labels(path)
+        except InputError as error:
+            problems.append(f"not used: {error}")
+            continue
+        table["mask"] = table["image_id"].map(partial(_found, images)).map(masks)
+        table = table.dropna()
+        positive = table["rle"] != rle.EMPTY
+        for row in table.groupby(positive).head(MAX_COMPARED).itertuples():
+            if _has_area(row.mask) not in (None, positive[row.Index]):
+                raise InputError(f"{row.label_at} and the mask {row.mask} differ: {way_out}")
+        if len(table):
+            problems.append(f"{path} is not used, {len(table)} masks are: {way_out}")
+
+
+def _has_area(mask: str) -> bool | None:
+    """Whether a mask is not empty; None where it is in doubt, which `prepare` reports."""
+    try:
+        return bool(read_mask(mask).any())
+    except InputError:
+        return None
 
 
 def _train_frame(rows: list[tuple[str, str, str, str]], images: Images) -> pd.DataFrame:
@@ -440,11 +476,21 @@ def _unread_hint(listing: Listing) -> str:
     return f"Not read: {kinds} (images and masks are PNG, JPEG or DICOM; labels CSV). "
 
 
+def _like_labels(listing: Listing) -> list[Path]:
+    """Tables with the columns of labels that are called neither labels nor a sample."""
+    columns = {csv_tables.ID_COLUMN, csv_tables.RLE_COLUMN}
+    return [
+        path
+        for path in listing.tables
+        if label_rank(path.name) == len(LABEL_FILES)
+        and "sample" not in path.name.lower()
+        and columns.issubset(csv_tables.columns_of(path))
+    ]
+
+
 def _table_hint(listing: Listing) -> str:
-    for path in set(listing.tables) - set(_label_tables(listing)):
-        if {csv_tables.ID_COLUMN, csv_tables.RLE_COLUMN} <= set(csv_tables.columns_of(path)):
-            return f"{path.name} looks like labels: name it {LABEL_FILES[-1]}. "
-    return ""
+    found = _like_labels(listing)
+    return f"{found[0].name} looks like labels: name it {LABEL_FILES[-1]}. " if found else ""
 
 
 def _masks_hint(images: Images) -> str:

@@ -252,6 +252,35 @@ def test_tables_as_they_were_downloaded(tmp_path, packing):
     assert table.discover(tmp_path).problems == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Train-RLE.csv",
+        "train-rle.CSV",
+        "train-rle (1).csv",
+        "train_rle.csv",
+        "Stage_2_Train (2).csv",
+    ],
+)
+def test_a_label_table_is_known_by_its_name_in_other_spellings(tmp_path, name):
+    for image in STAGE_2:
+        touch(tmp_path / "images" / f"{image}.png", b"image")
+        touch(tmp_path / "lung_masks" / f"{image}.png", b"lungs")
+    labels(tmp_path, STAGE_2, name)
+    source = table.discover(tmp_path)
+    assert source.labels == tmp_path / name
+    assert source.train["rle"].tolist() == ["-1", "5 3 2 1"] * 2
+
+
+def test_of_a_label_table_and_its_second_copy_the_first_is_used(tmp_path):
+    nested(tmp_path, "train", STAGE_1)
+    for name in ("train-rle (1).csv", "train-rle.csv"):
+        labels(tmp_path, STAGE_1, name)
+    source = table.discover(tmp_path)
+    assert source.labels == tmp_path / "train-rle.csv"
+    assert "of 2 label tables" in source.problems[0]
+
+
 # --- test images that have labels -----------------------------------------------------------
 
 
@@ -656,6 +685,48 @@ def test_two_masks_of_an_image_are_refused(tmp_path):
     assert table.discover(tmp_path).train["mask_path"].tolist() == [
         str(tmp_path / "masks" / "a.png")
     ]
+
+
+def test_masks_of_two_folders_are_not_to_be_united(tmp_path):
+    touch(tmp_path / "images" / "a.png")
+    for name in ("lung_masks", "ptx_masks"):
+        touch(tmp_path / name / "a.png", name.encode())
+    with pytest.raises(InputError, match=r"lung_masks/a\.png and .*ptx_masks/a\.png") as raised:
+        table.discover(tmp_path)
+    assert "unite" not in str(raised.value)
+
+
+def with_masks(root: Path, positive: str) -> None:
+    for name in "abcd":
+        touch(root / "images" / f"{name}.png", name.encode())
+        mask = np.zeros((8, 8), np.uint8)
+        mask[2:4, 2:4] = 255 * (name in positive)
+        touch(root / "lung_masks" / f"{name}.png", cv2.imencode(".png", mask)[1].tobytes())
+
+
+def test_a_table_that_looks_like_labels_beside_masks(tmp_path):
+    with_masks(tmp_path, "bd")
+    labels(tmp_path, ["a", "b", "c", "x"], "ptx.csv")
+    (problem,) = table.discover(tmp_path).problems
+    assert str(tmp_path / "ptx.csv") in problem
+    assert "3 masks" in problem
+    assert "train-rle.csv" in problem
+
+
+@pytest.mark.parametrize(("positive", "row"), [("abcd", "2"), ("d", "3")])
+def test_a_table_that_says_otherwise_than_the_masks_is_refused(tmp_path, positive, row):
+    with_masks(tmp_path, positive)
+    labels(tmp_path, "abcd", "ptx.csv")
+    refused(tmp_path, rf"ptx\.csv row {row} and the mask .*lung_masks/.*train-rle\.csv")
+    source = table.discover(tmp_path, for_inference=True)
+    assert (len(source.train), source.problems) == (4, [])
+
+
+def test_an_unreadable_table_beside_masks_is_noted(tmp_path):
+    with_masks(tmp_path, "bd")
+    labels(tmp_path, "abcd", "ptx.csv", rle="1 x")
+    (problem,) = table.discover(tmp_path).problems
+    assert "ptx.csv row 3" in problem
 
 
 @pytest.mark.parametrize("around", ["", "Png"])
