@@ -157,6 +157,7 @@ class Images:
         """Tell apart the images of a listing: files that share a name and differ get paths as ids.
 
         Files of one name and several formats are one image, unless some are test images.
+        Errors: InputError where paths do not tell them apart either, but case or blanks do.
         """
         files: dict[str, list[Path]] = {}
         in_two_formats = 0
@@ -245,7 +246,12 @@ def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
     short = [path_id(paths[0], root) for paths in told_apart]
     if len(set(short)) == len(short):
         return short
-    return [path_id(paths[0], root, ()) for paths in told_apart]
+    full: dict[str, Path] = {}
+    for first, *_ in told_apart:
+        one = path_id(first, root, ())
+        if full.setdefault(one, first) != first:
+            raise InputError(f"image {one} may be {full[one]} or {first}, which differ: rename one")
+    return list(full)
 
 
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:

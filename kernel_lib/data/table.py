@@ -85,7 +85,7 @@ def discover(
         problems.append(f"{len(listing.dangling)} links lead nowhere, {listing.dangling[0]} first")
     if not listing.images:
         raise InputError(
-            f"no images under DATA_DIR {data_dir}. {''.join(f'{p}. ' for p in problems)}"
+            f"no images under DATA_DIR {data_dir}. {_sentences(problems)}"
             f"{_unread_hint(listing)}{_archive_hint(listing)}{LAYOUTS}"
         )
     images = Images.of(listing)
@@ -101,7 +101,7 @@ def discover(
     if labelled.empty and test.empty:
         raise InputError(
             f"{len(images)} images under DATA_DIR {data_dir}, and neither labels nor a sample "
-            f"submission for them. {''.join(f'{p}. ' for p in problems)}"
+            f"submission for them. {_sentences(problems)}"
             f"{_table_hint(listing)}{_unread_hint(listing)}{_archive_hint(listing)}"
             f"{_masks_hint(images)}{LAYOUTS}"
         )
@@ -119,7 +119,7 @@ def discover(
         test=test,
         sample=sample,
         labels=labels,
-        unlabelled=_unlabelled(listing, images, labelled, test, problems, for_inference),
+        unlabelled=_unlabelled(listing, images, labels, labelled, test, problems, for_inference),
         problems=problems,
         test_labels=labelled[in_test].reset_index(drop=True),
     )
@@ -409,7 +409,7 @@ def _test_frame(ids: Iterable[str], images: Images) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "path"], dtype=object)
 
 
-def _unlabelled(listing, images, labelled, test, problems, for_inference) -> list[str]:
+def _unlabelled(listing, images, labels, labelled, test, problems, for_inference) -> list[str]:
     """Images that are neither labelled nor test images. Errors: InputError above 5 %."""
     known = set(labelled["image_id"]) | set(test["image_id"])
     rest = [
@@ -428,11 +428,19 @@ def _unlabelled(listing, images, labelled, test, problems, for_inference) -> lis
         raise InputError(
             f"{_unread_hint(listing)}{len(rest)} of {n} training images under {listing.root} have "
             f"no label ({share:.0%}, at most {MAX_UNLABELLED_SHARE:.0%} is normal), "
-            f"{images.path(rest[0])} first: give the labels that belong to these images, or move "
-            "the others away"
+            f"{images.path(rest[0])} first. {_sentences(problems)}Where they have no "
+            f"pneumothorax, say so: {_how_to_say_empty(labels, labelled, rest[0])}; else give "
+            "their labels, or move them out of DATA_DIR if they have none"
         )
     problems.append(f"{len(rest)} training images have no label and are left out")
     return rest
+
+
+def _how_to_say_empty(labels: Path | None, labelled: pd.DataFrame, image_id: str) -> str:
+    if labels:
+        return f"a row {image_id},{rle.EMPTY} for each in {labels}"
+    folder = Path(labelled["mask_path"].iloc[0]).parent
+    return f"a mask for each that is black all over, as {folder / image_id}.png"
 
 
 def _layout(images: Images, by_masks: bool) -> str:
@@ -444,6 +452,10 @@ def _layout(images: Images, by_masks: bool) -> str:
         return "images+rle"
     folders = {path.parent for path in dicoms}
     return "nested-dicom" if 2 * len(folders) > len(dicoms) else "flat-dicom"
+
+
+def _sentences(problems: list[str]) -> str:
+    return "".join(f"{problem}. " for problem in problems)
 
 
 def _dangling(listing: Listing) -> str:

@@ -652,6 +652,16 @@ def test_many_unlabelled_images(tmp_path):
     refused(tmp_path, rf"1 of 10 training images .*10%, at most 5%.*{STAGE_1[9]}")
 
 
+def test_how_to_say_that_unlabelled_images_have_no_pneumothorax(tmp_path):
+    for name in "abcd":
+        touch(tmp_path / "images" / f"{name}.png", name.encode())
+    touch(tmp_path / "masks" / "b.png")
+    (tmp_path / "images" / "e.png").symlink_to(tmp_path / "gone")  # a problem
+    refused(tmp_path, rf"3 of 4 .* 1 links lead .*{re.escape(str(tmp_path / 'masks' / 'a.png'))}")
+    labels(tmp_path, ["b"])
+    refused(tmp_path, r"3 of 4 .* 1 links lead .* a,-1 .*train-rle\.csv")
+
+
 def test_folders_of_the_same_names_are_named_as_they_may_be_masks(tmp_path):
     for name in "xyz":
         touch(tmp_path / "a" / f"{name}.png", b"one")
@@ -673,6 +683,20 @@ def test_a_name_that_several_images_share_is_refused(tmp_path):
         touch(tmp_path / patient / "v.png", patient.encode())
     labels(tmp_path, ["v"])
     refused(tmp_path, r"v may be .*p1/v\.png or .*p2/v\.png")
+
+
+@pytest.mark.parametrize(
+    "pair", [("a.png", "a.PNG"), ("a.png", "a .png"), ("\u00f6.png", "o\u0308.png")]
+)
+@pytest.mark.parametrize("for_inference", [False, True])
+def test_files_of_one_folder_that_even_their_paths_do_not_tell_apart(tmp_path, pair, for_inference):
+    for name in ("b.png", *pair):
+        touch(tmp_path / "images" / name, name.encode())
+    with pytest.raises(InputError) as raised:
+        table.discover(tmp_path, for_inference=for_inference)
+    assert all(str(tmp_path / "images" / name) in str(raised.value) for name in pair)
+    touch(tmp_path / "images" / pair[1], pair[0].encode())  # a copy
+    assert len(table.discover(tmp_path, for_inference=True).test) == 2
 
 
 def test_two_masks_of_an_image_are_refused(tmp_path):
