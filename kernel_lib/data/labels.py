@@ -16,8 +16,6 @@ from kernel_lib.data.images import image_id
 from kernel_lib.errors import InputError
 
 ID_COLUMN, RLE_COLUMN = "ImageId", "EncodedPixels"
-# NIH ChestX-ray14 names a file patient_number.png.
-NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
 # Where spreadsheets cut a cell; the blank that may have stood at either end is stripped by then.
 SPREADSHEET_LIMIT = 32_767
 COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
@@ -150,7 +148,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     groups: dict[str, str | float] = {}
     names, given = names_of(table.iloc[:, 0]), table.iloc[:, 1]
     for row, name, group in zip(table.index, names, given, strict=True):
-        nih = NIH_NAME.fullmatch(group)
+        nih = patients.NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group
         if not name:
             raise InputError(f"{csv} row {row}: the group {group!r} has no image id")

@@ -460,3 +460,17 @@ def test_weights_from_nowhere_can_hold_nothing(tmp_path):
     given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
     with pytest.raises(InputError, match="WEIGHTS_ARE"):
         start.check(decided.model_copy(update={"parameters": given}), [0], [tmp_path])
+
+
+def test_a_table_of_groups_is_read_before_any_image(tmp_path):
+    decided = plan("child", "none")
+    groups = tmp_path / "groups.csv"
+    given = decided.parameters.model_copy(update={"groups": str(groups)})
+    decided = decided.model_copy(update={"parameters": given})
+    with pytest.raises(InputError, match=r"GROUPS .*groups\.csv"):
+        start.check(decided, [0], [tmp_path])
+    groups.write_text("n,image,patient\n0,a,p\n")
+    with pytest.raises(InputError, match=r"groups\.csv .*'patient'"):
+        start.check(decided, [0], [tmp_path])
+    groups.write_text("image,patient\na,p\n")
+    start.check(decided, [0], [tmp_path])
