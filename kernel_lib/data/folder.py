@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from kernel_lib.data.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, image_id, is_image
-from kernel_lib.data.layouts import PACKINGS
+from kernel_lib.data.images import image_id, is_image
+from kernel_lib.data.layouts import (
+    DICOM_SUFFIXES,
+    LABEL_FILES,
+    PACKINGS,
+    PICTURE_SUFFIXES,
+    SUFFIXES,
+    label_rank,
+)
 from kernel_lib.errors import InputError
 
 # dicom-images-train/<study>/<series>/<image>.dcm, and a folder or two around it.
@@ -64,6 +71,7 @@ class Listing:
     images: list[Path] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
+    deep: list[Path] = field(default_factory=list)  # label tables too far down to be read
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
     lists: list[Path] = field(default_factory=list)  # texts that may list the images of a split
     unread: Counter[str] = field(default_factory=Counter)  # files of other kinds, by their ending
@@ -312,6 +320,8 @@ def _walk(listing: Listing, by_content: bool) -> None:
             elif _is_table(entry.name):
                 if depth <= MAX_TABLE_DEPTH:
                     listing.tables.append(path)
+                elif label_rank(entry.name) < len(LABEL_FILES):
+                    listing.deep.append(path)
             elif suffix in SUFFIXES or (by_content and is_image(entry.path)):
                 pictures.append(path)
                 barren = 0

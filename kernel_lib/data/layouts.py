@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = DICOM_SUFFIXES + PICTURE_SUFFIXES
 LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
 PACKINGS = ("", ".zip", ".gz")  # in which a table may lie, as it was downloaded
 _COPIED = re.compile(r"[-_ ]|\(\d+\)")  # train_rle (1).csv
@@ -37,5 +40,6 @@ LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in i
   images + masks  images/<id>.png and masks/<id>.png (.jpg too); the folder of masks may be called
       anything that ends in mask or masks, or labels, annotations, segmentations, labelsTr; masks
       also <id>_mask.png or <id>-mask.png, then in the images' own folder too
-Folders test, val, valid and validation hold images that are not trained on.
+Images in folders called test, val, valid or validation (test_set, imagesVal, … too), and those
+whose file names (3_test_1.png) or a column of the label table say so, are not trained on.
 Without data, `make demo` draws some and runs everything on it."""

@@ -23,9 +23,9 @@ from kernel_lib.data.folder import (
     splits_in,
     survey,
 )
-from kernel_lib.data.images import PICTURE_SUFFIXES, read_mask
+from kernel_lib.data.images import read_mask
 from kernel_lib.data.labels import Sample, read_groups, read_labels, read_sample
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, label_rank
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PICTURE_SUFFIXES, label_rank
 from kernel_lib.errors import InputError
 
 __all__ = ["Source", "discover", "read_groups", "read_labels", "read_sample"]
@@ -83,6 +83,8 @@ def discover(
     problems = []
     if listing.dangling:
         problems.append(f"{len(listing.dangling)} links lead nowhere, {listing.dangling[0]} first")
+    if listing.deep:
+        problems.append(f"{listing.deep[0]} lies too deep to be read: move it to {listing.root}")
     if not listing.images:
         raise InputError(
             f"no images under DATA_DIR {data_dir}. {_sentences(problems)}"
@@ -501,8 +503,9 @@ def _like_labels(listing: Listing) -> list[Path]:
 
 
 def _table_hint(listing: Listing) -> str:
-    found = _like_labels(listing)
-    return f"{found[0].name} looks like labels: name it {LABEL_FILES[-1]}. " if found else ""
+    for path in _like_labels(listing):
+        return f"{path.name} looks like labels: name it {LABEL_FILES[-1]}. "
+    return ""
 
 
 def _masks_hint(images: Images) -> str:

@@ -624,6 +624,18 @@ def test_images_without_any_table(tmp_path):
     refused(tmp_path, r"my_labels\.csv looks like labels: name it train-rle\.csv")
 
 
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_labels_that_lie_too_deep_are_named(tmp_path, with_masks):
+    drawn(tmp_path, "", ["a"], with_masks)
+    touch(tmp_path / "1" / "2" / "3" / "other.csv")
+    labels(tmp_path / "1" / "2" / "3", ["a"], "train-rle.csv")
+    if with_masks:
+        (problem,) = table.discover(tmp_path).problems
+        assert str(tmp_path / "1" / "2" / "3" / "train-rle.csv") in problem
+    else:
+        refused(tmp_path, r"1/2/3/train-rle\.csv lies too deep")
+
+
 def test_folder_too_large_to_be_data(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MAX_FOLDERS_WITHOUT_IMAGE", 5)
     for n in range(8):
