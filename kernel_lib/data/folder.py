@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -75,7 +76,7 @@ class Listing:
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
     lists: list[Path] = field(default_factory=list)  # texts that may list the images of a split
     unread: Counter[str] = field(default_factory=Counter)  # files of other kinds, by their ending
-    stated: dict[Path, str] = field(default_factory=dict)  # splits that are no folder's
+    stated: dict[Path, str] = field(default_factory=dict)  # splits by a table or files' names
 
     def split(self, path: Path) -> str:
         """What a file is for: "train", "test", "validation" or "".
@@ -217,6 +218,11 @@ class Images:
                 "its path in the table, or give the files names of their own"
             )
         return found[0] if found else None
+
+    def meant(self, name: str) -> str | None:
+        """As `find`, and None where several images may be meant."""
+        with suppress(InputError):
+            return self.find(name)
 
     def of_mask(self, mask: Path) -> str | None:
         """The id of the image that a mask is of, by its name or, where names do not do, its path.

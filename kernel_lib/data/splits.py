@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import compress, zip_longest
 from pathlib import Path
 
 from kernel_lib.data import cells
-from kernel_lib.data.folder import split_word, splits_in
-from kernel_lib.data.labels import ID_COLUMN
+from kernel_lib.data.folder import Images, Listing, split_word, splits_in
+from kernel_lib.data.labels import ID_COLUMN, names_of
 from kernel_lib.errors import InputError
 
 HELD_OUT = {"test", "validation"}
@@ -27,12 +27,28 @@ def of_table(csv: Path) -> dict[str, str]:
     return dict(sorted(pairs, key=lambda pair: pair[1] in HELD_OUT))
 
 
-def held_out(path: Path) -> list[list[str]]:
-    """Return what a table or text calls test or validation images: columns of possible names.
+def noted(listing: Listing, images: Images, train: Set[str]) -> list[str]:
+    """Return a note for each file that calls some training images test or validation images."""
+    notes = []
+    lists = (path for path in listing.lists if path.stem not in images.files)  # not of an image
+    for path in [*listing.tables, *lists]:
+        found = [train & set(map(images.meant, names_of(names))) for names in _held_out(path)]
+        most = max(found, key=len, default=())
+        if 0 < len(most) < len(train):  # all, in lists of cross-validation
+            notes.append(
+                f"{path} calls {len(most)} training images test or validation images, {min(most)} "
+                "first: they are trained on, since only folders, file names and a column of the "
+                "label table are read; move them into a folder test where they are not to be"
+            )
+    return notes
+
+
+def _held_out(path: Path) -> list[list[str]]:
+    """What a table or text calls test or validation images: columns of possible names.
 
     By its own name, a column of splits, or keys of a JSON. Nothing of a file that can't be read.
     """
-    whole = bool(HELD_OUT.intersection(splits_in(path.stem)))
+    whole = not HELD_OUT.isdisjoint(splits_in(path.stem))
     try:
         if path.suffix.lower() == ".txt":
             return [path.read_text("utf-8").splitlines()] if whole else []
@@ -42,10 +58,8 @@ def held_out(path: Path) -> list[list[str]]:
         columns = _read(path)[1]
     except (InputError, OSError, ValueError, RecursionError):
         return []
-    if whole:
-        return columns
     rows = [word in HELD_OUT for word in _column(columns) or ()]
-    return [list(compress(column, rows)) for column in columns]
+    return columns if whole else [list(compress(column, rows)) for column in columns]
 
 
 def _read(csv: Path) -> tuple[list[str], list[list[str]]]:

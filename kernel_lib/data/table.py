@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -63,15 +61,15 @@ class Source:
 def discover(
     data_dir: Path | str, *, for_inference: bool = False, sample: Path | None = None
 ) -> Source:
-    """Recognise the layout under a folder and pair images with labels.
+    """Recognise the layout under a folder and pair images with labels; opens no image.
 
-    Opens no image, and a few masks where a table looks like labels of the same images.
-    Test images are those that the sample submission names, else those of which a column of the
-    label table, their names or a folder say so (test, dicom-images-test, stage_2_images, …), else
-    so called validation images (val, valid, …).
+    Test images are those that the sample submission names, else those that a column of the label
+    table, their file's name or a folder calls so (test, dicom-images-test, stage_2_images, …), else
+    validation images (val, valid, …).
     Training images are the others with a label, wherever they lie; where no others have one, as
     where a stage's labels are known, test images are training images too, which is noted.
-    One file an image: DICOM before PNG before JPEG.
+    One file an image: DICOM before PNG before JPEG. Of masks a few are read where a table looks
+    like labels too.
 
     With `for_inference` files are also recognised by their content, images without a label are no
     fault, and a folder of images alone, without labels, sample and test folder, is all test images.
@@ -111,7 +109,7 @@ def discover(
     taken = in_test & (given is None)
     train = _kept_for_training(listing, images, labelled, taken, problems)
     if not for_inference:
-        _note_other_splits(listing, images, train, problems)
+        problems += splits.noted(listing, images, set(train["image_id"]))
         if labels is None:
             _compare_with_tables(listing, images, train, problems)
     return Source(
@@ -176,29 +174,6 @@ def _take_stated(listing: Listing, images: Images, labels: Path, problems: list[
         problems.append(f"{labels}: one of its columns says which images are of which split")
 
 
-def _note_other_splits(
-    listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
-) -> None:
-    """Note files that call some training images test or validation images, and are not read."""
-    known = set(train["image_id"])
-    lists = (path for path in listing.lists if path.stem not in images.files)  # not of an image
-    for path in [*listing.tables, *lists]:
-        columns = splits.held_out(path)
-        found = [{*map(partial(_found, images), csv_tables.names_of(each))} for each in columns]
-        most = max((known & each for each in found), key=len, default=set())
-        if 0 < len(most) < len(known):  # all, in lists of cross-validation
-            problems.append(
-                f"{path} calls {len(most)} training images test or validation images, {min(most)} "
-                "first: they are trained on, since only folders, file names and a column of the "
-                "label table are read; move them into a folder test where they are not to be"
-            )
-
-
-def _found(images: Images, name: str) -> str | None:
-    with suppress(InputError):  # the name of several
-        return images.find(name)
-
-
 def _label_tables(listing: Listing) -> list[Path]:
     """Tables called as the competition's labels are; of packed and unpacked ones the latter."""
     found: dict[Path, Path] = {}
@@ -254,7 +229,7 @@ def _compare_with_tables(
         except InputError as error:
             problems.append(f"not used: {error}")
             continue
-        table["mask"] = table["image_id"].map(partial(_found, images)).map(masks)
+        table["mask"] = table["image_id"].map(images.meant).map(masks)
         table = table.dropna()
         positive = table["rle"] != rle.EMPTY
         for row in table.groupby(positive).head(MAX_COMPARED).itertuples():
