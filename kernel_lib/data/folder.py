@@ -29,8 +29,8 @@ MAX_DEPTH = 6
 MAX_TABLE_DEPTH = 2
 # A folder this barren is somebody's home or a whole disk, not a data set.
 MAX_FOLDERS_WITHOUT_IMAGE = 3000
-# The share of files that may say no split where the names of the others do.
-MAX_SPLIT_UNSAID = 0.05
+# The share of files whose names may hold no split where those of the others do.
+MAX_WITHOUT_SPLIT = 0.05
 # What a folder's name says of its pictures: train_masks, x_mask, labelsTr; of images-and-masks
 # nothing. Of several such folders in a path the innermost counts.
 _KIND = r"(?:[-_ ]?(?:train(?:ing)?|test|val|valid|validation|tr|ts|png|jpe?g|images?))*"
@@ -119,7 +119,7 @@ def split_word(text: str) -> str | None:
 
 
 def splits_in(name: str) -> list[str]:
-    """Return the splits that a name's words say: "test" of 3_test_1, TestSet and test2017."""
+    """Return the splits that a name's words state: ["test"] of 3_test_1, TestSet and test2017."""
     words = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()
     return [split for split, pattern in _SPLITS.items() if pattern.search(words)]
 
@@ -366,11 +366,11 @@ def _tell_masks(listing: Listing, pictures: list[Path]) -> None:
 
 
 def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
-    """The splits that the files' own names say; none unless nearly all say one, and they differ."""
+    """The splits in files' own names; none unless nearly all hold one, and not all the same."""
     found = {path: splits_in(path.stem) for path in images}
-    said = {path: splits[0] for path, splits in found.items() if len(splits) == 1}
-    nearly_all = len(said) >= (1 - MAX_SPLIT_UNSAID) * len(images)
-    return said if nearly_all and len(set(said.values())) > 1 else {}
+    clear = {path: splits[0] for path, splits in found.items() if len(splits) == 1}
+    nearly_all = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images)
+    return clear if nearly_all and len(set(clear.values())) > 1 else {}
 
 
 def _of_masks(folders: Iterable[str]) -> bool:

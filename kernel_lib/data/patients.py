@@ -53,10 +53,12 @@ def note_unknown(ids: Iterable[str], patient: pd.Series) -> list[str]:
         return []
     stated = [m[1] or m[3] for m in map(_IN_ID.fullmatch, ids) if m]
     shared = {name: n for name, n in Counter(stated).items() if n > 1}
-    said = (
+    shared_note = (
         f" but by their ids {sum(shared.values()):,} images share a patient with others, "
         f"{next(iter(shared))} first, who may be in two folds and make scores too good;"
         if shared
         else ""
     )
-    return [f"no image has a patient: each is taken as a patient of its own;{said} {WAY_OUT}"]
+    return [
+        f"no image has a patient: each is taken as a patient of its own;{shared_note} {WAY_OUT}"
+    ]

@@ -48,25 +48,25 @@ def _held_out(path: Path) -> list[list[str]]:
 
     By its own name, a column of splits, or keys of a JSON. Nothing of a file that can't be read.
     """
-    whole = not HELD_OUT.isdisjoint(splits_in(path.stem))
+    by_name = not HELD_OUT.isdisjoint(splits_in(path.stem))
     try:
         if path.suffix.lower() == ".txt":
-            return [path.read_text("utf-8").splitlines()] if whole else []
+            return [path.read_text("utf-8").splitlines()] if by_name else []
         if path.suffix.lower() == ".json":
             small = path.stat().st_size <= MAX_BYTES
-            return [list(_below(json.loads(path.read_text("utf-8")), whole))] if small else []
+            return [list(_below(json.loads(path.read_text("utf-8")), by_name))] if small else []
         columns = _read(path)[1]
     except (InputError, OSError, ValueError, RecursionError):
         return []
     rows = [word in HELD_OUT for word in _column(columns) or ()]
-    return columns if whole else [list(compress(column, rows)) for column in columns]
+    return columns if by_name else [list(compress(column, rows)) for column in columns]
 
 
 def _read(csv: Path) -> tuple[list[str], list[list[str]]]:
     """A table's header and columns."""
     (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
-    whole = [row for _, row in rows if any(row)]
-    return header, list(map(list, zip_longest(*whole, fillvalue="")))
+    filled = (row for _, row in rows if any(row))
+    return header, list(map(list, zip_longest(*filled, fillvalue="")))
 
 
 def _column(columns: list[list[str]]) -> list[str] | None:

@@ -265,7 +265,7 @@ def _kept_for_training(
         .map(lambda one: any(map(listing.held_out, images.files[one])))
         .astype(bool)
     )
-    _note_unsaid(listing, images, labelled[~(in_test | set_aside)], problems)
+    _note_unmarked(listing, images, labelled[~(in_test | set_aside)], problems)
     for held in (in_test | set_aside, in_test):
         if held.any() and not held.all():
             problems.append(
@@ -282,19 +282,19 @@ def _kept_for_training(
     return labelled
 
 
-def _note_unsaid(
+def _note_unmarked(
     listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
 ) -> None:
     """Note images that nothing calls training images where others are: a test set's, perhaps."""
     split = train["image_id"].map(lambda one: "".join(map(listing.split, images.files[one])))
     by_name = train["path"].map(lambda path: " ".join(splits_in(Path(path).stem)))
     is_train = split.str.contains("train") | by_name.str.contains("train")
-    unsaid = train[(split == "") & ~is_train]
-    if len(unsaid) and is_train.any():
+    others = train[(split == "") & ~is_train]
+    if len(others) and is_train.any():
         problems.append(
-            f"{len(unsaid)} labelled images are trained on that neither a folder nor their names "
-            f"call training images, as others are, {unsaid['path'].iloc[0]} first; where they are "
-            "test images, call their folder test"
+            f"{len(others)} labelled images are trained on that no folder and no file name calls "
+            f"training images, as is said of the rest, {others['path'].iloc[0]} first; where they "
+            "are test images, call their folder test"
         )
 
 

@@ -200,8 +200,8 @@ def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
     known = found[found != ""]
     if given is None:
         named = f"{known.nunique():,} named by the DICOMs that were opened"
-        said = [named] if len(known) else patients.note_unknown(every, found)
-        return [*(f"patients: {one}" for one in said), *lines]
+        texts = [named] if len(known) else patients.note_unknown(every, found)
+        return [*(f"patients: {text}" for text in texts), *lines]
     several = int((known.value_counts() > 1).sum())
     return [
         f"patients: {known.nunique():,} of {len(known):,} images by {given}, {several:,} with "

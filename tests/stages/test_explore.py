@@ -254,7 +254,7 @@ def test_patients_of_a_table(tmp_path) -> None:
     assert line.endswith("1 with several images; 3 images have none there")
 
 
-def test_unknown_patients_are_said(tmp_path) -> None:
+def test_unknown_patients_are_noted(tmp_path) -> None:
     ids = ["00000003_001", "00000003_002", "00000004_001"]
     table(tmp_path, [(name, "-1") for name in ids])
     for name in ids:
