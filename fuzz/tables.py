@@ -133,7 +133,7 @@ def read_groups(desk: Desk) -> Case:
     def compare(groups: dict[str, str], rows: list[list[str]]) -> str | None:
         if any(len(row) != 2 for row in rows):
             return "read, though a row has not two cells"
-        nih = labels.NIH_NAME
+        nih = patients.NIH_NAME
         names = labels.names_of([name for name, _ in rows])
         given = (group for _, group in rows)
         expected = {

@@ -7,12 +7,21 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from kernel_lib.data.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, image_id, is_image
-from kernel_lib.data.layouts import PACKINGS
+from kernel_lib.data.images import image_id, is_image
+from kernel_lib.data.layouts import (
+    DICOM_SUFFIXES,
+    LABEL_FILES,
+    PACKINGS,
+    PICTURE_SUFFIXES,
+    SUFFIXES,
+    label_rank,
+)
 from kernel_lib.errors import InputError
 
 # dicom-images-train/<study>/<series>/<image>.dcm, and a folder or two around it.
@@ -20,6 +29,8 @@ MAX_DEPTH = 6
 MAX_TABLE_DEPTH = 2
 # A folder this barren is somebody's home or a whole disk, not a data set.
 MAX_FOLDERS_WITHOUT_IMAGE = 3000
+# The share of files whose names may hold no split where those of the others do.
+MAX_WITHOUT_SPLIT = 0.05
 # What a folder's name says of its pictures: train_masks, x_mask, labelsTr; of images-and-masks
 # nothing. Of several such folders in a path the innermost counts.
 _KIND = r"(?:[-_ ]?(?:train(?:ing)?|test|val|valid|validation|tr|ts|png|jpe?g|images?))*"
@@ -29,12 +40,20 @@ MASK_FOLDER = re.compile(
 )
 IMAGE_FOLDER = re.compile(rf"{_KIND}[-_ ]?(images?|imgs?|png|jpe?g){_KIND}", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[-_ ](masks?|segmentation|seg|labels?|gt)$", re.IGNORECASE)
-TEST_FOLDER = re.compile(
-    r"(^|[-_ ])test(ing)?([-_ ]images?)?$|^images?ts$|^stage_2_images$", re.IGNORECASE
-)
+# What stands around a word for a split in a name: test_set, xtest, imagesVal, val-png.
+_AROUND = r"(?:x|images?|imgs?|png|jpe?g|dicoms?|dcm|data|(?:data)?sets?|splits?|inputs?|folders?)"
+_SPLITS = {
+    split: re.compile(rf"(?<![a-z])(?:{_AROUND}[-_ ]?)*(?:{words})(?:[-_ ]?{_AROUND})*(?![a-z])")
+    for split, words in {
+        "train": "train(?:ing)?|images?[-_ ]?tr",
+        "test": "tests?|testing|images?[-_ ]?ts|stage_2_images|unseen|h[eo]ld[-_ ]?out",
+        "validation": "val|valid|validation|eval|evaluation|dev|development",
+    }.items()
+}
+# What texts with the images of a split are called: val.txt, dataset.json, instances_test2017.json.
+_LISTS = re.compile(r"test|val|data(set|list)|splits?|partition|hold.?out", re.IGNORECASE)
 # CVAT's and VOC's second folder of masks: the same areas, each instance in a colour of its own.
 INSTANCE_FOLDER = re.compile(r"segmentation_?object(png)?", re.IGNORECASE)
-VALIDATION_FOLDER = re.compile(r"^(val|valid|validation)([-_ ]images?)?$", re.IGNORECASE)
 # A later stage's labels name images of these too, which are then for training.
 STAGE_FOLDER = re.compile(r"^(dicom-images-test|stage_2_images)$", re.IGNORECASE)
 # The same image in several formats: DICOM knows the patient, PNG loses nothing, JPEG does.
@@ -53,28 +72,29 @@ class Listing:
     images: list[Path] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
+    deep: list[Path] = field(default_factory=list)  # label tables too far down to be read
     dangling: list[Path] = field(default_factory=list)  # links that lead nowhere
+    lists: list[Path] = field(default_factory=list)  # texts that may list the images of a split
     unread: Counter[str] = field(default_factory=Counter)  # files of other kinds, by their ending
+    stated: dict[Path, str] = field(default_factory=dict)  # splits by a table or files' names
 
     def split(self, path: Path) -> str:
-        """What a file is for by its innermost folder that says so: "test", "validation" or ""."""
-        for name in reversed(path.relative_to(self.root).parts[:-1]):
-            if "train" in name.lower():
-                return ""
-            if TEST_FOLDER.search(name):
-                return "test"
-            if VALIDATION_FOLDER.search(name):
-                return "validation"
-        return ""
+        """What a file is for: "train", "test", "validation" or "".
+
+        As its own name or a table states, else by its innermost folder that says so.
+        """
+        folders = path.relative_to(self.root).parts[-2::-1]
+        return self.stated.get(path) or next(filter(None, map(_split_of_folder, folders)), "")
 
     def is_of_a_stage(self, path: Path) -> bool:
         """Whether it lies in a folder of test images of the competition's own."""
         return any(map(STAGE_FOLDER.search, path.relative_to(self.root).parts[:-1]))
 
     def held_out(self, path: Path) -> str:
-        """Its split, but "" where that is a stage's, of which another stage may train."""
+        """Its split, but "" for training, also where another stage may train on a stage's."""
         split = self.split(path)
-        return "" if split == "test" and self.is_of_a_stage(path) else split
+        of_a_stage = split == "test" and path not in self.stated and self.is_of_a_stage(path)
+        return "" if split == "train" or of_a_stage else split
 
 
 def survey(data_dir: Path, by_content: bool = False) -> Listing:
@@ -90,6 +110,23 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     listing = Listing(data_dir.resolve())
     _walk(listing, by_content)
     return listing
+
+
+def split_word(text: str) -> str | None:
+    """Return the split that a cell or a key is a word for, "" of a blank one; None for others."""
+    found = [split for split, words in _SPLITS.items() if words.fullmatch(text.lower())]
+    return found[0] if found else None if text else ""
+
+
+def splits_in(name: str) -> list[str]:
+    """Return the splits that a name's words state: ["test"] of 3_test_1, TestSet and test2017."""
+    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return [split for split, pattern in _SPLITS.items() if pattern.search(words)]
+
+
+@cache
+def _split_of_folder(name: str) -> str:
+    return "train" if "train" in name.lower() else next(iter(splits_in(name)), "")
 
 
 def one_path_an_id(paths: Iterable[Path]) -> tuple[dict[str, Path], int]:
@@ -129,6 +166,7 @@ class Images:
         """Tell apart the images of a listing: files that share a name and differ get paths as ids.
 
         Files of one name and several formats are one image, unless some are test images.
+        Errors: InputError where paths do not tell them apart either, but case or blanks do.
         """
         files: dict[str, list[Path]] = {}
         in_two_formats = 0
@@ -181,6 +219,11 @@ class Images:
             )
         return found[0] if found else None
 
+    def meant(self, name: str) -> str | None:
+        """As `find`, and None where several images may be meant."""
+        with suppress(InputError):
+            return self.find(name)
+
     def of_mask(self, mask: Path) -> str | None:
         """The id of the image that a mask is of, by its name or, where names do not do, its path.
 
@@ -217,7 +260,12 @@ def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
     short = [path_id(paths[0], root) for paths in told_apart]
     if len(set(short)) == len(short):
         return short
-    return [path_id(paths[0], root, ()) for paths in told_apart]
+    full: dict[str, Path] = {}
+    for first, *_ in told_apart:
+        one = path_id(first, root, ())
+        if full.setdefault(one, first) != first:
+            raise InputError(f"image {one} may be {full[one]} or {first}, which differ: rename one")
+    return list(full)
 
 
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
@@ -278,19 +326,25 @@ def _walk(listing: Listing, by_content: bool) -> None:
             elif _is_table(entry.name):
                 if depth <= MAX_TABLE_DEPTH:
                     listing.tables.append(path)
+                elif label_rank(entry.name) < len(LABEL_FILES):
+                    listing.deep.append(path)
             elif suffix in SUFFIXES or (by_content and is_image(entry.path)):
                 pictures.append(path)
                 barren = 0
             else:
                 listing.unread[_ending(entry.name)] += 1
+                if suffix in (".txt", ".json") and _LISTS.search(entry.name):
+                    listing.lists.append(path)
         if barren > MAX_FOLDERS_WITHOUT_IMAGE:
             raise InputError(
                 f"DATA_DIR {listing.root}: {barren:,} folders in a row without an image; give the "
                 "data's own folder"
             )
     _tell_masks(listing, sorted(pictures))
+    listing.stated = _splits_of_files(listing.images)
     listing.tables.sort()
     listing.dangling.sort()
+    listing.lists.sort()
 
 
 def _is_table(name: str) -> bool:
@@ -309,6 +363,14 @@ def _tell_masks(listing: Listing, pictures: list[Path]) -> None:
         beside_its_image = of != image_id(path) and (path.parent, of) in names
         is_mask = beside_its_image or _of_masks(path.parts[shared:-1])
         (listing.masks if is_mask else listing.images).append(path)
+
+
+def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
+    """The splits in files' own names; none unless nearly all hold one, and not all the same."""
+    found = {path: splits_in(path.stem) for path in images}
+    clear = {path: splits[0] for path, splits in found.items() if len(splits) == 1}
+    nearly_all = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images)
+    return clear if nearly_all and len(set(clear.values())) > 1 else {}
 
 
 def _of_masks(folders: Iterable[str]) -> bool:

@@ -24,12 +24,10 @@ from kernel_lib.data import contrast, mask_files, pictures
 from kernel_lib.data.dicom_bits import pixel_values
 from kernel_lib.data.dicom_levels import grey_levels
 from kernel_lib.data.dicom_orientation import orientation_notes
+from kernel_lib.data.layouts import SUFFIXES
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-SUFFIXES = DICOM_SUFFIXES + PICTURE_SUFFIXES
 T = TypeVar("T")
 MAX_BYTES = 1 << 29  # of a file, packed or not: more than MAX_PIXELS of 16 bits take
 

@@ -16,8 +16,11 @@ from kernel_lib.data.images import image_id
 from kernel_lib.errors import InputError
 
 ID_COLUMN, RLE_COLUMN = "ImageId", "EncodedPixels"
-# NIH ChestX-ray14 names a file patient_number.png.
-NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
+# What others call the columns, in lower case and without punctuation.
+_MEANT = {
+    **dict.fromkeys(("imageid", "image", "id", "imagename", "filename", "file"), ID_COLUMN),
+    **dict.fromkeys(("encodedpixels", "pixels", "rle", "rlemask", "maskrle", "mask"), RLE_COLUMN),
+}
 # Where spreadsheets cut a cell; the blank that may have stood at either end is stripped by then.
 SPREADSHEET_LIMIT = 32_767
 COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
@@ -44,7 +47,8 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
         try:
             runs = rle.parse(text)
         except rle.RleError as error:
-            raise InputError(f"{csv} row {row}, image {name}: {error}") from error
+            hint = "" if " " in text else f"; {rle.EMPTY} or nothing means an empty mask"
+            raise InputError(f"{csv} row {row}, image {name}: {error}{hint}") from error
         runs_of_image.setdefault(name, []).append(runs)
         rows_of_image.setdefault(name, []).append(row)
     both = [
@@ -150,7 +154,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     groups: dict[str, str | float] = {}
     names, given = names_of(table.iloc[:, 0]), table.iloc[:, 1]
     for row, name, group in zip(table.index, names, given, strict=True):
-        nih = NIH_NAME.fullmatch(group)
+        nih = patients.NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group
         if not name:
             raise InputError(f"{csv} row {row}: the group {group!r} has no image id")
@@ -191,6 +195,10 @@ def _check_ids(csv: Path, table: pd.DataFrame) -> None:
 def _check_columns(csv: Path, header: list[str], wanted: list[str], hint: str = "") -> None:
     missing = [name for name in wanted if name not in header]
     if missing:
+        meant = {_MEANT.get(re.sub(r"[\W_]", "", name.lower())): name for name in reversed(header)}
+        if meant.keys() >= set(missing):
+            renamed = (f"{meant[name]!r} to {name}" for name in missing)
+            hint = f": rename {', '.join(renamed)}{hint}"
         raise InputError(f"{csv} has the columns {header}, not {' and '.join(missing)}{hint}")
 
 
@@ -204,6 +212,8 @@ def read_cells(
     """
     (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
     if not any(header):
+        if any(map(any, (row for _, row in rows))):
+            raise InputError(f"{csv} row 1 is blank: remove the blank line, its header comes first")
         raise InputError(f"{csv} is empty: fetch it again")
     _check_columns(csv, header, wanted or [], hint)
     for name in wanted or header:

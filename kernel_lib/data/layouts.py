@@ -5,8 +5,26 @@ Nothing but the standard library: where data lies is asked before anything heavy
 
 from __future__ import annotations
 
+import re
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = DICOM_SUFFIXES + PICTURE_SUFFIXES
 LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
 PACKINGS = ("", ".zip", ".gz")  # in which a table may lie, as it was downloaded
+_COPIED = re.compile(r"[-_ ]|\(\d+\)")  # train_rle (1).csv
+
+
+def label_rank(name: str) -> int:
+    """Return the place of a table's name in `LABEL_FILES`, its length for other names.
+
+    Packed or not, in any case, and as browsers name a second copy.
+    """
+    plain, *others = (_COPIED.sub("", each).lower() for each in (name, *LABEL_FILES))
+    same = (n for n, other in enumerate(others) if plain in [other + p for p in PACKINGS])
+    return next(same, len(LABEL_FILES))
+
+
 # NIH ChestX-ray14, its tables of labels by preference, and how they lie.
 NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 NIH_LAYOUT = (
@@ -22,5 +40,6 @@ LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in i
   images + masks  images/<id>.png and masks/<id>.png (.jpg too); the folder of masks may be called
       anything that ends in mask or masks, or labels, annotations, segmentations, labelsTr; masks
       also <id>_mask.png or <id>-mask.png, then in the images' own folder too
-Folders test, val, valid and validation hold images that are not trained on.
+Images in folders called test, val, valid or validation (test_set, imagesVal, … too), and those
+whose file names (3_test_1.png) or a column of the label table say so, are not trained on.
 Without data, `make demo` draws some and runs everything on it."""

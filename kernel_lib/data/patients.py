@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -13,6 +15,9 @@ NOBODY = re.compile(
 )
 # A patient with as many images as this, who makes up most of the data, is a placeholder.
 MIN_SHARED = 10
+# NIH ChestX-ray14 names a file patient_number.png; CheXpert has a folder for each patient.
+NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
+_IN_ID = re.compile(rf"{NIH_NAME.pattern}|(?:.*[/_-])?(patient[-_]?\d+)[/_-].*", re.IGNORECASE)
 WAY_OUT = "-p GROUPS FILE, a table of image and patient, says who is who"
 
 
@@ -40,3 +45,20 @@ def known(patient: pd.Series) -> tuple[pd.Series, list[str]]:
                 f"one: each is taken as a patient of its own; {WAY_OUT}"
             )
     return text, notes
+
+
+def note_unknown(ids: Iterable[str], patient: pd.Series) -> list[str]:
+    """Return a note where no image has a patient; it counts images whose ids state a shared one."""
+    if (patient != "").any():
+        return []
+    stated = [m[1] or m[3] for m in map(_IN_ID.fullmatch, ids) if m]
+    shared = {name: n for name, n in Counter(stated).items() if n > 1}
+    shared_note = (
+        f" but by their ids {sum(shared.values()):,} images share a patient with others, "
+        f"{next(iter(shared))} first, who may be in two folds and make scores too good;"
+        if shared
+        else ""
+    )
+    return [
+        f"no image has a patient: each is taken as a patient of its own;{shared_note} {WAY_OUT}"
+    ]

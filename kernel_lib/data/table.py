@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import labels as csv_tables
+from kernel_lib.data import rle, splits
 from kernel_lib.data.folder import (
     INSTANCE_FOLDER,
     Images,
@@ -16,16 +18,18 @@ from kernel_lib.data.folder import (
     mask_name,
     preference,
     same_picture,
+    splits_in,
     survey,
 )
-from kernel_lib.data.images import PICTURE_SUFFIXES
+from kernel_lib.data.images import read_mask
 from kernel_lib.data.labels import Sample, read_groups, read_labels, read_sample
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PACKINGS
+from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PICTURE_SUFFIXES, label_rank
 from kernel_lib.errors import InputError
 
 __all__ = ["Source", "discover", "read_groups", "read_labels", "read_sample"]
 
 MAX_UNLABELLED_SHARE = 0.05
+MAX_COMPARED = 20  # masks that are opened of each kind, with and without a pneumothorax
 TRAIN_COLUMNS = ("image_id", "path", "rle", "mask_path", "label_at")
 
 
@@ -59,11 +63,13 @@ def discover(
 ) -> Source:
     """Recognise the layout under a folder and pair images with labels; opens no image.
 
-    Test images are those that the sample submission names, else those in a folder for test images
-    (test, dicom-images-test, stage_2_images, …), else in one for validation images (val, valid, …).
+    Test images are those that the sample submission names, else those that a column of the label
+    table, their file's name or a folder calls so (test, dicom-images-test, stage_2_images, …), else
+    validation images (val, valid, …).
     Training images are the others with a label, wherever they lie; where no others have one, as
     where a stage's labels are known, test images are training images too, which is noted.
-    One file an image: DICOM before PNG before JPEG.
+    One file an image: DICOM before PNG before JPEG. Of masks a few are read where a table looks
+    like labels too.
 
     With `for_inference` files are also recognised by their content, images without a label are no
     fault, and a folder of images alone, without labels, sample and test folder, is all test images.
@@ -75,9 +81,11 @@ def discover(
     problems = []
     if listing.dangling:
         problems.append(f"{len(listing.dangling)} links lead nowhere, {listing.dangling[0]} first")
+    if listing.deep:
+        problems.append(f"{listing.deep[0]} lies too deep to be read: move it to {listing.root}")
     if not listing.images:
         raise InputError(
-            f"no images under DATA_DIR {data_dir}. {''.join(f'{p}. ' for p in problems)}"
+            f"no images under DATA_DIR {data_dir}. {_sentences(problems)}"
             f"{_unread_hint(listing)}{_archive_hint(listing)}{LAYOUTS}"
         )
     images = Images.of(listing)
@@ -93,13 +101,17 @@ def discover(
     if labelled.empty and test.empty:
         raise InputError(
             f"{len(images)} images under DATA_DIR {data_dir}, and neither labels nor a sample "
-            f"submission for them. {''.join(f'{p}. ' for p in problems)}"
+            f"submission for them. {_sentences(problems)}"
             f"{_table_hint(listing)}{_unread_hint(listing)}{_archive_hint(listing)}"
             f"{_masks_hint(images)}{LAYOUTS}"
         )
     in_test = labelled["image_id"].isin(test["image_id"])
     taken = in_test & (given is None)
     train = _kept_for_training(listing, images, labelled, taken, problems)
+    if not for_inference:
+        problems += splits.noted(listing, images, set(train["image_id"]))
+        if labels is None:
+            _compare_with_tables(listing, images, train, problems)
     return Source(
         root=Path(data_dir).resolve(),
         layout=_layout(images, bool(len(labelled) and labels is None)),
@@ -107,7 +119,7 @@ def discover(
         test=test,
         sample=sample,
         labels=labels,
-        unlabelled=_unlabelled(listing, images, labelled, test, problems, for_inference),
+        unlabelled=_unlabelled(listing, images, labels, labelled, test, problems, for_inference),
         problems=problems,
         test_labels=labelled[in_test].reset_index(drop=True),
     )
@@ -126,7 +138,7 @@ def _labelled(
     read = {path: read_labels(path, problems) for path in tables}
     found = {path: table["image_id"].map(images.find) for path, table in read.items()}
     present = {path: int(ids.notna().sum()) for path, ids in found.items()}
-    labels = max(tables, key=lambda path: (present[path], -_label_rank(path)))
+    labels = max(tables, key=lambda path: (present[path], -label_rank(path.name), -len(path.name)))
     table = read[labels]
     if len(tables) > 1:
         problems.append(f"of {len(tables)} label tables {labels} is used, which labels most images")
@@ -146,23 +158,29 @@ def _labelled(
             f"{listing.root} ({len(missing)} of {len(table)} labelled images have none"
             f"{_dangling(listing)}){lost or ': fetch the images, or delete their rows'}"
         )
+    _take_stated(listing, images, labels, problems)
     rows = zip(found[labels], table["rle"], table["label_at"], strict=True)
     return labels, _train_frame([(one, rle, "", at) for one, rle, at in rows], images)
 
 
+def _take_stated(listing: Listing, images: Images, labels: Path, problems: list[str]) -> None:
+    """Take the splits that a column of the label table states, before any folder's."""
+    stated = splits.of_table(labels)
+    for written, name in zip(stated, csv_tables.names_of(list(stated)), strict=True):
+        if stated[written]:
+            files = images.files[images.find(name)]
+            listing.stated |= dict.fromkeys(files, stated[written])
+    if stated:
+        problems.append(f"{labels}: one of its columns says which images are of which split")
+
+
 def _label_tables(listing: Listing) -> list[Path]:
     """Tables called as the competition's labels are; of packed and unpacked ones the latter."""
-    found: dict[tuple[Path, int], Path] = {}
+    found: dict[Path, Path] = {}
     for path in listing.tables:  # in order of name, hence unpacked first
-        if _label_rank(path) < len(LABEL_FILES):
-            found.setdefault((path.parent, _label_rank(path)), path)
+        if label_rank(path.name) < len(LABEL_FILES):
+            found.setdefault(path.parent / path.name[: path.name.lower().index(".csv")], path)
     return list(found.values())
-
-
-def _label_rank(path: Path) -> int:
-    """The place of a table's name in `LABEL_FILES`, packed or not."""
-    names = (name for name in LABEL_FILES if path.name in [name + p for p in PACKINGS])
-    return next(map(LABEL_FILES.index, names), len(LABEL_FILES))
 
 
 def _from_masks(listing: Listing, images: Images, problems: list[str]) -> pd.DataFrame:
@@ -186,9 +204,47 @@ def _from_masks(listing: Listing, images: Images, problems: list[str]) -> pd.Dat
             )
         if not same_picture(masks.setdefault(one, path), path):
             raise InputError(
-                f"image {one} has two masks, {masks[one]} and {path}: unite them into one picture"
+                f"image {one} has two masks, {masks[one]} and {path}: "
+                + (
+                    "unite them into one picture"
+                    if masks[one].parent == path.parent
+                    else "keep the folder with masks of pneumothorax, and move the other away"
+                )
             )
     return _train_frame([(one, "", str(path), str(path)) for one, path in masks.items()], images)
+
+
+def _compare_with_tables(
+    listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
+) -> None:
+    """Note tables that look like labels of images whose labels are masks.
+
+    Errors: InputError where some masks say otherwise than the table: of lungs, perhaps.
+    """
+    masks = dict(zip(train["image_id"], train["mask_path"], strict=True))
+    way_out = f"name the table {LABEL_FILES[-1]} if it holds the labels, else move it away"
+    for path in _like_labels(listing):
+        try:
+            table = read_labels(path)
+        except InputError as error:
+            problems.append(f"not used: {error}")
+            continue
+        table["mask"] = table["image_id"].map(images.meant).map(masks)
+        table = table.dropna()
+        positive = table["rle"] != rle.EMPTY
+        for row in table.groupby(positive).head(MAX_COMPARED).itertuples():
+            if _has_area(row.mask) not in (None, positive[row.Index]):
+                raise InputError(f"{row.label_at} and the mask {row.mask} differ: {way_out}")
+        if len(table):
+            problems.append(f"{path} is not used, {len(table)} masks are: {way_out}")
+
+
+def _has_area(mask: str) -> bool | None:
+    """Whether a mask is not empty; None where it is in doubt, which `prepare` reports."""
+    try:
+        return bool(read_mask(mask).any())
+    except InputError:
+        return None
 
 
 def _train_frame(rows: list[tuple[str, str, str, str]], images: Images) -> pd.DataFrame:
@@ -209,6 +265,7 @@ def _kept_for_training(
         .map(lambda one: any(map(listing.held_out, images.files[one])))
         .astype(bool)
     )
+    _note_unmarked(listing, images, labelled[~(in_test | set_aside)], problems)
     for held in (in_test | set_aside, in_test):
         if held.any() and not held.all():
             problems.append(
@@ -223,6 +280,22 @@ def _kept_for_training(
             "not honestly scored on these"
         )
     return labelled
+
+
+def _note_unmarked(
+    listing: Listing, images: Images, train: pd.DataFrame, problems: list[str]
+) -> None:
+    """Note images that nothing calls training images where others are: a test set's, perhaps."""
+    split = train["image_id"].map(lambda one: "".join(map(listing.split, images.files[one])))
+    by_name = train["path"].map(lambda path: " ".join(splits_in(Path(path).stem)))
+    is_train = split.str.contains("train") | by_name.str.contains("train")
+    others = train[(split == "") & ~is_train]
+    if len(others) and is_train.any():
+        problems.append(
+            f"{len(others)} labelled images are trained on that no folder and no file name calls "
+            f"training images, as is said of the rest, {others['path'].iloc[0]} first; where they "
+            "are test images, call their folder test"
+        )
 
 
 def _test(
@@ -293,7 +366,7 @@ def _in_test_folders(
 
     A table may label images of an earlier stage's test set, which are then for training.
     """
-    of_split: dict[str, list[str]] = {"test": [], "validation": [], "": []}
+    of_split: dict[str, list[str]] = defaultdict(list)
     for one, paths in images.files.items():
         for split in set(map(listing.split, paths)):
             of_split[split].append(one)
@@ -313,13 +386,13 @@ def _test_frame(ids: Iterable[str], images: Images) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "path"], dtype=object)
 
 
-def _unlabelled(listing, images, labelled, test, problems, for_inference) -> list[str]:
+def _unlabelled(listing, images, labels, labelled, test, problems, for_inference) -> list[str]:
     """Images that are neither labelled nor test images. Errors: InputError above 5 %."""
     known = set(labelled["image_id"]) | set(test["image_id"])
     rest = [
         one
         for one, paths in images.files.items()
-        if one not in known and not any(map(listing.split, paths))
+        if one not in known and {"", "train"}.issuperset(map(listing.split, paths))
     ]
     if not rest:
         return []
@@ -332,11 +405,19 @@ def _unlabelled(listing, images, labelled, test, problems, for_inference) -> lis
         raise InputError(
             f"{_unread_hint(listing)}{len(rest)} of {n} training images under {listing.root} have "
             f"no label ({share:.0%}, at most {MAX_UNLABELLED_SHARE:.0%} is normal), "
-            f"{images.path(rest[0])} first: give the labels that belong to these images, or move "
-            "the others away"
+            f"{images.path(rest[0])} first. {_sentences(problems)}Where they have no "
+            f"pneumothorax, say so: {_how_to_say_empty(labels, labelled, rest[0])}; else give "
+            "their labels, or move them out of DATA_DIR if they have none"
         )
     problems.append(f"{len(rest)} training images have no label and are left out")
     return rest
+
+
+def _how_to_say_empty(labels: Path | None, labelled: pd.DataFrame, image_id: str) -> str:
+    if labels:
+        return f"a row {image_id},{rle.EMPTY} for each in {labels}"
+    folder = Path(labelled["mask_path"].iloc[0]).parent
+    return f"a mask for each that is black all over, as {folder / image_id}.png"
 
 
 def _layout(images: Images, by_masks: bool) -> str:
@@ -348,6 +429,10 @@ def _layout(images: Images, by_masks: bool) -> str:
         return "images+rle"
     folders = {path.parent for path in dicoms}
     return "nested-dicom" if 2 * len(folders) > len(dicoms) else "flat-dicom"
+
+
+def _sentences(problems: list[str]) -> str:
+    return "".join(f"{problem}. " for problem in problems)
 
 
 def _dangling(listing: Listing) -> str:
@@ -380,10 +465,21 @@ def _unread_hint(listing: Listing) -> str:
     return f"Not read: {kinds} (images and masks are PNG, JPEG or DICOM; labels CSV). "
 
 
+def _like_labels(listing: Listing) -> list[Path]:
+    """Tables with the columns of labels that are called neither labels nor a sample."""
+    columns = {csv_tables.ID_COLUMN, csv_tables.RLE_COLUMN}
+    return [
+        path
+        for path in listing.tables
+        if label_rank(path.name) == len(LABEL_FILES)
+        and "sample" not in path.name.lower()
+        and columns.issubset(csv_tables.columns_of(path))
+    ]
+
+
 def _table_hint(listing: Listing) -> str:
-    for path in set(listing.tables) - set(_label_tables(listing)):
-        if {csv_tables.ID_COLUMN, csv_tables.RLE_COLUMN} <= set(csv_tables.columns_of(path)):
-            return f"{path.name} looks like labels: name it {LABEL_FILES[-1]}. "
+    for path in _like_labels(listing):
+        return f"{path.name} looks like labels: name it {LABEL_FILES[-1]}. "
     return ""
 
 

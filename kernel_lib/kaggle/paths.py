@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kernel_lib import experiment_file
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, NIH_LAYOUT, NIH_TABLES, PACKINGS
+from kernel_lib.data.layouts import (
+    LABEL_FILES,
+    LAYOUTS,
+    NIH_LAYOUT,
+    NIH_TABLES,
+    SUFFIXES,
+    label_rank,
+)
 from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -54,26 +61,31 @@ def cache_dir(value: str | None, working: Path = _WORKING) -> Path:
 def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     """The folder of radiographs and labels.
 
-    None looks through Kaggle's mounts for one with a table of labels, the competition's own first,
-    then data sets, then outputs of kernels. Raises InputError that says what was looked for.
+    None looks through Kaggle's mounts for one with a table of labels and images, the competition's
+    own first, then data sets, then outputs of kernels. Raises InputError that says what was looked
+    for, and names a mount with images.
     """
     if value is not None:
         return _existing(value, "DATA_DIR")
     mounts = _mounts(mounts)
-    folders = _mounted(mounts)
-    competition = [folder for folder in folders if folder.name == COMPETITION]
-    others = [folder for folder in folders if folder.name != COMPETITION]
-    for folder in (*competition, *others):
-        if any(_holds_labels(below) for below in _below(folder, depth=3)):
-            return folder
+    folders = sorted(_mounted(mounts), key=lambda folder: folder.name != COMPETITION)
+    labelled = []
+    for folder in folders:
+        if any(map(_holds_labels, _below(folder, depth=3))):
+            if _holds_images(folder):
+                return folder
+            labelled.append(folder)
+    pictured = [folder for folder in folders if _holds_images(folder)]
     # Without a table it may still hold test images; the reader of tables says what is amiss.
-    for folder in competition:
-        if any(folder.iterdir()):
-            return folder
+    unlabelled = [f for f in pictured or folders if f.name == COMPETITION and any(f.iterdir())]
+    for folder in unlabelled if pictured else [*labelled, *unlabelled]:
+        return folder
     seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
     raise InputError(
-        f"no data: DATA_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach the "
-        f"competition {COMPETITION} or a data set with its files; elsewhere set DATA_DIR. {LAYOUTS}"
+        f"no data: DATA_DIR is not set, and {mounts} holds {seen}. "
+        + (f"If this is the data, -p DATA_DIR {pictured[0]}. " if pictured else "")
+        + f"On Kaggle, attach the competition {COMPETITION} or a data set with its files; "
+        f"elsewhere set DATA_DIR. {LAYOUTS}"
     )
 
 
@@ -180,7 +192,15 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _holds_labels(folder: Path) -> bool:
-    return any((folder / (name + p)).is_file() for name in LABEL_FILES for p in PACKINGS)
+    with os.scandir(folder) as entries:
+        tables = (e for e in entries if ".csv" in e.name.lower() and e.is_file())
+        return any(label_rank(table.name) < len(LABEL_FILES) for table in tables)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there is an image, however deep; the first one found ends the walk."""
+    walked = os.walk(folder, followlinks=True)
+    return any(name.lower().endswith(SUFFIXES) for _, _, names in walked for name in names)
 
 
 def _holds_artefacts(folder: Path) -> bool:

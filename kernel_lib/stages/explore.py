@@ -134,7 +134,7 @@ def _id_forms(ids: Sequence[str]) -> list[str]:
     forms = {
         "as in a DICOM (numbers and dots)": r"\d+(\.\d+){5,}",
         "as the competition's second stage (ID_…)": r"ID_[0-9a-f]+",
-        "as NIH's files (patient_number)": labels.NIH_NAME.pattern,
+        "as NIH's files (patient_number)": patients.NIH_NAME.pattern,
         "of another form": r".*",
     }
     by_form: dict[str, list[str]] = {}
@@ -199,8 +199,9 @@ def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
     lines = [f"note: {note}" for note in notes]
     known = found[found != ""]
     if given is None:
-        named = f"patients: {known.nunique():,} named by the DICOMs that were opened"
-        return [named, *lines] if len(known) else lines
+        named = f"{known.nunique():,} named by the DICOMs that were opened"
+        texts = [named] if len(known) else patients.note_unknown(every, found)
+        return [*(f"patients: {text}" for text in texts), *lines]
     several = int((known.value_counts() > 1).sum())
     return [
         f"patients: {known.nunique():,} of {len(known):,} images by {given}, {several:,} with "

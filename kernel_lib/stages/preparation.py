@@ -175,11 +175,11 @@ def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
     """Patient of each image: from the table given, else from the DICOMs, else unknown ('').
 
     An image that the table lacks stays unknown: a patient's name in a DICOM is another naming.
-    Notes ids that name nobody.
+    Notes ids that name nobody, and that no image has a patient.
     """
     found = prepared["patient"] if given is None else _given_groups(prepared, given)
     found, notes = patients.known(found)
-    for note in notes:
+    for note in [*notes, *patients.note_unknown(prepared["image_id"], found)]:
         print(f"note: {note}")
     return found
 

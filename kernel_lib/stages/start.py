@@ -11,6 +11,7 @@ from torch import nn
 
 from kernel_lib import checkpoints, released, runs
 from kernel_lib.config import Experiment
+from kernel_lib.data.labels import read_groups
 from kernel_lib.engine import seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
@@ -93,14 +94,17 @@ def _from_imagenet(model: nn.Module, decided: TrainPlan, lineage: Lineage) -> Li
 def check(
     decided: TrainPlan, folds: Sequence[int], roots: Sequence[Path], among: Container[str] = ()
 ) -> None:
-    """Refuse starting weights that cannot be had, before any image is decoded.
+    """Refuse patients and starting weights that cannot be had, before any image is decoded.
 
     Runs in `among` will be trained first.
     """
     row, parameters = decided.experiment, decided.parameters
     runs.check_experiment(roots, decided)
-    if parameters.groups is not None and not paths.from_root(parameters.groups).is_file():
-        raise InputError(f"GROUPS {paths.from_root(parameters.groups)} does not exist")
+    if parameters.groups is not None:
+        groups = paths.from_root(parameters.groups)
+        if not groups.is_file():
+            raise InputError(f"GROUPS {groups} does not exist")
+        read_groups(groups)
     if row.gate is not None and row.gate not in among and row.gate not in runs.names(roots):
         print(
             f"note: the masks of {decided.run} are gated by {row.gate}, which is not there yet; "

@@ -49,6 +49,12 @@ def test_columns_may_stand_otherwise(csv):
         ("ImageId,EncodedPixels\n", "header and no rows"),
         ("ImageId,EncodedPixels\n\n\n", "header and no rows"),
         ("id,rle\na,1 2\n", r"has the columns \['id', 'rle'\], not ImageId and EncodedPixels"),
+        ("id,rle\na,1 2\n", "'id' to ImageId, 'rle' to EncodedPixels"),
+        ("image_id,encodedpixels\na,1 2\n", "'image_id' to ImageId, 'encodedp.*' to EncodedP"),
+        ("ImageId,rle_mask,id\na,1 2,0\n", ": rename 'rle_mask' to EncodedPixels"),
+        ("\nImageId,EncodedPixels\na,-1\n", "row 1 .*remove the blank line"),
+        *((f"ImageId,EncodedPixels\na,{word}\n", "row 2, image a: .*-1 or nothing")
+          for word in ("nan", "None", "0", "[]", "-1.0", "empty")),
         ("ImageId,EncodedPixels\na,-1\nb,1 2 3\n", r"row 3, image b: .*odd"),
         ("ImageId,EncodedPixels\na,-1\n\nb,1 x\n", r"row 4, image b: .*'x'"),
         ("ImageId,EncodedPixels\na,-4 2\n", r"row 2, image a: .*-4"),
@@ -58,7 +64,7 @@ def test_columns_may_stand_otherwise(csv):
         ("ImageId,EncodedPixels\na,4 1\nb,1 2,3\n", "row 3 has 3 cells.*no table"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "no text"),
     ],
-)
+)  # fmt: skip
 def test_faults(csv, text, word):
     with pytest.raises(InputError, match=rf"t\.csv.*({word})"):
         labels.read_labels(csv(text))

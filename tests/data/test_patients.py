@@ -47,3 +47,25 @@ def test_an_id_of_most_images_is_no_patient(shared, other, is_patient):
     again, nothing = patients.known(found)
     assert again.tolist() == found.tolist()
     assert nothing == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "shared"),
+    [
+        (["00000003_001", "00000003_002", "00000004_000"], 2),
+        ([f"patient{p}/study{s}/view1_frontal" for p in (1, 2) for s in (1, 2)], 4),
+        (["train/patient1_a", "train/patient1_b", "patient10_a", "x"], 2),
+    ],
+)
+def test_ids_that_share_a_patient_are_counted_where_no_patient_is_known(ids, shared):
+    (note,) = patients.note_unknown(ids, pd.Series([""] * len(ids)))
+    assert "GROUPS" in note
+    assert f" {shared} images " in note
+    assert patients.note_unknown(ids, pd.Series(["", "p", "", ""])) == []
+
+
+@pytest.mark.parametrize("ids", [["a", "b"], ["00000003_001", "00000004_001"], ["patient1/x"]])
+def test_unknown_patients_are_noted(ids):
+    (note,) = patients.note_unknown(ids, pd.Series([""] * len(ids)))
+    assert "GROUPS" in note
+    assert "share" not in note

@@ -252,6 +252,35 @@ def test_tables_as_they_were_downloaded(tmp_path, packing):
     assert table.discover(tmp_path).problems == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Train-RLE.csv",
+        "train-rle.CSV",
+        "train-rle (1).csv",
+        "train_rle.csv",
+        "Stage_2_Train (2).csv",
+    ],
+)
+def test_a_label_table_is_known_by_its_name_in_other_spellings(tmp_path, name):
+    for image in STAGE_2:
+        touch(tmp_path / "images" / f"{image}.png", b"image")
+        touch(tmp_path / "lung_masks" / f"{image}.png", b"lungs")
+    labels(tmp_path, STAGE_2, name)
+    source = table.discover(tmp_path)
+    assert source.labels == tmp_path / name
+    assert source.train["rle"].tolist() == ["-1", "5 3 2 1"] * 2
+
+
+def test_of_a_label_table_and_its_second_copy_the_first_is_used(tmp_path):
+    nested(tmp_path, "train", STAGE_1)
+    for name in ("train-rle (1).csv", "train-rle.csv"):
+        labels(tmp_path, STAGE_1, name)
+    source = table.discover(tmp_path)
+    assert source.labels == tmp_path / "train-rle.csv"
+    assert "of 2 label tables" in source.problems[0]
+
+
 # --- test images that have labels -----------------------------------------------------------
 
 
@@ -283,6 +312,49 @@ def test_of_test_and_validation_images_the_first_are_for_scoring_and_neither_for
     source = table.discover(tmp_path)
     assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[8:])
     assert "4 labelled images" in source.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [("train_png", "test_png"), ("Train Set", "Test Set"), ("trainset", "valset"), ("train", "dev"),
+     ("imagesTr", "imagesVal"), ("train_data", "hold_out"), ("split_train", "split_val")],
+)  # fmt: skip
+def test_a_split_is_known_in_other_spellings(tmp_path, train, other):
+    drawn(tmp_path, train, STAGE_1[:6])
+    drawn(tmp_path, other, STAGE_1[6:])
+    source = table.discover(tmp_path)
+    assert (ids_of(source.train), ids_of(source.test_labels)) == (STAGE_1[:6], STAGE_1[6:])
+    assert len(source.problems) == 1
+
+
+def test_a_folder_beside_train_that_says_no_split_is_noted(tmp_path):
+    drawn(tmp_path, "train", STAGE_1[:6])
+    drawn(tmp_path, "hospital", STAGE_1[6:])
+    source = table.discover(tmp_path)
+    assert ids_of(source.train) == STAGE_1
+    (problem,) = source.problems
+    assert problem.startswith("4 labelled images")
+    assert str(tmp_path / "hospital" / "images" / f"{STAGE_1[6]}.png") in problem
+
+
+def test_a_split_that_the_files_names_say(tmp_path):
+    names = [f"{n}_{part}_{n % 2}_" for part in ("test", "train") for n in range(20)]
+    for name in names:
+        touch(tmp_path / "png_images" / f"{name}.png", name.encode())
+        touch(tmp_path / "png_masks" / f"{name}.png", b"mask")
+    source = table.discover(tmp_path)
+    tests, training = sorted(names[:20]), sorted(names[20:])
+    assert (ids_of(source.train), ids_of(source.test_labels)) == (training, tests)
+    assert sorted(ids_of(source.test)) == tests
+    drawn(tmp_path, "more", ["a", "b"])  # of which the names say nothing
+    source = table.discover(tmp_path)
+    assert (len(source.train), len(source.test)) == (22, 20)
+    assert sum(str(tmp_path / "more" / "images" / "a.png") in one for one in source.problems) == 1
+    drawn(tmp_path, "more", ["c"])
+    source = table.discover(tmp_path)
+    assert (len(source.train), len(source.test)) == (43, 0)
+    (problem,) = source.problems
+    assert problem.startswith("23 labelled images")
 
 
 def test_an_id_of_two_splits_is_two_images(tmp_path):
@@ -332,6 +404,65 @@ def test_an_earlier_stage_s_test_folder_is_trained_on_without_a_sample(tmp_path)
     labels(tmp_path, STAGE_1, "stage_2_train.csv")
     source = table.discover(tmp_path)
     assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1, STAGE_2)
+
+
+@pytest.mark.parametrize(("test", "val"), [("test", "val"), ("Test", ""), ("holdout", "Valid Set")])
+def test_a_column_of_the_label_table_states_the_split(tmp_path, test, val):
+    words = ["train"] * 6 + [test] * 2 + [val] * 2
+    rows = [f"{name}.png,-1,{word},," for name, word in zip(STAGE_1, words, strict=True)]
+    rows += [f"{STAGE_1[6]},-1,train,,"]  # of two words the one that is safe
+    touch(tmp_path / "train-rle.csv", "\n".join(["ImageId,EncodedPixels,part,,", *rows]).encode())
+    for name in STAGE_1:
+        touch(tmp_path / "train" / f"{name}.png", name.encode())
+    source = table.discover(tmp_path)
+    wanted = STAGE_1[:6] if val else STAGE_1[:6] + STAGE_1[8:]  # blank: as the folder says
+    assert (ids_of(source.train), ids_of(source.test)) == (wanted, STAGE_1[6:8])
+    assert str(tmp_path / "train-rle.csv") in source.problems[0]
+
+
+def stated(*rows: str) -> str:
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", stated("filename,split", "a.png,train", "b.png,test", "c.png,val")),
+        ("test.csv", stated("id", "b", "c")),
+        ("val.csv", stated("n,path", "0,images/b.png", "1,images/c.png")),
+        ("ImageSets/Segmentation/val.txt", stated("b", "c")),
+        ("dataset.json", '{"training": [{"image": "images/a.png"}], "test": ["images/c.png"], '
+                         '"validation": [{"image": "images/b.png", "label": "masks/b.png"}]}'),
+        ("instances_val2017.json", '{"images": [{"file_name": "b.png"}, {"file_name": "c.png"}]}'),
+    ],
+)  # fmt: skip
+def test_a_split_that_another_file_states_is_noted(tmp_path, name, text):
+    drawn(tmp_path, "", ["a", "b", "c", "d"])
+    assert table.discover(tmp_path).problems == []
+    touch(tmp_path / name, text.encode())
+    source = table.discover(tmp_path)
+    (problem,) = source.problems
+    assert str(tmp_path / name) in problem
+    assert "2 training images" in problem
+    assert ids_of(source.train) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("splits_final.json", '[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]'),
+        ("test.csv", stated("id", "x")),
+        ("val.txt", stated("x")),
+        ("dataset.json", '{"training": ["a"], "test": ["x"]}'),
+        ("dataset.json", "{"),
+        ("test.json", "[" * 100_000),
+        ("test.csv", 'a,"'),
+    ],
+)
+def test_files_that_hold_no_training_image_out_are_not_noted(tmp_path, name, text):
+    drawn(tmp_path, "", ["a", "b"])
+    touch(tmp_path / name, text.encode())
+    assert table.discover(tmp_path).problems == []
 
 
 # --- tables by what they hold ---------------------------------------------------------------
@@ -493,6 +624,18 @@ def test_images_without_any_table(tmp_path):
     refused(tmp_path, r"my_labels\.csv looks like labels: name it train-rle\.csv")
 
 
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_labels_that_lie_too_deep_are_named(tmp_path, with_masks):
+    drawn(tmp_path, "", ["a"], with_masks)
+    touch(tmp_path / "1" / "2" / "3" / "other.csv")
+    labels(tmp_path / "1" / "2" / "3", ["a"], "train-rle.csv")
+    if with_masks:
+        (problem,) = table.discover(tmp_path).problems
+        assert str(tmp_path / "1" / "2" / "3" / "train-rle.csv") in problem
+    else:
+        refused(tmp_path, r"1/2/3/train-rle\.csv lies too deep")
+
+
 def test_folder_too_large_to_be_data(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MAX_FOLDERS_WITHOUT_IMAGE", 5)
     for n in range(8):
@@ -521,6 +664,16 @@ def test_many_unlabelled_images(tmp_path):
     refused(tmp_path, rf"1 of 10 training images .*10%, at most 5%.*{STAGE_1[9]}")
 
 
+def test_how_to_say_that_unlabelled_images_have_no_pneumothorax(tmp_path):
+    for name in "abcd":
+        touch(tmp_path / "images" / f"{name}.png", name.encode())
+    touch(tmp_path / "masks" / "b.png")
+    (tmp_path / "images" / "e.png").symlink_to(tmp_path / "gone")  # a problem
+    refused(tmp_path, rf"3 of 4 .* 1 links lead .*{re.escape(str(tmp_path / 'masks' / 'a.png'))}")
+    labels(tmp_path, ["b"])
+    refused(tmp_path, r"3 of 4 .* 1 links lead .* a,-1 .*train-rle\.csv")
+
+
 def test_folders_of_the_same_names_are_named_as_they_may_be_masks(tmp_path):
     for name in "xyz":
         touch(tmp_path / "a" / f"{name}.png", b"one")
@@ -544,6 +697,20 @@ def test_a_name_that_several_images_share_is_refused(tmp_path):
     refused(tmp_path, r"v may be .*p1/v\.png or .*p2/v\.png")
 
 
+@pytest.mark.parametrize(
+    "pair", [("a.png", "a.PNG"), ("a.png", "a .png"), ("\u00f6.png", "o\u0308.png")]
+)
+@pytest.mark.parametrize("for_inference", [False, True])
+def test_files_of_one_folder_that_even_their_paths_do_not_tell_apart(tmp_path, pair, for_inference):
+    for name in ("b.png", *pair):
+        touch(tmp_path / "images" / name, name.encode())
+    with pytest.raises(InputError) as raised:
+        table.discover(tmp_path, for_inference=for_inference)
+    assert all(str(tmp_path / "images" / name) in str(raised.value) for name in pair)
+    touch(tmp_path / "images" / pair[1], pair[0].encode())  # a copy
+    assert len(table.discover(tmp_path, for_inference=True).test) == 2
+
+
 def test_two_masks_of_an_image_are_refused(tmp_path):
     touch(tmp_path / "images" / "a.png")
     for name in ("a", "a_mask"):
@@ -554,6 +721,48 @@ def test_two_masks_of_an_image_are_refused(tmp_path):
     assert table.discover(tmp_path).train["mask_path"].tolist() == [
         str(tmp_path / "masks" / "a.png")
     ]
+
+
+def test_masks_of_two_folders_are_not_to_be_united(tmp_path):
+    touch(tmp_path / "images" / "a.png")
+    for name in ("lung_masks", "ptx_masks"):
+        touch(tmp_path / name / "a.png", name.encode())
+    with pytest.raises(InputError, match=r"lung_masks/a\.png and .*ptx_masks/a\.png") as raised:
+        table.discover(tmp_path)
+    assert "unite" not in str(raised.value)
+
+
+def with_masks(root: Path, positive: str) -> None:
+    for name in "abcd":
+        touch(root / "images" / f"{name}.png", name.encode())
+        mask = np.zeros((8, 8), np.uint8)
+        mask[2:4, 2:4] = 255 * (name in positive)
+        touch(root / "lung_masks" / f"{name}.png", cv2.imencode(".png", mask)[1].tobytes())
+
+
+def test_a_table_that_looks_like_labels_beside_masks(tmp_path):
+    with_masks(tmp_path, "bd")
+    labels(tmp_path, ["a", "b", "c", "x"], "ptx.csv")
+    (problem,) = table.discover(tmp_path).problems
+    assert str(tmp_path / "ptx.csv") in problem
+    assert "3 masks" in problem
+    assert "train-rle.csv" in problem
+
+
+@pytest.mark.parametrize(("positive", "row"), [("abcd", "2"), ("d", "3")])
+def test_a_table_that_says_otherwise_than_the_masks_is_refused(tmp_path, positive, row):
+    with_masks(tmp_path, positive)
+    labels(tmp_path, "abcd", "ptx.csv")
+    refused(tmp_path, rf"ptx\.csv row {row} and the mask .*lung_masks/.*train-rle\.csv")
+    source = table.discover(tmp_path, for_inference=True)
+    assert (len(source.train), source.problems) == (4, [])
+
+
+def test_an_unreadable_table_beside_masks_is_noted(tmp_path):
+    with_masks(tmp_path, "bd")
+    labels(tmp_path, "abcd", "ptx.csv", rle="1 x")
+    (problem,) = table.discover(tmp_path).problems
+    assert "ptx.csv row 3" in problem
 
 
 @pytest.mark.parametrize("around", ["", "Png"])

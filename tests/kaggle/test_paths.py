@@ -126,6 +126,27 @@ def test_a_competition_without_labels_is_still_the_data_when_alone(mounts: Path)
     assert paths.data_dir(None, mounts) == mounts / COMPETITION
 
 
+def test_a_table_alone_does_not_come_before_images(mounts: Path):
+    put(mounts, "datasets/a/rle/train-rle.csv", "datasets/b/png/x/y/z/a.png")
+    with pytest.raises(InputError, match=rf"-p DATA_DIR {mounts}/datasets/b/png"):
+        paths.data_dir(None, mounts)
+    put(mounts, f"competitions/{COMPETITION}/stage_2_images/a.dcm")
+    assert paths.data_dir(None, mounts) == mounts / "competitions" / COMPETITION
+    put(mounts, "datasets/b/png/Train-RLE (1).csv")
+    assert paths.data_dir(None, mounts) == mounts / "datasets/b/png"
+
+
+def test_images_with_masks_alone_are_named(mounts: Path):
+    put(
+        mounts,
+        "datasets/a/csv/notes.csv",
+        "datasets/b/siim/images/a.PNG",
+        "datasets/b/siim/masks/a.png",
+    )
+    with pytest.raises(InputError, match=rf"-p DATA_DIR {mounts}/datasets/b/siim"):
+        paths.data_dir(None, mounts)
+
+
 def test_no_data_names_the_four_layouts_and_the_demo(mounts: Path):
     put(mounts, "datasets/me/cats/1.jpg")
     with pytest.raises(InputError) as caught:

@@ -67,7 +67,8 @@ def test_rows_and_overlaps_of_the_competition(shared_data) -> None:
 def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
     result = look(folder(tmp_path))
     assert "images+rle, 6 labelled images, 0 test images" in result.lines[0]
-    assert result.lines[1:] == (
+    assert result.lines[5].startswith("patients: no image has a patient")
+    assert (*result.lines[1:5], *result.lines[6:]) == (
         "ids: 6 of another form, a first",
         "labels: train-rle.csv, 9 rows of 6 images; 2 images with several, up to 3; 2 rows in "
         "2 images overlapping an earlier one, so a mask is the union",
@@ -251,6 +252,16 @@ def test_patients_of_a_table(tmp_path) -> None:
     (line,) = [one for one in result.lines if one.startswith("patients")]
     assert "patients: 2 of 3 images by " in line
     assert line.endswith("1 with several images; 3 images have none there")
+
+
+def test_unknown_patients_are_noted(tmp_path) -> None:
+    ids = ["00000003_001", "00000003_002", "00000004_001"]
+    table(tmp_path, [(name, "-1") for name in ids])
+    for name in ids:
+        draw(tmp_path / f"{name}.png")
+    (line,) = [one for one in look(tmp_path).lines if one.startswith("patients")]
+    assert "GROUPS" in line
+    assert " 2 images " in line
 
 
 def test_ids_of_every_form(tmp_path) -> None:

@@ -461,3 +461,17 @@ def test_folds_that_all_can_be_scored_come_out_honest(tmp_path):
     assert result.past_known
     assert result.search.score > 0.9
     assert "NOT HONEST" not in str(result)
+
+
+def test_a_table_of_groups_is_read_before_any_image(tmp_path):
+    decided = plan("child", "none")
+    groups = tmp_path / "groups.csv"
+    given = decided.parameters.model_copy(update={"groups": str(groups)})
+    decided = decided.model_copy(update={"parameters": given})
+    with pytest.raises(InputError, match=r"GROUPS .*groups\.csv"):
+        start.check(decided, [0], [tmp_path])
+    groups.write_text("n,image,patient\n0,a,p\n")
+    with pytest.raises(InputError, match=r"groups\.csv .*'patient'"):
+        start.check(decided, [0], [tmp_path])
+    groups.write_text("image,patient\na,p\n")
+    start.check(decided, [0], [tmp_path])

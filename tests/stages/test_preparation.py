@@ -187,6 +187,13 @@ def test_placeholders_in_dicoms_are_no_patients_and_are_noted(tmp_path, capsys):
     assert "GROUPS" in notes[0]
 
 
+def test_patients_of_which_none_is_known_are_noted(tmp_path, capsys):
+    settled(tmp_path / "work", [""] * 6)
+    assert [one for one in capsys.readouterr().out.splitlines() if "GROUPS" in one]
+    settled(tmp_path / "other", ["p"] + [""] * 5)
+    assert "GROUPS" not in capsys.readouterr().out
+
+
 def test_unknown_patients_of_a_table_are_noted_and_a_second_run_accepts_them(tmp_path, capsys):
     table_of_groups = tmp_path / "groups.csv"
     table_of_groups.write_text("id,patient\ni00,a\ni01,a\ni02,\ni03,unknown\ni04,nan\ni05,b\n")
