@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -45,6 +45,32 @@ def known(patient: pd.Series) -> tuple[pd.Series, list[str]]:
                 f"one: each is taken as a patient of its own; {WAY_OUT}"
             )
     return text, notes
+
+
+def united(patient: pd.Series, ids: Sequence[str], copies: Sequence[tuple[int, int]]) -> pd.Series:
+    """Return the patients with images that are copies of each other as one patient's.
+
+    Copies, pairs of positions, may have two patients' ids or none.
+    """
+    same: dict[str | int, str | int] = {}
+
+    def root(key: str | int) -> str | int:
+        while key in same:
+            key = same[key]
+        return key
+
+    keys = [name or at for at, name in enumerate(patient)]
+    for i, j in copies:
+        a, b = sorted((root(keys[i]), root(keys[j])), key=lambda key: (type(key) is int, key))
+        if a != b:
+            same[b] = a
+    copied = {root(keys[at]) for pair in copies for at in pair}
+    roots = [root(key) for key in keys]
+    named = [
+        one if isinstance(one, str) else f"same picture as {ids[one]}" if one in copied else ""
+        for one in roots
+    ]
+    return pd.Series(named, index=patient.index, dtype=object)
 
 
 def note_unknown(ids: Iterable[str], patient: pd.Series) -> list[str]:

@@ -152,7 +152,7 @@ def _settle_alone(
         _same_images(drawn, prepared.table, existing)
         _all_images(drawn, prepared.table, existing, roots[0])
         n_folds = int(drawn["fold"].max()) + 1
-        _same_groups(drawn, prepared.table, parameters.groups, existing)
+        _same_groups(drawn, prepared, parameters.groups, existing)
         if n_folds != parameters.n_folds:
             raise InputError(
                 f"{existing} has {n_folds} folds, N_FOLDS is {parameters.n_folds}: "
@@ -165,7 +165,7 @@ def _settle_alone(
 
 def _drawn(prepared: cache.Prepared, parameters: TrainParameters) -> pd.DataFrame:
     drawn = prepared.table[["image_id", "height", "width", "area_px", "rle"]].copy()
-    drawn["group"] = _groups(prepared.table, parameters.groups)
+    drawn["group"] = _with_copies(_groups(prepared.table, parameters.groups), prepared)
     drawn["fold"] = folds.draw(drawn, parameters.n_folds)
     print(folds.balance(drawn).to_string())
     return drawn
@@ -184,6 +184,19 @@ def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
     return found
 
 
+def _with_copies(groups: pd.Series, prepared: cache.Prepared) -> pd.Series:
+    """Return the patients with images of the same pixels as one patient's; note them."""
+    codes, ids = fingerprint.codes(prepared), prepared.table["image_id"].tolist()
+    copies = [(i, j) for i, j in fingerprint.matches(codes, codes).tolist() if i < j]
+    if copies:
+        i, j = copies[0]
+        print(
+            f"note: {len(copies)} pairs of images show the same radiograph ({ids[i]} and {ids[j]} "
+            "first): both of a pair are taken as one patient's"
+        )
+    return patients.united(groups, ids, copies)
+
+
 def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
     by_id = table.read_groups(paths.from_root(given))
     found = prepared["image_id"].map(by_id)
@@ -196,19 +209,23 @@ def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
 
 
 def _same_groups(
-    drawn: pd.DataFrame, prepared: pd.DataFrame, given: str | None, path: Path
+    drawn: pd.DataFrame, prepared: cache.Prepared, given: str | None, path: Path
 ) -> None:
     """Refuse a table of patients that the folds were not drawn with: some would stand in two."""
     if given is None:
         return
-    had = patients.known(prepared["image_id"].map(drawn.set_index("image_id")["group"]))[0]
-    wanted = _groups(prepared, given)
-    other = (had != wanted).to_numpy().nonzero()[0]
+    ids = prepared.table["image_id"]
+    had = patients.known(ids.map(drawn.set_index("image_id")["group"]))[0]
+    wanted = _groups(prepared.table, given)
+    differ = had != wanted
+    if differ.any():
+        differ &= had != _with_copies(wanted, prepared)
+    other = differ.to_numpy().nonzero()[0]
     if len(other):
         first = other[0]
         raise InputError(
             f"{path} was drawn with other patients than GROUPS {given} says "
-            f"({prepared['image_id'].iloc[first]}: {had.iloc[first]!r}, here "
+            f"({ids.iloc[first]}: {had.iloc[first]!r}, here "
             f"{wanted.iloc[first]!r}; {len(other)} images): choose another WORK_DIR, or delete it "
             "with its runs"
         )

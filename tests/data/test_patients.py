@@ -69,3 +69,19 @@ def test_unknown_patients_are_noted(ids):
     (note,) = patients.note_unknown(ids, pd.Series([""] * len(ids)))
     assert "GROUPS" in note
     assert "share" not in note
+
+
+@pytest.mark.parametrize(
+    ("given", "copies", "expected"),
+    [
+        ("p,q,,", [], "p,q,,"),
+        ("p,q,,", [(0, 2)], "p,q,p,"),
+        ("p,q,,q", [(0, 3)], "p,p,,p"),
+        (",,,", [(1, 3)], ",same picture as i1,,same picture as i1"),
+        (",,p,", [(0, 1), (1, 2)], "p,p,p,"),
+        ("q,,p,", [(0, 1), (1, 2), (2, 3)], "p,p,p,p"),
+    ],
+)
+def test_copies_are_one_patient_s_as_are_all_images_of_theirs(given, copies, expected):
+    found = patients.united(pd.Series(given.split(",")), ["i0", "i1", "i2", "i3"], copies)
+    assert found.tolist() == expected.split(",")

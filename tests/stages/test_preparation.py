@@ -13,7 +13,7 @@ import pytest
 
 from kernel_lib import files, runs
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import contrast, folds, rle, table
+from kernel_lib.data import contrast, fingerprint, folds, rle, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import preparation
 
@@ -23,6 +23,15 @@ PREPARED = SimpleNamespace(
          "rle": "0 4", "patient": ""}
     )
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _codes(monkeypatch):
+    """No picture is known: these tests' images are noise."""
+    monkeypatch.setattr(preparation.fingerprint, "codes", lambda prepared: [""] * 6)
+
+
+CHESTS = np.random.default_rng(1).integers(0, 256, (5, 32, 32), np.uint8)
 
 
 def settle(work: Path, n_folds: int) -> pd.DataFrame:
@@ -205,6 +214,20 @@ def test_unknown_patients_of_a_table_are_noted_and_a_second_run_accepts_them(tmp
     )
     again = settled(work, [""] * 6, table_of_groups)
     assert folds.difference(again, taken[list(folds.COLUMNS)]) == ""
+
+
+def test_images_of_the_same_pixels_are_drawn_into_one_fold(tmp_path, monkeypatch, capsys):
+    table_of_groups = tmp_path / "groups.csv"
+    table_of_groups.write_text("id,patient\ni00,a\ni01,b\ni02,b\ni03,c\ni04,d\ni05,e\n")
+    plain = settled(tmp_path / "plain", [""] * 6, table_of_groups)
+    codes = [fingerprint.code(CHESTS[n]) for n in (0, 1, 2, 3, 0, 4)]
+    monkeypatch.setattr(preparation.fingerprint, "codes", lambda prepared: codes)
+    alike = settled(tmp_path / "work", [""] * 6, table_of_groups)
+    assert alike["group"].tolist() == ["a", "b", "b", "c", "a", "e"]
+    assert alike["fold"][0] == alike["fold"][4]
+    assert "i00 and i04" in capsys.readouterr().out
+    settled(tmp_path / "work", [""] * 6, table_of_groups)
+    assert settled(tmp_path / "plain", [""] * 6, table_of_groups).equals(plain)  # drawn before
 
 
 def test_folds_drawn_with_a_placeholder_as_a_patient_stay_valid(tmp_path):
