@@ -23,8 +23,8 @@ NEARLY_BLACK, MIDDLE = 1 / 8, (1 / 4, 3 / 4)
 MAX_FLAT_SHARE = 0.25
 # Of so few levels, each that has a flat area is a class; a mask halved and enlarged again has 5.
 FEW_LEVELS = 4
-# A picture has more middle levels than white, and over more of the image than a soft rim.
-PICTURE_SHARE = 0.02
+# A picture has more middle levels than white, over more of the image than a soft rim; or very many.
+PICTURE_SHARES = (0.02, 0.1)
 # How far, as a share of the largest level, a colour may lie from those between background and mask.
 OFF_COLOUR = 1 / 8
 WINDOW = np.ones((3, 3), np.uint8)  # what is one level throughout is flat
@@ -197,7 +197,7 @@ def _check_classes(grey: np.ndarray, used: np.ndarray, is_jpeg: bool) -> None:
             f"{top}: save one class as its mask, {top} on 0"
         )
     n_between = np.count_nonzero((least > low) & (most < high))
-    if n_between > max(n_mask, PICTURE_SHARE * grey.size):
+    if n_between > np.clip(n_mask, *(share * grey.size for share in PICTURE_SHARES)):
         raise InputError(
             f"has {n_between:,} px of middle levels and {n_mask:,} px of mask, so it looks like a "
             f"picture, not a mask: save the mask alone, {top} on 0"

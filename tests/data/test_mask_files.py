@@ -126,6 +126,7 @@ SHADES = np.add.outer(np.arange(64), np.arange(48)).astype(np.uint8) * 2 + 20  #
 MARKED = cv2.dilate(MASK, np.ones((9, 9))) - cv2.dilate(MASK, np.ones((7, 7)))
 PICTURES = {
     "itself": grey(SHADES),
+    "itself, bright": grey(np.maximum(SHADES, 150)),
     "tinted": layers(np.where(MASK, 255, SHADES).astype(np.uint8), SHADES, SHADES),
     "with a contour": layers(*[np.where(MARKED, c, SHADES).astype(np.uint8) for c in (0, 255, 0)]),
     "cut out": grey(SHADES * LUNGS),
