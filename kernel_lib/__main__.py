@@ -163,7 +163,7 @@ def score(
     click.echo(f"non-empty {result.dice_nonempty:.8f} over {result.n_nonempty} images")
     click.echo(f"all empty {result.dice_all_empty:.8f} would be the score of no mask anywhere")
     click.echo(f"missed    {result.n_false_negative}, false alarms {result.n_false_positive}")
-    for warning in scores.trained_on(submission):
+    for warning in [*(f"warning: {one}" for one in result.doubts), *scores.trained_on(submission)]:
         click.echo(warning)
     if result.n_only_submission or result.n_only_labels:
         click.echo(
@@ -187,6 +187,8 @@ def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
         raise click.exceptions.Exit(1)
     if note := files.order_note(submission, sample):
         click.echo(note)
+    if doubt := files.doubt(submission, shape=shape):
+        click.echo(f"warning: {doubt}")
     click.echo(f"{submission} is valid")
 
 

@@ -73,6 +73,16 @@ def test_labels_score_one_against_themselves(project_root, tables):
     assert "mean dice 1.00000000 over 2 images" in done.stdout
 
 
+def test_validate_and_score_warn_of_masks_drawn_at_another_size(project_root, tables):
+    small, sample = tables / "small.csv", str(tables / "sample.csv")
+    small.write_text("ImageId,EncodedPixels\na,2080 30 34 30 34 30 34 30\nb,-1\nc,-1\n")
+    for arguments in (("validate", "--sample", sample), ("score", sample)):
+        done = cli(project_root, arguments[0], str(small), *arguments[1:], "--shape", "256", "256")
+        (warning,) = [one for one in done.stdout.splitlines() if one.startswith("warning: ")]
+        assert "small.csv" in warning
+        assert "64 px" in warning
+
+
 def test_validate_accepts_the_right_and_names_what_is_wrong(project_root, tables):
     sample = ("--sample", str(tables / "sample.csv"))
     done = cli(project_root, "validate", str(tables / "right.csv"), *sample)

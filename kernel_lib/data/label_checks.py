@@ -1,11 +1,12 @@
-"""The label of an image; and labels together: all empty, inverted, or drawn at another size."""
+"""The label of an image; labels together: empty, inverted, outlines, of another size or order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isqrt
+from fractions import Fraction
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from kernel_lib.data import images, rle
@@ -14,10 +15,18 @@ from kernel_lib.errors import InputError
 # (runs, the image's shape) of one image's label
 Label = tuple[rle.Runs, tuple[int, int]]
 AS_THEY_ARE = "-p MASKS_ARE right takes them as they are"
-# Sizes that masks are drawn at, and how near to the images' own one can be known: of the
-# competition's 2,669 masks no single one fits a smaller such size better than its own.
-SIZE_STEPS, LARGEST_SHARE = (16, 50), 15 / 16
+# Heights that masks are drawn at: multiples of these, as either side, up to this share of the
+# images' own; or these shares of it.
+SIZE_STEPS, LARGEST_SHARE = (16, 50), 1.1
+SHARES = [Fraction(*share) for share in ((1, 2), (1, 3), (2, 3), (1, 4), (3, 4), (1, 5))]
+# By which share of what lies on the next columns another height must fit better than the images'
+# own, and how much more where it is nearly that and few masks tell: none of the competition's
+# 2,669 masks does alone.
+MARGIN, NEARLY, NEAR_MARGIN = 0.01, 0.3, 0.3
 ENOUGH_MASKS = 200
+BY_ROWS = "written row by row"
+# How many times the area grows where outlines are filled; the competition's masks grow by 2 %.
+OUTLINES_GROW = 2
 
 
 class Labelled(Protocol):
@@ -57,46 +66,101 @@ def doubt(labels: Sequence[Label]) -> str | None:
     masks = [(runs, shape) for runs, shape in labels if len(runs)]
     if labels and not masks:
         return f"all of {len(labels):,} masks are empty: give the labels; or {AS_THEY_ARE}"
-    large = [1 for runs, (height, width) in masks if 2 * rle.area(runs) > height * width]
-    if len(large) > 1 and 2 * len(large) > len(masks):
+    large = sum(map(_is_large, masks))
+    if large > 1 and 2 * large > len(masks):
         return (
-            f"{len(large):,} of {len(masks):,} masks cover more than half of their image, as where "
+            f"{large:,} of {len(masks):,} masks cover more than half of their image, as where "
             f"background and mask are swapped: -p MASKS_ARE inverted swaps them, {AS_THEY_ARE}"
         )
-    side = drawn_side(masks)
-    if side:
-        shape = masks[0][1]
+    drawn = doubt_of_drawing(masks)
+    if drawn:
+        return drawn if BY_ROWS in drawn else f"{drawn}; or {AS_THEY_ARE}"
+    grows = np.median([_filled_px(*one) / rle.area(one[0]) for one in masks[:ENOUGH_MASKS]] or [1])
+    if grows < OUTLINES_GROW:
+        return None
+    return (
+        f"filling the holes of the masks makes the middle one {grows:.0f} times as large, as where "
+        f"they are outlines: fill them (cv2.drawContours with thickness -1); or {AS_THEY_ARE}"
+    )
+
+
+def doubt_of_large(named: Sequence[tuple[str, Label]]) -> str | None:
+    """Return in words which images' masks are large for a pneumothorax, None where none is."""
+    large = [name for name, label in named if _is_large(label)]
+    more = f" and {len(large) - 3:,} more" if len(large) > 3 else ""
+    found = f"{len(large):,} masks cover more than half an image: {', '.join(large[:3])}{more}"
+    return found if large else None
+
+
+def _is_large(label: Label) -> bool:
+    runs, (height, width) = label
+    return 2 * rle.area(runs) > height * width
+
+
+def _filled_px(runs: rle.Runs, shape: tuple[int, int]) -> int:
+    """Return the area of a mask with its holes filled."""
+    mask = rle.mask_of(runs, shape)
+    outer, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.count_nonzero(cv2.drawContours(mask, outer, -1, 1, cv2.FILLED))
+
+
+def doubt_of_drawing(labels: Sequence[Label]) -> str | None:
+    """Return in words that masks were drawn at another size, or in rows; None: nothing says so."""
+    masks = [(runs, shape) for runs, shape in labels if len(runs)]
+    drawn = drawn_at(masks)
+    if drawn is None:
+        return None
+    height, width = masks[0][1]
+    if drawn == BY_ROWS:
         return (
-            f"no run of {len(masks):,} masks reaches beyond the pixels of {side}×{side}, and those "
-            f"are the columns they fit, not those of the images ({shape[1]}×{shape[0]}): give "
-            f"labels drawn at the images' size, or images of the labels'; or {AS_THEY_ARE}"
+            f"{len(masks):,} masks look {BY_ROWS}, or of images turned by 90° ({width}×{height}), "
+            "and the runs of this competition go down the columns: transpose each mask"
         )
-    return None
+    return (
+        f"{len(masks):,} masks fit the columns of images {drawn}, not those of their own images "
+        f"({width}×{height}): give masks drawn at the images' size, or images of the masks'"
+    )
 
 
-def drawn_side(masks: Sequence[Label]) -> int | None:
-    """Return the side of the smaller square that masks were drawn on; None where nothing says so.
+def drawn_at(masks: Sequence[Label]) -> str | None:
+    """Return the size of images that masks were drawn on, or `BY_ROWS`; None: nothing says so.
 
     All runs lie within its pixels, and shifted by the height of one of its columns they fall on the
     masks' next columns better than shifted by the images' own.
     """
+    better = {name: _better(masks, steps) for name, steps in _steps(masks).items()}
+    name = max(better, key=better.get, default=None)
+    return name if name and better[name] > 0 else None
+
+
+def _steps(masks: Sequence[Label]) -> dict[str, np.ndarray]:
+    """Return what pixels may lie from one column to the next, (N,) by the size that means."""
     if not masks:
-        return None
-    farthest = max(int(runs[-1].sum()) for runs, _ in masks)
-    smallest = isqrt(min(height * width for _, (height, width) in masks))
-    sides = range(isqrt(farthest - 1) + 1, int(LARGEST_SHARE * smallest) + 1)
-    usual = [side for side in sides if any(side % step == 0 for step in SIZE_STEPS)]
-    better = {side: _better(masks[:ENOUGH_MASKS], side) for side in usual}
-    side = max(better, key=better.get, default=None)
-    return side if side and better[side] > 0 else None
+        return {}
+    heights, widths = np.array([shape for _, shape in masks]).T
+    ends = np.array([runs[-1].sum() for runs, _ in masks])
+    largest = int(LARGEST_SHARE * max(heights.max(), widths.max()))
+    usual = [n for n in range(1, largest + 1) if any(n % step == 0 for step in SIZE_STEPS)]
+    sizes = {f"{n} px high": np.full(len(masks), n) for n in usual}
+    sizes |= {f"{share} as high": np.rint(float(share) * heights).astype(int) for share in SHARES}
+    if (heights != widths).any():
+        sizes |= {f"{n} px wide": np.rint(n * heights / widths).astype(int) for n in usual}
+    found = {
+        name: size
+        for name, size in sizes.items()
+        if (size <= LARGEST_SHARE * heights).all()
+        and (ends <= size * np.maximum(size, np.ceil(size * widths / heights))).all()
+    }
+    return {BY_ROWS: widths, **found} if (heights != widths).any() else found
 
 
-def _better(masks: Sequence[Label], side: int) -> int:
-    """Return how many pixels more fall on the next columns where these are `side` px high."""
-    gain = 0
-    for runs, (height, _) in masks:
-        within = runs[runs[:, 1] <= side]  # longer ones span columns, and tell no height
-        gain += _shared(within, side) - _shared(within, height)
+def _better(masks: Sequence[Label], steps: np.ndarray) -> float:
+    """Return how many pixels more fall on the next columns where these are `steps` px high."""
+    gain, few = 0.0, NEAR_MARGIN / len(masks)
+    for (runs, (height, _)), step in zip(masks[:ENOUGH_MASKS], steps, strict=False):
+        within = runs[runs[:, 1] <= min(step, height)]  # longer ones span columns: no height
+        margin = MARGIN + few * (abs(step - height) < NEARLY * height)
+        gain += _shared(within, step) - (1 + margin) * _shared(within, height)
     return gain
 
 

@@ -39,13 +39,8 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
     runs_of_image: dict[str, list[rle.Runs]] = {}
     rows_of_image: dict[str, list[int]] = {}
     for row, name, text in zip(table.index, table[ID_COLUMN], table[RLE_COLUMN], strict=True):
-        if SPREADSHEET_LIMIT - 1 <= len(text) <= SPREADSHEET_LIMIT:
-            raise InputError(
-                f"{csv} row {row}, image {name}: its RLE is {len(text):,} characters long, where "
-                "spreadsheets cut a cell: give the table as it was before one saved it"
-            )
         try:
-            runs = rle.parse(text)
+            runs = parse_cell(text)
         except rle.RleError as error:
             hint = "" if " " in text else f"; {rle.EMPTY} or nothing means an empty mask"
             raise InputError(f"{csv} row {row}, image {name}: {error}{hint}") from error
@@ -70,6 +65,20 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
         },
         dtype=object,
     )
+
+
+def parse_cell(text: str, shape: tuple[int, int] | None = None) -> rle.Runs:
+    """Return the runs of a table's cell as `rle.parse` does, unless a spreadsheet may have cut it.
+
+    Raises: RleError.
+    """
+    n_chars = len(text.strip())
+    if SPREADSHEET_LIMIT - 1 <= n_chars <= SPREADSHEET_LIMIT:
+        raise rle.RleError(
+            f"its RLE is {n_chars:,} characters long, where spreadsheets cut a cell: give the "
+            "table as it was before one saved it"
+        )
+    return rle.parse(text, shape)
 
 
 @dataclass(frozen=True)

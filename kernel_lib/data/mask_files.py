@@ -21,6 +21,13 @@ from kernel_lib.errors import InputError
 NEARLY_BLACK, MIDDLE = 1 / 8, (1 / 4, 3 / 4)
 # Flat areas of a middle level are a third class; a rim that was smoothed and enlarged has a few.
 MAX_FLAT_SHARE = 0.25
+# Of so few levels, each that has a flat area is a class; a mask halved and enlarged again has 5.
+FEW_LEVELS = 4
+# A picture has more middle levels than white, over more of the image than a soft rim; or very many.
+PICTURE_SHARES = (0.02, 0.1)
+# How far, as a share of the largest level, a colour may lie from those between background and mask.
+OFF_COLOUR = 1 / 8
+WINDOW = np.ones((3, 3), np.uint8)  # what is one level throughout is flat
 
 
 def by_index(data: bytes) -> bytes | None:
@@ -78,8 +85,33 @@ def _grey(levels: np.ndarray) -> np.ndarray:
     on_black = not drawn.all() and np.ptp(first, axis=1).any()
     if on_black and np.array_equal((colours == first).all(axis=2), drawn):
         return drawn.astype(levels.dtype) * np.iinfo(levels.dtype).max
+    if (colours != colours[..., :1]).any():
+        _check_colours(levels)
     how = cv2.COLOR_BGRA2GRAY if levels.shape[2] == 4 else cv2.COLOR_BGR2GRAY
     return cv2.cvtColor(levels, how)
+
+
+def _check_colours(levels: np.ndarray) -> None:
+    """Refuse flat areas of two colours and a background; a rim's lie between those of two."""
+    colours = levels[..., :3]
+    if levels.shape[2] == 4 and levels[..., 3].any():
+        colours = colours * (levels[..., 3:] > 0)  # what is transparent may hold anything
+    flat = colours[(cv2.erode(colours, WINDOW) == cv2.dilate(colours, WINDOW)).all(axis=2)]
+    found, counts = np.unique(flat @ np.array([1, 1 << 16, 1 << 32]), return_counts=True)
+    if len(found) < 3:
+        return
+    found = (found[:, None] >> np.array([32, 16, 0]) & 0xFFFF).astype(float)  # (n, 3) RGB
+    ground = counts.argmax()
+    from_ground = found - found[ground]
+    far = np.linalg.norm(from_ground, axis=1).argmax()
+    line = from_ground[far] / np.linalg.norm(from_ground[far])
+    off = np.linalg.norm(from_ground - np.outer(from_ground @ line, line), axis=1)
+    if off.max() > OFF_COLOUR * np.iinfo(levels.dtype).max:
+        three = (str(tuple(map(int, found[at]))) for at in (ground, far, off.argmax()))
+        raise InputError(
+            f"has areas of the colours {', '.join(three)} (RGB), and a mask and its background are "
+            "two: save one class as its mask, 255 on 0"
+        )
 
 
 def _by_index(levels: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -133,12 +165,12 @@ def _by_level(grey: np.ndarray, is_jpeg: bool = False) -> np.ndarray:
             f"PNG with {full} where there is pneumothorax"
         )
     if top > half and len(used) > 2:
-        _check_classes(grey, used)
+        _check_classes(grey, used, is_jpeg)
     return (grey > (half if top > half else 0)).astype(np.uint8)
 
 
-def _check_classes(grey: np.ndarray, used: np.ndarray) -> None:
-    """Refuse levels that stand for more than background and mask."""
+def _check_classes(grey: np.ndarray, used: np.ndarray, is_jpeg: bool) -> None:
+    """Refuse levels that stand for more than background and mask, and pictures."""
     top = int(used[-1])
     if used[-2] <= NEARLY_BLACK * top:
         raise InputError(
@@ -146,13 +178,27 @@ def _check_classes(grey: np.ndarray, used: np.ndarray) -> None:
             f"marked as void by {top}: save one class as its mask, {top} on 0"
         )
     low, high = (share * top for share in MIDDLE)
-    if not ((used > low) & (used < high)).any():
+    is_few = len(used) <= FEW_LEVELS and not is_jpeg
+    if not is_few and not ((used > low) & (used < high)).any():
         return
-    window = np.ones((3, 3), np.uint8)
-    flat = cv2.erode(grey, window) == cv2.dilate(grey, window)
-    middle = grey[flat & (grey > low) & (grey < high)]
-    if len(middle) > MAX_FLAT_SHARE * np.count_nonzero(grey >= high):
+    least, most = cv2.erode(grey, WINDOW), cv2.dilate(grey, WINDOW)
+    flat = grey[least == most]
+    classes = np.unique(flat) if is_few else []
+    if len(classes) > 2:
+        raise InputError(
+            f"has areas of the levels {', '.join(map(str, classes))}, as of two classes: save one "
+            f"class as its mask, {top} on 0"
+        )
+    middle = flat[(flat > low) & (flat < high)]
+    n_mask = np.count_nonzero(grey >= high)
+    if len(middle) > MAX_FLAT_SHARE * n_mask:
         raise InputError(
             f"has areas of level {int(np.median(middle))}, neither background nor mask beside "
             f"{top}: save one class as its mask, {top} on 0"
+        )
+    n_between = np.count_nonzero((least > low) & (most < high))
+    if n_between > np.clip(n_mask, *(share * grey.size for share in PICTURE_SHARES)):
+        raise InputError(
+            f"has {n_between:,} px of middle levels and {n_mask:,} px of mask, so it looks like a "
+            f"picture, not a mask: save the mask alone, {top} on 0"
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import cells, labels, rle
-from kernel_lib.data.labels import Sample, names_of
+from kernel_lib.data import cells, label_checks, labels, rle
+from kernel_lib.data.labels import Sample, names_of, parse_cell
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
@@ -34,6 +34,7 @@ class ScoreResult:
     n_false_positive: int  # truth empty, a mask predicted
     n_only_submission: int  # images left out, since they have no label
     n_only_labels: int  # images left out, since they were not predicted
+    doubts: tuple[str, ...] = ()  # masks that seem drawn at another size than their images
 
 
 def write(path: Path | str, ids: Sequence[str] | Sample, rles: Sequence[str]) -> None:
@@ -138,6 +139,26 @@ def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) ->
     )
 
 
+def doubt(
+    path: Path | str, shapes: Shapes | None = None, shape: tuple[int, int] = SHAPE
+) -> str | None:
+    """Return what is odd of a valid submission's masks: cut, or drawn at another size; else None.
+
+    A predicted mask may be as long as a cut one by chance, so that neither makes it invalid.
+    """
+    table = read(path)
+    for row, text in zip(table["row"], table["rle"], strict=True):
+        try:
+            parse_cell(text)
+        except rle.RleError as error:
+            return f"{path}, row {row}: {error}"
+    own = [(shapes or {}).get(one, shape) for one in table["image_id"]]
+    found = label_checks.doubt_of_drawing(
+        [(rle.parse(text, of), of) for text, of in zip(table["rle"], own, strict=True)]
+    )
+    return f"{path}: {found}" if found else None
+
+
 def score(
     submission: Path | str | pd.DataFrame,
     labels: Path | str | pd.DataFrame,
@@ -162,10 +183,14 @@ def score(
             "give the labels of the same set"
         )
     counts = np.empty((len(both), 3), dtype=np.int64)  # (N, 3) intersection, predicted, truth
+    masks: list[list[label_checks.Label]] = [[], []]  # of the sides
     for at, one in enumerate(both):
         own = (shapes or {}).get(one, shape)
         first, second = (_united(side[one], own) for side in sides)
         counts[at] = rle.shared_px(first, second), rle.area(first), rle.area(second)
+        for of_side, runs in zip(masks, (first, second), strict=True):
+            of_side.append((runs, own))
+    doubts = zip((submission, labels), map(label_checks.doubt_of_drawing, masks), strict=True)
     dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
     return ScoreResult(
         dice=mean_dice(dice),
@@ -177,6 +202,7 @@ def score(
         n_false_positive=int((~has_mask & has_pred).sum()),
         n_only_submission=len(predicted) - len(both),
         n_only_labels=len(truth) - len(both),
+        doubts=tuple(f"{_name(side)}: {doubt}" for side, doubt in doubts if doubt),
     )
 
 
@@ -258,7 +284,7 @@ def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
     many = []
     for where, text in rows:
         try:
-            many.append(rle.parse(text, shape))
+            many.append(parse_cell(text, shape))
         except rle.RleError as error:
             raise InputError(f"{where}: {error}") from None
     return rle.union(many) if len(many) > 1 else many[0]

@@ -169,6 +169,6 @@ def _runs(
 ) -> rle.Runs:
     row, text = column[image]
     try:
-        return rle.parse(text, shape)
+        return labels.parse_cell(text, shape)
     except rle.RleError as error:
         raise InputError(f"{path}, row {row} ({image}): {error}") from None

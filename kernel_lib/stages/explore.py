@@ -13,7 +13,6 @@ from kernel_lib.data import images, label_checks, labels, patients, rle, table
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
 from kernel_lib.viz import figures, found
@@ -182,12 +181,10 @@ def _share_read(source: Source, opened: Opened, masked: Sequence[Masked]) -> str
 
 def _doubts(masked: Sequence[Masked], masks_are: str | None) -> list[str]:
     """A line for what training would refuse, and for masks that are large for a lung."""
-    doubt = label_checks.doubt([(one.runs, one.shape) for one in masked])
-    large = [one.image_id for one in masked if 2 * one.area_px > FULL_AREA]
-    lines = [f"doubt: {doubt}"] if doubt and masks_are != "right" else []
-    if large:
-        lines.append(f"doubt: {len(large):,} masks cover more than half an image: {_some(large)}")
-    return lines
+    named = [(one.image_id, (one.runs, one.shape)) for one in masked]
+    doubt = label_checks.doubt([label for _, label in named]) if masks_are != "right" else None
+    doubts = [doubt, label_checks.doubt_of_large(named)]
+    return [f"doubt: {one}" for one in doubts if one]
 
 
 def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:

@@ -116,6 +116,9 @@ def _check_labels(source: table.Source, prepared: cache.Prepared, masks_are: str
     doubt = label_checks.doubt(labels) if masks_are != "right" else None
     if doubt:
         raise InputError(f"{source.labels or source.root}: {doubt}")
+    large = label_checks.doubt_of_large(list(zip(found["image_id"], labels, strict=True)))
+    if large:
+        print(f"note: {large}")
 
 
 def _may_have_mask(row: tuple) -> bool:

@@ -75,10 +75,36 @@ REFUSED = {
         lambda m: palette(m + RIM * 2, [0, 0, 0, 128, 0, 0, 0, 128, 0]),
         "3 colours",
     ),
-    "lungs at half": (lambda m: grey(np.where(m, 255, 128 * LUNGS).astype(np.uint8)), "level 128"),
+    "lungs at half": (
+        lambda m: grey(np.where(m, 255, 128 * LUNGS).astype(np.uint8)),
+        "0, 128, 255",
+    ),
     "lungs below half": (
         lambda m: grey(np.where(m, 255, 100 * LUNGS).astype(np.uint8)),
-        "level 100",
+        "0, 100, 255",
+    ),
+    "mask below lungs": (
+        lambda m: grey(np.where(m, 60, 255 * LUNGS).astype(np.uint8)),
+        "0, 60, 255",
+    ),
+    "nearly one level": (lambda m: grey(255 * LUNGS - m), "0, 254, 255"),
+    "many levels, some flat": (
+        lambda m: grey(cv2.blur(np.where(m, 255, 150 * LUNGS).astype(np.uint8), (3, 3))),
+        "level 150",
+    ),
+    "green lungs, red": (lambda m: layers(m * 255, (LUNGS - m) * 255, BLACK), "colours.*0, 255, 0"),
+    "blue, yellow lungs": (lambda m: layers(*[(LUNGS - m) * 255] * 2, m * 255), "colours"),
+    "two colours of a program": (
+        lambda m: layers(*[m * a + (LUNGS - m) * b for a, b in ((250, 51), (50, 221), (83, 255))]),
+        "colours",
+    ),
+    "two colours, opaque": (
+        lambda m: layers(m * 255, (LUNGS - m) * 255, BLACK, LUNGS * 255),
+        "colours",
+    ),
+    "two colours on white": (
+        lambda m: layers(255 - LUNGS * 255 + m * 255, 255 - m * 255, 255 - LUNGS * 255),
+        "colours",
     ),
     "dark": (lambda m: grey(m * 90), "levels up to 90"),
     "8 bits in 16": (lambda m: grey(m.astype(np.uint16) * 255), "levels up to 255"),
@@ -94,6 +120,20 @@ REFUSED = {
     "opaque background": (lambda m: layers(BLACK, BLACK, BLACK, 255 - m * 255), "MASKS_ARE"),
     "all white": (lambda m: grey(WHITE), "MASKS_ARE"),
 }
+
+
+SHADES = np.add.outer(np.arange(64), np.arange(48)).astype(np.uint8) * 2 + 20  # 20 to 240
+MARKED = cv2.dilate(MASK, np.ones((9, 9))) - cv2.dilate(MASK, np.ones((7, 7)))
+PICTURES = {
+    "itself": grey(SHADES),
+    "itself, bright": grey(np.maximum(SHADES, 150)),
+    "tinted": layers(np.where(MASK, 255, SHADES).astype(np.uint8), SHADES, SHADES),
+    "with a contour": layers(*[np.where(MARKED, c, SHADES).astype(np.uint8) for c in (0, 255, 0)]),
+    "cut out": grey(SHADES * LUNGS),
+    "cut out by opacity": layers(*[SHADES * LUNGS] * 3, LUNGS * 255),
+}
+
+OPAQUE = [name for name, picture in PICTURES.items() if picture.mode != "RGBA"]
 
 
 @pytest.fixture
@@ -116,6 +156,36 @@ def test_what_may_be_another_mask_is_refused(read, encoding):
     drawn, why = REFUSED[encoding]
     with pytest.raises(InputError, match=rf"m\.png.*({why})"):
         read(drawn(MASK))
+
+
+@pytest.mark.parametrize("masks_are", [None, "right", "inverted"])
+@pytest.mark.parametrize(
+    ("picture", "ending"), [(one, "png") for one in PICTURES] + [(one, "jpg") for one in OPAQUE]
+)
+def test_a_radiograph_is_no_mask_whatever_masks_are(read, picture, ending, masks_are):
+    with pytest.raises(InputError, match=rf"m\.{ending} (has|draws)"):
+        read(PICTURES[picture], f"m.{ending}", masks_are)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 0), (0, 255, 0), (250, 125, 187)])
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_smoothed_rim_of_one_colour_is_no_class(read, colour, ground):
+    large, pixel = np.ones((8, 8), np.uint8), np.ones((3, 3), np.uint8)
+    soft = np.kron(cv2.blur(np.kron(MASK, large) * 255, (3, 3)), pixel) / 255
+    drawn = [np.uint8(ground + soft * (level - ground)) for level in colour]
+    assert read(layers(*drawn), masks_are="right").any()
+    assert read(layers(*drawn), "m.jpg", "right", quality=80).any()
+
+
+@pytest.mark.parametrize("how", [cv2.INTER_AREA, cv2.INTER_LINEAR])
+def test_a_mask_that_was_resized_is_no_picture_and_no_classes(read, how):
+    crescent = np.zeros((512, 512), np.uint8)
+    cv2.ellipse(crescent, (150, 200), (60, 120), 0, 90, 270, 255, 9)
+    small = cv2.resize(crescent, (256, 256), interpolation=how)
+    for levels in (small, cv2.resize(small, (1024, 1024), interpolation=cv2.INTER_NEAREST)):
+        np.testing.assert_array_equal(read(grey(levels)), (levels > 127).astype(np.uint8))
+    soft = cv2.GaussianBlur(crescent, (0, 0), 4)
+    np.testing.assert_array_equal(read(grey(soft)), (soft > 127).astype(np.uint8))
 
 
 def test_an_inverted_mask_is_read_as_the_user_says(read):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -245,6 +246,40 @@ def test_score_names_what_it_cannot_use(tmp_path: Path, sample: Path) -> None:
     assert math.isnan(nothing.dice_nonempty)
 
 
+@pytest.mark.parametrize(("n_chars", "is_cut"), [(32_765, 0), (32_766, 1), (32_767, 1)])
+def test_a_cell_that_a_spreadsheet_may_have_cut_is_named(
+    tmp_path: Path, sample: Path, n_chars: int, is_cut: int
+) -> None:
+    text = ("9 1 " * 8000 + "9 1").zfill(n_chars)
+    table = put(tmp_path / "s.csv", f"ImageId,EncodedPixels\na,{text}\nb,-1\nc,-1\n")
+    assert submission.validate(table, sample) == []  # a long mask may have that length by chance
+    assert ("s.csv, row 2: " in (submission.doubt(table) or "")) == is_cut
+    for sides in [(table, sample), (sample, table)] * is_cut:
+        with pytest.raises(InputError, match=r"s\.csv, row 2 \(a\): .*spreadsheet"):
+            submission.score(*sides)
+
+
+def test_masks_drawn_at_another_size_are_doubted(tmp_path: Path) -> None:
+    ids, own, small = [], [], []
+    for at in range(12):
+        mask = np.zeros((1024, 1024), np.uint8)
+        cv2.ellipse(mask, (300, 400), (60 + 5 * at, 150), at, 0, 360, 1, -1)
+        ids.append(f"i{at}")
+        own.append(rle.encode(mask))
+        small.append(rle.encode(mask[::4, ::4]))
+    right, wrong = tmp_path / "right.csv", tmp_path / "wrong.csv"
+    submission.write(right, ids, own)
+    submission.write(wrong, ids, small)
+    assert submission.validate(wrong, ids) == []
+    assert submission.doubt(right) is None
+    assert "256 px" in submission.doubt(wrong)
+    assert submission.doubt(wrong, dict.fromkeys(ids, (256, 256))) is None
+    assert submission.score(right, right).doubts == ()
+    for sides in [(right, wrong), (wrong, right)]:
+        (doubt,) = submission.score(*sides).doubts
+        assert doubt.startswith(f"{wrong}: ")
+
+
 def test_the_real_labels_score_against_themselves(shared_data: Path) -> None:
     labels = shared_data / "siim-labels" / "train-rle.csv"
     found = submission.score(labels, labels)
@@ -252,6 +287,7 @@ def test_the_real_labels_score_against_themselves(shared_data: Path) -> None:
     empty = shared_data / "stage2-silver" / "stage_2_sample_submission.csv"
     silver = shared_data / "stage2-silver" / "stage_2_train.csv"
     assert submission.validate(silver, empty) == []
+    assert (found.doubts, submission.doubt(silver)) == ((), None)
     found = submission.score(empty, silver)
     assert found.dice == found.dice_all_empty == pytest.approx(2 / 3)
     assert found.n_false_negative == 100

@@ -121,9 +121,19 @@ def test_inverted_labels_are_refused_until_the_user_says_what_they_are(tmp_path)
     assert swapped["rle"].tolist() == [rle.encode(box(64, n)) for n in range(8)]
 
 
+def test_a_few_masks_that_cover_more_than_half_are_noted(tmp_path, capsys):
+    masks = [box(64, n) for n in range(8)]
+    masks[5] = 1 - masks[5]
+    drawn(tmp_path / "data", masks)
+    assert len(prepared(tmp_path)) == 8
+    (note,) = [one for one in capsys.readouterr().out.splitlines() if "half an image" in one]
+    assert note.startswith("note: 1 ")
+    assert note.endswith("5")
+
+
 def test_labels_drawn_at_another_size_are_refused_with_that_size(tmp_path):
     drawn(tmp_path / "data", [box(32, n) for n in range(8)])
-    with pytest.raises(InputError, match=r"train-rle\.csv: .*32×32.*64×64"):
+    with pytest.raises(InputError, match=r"train-rle\.csv: .*32 px.*64×64"):
         prepared(tmp_path)
     assert len(prepared(tmp_path, masks_are="right")) == 8
 
