@@ -237,7 +237,8 @@ def test_images_of_the_same_pixels_are_drawn_into_one_fold(tmp_path, monkeypatch
     assert alike["fold"][0] == alike["fold"][4]
     assert "i00 and i04" in capsys.readouterr().out
     settled(tmp_path / "work", [""] * 6, table_of_groups)
-    assert settled(tmp_path / "plain", [""] * 6, table_of_groups).equals(plain)  # drawn before
+    again = settled(tmp_path / "plain", [""] * 6, table_of_groups)  # drawn before they were known
+    assert again["fold"].tolist() == plain["fold"].tolist()
 
 
 def test_folds_drawn_with_a_placeholder_as_a_patient_stay_valid(tmp_path):
