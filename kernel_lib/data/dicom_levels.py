@@ -18,7 +18,7 @@ class Levels:
     grey: np.ndarray  # uint8
     values: np.ndarray  # float64, after the modality's rescale or table
     lowest: int
-    by_range: bool  # no window or VOI LUT: black and white are the ends of the range
+    by: str  # "LUT" or "window"; "range": neither, black and white are its ends
 
 
 def grey_levels(dataset: pydicom.Dataset, bits: int) -> Levels:
@@ -41,11 +41,22 @@ def grey_levels(dataset: pydicom.Dataset, bits: int) -> Levels:
             bottom, top = values.min(), values.max()
     if dataset.get("VOILUTSequence"):
         entries, entry_bits = _looked_up(np.rint(values), dataset.VOILUTSequence[0], dataset)
-        return Levels(as_grey(entries / ((1 << entry_bits) - 1)), values, lowest, False)
+        return Levels(as_grey(entries / ((1 << entry_bits) - 1)), values, lowest, "LUT")
     window = _window(dataset)
     if window is not None:
-        return Levels(as_grey(_windowed(values, *window)), values, lowest, False)
-    return Levels(as_grey((values - bottom) / (top - bottom)), values, lowest, True)
+        return Levels(as_grey(_windowed(values, *window)), values, lowest, "window")
+    return Levels(as_grey((values - bottom) / (top - bottom)), values, lowest, "range")
+
+
+def padding(dataset: pydicom.Dataset, levels: Levels) -> slice:
+    """Return the entries of `levels` that are padding around the picture (PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    last = dataset.get("PixelPaddingRangeLimit", first)
+    if not isinstance(first, int) or not isinstance(last, int):
+        return slice(0)
+    # Beyond the range that the values take, the entry is none of theirs.
+    low, high = sorted((first - levels.lowest, last - levels.lowest))
+    return slice(max(low, 0), max(high + 1, 0))
 
 
 def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, int]:

@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 from kernel_lib.data import images
-from kernel_lib.data.contrast import FLAT, depth_note
+from kernel_lib.data.contrast import FLAT, MISSED, depth_note
 from kernel_lib.data.dicom_bits import WRONG_BITS
 
 SHAPE = (24, 40)
@@ -286,7 +286,7 @@ def test_a_ramp_stays_a_ramp(tmp_path, syntax, factor, bits, high):
 
 @pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 8), (16, 12)])
 def test_a_codestream_of_more_bits_than_are_allocated_is_not_cut(tmp_path, allocated, stored):
-    smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 2)
+    smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 1)
     dataset, _ = dataset_of(smooth, stored, syntax=JPEG2000Lossless)
     dataset.BitsAllocated = allocated
     found = images.open_radiograph(saved(dataset, tmp_path))
@@ -313,6 +313,73 @@ def test_a_window_that_misses_the_values_is_left_out(tmp_path, kind):
     shown = found.pixels if white else 255 - found.pixels
     assert np.abs(shown - right).max() <= (0 if white else 1)  # halves are rounded up in both
     assert found.notes == (FLAT,)
+
+
+@pytest.mark.parametrize(
+    ("factor", "bits", "window", "note"),
+    [
+        (4, 14, (2048, 4096), MISSED),
+        (16, 16, (2048, 4096), FLAT),
+        (1, 12, (128, 256), FLAT),
+        (1, 12, (40, 400), FLAT),
+    ],
+)
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_window_that_misses_most_of_the_values_is_left_out(
+    tmp_path, factor, bits, window, note, kind
+):
+    values, (centre, width) = RAMP * factor, window
+    dataset, _ = dataset_of(values, bits, kind=kind, WindowCenter=centre, WindowWidth=width)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    right = RAMP if kind == "MONOCHROME2" else 4095 - RAMP
+    np.testing.assert_array_equal(found.pixels, np.floor(right / 4095 * 255 + 0.5))
+    assert found.notes == (note,)
+
+
+@pytest.mark.parametrize(("shift", "bits"), [(0, 14), (0, 15), (2, 12), (4, 12)])
+def test_a_ramp_of_fewer_bits_than_are_stated_is_stretched(tmp_path, shift, bits):
+    values = RAMP >> shift
+    found = images.open_radiograph(saved(dataset_of(values, bits)[0], tmp_path))
+    np.testing.assert_array_equal(found.pixels, np.floor(values / values.max() * 255 + 0.5))
+    assert found.notes == (FLAT,)
+
+
+@pytest.mark.parametrize(
+    ("padding", "elements"),
+    [
+        (63536, {"PixelPaddingValue": 63536}),
+        (63536, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 65535}),
+        (63536, {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 60000}),
+        (-32768, {"PixelPaddingValue": -32768}),
+    ],
+)
+def test_padding_that_is_stated_does_not_set_the_range(tmp_path, padding, elements):
+    values = RAMP.astype(np.int64) - 1000 * (padding < 0)
+    values[:9] = padding
+    dataset, _ = dataset_of(values.astype(np.uint16 if padding > 0 else np.int16), 16, **elements)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    seen, low = RAMP[9:].astype(float), RAMP[9:].min()
+    np.testing.assert_array_equal(
+        found.pixels[9:], np.floor((seen - low) / (seen.max() - low) * 255 + 0.5)
+    )
+    assert not found.pixels[:9].any()
+    assert FLAT in found.notes
+
+
+def test_padding_beyond_the_bits_is_none(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, PixelPaddingValue=65535)
+    np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), stored)
+
+
+def test_a_mask_is_no_radiograph(tmp_path):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:15, 9:30] = 1
+    for path in (
+        written(tmp_path, "mask.png", mask * 255),
+        saved(dataset_of(mask, 1)[0], tmp_path, "mask.dcm"),
+    ):
+        with pytest.raises(images.ImageError, match=path.name):
+            images.read(path)
 
 
 def test_a_narrow_window_on_the_values_is_kept(tmp_path):
@@ -600,7 +667,7 @@ def test_png_keeps_its_levels(tmp_path):
 
 
 def test_jpeg_is_what_pillow_decodes(tmp_path):
-    path = written(tmp_path, "a.JPG".lower(), cv2.GaussianBlur(pixels_of(8), (0, 0), 2))
+    path = written(tmp_path, "a.JPG".lower(), cv2.GaussianBlur(pixels_of(8), (0, 0), 1))
     np.testing.assert_array_equal(images.read(path), np.asarray(Image.open(path)))
 
 

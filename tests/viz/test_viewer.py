@@ -74,7 +74,11 @@ def make_run(work: Path, run: str, drawn: pd.DataFrame) -> None:
         files.write_json(folder.config, config)
         held = [i for i in range(N) if i % 2 == fold]
         seen = tuple(name for i, name in enumerate(image_ids()) if i not in held)
-        meta = {"run": run, "fold": fold, "lineage": Lineage(images=seen, chosen_on=()).model_dump(mode="json")}
+        meta = {
+            "run": run,
+            "fold": fold,
+            "lineage": Lineage(images=seen, chosen_on=()).model_dump(mode="json"),
+        }
         shown = [(image_ids()[i], maps.Prediction(level_map(run, i, i % 4 == 3))) for i in held]
         for path in (folder.oof, folder.oof_last):
             maps.write(path, shown, meta)
