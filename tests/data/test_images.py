@@ -29,7 +29,7 @@ from pydicom.uid import (
 
 from kernel_lib.data import images
 from kernel_lib.data.contrast import FLAT, MISSED, depth_note
-from kernel_lib.data.dicom_bits import WRONG_BITS
+from kernel_lib.data.dicom_bits import WRONG_BITS, WRONG_SIGN
 
 SHAPE = (24, 40)
 RAMP = (np.add(*np.mgrid[:64, :65]) * 4095 // 127).astype(np.uint16)  # 12 bits, 128 levels
@@ -282,6 +282,25 @@ def test_a_ramp_stays_a_ramp(tmp_path, syntax, factor, bits, high):
     found = images.open_radiograph(saved(dataset, tmp_path))
     assert is_ramp(found.pixels)
     assert found.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize(
+    ("values", "bits", "elements"),
+    [
+        (RAMP.astype(np.int16), 12, {}),
+        ((RAMP << 4).view(np.int16), 16, {}),
+        ((RAMP >> 4).astype(np.uint8).view(np.int8), 8, {}),
+        ((RAMP - 2048).astype(np.uint16), 12, {}),
+        ((RAMP - 1024).astype(np.uint16), 14, {"WindowCenter": 1024, "WindowWidth": 4096}),
+    ],
+)
+def test_a_ramp_whose_sign_is_wrong_stays_a_ramp(tmp_path, syntax, values, bits, elements):
+    dataset, _ = dataset_of(values, bits, syntax=syntax, **elements)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    right = RAMP if values.itemsize == 2 else RAMP >> 4 << 4
+    assert np.abs(found.pixels - right / 4095 * 255).max() < 1.1
+    assert found.notes == (WRONG_SIGN,)
 
 
 @pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 8), (16, 12)])
