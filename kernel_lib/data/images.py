@@ -23,7 +23,7 @@ from pydicom.filereader import read_dataset, read_preamble
 from kernel_lib.data import contrast, mask_files, pictures
 from kernel_lib.data.dicom_bits import pixel_values
 from kernel_lib.data.dicom_levels import grey_levels, padding
-from kernel_lib.data.dicom_orientation import orientation_notes
+from kernel_lib.data.dicom_orientation import orientation_notes, view_notes
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
 
@@ -93,7 +93,7 @@ def open_radiograph(path: Path | str) -> Radiograph:
     try:
         with _named(path):
             pixels, notes = _radiograph(dataset, path)
-        notes += orientation_notes(dataset)
+        notes += orientation_notes(dataset) + view_notes(dataset)
         return Radiograph(pixels, _patient(dataset), tuple(notes))
     except ImageError:
         raise

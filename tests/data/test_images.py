@@ -390,6 +390,13 @@ def test_padding_beyond_the_bits_is_none(tmp_path):
     np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), stored)
 
 
+def test_a_lateral_view_is_read_and_named(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, ViewPosition="LL", PatientOrientation=["A", "F"])
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, stored)
+    assert [note.split()[0] for note in found.notes] == ["rows", "ViewPosition"]
+
+
 def test_a_mask_is_no_radiograph(tmp_path):
     mask = np.zeros(SHAPE, np.uint8)
     mask[5:15, 9:30] = 1
