@@ -80,17 +80,21 @@ def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.n
 
 
 def _window(dataset: pydicom.Dataset) -> tuple[float, float, str] | None:
-    """(centre, width, function) of the first window; None without one, or of no width."""
-    first = []
-    for keyword in ("WindowCenter", "WindowWidth"):
-        value = dataset.get(keyword)
-        if value is None or value == "":
-            return None
-        many = isinstance(value, (list, tuple)) or hasattr(value, "append")
-        first.append(float(value[0] if many else value))
+    """(centre, width, function) of the first complete window; None without one, or of no width."""
+    centres, widths = (_several(dataset.get(f"Window{end}")) for end in ("Center", "Width"))
+    stated = zip(centres, widths, strict=False)
+    first = next((tuple(map(float, pair)) for pair in stated if "" not in pair), None)
+    if first is None:
+        return None
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     # Some writers put 0 for "no window"; the standard asks for 1 or more (LINEAR), else above 0.
     return (*first, function) if first[1] >= 1 or (first[1] > 0 and function != "LINEAR") else None
+
+
+def _several(value: object) -> list:
+    """Return the values of an element that may have one, several or none; "" where one is blank."""
+    many = isinstance(value, (list, tuple)) or hasattr(value, "append")
+    return ["" if one is None else one for one in (value if many else [value])]
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

@@ -279,7 +279,8 @@ def _raster(data: bytes, path: Path) -> np.ndarray:
     with _named(path):
         levels = pictures.decode(data)
     if levels is None:
-        raise ImageError(f"{path} is cut short or damaged: fetch it again, or remove it")
+        damaged = "is cut short or damaged: fetch it again, or remove it"
+        raise ImageError(f"{path} {pictures.other_kind(data) or damaged}")
     if levels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path} has {levels.dtype} pixels: save it with 8 or 16 bits")
     return levels
@@ -336,6 +337,8 @@ def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
             dataset = pydicom.dcmread(BytesIO(data), force=True)
         except Exception as error:  # as above
             raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error}): {fix}") from error
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise ImageError(f"{path} has float pixels: save it as a PNG of 16 bits")
     if "PixelData" not in dataset:
         if not marked and "Rows" not in dataset:
             raise ImageError(f"{path} is no DICOM, PNG or JPEG file: {fix}")

@@ -229,6 +229,47 @@ def test_window_of_no_width_is_no_window(tmp_path):
     np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), stored)
 
 
+@pytest.mark.parametrize(
+    ("centres", "widths"),
+    [
+        (["", "2000"], ["", "1500"]),
+        (["", "2000"], ["900", "1500"]),
+        (["300", "2000"], ["", "1500"]),
+        (["2000", ""], ["1500", ""]),
+        (["2000", "300"], "1500"),
+    ],
+)
+def test_the_first_window_that_is_complete_is_taken(tmp_path, centres, widths):
+    plain, stored = dataset_of(RAMP, 12, WindowCenter=2000, WindowWidth=1500)
+    dataset, _ = dataset_of(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
+    grey = images.read(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(grey, expected(stored, plain))
+
+
+@pytest.mark.parametrize(("centres", "widths"), [(["", ""], ["", ""]), (["", "2000"], "1500")])
+def test_no_complete_window_is_no_window(tmp_path, centres, widths):
+    dataset, stored = dataset_of(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
+    plain, _ = dataset_of(RAMP, 12)
+    grey = images.read(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(grey, expected(stored, plain))
+
+
+@pytest.mark.parametrize("tag", ["FloatPixelData", "DoubleFloatPixelData"])
+def test_float_pixels_are_named(tmp_path, tag):
+    dataset, _ = dataset_of(pixels_of(8), 8)
+    del dataset.PixelData
+    setattr(dataset, tag, bytes(8 * SHAPE[0] * SHAPE[1]))
+    with pytest.raises(images.ImageError, match=r"float.*PNG"):
+        images.read(saved(dataset, tmp_path))
+
+
+def test_a_jpeg_that_only_dicoms_hold_is_not_fetched_again(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(lossless_jpeg(pixels_of(16), 16))
+    with pytest.raises(images.ImageError, match=r"a\.jpg.*16 bits.*PNG"):
+        images.read(path)
+
+
 def test_packed_lut_of_bytes(tmp_path):
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [256, 0, 8])
