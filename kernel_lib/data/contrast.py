@@ -7,10 +7,10 @@ import numpy as np
 from kernel_lib.errors import InputError
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors have
-FEW = 25.6  # grey levels in use, a tenth of all: a radiograph has more than 100
+FEW_LEVELS = 25.6  # grey levels in use, a tenth of all: a radiograph has more than 100
 NARROW = 64  # levels that nearly all pixels lie within; 98 was the least of 2,500 radiographs
-MARKS = 0.005  # of the pixels, at either end: markers that are burnt in, dead pixels
-STILL = 0.02  # the same after stretching, so that more marks than that are seen
+OUTLIERS = 0.005  # of the pixels, at either end: markers that are burnt in, dead pixels
+OUTLIERS_AFTER = 0.02  # the same after stretching, so that more outliers than that are seen
 MAX_BEYOND = 1 / 3  # of the pixels, beyond one end of a window
 FLAT = (
     "less than a quarter of the grey range, or a tenth of its levels, was in use: stretched to the "
@@ -81,7 +81,7 @@ def _counts(stored: np.ndarray, n: int, padding: slice) -> np.ndarray:
 
 def _is_flat(table: np.ndarray, counts: np.ndarray) -> bool:
     n_levels = len(np.unique(table[counts > 0]))
-    return n_levels < FEW or _width(table, counts, MARKS) <= NARROW
+    return n_levels < FEW_LEVELS or _width(table, counts, OUTLIERS) <= NARROW
 
 
 def _is_missed(table: np.ndarray, values: np.ndarray, counts: np.ndarray) -> bool:
@@ -98,16 +98,16 @@ def _is_missed(table: np.ndarray, values: np.ndarray, counts: np.ndarray) -> boo
 
 
 def _stretched(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the table from the lowest value in use to the highest; where flat, without marks."""
+    """Return the table over the values in use, without outliers where those leave it flat."""
     if np.count_nonzero(counts) == 2:
         raise InputError(
             "has two grey levels only, as a mask or a 1-bit picture: save the radiograph with 8 or "
             "16 bits, or remove it"
         )
-    for marks in (0, MARKS):
-        low, high = _ends(values, counts, marks)
+    for outliers in (0, OUTLIERS):
+        low, high = _ends(values, counts, outliers)
         table = as_grey((values - low) / ((high - low) or 1))
-        if _width(table, counts, STILL) > NARROW:
+        if _width(table, counts, OUTLIERS_AFTER) > NARROW:
             return table
     raise InputError(
         "has the same grey level in nearly every pixel: save its picture as grey levels without "

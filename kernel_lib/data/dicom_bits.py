@@ -11,8 +11,8 @@ WRONG_BITS = "HighBit or BitsStored disagrees with the values: the bits in use w
 WRONG_SIGN = "PixelRepresentation disagrees with the values: read with the other sign"
 # With the wrong sign the middle levels of 2,500 radiographs, or those about 0, wrap around: the sum
 # of the steps between neighbours grows by a factor of 1.28 to 5.6.
-SMOOTHER = 0.8
-MARKS = 16  # values; padding and markers are of fewer, and no sign of anything
+CLEARLY_SMOOTHER = 0.8
+MAX_MARKER_VALUES = 16  # padding and markers have no more, and say nothing of the sign
 
 
 def pixel_values(words: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, int, list[str]]:
@@ -75,7 +75,9 @@ def _wrap_around(values: np.ndarray, bits: int, signed: bool) -> bool:
     step = max(min(values.shape) // 256, 1)
     few = values[::step, ::step].astype(np.int64)
     other = _cut(few, bits, not signed)
-    return len(np.unique(few[few != other])) > MARKS and _steps(other) < SMOOTHER * _steps(few)
+    if len(np.unique(few[few != other])) <= MAX_MARKER_VALUES:
+        return False
+    return _steps(other) < CLEARLY_SMOOTHER * _steps(few)
 
 
 def _steps(values: np.ndarray) -> int:

@@ -19,7 +19,7 @@ NO_CHEST = (
 def view_notes(dataset: pydicom.Dataset) -> list[str]:
     """Return a note where the header states a lateral view, or another part than the chest."""
     return [
-        f"{tag} is {stated} by the header: no frontal radiograph of a chest, read all the same"
+        f"{tag} is {stated} by the header: not a frontal chest radiograph, read anyway"
         for tag, others in (("ViewPosition", LATERAL), ("BodyPartExamined", NO_CHEST))
         if (stated := str(dataset.get(tag) or "").strip().upper()) in others
     ]
