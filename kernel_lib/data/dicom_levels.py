@@ -18,7 +18,7 @@ class Levels:
     grey: np.ndarray  # uint8
     values: np.ndarray  # float64, after the modality's rescale or table
     lowest: int
-    by_range: bool  # no window or VOI LUT: black and white are the ends of the range
+    by: str  # "LUT" or "window"; "range": neither, black and white are its ends
 
 
 def grey_levels(dataset: pydicom.Dataset, bits: int) -> Levels:
@@ -41,11 +41,22 @@ def grey_levels(dataset: pydicom.Dataset, bits: int) -> Levels:
             bottom, top = values.min(), values.max()
     if dataset.get("VOILUTSequence"):
         entries, entry_bits = _looked_up(np.rint(values), dataset.VOILUTSequence[0], dataset)
-        return Levels(as_grey(entries / ((1 << entry_bits) - 1)), values, lowest, False)
+        return Levels(as_grey(entries / ((1 << entry_bits) - 1)), values, lowest, "LUT")
     window = _window(dataset)
     if window is not None:
-        return Levels(as_grey(_windowed(values, *window)), values, lowest, False)
-    return Levels(as_grey((values - bottom) / (top - bottom)), values, lowest, True)
+        return Levels(as_grey(_windowed(values, *window)), values, lowest, "window")
+    return Levels(as_grey((values - bottom) / (top - bottom)), values, lowest, "range")
+
+
+def padding(dataset: pydicom.Dataset, levels: Levels) -> slice:
+    """Return the entries of `levels` that are padding around the picture (PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    last = dataset.get("PixelPaddingRangeLimit", first)
+    if not isinstance(first, int) or not isinstance(last, int):
+        return slice(0)
+    # Beyond the range that the values take, the entry is none of theirs.
+    low, high = sorted((first - levels.lowest, last - levels.lowest))
+    return slice(max(low, 0), max(high + 1, 0))
 
 
 def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, int]:
@@ -69,17 +80,21 @@ def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.n
 
 
 def _window(dataset: pydicom.Dataset) -> tuple[float, float, str] | None:
-    """(centre, width, function) of the first window; None without one, or of no width."""
-    first = []
-    for keyword in ("WindowCenter", "WindowWidth"):
-        value = dataset.get(keyword)
-        if value is None or value == "":
-            return None
-        many = isinstance(value, (list, tuple)) or hasattr(value, "append")
-        first.append(float(value[0] if many else value))
+    """(centre, width, function) of the first complete window; None without one, or of no width."""
+    centres, widths = (_several(dataset.get(f"Window{end}")) for end in ("Center", "Width"))
+    stated = zip(centres, widths, strict=False)
+    first = next((tuple(map(float, pair)) for pair in stated if "" not in pair), None)
+    if first is None:
+        return None
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     # Some writers put 0 for "no window"; the standard asks for 1 or more (LINEAR), else above 0.
     return (*first, function) if first[1] >= 1 or (first[1] > 0 and function != "LINEAR") else None
+
+
+def _several(value: object) -> list:
+    """Return the values of an element that may have one, several or none; "" where one is blank."""
+    many = isinstance(value, (list, tuple)) or hasattr(value, "append")
+    return ["" if one is None else one for one in (value if many else [value])]
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

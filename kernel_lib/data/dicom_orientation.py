@@ -1,4 +1,4 @@
-"""Which way a DICOM says that its rows and columns run."""
+"""What a DICOM says that it shows, and which way its rows and columns run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ import pydicom
 
 FRONTAL = ("L", "F")  # rows towards the patient's left, columns towards the feet
 AXES = ("LR", "PA", "HF")  # of ImageOrientationPatient, positive and negative
+LATERAL = ("LL", "RL", "LAT", "LATERAL")
+NO_CHEST = (
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER", "FOOT",
+    "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "NECK", "PELVIS",
+    "SHOULDER", "SKULL", "TOE", "WRIST",
+)  # fmt: skip
+
+
+def view_notes(dataset: pydicom.Dataset) -> list[str]:
+    """Return a note where the header states a lateral view, or another part than the chest."""
+    return [
+        f"{tag} is {stated} by the header: not a frontal chest radiograph, read anyway"
+        for tag, others in (("ViewPosition", LATERAL), ("BodyPartExamined", NO_CHEST))
+        if (stated := str(dataset.get(tag) or "").strip().upper()) in others
+    ]
 
 
 def orientation_notes(dataset: pydicom.Dataset) -> list[str]:

@@ -308,6 +308,22 @@ def preference(path: Path) -> int:
     return PREFERENCE.index(suffix) if suffix in PREFERENCE else 0
 
 
+def masks_among(pictures: list[Path]) -> set[Path]:
+    """The pictures of a folder that are masks by their folders' names, or by their own."""
+    if not pictures:
+        return set()
+    # Folders around all pictures, as an archive's own, say nothing of any.
+    shared = len(Path(os.path.commonpath([path.parent for path in pictures])).parts)
+    names = {(path.parent, image_id(path)) for path in pictures}
+    masks = set()
+    for path in pictures:
+        of = mask_name(path)
+        beside_its_image = of != image_id(path) and (path.parent, of) in names
+        if beside_its_image or _of_masks(path.parts[shared:-1]):
+            masks.add(path)
+    return masks
+
+
 def _walk(listing: Listing, by_content: bool) -> None:
     # Depth first, so that images turn up soon in a folder of many thousand folders.
     waiting = [(listing.root, 0)]
@@ -352,16 +368,9 @@ def _is_table(name: str) -> bool:
 
 
 def _tell_masks(listing: Listing, pictures: list[Path]) -> None:
-    """Sort pictures into images and masks, by their folders' names, then by their own."""
-    if not pictures:
-        return
-    # Folders around all pictures, as an archive's own, say nothing of any.
-    shared = len(Path(os.path.commonpath([path.parent for path in pictures])).parts)
-    names = {(path.parent, image_id(path)) for path in pictures}
+    masks = masks_among(pictures)
     for path in pictures:
-        of = mask_name(path)
-        beside_its_image = of != image_id(path) and (path.parent, of) in names
-        is_mask = beside_its_image or _of_masks(path.parts[shared:-1])
+        is_mask = path in masks
         (listing.masks if is_mask else listing.images).append(path)
 
 

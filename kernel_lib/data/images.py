@@ -22,8 +22,8 @@ from pydicom.filereader import read_dataset, read_preamble
 
 from kernel_lib.data import contrast, mask_files, pictures
 from kernel_lib.data.dicom_bits import pixel_values
-from kernel_lib.data.dicom_levels import grey_levels
-from kernel_lib.data.dicom_orientation import orientation_notes
+from kernel_lib.data.dicom_levels import grey_levels, padding
+from kernel_lib.data.dicom_orientation import orientation_notes, view_notes
 from kernel_lib.data.layouts import SUFFIXES
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
@@ -72,7 +72,7 @@ def read(path: Path | str) -> np.ndarray:
     the stored bits; MONOCHROME1 is inverted; 8-bit MONOCHROME2 without a window stays as it is.
     PNG and JPEG: turned by their EXIF orientation, colours to grey (ITU-R 601), alpha dropped.
     16 bits of which nobody says how many are in use: by the range of the 8, 10, 12, 14 or 16 that
-    hold all pixels. What then has less than a tenth of the grey levels is stretched.
+    hold all pixels. What then is flat, or mostly beyond its window, is stretched to its values.
     Raises: ImageError that names the file and how to fix it.
     """
     return open_radiograph(path).pixels
@@ -91,7 +91,7 @@ def open_radiograph(path: Path | str) -> Radiograph:
     try:
         with _named(path):
             pixels, notes = _radiograph(dataset, path)
-        notes += orientation_notes(dataset)
+        notes += orientation_notes(dataset) + view_notes(dataset)
         return Radiograph(pixels, _patient(dataset), tuple(notes))
     except ImageError:
         raise
@@ -254,13 +254,12 @@ def _named(path: Path) -> Iterator[None]:
 def _picture(data: bytes, path: Path) -> Radiograph:
     stored = _decode_picture(data, path)
     notes = [TURNED] if pictures.orientation(data) != 1 else []
-    if stored.dtype == np.uint8:
-        bits, grey = 8, stored
-    else:
+    bits = 8
+    if stored.dtype != np.uint8:
         bits = contrast.depth(0, int(stored.max()))
-        grey = contrast.as_grey(np.arange(1 << bits) / ((1 << bits) - 1))[stored]
         notes += [contrast.depth_note(bits)] if bits < 16 else []
-    pixels, flat = contrast.unflattened(grey, np.arange(1 << bits, dtype=np.float64), stored)
+    values = np.arange(1 << bits, dtype=np.float64)
+    pixels, flat = contrast.shown(contrast.as_grey(values / values[-1]), values, stored)
     return Radiograph(pixels, None, (*notes, *flat))
 
 
@@ -278,7 +277,8 @@ def _raster(data: bytes, path: Path) -> np.ndarray:
     with _named(path):
         levels = pictures.decode(data)
     if levels is None:
-        raise ImageError(f"{path} is cut short or damaged: fetch it again, or remove it")
+        damaged = "is cut short or damaged: fetch it again, or remove it"
+        raise ImageError(f"{path} {pictures.other_kind(data) or damaged}")
     if levels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path} has {levels.dtype} pixels: save it with 8 or 16 bits")
     return levels
@@ -335,6 +335,8 @@ def _dataset(data: bytes, path: Path) -> pydicom.Dataset:
             dataset = pydicom.dcmread(BytesIO(data), force=True)
         except Exception as error:  # as above
             raise ImageError(f"{path} is no DICOM, PNG or JPEG file ({error}): {fix}") from error
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise ImageError(f"{path} has float pixels: save it as a PNG of 16 bits")
     if "PixelData" not in dataset:
         if not marked and "Rows" not in dataset:
             raise ImageError(f"{path} is no DICOM, PNG or JPEG file: {fix}")
@@ -382,22 +384,25 @@ def _radiograph(dataset: pydicom.Dataset, path: Path) -> tuple[np.ndarray, list[
     words = _words(dataset, path)
     if words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
         grey = cv2.cvtColor(words, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
-        return contrast.unflattened(grey, np.arange(256.0), grey)
+        return contrast.shown(np.arange(256, dtype=np.uint8), np.arange(256.0), grey)
     if words.ndim != 2 or not is_grey:
         raise unknown
     stored, bits, notes = pixel_values(words, dataset)
     levels = grey_levels(dataset, bits)
-    if levels.by_range and not notes and bits < dataset.BitsStored:
+    if levels.by == "range" and not notes and bits < dataset.BitsStored:
         notes = [contrast.depth_note(bits)]
     table, values = levels.grey, levels.values
     if kind == "MONOCHROME1":
         table, values = 255 - table, -values
-    if stored.dtype == np.uint8 and len(table) == 256 and np.array_equal(table, np.arange(256)):
-        index, grey = stored, np.ascontiguousarray(stored)
-    else:
-        index = stored.astype(np.int32) - levels.lowest
-        grey = table[index]
-    pixels, flat = contrast.unflattened(grey, values, index)
+    if levels.lowest or stored.dtype != np.uint8:
+        stored = stored.astype(np.int32) - levels.lowest
+    pixels, flat = contrast.shown(
+        table,
+        values,
+        stored,
+        padding=padding(dataset, levels),
+        by_window=levels.by == "window",
+    )
     return pixels, notes + flat
 
 

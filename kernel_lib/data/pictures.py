@@ -17,8 +17,9 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 JPEG2000_START = b"\xff\x4f\xff\x51"
 END_OF_JPEG = b"\xff\xd9"
 EXIF = b"Exif\0\0"
+JPEG_LS = 0xF7
 # SOF markers: baseline to lossless and arithmetic, without DHT (C4), JPG (C8), DAC (CC); JPEG-LS.
-START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+START_OF_FRAME = {*range(0xC0, 0xD0), JPEG_LS} - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL = (0xC0, 0xC1, 0xC3)
 RESTARTS = range(0xD0, 0xD8)
 # Within a scan; 0xFF itself is stuffed there with a 0, hundreds to thousands of times.
@@ -28,11 +29,18 @@ SEGMENTS = {*START_OF_FRAME, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
 # How files of other kinds begin, what they are, and what to do.
 TO_PNG = "save it as PNG"
 OTHERS = {
-    b"II*\0": ("a TIFF", TO_PNG),
-    b"MM\0*": ("a TIFF", TO_PNG),
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ("a TIFF", TO_PNG)),
     b"GIF8": ("a GIF", TO_PNG),
     b"BM": ("a BMP", TO_PNG),
     b"RIFF": ("a WebP", TO_PNG),
+    **dict.fromkeys((b"\0\0\0\x0cjP  ", JPEG2000_START), ("a JPEG 2000", TO_PNG)),
+    **dict.fromkeys((b"ftyphei", b"ftyphev", b"ftypmif1"), ("a HEIC", TO_PNG)),
+    b"ftypavi": ("an AVIF", TO_PNG),
+    **dict.fromkeys((b"P2", b"P5"), ("a PGM", TO_PNG)),
+    **dict.fromkeys((b"P3", b"P6"), ("a PPM", TO_PNG)),
+    **dict.fromkeys((b"\x5c\1\0\0", b"\0\0\1\x5c"), ("a NIfTI", TO_PNG)),
+    b"NRRD": ("an NRRD", TO_PNG),
+    b"%PDF": ("a PDF", TO_PNG),
     b"\x93NUMPY": ("a NumPy array", TO_PNG),
     b"\x1f\x8b": ("packed by gzip", "unpack it"),
     b"PK\3\4": ("a zip", "unpack it"),
@@ -45,8 +53,24 @@ MAX_PIXELS = 1 << 26
 
 def other_kind(data: bytes) -> str | None:
     """Return what a file of another kind is, and what to do; None where that is not known."""
+    if data.startswith(JPEG_MAGIC):
+        return _other_jpeg(data)
+    data = data[4:] if data[4:8] == b"ftyp" else data  # after the length of the box
     found = (about for start, about in OTHERS.items() if data.startswith(start))
     return next((f"is {what} by its content: {fix}" for what, fix in found), None)
+
+
+def _other_jpeg(data: bytes) -> str | None:
+    """Return as `other_kind` what DICOM's JPEGs are that are not decoded outside of it."""
+    bits = stated_bits(data) or 8
+    try:
+        is_ls = any(marker == JPEG_LS for marker, _ in _segments(data))
+    except (struct.error, IndexError):
+        return None
+    if bits <= 8 and not is_ls:
+        return None
+    kind = "JPEG-LS" if is_ls else "JPEG"
+    return f"is a {kind} of {bits} bits by its content: {TO_PNG}"
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import torch
 from kernel_lib import files, released, runs
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
+from kernel_lib.data.folder import masks_among
 from kernel_lib.data.table import Source
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
@@ -141,43 +143,59 @@ def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[s
 
     A folder's images, also in folders in it, are named by their path in it; a file by its name.
     Of several inputs the input's own name stands before that, and numbers tell equal ones apart.
-    Hidden files are left out, files of other endings where their content is no image, and all in
-    `leave_out`.
+    Hidden files are left out, files of other endings where their content is no image, masks by
+    their names or folders, and all in `leave_out`.
 
     Raises: InputError where an input does not exist, or none of them holds an image.
     """
     found: dict[str, Path] = {}
     seen: set[Path] = set()
-    others: list[Path] = []
+    left_out: list[str] = []
     for given in inputs:
         if not given.exists():
             raise InputError(f"{given} does not exist: give files or folders of radiographs")
         top = Path(os.path.abspath(given))
         in_folder = top.is_dir()
         prefix = _free(top.name, {name.split("/")[0] for name in found}) + "/"
-        for path in _below(top, leave_out) if in_folder else [top]:
+        listed = [top]
+        if in_folder:
+            listed, notes = _radiographs(top, leave_out)
+            left_out += notes
+        for path in listed:
             if path.resolve() in seen:
-                continue
-            if (
-                in_folder
-                and path.suffix.lower() not in images.SUFFIXES
-                and not images.is_image(path)
-            ):
-                others.append(path)
                 continue
             seen.add(path.resolve())
             name = path.relative_to(top).as_posix() if in_folder else path.name
             if in_folder and len(inputs) > 1:
                 name = prefix + name
             found[_free(name, found)] = path
-    if others:
-        print(f"note: {len(others)} files are no images and left out, {others[0]} first")
     if not found:
         raise InputError(
             f"no DICOM, PNG or JPEG file in {', '.join(map(str, inputs))}: give radiographs, or "
-            "a folder that holds some"
+            f"a folder that holds some{''.join(f'; {note}' for note in left_out)}"
         )
+    for note in left_out:
+        print(f"note: {note}")
     return found
+
+
+def _radiographs(folder: Path, leave_out: Path | None) -> tuple[list[Path], list[str]]:
+    """Return a folder's images, and notes on what else lies in it."""
+    pictures, others = [], []
+    for path in _below(folder, leave_out):
+        known = path.suffix.lower() in images.SUFFIXES or images.is_image(path)
+        (pictures if known else others).append(path)
+    masks, notes = masks_among(pictures), []
+    if masks:
+        notes.append(f"{len(masks)} masks by their names are left out, {min(masks)} first")
+    if others:
+        endings = Counter(path.suffix.lower() or "without ending" for path in others)
+        kinds = ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5))
+        notes.append(
+            f"{len(others)} files are neither DICOM, PNG nor JPEG and left out ({kinds}), "
+            f"{others[0]} first: save radiographs among them as PNG"
+        )
+    return [path for path in pictures if path not in masks], notes
 
 
 def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:

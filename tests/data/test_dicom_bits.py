@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from kernel_lib.data.dicom_bits import WRONG_BITS, pixel_values
+from kernel_lib.data.dicom_bits import WRONG_BITS, WRONG_SIGN, pixel_values
 
 ROWS, COLUMNS = np.mgrid[:64, :64]
 RAMP = ((ROWS + COLUMNS) / 126 * 4095).astype(np.uint16)  # 12 bits, all of them in use
+TEXTURE = (RAMP + np.random.default_rng(0).integers(0, 400, RAMP.shape)).clip(0, 4095)
 SIGNED = (RAMP.astype(np.int32) - 2048).astype(np.int16)
 BLOCK = np.zeros_like(RAMP)
 BLOCK[20:30, 15:45] = 1
@@ -83,3 +84,53 @@ def test_16_of_16_bits_are_those_in_use(words, bits):
     values, found, notes = pixel_values(words, header(16, 15))
     assert values is words
     assert (found, notes) == (bits, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "bits", "expected", "used"),
+    [
+        (RAMP.astype(np.int16), 12, RAMP, 12),
+        (TEXTURE.astype(np.int16), 12, TEXTURE, 12),
+        ((RAMP * 16).view(np.int16), 16, RAMP * 16, 16),
+        ((RAMP >> 4).astype(np.int8), 8, RAMP >> 4, 8),
+        ((RAMP << 4).view(np.int16) >> 4, 12, RAMP, 12),  # its sign in the unused bits
+        (SIGNED.view(np.uint16), 12, SIGNED, 12),
+        (SIGNED.view(np.uint16) & 0x0FFF, 12, SIGNED, 12),
+        (SIGNED.view(np.uint16), 16, SIGNED, 12),
+        ((SIGNED + 1024).view(np.uint16), 14, SIGNED + 1024, 14),
+        ((SIGNED + 1024).view(np.uint16).astype(">u2"), 14, SIGNED + 1024, 14),
+        ((TEXTURE - 900).astype(np.int16).view(np.uint16), 16, TEXTURE - 900, 14),
+    ],
+)
+def test_values_that_wrap_around_by_their_sign_have_the_other(words, bits, expected, used):
+    dataset = header(bits)
+    values, found, notes = pixel_values(words, dataset)
+    np.testing.assert_array_equal(values, expected)
+    assert (found, notes) == (used, [WRONG_SIGN])
+    assert dataset.PixelRepresentation == (words.dtype.kind == "u")
+
+
+NOISE = np.random.default_rng(1).integers(0, 65536, RAMP.shape).astype(np.uint16)
+MARKED = np.where(BLOCK, 65535, RAMP).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("words", "bits"),
+    [
+        (TEXTURE.astype(np.uint16), 12),
+        (RAMP.astype(np.int16), 16),  # no value has a sign
+        (SIGNED, 12),
+        ((TEXTURE - 1024).astype(np.int16), 14),
+        (NOISE, 16),
+        (NOISE.view(np.int16), 16),
+        (MARKED, 16),
+        (MARKED.view(np.int16), 16),
+        (np.where(RAMP > 2047, 255, BLOCK).astype(np.uint8), 8),  # black and white are no signs
+    ],
+)
+def test_a_sign_that_is_right_or_makes_no_clear_difference_stays(words, bits):
+    dataset = header(bits)
+    values, _, notes = pixel_values(words, dataset)
+    np.testing.assert_array_equal(values, words)
+    assert notes == []
+    assert "PixelRepresentation" not in dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydicom.dataset import Dataset
 
-from kernel_lib.data.dicom_orientation import orientation_notes
+from kernel_lib.data.dicom_orientation import orientation_notes, view_notes
 
 
 def header(**elements) -> Dataset:
@@ -51,3 +51,23 @@ def test_others_are_named(dataset, row, column):
     (note,) = orientation_notes(dataset)
     assert f" {row} " in note
     assert f" {column} " in note
+
+
+@pytest.mark.parametrize(
+    ("elements", "tags"),
+    [
+        ({}, []),
+        ({"ViewPosition": "PA", "BodyPartExamined": "CHEST"}, []),
+        ({"ViewPosition": "", "BodyPartExamined": "THORAX PORTABLE"}, []),
+        ({"ViewPosition": "LLD"}, []),  # lying on a side, still frontal
+        ({"ViewPosition": "LL"}, ["ViewPosition"]),
+        ({"ViewPosition": "RL"}, ["ViewPosition"]),
+        ({"ViewPosition": "lateral "}, ["ViewPosition"]),
+        ({"BodyPartExamined": "FOOT"}, ["BodyPartExamined"]),
+        ({"ViewPosition": "LL", "BodyPartExamined": "SKULL"}, ["ViewPosition", "BodyPartExamined"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_lateral_views_and_other_parts_are_named(elements, tags):
+    notes = view_notes(header(**elements))
+    assert [note.split()[0] for note in notes] == tags

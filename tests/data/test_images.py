@@ -28,8 +28,8 @@ from pydicom.uid import (
 )
 
 from kernel_lib.data import images
-from kernel_lib.data.contrast import FLAT, depth_note
-from kernel_lib.data.dicom_bits import WRONG_BITS
+from kernel_lib.data.contrast import FLAT, MISSED, depth_note
+from kernel_lib.data.dicom_bits import WRONG_BITS, WRONG_SIGN
 
 SHAPE = (24, 40)
 RAMP = (np.add(*np.mgrid[:64, :65]) * 4095 // 127).astype(np.uint16)  # 12 bits, 128 levels
@@ -229,6 +229,47 @@ def test_window_of_no_width_is_no_window(tmp_path):
     np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), stored)
 
 
+@pytest.mark.parametrize(
+    ("centres", "widths"),
+    [
+        (["", "2000"], ["", "1500"]),
+        (["", "2000"], ["900", "1500"]),
+        (["300", "2000"], ["", "1500"]),
+        (["2000", ""], ["1500", ""]),
+        (["2000", "300"], "1500"),
+    ],
+)
+def test_the_first_window_that_is_complete_is_taken(tmp_path, centres, widths):
+    plain, stored = dataset_of(RAMP, 12, WindowCenter=2000, WindowWidth=1500)
+    dataset, _ = dataset_of(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
+    grey = images.read(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(grey, expected(stored, plain))
+
+
+@pytest.mark.parametrize(("centres", "widths"), [(["", ""], ["", ""]), (["", "2000"], "1500")])
+def test_no_complete_window_is_no_window(tmp_path, centres, widths):
+    dataset, stored = dataset_of(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
+    plain, _ = dataset_of(RAMP, 12)
+    grey = images.read(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(grey, expected(stored, plain))
+
+
+@pytest.mark.parametrize("tag", ["FloatPixelData", "DoubleFloatPixelData"])
+def test_float_pixels_are_named(tmp_path, tag):
+    dataset, _ = dataset_of(pixels_of(8), 8)
+    del dataset.PixelData
+    setattr(dataset, tag, bytes(8 * SHAPE[0] * SHAPE[1]))
+    with pytest.raises(images.ImageError, match=r"float.*PNG"):
+        images.read(saved(dataset, tmp_path))
+
+
+def test_a_jpeg_that_only_dicoms_hold_is_not_fetched_again(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(lossless_jpeg(pixels_of(16), 16))
+    with pytest.raises(images.ImageError, match=r"a\.jpg.*16 bits.*PNG"):
+        images.read(path)
+
+
 def test_packed_lut_of_bytes(tmp_path):
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [256, 0, 8])
@@ -284,9 +325,28 @@ def test_a_ramp_stays_a_ramp(tmp_path, syntax, factor, bits, high):
     assert found.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize(
+    ("values", "bits", "elements"),
+    [
+        (RAMP.astype(np.int16), 12, {}),
+        ((RAMP << 4).view(np.int16), 16, {}),
+        ((RAMP >> 4).astype(np.uint8).view(np.int8), 8, {}),
+        ((RAMP - 2048).astype(np.uint16), 12, {}),
+        ((RAMP - 1024).astype(np.uint16), 14, {"WindowCenter": 1024, "WindowWidth": 4096}),
+    ],
+)
+def test_a_ramp_whose_sign_is_wrong_stays_a_ramp(tmp_path, syntax, values, bits, elements):
+    dataset, _ = dataset_of(values, bits, syntax=syntax, **elements)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    right = RAMP if values.itemsize == 2 else RAMP >> 4 << 4
+    assert np.abs(found.pixels - right / 4095 * 255).max() < 1.1
+    assert found.notes == (WRONG_SIGN,)
+
+
 @pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 8), (16, 12)])
 def test_a_codestream_of_more_bits_than_are_allocated_is_not_cut(tmp_path, allocated, stored):
-    smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 2)
+    smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 1)
     dataset, _ = dataset_of(smooth, stored, syntax=JPEG2000Lossless)
     dataset.BitsAllocated = allocated
     found = images.open_radiograph(saved(dataset, tmp_path))
@@ -313,6 +373,80 @@ def test_a_window_that_misses_the_values_is_left_out(tmp_path, kind):
     shown = found.pixels if white else 255 - found.pixels
     assert np.abs(shown - right).max() <= (0 if white else 1)  # halves are rounded up in both
     assert found.notes == (FLAT,)
+
+
+@pytest.mark.parametrize(
+    ("factor", "bits", "window", "note"),
+    [
+        (4, 14, (2048, 4096), MISSED),
+        (16, 16, (2048, 4096), FLAT),
+        (1, 12, (128, 256), FLAT),
+        (1, 12, (40, 400), FLAT),
+    ],
+)
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_window_that_misses_most_of_the_values_is_left_out(
+    tmp_path, factor, bits, window, note, kind
+):
+    values, (centre, width) = RAMP * factor, window
+    dataset, _ = dataset_of(values, bits, kind=kind, WindowCenter=centre, WindowWidth=width)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    right = RAMP if kind == "MONOCHROME2" else 4095 - RAMP
+    np.testing.assert_array_equal(found.pixels, np.floor(right / 4095 * 255 + 0.5))
+    assert found.notes == (note,)
+
+
+@pytest.mark.parametrize(("shift", "bits"), [(0, 14), (0, 15), (2, 12), (4, 12)])
+def test_a_ramp_of_fewer_bits_than_are_stated_is_stretched(tmp_path, shift, bits):
+    values = RAMP >> shift
+    found = images.open_radiograph(saved(dataset_of(values, bits)[0], tmp_path))
+    np.testing.assert_array_equal(found.pixels, np.floor(values / values.max() * 255 + 0.5))
+    assert found.notes == (FLAT,)
+
+
+@pytest.mark.parametrize(
+    ("padding", "elements"),
+    [
+        (63536, {"PixelPaddingValue": 63536}),
+        (63536, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 65535}),
+        (63536, {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 60000}),
+        (-32768, {"PixelPaddingValue": -32768}),
+    ],
+)
+def test_padding_that_is_stated_does_not_set_the_range(tmp_path, padding, elements):
+    values = RAMP.astype(np.int64) - 1000 * (padding < 0)
+    values[:9] = padding
+    dataset, _ = dataset_of(values.astype(np.uint16 if padding > 0 else np.int16), 16, **elements)
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    seen, low = RAMP[9:].astype(float), RAMP[9:].min()
+    np.testing.assert_array_equal(
+        found.pixels[9:], np.floor((seen - low) / (seen.max() - low) * 255 + 0.5)
+    )
+    assert not found.pixels[:9].any()
+    assert FLAT in found.notes
+
+
+def test_padding_beyond_the_bits_is_none(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, PixelPaddingValue=65535)
+    np.testing.assert_array_equal(images.read(saved(dataset, tmp_path)), stored)
+
+
+def test_a_lateral_view_is_read_and_named(tmp_path):
+    dataset, stored = dataset_of(pixels_of(8), 8, ViewPosition="LL", PatientOrientation=["A", "F"])
+    found = images.open_radiograph(saved(dataset, tmp_path))
+    np.testing.assert_array_equal(found.pixels, stored)
+    assert [note.split()[0] for note in found.notes] == ["rows", "ViewPosition"]
+
+
+def test_a_mask_is_no_radiograph(tmp_path):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:15, 9:30] = 1
+    for path in (
+        written(tmp_path, "mask.png", mask * 255),
+        saved(dataset_of(mask, 1)[0], tmp_path, "mask.dcm"),
+    ):
+        with pytest.raises(images.ImageError, match=path.name):
+            images.read(path)
 
 
 def test_a_narrow_window_on_the_values_is_kept(tmp_path):
@@ -600,7 +734,7 @@ def test_png_keeps_its_levels(tmp_path):
 
 
 def test_jpeg_is_what_pillow_decodes(tmp_path):
-    path = written(tmp_path, "a.JPG".lower(), cv2.GaussianBlur(pixels_of(8), (0, 0), 2))
+    path = written(tmp_path, "a.JPG".lower(), cv2.GaussianBlur(pixels_of(8), (0, 0), 1))
     np.testing.assert_array_equal(images.read(path), np.asarray(Image.open(path)))
 
 

@@ -84,3 +84,48 @@ def test_bits_that_a_frame_states():
     assert pictures.stated_bits(encoded(LEVELS_16, "JPEG2000")) == 16
     assert pictures.stated_bits(encoded(GREY, "JPEG")[:20]) is None
     assert pictures.stated_bits(b"\0" * 50) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"II+\0\x08\0\0\0", "TIFF"), (b"MM\0+\0\x08", "TIFF"), (b"NRRD0004\n", "NRRD"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"), (b"\xff\x4f\xff\x51\0", "JPEG 2000"),
+        (b"\0\0\0\x24ftypheic", "HEIC"), (b"\0\0\0\x18ftypmif1", "HEIC"),
+        (b"\0\0\0\x20ftypavif", "AVIF"), (b"%PDF-1.4", "PDF"), (b"P5\n10 10\n255\n", "PGM"),
+        (b"\x5c\1\0\0", "NIfTI"), (b"\0\0\1\x5c", "NIfTI"),
+    ],
+)  # fmt: skip
+def test_other_kinds_are_known_by_their_content(start, kind):
+    said = pictures.other_kind(start + bytes(400))
+    assert f" {kind} " in said
+    assert "PNG" in said
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 400, b"\x08\0\x05\0<\0\0\0", b"\0\0\0\x18ftypmp42"])
+def test_what_is_not_known_is_not_named(data):
+    assert pictures.other_kind(data) is None
+
+
+def of_frame(marker: int, bits: int) -> bytes:
+    """A JPEG with that start of frame."""
+    frame = struct.pack(">BHHB", bits, 5, 8, 1) + bytes([1, 0x11, 0])
+    head = b"\xff\xd8\xff\xe0\0\x04ab" + bytes([0xFF, marker]) + struct.pack(">H", 11) + frame
+    return head + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + bytes(9) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (of_frame(0xC1, 12), "JPEG of 12 bits"),
+        (of_frame(0xC3, 16), "JPEG of 16 bits"),
+        (of_frame(0xF7, 8), "JPEG-LS of 8 bits"),
+        (of_frame(0xF7, 12), "JPEG-LS of 12 bits"),
+        (of_frame(0xC0, 8), None),
+        (encoded(GREY, "JPEG"), None),
+        (encoded(GREY, "JPEG")[:20], None),
+    ],
+)
+def test_a_jpeg_that_only_dicoms_hold_is_named(data, kind):
+    said = pictures.other_kind(data)
+    assert said is None if kind is None else f" {kind} " in said

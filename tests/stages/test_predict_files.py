@@ -143,6 +143,37 @@ def test_inputs_of_equal_names_are_told_apart(radiographs, tmp_path):
     assert [found[f"own/{first}"], found[f"own-2/{first}"]] == [both[0] / first, both[1] / first]
 
 
+def test_masks_beside_images_are_left_out_with_a_note(radiographs, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    grey = images.read(sorted(radiographs.iterdir())[0])
+    kept = ["a.png", "b_mask.png", "deep/c.png"]
+    masks = ["a_mask.png", "deep/c-seg.png", "masks/a.png", "deep/labels/c.png"]
+    for name in (*kept, *masks):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), grey)
+    assert list(predict_files.find_images([folder])) == kept
+    (note,) = capsys.readouterr().out.splitlines()
+    assert "4 masks" in note
+    assert str(folder / "a_mask.png") in note
+    # What is named is meant.
+    assert list(predict_files.find_images([folder / "masks"])) == ["a.png"]
+    assert list(predict_files.find_images([folder / "a_mask.png"])) == ["a_mask.png"]
+    assert not capsys.readouterr().out
+
+
+def test_files_that_are_no_images_are_counted_by_their_endings(radiographs, tmp_path, capsys):
+    for name in ("a.tif", "b.TIF", "c.json", "README"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(InputError, match=r"2 \.tif, .*1 \.json.*PNG"):
+        predict_files.find_images([tmp_path])
+    shutil.copy(sorted(radiographs.iterdir())[0], tmp_path / "z.dcm")
+    capsys.readouterr()
+    assert list(predict_files.find_images([tmp_path])) == ["z.dcm"]
+    (note,) = capsys.readouterr().out.splitlines()
+    for part in ("4 files", "2 .tif", "1 .json", "1 without ending", "PNG", "README first"):
+        assert part in note
+
+
 def test_a_released_model_predicts_as_the_network_it_was_made_of(
     untrained, radiographs, tmp_path, monkeypatch
 ):
