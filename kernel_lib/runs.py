@@ -163,12 +163,8 @@ class FoldFolder:
             raise InputError(f"{self.config} is missing: the train stage makes it") from None
         except ValueError as error:
             raise InputError(f"{self.config} is not JSON ({error}); delete {self.path}") from None
-        for name, kind in (("experiment", dict), ("folds_digest", str)):
-            if not isinstance(config, dict) or not isinstance(config.get(name), kind):
-                raise InputError(
-                    f"{self.config} does not say {name}, as the train stage writes it: copy "
-                    f"{self.path} again, or delete it"
-                )
+        if not isinstance(config, dict):
+            raise InputError(f"{self.config} holds no configuration: delete {self.path}")
         return config
 
     def read_log(self) -> list[dict[str, Any]]:

@@ -173,10 +173,9 @@ def test_a_broken_or_missing_configuration_is_named(tmp_path):
     files.write_text(folder.config, "{")
     with pytest.raises(InputError, match=r"config.json is not JSON"):
         folder.read_config()
-    for content in ("[]", "{}", '{"experiment": [], "folds_digest": "d"}', '{"experiment": {}}'):
-        folder.config.write_text(content)
-        with pytest.raises(InputError, match=r"config.json does not say"):
-            folder.read_config()
+    files.write_text(folder.config, "[]")
+    with pytest.raises(InputError, match=r"config.json holds no configuration"):
+        folder.read_config()
 
 
 def test_a_run_without_a_log_has_an_empty_one(tmp_path):

@@ -83,7 +83,10 @@ def _one_digest(found: Mapping[str, Mapping[int, FoldFolder]]) -> str:
     digests: dict[str, str] = {}
     for folds in found.values():
         for folder in folds.values():
-            digests.setdefault(folder.read_config()["folds_digest"], folder.name)
+            digest = folder.read_config().get("folds_digest")
+            if digest is None:
+                raise InputError(f"{folder.config} names no folds file: train {folder.name} again")
+            digests.setdefault(digest, folder.name)
     if len(digests) > 1:
         raise InputError(
             f"{' and '.join(digests.values())} were trained on different folds files: an "

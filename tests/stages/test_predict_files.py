@@ -191,6 +191,8 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
     document = json.loads(members.read_text())
     document["members"][0]["folds"] = [0]
     members.write_text(json.dumps(document))
+    rule = members.with_name("thresholds.json")
+    rule.write_text(json.dumps(json.loads(rule.read_text()) | {"ensemble": document}))
     predict(radiographs, out=tmp_path / "full", ensemble=members.parent)
     # Half precision may move a pixel whose probability is a threshold, and no more.
     for half, full in zip(table(tmp_path / "out"), table(tmp_path / "full"), strict=True):
