@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import io
 import json
+import lzma
 import os
 import sys
 import tempfile
@@ -30,14 +31,14 @@ MANIFEST = "offline-manifest.json"  # in a data set that `build_kernel.py offlin
 def bring(wheels: Mapping[str, tuple[str, str]], wanted: Mapping | None = None) -> Iterator[str]:
     """Make importable what the kernel carries and what its inputs hold; yields what was done.
 
-    `wheels` maps a wheel's file name to (sha256, base 85 in lines); `wanted` is the manifest of the
-    data set that the kernel was built for. Raises InputError for what was altered, damaged or is
-    missing, with the way to attach it.
+    `wheels` maps a wheel's file name to its sha256 and itself, packed by LZMA, as base 85 in lines;
+    `wanted` is the manifest of the data set that the kernel was built for. Raises InputError for
+    what was altered, damaged or is missing, with the way to attach it.
     """
     for name, (digest, text) in wheels.items():
         try:
-            content = base64.b85decode("".join(text.split()))
-        except ValueError as error:
+            content = lzma.decompress(base64.b85decode("".join(text.split())))
+        except (ValueError, lzma.LZMAError) as error:
             raise InputError(f"{name} is damaged ({error}); build the kernel again") from None
         _check(name, hashlib.sha256(content).hexdigest(), digest, "build the kernel again")
         yield use_wheel(name, content)

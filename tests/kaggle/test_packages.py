@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def wheel(files: dict[str, str]) -> bytes:
 
 def carried(content: bytes, digest: str | None = None) -> dict[str, tuple[str, str]]:
     digest = digest or hashlib.sha256(content).hexdigest()
-    return {NAME: (digest, base64.b85encode(content).decode() + "\n")}
+    return {NAME: (digest, base64.b85encode(lzma.compress(content)).decode() + "\n")}
 
 
 def data_set(mounts: Path, files: dict[str, bytes], form: str = "datasets/me/offline") -> dict:
@@ -84,6 +85,10 @@ def test_what_the_image_has_is_left_alone(scratch: Path):
 def test_an_altered_wheel_is_refused(scratch: Path):
     with pytest.raises(InputError, match=f"{NAME} is damaged: its sha256 is .*; build the kernel"):
         list(packages.bring(carried(wheel(FILES), "0" * 64)))
+    (given,) = carried(wheel(FILES)).values()
+    for text in (given[1][:-20], "?", base64.b85encode(wheel(FILES)).decode()):
+        with pytest.raises(InputError, match=f"{NAME} is damaged.*build the kernel again"):
+            list(packages.bring({NAME: (given[0], text)}))
     assert list(scratch.iterdir()) == []
 
 

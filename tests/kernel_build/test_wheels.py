@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import lzma
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kernel_build import bundle, wheels
@@ -182,20 +184,26 @@ def test_a_kernel_carries_the_wheel_under_a_banner(project: Path, registry: Path
     wheel = wheels.fetch(SMP, "0.6.0", tmp_path / "cache")
     cargo = bundle.Cargo((wheel,))
     text = bundle.build(project, "train", "script", cargo=cargo).code_file.read_text()
-    digest = hashlib.sha256(wheel.content).hexdigest()
+    content = wheels.stored(wheel)
+    files = packages.members(wheel.name, wheel.content)
+    assert packages.members(wheel.name, content) == files
+    digest = hashlib.sha256(content).hexdigest()
     assert "segmentation_models_pytorch 0.6.0, which Kaggle's image lacks" in text
-    assert f"{len(wheel.content)} bytes\n# sha256 {digest}" in text
+    assert f"{len(content)} bytes\n# sha256 {digest}" in text
     namespace: dict = {"kernel_wheels": {}}
     exec(wheels.source(wheel), namespace)
     assert list(namespace["kernel_wheels"]) == [wheel.name]
     carried, packed = namespace["kernel_wheels"][wheel.name]
-    assert (carried, base64.b85decode("".join(packed.split()))) == (digest, wheel.content)
+    assert carried == digest
+    assert lzma.decompress(base64.b85decode("".join(packed.split()))) == content
     assert max(map(len, wheels.source(wheel).splitlines())) <= 100
     assert bundle.build(project, "train", "script", cargo=cargo).code_file.read_text() == text
 
 
-def test_too_large_a_wheel_is_named_among_the_largest_parts(project: Path):
-    wheel = wheels.Wheel("big-1.0-py3-none-any.whl", bytes(800_000))
+def test_too_large_a_wheel_is_named_among_the_largest_parts(project: Path, make_wheel, tmp_path):
+    text = base64.b64encode(np.random.default_rng(0).bytes(800_000)).decode()  # hard to pack
+    path = make_wheel(tmp_path, "big", "1.0", {"big.py": text})
+    wheel = wheels.Wheel(path.name, path.read_bytes())
     with pytest.raises(InputError, match=r"largest parts: big-1\.0-py3-none-any\.whl 1,0"):
         bundle.build(project, "train", "script", cargo=bundle.Cargo((wheel,)))
 
