@@ -106,12 +106,11 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
     seen = [(image, code or own.get(image, "")) for image, code in lineage.pairs]
     foreign = [(image, code) for image, code in seen if image not in groups]
     # An id may be here and show another radiograph: 1.png is in many data sets.
-    other = [(image, code) for image, code in seen if own.get(image, code) != code]
-    asked, ids = foreign + other, list(own)
-    found = fingerprint.matches([code for _, code in asked], list(own.values()))
-    same = [(asked[i][0], ids[j]) for i, j in found if asked[i][0] != ids[j]]
-    alike = {ids[j] for i, j in found if asked[i][0] == ids[j]}
-    others = {image for image, _ in other} - alike
+    asked, ids = [(image, code) for image, code in seen if own.get(image) != code], list(own)
+    found = fingerprint.matches([code for _, code in asked], list(own.values())).tolist()
+    as_here = {i for i, j in found if asked[i][0] == ids[j]}
+    same = [(asked[i][0], ids[j]) for i, j in found if i not in as_here]
+    others = {image for i, (image, _) in enumerate(asked) if image in own and i not in as_here}
     if same:
         print(
             f"note: {len(same)} images that {name} was trained on are images here under other ids "

@@ -118,3 +118,16 @@ def test_whether_foreign_images_selected_an_epoch_by_labels_of_these_is_not_know
     truth = pd.DataFrame({"image_id": ["a", "b"], "group": ["", ""]})
     parent = Lineage(images=("c",), fingerprints=(code(3),), chosen_on=chosen_on)
     assert past.placed(parent, truth, [code(1), code(2)], "parent").chosen_on == expected
+
+
+def test_an_image_that_is_the_one_here_says_nothing_of_its_copies_and_another_picture_does():
+    truth = pd.DataFrame({"image_id": ["a", "copy", "b"], "group": ["", "", ""]})
+    codes = [code(1), code(1), code(2)]
+    resized = fingerprint.code(cv2.resize(picture(1), (48, 48), interpolation=cv2.INTER_AREA))
+    assert resized != code(1)  # as of a parent at another size
+    parent = Lineage(images=("a",), fingerprints=(resized,), chosen_on=("a",))
+    found = past.placed(parent, truth, codes, "parent")
+    assert (found.images, found.chosen_on) == (("a",), ("a",))
+    both = Lineage(images=("a", "a"), fingerprints=(resized, code(2)), chosen_on=("a",))
+    found = past.placed(both, truth, codes, "parent")
+    assert (set(found.images), found.chosen_on) == ({"a", "b"}, None)
