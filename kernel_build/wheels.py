@@ -42,10 +42,6 @@ class Wheel:
     name: str
     content: bytes
 
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
 
 def pinned(root: Path, project: str) -> str:
     """The version of a project that the root's requirements.txt pins."""
