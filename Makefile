@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kaggle lint format notebooks pictures bench \
+.PHONY: help setup demo test test-slow test-kaggle test-kaggle-next lint format notebooks pictures bench \
 	ablation ablation-quick real honesty gpu fuzz torture clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 PY := .venv/bin/python
 READY := .venv/.ready
-KAGGLE := .venv-kaggle
+PYTHON_kaggle ?= 3.12
+PYTHON_kaggle-next ?= 3.13
 NOTEBOOKS := train thresholds inference explore
 DEMO := demo
 SEEDS := 3
@@ -28,7 +29,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo       phantoms to a checked submission and a report, in minutes"
 	@echo "make test       lint and tests; make test-slow: the rest"
-	@echo "make test-kaggle  the tests with the versions of Kaggle's image, in an environment apart"
+	@echo "make test-kaggle  all tests with the versions of Kaggle's image, in an environment apart;"
+	@echo "                  make test-kaggle-next: with those of its likely next image"
 	@echo "make setup      the environment alone    make bench     speed and memory, in an hour"
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
@@ -69,15 +71,18 @@ test: lint
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
-# Kaggle's own versions. A kernel that a test starts must find them first too.
-test-kaggle: $(KAGGLE)/.ready
-	PATH="$(CURDIR)/$(KAGGLE)/bin:$$PATH" OMP_NUM_THREADS=1 \
-		$(KAGGLE)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
+# Kaggle's own versions, and those of its next image. A kernel that a test starts must find them first too.
+test-kaggle test-kaggle-next: test-%: .venv-%/.ready
+	PATH="$(CURDIR)/.venv-$*/bin:$$PATH" OMP_NUM_THREADS=1 \
+		.venv-$*/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
+	PATH="$(CURDIR)/.venv-$*/bin:$$PATH" OMP_NUM_THREADS=1 \
+		.venv-$*/bin/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
-$(KAGGLE)/.ready: $(READY) requirements-kaggle.txt
-	@test -x $(KAGGLE)/bin/python || .venv/bin/uv venv --quiet --python 3.12 $(KAGGLE) || { \
-		echo "Kaggle's image has Python 3.12, which is not on this machine: install it"; exit 1; }
-	.venv/bin/uv pip sync --quiet --python $(KAGGLE)/bin/python requirements-kaggle.txt
+# uv takes the Python from the PATH, or downloads it.
+.venv-%/.ready: requirements-%.txt $(READY)
+	@test -x .venv-$*/bin/python || .venv/bin/uv venv --quiet --python $(PYTHON_$*) .venv-$* || { \
+		echo "Python $(PYTHON_$*) is needed: make test-$* PYTHON_$*=/path/to/python"; exit 1; }
+	.venv/bin/uv pip sync --quiet --python .venv-$*/bin/python $<
 	@touch $@
 
 lint: $(READY)
