@@ -215,6 +215,15 @@ def graph(tmp_path: Path, project_root: Path) -> Path:
     return folder
 
 
+def test_a_missing_boolean_is_sent_as_the_check_says(
+    graph: Path, server: ThreadingHTTPServer, kaggle: Callable
+):
+    kaggle("kernels", "push", "-p", str(graph / "kernel-a"))
+    ((_, sent),) = server.got
+    names = {key: key.split("_")[0] + key.split("_")[1].title() for key in metadata.BOOLEANS}
+    assert {key: sent[name] for key, name in names.items()} == metadata.BOOLEANS
+
+
 def push_all(folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess:
     command = [sys.executable, str(folder / "push_all.py"), "--poll", "0"]
     command += ["--kaggle", f"{sys.executable} -m kaggle"]
