@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 GPU_HOURS_A_WEEK = 30.0  # an hour of two T4 costs one; reset Saturday 00:00 UTC
-SESSION_HOURS = 12.0
+SESSION_HOURS = 12.0  # "the maximum notebook runtime": competitions submit --help, kaggle-cli 2.2.5
 SHORT_SESSION_HOURS = 9.0  # where a code competition says so; reported for some accounts too
 GPU_SESSIONS = 2  # at once
 OUTPUT_BYTES = 20 * 10**9  # in the working folder
