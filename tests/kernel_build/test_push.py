@@ -125,7 +125,9 @@ def test_a_built_kernel_arrives_as_it_was_built(
         given=given,
         owner="me",
         out=tmp_path / "build",
-        sources=metadata.Sources("else/siim-png", ("me/weights",), ("me/train-earlier",)),
+        sources=metadata.Sources(
+            "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
+        ),
     )
     assert check.check([kernel.folder]) == {kernel.folder: []}
     said = kaggle("kernels", "push", "-p", str(kernel.folder))
@@ -139,6 +141,7 @@ def test_a_built_kernel_arrives_as_it_was_built(
     assert (sent["language"], sent["kernelType"]) == ("python", kind)
     assert sent["datasetDataSources"] == ["else/siim-png", "me/weights"]
     assert sent["kernelDataSources"] == ["me/train-earlier"]
+    assert sent["modelDataSources"] == ["me/nets/pyTorch/x.1/2"]
     assert not sent.get("competitionDataSources")
     assert sent["enableGpu"] is True
     assert sent["isPrivate"] is True
