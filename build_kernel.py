@@ -83,12 +83,20 @@ def main() -> None:
     metavar="OWNER/SLUG",
     help="A kernel whose output this one takes; default: those of the stages before.",
 )
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
+    help="A Kaggle Model to attach, such as one of encoder weights.",
+)
 @click.option("--offline", "attached", type=FOLDER, help="A data set of `offline`, to be attached.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 @plainly
 def build(
-    stage, parameters, kind, owner, out, slug, data, datasets, kernels, attached, without_wheel
-) -> None:
+    stage, parameters, kind, owner, out, slug, data, datasets, kernels, models, attached,
+    without_wheel,
+) -> None:  # fmt: skip
     """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
     from kernel_build import needs  # half a second to import, and only a build asks
 
@@ -116,7 +124,7 @@ def build(
                 owner=known and known[0],
                 out=out,
                 slug=slug,
-                sources=metadata.Sources(data, datasets, kernels),
+                sources=metadata.Sources(data, datasets, kernels, models),
                 cargo=bundle.Cargo(carried, wanted if needs_network else None),
                 needs=functools.partial(needs.unmet, offline=wanted),
             )
@@ -135,6 +143,8 @@ def check_folders(folders) -> None:
     """
     found = check.check(folders or check.built(ROOT))
     for folder, problems in found.items():
+        for note in check.notes(folder):
+            click.echo(f"{_shown(folder)}: note: {note}")
         for problem in problems:
             click.echo(f"{_shown(folder)}: {problem}")
         if not problems:
@@ -177,7 +187,7 @@ def _tell(kernel: bundle.Kernel) -> None:
     )
     inputs = [one for key in metadata.SOURCES for one in kernel.metadata[key]]
     click.echo(f"  from {', '.join(inputs) or 'nothing'}")
-    for words in kernel.unmet:
+    for words in (*metadata.notes(kernel.metadata), *kernel.unmet):
         click.echo(f"  {words}")
     click.echo(f"  kaggle kernels push -p {_shown(kernel.folder)}")
 

@@ -30,6 +30,11 @@ def check(folders: Sequence[Path]) -> dict[Path, list[str]]:
     return found
 
 
+def notes(folder: Path) -> list[str]:
+    """Return what is valid of a kernel's folder and may still turn out otherwise on Kaggle."""
+    return metadata.notes(_read(folder / metadata.FILE) or {})
+
+
 def _of_folder(folder: Path) -> list[str]:
     kernel, data_set = folder / metadata.FILE, folder / offline.FILE
     if not kernel.is_file() and data_set.is_file():
@@ -44,14 +49,15 @@ def _of_folder(folder: Path) -> list[str]:
         found.append("enable_internet is true; submissions need it off, write false")
     if meta.get("machine_shape") and meta.get("enable_gpu") is False:
         found.append(f'machine_shape {meta["machine_shape"]} without enable_gpu; write ""')
-    if meta.get("id") in (meta.get("kernel_sources") or []):
+    sources = meta.get("kernel_sources")
+    if isinstance(sources, list) and meta.get("id") in sources:
         found.append("the kernel is its own source; name the kernel whose output it takes")
     return found + _of_code(folder, meta)
 
 
 def _of_code(folder: Path, meta: dict) -> list[str]:
     """Problems of the file that is pushed."""
-    path, kind = folder / str(meta.get("code_file") or ""), meta.get("kernel_type")
+    path, kind = folder / str(meta.get("code_file") or ""), str(meta.get("kernel_type"))
     if not path.is_file():
         return [f"code_file {meta.get('code_file')!r} is not there; run build_kernel.py"]
     found = [
@@ -63,7 +69,7 @@ def _of_code(folder: Path, meta: dict) -> list[str]:
         found.append(f"{path.name} is no {kind}; kernel_type and suffix ({_SUFFIXES[kind]}) differ")
     try:
         code = path.read_bytes().decode("utf-8")
-        size_bytes = bundle.sent_bytes(code, str(kind))
+        size_bytes = bundle.sent_bytes(code, kind)
     except UnicodeDecodeError:
         return [*found, f"{path.name} is not UTF-8; build it anew"]
     except InputError as error:
@@ -125,7 +131,7 @@ def _shared_ids(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     for folder in folders:
         meta = _read(folder / metadata.FILE) or {}
         name, code = meta.get("id"), (folder / str(meta.get("code_file") or "")).resolve()
-        if not name:
+        if not isinstance(name, str) or not name:
             continue
         other, its_code = first.setdefault(name, (folder, code))
         if its_code != code:

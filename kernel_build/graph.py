@@ -7,8 +7,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kernel_build import bundle, metadata, names
@@ -113,7 +113,7 @@ def weeks(
     if too_long:
         raise InputError(
             f"{too_long[0].slug} takes {too_long[0].hours:.1f} GPU hours and a week has "
-            f"{weekly_hours:g}; cut it into sessions with a smaller --hours"
+            f"{weekly_hours:g}; cut it into sessions with smaller --session-hours"
         )
     found: list[list[Node]] = []
     waiting, done = list(kernels), set()
@@ -171,15 +171,15 @@ def builder(
     root: Path,
     owner: str,
     kind: str,
-    data: str | None = None,
-    datasets: Iterable[str] = (),
+    sources: metadata.Sources | None = None,
     cargo: bundle.Cargo | None = None,
 ) -> Callable[[Node, Path], Path]:
     """A `build` for `write`: the bundle's kernel under the node's name, with the node's sources.
 
-    `data` is the data set that holds the images, in the place of the competition; `datasets` are
-    further ones, such as one of encoder weights; `cargo` is of the kernels with a network.
+    `sources` are those of all kernels, beside the kernels whose output each takes; `cargo` is of
+    the kernels with a network.
     """
+    common = sources or metadata.Sources()
 
     def build(node: Node, folder: Path) -> Path:
         return bundle.build(
@@ -190,9 +190,7 @@ def builder(
             owner=owner,
             out=folder,
             slug=node.slug,
-            sources=metadata.Sources(
-                data, tuple(datasets), tuple(f"{owner}/{source}" for source in node.sources)
-            ),
+            sources=replace(common, kernels=tuple(f"{owner}/{source}" for source in node.sources)),
             cargo=cargo if node.gpu else None,
         ).folder
 

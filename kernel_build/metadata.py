@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,23 +19,41 @@ KINDS = ("notebook", "script")
 # Whose output each stage reads. Thresholds need no GPU, so they cost no quota.
 STAGES = {"train": (), "thresholds": ("train",), "inference": ("train", "thresholds")}
 GPU_STAGES = ("train", "inference")
-BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
+# With what kaggle-cli 2.2.5 sends where one is missing (kernels_push of its kaggle_api_extended.py;
+# its documentation says false of the internet).
+BOOLEANS = {"is_private": True, "enable_gpu": False, "enable_tpu": False, "enable_internet": True}
 OWNER = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-_SLUG = r"[A-Za-z0-9][\w-]*"
+_SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+_DOTTED = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+# As kaggle-cli 2.2.5 validates them, which lets a malformed owner or slug pass.
 SOURCES = {
     "dataset_sources": ("OWNER/SLUG", rf"{OWNER}/{_SLUG}(/\d+)?"),
     "competition_sources": ("the slug of a competition's address", _SLUG),
     "kernel_sources": ("OWNER/SLUG with a slug of 5 to 50", rf"{OWNER}/[a-z0-9-]{{5,50}}(/\d+)?"),
     "model_sources": (
-        "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
-        rf"{OWNER}/{_SLUG}/[A-Za-z0-9]+/[A-Za-z0-9][\w.-]*/\d+",
+        "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, such as google/gemma/transformers/2b/1",
+        rf"{OWNER}/{_DOTTED}/[A-Za-z0-9]+/{_DOTTED}/\d+",
     ),
 }
+_TEXTS = ("id", "title", "code_file", "language", "kernel_type", "machine_shape", "docker_image",
+          "docker_image_pinning_type")  # fmt: skip
+_KEYS = frozenset({*_TEXTS, *BOOLEANS, *SOURCES, "keywords"})
 
-_KEYS = frozenset({
-    "id", "title", "code_file", "language", "kernel_type", "machine_shape", "keywords",
-    "docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES,
-})  # fmt: skip
+# Accelerators by docs/kernels.md of kaggle-cli (September 2026) and `kernels push --help` of 2.2.5.
+# The server takes any text, and gives another one in silence where it does not give that one.
+DEFAULT_GPU = "NvidiaTeslaT4"  # two T4: one alone is not offered (kaggle-cli, pull request 1198)
+# "Only available to participants of specific competitions", some only to Kaggle's staff: which of
+# them is which is not documented.
+LIMITED_GPUS = ("NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
+_TPUS = ("TpuV5E8", "TpuV6E8")
+# What runs in the place of a retired one (_RETIRED_ACCELERATORS of kaggle-cli 2.2.5).
+_RETIRED = {
+    "NvidiaTeslaP100": f"{DEFAULT_GPU}, two T4,",
+    "TpuV38": "TpuV5E8",
+    "Tpu1VmV38": "TpuV5E8",
+    "TpuV232": "a CPU",
+    "TpuV2256": "a CPU",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +61,25 @@ class Sources:
     """Where a kernel's inputs come from; what is not given is as the root's file and the stage say.
 
     `data` is the OWNER/SLUG of a data set, or the slug of a competition; `kernels` are those whose
-    output it takes.
+    output it takes; `models` are versions of Kaggle Models. Raises InputError for a name that
+    Kaggle would refuse.
     """
 
     data: str | None = None
     datasets: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        data = [] if self.data is None else [self.data]
+        given = {
+            "dataset_sources": [*self.datasets, *(one for one in data if "/" in one)],
+            "competition_sources": [one for one in data if "/" not in one],
+            "kernel_sources": self.kernels,
+            "model_sources": self.models,
+        }
+        if faults := [fault for key, names in given.items() for fault in _malformed(key, names)]:
+            raise InputError("; ".join(faults))
 
 
 def read_base(root: Path) -> dict:
@@ -101,11 +132,13 @@ def of_kernel(
 
 def problems(meta: dict) -> list[str]:
     """What Kaggle would refuse or, worse, accept in silence; each with its mend."""
-    found = []
-    owner, _, name = str(meta.get("id", "")).partition("/")
+    found = _unknown_keys(meta)
+    if mistyped := _mistyped(meta):
+        return mistyped + found
+    owner, _, name = (meta.get("id") or "").partition("/")
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{5,50}", name):
         found.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 5 to 50 a-z, 0-9, -")
-    heading = str(meta.get("title") or "")
+    heading = meta.get("title") or ""
     if not 5 <= len(heading) <= names.MAX_LENGTH:
         found.append(f"title {heading!r} has {len(heading)} characters; give 5 to 50")
     if names.slugify(heading) != name:
@@ -113,31 +146,15 @@ def problems(meta: dict) -> list[str]:
             f"title {heading!r} becomes {names.slugify(heading)!r}, not the id's {name!r}; "
             "make them agree"
         )
-    for key in BOOLEANS:
-        # The CLI takes a missing enable_internet for true, and a text for false.
-        if not isinstance(meta.get(key), bool):
-            found.append(f"{key} is {meta.get(key)!r}; write true or false")
-    for key, (form, pattern) in SOURCES.items():
-        value = meta.get(key)
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            found.append(f"{key} is {value!r}; write a list of names, [] for none")
-            continue
-        found += [
-            f"{key}: {one!r} is not {form}" for one in value if not re.fullmatch(pattern, one)
-        ]
+    for key in SOURCES:
+        value = meta[key]
+        found += _malformed(key, value)
         found += [
             f"{key} names {one} twice" for one in sorted({o for o in value if value.count(o) > 1})
         ]
-    for key in sorted(meta.keys() - _KEYS):
-        near = difflib.get_close_matches(key, _KEYS, n=1)
-        mend = f"write {near[0]}" if near else "leave it out"
-        found.append(
-            f"{key} is no key that is to be pushed, and the push ignores or misreads it; {mend}"
-        )
-    if meta.get("enable_gpu") is True and meta.get("enable_tpu") is True:
-        found.append("enable_gpu and enable_tpu are both true; write false for the TPU")
-    if "P100" in str(meta.get("machine_shape")):
-        found.append(f"machine_shape {meta['machine_shape']} is retired; write NvidiaTeslaT4")
+    if meta["enable_tpu"]:
+        found.append("enable_tpu is true, and nothing here runs on a TPU; write false")
+    found += _accelerator_faults(meta.get("machine_shape") or "")
     if meta.get("kernel_type") not in KINDS:
         found.append(
             f"kernel_type {meta.get('kernel_type')!r} is not known; write {' or '.join(KINDS)}"
@@ -154,8 +171,81 @@ def problems(meta: dict) -> list[str]:
     return found
 
 
+def notes(meta: dict) -> list[str]:
+    """Return what is valid and may still turn out otherwise on Kaggle; usually nothing."""
+    shape = meta.get("machine_shape")
+    if shape not in LIMITED_GPUS:
+        return []
+    return [
+        f"machine_shape {shape} is only for participants of certain competitions; others may get "
+        f"another one without an error, {DEFAULT_GPU} is for all"
+    ]
+
+
+def _malformed(key: str, values: Iterable[str]) -> list[str]:
+    """Names of sources that Kaggle would refuse, each with the form of the right one."""
+    form, pattern = SOURCES[key]
+    return [f"{key}: {one!r} is not {form}" for one in values if not re.fullmatch(pattern, one)]
+
+
+def _unknown_keys(meta: dict) -> list[str]:
+    found = []
+    for key in sorted(meta.keys() - _KEYS):
+        near = difflib.get_close_matches(key, _KEYS, n=1)
+        mend = f"write {near[0]}" if near else "leave it out"
+        found.append(
+            f"{key} is no key that is to be pushed, and the push ignores or misreads it; {mend}"
+        )
+    return found
+
+
+def _mistyped(meta: dict) -> list[str]:
+    """Values of the wrong type, and booleans and lists that are missing."""
+    found = [
+        f"{key} is {meta[key]!r}, no text; write it in quotes"
+        for key in _TEXTS
+        if not isinstance(meta.get(key), str | None)
+    ]
+    for key, sent in BOOLEANS.items():
+        if key not in meta:
+            found.append(
+                f"{key} is missing, and the command line then sends {str(sent).lower()}; "
+                "write true or false"
+            )
+        elif not isinstance(meta[key], bool):
+            found.append(f"{key} is {meta[key]!r}; write true or false")
+    for key in SOURCES:
+        value = meta.get(key)
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            found.append(f"{key} is {value!r}; write a list of names, [] for none")
+    words = meta.get("keywords", [])
+    if not isinstance(words, list) or not all(isinstance(one, str) for one in words):
+        found.append(f"keywords is {words!r}; write a list of texts, or leave it out")
+    return found
+
+
+def _accelerator_faults(shape: str) -> list[str]:
+    if shape in ("", DEFAULT_GPU, *LIMITED_GPUS):
+        return []
+    if shape in _TPUS:
+        return [f"machine_shape {shape} is a TPU, which nothing here uses; write {DEFAULT_GPU}"]
+    retired = {name.lower(): given for name, given in _RETIRED.items()}
+    if given := retired.get(shape.strip().lower()):  # as the command line compares
+        return [
+            f"machine_shape {shape} is retired, and Kaggle gives {given} in its place without an "
+            f"error; write {DEFAULT_GPU}"
+        ]
+    known = {name.lower(): name for name in (DEFAULT_GPU, *LIMITED_GPUS)}
+    asked = shape.strip().lower()
+    near = [one for one in known if asked in one] or difflib.get_close_matches(asked, known, n=1)
+    return [
+        f"machine_shape {shape!r} is no accelerator of Kaggle's; write "
+        f"{known[near[0]] if near else DEFAULT_GPU}"
+    ]
+
+
 def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> dict:
-    """The three lists of sources: the root's own data sets, and what is given for this kernel."""
+    """The lists of sources: the root's own data sets and models, and what is given for a kernel."""
     datasets = [*base.get("dataset_sources", []), *given.datasets]
     competitions = base.get("competition_sources", [])
     if given.data is not None:
@@ -167,6 +257,7 @@ def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> d
         "dataset_sources": list(dict.fromkeys(datasets)),
         "competition_sources": competitions,
         "kernel_sources": list(dict.fromkeys(given.kernels or earlier)),
+        "model_sources": list(dict.fromkeys([*base.get("model_sources", []), *given.models])),
     }
 
 

@@ -24,8 +24,8 @@ def unmet(
     """What the kernel will miss on Kaggle, with its mend; `meta` is its metadata.
 
     `offline` is the manifest of the data set that `build_kernel.py offline` wrote, where one is
-    attached; what other data sets hold is not known, and they are trusted. Raises InputError for
-    parameters that the stage would refuse, an unknown row among them.
+    attached; what other data sets and models hold is not known, and they are trusted. Raises
+    InputError for parameters that the stage would refuse, an unknown row among them.
     """
     parameters = _PARAMETERS[stage].from_namespace(values)
     views = getattr(parameters, "tta", None)
@@ -49,18 +49,19 @@ def unmet(
     # Without the competition the first data set holds the images.
     attached = meta["dataset_sources"][0 if meta["competition_sources"] else 1 :]
     unknown = [name for name in attached if not offline or name != offline["dataset"]]
+    models = meta["model_sources"]
     for encoder in sorted(
         {one.experiment.encoder for one in trained if one.experiment.weights == "imagenet"}
     ):
-        if unknown or meta["enable_internet"] or _holds(offline, encoder):
+        if unknown or models or meta["enable_internet"] or _holds(offline, encoder):
             continue
         lacks = f"{offline['dataset']} holds none, and they" if offline else "they"
         yield (
             f"needs ImageNet weights of {encoder}: {lacks} cannot be downloaded without internet; "
-            "attach them with --offline FOLDER or --dataset OWNER/SLUG, or train from scratch with "
-            "-p WEIGHTS none"
+            "attach them with --offline FOLDER, --dataset OWNER/SLUG or --model, or train from "
+            "scratch with -p WEIGHTS none"
         )
-    if not (parameters.with_parents or meta["kernel_sources"] or unknown):
+    if not (parameters.with_parents or meta["kernel_sources"] or unknown or models):
         for one in planned.needs():
             yield f"needs the run {one.run}: attach its kernel with --kernel-source OWNER/SLUG"
     if any(one.experiment.images == "nih" for one in trained) and not unknown:

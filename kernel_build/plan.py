@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _OWN = {
     "seed": "give --seeds N",
     "n_folds": "give --folds N",
     "fold": "every fold is planned",
-    "max_hours": "give --hours of a session",
+    "max_hours": "give --session-hours",
     "with_parents": "parents are kernels of their own",
     "data_dir": "give --data OWNER/SLUG, or leave it to the competition",
     "work_dir": "a kernel's is Kaggle's working folder",
@@ -72,7 +73,8 @@ def as_text(found: Estimate, session: Session, now: datetime | None = None) -> s
     lines += [
         "order: seed by seed, each fold's parents before it, so that one seed is whole, and could "
         "be scored, before the next one costs anything; two GPU sessions at once",
-        f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over, "
+        f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over (MAX_HOURS "
+        f"{session.max_hours:g}), "
         f"{60 * session.start:.0f} minutes to start, {costs.TRAIN_IMAGES:,} training and "
         f"{costs.TEST_IMAGES:,} test images, maps of {costs.MAP_BYTES_PER_PX} bytes a pixel, "
         "seconds of an epoch at the size in the table"
@@ -164,11 +166,13 @@ def measurements(
 @click.option("--log", "logs", multiple=True, metavar="[ROW=]FILE", help="A run's log.jsonl.")
 @click.option("--seconds-per-epoch", "seconds", multiple=True, metavar="[ROW=]S")
 @click.option(
+    "--session-hours",
     "--hours",
+    "hours",
     type=float,
     default=quota.SESSION_HOURS,
     show_default=True,
-    help=f"Of a session; {quota.COMPETITION_SESSION_HOURS:g} where a code competition says so.",
+    help=f"What a session lasts; {quota.SHORT_SESSION_HOURS:g} are reported for some accounts.",
 )
 @click.option(
     "--write", "out", type=click.Path(file_okay=False, path_type=Path),
@@ -178,17 +182,27 @@ def measurements(
 @click.option("--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True)
 @click.option("--data", metavar="OWNER/SLUG", help="The images' data set; default: competition.")
 @click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="Also attached.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
+    help="A Kaggle Model, also attached.",
+)
 @click.option("--offline", "attached", metavar="FOLDER", help="A data set of `offline`, attached.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 def plan(
     experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, data, datasets,
-    attached, without_wheel,
+    models, attached, without_wheel,
 ) -> None:  # fmt: skip
     """What EXPERIMENT costs on Kaggle; with --write, the kernels that it takes."""
     try:
         session = Session(hours)
-        if session.usable <= 0:
-            raise InputError(f"--hours {hours:g} leaves nothing after start and end; give over 1")
+        if not 0 < session.usable < float("inf"):
+            raise InputError(
+                f"--session-hours {hours:g} leaves no hours after start and end; give over 1"
+            )
+        sources = metadata.Sources(data, datasets, models=models)
         values = {name.lower(): parse_value(text) for name, text in given}
         if own := [name.upper() for name in values if name in _OWN]:
             raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
@@ -202,7 +216,7 @@ def plan(
         if out is not None:
             wanted = offline.manifest(Path(attached)) if attached else None
             carried = () if without_wheel else (wheels.carried(ROOT),)
-            _write(found, out, owner, kind, data, datasets, bundle.Cargo(carried, wanted))
+            _write(found, out, owner, kind, sources, bundle.Cargo(carried, wanted))
     except InputError as error:
         raise click.ClickException(str(error)) from None
 
@@ -216,13 +230,15 @@ def _estimate(plans, folds, measured, session) -> Estimate:
     return costs.estimate(plans, folds, measured, session, views, sizes)
 
 
-def _write(found: Estimate, out: Path, owner, kind, data, datasets, cargo: bundle.Cargo) -> None:
+def _write(
+    found: Estimate, out: Path, owner, kind, sources: metadata.Sources, cargo: bundle.Cargo
+) -> None:
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
         raise InputError("sources are named by their owner: give --owner NAME")
     if cargo.wanted:
-        datasets = (*datasets, cargo.wanted["dataset"])
-    build = graph.builder(ROOT, known[0], kind, data, datasets, cargo)
+        sources = replace(sources, datasets=(*sources.datasets, cargo.wanted["dataset"]))
+    build = graph.builder(ROOT, known[0], kind, sources, cargo)
     folders = graph.write(found.nodes, out, known[0], build)
     for words in _unmet(found.nodes, folders, cargo.wanted):
         click.echo(words)
@@ -234,7 +250,9 @@ def _unmet(nodes: Sequence[graph.Node], folders: Sequence[Path], wanted: dict | 
     found = {}
     for node, folder in zip(nodes, folders, strict=True):
         values = {name: parse_value(text) for name, text in node.given}
-        found |= dict.fromkeys(needs.unmet(node.stage, values, metadata.read_base(folder), wanted))
+        meta = metadata.read_base(folder)
+        found |= dict.fromkeys(metadata.notes(meta))
+        found |= dict.fromkeys(needs.unmet(node.stage, values, meta, wanted))
     return list(found)
 
 

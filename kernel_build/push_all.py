@@ -22,13 +22,19 @@ from pathlib import Path
 
 GPU_SESSIONS = 2
 PATIENCE = 10  # times in a row that the network, or Kaggle, may fail before this gives up
-PUSHED = re.compile(r"Kernel version (\d+) successfully pushed")
+# What the command line says, read off version 2.2.5; the older forms are of 2.2.4 and before.
+PUSHED = re.compile(r"Kernel version (?:\d+ )?successfully pushed")
 INVALID = re.compile(r"^.*\bnot valid\b.*$", re.MULTILINE | re.IGNORECASE)
 STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
 BUSY = re.compile(r"maximum (?:batch )?GPU session", re.IGNORECASE)  # all slots are taken: wait
-# Kaggle answers 403 for a kernel that it does not know.
-ABSENT = re.compile(r"\b40[34]\b|not found|forbidden", re.IGNORECASE)
-NOBODY = re.compile(r"\b401\b|unauthorized|could not find kaggle.json|authenticate", re.IGNORECASE)
+# Kaggle answers 403 for a kernel that it does not know; of a status, 401 reads the same.
+ABSENT = re.compile(
+    r"\b40[34]\b|not found|forbidden|cannot access kernel|don't have access", re.IGNORECASE
+)
+NOBODY = re.compile(
+    r"\b401\b|unauthorized|could not find kaggle.json|authenticate|authentication required",
+    re.IGNORECASE,
+)
 GOING = ("queued", "running", "new_script", "newscript")
 
 
@@ -70,8 +76,9 @@ def say(command: list[str], *words: str) -> str:
     except subprocess.TimeoutExpired:
         raise NoAnswerError(f"{' '.join(words)}: no answer in 10 minutes") from None
     answer = f"{done.stdout}\n{done.stderr}".strip()
-    if NOBODY.search(answer):
-        raise PushError(f"the kaggle command line is not logged in: {last_line(answer)}")
+    if done.returncode and NOBODY.search(answer):
+        first = answer.splitlines()[0]
+        raise PushError(f"the kaggle command line is not logged in, kaggle auth login: {first}")
     return answer
 
 
@@ -110,6 +117,11 @@ def look(command: list[str], kernel: dict, state: State) -> None:
     found, answer = status(command, kernel["id"])
     if found == "complete":
         state.set(slug, "complete")
+    elif found == "absent":  # it may well run: a login that ended reads the same
+        raise NoAnswerError(
+            f"{slug} was pushed, and Kaggle shows this login no such kernel: kaggle auth login, "
+            f"or, where it was deleted, remove its line from {state.path.name}"
+        )
     elif found not in GOING:
         state.set(slug, "failed")
         raise PushError(f"{slug} is {found} on Kaggle: {answer}")

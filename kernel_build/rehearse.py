@@ -28,6 +28,7 @@ _MOUNTS = {
     "competition_sources": "competitions",
     "dataset_sources": "datasets",
     "kernel_sources": "notebooks",
+    "model_sources": "models",
 }
 
 
@@ -113,9 +114,7 @@ def rehearsed(folder: Path) -> dict[str, Path]:
 
 def mounts(meta: dict, data: Path | None, inputs: dict[str, Path]) -> dict[str, Path]:
     """Folder by path below /kaggle/input, for every source that the metadata name."""
-    names = {
-        name: f"{place}/{name}" for key, place in _MOUNTS.items() for name in meta.get(key, [])
-    }
+    names = {name: _mounted_at(key, name) for key in _MOUNTS for name in meta.get(key, [])}
     given = dict(inputs)
     for name in given:
         if name not in names:
@@ -134,12 +133,21 @@ def mounts(meta: dict, data: Path | None, inputs: dict[str, Path]) -> dict[str, 
     if absent:
         raise InputError(
             f"no folder for {', '.join(absent)}: give --data DIR for the competition or data set, "
-            "--input NAME=FOLDER for others (a kernel's is what its own rehearsal left)"
+            "--input NAME=FOLDER for others (a kernel's is what its own rehearsal left, a model's "
+            "its files)"
         )
     for name, folder in given.items():
         if not folder.is_dir():
             raise InputError(f"{folder}, given for {name}, is no folder")
     return {names[name]: folder for name, folder in given.items()}
+
+
+def _mounted_at(key: str, name: str) -> str:
+    """Return where Kaggle mounts a source, below /kaggle/input: versions only of a model."""
+    parts = name.split("/")
+    if key == "model_sources" and len(parts) == 5:
+        parts[2] = parts[2].lower()  # named pyTorch, mounted as pytorch (seen in public notebooks)
+    return "/".join([_MOUNTS[key], *(parts if key == "model_sources" else parts[:2])])
 
 
 def _empty(out: Path) -> None:
@@ -218,7 +226,7 @@ def _verdict(
         checks.of_watch("input", seen, changed),
         checks.of_outputs(files, stage, text),
         checks.of_litter(files, stage),
-        *checks.of_size(quota.usage(place.working)),
+        checks.of_size(quota.usage(place.working)),
     ]
 
 
@@ -265,7 +273,13 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
     "kernel: what its rehearsal beside this one left.",
 )
 @click.option(
-    "--hours", type=float, default=quota.SESSION_HOURS, show_default=True, help="Of a session."
+    "--session-hours",
+    "--hours",
+    "hours",
+    type=float,
+    default=quota.SESSION_HOURS,
+    show_default=True,
+    help="What a session lasts.",
 )
 @click.option(
     "--scale",
@@ -284,7 +298,9 @@ def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
     """Run the built kernel in FOLDER as Kaggle would, and check what it leaves."""
     try:
         if hours * scale <= 0:
-            raise InputError(f"--hours {hours} × --scale {scale} leave no time; give both above 0")
+            raise InputError(
+                f"--session-hours {hours} × --scale {scale} leave no time; give both above 0"
+            )
         chosen = level or sandbox.best_level()
         folder = folder.resolve()
         click.echo(f"rehearsal of {folder.name}; {sandbox.SAYS[chosen]}")

@@ -146,13 +146,10 @@ def of_litter(files: list[str], stage: str | None) -> Check:
     return Check("litter", not found, says)
 
 
-def of_size(used: quota.Usage) -> list[Check]:
-    """Bytes and files under Kaggle's limits."""
-    gb = used.bytes / 1e9
-    return [
-        Check("size", used.bytes <= quota.OUTPUT_BYTES, f"{gb:.3f} of 20 GB"),
-        Check("files", used.files <= quota.OUTPUT_FILES, f"{used.files} of {quota.OUTPUT_FILES}"),
-    ]
+def of_size(used: quota.Usage) -> Check:
+    """Bytes under Kaggle's limit."""
+    says = f"{used.bytes / 1e9:.3f} of 20 GB (files: {used.files})"
+    return Check("size", used.bytes <= quota.OUTPUT_BYTES, says)
 
 
 def _any(name: str, patterns: Iterable[str]) -> bool:

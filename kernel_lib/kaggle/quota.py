@@ -1,7 +1,9 @@
-"""Kaggle's limits as numbers, and how much of a session is left: hours, disk, output files.
+"""Kaggle's limits as numbers, and how much of a session is left: hours and disk.
 
-Source of each: Kaggle's documentation of notebooks (kaggle.com/docs/notebooks, technical
-specifications) and its users' reports, as of August 2026.
+Source of each unless said: Kaggle's documentation of notebooks (kaggle.com/docs/notebooks,
+technical specifications) and its users' reports, as of autumn 2026; an account's own hours are
+what `kaggle quota` prints. The number of output files has no limit: the command line fetched the
+first 500 before version 2.2.2 (kaggle-cli, issues 463 and 1045), and pages through all since.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 GPU_HOURS_A_WEEK = 30.0  # an hour of two T4 costs one; reset Saturday 00:00 UTC
-SESSION_HOURS = 12.0
-COMPETITION_SESSION_HOURS = 9.0  # where a code competition says so
+SESSION_HOURS = 12.0  # "the maximum notebook runtime": competitions submit --help, kaggle-cli 2.2.5
+SHORT_SESSION_HOURS = 9.0  # where a code competition says so; reported for some accounts too
 GPU_SESSIONS = 2  # at once
 OUTPUT_BYTES = 20 * 10**9  # in the working folder
-OUTPUT_FILES = 500  # more are kept, and not served
 WARN_FROM = 0.8  # share of a limit from which it is worth a word
 _SATURDAY = 5  # as datetime.weekday counts
 
@@ -46,25 +47,14 @@ def usage(folder: Path) -> Usage:
     return Usage(n_bytes, n_files)
 
 
-def warnings(used: Usage, coming: Usage | None = None) -> list[str]:
-    """A line for each output limit that is near or passed, with the mend; usually none.
-
-    `coming` is what is still to be written and counts as if it were there.
-    """
-    coming = coming or Usage(0, 0)
-    n_bytes, n_files = used.bytes + coming.bytes, used.files + coming.files
-    found = []
-    if n_bytes > WARN_FROM * OUTPUT_BYTES:
-        found.append(
-            f"{_gb(n_bytes)} of {_gb(OUTPUT_BYTES)} of output: lower KEEP, or train fewer folds in "
-            "one kernel (-p FOLD)"
-        )
-    if n_files > WARN_FROM * OUTPUT_FILES:
-        found.append(
-            f"{n_files} of {OUTPUT_FILES} output files, and Kaggle serves no more: train fewer "
-            "folds in one kernel (-p FOLD)"
-        )
-    return found
+def warnings(used: Usage) -> list[str]:
+    """Return a line for the output limit where it is near or passed, with the way out."""
+    if used.bytes <= WARN_FROM * OUTPUT_BYTES:
+        return []
+    return [
+        f"{_gb(used.bytes)} of {_gb(OUTPUT_BYTES)} of output: lower KEEP, or train fewer folds in "
+        "one kernel (-p FOLD)"
+    ]
 
 
 def session_seconds(proc: Path = Path("/proc")) -> float | None:
@@ -85,7 +75,7 @@ def session_seconds(proc: Path = Path("/proc")) -> float | None:
 def session_hours() -> float:
     """How long this session may last: less where a code competition runs it again."""
     again = os.environ.get("KAGGLE_IS_COMPETITION_RERUN")
-    return COMPETITION_SESSION_HOURS if again else SESSION_HOURS
+    return SHORT_SESSION_HOURS if again else SESSION_HOURS
 
 
 def hours_left(spent_seconds: float, session_hours: float = SESSION_HOURS) -> float:
@@ -105,8 +95,7 @@ def session_line(working: Path, spent_seconds: float, session_hours: float = SES
     used = usage(working)
     return (
         f"session: {hours_left(spent_seconds, session_hours):.1f} of {session_hours:g} h left; "
-        f"{_gb(used.bytes)} of {_gb(OUTPUT_BYTES)} and {used.files} of {OUTPUT_FILES} files in "
-        f"{working}"
+        f"{_gb(used.bytes)} of {_gb(OUTPUT_BYTES)} (files: {used.files}) in {working}"
     )
 
 

@@ -20,7 +20,7 @@ def max_hours(given: float | None) -> float | None:
 
 
 def say(work: Path) -> None:
-    """Print hours, disk and files left, and a warning where outputs near Kaggle's limits."""
+    """Print hours and disk left, and a warning where outputs near Kaggle's limit."""
     if not paths.on_kaggle():
         return
     print(quota.session_line(work, 3600 * _spent_hours(), quota.session_hours()))

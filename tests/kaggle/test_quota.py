@@ -25,19 +25,10 @@ def test_usage_counts_what_lies_below_and_follows_no_link(tmp_path: Path):
     assert quota.usage(tmp_path / "nowhere") == quota.Usage(0, 0)
 
 
-@pytest.mark.parametrize(
-    ("used", "coming", "expected"),
-    [
-        (quota.Usage(16 * 10**9, 400), None, []),
-        (quota.Usage(16 * 10**9 + 1, 400), None, ["16.0 GB of 20.0 GB"]),
-        (quota.Usage(0, 401), None, ["401 of 500 output files"]),
-        (quota.Usage(10**9, 300), quota.Usage(20 * 10**9, 300), ["21.0 GB of 20.0 GB", "600 of"]),
-    ],
-)
-def test_a_warning_for_each_limit_that_is_near(used, coming, expected):
-    found = quota.warnings(used, coming)
-    assert len(found) == len(expected)
-    assert all(line.startswith(words) for line, words in zip(found, expected, strict=True))
+def test_a_warning_where_the_working_folder_is_nearly_full():
+    assert quota.warnings(quota.Usage(16 * 10**9, 12_000)) == []
+    (line,) = quota.warnings(quota.Usage(16 * 10**9 + 1, 1))
+    assert line.startswith("16.0 GB of 20.0 GB")
 
 
 def test_hours_left_end_at_none():
@@ -83,7 +74,7 @@ def test_a_session_is_as_old_as_its_first_process(tmp_path: Path):
 def test_the_line_of_a_session(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"x" * 200_000_000)
     assert quota.session_line(tmp_path, 1800, 9) == (
-        f"session: 8.5 of 9 h left; 0.2 GB of 20.0 GB and 1 of 500 files in {tmp_path}"
+        f"session: 8.5 of 9 h left; 0.2 GB of 20.0 GB (files: 1) in {tmp_path}"
     )
 
 

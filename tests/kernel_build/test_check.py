@@ -46,8 +46,8 @@ def test_a_built_kernel_is_fine(project: Path, stage: str, kind: str):
         ({"code_file": "gone.ipynb"}, "code_file 'gone.ipynb' is not there; run build_kernel.py"),
         ({"kernel_sources": ["me/pneumothorax-train"]}, "is its own source"),
         ({"kernel_sources": ["OWNER_TO_FILL/some-kernel"]}, "owner is still OWNER_TO_FILL"),
-        ({"enable_tpu": True}, "enable_gpu and enable_tpu are both true; write false for the TPU"),
-        ({"machine_shape": "NvidiaTeslaP100"}, "P100 is retired; write NvidiaTeslaT4"),
+        ({"enable_tpu": True}, "enable_tpu is true, and nothing here runs on a TPU; write false"),
+        ({"machine_shape": "NvidiaTeslaP100"}, "P100 is retired, and Kaggle gives NvidiaTeslaT4"),
         ({"dataset_source": []}, "dataset_source is no key that is to be pushed"),
         ({"dataset_source": []}, "misreads it; write dataset_sources"),
         ({"id_no": 12}, "misreads it; leave it out"),
@@ -61,7 +61,32 @@ def test_each_fault_of_the_metadata_is_a_line(kernel: bundle.Kernel, change: dic
 
 def test_a_missing_enable_internet_is_found(kernel: bundle.Kernel):
     rewrite(kernel.folder / "kernel-metadata.json", lambda meta: meta.pop("enable_internet"))
-    assert of(kernel.folder) == ["enable_internet is None; write true or false"]
+    assert of(kernel.folder) == [
+        "enable_internet is missing, and the command line then sends true; write true or false"
+    ]
+
+
+def test_a_gpu_that_not_everybody_gets_is_a_note_and_no_fault(kernel: bundle.Kernel):
+    file = kernel.folder / "kernel-metadata.json"
+    assert check.notes(kernel.folder) == []
+    rewrite(file, lambda meta: meta.update(machine_shape="NvidiaL4"))
+    assert of(kernel.folder) == []
+    (note,) = check.notes(kernel.folder)
+    assert note.startswith("machine_shape NvidiaL4 is only for participants")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "text", [3], {"a": 1}, True])
+def test_a_value_of_any_type_is_a_line_and_no_traceback(project: Path, wrong: object):
+    folder = bundle.build(project, "train", "script", owner="me").folder
+    file = folder / "kernel-metadata.json"
+    right = json.loads(file.read_text())
+    for key in right:
+        if right[key] is wrong:
+            continue
+        file.write_text(json.dumps(right | {key: wrong}))
+        check.notes(folder)
+        # Without an accelerator of its own, the default is given.
+        assert bool(of(folder)) is ((key, wrong) != ("machine_shape", None)), key
 
 
 def test_a_second_code_file_is_found(kernel: bundle.Kernel):

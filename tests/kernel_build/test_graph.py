@@ -185,7 +185,12 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
         Node("a-kernel-thresholds", "thresholds", (), ("a-kernel-f0",), False, 0.0),
     ]
     out = tmp_path / "graph"
-    build = graph.builder(project, "me", "script", "you/images", ["me/weights"])
+    build = graph.builder(
+        project,
+        "me",
+        "script",
+        metadata.Sources("you/images", ("me/weights",), models=("me/nets/pyTorch/lite0/1",)),
+    )
     folders = graph.write(kernels, out, "me", build)
     assert sorted(path.name for path in out.iterdir()) == [
         "a-kernel-f0", "a-kernel-thresholds", "graph.json", "push_all.py",
@@ -196,6 +201,7 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
         assert meta["id"] == f"me/{one.slug}"
         assert meta["kernel_sources"] == [f"me/{source}" for source in one.sources]
         assert meta["dataset_sources"] == ["you/images", "me/weights"]
+        assert meta["model_sources"] == ["me/nets/pyTorch/lite0/1"]
         assert meta["competition_sources"] == []
         assert meta["enable_gpu"] is one.gpu
         assert (folder / meta["code_file"]).is_file()

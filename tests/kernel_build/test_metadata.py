@@ -75,6 +75,33 @@ def test_given_sources_replace_those_of_the_stage(project: Path):
         of(datasets=("x/y/z",))
 
 
+@pytest.mark.parametrize(
+    "model", ["google/gemma/transformers/2b-it/2", "me/qwen2.5-3b_x/PyTorch/v1.0/14"]
+)
+def test_models_are_attached_beside_the_root_s_own(project: Path, model: str):
+    base = metadata.read_base(project) | {"model_sources": ["me/nets/pyTorch/always/1"]}
+    meta = metadata.of_kernel(base, "train", "script", "me", "c", sources=Sources(models=(model,)))
+    assert meta["model_sources"] == ["me/nets/pyTorch/always/1", model]
+    assert metadata.problems(meta) == []
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["google/gemma", "me/nets/pyTorch/x", "me/nets/pyTorch/x/latest", "me/nets/pyTorch/x/1/2",
+     "me//pyTorch/x/1", "me/nets/py torch/x/1", "models/me/nets/pyTorch/x/1"],
+)  # fmt: skip
+def test_a_malformed_model_is_refused_in_a_sentence(model: str):
+    with pytest.raises(InputError, match="is not OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, such as"):
+        Sources(models=(model,))
+
+
+@pytest.mark.parametrize("shape", ["", "NvidiaTeslaT4", *metadata.LIMITED_GPUS])
+def test_every_gpu_of_kaggle_s_is_let_through(project: Path, shape: str):
+    meta = metadata.read_base(project) | {"machine_shape": shape}
+    assert metadata.problems(meta) == []
+    assert len(metadata.notes(meta)) == (shape in metadata.LIMITED_GPUS)
+
+
 def test_a_name_of_one_s_own_is_id_and_title(project: Path):
     base = metadata.read_base(project)
     meta = metadata.of_kernel(base, "train", "script", "me", "code", name="train-x-part2")
@@ -102,6 +129,15 @@ def test_a_name_of_one_s_own_is_id_and_title(project: Path):
         ({"language": "r"}, "language is 'r'; write python"),
         ({"code_file": ""}, "code_file is missing"),
         ({"docker_image_pinning_type": "newest"}, "write original or latest"),
+        ({"title": 5}, "title is 5, no text"),
+        ({"keywords": "gpu"}, "keywords is 'gpu'; write a list"),
+        ({"enable_interne": True}, "write enable_internet"),
+        ({"machine_shape": "nvidiateslap100 "}, "gives NvidiaTeslaT4, two T4, in its place"),
+        ({"machine_shape": "Tpu1VmV38"}, "is retired, and Kaggle gives TpuV5E8 in its place"),
+        ({"machine_shape": "TpuV5E8"}, "is a TPU, which nothing here uses; write NvidiaTeslaT4"),
+        ({"machine_shape": "nvidiaTeslaT4"}, "no accelerator of Kaggle's; write NvidiaTeslaT4"),
+        ({"machine_shape": "L4"}, "no accelerator of Kaggle's; write NvidiaL4"),
+        ({"machine_shape": "NvidiaTeslaT4Highmem"}, "write NvidiaTeslaT4"),
     ],
 )
 def test_what_kaggle_would_refuse_or_misread_is_found(project: Path, change: dict, words: str):
@@ -112,7 +148,7 @@ def test_what_kaggle_would_refuse_or_misread_is_found(project: Path, change: dic
 def test_a_boolean_missing_from_the_base_stops_the_build(project: Path):
     base = metadata.read_base(project)
     del base["enable_internet"]
-    with pytest.raises(InputError, match="enable_internet is None"):
+    with pytest.raises(InputError, match="enable_internet is missing"):
         metadata.of_kernel(base, "train", "script", "me", "code")
 
 

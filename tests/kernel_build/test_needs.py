@@ -11,6 +11,7 @@ from kernel_lib.errors import InputError
 
 NOTHING = {
     "dataset_sources": [],
+    "model_sources": [],
     "competition_sources": ["siim"],
     "kernel_sources": [],
     "enable_internet": False,
@@ -30,6 +31,7 @@ def test_imagenet_weights_need_a_data_set_without_internet():
     assert missed(attached=images | {"dataset_sources": ["you/images", "me/weights"]}) == []
     assert missed(attached={"dataset_sources": ["me/weights"]}) == []
     assert missed(attached={"enable_internet": True}) == []
+    assert missed(attached={"model_sources": ["me/nets/pyTorch/resnet34/1"]}) == []
     assert missed(WEIGHTS="none") == []
     assert missed(EXPERIMENT="demo_UNetResNet10_128_v1") == []
 
@@ -49,6 +51,7 @@ def test_a_run_that_starts_from_another_needs_its_kernel():
     words = "needs the run deeplabv3plus_resnet_512_v1_seed7: attach its kernel with"
     assert missed(EXPERIMENT=ROW, SEED=7) == [f"{words} --kernel-source OWNER/SLUG"]
     assert missed(EXPERIMENT=ROW, attached={"kernel_sources": ["me/train-512"]}) == []
+    assert missed(EXPERIMENT=ROW, attached={"model_sources": ["me/nets/pyTorch/512/1"]}) == []
     (weights,) = missed(EXPERIMENT=ROW, WITH_PARENTS=True)
     assert weights.startswith("needs ImageNet weights of resnet101")
 

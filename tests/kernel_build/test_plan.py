@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import costs, graph, plan
+from kernel_build import costs, graph, metadata, plan
 from kernel_build.costs import Measured, Session, Sizes
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
@@ -219,7 +219,10 @@ def test_it_says_when_the_quota_is_full_again():
             "'UNet' is no row of this plan; wri",
         ),
         (("UNet", "--seconds-per-epoch", "3"), "'UNet' is no row of experiments.py"),
-        ((ROW, "--seconds-per-epoch", "3", "--hours", "0.5"), "leaves nothing after start"),
+        ((ROW, "--seconds-per-epoch", "3", "--session-hours", "0.5"), "0.5 leaves no hours"),
+        ((ROW, "--seconds-per-epoch", "3", "--session-hours", "inf"), "inf leaves no hours"),
+        ((ROW, "--seconds-per-epoch", "3", "--model", "a/b/c/1"), "'a/b/c/1' is not OWNER/MODEL/"),
+        ((ROW, "--seconds-per-epoch", "3", "--dataset", "b"), "dataset_sources: 'b' is not OWNER"),
         ((ROW, "-p", "SEED", "3", "--seconds-per-epoch", "3"), "-p SEED is not a plan's: give --s"),
         ((ROW, "-p", "SIZES", "3", "--seconds-per-epoch", "3"), "unknown parameter SIZES"),
     ],
@@ -260,9 +263,24 @@ def test_written_it_is_a_graph_of_the_project_s_own_kernels(tmp_path: Path):
     assert len(list(out.glob("*/kernel-metadata.json"))) == 4
 
 
+@pytest.mark.slow
+def test_shorter_sessions_make_longer_chains_of_kernels_that_stop_in_time(tmp_path: Path):
+    out = tmp_path / "graph"
+    arguments = ("demo_UNetResNet10_128_v1", "--folds", "2", "-p", "EPOCHS", "10")
+    arguments += ("--seconds-per-epoch", "2900")  # 9.3 h a fold
+    assert "2 × 1" in run(*arguments).output.splitlines()[1]
+    done = run(*arguments, "--session-hours", "9", "--write", str(out), "--owner", "me")
+    assert done.exit_code == 0, done.output
+    assert "2 × 2" in done.output.splitlines()[1]
+    assert "assumed: sessions of 9 h with 0.5 h left over (MAX_HOURS 8.5)" in done.output
+    kernels = json.loads((out / "graph.json").read_text())["kernels"]
+    trains = [dict(one["given"]) for one in kernels if one["stage"] == "train"]
+    assert [one["MAX_HOURS"] for one in trains] == ["8.5"] * 4
+
+
 def test_what_written_kernels_will_miss_is_said_once(project_root: Path, tmp_path: Path):
     found = estimate(ROW, {ROW: Measured(60, 5)}, folds=2)
-    build = graph.builder(project_root, "me", "script", "you/images")
+    build = graph.builder(project_root, "me", "script", metadata.Sources("you/images"))
     folders = graph.write(found.nodes, tmp_path / "graph", "me", build)
     (words,) = plan._unmet(found.nodes, folders, None)
     assert words.startswith("needs ImageNet weights of resnet34")

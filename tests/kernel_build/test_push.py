@@ -1,10 +1,12 @@
-"""The real Kaggle CLI against a server on loopback: what it sends of what was built here."""
+"""The real Kaggle CLI against a server on loopback: what it sends, and how its answers are read."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,8 +26,15 @@ pytestmark = [
 ]
 
 
+PUSHED = (200, {"ref": "me/x", "url": "http://localhost/me/x", "versionNumber": 1})
+COMPLETE = (200, {"status": "COMPLETE"})
+
+
 class Kaggle(BaseHTTPRequestHandler):
-    """Takes what the CLI sends, keeps it in `server.got`, and answers as Kaggle does."""
+    """Takes what the CLI sends, keeps it in `server.got`, and answers as Kaggle does.
+
+    Where `server.plays` has answers for a method, they are given one a call, the last one for ever.
+    """
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -40,8 +49,10 @@ class Kaggle(BaseHTTPRequestHandler):
         self.reply(200, b"")
 
     def answer(self, method: str) -> tuple[int, dict]:
+        if plays := self.server.plays.get(method):
+            return plays.pop(0) if len(plays) > 1 else plays[0]
         if method == "SaveKernel":
-            return 200, {"ref": "me/x", "url": "http://localhost/me/x", "versionNumber": 1}
+            return PUSHED
         if method == "GetDatasetStatus":
             return 404, {"code": 404, "message": "not there"}
         if method == "StartBlobUpload":
@@ -64,7 +75,7 @@ class Kaggle(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Kaggle) as server:
-        server.got = []
+        server.got, server.plays = [], {}
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
@@ -73,10 +84,10 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture
-def kaggle(server: ThreadingHTTPServer, tmp_path: Path) -> Callable:
-    """Runs the CLI; every address goes to the server, and what is encrypted goes nowhere."""
+def environ(server: ThreadingHTTPServer, tmp_path: Path) -> dict[str, str]:
+    """Of the CLI: every address goes to the server, and what is encrypted goes nowhere."""
     env = {k: v for k, v in os.environ.items() if not k.upper().startswith("KAGGLE_")}
-    env |= {
+    return env | {
         "HOME": str(tmp_path / "home"),
         "KAGGLE_CONFIG_DIR": str(tmp_path / "home" / "kaggle"),
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
@@ -88,9 +99,14 @@ def kaggle(server: ThreadingHTTPServer, tmp_path: Path) -> Callable:
         "NO_PROXY": "",
     }
 
+
+@pytest.fixture
+def kaggle(environ: dict[str, str], tmp_path: Path) -> Callable:
+    """Runs the CLI and returns what it prints."""
+
     def run(*arguments: str, cwd: Path = tmp_path) -> str:
         command = [sys.executable, "-m", "kaggle", *arguments]
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -109,7 +125,9 @@ def test_a_built_kernel_arrives_as_it_was_built(
         given=given,
         owner="me",
         out=tmp_path / "build",
-        sources=metadata.Sources("else/siim-png", ("me/weights",), ("me/train-earlier",)),
+        sources=metadata.Sources(
+            "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
+        ),
     )
     assert check.check([kernel.folder]) == {kernel.folder: []}
     said = kaggle("kernels", "push", "-p", str(kernel.folder))
@@ -123,6 +141,7 @@ def test_a_built_kernel_arrives_as_it_was_built(
     assert (sent["language"], sent["kernelType"]) == ("python", kind)
     assert sent["datasetDataSources"] == ["else/siim-png", "me/weights"]
     assert sent["kernelDataSources"] == ["me/train-earlier"]
+    assert sent["modelDataSources"] == ["me/nets/pyTorch/x.1/2"]
     assert not sent.get("competitionDataSources")
     assert sent["enableGpu"] is True
     assert sent["isPrivate"] is True
@@ -177,3 +196,86 @@ def test_a_data_set_arrives_whole(
     assert (sent["ownerSlug"], sent["slug"], sent["title"]) == ("me", "some-things", "Some things")
     assert sent["licenseName"] == "other"
     assert len(sent["files"]) == 2
+
+
+@pytest.fixture
+def graph(tmp_path: Path, project_root: Path) -> Path:
+    """A folder of two kernels, the second after the first, and the script that pushes them."""
+    folder = tmp_path / "graph"
+    kernels = {"kernel-a": [], "kernel-b": ["kernel-a"]}
+    for slug in kernels:
+        (folder / slug).mkdir(parents=True)
+        (folder / slug / "code.py").write_text("")
+        meta = {"id": f"me/{slug}", "title": slug, "code_file": "code.py", "language": "python"}
+        text = json.dumps(meta | {"kernel_type": "script"})
+        (folder / slug / "kernel-metadata.json").write_text(text)
+    listed = [
+        {"slug": slug, "id": f"me/{slug}", "sources": sources, "gpu": True}
+        for slug, sources in kernels.items()
+    ]
+    (folder / "graph.json").write_text(json.dumps({"kernels": listed}))
+    shutil.copy(project_root / "kernel_build" / "push_all.py", folder)
+    return folder
+
+
+def test_a_missing_boolean_is_sent_as_the_check_says(
+    graph: Path, server: ThreadingHTTPServer, kaggle: Callable
+):
+    kaggle("kernels", "push", "-p", str(graph / "kernel-a"))
+    ((_, sent),) = server.got
+    names = {key: key.split("_")[0] + key.split("_")[1].title() for key in metadata.BOOLEANS}
+    assert {key: sent[name] for key, name in names.items()} == metadata.BOOLEANS
+
+
+def push_all(folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(folder / "push_all.py"), "--poll", "0"]
+    command += ["--kaggle", f"{sys.executable} -m kaggle"]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+
+
+def test_push_all_reads_what_the_command_line_says(
+    graph: Path, environ: dict[str, str], server: ThreadingHTTPServer
+):
+    (graph / "push_state.json").write_text('{"kernel-a": "pushing"}')
+    busy = (200, {"error": "Maximum batch GPU session count of 2 reached."})
+    running = [(200, {"status": status}) for status in ("QUEUED", "NEW_SCRIPT", "RUNNING")]
+    server.plays = {
+        "SaveKernel": [busy, (500, {"message": "down"}), PUSHED],
+        # Not there, so it is pushed; not there after a push without an answer, so again.
+        "GetKernelSessionStatus": [(403, {}), (404, {}), *running, COMPLETE],
+    }
+    done = push_all(graph, environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [method for method, _ in server.got].count("SaveKernel") == 4
+    assert done.stdout.count("no clear answer") == 1
+    assert "all 2 kernels are complete" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("SaveKernel", (200, {"error": "Notebook not found"}), "push error: Notebook not found"),
+        ("SaveKernel", (401, {}), "not logged in"),
+        ("SaveKernel", (403, {}), "403 Client Error|You don't have access"),
+        ("SaveKernel", (200, PUSHED[1] | {"invalidKernelSources": ["me/x"]}), "sources were"),
+        ("GetKernelSessionStatus", (200, {"status": "CANCEL_ACKNOWLEDGED"}), "cancel_acknowledged"),
+        (
+            "GetKernelSessionStatus",
+            (200, {"status": "ERROR", "failureMessage": "out of memory"}),
+            'Failure message: "out of memory"',
+        ),
+    ],
+)
+def test_push_all_stops_at_what_the_command_line_reports(
+    graph: Path,
+    environ: dict[str, str],
+    server: ThreadingHTTPServer,
+    method: str,
+    answer: tuple[int, dict],
+    words: str,
+):
+    server.plays = {method: [answer]}
+    done = push_all(graph, environ)
+    assert done.returncode == 1
+    assert re.search(words, done.stderr)
+    assert [name for name, _ in server.got].count("SaveKernel") == 1

@@ -51,7 +51,11 @@ INVALID = [
 ]
 NETWORK = ["HTTPSConnectionPool(host='api'): Max retries exceeded", 1]
 UNKNOWN = ["403 - Forbidden - Permission 'kernels.get' was denied", 1]
+# Words of 2.2.5; test_push.py holds them against the command line itself, where it is installed.
+NO_ACCESS = ["Cannot access kernel 'me/x' (Permission 'kernels.get' was denied). The most …", 1]
+NO_PUSH = ["some words\n\nYou don't have access to this resource.\nIf this is a …", 1]
 NOBODY = ["401 - Unauthorized", 1]
+NO_LOGIN = ["Authentication required to call the Kaggle API.\n\n    kaggle auth login\n", 1]
 
 
 class World:
@@ -202,13 +206,17 @@ def test_a_push_that_arrived_though_its_answer_was_lost_is_not_made_twice(world:
     assert world.pushed.count("a") == 1
 
 
-@pytest.mark.parametrize(("answer", "pushes"), [(RUNNING, 0), (UNKNOWN, 1), (ERROR, 1)])
+@pytest.mark.parametrize(
+    ("answer", "pushes"), [(RUNNING, 0), (UNKNOWN, 1), (NO_ACCESS, 1), (ERROR, 1)]
+)
 def test_killed_while_pushing_it_asks_kaggle_whether_that_arrived(
     world: World, answer: list, pushes: int
 ):
     (world.folder / "push_state.json").write_text('{"a": "pushing"}')
     world.play({"status a": [answer, COMPLETE]})
-    assert world.run().returncode == 0
+    done = world.run()
+    assert done.returncode == 0
+    assert "no clear answer" not in done.stdout
     assert world.pushed.count("a") == pushes
 
 
@@ -228,12 +236,45 @@ def test_sessions_of_somebody_else_are_waited_for(world: World):
     assert world.pushed.count("a") == 16
 
 
-def test_without_a_login_it_stops_at_once(world: World):
-    world.play({"push a": [NOBODY]})
+@pytest.mark.parametrize(("answer", "words"), [(NOBODY, "401"), (NO_LOGIN, "Authentication")])
+def test_without_a_login_it_stops_at_once(world: World, answer: list, words: str):
+    world.play({"push a": [answer]})
     done = world.run()
     assert done.returncode == 1
-    assert "not logged in: 401" in done.stderr
+    assert f"not logged in, kaggle auth login: {words}" in done.stderr
     assert world.calls == ["push a"]
+
+
+def test_a_login_that_ends_while_a_kernel_runs_does_not_push_it_twice(world: World):
+    world.play({"status a": [NO_ACCESS]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "a was pushed, and Kaggle shows this login no such kernel" in done.stdout
+    assert world.state["a"] == "pushed"
+    world.play({})
+    assert world.run().returncode == 0
+    assert world.pushed.count("a") == 1
+
+
+def test_a_push_without_access_stops_at_once(world: World):
+    world.play({"push a": [NO_PUSH]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "You don't have access" in done.stderr
+    assert world.calls == ["push a"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Kernel version 401 successfully pushed.",
+        "Kernel version successfully pushed.  See https://x",
+    ],
+)
+def test_a_push_is_known_by_its_words_whatever_the_version(world: World, words: str):
+    world.play({"push a": [[words, 0]]})
+    assert world.run().returncode == 0
+    assert world.pushed == ["a", "b", "c", "d"]
 
 
 def test_without_the_command_line_it_says_how_to_get_it(world: World):
