@@ -131,12 +131,16 @@ def test_a_wrong_parameter_stops_papermill_at_once(project_root, tmp_path, given
         "--no-progress-bar",
     )  # fmt: skip
     assert done.returncode != 0
-    assert words in done.stderr
+    assert f'In [4]":\nError: {words}' in done.stderr
+    assert "config.py" not in done.stderr, "a sentence, and no traceback of the library"
     assert not (tmp_path / "work").exists()
     assert not (tmp_path / "cache").exists()
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     ran = [c for c in cells if c["cell_type"] == "code" and c["execution_count"]]
     assert "from_namespace" in source(ran[-1]), "it stops in the cell that checks"
+    (shown,) = ran[-1]["outputs"]
+    assert len(shown["traceback"]) == 1
+    assert shown["traceback"][0].startswith(f"Error: {words}")
 
 
 @pytest.mark.slow
