@@ -139,7 +139,8 @@ def run_notebook(stage: str, percent: str, parameters: dict) -> None:
     """Run the notebook through papermill and leave it, executed, in the working folder.
 
     Its cells' output streams to this process's own. A cell that fails raises papermill's error,
-    so that the kernel ends with a failure; what was written until then stays.
+    so that the kernel ends with a failure; what was written until then stays. An error that the
+    notebook shows as a sentence, without a traceback, ends the process with that sentence.
     """
     import sys
     import tempfile
@@ -147,11 +148,13 @@ def run_notebook(stage: str, percent: str, parameters: dict) -> None:
 
     import nbformat
     import papermill
+    from papermill.exceptions import PapermillExecutionError
 
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    cells = [one for one in cells_of(percent) if "clone" not in one["metadata"].get("tags", [])]
     notebook = nbformat.from_dict(
         {
-            "cells": cells_of(percent),
+            "cells": cells,
             "metadata": {"kernelspec": python, "language_info": {"name": "python"}},
             "nbformat": 4,
             "nbformat_minor": 4,
@@ -162,13 +165,18 @@ def run_notebook(stage: str, percent: str, parameters: dict) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / f"{stage}.ipynb"
         nbformat.write(notebook, source)
-        papermill.execute_notebook(
-            str(source),
-            str(executed),
-            parameters=parameters,
-            kernel_name="python3",
-            autosave_cell_every=60,  # a session that is killed keeps its finished cells
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(executed),
+                parameters=parameters,
+                kernel_name="python3",
+                autosave_cell_every=60,  # a session that is killed keeps its finished cells
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
+        except PapermillExecutionError as error:
+            if error.traceback == [f"Error: {error.evalue}"]:  # an InputError
+                sys.exit(error.traceback[0])
+            raise
     print(f"{stage}: finished", flush=True)

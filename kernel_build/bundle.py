@@ -160,6 +160,8 @@ def notebook_kernel(
     folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["library"]}
     cells = [_code_cell(source, folded)]
     for cell in boot.cells_of(percent):
+        if "clone" in cell["metadata"].get("tags", []):  # it looks for the library in a clone
+            continue
         cells.append(cell)
         if values and "parameters" in cell["metadata"].get("tags", []):
             injected = {"tags": ["injected-parameters"]}

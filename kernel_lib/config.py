@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from kernel_lib import notebook
 from kernel_lib.errors import InputError
 
 NAME = r"^[A-Za-z0-9_.+-]+$"  # of an experiment, a run or an ensemble: it becomes a folder
@@ -146,8 +147,10 @@ class Parameters(Frozen):
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
         """Check every upper-case name of a notebook; an unknown one stops with the nearest right.
 
+        Every notebook calls this first: from here on Ctrl-C ends its cells in good order.
         Raises InputError naming each wrong parameter, its value and the fix.
         """
+        notebook.let_cells_end()
         given = {k.lower(): v for k, v in namespace.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", k)}
         for name in namespace:
             if not name.isupper() and name.lower() in cls.model_fields:

@@ -9,16 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-GOES_ON = "run the same command again to go on"
-_TOLD = b"\nends after this step, all saved"
+from kernel_lib import notebook
+
+_TOLD = b"\nends after this step, and saves"
 _MORE = b"; once more to end at once"
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's interrupt, in a stage."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows for it: IPython asks for this instead of a traceback."""
+        return [notebook.STOPPED]
 
 
 class Signals:
     """What a process does on SIGTERM and SIGINT: it raises, at once or where it is ready to.
 
     Ctrl-C, and a notebook's interrupt, raise KeyboardInterrupt, whose status is 130; SIGTERM raises
-    SystemExit(143). Both pass through what cleans up. Forked workers leave both to their parent.
+    SystemExit(143). Both pass through what cleans up. Forked workers leave both to their parent. In
+    a notebook's kernel a SIGTERM after an interrupt is papermill's, which wants it to hurry: only
+    SIGKILL, 2.5 seconds later, ends what is being saved.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -30,6 +41,7 @@ class Signals:
         self._patient = patient
         self._deferring = False
         self._process = os.getpid()
+        self._in_notebook = notebook.kernel() is not None
 
     @contextmanager
     def caught(self) -> Iterator[Signals]:
@@ -37,6 +49,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
+        notebook.let_cells_end()
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self._answer) for number in numbers}
         try:
@@ -90,6 +103,8 @@ class Signals:
         if os.getpid() != self._process:
             return
         first = not self.pending
+        if self._in_notebook and self.pending == signal.SIGINT and number == signal.SIGTERM:
+            return
         if self._deferring and self._patient and not first:
             return
         self.pending = number
@@ -100,4 +115,4 @@ class Signals:
 
 
 def _error(number: int) -> BaseException:
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+    return Stopped() if number == signal.SIGINT else SystemExit(128 + number)

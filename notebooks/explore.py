@@ -16,13 +16,24 @@
 # A data folder as found, before anything is trained on it: what is there, what is wrong with it,
 # and whether the masks lie on the lungs. Then the masks of an ensemble, where there is one.
 
-# %%
+# %% tags=["clone"]
+import os
 import sys
-from typing import Optional
+from importlib.util import find_spec
+from pathlib import Path
 
-sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+starter = f"/proc/{os.getppid()}/cmdline"
+words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
+paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
+sys.path += (os.path.abspath(f"{path}/../..") for path in paths if path.endswith((".ipynb", ".py")))
+sys.path += [".", ".."]
+if find_spec("kernel_lib") is None:
+    sys.exit("kernel_lib is not found: start papermill in the clone, or with --cwd CLONE")
 
 # %% tags=["parameters"]
+from typing import Optional
+
 DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
 WORK_DIR: Optional[str] = None  # where the ensemble is looked for
 GROUPS: Optional[str] = None  # table of image and patient, such as nih_id.csv
@@ -60,7 +71,7 @@ result.kinds
 # Files that cannot be read and labels that do not fit their image: the table should have no row.
 
 # %%
-print(result.bad.to_string(index=False))
+print(result.faults())
 
 # %% [markdown]
 # The competition's masks have a median of 8,630 px, 5 % lie below 1,363 px and 5 % above 45,772 px.

@@ -16,13 +16,24 @@
 # Predict the test images with every fold, apply the rule that was chosen out of fold, and write a
 # submission that is checked against the sample.
 
-# %%
+# %% tags=["clone"]
+import os
 import sys
-from typing import Optional
+from importlib.util import find_spec
+from pathlib import Path
 
-sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+starter = f"/proc/{os.getppid()}/cmdline"
+words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
+paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
+sys.path += (os.path.abspath(f"{path}/../..") for path in paths if path.endswith((".ipynb", ".py")))
+sys.path += [".", ".."]
+if find_spec("kernel_lib") is None:
+    sys.exit("kernel_lib is not found: start papermill in the clone, or with --cwd CLONE")
 
 # %% tags=["parameters"]
+from typing import Optional
+
 ENSEMBLE: Optional[str] = None  # None: the only one there is
 DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
 WORK_DIR: Optional[str] = None

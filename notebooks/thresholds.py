@@ -16,13 +16,24 @@
 # Gather what the runs predicted for images they never saw, search every rule, and score the choice
 # honestly. No GPU is needed.
 
-# %%
+# %% tags=["clone"]
+import os
 import sys
-from typing import Optional
+from importlib.util import find_spec
+from pathlib import Path
 
-sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+starter = f"/proc/{os.getppid()}/cmdline"
+words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
+paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
+sys.path += (os.path.abspath(f"{path}/../..") for path in paths if path.endswith((".ipynb", ".py")))
+sys.path += [".", ".."]
+if find_spec("kernel_lib") is None:
+    sys.exit("kernel_lib is not found: start papermill in the clone, or with --cwd CLONE")
 
 # %% tags=["parameters"]
+from typing import Optional
+
 RUNS: Optional[str] = None  # run names, comma-separated; None: the only one
 ENSEMBLE: Optional[str] = None  # its name; without RUNS a recipe: notes_best, my/own.json
 WORK_DIR: Optional[str] = None
@@ -64,7 +75,7 @@ figures.threshold_surface(result.search)
 # What was chosen for each fold, on the other folds.
 
 # %%
-result.by_part()
+print(result.by_part().to_string(index=False))
 
 # %% [markdown]
 # What the search adds over probability > 0.5, and what it only seems to add.

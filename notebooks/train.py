@@ -17,13 +17,24 @@
 # Run it with `papermill notebooks/train.ipynb out.ipynb -p SIZE 1024`, or cell by cell.
 # `None` means: as the experiment's row says.
 
-# %%
+# %% tags=["clone"]
+import os
 import sys
-from typing import Optional
+from importlib.util import find_spec
+from pathlib import Path
 
-sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+starter = f"/proc/{os.getppid()}/cmdline"
+words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
+paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
+sys.path += (os.path.abspath(f"{path}/../..") for path in paths if path.endswith((".ipynb", ".py")))
+sys.path += [".", ".."]
+if find_spec("kernel_lib") is None:
+    sys.exit("kernel_lib is not found: start papermill in the clone, or with --cwd CLONE")
 
 # %% tags=["parameters"]
+from typing import Optional
+
 EXPERIMENT: str = "UNetResNet34_512_v1"  # or a JSON file of your own
 NAME: Optional[str] = None  # of the run; None: made of experiment and overrides
 SEED: int = 3456

@@ -34,6 +34,10 @@ class Explored:
     masks: Picture
     means: Picture
 
+    def faults(self) -> str:
+        """Return the table of bad files and labels as text, or that it has no row."""
+        return self.bad.to_string(index=False) if len(self.bad) else "no bad file or label"
+
     def __str__(self) -> str:
         return "\n".join(self.lines)
 

@@ -154,7 +154,8 @@ def _sections(
     ]
     if len(ensemble.members) > 1:
         alike = agreement.of_folder(folder, roots)
-        found.append(Section("The members' agreement", (alike.matrices(), alike.votes())))
+        if pictures := tuple(filter(None, (alike.matrices(), alike.votes()))):
+            found.append(Section("The members' agreement", pictures))
     if source is not None:
         found += report_images.out_of_fold(
             known.among, roots, source, known.drawn, per_image, scored

@@ -69,6 +69,7 @@ class ThresholdsResult:
             scores.as_text(scores.table(self.scores)),
             *scores.summary_lines(self.ensemble, self.choice, self.honest),
             f"written: {self.folder / 'thresholds.json'}",
+            f"report: {self.folder / 'report.html'}",
         ]
         return "\n".join(lines)
 

@@ -22,9 +22,10 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import tta
 from kernel_lib.kaggle import paths
 from kernel_lib.models import losses, networks
+from kernel_lib.notebook import GOES_ON
 from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder, Lineage
-from kernel_lib.signals import GOES_ON, Signals
+from kernel_lib.signals import Signals
 from kernel_lib.stages import allowance, predictions, preparation, start
 from kernel_lib.training import distributed, launch, sampling, schedule, validation
 from kernel_lib.training.clock import Clock

@@ -35,9 +35,10 @@ from kernel_lib.engine import (
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks, sync_norm
+from kernel_lib.notebook import GOES_ON
 from kernel_lib.progress import bar
 from kernel_lib.runs import FoldFolder, Lineage
-from kernel_lib.signals import GOES_ON, Signals
+from kernel_lib.signals import Signals
 from kernel_lib.training import finite, sampling, schedule
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema

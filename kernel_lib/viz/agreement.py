@@ -26,14 +26,14 @@ class Agreement:
     n_images: int  # of which these N were drawn evenly
     rule: str  # whose rule makes the masks, in words
 
-    def matrices(self) -> Picture:
+    def matrices(self) -> Picture | None:
         """Mean dice of each pair of members, and of the truth with each; the numbers in the cells.
 
-        Once over all images, once over those with a true mask.
+        Once over all images, once over those with a true mask. None of one member or no image.
         """
         n = len(self.names)
         if n < 2 or not len(self.dice):
-            return Picture(None, "No agreement: it takes two members and an image.")
+            return None
         kinds = [("All images", self.dice)]
         if self.positive.any():
             kinds.append(("Images with a true mask", self.dice[self.positive]))
@@ -50,11 +50,14 @@ class Agreement:
         axes[0, 0].set_yticks(range(n + 1), [plain(label) for label in [*labels, "with the truth"]])
         return Picture(figure, _pairs_read(self, means[0], means[-1]))
 
-    def votes(self) -> Picture:
-        """How many images truly have a mask, of those in which exactly k members see one."""
+    def votes(self) -> Picture | None:
+        """How many images truly have a mask, of those in which exactly k members see one.
+
+        None of one member or no image.
+        """
         n, total = len(self.names), len(self.has_mask)
         if n < 2 or not total:
-            return Picture(None, "No votes: it takes two members and an image.")
+            return None
         k = self.has_mask.sum(axis=1)
         counts = np.bincount(k, minlength=n + 1)
         true = np.bincount(k[self.positive], minlength=n + 1)

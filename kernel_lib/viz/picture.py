@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DPI = 120
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Picture:
     """A figure, or None where there is nothing to draw, and what is to be read off it."""
 
@@ -47,6 +47,9 @@ class Picture:
             return text
         data = base64.b64encode(png).decode("ascii")
         return f'{text}<img alt="{words}" src="data:image/png;base64,{data}">'
+
+    def __repr__(self) -> str:
+        return self.sentence  # what a log shows of it
 
     def _repr_html_(self) -> str:
         return self.to_html()

@@ -10,7 +10,7 @@ import difflib
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ JPEG_QUALITY = 85
 FRAME_HEIGHT = 760  # of the viewer in a notebook, CSS px
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Viewer:
     """A viewer's page; shown in a notebook as the last value of a cell."""
 
-    html: str = field(repr=False)  # megabytes, which a log would show
+    html: str
     n_images: int
     n_embedded: int
 
@@ -52,6 +52,9 @@ class Viewer:
     def __str__(self) -> str:
         size = len(self.html.encode()) / MB
         return f"{self.n_embedded} of {self.n_images} images embedded, {size:.1f} MB"
+
+    def __repr__(self) -> str:
+        return f"Viewer: {self}"  # what a log shows of it
 
     def _repr_html_(self) -> str:
         # A frame of its own: neither the notebook's style nor another viewer's names get in.

@@ -31,6 +31,9 @@ NOTEBOOK = """\
 #
 # And more, after a blank line.
 
+# %% tags=["clone"]
+raise SystemExit("no kernel has a clone")
+
 # %% tags=["parameters"]
 from typing import Optional
 

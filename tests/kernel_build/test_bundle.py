@@ -112,7 +112,7 @@ def test_a_missing_notebook_is_named(project: Path):
 def test_a_notebook_with_magics_is_refused_with_its_cell(project: Path):
     path = project / "notebooks" / "train.py"
     path.write_text(path.read_text() + "\n# %%\n# %matplotlib inline\n")
-    with pytest.raises(InputError, match=r"cell 5 of notebooks/train\.py"):
+    with pytest.raises(InputError, match=r"cell 6 of notebooks/train\.py"):
         bundle.build(project, "train", "script")
 
 

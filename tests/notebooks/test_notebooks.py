@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +42,11 @@ def parameters(root: Path, stage: str) -> str:
     return source(tagged[0])
 
 
-def papermill(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+def papermill(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     there = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
         [sys.executable, "-m", "papermill", *arguments],
-        cwd=root, capture_output=True, text=True, check=False, env=there,
+        cwd=folder, capture_output=True, text=True, check=False, env=there,
     )  # fmt: skip
 
 
@@ -131,12 +132,39 @@ def test_a_wrong_parameter_stops_papermill_at_once(project_root, tmp_path, given
         "--no-progress-bar",
     )  # fmt: skip
     assert done.returncode != 0
-    assert words in done.stderr
+    assert f'In [4]":\nError: {words}' in done.stderr
+    assert "config.py" not in done.stderr, "a sentence, and no traceback of the library"
     assert not (tmp_path / "work").exists()
     assert not (tmp_path / "cache").exists()
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     ran = [c for c in cells if c["cell_type"] == "code" and c["execution_count"]]
     assert "from_namespace" in source(ran[-1]), "it stops in the cell that checks"
+    (shown,) = ran[-1]["outputs"]
+    assert len(shown["traceback"]) == 1
+    assert shown["traceback"][0].startswith(f"Error: {words}")
+
+
+def test_a_notebook_finds_its_clone_from_elsewhere(project_root, tmp_path):
+    lies = str(project_root / "notebooks" / "thresholds.ipynb")
+    for path in (lies, os.path.relpath(lies, tmp_path)):
+        done = papermill(tmp_path, path, "out.ipynb", "-p", "SINGEL", "1", "--no-progress-bar")
+        assert "\nError: unknown parameter SINGEL; the nearest is SINGLE\n" in done.stderr
+    alone = tmp_path / "notebooks" / "thresholds.ipynb"
+    alone.parent.mkdir()
+    shutil.copy(lies, alone)
+    done = papermill(tmp_path, str(alone), "out.ipynb", "--no-progress-bar")
+    assert "SystemExit: kernel_lib is not found: start papermill in the clone" in done.stderr
+    assert "ModuleNotFoundError" not in done.stderr
+
+
+def test_a_notebook_s_python_text_finds_its_clone_from_elsewhere(project_root, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(project_root / "notebooks" / "explore.py")], cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"KERNEL_LIB_MOUNTS": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "InputError: no data: DATA_DIR is not set" in done.stderr
 
 
 @pytest.mark.slow
@@ -158,6 +186,9 @@ def test_explore_runs_on_phantoms_and_shows_what_is_bad(project_root, tmp_path):
     assert "opened: 15 of 16 images" in text
     assert text.count(str(broken)) == 1  # in the table of bad files
     pages = ["".join(out.get("data", {}).get("text/html", ())) for out in shown]
+    as_text = ["".join(out.get("data", {}).get("text/plain", ())) for out in shown]
+    assert any(text.startswith("6 masks over the images: each should") for text in as_text)
+    assert not any("Figure" in text or "Picture" in text for text in as_text)
     assert sum("data:image/png;base64," in page for page in pages) == 3
     assert any("6 masks over the images" in page for page in pages)
     assert "No viewer: -p ENSEMBLE NAME" in pages[-1]

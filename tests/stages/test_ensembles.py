@@ -595,6 +595,6 @@ def test_of_many_images_some_are_compared_and_of_one_member_none(tmp_path):
     assert "5 images drawn evenly from 24" in few.votes().sentence
     assert few.dice.tolist() == every.dice[[0, 6, 12, 17, 23]].tolist()
     alone = search(tmp_path, runs="a")
-    assert agreement.of_folder(alone.folder, [tmp_path]).matrices().figure is None
+    assert agreement.of_folder(alone.folder, [tmp_path]).matrices() is None
     page = write_report(alone.folder, [tmp_path]).read_text(encoding="utf-8")
     assert "agreement" not in page

@@ -91,8 +91,8 @@ def test_of_images_without_a_true_mask_and_of_fewer_than_two_members() -> None:
         agreement.measured(["a"], [([A], A)], 1, ""),
         agreement.measured(["a", "b"], [], 0, ""),
     ):
-        assert few.matrices().figure is None
-        assert few.votes().figure is None
+        assert few.matrices() is None
+        assert few.votes() is None
 
 
 def test_many_members_with_long_names_can_be_drawn() -> None:

@@ -87,6 +87,10 @@ def table(n: int) -> pd.DataFrame:
     )
 
 
+def test_as_text_a_picture_is_its_sentence() -> None:
+    assert repr(Picture(figures.panels(1, 1)[0], "Dice rises.")) == "Dice rises."
+
+
 def test_learning_curves_name_the_best_epoch() -> None:
     sentence = drawn(figures.learning_curves({"fold0": log(5), "fold1": log(4)}))
     assert "fold0: 5 epochs, best held-out dice 0.8500 in epoch 5" in sentence

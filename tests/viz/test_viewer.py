@@ -365,7 +365,10 @@ def test_the_command_line_writes_the_page(work, tmp_path):
 
 def test_in_a_notebook_it_is_a_frame_of_its_own(work):
     made = viewer(searched(work))
-    assert len(repr(made)) < 100, "a log shows it as text"
+    size_mb = len(made.html.encode()) / 1e6
+    n, embedded = made.n_images, made.n_embedded
+    as_text = f"Viewer: {embedded} of {n} images embedded, {size_mb:.1f} MB"
+    assert repr(made) == as_text, "as a log shows it"
     shown = made._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
     assert shown.count('"') == 6  # nothing of the page ends the attribute
