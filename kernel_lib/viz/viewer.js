@@ -41,6 +41,7 @@ function start(payload, model) {
     order: new Uint32Array(0),
   };
   const short = shortIds(payload.images.id);
+  const shortened = shortNames(names);
   let scene = { picture: null, shown: [] }; // what the panes show
 
   // Numbers are kept until their rule moves.
@@ -176,6 +177,7 @@ function start(payload, model) {
     if (vote) ruleLines.k.show(state.k);
     find("rule-hint").hidden = !still;
     find("voice").value = state.voice;
+    find("voice").title = `Whose rule, numbers and list: ${names[state.voice]}`;
     find("one-rule").checked = state.oneRule;
   }
 
@@ -219,8 +221,9 @@ function start(payload, model) {
       const numbers = numbersOfVoice(voice);
       const dice = numbers?.dice ? `dice ${fixed(numbers.dice[chosen], 4)}, ` : "";
       const px = numbers && scaledArea(model, numbers.areas[chosen], chosen);
-      const area = numbers ? `${whole(px)} px` : "–";
-      const one = { voice, name: names[voice], words: `${dice}${area}` };
+      const area = numbers ? `${whole(px)} ${AREA_UNIT}` : "–";
+      const words = `${dice}${area}`;
+      const one = { voice, name: names[voice], short: shortened[voice], words };
       if (!picture) return one;
       if (voice !== VOTE) {
         return { ...one, levels: picture.maps[voice], mask: maskOfVoice(voice) };
@@ -422,7 +425,7 @@ function start(payload, model) {
     }
   }
 
-  buildPage(payload, model, names, state, shortcuts, paint);
+  buildPage(payload, model, names, shortened, state, shortcuts, paint);
   listenToAll();
   showFilter();
   showRule();

@@ -1,18 +1,18 @@
 // What stands in the page once: title, notes, choices; and the page's beginning.
 
-function buildPage(payload, model, names, state, shortcuts, paint) {
+function buildPage(payload, model, names, shortened, state, shortcuts, paint) {
   document.title = payload.title;
   find("title").textContent = find("title").title = payload.title;
   buildNotes(payload.notes);
   buildFilters(payload, model);
-  for (const [voice, textContent] of names.entries()) {
-    find("voice").append(element("option", { value: voice, textContent }));
+  for (const [voice, textContent] of shortened.entries()) {
+    find("voice").append(element("option", { value: voice, textContent, title: names[voice] }));
   }
   find("one-rule-line").hidden = payload.voices.length < 2;
   names.forEach((name, voice) => {
     if (names.length < 2) return;
     const title = `Show ${name} beside the others`;
-    const box = checkbox(`shown-${voice}`, name, title, (on) => {
+    const box = checkbox(`shown-${voice}`, shortened[voice], title, (on) => {
       state.shown[voice] = on;
       paint();
     });
@@ -73,6 +73,8 @@ const OLD_BROWSER =
 
 async function begin() {
   if (typeof DecompressionStream === "undefined") throw new Error(OLD_BROWSER);
+  // A browser may save the page as it stands, filled: opened again, it is filled again.
+  for (const filled of document.querySelectorAll("[data-filled]")) filled.replaceChildren();
   const payload = JSON.parse(find("payload").textContent);
   const model = modelOf(payload, await unpacked(payload.packed));
   const page = start(payload, model);

@@ -1,14 +1,15 @@
 // The list of images: only the rows in sight are in the page, whatever N is.
 
 const ROW_PX = 24;
+const LONG_NAME = 30;
 const KIND_SHORT = { "empty and right": "right" };
 const COLUMNS = [
   { name: "id", title: "The image's id", first: "up" },
   { name: "fold", title: "The fold that held the image out", first: "up" },
   { name: "kind", title: "Kind of error, worst first", first: "up" },
   { name: "dice", title: "Dice, worst first", first: "up", truth: true },
-  { name: "area", title: "Area of the mask, px of 1024²", first: "down" },
-  { name: "truth", title: "Area of the true mask, px of 1024²", first: "down", truth: true },
+  { name: "area", title: `Area of the mask, ${AREA_UNIT}`, first: "down" },
+  { name: "truth", title: `Area of the true mask, ${AREA_UNIT}`, first: "down", truth: true },
   { name: "score", title: "Label, or the highest probability of any pixel", first: "down" },
 ];
 
@@ -23,11 +24,18 @@ function element(tag, { attributes = {}, ...properties } = {}, ...children) {
 const find = (id) => document.getElementById(id);
 
 /** Ids without the long beginning that all share, so that a narrow column tells them apart. */
-function shortIds(ids) {
+function shortIds(ids, between = ".") {
   let shared = ids.length > 1 ? ids[0].length : 0;
   for (const id of ids) while (!id.startsWith(ids[0].slice(0, shared))) shared--;
-  const cut = ids.length ? ids[0].lastIndexOf(".", shared - 1) + 1 : 0; // whole parts of a UID
+  const cut = ids.length ? ids[0].lastIndexOf(between, shared - 1) + 1 : 0; // parts of a UID stay
   return cut > 8 ? ids.map((id) => `…${id.slice(cut)}`) : ids;
+}
+
+/** Names of runs, the long ones without the beginning that these share. */
+function shortNames(names) {
+  const isLong = (name) => name.length > LONG_NAME;
+  const short = shortIds(names.filter(isLong), "_");
+  return names.map((name) => (isLong(name) ? short.shift() : name));
 }
 
 /** Makes the list; gives a function that draws it anew from the page's view of things. */

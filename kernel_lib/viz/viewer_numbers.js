@@ -3,6 +3,7 @@
 
 const LEVELS = 256;
 const FULL_AREA = 2 ** 20; // px of a 1024² image, for which areas are stated
+const AREA_UNIT = "px of 1024²";
 const NO_NUMBER = -1; // of a kind: not known under the rule as moved
 const KINDS_OF_TRUTH = ["missed", "false alarm", "partial", "empty and right"]; // worst first
 const KINDS_WITHOUT = ["mask", "empty"];

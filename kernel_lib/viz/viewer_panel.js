@@ -4,7 +4,7 @@ const AREA_STEPS = [0]; // of the slider: fine where masks are small
 for (const [upTo, step] of [[1000, 50], [5000, 100], [20000, 250], [60000, 1000]]) {
   while (AREA_STEPS.at(-1) < upTo) AREA_STEPS.push(AREA_STEPS.at(-1) + step);
 }
-const LARGEST_AREA = 2 ** 31;
+const KEEP_NONE = FULL_AREA + 1; // the least area that no image reaches
 
 /** The last step of the area's slider that is not above an area. */
 const areaStep = (area) => AREA_STEPS.findLastIndex((step) => step <= area);
@@ -12,13 +12,14 @@ const areaStep = (area) => AREA_STEPS.findLastIndex((step) => step <= area);
 /** A line of label, slider and number field; `set` hears numbers, already within the bounds. */
 function sliderLine(line) {
   const { id, name, title, max, step, set, ofSlider = Number, toSlider = (x) => x } = line;
-  const { sliderMax = max, min = 0, decimals = 3, suffix = "" } = line;
+  const { sliderMax = max, min = 0, decimals = 4, unit } = line;
   const attributes = { "aria-label": name };
   const bounds = { min, max: sliderMax, step };
   const slider = element("input", { id, type: "range", ...bounds, title, attributes });
   const exact = { "aria-label": `${name}, exact`, min, max, step: line.numberStep ?? step };
   const number = element("input", { id: `${id}-number`, type: "number", title, attributes: exact });
-  const label = element("label", { textContent: name + suffix, htmlFor: id, title });
+  const label = element("label", { htmlFor: id, title }, name);
+  if (unit) label.append(element("small", { textContent: unit }));
   slider.addEventListener("input", () => set(ofSlider(slider.value)));
   number.addEventListener("change", () => {
     const value = line.whole ? Math.round(number.valueAsNumber) : number.valueAsNumber;
@@ -28,6 +29,7 @@ function sliderLine(line) {
   const show = (value, disabled = false) => {
     slider.value = value === null ? min : toSlider(value);
     number.value = value === null ? "" : Number(value.toFixed(decimals));
+    number.title = value === null ? "" : `exactly ${value}`;
     slider.disabled = number.disabled = disabled;
   };
   return { row, show, label };
@@ -42,18 +44,18 @@ function checkbox(id, text, title, set) {
 
 /** Sliders of the rule, of a vote's k too; `set(name, value)`, null for a field left empty. */
 function makeRule(payload, set) {
-  const share = { max: 1, step: 0.005, decimals: 12 };
+  const share = { max: 1, step: 0.005 };
   const lines = {
     top: sliderLine({
       ...share, id: "top", name: "top", set: (value) => set("top", value),
       title: "An image keeps its mask if enough pixels exceed this ( [ and ] )",
     }),
     min_area_px: sliderLine({
-      id: "min-area", name: "min area", max: LARGEST_AREA, sliderMax: AREA_STEPS.length - 1,
+      id: "min-area", name: "min area", unit: AREA_UNIT, max: KEEP_NONE, sliderMax: AREA_STEPS.length - 1,
       step: 1, numberStep: 50, whole: true, decimals: 0,
       set: (value) => set("min_area_px", value),
       ofSlider: (value) => AREA_STEPS[value], toSlider: areaStep,
-      title: "How many pixels must exceed top, in px of 1024² ( , and . )",
+      title: `How many pixels must exceed top, in ${AREA_UNIT} ( , and . )`,
     }),
     bottom: sliderLine({
       ...share, id: "bottom", name: "bottom", set: (value) => set("bottom", value),

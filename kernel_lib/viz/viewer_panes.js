@@ -60,7 +60,8 @@ function makePanes(tell) {
     panes.forEach((pane, k) => {
       const { picture, layers, windowing } = scene;
       const shown = scene.shown[k];
-      pane.caption.replaceChildren(element("b", { textContent: shown.name }), ` ${shown.words}`);
+      pane.caption.replaceChildren(element("b", { textContent: shown.short }), ` ${shown.words}`);
+      pane.caption.title = `${shown.name} ${shown.words}`;
       if (!picture) return;
       const { width, height } = picture;
       const { layered } = pane;

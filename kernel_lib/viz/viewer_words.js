@@ -22,10 +22,7 @@ function cellTexts(payload, model, numbers, scores, shortIds) {
 /** Names and values of one image under the rule. */
 function factsOf(payload, model, numbers, scores, row) {
   const { id, fold, height, width } = payload.images;
-  const area = (px) =>
-    height[row] * width[row] === FULL_AREA
-      ? `${whole(px)} px`
-      : `${whole(scaledArea(model, px, row))} px of 1024², ${whole(px)} own`;
+  const area = (px) => `${whole(scaledArea(model, px, row))} ${AREA_UNIT}`;
   return [
     ["image", id[row]],
     ["size", `${width[row]} × ${height[row]}`],
