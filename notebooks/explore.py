@@ -20,7 +20,7 @@
 import sys
 from typing import Optional
 
-sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+sys.path += [".", ".."]  # local: the library of this clone
 
 # %% tags=["parameters"]
 DATA_DIR: Optional[str] = None  # None: Kaggle's mounts

@@ -14,14 +14,16 @@
 # %% [markdown]
 # # Train
 # Prepare the radiographs, train one fold or all, and predict the images that were held out.
-# Run it with `papermill notebooks/train.ipynb out.ipynb -p SIZE 1024`, or cell by cell.
 # `None` means: as the experiment's row says.
+
+# %% [markdown] tags=["local"]
+# Run it with `papermill notebooks/train.ipynb out.ipynb -p SIZE 1024`, or cell by cell.
 
 # %%
 import sys
 from typing import Optional
 
-sys.path += [".", ".."]  # the library, where this notebook is run from a clone
+sys.path += [".", ".."]  # local: the library of this clone
 
 # %% tags=["parameters"]
 EXPERIMENT: str = "UNetResNet34_512_v1"  # or a JSON file of your own
@@ -78,7 +80,7 @@ from kernel_lib.config import TrainParameters
 parameters = TrainParameters.from_namespace(globals())
 
 # %% [markdown]
-# Training can be stopped anywhere; the same command goes on from there and ends the same.
+# Training can be stopped anywhere; started again it goes on from there and ends the same.
 
 # %%
 from kernel_lib.stages import train
