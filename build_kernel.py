@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from kernel_build import bundle, check, metadata, offline, wheels
+from kernel_build import bundle, check, metadata, names, offline, parameters, wheels
 from kernel_build.plan import plan
 from kernel_build.rehearse import rehearse
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -21,12 +21,21 @@ OWNER = click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME
 
 
 class BuildUnlessNamed(click.Group):
-    """A group whose `build` need not be said: what is no command's name is build's argument."""
+    """A group whose `build` need not be said: a stage, or an option, is build's argument."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
-            args = ["build", *args]
+        if not args or args[0] in metadata.STAGES or args[0].startswith("-"):
+            args = args if args and args[0] in ctx.help_option_names else ["build", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args[0] not in self.commands:
+            ctx.fail(
+                f"{args[0]!r} is neither a stage ({', '.join(metadata.STAGES)}) nor a command "
+                f"({', '.join(sorted(self.commands))}); nearest: "
+                f"{nearest(args[0], (*metadata.STAGES, *sorted(self.commands)))}"
+            )
+        return super().resolve_command(ctx, args)
 
 
 def plainly(command: Callable) -> Callable:
@@ -54,7 +63,7 @@ def main() -> None:
 @click.argument("stage", required=False, type=click.Choice(list(metadata.STAGES)))
 @click.option(
     "-p",
-    "parameters",
+    "given",
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
@@ -67,7 +76,7 @@ def main() -> None:
 )
 @OWNER
 @click.option("--out", type=FOLDER, help="Where the kernels' folders go; default: build here.")
-@click.option("--slug", help="The kernel's name; default: made of stage, row, seed and fold.")
+@click.option("--slug", help="The kernel's name; default: that of its run or ensemble.")
 @click.option(
     "--data",
     metavar="OWNER/SLUG",
@@ -92,15 +101,22 @@ def main() -> None:
 )
 @click.option("--offline", "attached", type=FOLDER, help="A data set of `offline`, to be attached.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
+@click.option(
+    "--root",
+    "fill_root",
+    is_flag=True,
+    help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there pushes "
+    "the train notebook.",
+)
 @plainly
 def build(
-    stage, parameters, kind, owner, out, slug, data, datasets, kernels, models, attached,
-    without_wheel,
+    stage, given, kind, owner, out, slug, data, datasets, kernels, models, attached,
+    without_wheel, fill_root,
 ) -> None:  # fmt: skip
     """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
     from kernel_build import needs  # half a second to import, and only a build asks
 
-    if not stage and (parameters or slug):
+    if not stage and (given or slug):
         raise InputError("-p and --slug are of one kernel; name its STAGE")
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
@@ -108,9 +124,12 @@ def build(
             f"owner unknown: {metadata.PLACEHOLDER} stays in the metadata, and Kaggle refuses "
             "the push; give --owner NAME or set KAGGLE_USERNAME"
         )
+    if fill_root and known is None:
+        raise InputError("--root writes the owner: give --owner NAME or set KAGGLE_USERNAME")
     wanted = offline.manifest(attached) if attached else None
     if wanted:
         datasets = (*datasets, wanted["dataset"])
+    of, fold = _subject(stage, given) if given else (None, None)
     kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
     for one_stage in (stage,) if stage else tuple(metadata.STAGES):
         needs_network = one_stage in metadata.GPU_STAGES
@@ -120,16 +139,16 @@ def build(
                 ROOT,
                 one_stage,
                 one_kind,
-                given=parameters,
+                given=given,
                 owner=known and known[0],
                 out=out,
-                slug=slug,
+                slug=slug or names.slug(one_stage, one_kind, of, fold),
                 sources=metadata.Sources(data, datasets, kernels, models),
                 cargo=bundle.Cargo(carried, wanted if needs_network else None),
                 needs=functools.partial(needs.unmet, offline=wanted),
             )
             _tell(kernel)
-    if known and metadata.fill_owner(ROOT, known[0]):
+    if fill_root and metadata.fill_owner(ROOT, known[0]):
         click.echo(f"owner {known[0]} ({known[1]}) filled into {metadata.FILE}")
 
 
@@ -178,6 +197,18 @@ def write_offline(out, weights, fetch, named, owner, slug) -> None:
 
 main.add_command(plan)
 main.add_command(rehearse)
+
+
+def _subject(stage: str, given: tuple[tuple[str, str], ...]) -> tuple[str | None, int | None]:
+    """Return the run and fold, or the ensemble, of a stage with these parameters."""
+    from kernel_build import needs
+
+    notebook = f"notebooks/{stage}.py"
+    values = parameters.read(bundle.read_notebook(ROOT, stage), notebook, given)
+    trained = needs.resolve(stage, values)
+    if trained:
+        return trained[-1].run, trained[-1].parameters.fold
+    return names.ensemble(values), None
 
 
 def _tell(kernel: bundle.Kernel) -> None:

@@ -151,10 +151,9 @@ def run_notebook(stage: str, percent: str, parameters: dict) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    cells = [one for one in cells_of(percent) if "clone" not in one["metadata"].get("tags", [])]
     notebook = nbformat.from_dict(
         {
-            "cells": cells,
+            "cells": cells_of(percent),
             "metadata": {"kernelspec": python, "language_info": {"name": "python"}},
             "nbformat": 4,
             "nbformat_minor": 4,

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kernel_build import boot, metadata, names, parameters, wheels
+from kernel_build import boot, cells, metadata, names, parameters, wheels
 from kernel_build.sources import LIBRARY, Member, collect, literal, needed, ordered, read_text
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
-from kernel_lib.kaggle import paths
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
+# nbconvert's pages know no folded cell: its templates give a cell's tag as a class to styles.
+_FOLD = (
+    "<style>.celltag_library .highlight {max-height: 4em; overflow: auto; resize: vertical}</style>"
+)
 _START = (boot.unpack_library, boot.put_on_path, boot.bring_packages)
 _PYTHON = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -60,33 +63,30 @@ def build(
     sources: metadata.Sources | None = None,
     cargo: Cargo | None = None,
     slug: str | None = None,
-    part: int | None = None,
     needs: Callable[[str, dict, dict], Iterable[str]] | None = None,
 ) -> Kernel:
     """Write one kernel, `<out>/<slug>/` with its code file and kernel-metadata.json.
 
-    `kind` is 'notebook' or 'script', `given` holds the parameters to bake in as texts, `part` is a
-    session's number in a chain, `slug` a name of one's own. `needs` says what a stage with these
-    parameters and metadata will miss, and may refuse them. Raises InputError for an unknown or
-    ill-typed parameter, a source that cannot be embedded, a kernel of 1 MB or more, and metadata
+    `kind` is 'notebook' or 'script', `given` holds the parameters to bake in as texts, `slug` is
+    the kernel's name, without which it is the stage's own kernel. `needs` says what a stage with
+    these parameters and metadata will miss, and may refuse them. Raises InputError for an unknown
+    or ill-typed parameter, a source that cannot be embedded, a kernel of 1 MB or more, and metadata
     that Kaggle would refuse. Nothing is written then.
     """
     notebook, cargo = f"notebooks/{stage}.py", cargo or Cargo()
     percent = read_notebook(root, stage)
-    values = parameters.check(given, parameters.declared(percent, notebook), notebook)
-    if "EXPERIMENT" in values:  # on Kaggle there is no file of it
-        values["EXPERIMENT"] = paths.experiment_text(values["EXPERIMENT"])
-    name = slug or names.slug(stage, kind, values, parameters.defaults(percent, notebook), part)
+    values = parameters.read(percent, notebook, given)
+    name = slug or names.slug(stage, kind)
     start = "\n".join(inspect.getsource(function) for function in _START)
     own = (Member(notebook, percent), Member("boot.py", start))
     members = ordered(needed(collect(root), own))
-    if kind == "script":
-        code, code_name = script_kernel(members, stage, percent, values, cargo), f"{name}.py"
-    else:
-        code, code_name = notebook_kernel(members, stage, percent, values, cargo), f"{name}.ipynb"
-    size_bytes = check_size(code, kind, members, cargo)
+    code_name = f"{name}.py" if kind == "script" else f"{name}.ipynb"
     base = metadata.read_base(root)
     meta = metadata.of_kernel(base, stage, kind, owner, code_name, name=name, sources=sources)
+    shown = cells.for_kernel(percent, stage, parameters.defaults(percent, notebook) | values, meta)
+    write = script_kernel if kind == "script" else notebook_kernel
+    code = write(members, stage, shown, values, cargo)
+    size_bytes = check_size(code, kind, members, cargo)
     unmet = tuple(needs(stage, values, meta)) if needs else ()
     folder = (out or root / "build") / name
     _write_folder(folder, {code_name: code, metadata.FILE: metadata.as_text(meta)})
@@ -149,7 +149,7 @@ def script_kernel(
 def notebook_kernel(
     members: list[Member], stage: str, percent: str, values: dict, cargo: Cargo
 ) -> str:
-    """The notebook as nbformat 4.4 JSON, the library in a folded first cell, no outputs.
+    """The notebook as nbformat 4.4 JSON, the library folded after its title, no outputs.
 
     The parameters stand in an injected cell after their defaults, as papermill prepares it.
     """
@@ -158,16 +158,16 @@ def notebook_kernel(
     used = ", ".join(function.__name__ for function in _START)
     source += f"del kernel_files, kernel_wheels, kernel_wanted, {used}"
     folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["library"]}
-    cells = [_code_cell(source, folded)]
-    for cell in boot.cells_of(percent):
-        if "clone" in cell["metadata"].get("tags", []):  # it looks for the library in a clone
-            continue
-        cells.append(cell)
+    title, *others = boot.cells_of(percent)
+    title["source"] += f"\n\n{_FOLD}"
+    listed = [title, _code_cell(source, folded)]
+    for cell in others:
+        listed.append(cell)
         if values and "parameters" in cell["metadata"].get("tags", []):
             injected = {"tags": ["injected-parameters"]}
-            cells.append(_code_cell(parameters.cell_source(values).rstrip("\n"), injected))
+            listed.append(_code_cell(parameters.cell_source(values).rstrip("\n"), injected))
     notebook = {
-        "cells": [cell | {"source": cell["source"].splitlines(True)} for cell in cells],
+        "cells": [cell | {"source": cell["source"].splitlines(True)} for cell in listed],
         "metadata": {"kernelspec": _PYTHON, "language_info": {"name": "python"}},
         "nbformat": 4,
         "nbformat_minor": 4,

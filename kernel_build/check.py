@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernel_build import bundle, metadata, offline
+from kernel_build import bundle, metadata, needs, offline, parameters
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle.packages import MANIFEST
 
+_STAGE = r"# (\w+): (?:script kernel|the library) of notebooks/"
 _SUFFIXES = {"script": ".py", "notebook": ".ipynb"}
 
 
@@ -78,12 +79,27 @@ def _of_code(folder: Path, meta: dict) -> list[str]:
         found.append(f"{size_bytes:,} bytes, and Kaggle refuses {bundle.MAX_BYTES:,} or more")
     if kind == "notebook":
         found += _of_notebook(json.loads(code))
-    stage = re.search(r"# (\w+): (?:script kernel|the library) of notebooks/", code)
+    stage = re.search(_STAGE, code)
     if stage and meta.get("enable_gpu") is not (stage[1] in metadata.GPU_STAGES):
         right = "true" if stage[1] in metadata.GPU_STAGES else "false"
         cost = "runs for days on a CPU" if right == "true" else "costs GPU quota for nothing"
         found.append(f"enable_gpu is {meta.get('enable_gpu')}: {stage[1]} {cost}; write {right}")
-    return found
+    return found + _of_stage(code, meta, path.name)
+
+
+def _of_stage(code: str, meta: dict, name: str) -> list[str]:
+    """Return what the stage refuses of its parameters, or will miss."""
+    stage = re.search(_STAGE, code)
+    if stage is None or stage[1] not in metadata.STAGES:
+        return []
+    try:
+        values = parameters.baked(code, str(meta.get("kernel_type")), name)
+        if metadata.problems(meta):  # what is attached is not known
+            needs.resolve(stage[1], values)
+            return []
+        return list(needs.unmet(stage[1], values, meta))
+    except InputError as error:
+        return [str(error)]
 
 
 def _of_notebook(notebook: dict) -> list[str]:

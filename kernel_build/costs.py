@@ -166,10 +166,12 @@ def estimate(
     session: Session,
     views: Mapping[str, int],
     sizes: Mapping[str, Sizes],
+    slug: str | None = None,
 ) -> Estimate:
     """The plan's cost. `plans` holds by seed the runs to train, the wanted one last.
 
-    A row without a measurement of its own takes the wanted row's, scaled by pixels and images.
+    The kernels' names begin with `slug`, or with their run's name. A row without a measurement of
+    its own takes the wanted row's, scaled by pixels and images.
     """
     chain = next(iter(plans.values()))
     wanted = chain[-1]
@@ -184,7 +186,7 @@ def estimate(
     a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
     inference = session.start + a_look * own.looks * folds * len(plans)
     hours = {c.row: cost.sessions for c, cost in zip(chain, costs, strict=True)}
-    nodes = graph.nodes(plans, folds, hours, inference, session.max_hours)
+    nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug)
     advice = [line for cost in costs for line in _fold_advice(cost, session)]
     by_week = graph.weeks(nodes) if max(n.hours for n in nodes) <= quota.GPU_HOURS_A_WEEK else []
     advice += _whole_advice(own, costs, len(plans), folds, inference, session)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -44,14 +42,16 @@ def nodes(
     hours: Mapping[str, Sequence[float]],
     inference_hours: float,
     max_hours: float,
+    prefix: str | None = None,
 ) -> list[Node]:
     """The kernels of a plan in an order in which they can be pushed.
 
     `runs` holds by seed the runs to train, those that others need first and the wanted one last;
     `hours` by row the hours of each session of one fold. A session after the first takes the output
     of the one before it. Every run is trained fold by fold and seed by seed, so that a seed is
-    whole before the next begins.
+    whole before the next begins. The kernels of a run begin with its name, or all with `prefix`.
     """
+    heads = _heads(runs, folds, hours, prefix)
     found: list[Node] = []
     last: dict[tuple[str, int], str] = {}  # (run, fold) → the kernel that ends it
     for seed, chain in runs.items():
@@ -60,8 +60,7 @@ def nodes(
                 needed = [last[need.run, fold] for need in decided.needs()]
                 row = decided.row
                 for part, taken in enumerate(hours[row], 1):
-                    many = len(hours[row]) > 1
-                    name = slug(decided.run, seed, f"f{fold}" + (f"-p{part}" if many else ""))
+                    name = names.joined(heads[decided.row], *_words(seed, fold, part, hours[row]))
                     earlier = [found[-1].slug] if part > 1 else []
                     given = (*_train_given(decided, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
                     found.append(
@@ -74,32 +73,44 @@ def nodes(
     named = {r.run for c in runs.values() for r in (c[-1], c[-1].gate) if r is not None}
     trained = tuple(kernel for (run, _), kernel in last.items() if run in named)
     ensemble = (first.parameters.name or first.row) if len(wanted) > 1 else wanted[0]
-    seeds = f"{len(wanted)}seeds" if len(wanted) > 1 else next(iter(runs))
+    seeds = _seeds(runs)
     given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
-    search = Node(
-        slug(wanted[0], seeds, "thresholds"), "thresholds", given, trained, gpu=False, hours=0.0
-    )
+    name = names.joined(heads[first.row], seeds, "thresholds")
+    search = Node(name, "thresholds", given, trained, gpu=False, hours=0.0)
     found.append(search)
     given = (("ENSEMBLE", ensemble),)
     sources = (*trained, search.slug)
-    name = slug(wanted[0], seeds, "inference")
+    name = names.joined(heads[first.row], seeds, "inference")
     return [*found, Node(name, "inference", given, sources, gpu=True, hours=inference_hours)]
 
 
-def slug(run: str, seed: int | str, tail: str) -> str:
-    """A kernel's name of a run's, 50 characters at most.
+def _heads(
+    runs: Mapping[int, Sequence[TrainPlan]],
+    folds: int,
+    hours: Mapping[str, Sequence[float]],
+    prefix: str | None,
+) -> dict[str, str]:
+    """How the kernels of each row's runs begin, whatever their seed."""
+    endings = [
+        names.ending(*_words(seed, fold, part, hours[decided.row]))
+        for seed, chain in runs.items()
+        for decided in chain
+        for fold in range(folds)
+        for part in range(1, len(hours[decided.row]) + 1)
+    ]
+    endings += [names.ending(_seeds(runs), stage) for stage in ("thresholds", "inference")]
+    chain = next(iter(runs.values()))
+    by_name = names.heads([names.split(one.run)[0] for one in chain], endings, given=prefix)
+    return dict(zip((one.row for one in chain), by_name.values(), strict=True))
 
-    A longer one is shortened by the table of `names`, then by whole words, and told by a hash.
-    """
-    head = names.slugify(re.sub(r"_seed\d+$", "", run))
-    end = f"{seed}-{tail}" if isinstance(seed, str) else f"s{seed}-{tail}"
-    if len(head) + 1 + len(end) > names.MAX_LENGTH:
-        digest = hashlib.sha256(head.encode()).hexdigest()[:6]
-        room, head = names.MAX_LENGTH - len(end) - len(digest) - 2, names.shorten(head)
-        if len(head) > room:
-            head = head[: room + 1].rpartition("-")[0] or head[:room]
-        head = f"{head}-{digest}"
-    return f"{head}-{end}"
+
+def _words(seed: int, fold: int, part: int, sessions: Sequence[float]) -> tuple[str, ...]:
+    """What a train kernel's name says after that of its run."""
+    return (f"s{seed}", f"f{fold}", *([f"p{part}"] if len(sessions) > 1 else []))
+
+
+def _seeds(runs: Mapping[int, Sequence[TrainPlan]]) -> str:
+    return f"{len(runs)}seeds" if len(runs) > 1 else f"s{next(iter(runs))}"
 
 
 def weeks(

@@ -1,79 +1,108 @@
-"""A kernel's slug and title: what it is, in 5 to 50 characters, no two kernels by the same name."""
+"""A kernel's slug and title: the name of its run or ensemble, and which part of it, 5 to 50 long.
+
+No name holds a hash. A long one has some words shortened; one that is longer still is refused, with
+the way to give a short one.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 
-from kernel_lib import experiment_file
+from kernel_lib.errors import InputError
+from kernel_lib.plan import RUN_NAME
 
 MAX_LENGTH = 50
-_HASH_LENGTH = 6
-# What a name says of each stage's parameters, in this order; {} is the value.
-_SHOWN = {
-    "train": {"EXPERIMENT": "{}", "SEED": "seed{}", "FOLD": "fold{}"},
-    "thresholds": {"ENSEMBLE": "{}", "RUNS": "{}"},
-    "inference": {"ENSEMBLE": "{}"},
-}
-# A name of more than 50 characters has every word of this table shortened, and nothing else.
+# A run's name that is too long has every word of this table shortened, and nothing else.
 ABBREVIATIONS = {
     "attention": "att",
     "classifier": "cls",
     "deeplabv3plus": "dlv3p",
-    "fold": "f",
-    "inference": "inf",
     "multitask": "multi",
-    "part": "p",
-    "pneumothorax": "ptx",
     "resnet": "rn",
-    "script": "py",
-    "seed": "s",
     "supervision": "sup",
-    "thresholds": "thr",
     "unetresnet": "unet",
 }
+# What stands after the name, where all 50 characters do not hold it.
+_SHORT = {"thresholds": "thr", "inference": "inf", "script": "py"}
+_PARTS = ("f10", "thr", "inf")  # of one name; that of a script is longer
+_ADVICE = "name the run with -p NAME SHORT, or the kernels with --slug NAME"
 
 
-def slug(
-    stage: str,
-    kind: str,
-    given: Mapping[str, object] | None = None,
-    defaults: Mapping[str, object] | None = None,
-    part: int | None = None,
-) -> str:
-    """A kernel's name in addresses and folders; both kinds of a stage can stand side by side.
+def slug(stage: str, kind: str, of: str | None = None, fold: int | None = None) -> str:
+    """Return a kernel's name in addresses and folders; each kind of a stage has its own.
 
-    Without parameters it is the stage's own kernel. With parameters it says row, seed and fold (or
-    the ensemble), and ends in a hash where it cannot say all: others are set, or it had to be cut.
-    `defaults` are the notebook's, `part` is the session's number in a chain.
+    `of` is the run that it trains, or the ensemble; None: it is the stage's own kernel. The kernels
+    of one run begin alike.
+
+    Raises: InputError where Kaggle's 50 characters do not hold the name.
     """
-    given, defaults = dict(given or {}), dict(defaults or {})
-    if "EXPERIMENT" in given or "NAME" in given:
-        row = experiment_file.trained(str(given.get("EXPERIMENT", defaults.get("EXPERIMENT"))))
-        given["EXPERIMENT"] = given.get("NAME") or row
-    shown, whole = _shown(stage, defaults | given) if given else ([], True)
-    rest = {k: v for k, v in given.items() if k not in _SHOWN[stage] and v != defaults.get(k)}
-    tail = ["script"] * (kind == "script") + ([] if part is None else [f"part{part}"])
-    # Everything that makes this kernel another: what is shown counts too, since it may be cut.
-    effective = {k: (defaults | given).get(k) for k in _SHOWN[stage]} | rest
-    text = json.dumps([stage, kind, effective], sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()[:_HASH_LENGTH]
-    hashed = [digest] if rest or not whole else []
-    head = "-".join([*([stage] if shown else ["pneumothorax", stage]), *shown])
-    name = "-".join([head, *tail, *hashed])
-    if len(name) <= MAX_LENGTH:
-        return name
-    # A word that looks shortened already would make two names one.
-    if set(re.sub(r"[0-9]+(?![^-])", "", head).split("-")) & set(ABBREVIATIONS.values()):
-        hashed = [digest]
-    head, tail = shorten(head), [shorten(word) for word in tail]
-    name = "-".join([head, *tail, *hashed])
-    if len(name) <= MAX_LENGTH:
-        return name
-    end = "-".join(["", *tail, digest])
-    return head[: MAX_LENGTH - len(end)].rstrip("-") + end
+    script = ["script"] * (kind == "script")
+    if of is None:
+        return "-".join(["pneumothorax", stage, *script])
+    name, seed = split(of)
+    ends = [ending(seed, part, "py") for part in _PARTS]
+    head = heads([name], ends, _ADVICE if stage == "train" else "name the kernel with --slug NAME")
+    part = stage if stage != "train" else "" if fold is None else f"f{fold}"
+    return joined(head[name], seed, part, *script)
+
+
+def ensemble(values: Mapping[str, object]) -> str | None:
+    """Return the ensemble that a kernel's parameters name; None where they leave it open."""
+    given, runs = values.get("ENSEMBLE"), values.get("RUNS")
+    if given is not None:
+        return PurePath(str(given)).name.removesuffix(".json")
+    return None if runs is None else str(runs)
+
+
+def split(name: str) -> tuple[str, str]:
+    """Return a run's name without its seed, and the seed as kernels have it, '' for none."""
+    run = RUN_NAME.fullmatch(name)
+    return (run["head"], f"s{run['seed']}") if run and "," not in name else (name, "")
+
+
+def heads(
+    names: Sequence[str], endings: Iterable[str], advice: str = _ADVICE, given: str | None = None
+) -> dict[str, str]:
+    """Return by name how the kernels of each run begin, so that any of the endings fits after it.
+
+    The wanted run stands last, those that it needs before it. `given` is the beginning of all.
+
+    Raises: InputError where one does not fit, with `advice`.
+    """
+    room = MAX_LENGTH - max(map(len, endings))
+    if given is not None and slugify(given) != given:
+        near = slugify(given) or "a word"
+        raise InputError(f"--slug {given} cannot begin the name of a kernel: write {near}")
+    own = given or _fitting(names[-1], room)
+    if own is None or len(own) > room:
+        what, mend = (f"--slug {given}", "shorten it") if given else (names[-1], advice)
+        raise InputError(
+            f"{what} is too long for the name of a kernel, of which Kaggle's {MAX_LENGTH} "
+            f"characters leave {room}: {mend}"
+        )
+    found = {}
+    for number, name in enumerate(names[:-1], 1):
+        head = None if given else _fitting(name, room)
+        found[name] = head or f"{own}-parent{number}"
+        if len(found[name]) > room:
+            raise InputError(
+                f"{name}, which {names[-1]} needs, is too long for the name of a kernel, of which "
+                f"Kaggle's {MAX_LENGTH} characters leave {room}: {advice}"
+            )
+    return found | {names[-1]: own}
+
+
+def ending(*words: str) -> str:
+    """Return what stands after a kernel's beginning, as short as it can be."""
+    return "".join(f"-{_SHORT.get(word, word)}" for word in words if word)
+
+
+def joined(head: str, *words: str) -> str:
+    """Return a kernel's name: its beginning and words, shortened where 50 characters need it."""
+    whole = "-".join(word for word in (head, *words) if word)
+    return whole if len(whole) <= MAX_LENGTH else head + ending(*words)
 
 
 def title(name: str) -> str:
@@ -95,14 +124,12 @@ def shorten(text: str) -> str:
     return re.sub(r"(?<![^-])(?P<word>[a-z][a-z0-9]*?)(?P<number>[0-9]*)(?![^-])", short, text)
 
 
-def _shown(stage: str, values: Mapping[str, object]) -> tuple[list[str], bool]:
-    """The words that a name says of these parameters, and whether they say all of them."""
-    words, whole = [], True
-    for name, form in _SHOWN[stage].items():
-        value = values.get(name)
-        if value is None:
-            continue
-        words.append(slugify(form.format(value)))
-        # `a,b` and `a+b` become the same words; letters' case does not tell names apart.
-        whole = whole and bool(re.fullmatch(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*", str(value)))
-    return [word for word in words if word], whole
+def _fitting(name: str, room: int) -> str | None:
+    """Return a name as a slug that fits, shortened where it must be; None where it cannot."""
+    whole = slugify(name)
+    if len(whole) <= room:
+        return whole
+    # A word that looks shortened already would make two names one.
+    words = set(re.sub(r"[0-9]+(?![^-])", "", whole).split("-"))
+    short = shorten(whole)
+    return short if len(short) <= room and not words & set(ABBREVIATIONS.values()) else None

@@ -1,21 +1,74 @@
-"""What a stage with these parameters will look for, held against what is attached, at the build."""
+"""What a stage with these parameters refuses or will miss on Kaggle, found at the build."""
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 
-from kernel_lib import experiment_file, plan
-from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.errors import InputError
+from kernel_lib import runs
+from kernel_lib.config import (
+    InferenceParameters,
+    Parameters,
+    ThresholdsParameters,
+    TrainParameters,
+)
+from kernel_lib.errors import InputError, nearest
+from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.kaggle.paths import WEIGHT_ENDINGS
+from kernel_lib.kaggle.paths import INPUT, WEIGHT_ENDINGS, WORKING
+from kernel_lib.plan import RUN_NAME, TrainPlan, plan
 
 _PARAMETERS = {
     "train": TrainParameters,
     "thresholds": ThresholdsParameters,
     "inference": InferenceParameters,
 }
+_READ = ("data_dir", "groups", "weights_dir", "nih_dir", "sample")  # parameters that are paths
+_CHECKED: set[str] = set()  # rows that were found fine: a plan has many kernels of one
+
+
+def resolve(stage: str, values: Mapping[str, object]) -> tuple[TrainPlan, ...]:
+    """Return the runs that a train kernel trains, the one asked for last; of another stage none.
+
+    Raises: InputError for parameters that the stage would refuse on Kaggle before it reads data,
+        as the stage itself refuses them, and for a path that no kernel has.
+    """
+    kind = _PARAMETERS[stage]
+    parameters = kind.from_namespace(values)
+    if parameters == kind():  # the defaults are tested, and a stage takes seconds to import
+        return (plan(parameters, EXPERIMENTS),) if stage == "train" else ()
+    if isinstance(parameters, TrainParameters):
+        return resolve_training(parameters)
+    _check_paths(parameters)
+    if isinstance(parameters, ThresholdsParameters):
+        from kernel_lib.stages import thresholds
+
+        thresholds.check(parameters)
+        for name in runs.listed(parameters.runs) if parameters.runs else ():
+            seeded = nearest(name, (f"{row}_seed3456" for row in EXPERIMENTS))
+            _check_run(f"RUNS: {name}", name, seeded)
+    else:
+        from kernel_lib.stages import inference
+
+        inference.check(parameters)
+    return ()
+
+
+def resolve_training(parameters: TrainParameters) -> tuple[TrainPlan, ...]:
+    """Return the runs that a training with these parameters trains, as `resolve` does."""
+    from kernel_lib.stages import train
+
+    _check_paths(parameters)
+    chain, _ = train.resolve(parameters)
+    for one in chain:
+        _check_weights(one)
+        key = one.experiment.model_dump_json() + str(parameters.weights_are)
+        if key not in _CHECKED:
+            train.check(one)
+            _CHECKED.add(key)
+    return chain
 
 
 def unmet(
@@ -25,47 +78,89 @@ def unmet(
 
     `offline` is the manifest of the data set that `build_kernel.py offline` wrote, where one is
     attached; what other data sets and models hold is not known, and they are trusted. Raises
-    InputError for parameters that the stage would refuse, an unknown row among them.
+    InputError as `resolve` does.
     """
-    parameters = _PARAMETERS[stage].from_namespace(values)
-    views = getattr(parameters, "tta", None)
-    if views is not None:
-        from kernel_lib.inference import tta  # torch's two seconds, and only where it is given
-
-        tta.views(views)
-    if not isinstance(parameters, TrainParameters):
+    trained = resolve(stage, values)
+    if not trained:
         return
-    if parameters.fold is not None and parameters.fold >= parameters.n_folds:
-        raise InputError(
-            f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
-        )
-    planned = plan.plan(parameters, EXPERIMENTS)
-    if experiment_file.is_json(parameters.experiment):  # ours are tested
-        from kernel_lib.stages import train
-
-        for one in (*planned.needs(), planned):
-            train.check(one)
-    trained = [*(planned.needs() if parameters.with_parents else ()), planned]
     # Without the competition the first data set holds the images.
     attached = meta["dataset_sources"][0 if meta["competition_sources"] else 1 :]
     unknown = [name for name in attached if not offline or name != offline["dataset"]]
-    models = meta["model_sources"]
+    unknown += meta["model_sources"]
     for encoder in sorted(
         {one.experiment.encoder for one in trained if one.experiment.weights == "imagenet"}
     ):
-        if unknown or models or meta["enable_internet"] or _holds(offline, encoder):
+        if unknown or meta["enable_internet"] or _holds(offline, encoder):
             continue
+        _check_published(encoder)
         lacks = f"{offline['dataset']} holds none, and they" if offline else "they"
         yield (
             f"needs ImageNet weights of {encoder}: {lacks} cannot be downloaded without internet; "
             "attach them with --offline FOLDER, --dataset OWNER/SLUG or --model, or train from "
             "scratch with -p WEIGHTS none"
         )
-    if not (parameters.with_parents or meta["kernel_sources"] or unknown or models):
-        for one in planned.needs():
-            yield f"needs the run {one.run}: attach its kernel with --kernel-source OWNER/SLUG"
+    if not (meta["kernel_sources"] or unknown):
+        there, wanted = {one.run for one in trained}, trained[-1]
+        if wanted.parent and wanted.parent.run not in there:
+            raise InputError(
+                f"{wanted.run} starts from the run {wanted.parent.run}, and no kernel with it is "
+                "attached: give --kernel-source OWNER/SLUG, or -p WITH_PARENTS True"
+            )
+        if wanted.gate and wanted.gate.run not in there:
+            yield (
+                f"the thresholds will need the run {wanted.gate.run}, which gates these masks: "
+                "train it too, and attach its kernel there"
+            )
     if any(one.experiment.images == "nih" for one in trained) and not unknown:
         yield "learns from NIH ChestX-ray14: attach a data set of it with --dataset OWNER/SLUG"
+
+
+def _check_paths(parameters: Parameters) -> None:
+    """Refuse a file or folder to read where Kaggle mounts nothing."""
+    for name in _READ:
+        _check_path(name.upper(), getattr(parameters, name, None))
+    recipe = getattr(parameters, "ensemble", None) or ""
+    _check_path("ENSEMBLE", recipe if recipe.endswith(".json") else None)
+
+
+def _check_path(name: str, value: str | None) -> None:
+    if value is None:
+        return
+    place = posixpath.normpath(posixpath.join(WORKING.as_posix(), value))
+    if not PurePosixPath(place).is_relative_to(INPUT.as_posix()):
+        raise InputError(
+            f"{name} {value} is not there on Kaggle, where inputs lie below {INPUT}: attach it "
+            f"with --data or --dataset OWNER/SLUG, and give its path there, or leave {name} out"
+        )
+
+
+def _check_weights(decided: TrainPlan) -> None:
+    """Refuse WEIGHTS of a run that no run, file or row can be."""
+    name = decided.experiment.weights
+    if decided.parent is not None or name in STARTS:
+        return
+    if name.endswith(WEIGHT_ENDINGS):
+        _check_path("WEIGHTS", name)
+    else:
+        what = "is neither imagenet, none, a row nor a file (a released model is one), and"
+        near = nearest(name, (*STARTS, *EXPERIMENTS))
+        _check_run(f"WEIGHTS {name!r} {what}", name, near)
+
+
+def _check_run(what: str, name: str, near: str) -> None:
+    if not RUN_NAME.fullmatch(name):
+        raise InputError(f"{what} is no run, whose name ends in _seedN; nearest: {near}")
+
+
+def _check_published(encoder: str) -> None:
+    """Refuse WEIGHTS imagenet of an encoder that nobody publishes them for."""
+    from kernel_lib.models import imagenet
+
+    if imagenet.official_url(encoder) is None and imagenet.repository(encoder) is None:
+        raise InputError(
+            f"nobody publishes ImageNet weights of ENCODER {encoder}: -p WEIGHTS none, another "
+            "ENCODER, or a data set of your own file with --dataset OWNER/SLUG"
+        )
 
 
 def _holds(offline: Mapping | None, encoder: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 from collections.abc import Iterable
 
 from kernel_build.boot import cells_of
 from kernel_lib.config import parse_value
 from kernel_lib.errors import InputError
+from kernel_lib.kaggle import paths
 
 Value = str | int | float | bool | None
 _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
@@ -30,13 +32,69 @@ def declared(percent: str, notebook: str) -> dict[str, str]:
 
 def defaults(percent: str, notebook: str) -> dict[str, Value]:
     """Name and value of what the notebook's `parameters` cell sets to a literal, in its order."""
+    return _set(_cell(percent, notebook))
+
+
+def baked(code: str, kind: str, name: str) -> dict[str, Value]:
+    """Return what a built kernel gives its stage: its defaults, and over them what was baked in.
+
+    `name` is the file's. Raises: InputError for code that is not Python.
+    """
+    try:
+        if kind == "notebook":
+            return _of_cells(json.loads(code)["cells"])
+        values: dict[str, Value] = {}
+        for node in ast.walk(ast.parse(code)):
+            match node:
+                case ast.Assign(targets=[ast.Name(id="kernel_notebook")], value=text):
+                    values = _of_cells(cells_of(ast.literal_eval(text))) | values
+                case ast.Assign(targets=[ast.Name(id="kernel_parameters")], value=ast.Dict() as d):
+                    pairs = zip(d.keys, d.values, strict=True)
+                    values |= {ast.literal_eval(k): _value(v) for k, v in pairs if _is_value(v)}
+        return values
+    except SyntaxError as error:
+        raise InputError(f"{name}: line {error.lineno} is not Python: {error.msg}") from None
+
+
+def _of_cells(cells: list[dict]) -> dict[str, Value]:
     values: dict[str, Value] = {}
-    for statement in _cell(percent, notebook).body:
+    for cell in cells:
+        if {"parameters", "injected-parameters"} & set(cell.get("metadata", {}).get("tags", [])):
+            values |= _set(ast.parse("".join(cell["source"])))
+    return values
+
+
+def _set(cell: ast.Module) -> dict[str, Value]:
+    """Return name and value of what a cell sets to a literal."""
+    values: dict[str, Value] = {}
+    for statement in cell.body:
         match statement:
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value)):
-                values[name] = value
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)):
-                values[name] = value
+            case ast.AnnAssign(target=ast.Name(id=name), value=value) if _is_value(value):
+                values[name] = _value(value)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_value(value):
+                values[name] = _value(value)
+    return values
+
+
+def _is_value(node: ast.expr | None) -> bool:
+    """Whether an expression is what `literal` writes, or a person would for the same value."""
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
+            return True
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str())], keywords=[]):
+            return True
+    return isinstance(node, ast.Constant)
+
+
+def _value(node: ast.expr) -> Value:
+    return float(node.args[0].value) if isinstance(node, ast.Call) else ast.literal_eval(node)
+
+
+def read(percent: str, notebook: str, given: Iterable[tuple[str, str]]) -> dict[str, Value]:
+    """Return the values to bake into a kernel of the notebook, an experiment's file as its text."""
+    values = check(given, declared(percent, notebook), notebook)
+    if "EXPERIMENT" in values:  # on Kaggle there is no file of it
+        values["EXPERIMENT"] = paths.experiment_text(str(values["EXPERIMENT"]))
     return values
 
 

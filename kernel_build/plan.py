@@ -180,6 +180,7 @@ def measurements(
 )  # fmt: skip
 @click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME or kaggle.json.")
 @click.option("--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True)
+@click.option("--slug", help="What all kernels' names begin with; default: their run's name.")
 @click.option("--data", metavar="OWNER/SLUG", help="The images' data set; default: competition.")
 @click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="Also attached.")
 @click.option(
@@ -192,7 +193,7 @@ def measurements(
 @click.option("--offline", "attached", metavar="FOLDER", help="A data set of `offline`, attached.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 def plan(
-    experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, data, datasets,
+    experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, slug, data, datasets,
     models, attached, without_wheel,
 ) -> None:  # fmt: skip
     """What EXPERIMENT costs on Kaggle; with --write, the kernels that it takes."""
@@ -208,10 +209,11 @@ def plan(
             raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
         row = paths.experiment_text(experiment)
         asked = TrainParameters.checked(values | {"experiment": row, "n_folds": folds})
+        needs.resolve_training(asked.model_copy(update={"with_parents": True}))
         plans = plans_of(asked, seeds)
         rows = {one.row: one.experiment for one in next(iter(plans.values()))}
         measured = measurements(logs, seconds, rows, folds)
-        found = _estimate(plans, folds, measured, session)
+        found = _estimate(plans, folds, measured, session, slug)
         click.echo(as_text(found, session))
         if out is not None:
             wanted = offline.manifest(Path(attached)) if attached else None
@@ -221,13 +223,13 @@ def plan(
         raise click.ClickException(str(error)) from None
 
 
-def _estimate(plans, folds, measured, session) -> Estimate:
+def _estimate(plans, folds, measured, session, slug) -> Estimate:
     from kernel_lib.inference import tta
 
     rows = {one.row: one.experiment for one in next(iter(plans.values()))}
     views = {name: len(tta.views(row.tta)) for name, row in rows.items()}
     sizes = {name: sizes_of(row) for name, row in rows.items()}
-    return costs.estimate(plans, folds, measured, session, views, sizes)
+    return costs.estimate(plans, folds, measured, session, views, sizes, slug)
 
 
 def _write(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 
 class Commands(click.Group):
@@ -22,6 +22,12 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None  # as a shell has it
+
+    def resolve_command(self, context: click.Context, args: list[str]):
+        if args[0] not in self.commands:
+            shown = [name for name, command in self.commands.items() if not command.hidden]
+            context.fail(f"{args[0]!r} is no command; nearest: {nearest(args[0], shown)}")
+        return super().resolve_command(context, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -80,8 +80,9 @@ def engine(device: str = "auto", precision: str = "auto") -> Engine:
     there.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    check(name, precision)
+    where = torch.device(name)
     try:
-        where = torch.device(name)
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
@@ -92,10 +93,21 @@ def engine(device: str = "auto", precision: str = "auto") -> Engine:
         else:
             precision = "bfloat16" if torch.cuda.get_device_capability(where)[0] >= 8 else "float16"
     if where.type == "cpu":
-        if precision == "float16":
-            raise InputError("PRECISION float16 needs a GPU; -p PRECISION float32")
         _keep_freed_memory()
     return Engine(where, getattr(torch, precision))
+
+
+def check(device: str, precision: str) -> None:
+    """Refuse a device that no machine has, and a precision that the device never computes."""
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"DEVICE {device!r} is not there ({first}); -p DEVICE cpu") from None
+    if kind == "cpu" and precision == "float16":
+        raise InputError("PRECISION float16 needs a GPU; -p PRECISION float32")
 
 
 def _keep_freed_memory() -> None:

@@ -8,7 +8,6 @@ its text, which travels to other processes and to Kaggle.
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import json
 import re
@@ -18,10 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from kernel_lib.config import LONGEST_JSON, Experiment, explain
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 _ONE = '{"name": "mine", "parent": "UNetResNet34_512_v1", "lr": 0.01}'
-_STARTS = ("imagenet", "none")  # what `weights` may be beside names
+STARTS = ("imagenet", "none")  # what `weights` may be beside names
 _PROSE = {"says", "leaderboard", "parent"}
 
 
@@ -54,7 +53,7 @@ def read(text: str) -> dict[str, dict[str, Any]]:
         if not isinstance(name, str) or not name:
             which = f" {number} of {len(rows)}" if len(rows) > 1 else ""
             raise InputError(f'EXPERIMENT{which} has no name: add "name", as in {_ONE}')
-        if name in _STARTS:
+        if name in STARTS:
             raise InputError(f"EXPERIMENT name {name!r} is a value of weights; choose another")
         if name in by_name:
             raise InputError(f"EXPERIMENT {name} stands twice in the list; name each once")
@@ -161,8 +160,7 @@ def _known(
     """Return the experiment of that name; InputError with the nearest names otherwise."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, [*more, *known], n=3, cutoff=0.4) or list(known)
-    raise InputError(f"{what} {name!r} is no experiment; nearest: {', '.join(near)}")
+    raise InputError(f"{what} {name!r} is no experiment; nearest: {nearest(name, [*more, *known])}")
 
 
 def _order(refers: Mapping[str, Iterable[str | None]], by: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import shlex
@@ -13,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from kernel_lib import experiment_file
 from kernel_lib.config import Experiment, Frozen, TrainParameters, explain
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 # What a parameter of the same name overrides in the row, in the order of the run's suffixes.
 OVERRIDES = (
@@ -24,6 +23,7 @@ OVERRIDES = (
 _SHORT = {"min_epochs": "min", "batch_size": "batch", "accumulate": "acc", "optimizer": "",
           "schedule": "", "encoder": "", "ema_decay": "ema", "freeze_batch_norm": "frozenbn",
           "weights": "from"}  # fmt: skip
+RUN_NAME = re.compile(r"(?P<head>.+)_seed(?P<seed>\d+)")  # as `plan` names each run
 LONGEST_NAME = 200  # a run is a folder, and file systems end at 255 bytes
 # Rows of one system at several sizes agree in these; what a larger size needs may differ.
 _SYSTEM = (
@@ -176,9 +176,8 @@ def find_row(name: str, rows: Mapping[str, Experiment]) -> Experiment:
     """The row of that name; InputError with the nearest names otherwise."""
     if name in rows:
         return rows[name]
-    near = difflib.get_close_matches(name, rows, n=3, cutoff=0.4) or list(rows)
     raise InputError(
-        f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {', '.join(near)}; "
+        f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {nearest(name, rows)}; "
         "-p EXPERIMENT also takes a JSON file of your own"
     )
 

@@ -214,14 +214,20 @@ def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
         if len(there) > 1:
             raise InputError(f"several runs are there; name some with -p RUNS: {', '.join(there)}")
         return there
-    chosen = [name.strip() for name in wanted.split(",") if name.strip()]
-    if not chosen:
-        raise InputError(f"RUNS {wanted!r} names no run; there are {', '.join(there)}")
-    if len(set(chosen)) < len(chosen):
-        raise InputError(f"RUNS {wanted!r} names a run twice: it would count double")
+    chosen = listed(wanted)
     for name in chosen:
         if name not in there:
             raise InputError(f"run {name!r} is not there; there are {', '.join(there)}")
+    return chosen
+
+
+def listed(wanted: str) -> list[str]:
+    """The runs of a comma-separated list; InputError where it names none, or one twice."""
+    chosen = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not chosen:
+        raise InputError(f"RUNS {wanted!r} names no run: write names with commas between them")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"RUNS {wanted!r} names a run twice: it would count double")
     return chosen
 
 

@@ -16,7 +16,7 @@
 # A data folder as found, before anything is trained on it: what is there, what is wrong with it,
 # and whether the masks lie on the lungs. Then the masks of an ensemble, where there is one.
 
-# %% tags=["clone"]
+# %% tags=["local"]
 import os
 import sys
 from importlib.util import find_spec

@@ -16,7 +16,7 @@
 # Predict the test images with every fold, apply the rule that was chosen out of fold, and write a
 # submission that is checked against the sample.
 
-# %% tags=["clone"]
+# %% tags=["local"]
 import os
 import sys
 from importlib.util import find_spec

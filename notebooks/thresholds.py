@@ -16,7 +16,7 @@
 # Gather what the runs predicted for images they never saw, search every rule, and score the choice
 # honestly. No GPU is needed.
 
-# %% tags=["clone"]
+# %% tags=["local"]
 import os
 import sys
 from importlib.util import find_spec

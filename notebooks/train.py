@@ -14,10 +14,12 @@
 # %% [markdown]
 # # Train
 # Prepare the radiographs, train one fold or all, and predict the images that were held out.
-# Run it with `papermill notebooks/train.ipynb out.ipynb -p SIZE 1024`, or cell by cell.
 # `None` means: as the experiment's row says.
 
-# %% tags=["clone"]
+# %% [markdown] tags=["local"]
+# Run it with `papermill notebooks/train.ipynb out.ipynb -p SIZE 1024`, or cell by cell.
+
+# %% tags=["local"]
 import os
 import sys
 from importlib.util import find_spec
@@ -89,7 +91,7 @@ from kernel_lib.config import TrainParameters
 parameters = TrainParameters.from_namespace(globals())
 
 # %% [markdown]
-# Training can be stopped anywhere; the same command goes on from there and ends the same.
+# Training can be stopped anywhere; started again it goes on from there and ends the same.
 
 # %%
 from kernel_lib.stages import train

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def folders(clone: Path) -> list[str]:
 
 
 def test_without_a_stage_every_kernel_is_built_and_the_root_can_be_pushed(clone: Path):
-    done = build(clone, "--owner", "somebody")
+    done = build(clone, "--owner", "somebody", "--root")
     assert done.returncode == 0, done.stderr
     stages = ("inference", "thresholds", "train")
     assert folders(clone) == sorted(
@@ -70,6 +69,24 @@ def test_without_a_stage_every_kernel_is_built_and_the_root_can_be_pushed(clone:
     assert "owner somebody (--owner) filled into kernel-metadata.json" in done.stdout
 
 
+def test_a_build_changes_no_tracked_file_unless_asked(clone: Path, project_root: Path):
+    ignored = (project_root / ".gitignore").read_text()
+    (clone / ".gitignore").write_text(f"{ignored}/.cache/\n")  # a home's, which this clone is too
+    git = ["git", "-C", str(clone), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a clone"]):
+        subprocess.run([*git, *command], check=True)
+
+    def changed(*arguments: str) -> str:
+        assert build(clone, *arguments).returncode == 0
+        command = [*git, "status", "--porcelain"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert changed("thresholds", "--owner", "me") == ""
+    assert changed("thresholds", "--owner", "me", "--root") == " M kernel-metadata.json\n"
+    done = build(clone, "thresholds", "--root", "--owner", "OWNER_TO_FILL")
+    assert done.returncode == 0  # the owner that the root has now
+
+
 def test_a_stage_alone_is_a_notebook_unless_a_kind_is_said(clone: Path, tmp_path: Path):
     done = build(clone, "thresholds", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -78,7 +95,7 @@ def test_a_stage_alone_is_a_notebook_unless_a_kind_is_said(clone: Path, tmp_path
     done = build(clone, "train", "--kind", "script", "-p", "SIZE", "1024", KAGGLE_USERNAME="me")
     thresholds, train = folders(clone)
     assert thresholds == "pneumothorax-thresholds"
-    assert re.fullmatch(r"pneumothorax-train-script-[0-9a-f]{6}", train)
+    assert train == "unetresnet34-1024-v1-s3456-script"  # the row of that size
     code = clone / "build" / train / f"{train}.py"
     assert "'SIZE': 1024" in code.read_text()
     assert f"kaggle kernels push -p build/{train}" in done.stdout
@@ -95,7 +112,7 @@ def test_a_training_is_named_by_row_seed_and_fold_and_takes_what_is_given(
     inputs = ["--data", "a/images", "--dataset", "me/weights", "--kernel-source", "me/train-part1"]
     done = build(clone, "train", *given, *inputs)
     assert done.returncode == 0, done.stderr
-    slug = "train-deeplabv3plus-resnet-1024-v2-seed5678-fold0"
+    slug = "deeplabv3plus-resnet-1024-v2-s5678-f0"
     assert folders(clone) == [slug]
     meta = json.loads((clone / "build" / slug / "kernel-metadata.json").read_text())
     assert meta["dataset_sources"] == ["a/images", "me/weights"]
@@ -105,9 +122,11 @@ def test_a_training_is_named_by_row_seed_and_fold_and_takes_what_is_given(
     done = build(clone, "train", *given, "--slug", "another-name")
     assert "needs ImageNet weights of resnet101: they cannot be downloaded" in done.stdout
     assert folders(clone) == ["another-name", slug]
-    done = build(clone, "check")
-    assert done.returncode == 0, done.stdout  # not the root: its own kernel is not built
-    assert done.stdout.splitlines() == ["build/another-name: fine", f"build/{slug}: fine"]
+    done = build(clone, "check")  # not the root: its own kernel is not built
+    assert done.returncode == 1
+    lacking, fine = done.stdout.splitlines()
+    assert lacking.startswith("build/another-name: needs ImageNet weights of resnet101: ")
+    assert fine == f"build/{slug}: fine"
 
 
 def test_training_and_inference_carry_the_wheel_and_thresholds_do_not(clone: Path):
@@ -159,7 +178,10 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
     [
         (("train", "-p", "SIZES", "1024"), "Error: notebooks/train.py has no parameter SIZES"),
         (("train", "-p", "SIZE", "big"), "SIZE: int"),
-        (("trian",), "'trian' is not one of 'train'"),
+        (("trian",), "'trian' is neither a stage (train, thresholds, inference) nor a command"),
+        (("chek",), "(build, check, offline, plan, rehearse); nearest: check"),
+        (("train", "-p", "SIZE", "500"), "the nearest that is: 512"),
+        (("--root",), "--root writes the owner: give --owner NAME"),
         (("train", "--owner", "not a name"), "no Kaggle user name"),
         (("--slug", "some-name"), "-p and --slug are of one kernel; name its STAGE"),
         (("train", "--slug", "abc"), "with a slug of 5 to 50"),

@@ -161,7 +161,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("score", "right.csv"), "LABELS"),
         (("score", "right.csv", "labels.csv", "--split", "test"), "--split test"),
         (("score", "right.csv", ".", "--split", "test"), "no images"),
-        (("scor",), "No such command"),
+        (("scor",), "'scor' is no command; nearest: score"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )

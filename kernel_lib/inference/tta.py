@@ -6,7 +6,6 @@ no way back, and is averaged over the views as it is.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 Size = tuple[int, int]  # (H, W)
 
@@ -91,10 +90,9 @@ def views(name: str) -> tuple[View, ...]:
     joined = (_IMAGE,)
     for part in name.split("+"):
         if part not in TTA:
-            near = difflib.get_close_matches(part, TTA, n=3, cutoff=0.4) or list(TTA)
             where = "" if part == name else f" in {name!r}"
             raise InputError(
-                f"TTA {part!r}{where} is unknown; nearest: {', '.join(near)} (names join with +)"
+                f"TTA {part!r}{where} is unknown; nearest: {nearest(part, TTA)} (names join with +)"
             )
         joined = tuple(before._joined(view) for before in joined for view in TTA[part])
     return tuple(dict.fromkeys(joined))

@@ -20,14 +20,14 @@ from kernel_lib.errors import InputError
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
 WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
-_INPUT = Path("/kaggle/input")
-_WORKING = Path("/kaggle/working")
+INPUT = Path("/kaggle/input")
+WORKING = Path("/kaggle/working")
 # A folder with more sub-folders than this holds images by study, and no artefacts: looking into
 # each of ten thousand folders of a network mount takes minutes.
 _CROWDED = 200
 
 
-def on_kaggle(working: Path = _WORKING) -> bool:
+def on_kaggle(working: Path = WORKING) -> bool:
     """Whether this process is a Kaggle session, where only the working folder is kept."""
     return bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE")) and working.is_dir()
 
@@ -38,7 +38,7 @@ def project_root() -> Path:
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
-def work_dir(value: str | None, working: Path = _WORKING) -> Path:
+def work_dir(value: str | None, working: Path = WORKING) -> Path:
     """The folder of all artefacts; not created here.
 
     A relative value is taken from the project's root, so that a notebook started in `notebooks/`
@@ -49,7 +49,7 @@ def work_dir(value: str | None, working: Path = _WORKING) -> Path:
     return working if on_kaggle(working) else project_root() / "work"
 
 
-def cache_dir(value: str | None, working: Path = _WORKING) -> Path:
+def cache_dir(value: str | None, working: Path = WORKING) -> Path:
     """The folder for scratch, outside the working folder; not created here."""
     if value is not None:
         return from_root(value, "CACHE_DIR")
@@ -160,7 +160,7 @@ def mounted_files(name: str, mounts: Path | None = None) -> list[Path]:
 
 def _mounts(given: Path | None) -> Path:
     """Where inputs are mounted; a rehearsal outside Kaggle sets KERNEL_LIB_MOUNTS."""
-    return Path(given or os.environ.get("KERNEL_LIB_MOUNTS") or _INPUT)
+    return Path(given or os.environ.get("KERNEL_LIB_MOUNTS") or INPUT)
 
 
 def _mounted(mounts: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from timm.data.constants import (
 )
 from torch import nn
 
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -56,8 +55,7 @@ def check(encoder: str) -> None:
     name = timm_name(encoder) if encoder.startswith("tu-") else None
     if name is None:
         everything = [*encoders, *(f"tu-{n}" for n in timm.list_models())]
-        near = difflib.get_close_matches(encoder, everything, n=3, cutoff=0.3)
-        raise InputError(f"ENCODER {encoder!r} is unknown; nearest: {', '.join(near) or 'none'}")
+        raise InputError(f"ENCODER {encoder!r} is unknown; nearest: {nearest(encoder, everything)}")
     arch, _, tag = name.partition(".")
     tagged = timm.list_models(f"{arch}.*", pretrained=True)
     if tag and name not in tagged:

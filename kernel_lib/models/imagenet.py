@@ -183,15 +183,20 @@ def official_url(encoder: str) -> str | None:
     return url if url and hash_prefix(Path(url)) else None
 
 
-def advice(encoder: str) -> str:
-    """Return which file of which publisher to fetch, for an error."""
+def repository(encoder: str) -> str | None:
+    """Return the Hugging Face Hub's repository of an encoder's weights; None if there is none."""
     model = timm_name(encoder)
     config = timm.models.get_pretrained_cfg(model) if model else None
     repos: Iterator[str | None] = iter(())
     if encoder in encoders:
         settings = encoders[encoder]["pretrained_settings"].values()
         repos = (s.get("repo_id") for s in settings)
-    repo = next(repos, None) or (config.hf_hub_id if config else None)
+    return next(repos, None) or (config.hf_hub_id if config else None)
+
+
+def advice(encoder: str) -> str:
+    """Return which file of which publisher to fetch, for an error."""
+    repo = repository(encoder)
     return (
         f"{encoder}.pth, or model.safetensors of {repo} on the Hugging Face Hub"
         if repo

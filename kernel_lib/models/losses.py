@@ -16,7 +16,6 @@ parts sum to that of the whole batch: what a mean divides by is counted over all
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 
 from kernel_lib import options as options_of
 from kernel_lib.config import Experiment
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 from kernel_lib.models.networks import Logits
 
 Loss = Callable[..., torch.Tensor]  # logits, masks, its own options → scalar
@@ -163,8 +162,7 @@ def check(row: Experiment) -> None:
     """
     for name, weight in row.loss.items():
         if name not in LOSSES:
-            near = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.4) or list(LOSSES)
-            raise InputError(f"loss {name!r} is unknown; nearest: {', '.join(near)}")
+            raise InputError(f"loss {name!r} is unknown; nearest: {nearest(name, LOSSES)}")
         if weight <= 0:
             raise InputError(f"loss {name!r} weighs {weight}: give it more than 0, or leave it out")
     if not row.loss and row.label_weight == 0:

@@ -18,9 +18,10 @@ from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
 from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
+from kernel_lib.inference import maps, tta
 from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.out_of_fold import check_predicted_by
@@ -199,7 +200,16 @@ class Asked:
         return self.roots if self.parameters.output is None else [self.output, *self.roots]
 
 
+def check(parameters: InferenceParameters) -> None:
+    """Refuse test-time views and devices that are none, whatever lies here."""
+    if parameters.tta is not None:
+        tta.views(parameters.tta)
+    launch.check(parameters.processes, parameters.device)
+    check_device(parameters.device, parameters.precision)
+
+
 def _asked(parameters: InferenceParameters) -> Asked:
+    check(parameters)
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)

@@ -13,7 +13,9 @@ from kernel_lib import checkpoints, released, runs
 from kernel_lib.config import Experiment
 from kernel_lib.data.labels import read_groups
 from kernel_lib.engine import seed_everything
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
+from kernel_lib.experiment_file import STARTS
+from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
@@ -110,12 +112,6 @@ def check(
             f"note: the masks of {decided.run} are gated by {row.gate}, which is not there yet; "
             f"the thresholds stage will need it: {how_to_make(decided.gate)}"
         )
-    own_past = decided.parent is None and row.weights != "imagenet"
-    if own_past and parameters.weights_are is not None:
-        raise InputError(
-            f"WEIGHTS_ARE says what the file for WEIGHTS imagenet holds, and WEIGHTS is "
-            f"{row.weights}: leave WEIGHTS_ARE out"
-        )
     begun = [f for f in folds if runs.fold_folder(roots[0], decided.run, f).last.exists()]
     if row.weights == "none" or row.weights in among or begun:
         return
@@ -123,6 +119,16 @@ def check(
         _from_imagenet(networks.build(row), decided, Lineage())
     elif row.weights not in runs.names(roots) and _file(row.weights, roots) is None:
         _no_such_weights(decided, min(folds), roots)
+
+
+def check_weights_are(decided: TrainPlan) -> None:
+    """Refuse WEIGHTS_ARE where no file for WEIGHTS imagenet is read."""
+    own_past = decided.parent is None and decided.experiment.weights != "imagenet"
+    if own_past and decided.parameters.weights_are is not None:
+        raise InputError(
+            f"WEIGHTS_ARE says what the file for WEIGHTS imagenet holds, and WEIGHTS is "
+            f"{decided.experiment.weights}: leave WEIGHTS_ARE out"
+        )
 
 
 def _same_images(folder: FoldFolder, lineage: Lineage, now: set[str], everything: set[str]) -> None:
@@ -170,6 +176,7 @@ def _encoder_alone(model: nn.Module, row: Experiment, given: Released) -> bool:
 def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
     name = decided.experiment.weights
     there = ", ".join(runs.names(roots)) or "none"
+    near = nearest(name, (*STARTS, *EXPERIMENTS, *runs.names(roots)))
     if decided.parent is not None:
         raise InputError(
             f"{decided.run} starts from fold {fold} of {name}, which is not finished here (runs "
@@ -178,7 +185,7 @@ def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> No
     raise InputError(
         f"WEIGHTS {name!r} is neither imagenet, none, a file, nor a run with a finished fold "
         f"{fold}; runs there: {there}; nor a released model, {name}{released.SUFFIX} in "
-        f"{paths.models_dir()}; {weights.OFFER}"
+        f"{paths.models_dir()}; nearest: {near}; {weights.OFFER}"
     )
 
 

@@ -127,16 +127,9 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
     ENSEMBLE names a recipe, shipped or in a file, unless RUNS names the members.
     """
     given = parameters.ensemble
-    asked = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
-    asked["gate"] = None if parameters.gate == "auto" else parameters.gate
+    check(parameters)
     if given is not None and given.endswith(".json"):
-        name = Path(given).stem
-        if parameters.runs is not None or not re.match(NAME, name):
-            raise InputError(
-                f"ENSEMBLE {given} is a recipe's file: it names the members, so leave RUNS out, "
-                "and its name, of letters, digits and _.+- alone, is the ensemble's"
-            )
-        found = recipes.read(paths.from_root(given))
+        name, found = Path(given).stem, recipes.read(paths.from_root(given))
     elif given in recipes.shipped() and parameters.runs is None:
         name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
     else:
@@ -144,7 +137,28 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
         if given is not None and parameters.runs is None:
             print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
                   f"the ensemble of {found.members[0].name}")  # fmt: skip
-    return found.differing(**asked), name
+    return _as_asked(found, parameters), name
+
+
+def check(parameters: ThresholdsParameters) -> None:
+    """Refuse members and a way to combine them that do not fit together, whatever runs exist."""
+    given = parameters.ensemble
+    if given is not None and given.endswith(".json"):
+        if parameters.runs is not None or not re.match(NAME, Path(given).stem):
+            raise InputError(
+                f"ENSEMBLE {given} is a recipe's file: it names the members, so leave RUNS out, "
+                "and its name, of letters, digits and _.+- alone, is the ensemble's"
+            )
+    elif parameters.runs is not None:
+        _as_asked(recipes.of_runs(runs.listed(parameters.runs)), parameters)
+    elif given in recipes.shipped():
+        _as_asked(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
+
+
+def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
+    asked = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
+    asked["gate"] = None if parameters.gate == "auto" else parameters.gate
+    return recipe.differing(**asked)
 
 
 def _honest(

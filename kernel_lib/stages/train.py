@@ -17,6 +17,7 @@ from kernel_lib import files, runs
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment
 from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import tta
@@ -88,15 +89,9 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     they must see the same working folder and cache.
     """
     clock = Clock(allowance.max_hours(parameters.max_hours))
-    given = paths.experiment_text(parameters.experiment)
-    parameters = parameters.model_copy(update={"experiment": given})
-    decided = plan(parameters, rows)
-    chain = (*decided.needs(), decided) if parameters.with_parents else (decided,)
-    wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
-    if max(wanted) >= parameters.n_folds:
-        raise InputError(
-            f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
-        )
+    chain, wanted = resolve(parameters, rows)
+    decided = chain[-1]
+    parameters = decided.parameters
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
@@ -114,6 +109,27 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     with Signals(patient).caught() as signals, distributed.joined(chosen.device) as world:
         session = _Session(roots, chosen, distributed.SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
+
+
+def resolve(
+    parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS
+) -> tuple[tuple[TrainPlan, ...], Sequence[int]]:
+    """Return the runs to train, the one asked for last, and their folds.
+
+    Touches neither data nor device, so that a build can refuse what its kernel would.
+
+    Raises: InputError for an unknown row, impossible numbers, or a device that is none.
+    """
+    given = paths.experiment_text(parameters.experiment)
+    decided = plan(parameters.model_copy(update={"experiment": given}), rows)
+    wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
+    if max(wanted) >= parameters.n_folds:
+        raise InputError(
+            f"FOLD {parameters.fold} is not below N_FOLDS {parameters.n_folds}; folds count from 0"
+        )
+    launch.check(parameters.processes, parameters.device)
+    check_device(parameters.device, parameters.precision)
+    return ((*decided.needs(), decided) if parameters.with_parents else (decided,)), wanted
 
 
 def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Session) -> TrainResult:
@@ -148,6 +164,7 @@ def _train(decided: TrainPlan, wanted: Sequence[int], session: _Session) -> Trai
 def check(decided: TrainPlan) -> None:
     """Refuse every unknown name in a row before hours, or even minutes, are spent on its data."""
     row = decided.experiment
+    start.check_weights_are(decided)
     losses.check(row)
     augment.build(row.augment)
     sampling.check(row.sampling, row.sampling_options)

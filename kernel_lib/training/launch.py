@@ -34,11 +34,16 @@ def n_processes(asked: int | None, device: str) -> int:
         return 1
     if asked is None:
         return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
-    if asked > 1 and device not in ("auto", "cuda", "cpu"):
+    check(asked, device)
+    return asked
+
+
+def check(asked: int | None, device: str) -> None:
+    """Refuse several processes on a device that is one card."""
+    if (asked or 1) > 1 and device not in ("auto", "cuda", "cpu"):
         raise InputError(
             f"PROCESSES {asked}, but DEVICE {device} is one card; -p DEVICE cuda, or 1 process"
         )
-    return asked
 
 
 def run(command: str, parameters: Parameters, n: int) -> dict:

@@ -7,7 +7,6 @@ nowhere else.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from kernel_lib import options as options_of
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 
 # The hardness of an image that the run has not looked at: nothing is known against it, so a first
 # epoch of `hard` shows each image once, as `all` does.
@@ -127,8 +126,7 @@ BY_HARDNESS = ("hard",)  # samplers that ask for it; the others spare the counti
 def check(name: str, options: Mapping[str, float]) -> None:
     """InputError for a sampler or an option that does not exist, or a value out of its bounds."""
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4) or list(SAMPLERS)
-        raise InputError(f"sampling {name!r} is unknown; nearest: {', '.join(near)}")
+        raise InputError(f"sampling {name!r} is unknown; nearest: {nearest(name, SAMPLERS)}")
     options_of.check(f"sampling {name!r}", SAMPLERS[name], options)
 
 

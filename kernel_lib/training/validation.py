@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from kernel_lib.config import Experiment
 from kernel_lib.engine import Engine
-from kernel_lib.errors import InputError
+from kernel_lib.errors import InputError, nearest
 from kernel_lib.inference import maps
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
@@ -40,8 +39,7 @@ MONITORS = {
 def better(monitor: str) -> Callable[[float], float]:
     """A key that is larger for a better value; InputError for a metric that does not exist."""
     if monitor not in MONITORS:
-        near = difflib.get_close_matches(monitor, MONITORS, n=3, cutoff=0.0)
-        raise InputError(f"MONITOR {monitor!r} is unknown; nearest: {', '.join(near)}")
+        raise InputError(f"MONITOR {monitor!r} is unknown; nearest: {nearest(monitor, MONITORS)}")
     return lambda value: MONITORS[monitor][0] * value
 
 

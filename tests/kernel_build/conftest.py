@@ -31,7 +31,7 @@ NOTEBOOK = """\
 #
 # And more, after a blank line.
 
-# %% tags=["clone"]
+# %% tags=["local"]
 raise SystemExit("no kernel has a clone")
 
 # %% tags=["parameters"]

@@ -22,6 +22,22 @@ def of(folder: Path) -> list[str]:
     return check.check([folder])[folder]
 
 
+PARAMETERS = {
+    "train": 'EXPERIMENT: str = "demo_UNetResNet10_128_v1"\nSEED: int = 3456\nLR: float = 0.001',
+    "thresholds": 'GATE: str = "auto"',
+    "inference": "WORKERS: int = 0",
+}
+
+
+@pytest.fixture
+def project(project: Path) -> Path:
+    """Return the small project with parameters that its stages have."""
+    for stage, cell in PARAMETERS.items():
+        text = f'# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\n{cell}\n\n# %%\n1\n'
+        (project / "notebooks" / f"{stage}.py").write_text(text)
+    return project
+
+
 @pytest.fixture
 def kernel(project: Path) -> bundle.Kernel:
     return bundle.build(project, "train", "notebook", owner="me")
@@ -57,6 +73,34 @@ def test_a_built_kernel_is_fine(project: Path, stage: str, kind: str):
 def test_each_fault_of_the_metadata_is_a_line(kernel: bundle.Kernel, change: dict, words: str):
     rewrite(kernel.folder / "kernel-metadata.json", lambda meta: meta.update(change))
     assert any(words in problem for problem in of(kernel.folder))
+
+
+@pytest.mark.parametrize("kind", ["script", "notebook"])
+@pytest.mark.parametrize(
+    ("stage", "given", "words"),
+    [
+        ("train", ("SEED", "-1"), "SEED = -1: "),
+        ("train", ("LR", "inf"), "LR = inf: "),
+        ("train", ("EXPERIMENT", "demo"), "EXPERIMENT 'demo' is no row"),
+        ("train", ("EXPERIMENT", "lite0_256"), "needs ImageNet weights of timm-tf_efficientnet_"),
+        ("thresholds", ("GATE", "lable"), "GATE = 'lable': "),
+    ],
+)
+def test_what_the_stage_would_refuse_or_miss_is_found(
+    project: Path, kind: str, stage: str, given: tuple[str, str], words: str
+):
+    (problem,) = of(bundle.build(project, stage, kind, given=(given,), owner="me").folder)
+    assert problem.startswith(words)
+
+
+def test_a_default_that_was_changed_after_the_build_is_found(kernel: bundle.Kernel):
+    text = kernel.code_file.read_text()
+    kernel.code_file.write_text(text.replace("demo_UNetResNet10_128_v1", "demo_UNet"))
+    (problem,) = of(kernel.folder)
+    assert problem.startswith("EXPERIMENT 'demo_UNet' is no row")
+    kernel.code_file.write_text(text.replace("SEED: int = 3456", "SEED: int = ="))
+    (problem,) = of(kernel.folder)
+    assert problem.startswith(f"{kernel.code_file.name}: line 2 is not Python")
 
 
 def test_a_missing_enable_internet_is_found(kernel: bundle.Kernel):

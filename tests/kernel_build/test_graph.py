@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,17 @@ def plans(experiment: str, *seeds: int, **given) -> dict:
     return found
 
 
-def nodes(experiment: str, *seeds: int, hours: dict | None = None, folds: int = 2, **given):
+def nodes(
+    experiment: str,
+    *seeds: int,
+    hours: dict | None = None,
+    folds: int = 2,
+    prefix: str | None = None,
+    **given,
+):
     runs = plans(experiment, *seeds, **given)
     every = {one.parameters.experiment: (1.0,) for chain in runs.values() for one in chain}
-    return graph.nodes(runs, folds, every | (hours or {}), 2.0, 11.5)
+    return graph.nodes(runs, folds, every | (hours or {}), 2.0, 11.5, prefix)
 
 
 def by_slug(found: list[Node]) -> dict[str, Node]:
@@ -115,7 +121,7 @@ def test_the_parameters_make_the_run_again_that_was_planned():
     runs = plans("deeplabv3plus_resnet_1024_v1", 5678, epochs=8, lr=0.001, parent_weights="none",
                  weights_dir="w", ema_decay=0.5, freeze_batch_norm=True)  # fmt: skip
     hours = {one.parameters.experiment: (1.0,) for one in runs[5678]}
-    found = graph.nodes(runs, 3, hours, 1.0, 8.5)
+    found = graph.nodes(runs, 3, hours, 1.0, 8.5, "short")
     for node, decided in zip(found, runs[5678], strict=False):
         values = {name.lower(): parse_value(text) for name, text in node.given}
         again = plan(TrainParameters.checked(values), EXPERIMENTS)
@@ -135,17 +141,28 @@ def test_every_row_gives_kernels_that_kaggle_can_name(name: str):
         done.add(node.slug)
 
 
-def test_a_name_that_is_cut_ends_in_a_hash_of_the_whole():
-    one, other = (graph.slug("a" * 60 + end, 3456, "f0-p1") for end in "xy")
-    assert len(one) == len(other) == 50
-    assert one != other
-    assert one.endswith("-s3456-f0-p1")
-    assert graph.slug("A_b_seed7", 7, "f0") == "a-b-s7-f0"
-    long = graph.slug("deep_supervision_UNetResNet34_512_v1_seed3456", 3456, "thresholds")
-    assert re.fullmatch("deep-sup-unet34-512-v1-[0-9a-f]{6}-s3456-thresholds", long)
-    cut = graph.slug("demo_UNetResNet10_128_v1_size64_epochs2", 3456, "inference")
-    assert re.fullmatch("demo-unet10-128-v1-size64-[0-9a-f]{6}-s3456-inference", cut)
-    assert graph.slug("A_b_seed7", "5seeds", "inference") == "a-b-5seeds-inference"
+def test_all_kernels_of_a_plan_begin_with_the_run_s_name_or_the_slug_given():
+    row = "demo_UNetResNet10_128_v1"
+    assert [node.slug for node in nodes(row, 3456, folds=1, size=64, epochs=2)] == [
+        "demo-unetresnet10-128-v1-size64-epochs2-s3456-f0",
+        "demo-unetresnet10-128-v1-size64-epochs2-s3456-thr",
+        "demo-unetresnet10-128-v1-size64-epochs2-s3456-inf",
+    ]
+    found = nodes("lite0_384", 1, 2, folds=1, hours={"lite0_384": (12, 3)}, name="mine")
+    assert [node.slug for node in found] == [
+        *("lite0-256-s1-f0", "mine-s1-f0-p1", "mine-s1-f0-p2"),
+        *("lite0-256-s2-f0", "mine-s2-f0-p1", "mine-s2-f0-p2"),
+        *("mine-2seeds-thresholds", "mine-2seeds-inference"),
+    ]
+    given = nodes("lite0_384", 1, folds=1, prefix="all-of-it")
+    assert [node.slug for node in given] == [
+        *("all-of-it-parent1-s1-f0", "all-of-it-s1-f0"),
+        *("all-of-it-s1-thresholds", "all-of-it-s1-inference"),
+    ]
+    assert dict(given[1].given)["EXPERIMENT"] == "lite0_384"
+    assert "NAME" not in dict(given[1].given)  # the slug names kernels, not runs
+    with pytest.raises(InputError, match="-p NAME SHORT"):
+        nodes(row, 3456, size=64, epochs=2, batch_size=4, lr=0.5)
 
 
 def node(name: str, hours: float, *sources: str) -> Node:

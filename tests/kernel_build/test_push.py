@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_build import bundle, check, metadata, offline
+from kernel_build import bundle, check, metadata, names, offline
 
 pytestmark = [
     pytest.mark.slow,
@@ -118,6 +118,8 @@ def test_a_built_kernel_arrives_as_it_was_built(
     project_root: Path, tmp_path: Path, server: ThreadingHTTPServer, kaggle: Callable, kind: str
 ):
     given = (("EXPERIMENT", "deeplabv3plus_supervision_resnet_1024_v1"), ("FOLD", "0"))
+    run = "deeplabv3plus_supervision_resnet_1024_v1_seed3456"
+    slug = names.slug("train", kind, run, 0)
     kernel = bundle.build(
         project_root,
         "train",
@@ -125,6 +127,7 @@ def test_a_built_kernel_arrives_as_it_was_built(
         given=given,
         owner="me",
         out=tmp_path / "build",
+        slug=slug,
         sources=metadata.Sources(
             "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
         ),
@@ -135,7 +138,6 @@ def test_a_built_kernel_arrives_as_it_was_built(
     assert "title does not resolve" not in said
     ((method, sent),) = server.got
     assert method == "SaveKernel"
-    slug = "train-dlv3p-sup-rn-1024-v1-s3456-f0" + ("-py" if kind == "script" else "")
     assert sent["slug"] == f"me/{slug}"
     assert sent["newTitle"].lower().replace(" ", "-") == slug
     assert (sent["language"], sent["kernelType"]) == ("python", kind)

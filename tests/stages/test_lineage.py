@@ -240,7 +240,7 @@ def test_a_network_of_this_package_is_never_imagenet_s(tmp_path):
         decided = plan("child", weights)
         given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
         with pytest.raises(InputError, match="WEIGHTS_ARE"):
-            start.check(decided.model_copy(update={"parameters": given}), [0], [tmp_path / "new"])
+            start.check_weights_are(decided.model_copy(update={"parameters": given}))
 
 
 def test_an_id_that_is_here_may_be_another_image_of_here(tmp_path):
