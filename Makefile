@@ -42,12 +42,14 @@ help:
 
 setup: $(READY)
 
-$(READY): requirements.txt
+$(READY): requirements.txt notebooks/papermill_sentences.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: PYTHON=/path/to/python make"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "$(PYTHON) has no venv module: install it (Debian: apt install python3-venv)"; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep ^uv== requirements.txt)"
 	.venv/bin/uv pip sync --quiet --python $(PY) requirements.txt
+	@cp notebooks/papermill_sentences.py .venv/lib/python3.*/site-packages/
+	@echo "import papermill_sentences" > "$$(echo .venv/lib/python3.*/site-packages)/papermill_sentences.pth"
 	@touch $@
 
 demo: $(READY)

@@ -60,6 +60,11 @@ def _parameters(config: Path | None, kind: str, given: Pairs = (), as_text: Pair
 
     values = {}
     if config is not None:
+        if config.suffix in (".ipynb", ".py"):
+            raise InputError(
+                f"CONFIG {config} is a notebook, and not a JSON of parameters: give those with -p, "
+                f"or run the notebook: papermill {config.with_suffix('.ipynb')} out.ipynb"
+            )
         try:
             values = settings.from_json(config.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -234,6 +239,10 @@ def phantoms(
     from kernel_lib.data import phantom
 
     phantom.write_competition(folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty)
+    click.echo(
+        f"{folder}: {n_train} training and {n_test} test images of {size} px, train-rle.csv, "
+        f"sample_submission.csv and the test images' masks, {phantom.TEST_TRUTH}"
+    )
 
 
 @main.command()

@@ -131,6 +131,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("validate", "right.csv"), "--sample"),
         (("train", "text.csv"), "is not JSON"),
         (("train", "list.json"), "list.json"),
+        (("train", "train.ipynb"), "train.ipynb is a notebook"),
         (("train", "typo.json"), "unknown parameter SIZES; the nearest is SIZE"),
         (("train", "dash.json"), "MAX-HOURS"),
         (("train", "-p", "SIZES", "64"), "unknown parameter SIZES; the nearest is SIZE"),
@@ -168,6 +169,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
 def test_what_is_wrong_is_one_clear_line_and_no_traceback(project_root, tables, arguments, words):
     (tables / "text.csv").write_text("nothing of the kind\n")
     (tables / "list.json").write_text("[]")
+    (tables / "train.ipynb").write_text('{"cells": [], "metadata": {}}')
     (tables / "typo.json").write_text('{"sizes": 1024}')
     (tables / "dash.json").write_text('{"max-hours": 1}')
     (tables / "small.json").write_text('{"size": 64}')
@@ -231,6 +233,8 @@ def test_phantoms_are_drawn_into_a_folder(project_root, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list(target.rglob("*.dcm"))) == 5
     assert {p.name for p in target.glob("*.csv")} >= {"train-rle.csv", "sample_submission.csv"}
+    assert done.stdout.startswith(f"{target}: 3 training and 2 test images of 64 px, train-rle.csv")
+    assert done.stdout.endswith("phantom-test-truth.csv\n")
     again = cli(project_root, "phantoms", str(target))
     assert again.returncode == 1
     assert "give an empty folder" in again.stderr

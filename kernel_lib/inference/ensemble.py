@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kernel_lib import archives, files
+from kernel_lib import archives, files, runs
 from kernel_lib.config import Combine, Frozen
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.honest_report import HonestReport
@@ -110,7 +110,10 @@ def named_if_damaged(path: Path) -> Iterator[None]:
 
 
 def find(roots: Sequence[Path], name: str | None) -> Path:
-    """The folder of an ensemble, or of the only one there is; InputError otherwise."""
+    """Return the folder of an ensemble, or of the only one there is.
+
+    Raises: InputError where the thresholds stage has not made it, or several are there.
+    """
     found: dict[str, Path] = {}
     for root in roots:
         for path in sorted(root.glob("ensembles/*/thresholds.json")):
@@ -119,10 +122,25 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
         return next(iter(found.values()))
     if name in found:
         return found[name]
-    there = ", ".join(found) or "none"
-    wanted = "name one with -p ENSEMBLE" if name is None else f"{name!r} is not among them"
+    places = ", ".join(str(root) for root in roots)
+    trained = runs.names(roots)
+    if not found and not trained:
+        raise InputError(
+            f"no runs and no thresholds under {places}: run the train stage, then the thresholds "
+            "stage first"
+        )
+    if not found:
+        raise InputError(
+            f"no thresholds under {places}: run the thresholds stage first, with -p RUNS one or "
+            f"several of {', '.join(trained)}"
+        )
+    if name is None:
+        raise InputError(
+            f"several ensembles are there; name one with -p ENSEMBLE: {', '.join(found)}"
+        )
+    mend = f"run the thresholds stage first, -p RUNS {name}" if name in trained else "name one"
     raise InputError(
-        f"ensembles with thresholds: {there}; {wanted}. The thresholds stage makes them"
+        f"ENSEMBLE {name} has no thresholds under {places}; there are {', '.join(found)}: {mend}"
     )
 
 

@@ -77,10 +77,12 @@ class PredictResult:
         lines = [*self.rules]
         lines += [f"not read: {reason}" for reason in self.unreadable.values()]
         lines += [f"note: {note}" for note in self.notes]
-        lines.append(
+        lines += [
+            f"{self.out / MASKS}: {self.n_images} masks as PNG, 0 and 255",
+            f"{self.out / OVERLAYS}: {self.n_images} radiographs with their masks' contours",
             f"{self.out / TABLE}: {self.n_images} images, {self.n_with_mask} with a mask, "
-            f"{len(self.unreadable)} files not read"
-        )
+            f"{len(self.unreadable)} files not read",
+        ]
         return "\n".join(lines)
 
 

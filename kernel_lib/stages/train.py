@@ -57,11 +57,12 @@ class TrainResult:
         return {f.name: f.read_log() for f in found.values()}
 
     def __str__(self) -> str:
+        folder = self.work / "runs" / self.run
         if self.complete:
-            return f"{self.run}: folds {list(self.finished)} trained and predicted in {self.work}"
+            return f"{self.run}: folds {list(self.finished)} trained and predicted in {folder}"
         return (
             f"{self.run}: folds {list(self.finished)} of {list(self.wanted)} are done, the rest is "
-            f"saved; {GOES_ON}"
+            f"saved in {folder}; {GOES_ON}"
         )
 
 

@@ -215,15 +215,22 @@ def test_many_images_come_in_order(tmp_path):
 
 
 def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
-    with pytest.raises(InputError, match="ensembles with thresholds: none; name one"):
+    with pytest.raises(InputError, match=r"no runs .* run the train stage, then the thresholds st"):
         ensembles.find([tmp_path], None)
+    for run in "bc":
+        files.write_json(tmp_path / "runs" / run / "fold0" / "config.json", {})
+    for name in (None, "b"):
+        with pytest.raises(InputError, match=r"run the thresholds stage first, .*RUNS .*of b, c$"):
+            ensembles.find([tmp_path], name)
     for name in "ab":
         folder = tmp_path / "ensembles" / name
         files.write_json(folder / "thresholds.json", searched())
-    with pytest.raises(InputError, match="thresholds: a, b; name one with -p ENSEMBLE"):
+    with pytest.raises(InputError, match=r"several ensembles are there; name .* ENSEMBLE: a, b"):
         ensembles.find([tmp_path], None)
-    with pytest.raises(InputError, match="'c' is not among them"):
+    with pytest.raises(InputError, match=r"ENSEMBLE c has no thresholds .* a, b: .* -p RUNS c$"):
         ensembles.find([tmp_path], "c")
+    with pytest.raises(InputError, match=r"ENSEMBLE d has no thresholds .* a, b: name one$"):
+        ensembles.find([tmp_path], "d")
     found = ensembles.find([tmp_path], "b")
     assert found.name == "b"
     assert ensembles.read_choice(found)[0] == Choice(RULE)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 
 from kernel_lib import config
@@ -132,7 +133,7 @@ def test_a_wrong_parameter_stops_papermill_at_once(project_root, tmp_path, given
         "--no-progress-bar",
     )  # fmt: skip
     assert done.returncode != 0
-    assert f'In [4]":\nError: {words}' in done.stderr
+    assert f"\nError: {words}" in done.stderr
     assert "config.py" not in done.stderr, "a sentence, and no traceback of the library"
     assert not (tmp_path / "work").exists()
     assert not (tmp_path / "cache").exists()
@@ -142,6 +143,25 @@ def test_a_wrong_parameter_stops_papermill_at_once(project_root, tmp_path, given
     (shown,) = ran[-1]["outputs"]
     assert len(shown["traceback"]) == 1
     assert shown["traceback"][0].startswith(f"Error: {words}")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_papermill_s_own_frames_stand_only_above_a_true_traceback(project_root, tmp_path, ours):
+    cell = "from kernel_lib.errors import InputError\nraise "
+    cell += 'InputError("SIZE = 7: no")' if ours else 'ValueError("a fault")'
+    written = nbformat.read(project_root / "notebooks" / "explore.ipynb", as_version=4)
+    written.cells = [nbformat.v4.new_code_cell(cell)]
+    nbformat.write(written, tmp_path / "in.ipynb")
+    start = "import papermill_sentences; from papermill.cli import papermill; papermill()"
+    done = subprocess.run(
+        [sys.executable, "-c", start, "in.ipynb", "out.ipynb", "--no-progress-bar"], cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": f"{project_root}{os.pathsep}{project_root / 'notebooks'}"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) != ours
+    last = "Error: SIZE = 7: no" if ours else "ValueError: a fault"
+    assert done.stderr.rstrip().splitlines()[-1] == last
 
 
 def test_a_notebook_finds_its_clone_from_elsewhere(project_root, tmp_path):

@@ -137,6 +137,7 @@ def snapshot(folder: Path, *patterns: str) -> dict[str, tuple[int, int]]:
 def test_every_stage_leaves_what_the_next_one_reads(project_root, place, whole):
     result = whole["train"]
     assert (result.run, result.complete, result.finished) == (RUN, True, (0, 1))
+    assert str(result).endswith(f" trained and predicted in {place / 'work' / 'runs' / RUN}")
     for fold, folder in runs.find([place / "work"], RUN).items():
         config = folder.read_config()
         assert (config["fold"], config["experiment"]["min_epochs"]) == (fold, 1)
@@ -149,6 +150,7 @@ def test_every_stage_leaves_what_the_next_one_reads(project_root, place, whole):
         assert len(trained_on) + len(oof) == 40
         assert oof[oof.ids[0]].shape == (64, 64)
     folder = whole["search"].folder
+    assert str(whole["search"]).endswith(f"\nreport: {folder / 'report.html'}")
     assert whole["search"].past_known
     assert 0 < whole["search"].honest.honest.dice <= 1
     assert whole["search"].search.score >= whole["search"].honest.honest.dice

@@ -59,6 +59,12 @@ def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path
     ).submission  # fmt: skip
     out = tmp_path / "out"
     result = predict(radiographs, out=out, ensemble=untrained / "ensembles" / "tiny")
+    n = result.n_with_mask
+    assert str(result).splitlines()[-3:] == [
+        f"{out / 'masks'}: 4 masks as PNG, 0 and 255",
+        f"{out / 'overlays'}: 4 radiographs with their masks' contours",
+        f"{out / 'predictions.csv'}: 4 images, {n} with a mask, 0 files not read",
+    ]
     rows = table(out)
     expected = submission.read(submitted).set_index("image_id")["rle"]
     assert {row["image_id"]: row["rle"] for row in rows} == expected.to_dict()
