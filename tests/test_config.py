@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from papermill.cli import _resolve_type
 from pydantic import ValidationError
@@ -91,7 +91,6 @@ def test_a_row_without_a_loss_is_refused():
         Experiment(name="x", loss={})
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.sampled_from(["007", "1_000", " 7 ", "nan", "-inf", "1e-4", "True", "true", "None", ""]),

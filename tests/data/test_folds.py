@@ -41,7 +41,7 @@ def table() -> pd.DataFrame:
 
 
 @given(st.integers(20, 150), st.integers(1, 60), st.integers(0, 10**6), st.integers(2, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_stay_whole_and_every_fold_is_used(n_images, n_groups, seed, n_folds):
     table = make_table(n_images, n_groups, seed)
     own = patients.known(table["group"])[0] == ""

@@ -61,7 +61,7 @@ def reference_resize(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 @example(np.tril(np.ones((8, 6), dtype=np.uint8)), (4, 2))  # whole blocks of pixels
 @example(np.tril(np.ones((8, 6), dtype=np.uint8)), (4, 4))  # whole along one side only
 @example(np.array([[1, 0, 1, 0, 1]], dtype=np.uint8), (1, 7))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_the_choice_by_exact_fractions(mask, shape):
     resized = resize_mask(mask, shape)
     assert resized.dtype == np.uint8
@@ -74,7 +74,7 @@ def test_equals_the_choice_by_exact_fractions(mask, shape):
     st.integers(0, 2**32),
     st.floats(0, 1),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_area_is_what_resized_area_says(old, new, seed, share):
     mask = np.random.default_rng(seed).random(old) < share
     resized = resize_mask(mask, new)

@@ -75,7 +75,7 @@ def test_strings_of_small_masks(pixels, text):
 @given(MASKS)
 @example(np.ones((1, 1), dtype=np.uint8))
 @example(np.zeros((1, 7), dtype=np.uint8))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_the_reference_both_ways(mask):
     text = rle.encode(mask)
     assert text == reference_encode(mask)
@@ -137,7 +137,7 @@ def test_the_mask_given_is_left_as_it_was():
 
 
 @given(MASKS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_runs_are_ascending_merged_and_count_the_area(mask):
     runs = rle.runs_of(mask)
     assert runs.dtype == np.int64
@@ -155,7 +155,7 @@ def test_runs_are_ascending_merged_and_count_the_area(mask):
         lambda shape: st.lists(hnp.arrays(np.uint8, shape, elements=st.integers(0, 1)), max_size=5)
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_union_is_the_or_of_the_masks(many):
     united = rle.union([rle.runs_of(mask) for mask in many])
     if not many:
@@ -233,7 +233,7 @@ def test_what_is_not_text_is_refused(value):
 
 
 @given(st.text(alphabet="0123456789 -x.", max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_string_parses_or_is_refused_with_a_word(text):
     try:
         runs = rle.parse(text, (50, 40))
@@ -310,7 +310,7 @@ def test_every_real_row_decodes_and_encodes_back(real_rows):
         np.testing.assert_array_equal(edges, runs.cumsum(axis=1).ravel())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     seed=st.integers(0, 2**32 - 1),

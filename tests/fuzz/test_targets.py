@@ -47,7 +47,7 @@ def test_the_shares_are_of_all_cases():
     assert min(_shared(1, tuple(TARGETS)).values()) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text(st.sampled_from("0123456789 -+.,\t\n\x00\u00a0\u0663e"), max_size=30),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -59,7 +59,7 @@ def test_any_text_is_an_rle_or_refused(text, shape):
     assert outcome is not Outcome.FAULT, what
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from('a1,"\n\r -\x00\ufeff\u2028'), max_size=25))
 @example('a,"1 2\nb,"3 4')
 @example("a\n")

@@ -119,7 +119,7 @@ MARKDOWN = st.lists(
 META = st.sampled_from([{}, {"tags": ["parameters"]}, {"tags": ["a", "b"], "collapsed": True}])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.one_of(

@@ -65,7 +65,7 @@ EMBEDDABLE = st.lists(
 ).map(lambda parts: "".join(parts) + "\n")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(["a.html", "b/c.txt", "b/d/e.md"]), EMBEDDABLE, min_size=1))
 def test_unpacked_files_are_the_project_s_byte_for_byte(texts: dict[str, str]):
     """Through real files, the whole generated source, IPython, and a kernel's start."""

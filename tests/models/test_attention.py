@@ -39,7 +39,7 @@ def test_exact_values_of_one_pixel_of_the_gating_signal(pixels, signal, logit):
     torch.testing.assert_close(gated, skip * sigmoid(logit))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     scale=st.floats(0, 1e4),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -159,7 +159,6 @@ pixels = st.integers(1, 12).flatmap(
 
 
 @given(pixels)
-@settings(deadline=None)
 def test_lovasz_is_the_integral_of_the_jaccard_loss_over_levels(case):
     logits, truth = case
     z = torch.from_numpy(logits).float().view(1, 1, 1, -1)
@@ -170,7 +169,6 @@ def test_lovasz_is_the_integral_of_the_jaccard_loss_over_levels(case):
 
 
 @given(hnp.arrays(bool, (2, 9)), st.sampled_from([1.0, 3.0, 1000.0]))
-@settings(deadline=None)
 def test_lovasz_of_sure_logits_is_the_jaccard_loss(case, margin):
     predicted, truth = case
     z = torch.from_numpy(np.where(predicted, margin, -margin)).float().view(1, 1, 3, 3)

@@ -423,10 +423,10 @@ def test_an_encoder_without_the_features_of_a_decoder_is_refused():
 
 
 def test_views_of_a_size_that_the_encoder_cannot_take_are_refused():
-    row = UNET.differing(name="x", encoder="tu-coat_lite_tiny", tta="multiscale")
+    row = UNET.differing(name="x", encoder="tu-gcvit_xxtiny", tta="multiscale")
     model = networks.build(row)
     networks.check_sizes(model, row, [64])
-    with pytest.raises(InputError, match=r"TTA multiscale looks at 96 px, and ENCODER 'tu-coat"):
+    with pytest.raises(InputError, match=r"TTA multiscale looks at 96 px, and ENCODER 'tu-gcvit"):
         networks.check_sizes(model, row, [64, 96])
 
 

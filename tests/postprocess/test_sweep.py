@@ -77,14 +77,14 @@ def check_against_brute_force(drawn: list, single: bool) -> None:
     assert found.triplet.label == (None if rule.label is None else pytest.approx(rule.label))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(drawn=labelled(most=4), single=st.booleans())
 def test_search_finds_what_trying_every_gate_and_rule_finds(drawn: list, single: bool) -> None:
     check_against_brute_force(drawn, single)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(drawn=labelled(), single=st.booleans())
 def test_search_finds_what_trying_every_gate_finds_at_length(drawn: list, single: bool) -> None:
     check_against_brute_force(drawn, single)
@@ -124,7 +124,7 @@ def test_the_sweep_finds_what_a_search_under_each_gate_finds(
     assert sweep.best_gate(problem, single=single) == lowest > -1
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(drawn=labelled(), single=st.booleans(), data=st.data())
 def test_a_sweep_scores_its_masks_never_less_than_no_label_in_any_order(
     drawn: list, single: bool, data: st.DataObject
@@ -141,7 +141,7 @@ def test_a_sweep_scores_its_masks_never_less_than_no_label_in_any_order(
     np.testing.assert_array_equal(shuffled.surface, found.surface)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(drawn=labelled(), level=st.integers(0, 255))
 def test_a_constant_label_changes_nothing(drawn: list, level: int) -> None:
     bare = th.search([th.statistics(prob, mask) for prob, mask, _ in drawn])
@@ -152,7 +152,7 @@ def test_a_constant_label_changes_nothing(drawn: list, level: int) -> None:
     np.testing.assert_array_equal(found.surface, bare.surface)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(drawn=labelled())
 def test_a_perfect_label_leaves_only_the_masks_own_dice_to_lose(drawn: list) -> None:
     """As good as dropping every image whose truth is empty, and scoring 1 for each."""

@@ -81,27 +81,27 @@ def check_against_brute_force(drawn: list, single: bool) -> None:
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(drawn=images(), single=st.booleans())
 def test_search_finds_what_trying_every_rule_finds(drawn: list, single: bool) -> None:
     check_against_brute_force(drawn, single)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(drawn=images(), single=st.booleans())
 def test_search_finds_what_trying_every_rule_finds_at_length(drawn: list, single: bool) -> None:
     check_against_brute_force(drawn, single)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(drawn=images(), single=st.booleans())
 def test_the_best_score_alone_is_that_of_the_search(drawn: list, single: bool) -> None:
     stats = stacked(drawn)
     assert th.best_score(stats, single=single) == th.search(stats, single=single).score
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(drawn=images(), single=st.booleans(), data=st.data())
 def test_scores_are_those_of_the_masks_and_do_not_depend_on_order(
     drawn: list, single: bool, data: st.DataObject
@@ -117,7 +117,7 @@ def test_scores_are_those_of_the_masks_and_do_not_depend_on_order(
     np.testing.assert_array_equal(shuffled.surface, found.surface)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(drawn=images(), seed=st.integers(0, 1000))
 def test_surface_is_the_best_over_areas_of_any_pair_of_levels(drawn: list, seed: int) -> None:
     stats = stacked(drawn)
@@ -143,7 +143,7 @@ def test_surface_is_the_best_over_areas_of_any_pair_of_levels(drawn: list, seed:
         assert reached == pytest.approx(best, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     drawn=images(most=3),
     thresholds=st.tuples(st.floats(0, 1), st.floats(0, 1)),

@@ -44,7 +44,7 @@ def union_of_agreeing_masks(masks: np.ndarray, at_least: int) -> np.ndarray:
 
 
 @given(st.one_of(STACKS, SPARSE), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_the_vote_of_bitmaps(masks, data):
     k = data.draw(st.integers(1, len(masks)))
     voted = votes.at_least([rle.runs_of(mask) for mask in masks], k)
@@ -55,7 +55,7 @@ def test_equals_the_vote_of_bitmaps(masks, data):
 
 
 @given(st.one_of(STACKS, SPARSE), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_union_of_agreeing_equals_that_of_bitmaps(masks, data):
     least = data.draw(st.integers(1, len(masks)))
     united = votes.union_of_agreeing([rle.runs_of(mask) for mask in masks], least)
@@ -127,7 +127,7 @@ def test_a_number_that_cannot_agree_is_refused(vote, k):
 
 
 @given(hnp.arrays(np.uint8, (2, 5, 4), elements=st.integers(0, 1)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_dice_of_runs_is_that_of_masks(masks):
     one, other = (rle.runs_of(mask) for mask in masks)
     assert votes.dice(one, other) == metrics.dice(*masks)

@@ -127,7 +127,7 @@ def spread(experiment: Experiment, output: Logits, masks, labels, cuts: list[int
     return [parts[rank] for rank in range(len(threads))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(list(losses.LOSSES)), min_size=1, max_size=2, unique=True),
     st.sampled_from(["all", "nonempty"]),
