@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_build import parameters
@@ -29,8 +29,6 @@ NAMES = {
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
 
 
-# The first text that hypothesis draws in a fresh clone takes it seconds.
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["SIZE", "RATE", "NAME"]), VALUES))
 def test_the_injected_cell_gives_back_the_values(values: dict):
     namespace: dict = {}
