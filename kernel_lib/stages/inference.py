@@ -202,6 +202,7 @@ class Asked:
 def _asked(parameters: InferenceParameters) -> Asked:
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
+    files.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)

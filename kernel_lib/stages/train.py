@@ -98,6 +98,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         )
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
+    files.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
