@@ -274,6 +274,10 @@ def in_processes(
 
 def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
+    for member in asked.ensemble.everyone:
+        folder = runs.find(asked.roots, member.run)[asked.ensemble.folds[0]]
+        row = Experiment.model_validate(folder.read_config()["experiment"])
+        predictions.check_shared_memory(asked.parameters, row, chosen)
     by_size: dict[int, cache.Prepared] = {}
     for member in asked.ensemble.everyone:
         folders = runs.find(asked.roots, member.run)

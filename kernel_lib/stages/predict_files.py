@@ -106,7 +106,7 @@ def run(
 
     `ensemble` is a folder that the thresholds stage made; without it the released model of that
     name or file predicts, or the only one there is. `how` holds `device`, `precision`,
-    `batch_size`, `processes` and `threads`, as InferenceParameters has them.
+    `batch_size`, `processes`, `workers` and `threads`, as InferenceParameters has them.
 
     Raises: InputError, before anything is predicted, where there is no model or image, or OUT holds
         anything else; also where no image could be read. OUT is then as it was.
@@ -300,6 +300,7 @@ def _predict(
     if given.released is None:
         return inference.predict_all(asked, chosen, world)
     row = given.released.experiment
+    predictions.check_shared_memory(parameters, row, chosen)
     prepared = world.agreed(partial(inference.prepared_images, row.size, asked))
     target = runs.fold_folder(root, given.released.name, 0).test
     meta = {"run": given.released.name, "fold": 0, "tta": given.released.tta}
