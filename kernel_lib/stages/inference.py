@@ -241,6 +241,7 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> 
                 )
             folder = folders[fold]
             meta = maps.Maps(folder.oof).meta
+            folder.require_kept(meta["checkpoints"], ensemble.name)
             same = folder.read_config()["folds_digest"] == ensemble.folds_digest
             if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
                 raise InputError(

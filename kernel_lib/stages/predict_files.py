@@ -260,11 +260,6 @@ def _model(ensemble: str | None, model: str | None, scratch: Path) -> _Model:
 
 
 def _of_ensemble(folder: Path, scratch: Path) -> _Model:
-    if not any((folder / name).is_file() for name in ("members.json", "thresholds.json")):
-        raise InputError(
-            f"{folder} is no ensemble: give the folder WORK_DIR/ensembles/<name>, which the "
-            "thresholds stage makes"
-        )
     ensemble = Ensemble.load(folder)
     choice, document = ensembles.read_choice(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
