@@ -257,6 +257,7 @@ def phantoms(
 @click.option("--precision", help="float32, float16 or bfloat16 [the device's own]")
 @click.option("--batch-size", type=int, help="images at once [twice the training's]")
 @click.option("--processes", type=int, help="that share the images [one for each GPU]")
+@click.option("--workers", type=int, help="processes that load images [up to 4 beside a GPU]")
 @click.option("--threads", type=int, help="of the CPU [all]")
 def predict(
     inputs: tuple[Path, ...], out: Path, ensemble: Path | None, model: str | None, **how

@@ -9,6 +9,7 @@ all roots, and the working folder wins.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -144,6 +145,32 @@ class FoldFolder:
     def test(self) -> Path:
         return self.path / "test.zip"
 
+    @property
+    def holds_training(self) -> bool:
+        """Whether a training wrote here; inference alone leaves a test.zip and nothing else."""
+        written = (self.config, self.log, self.last, self.oof, self.oof_last)
+        return any(path.is_file() for path in written) or bool(self.kept())
+
+    def is_predicted(self) -> bool:
+        """Return whether its held-out images are predicted, as the end of its training does.
+
+        Raises InputError where its training is over and a file of that is gone: a fold that stays
+        out unnoticed would make the score one of other images.
+        """
+        lost = [path for path in (self.oof, self.oof_last) if not path.is_file()]
+        if not lost:
+            return True
+        log = self.read_log()
+        epochs = (_DEFAULTS | self.read_config().get("experiment", {}))["epochs"]
+        over = bool(log) and (bool(log[-1].get("ended")) or len(log) >= epochs)
+        if over or len(lost) == 1:  # the one that is there was made after the training
+            raise InputError(
+                f"{lost[0]} is missing, and the training of fold {self.fold} is over: restore it, "
+                f"or run the train stage again with -p FOLD {self.fold}, which predicts it from "
+                f"the checkpoints; or delete {self.path} to leave that fold out"
+            )
+        return False
+
     def best(self, epoch: int) -> Path:
         return self.path / f"best_epoch{epoch:03d}.pt"
 
@@ -154,6 +181,15 @@ class FoldFolder:
     def kept(self) -> list[Path]:
         """The kept checkpoints, by epoch."""
         return sorted(self.path.glob("best_epoch*.pt"))
+
+    def require_kept(self, names: Iterable[str], needed_for: str) -> None:
+        """Raise InputError where a checkpoint that predicted the held-out images is gone."""
+        lost = [path for name in sorted(names) if not (path := self.path / name).is_file()]
+        if lost:
+            raise InputError(
+                f"{lost[0]} is missing, and {needed_for} needs it: restore it, or delete "
+                f"{self.path}, train fold {self.fold} again and run the thresholds stage"
+            )
 
     def read_config(self) -> dict[str, Any]:
         """config.json; InputError where it is missing or not JSON."""
@@ -185,20 +221,37 @@ def fold_folder(work: Path, run: str, fold: int) -> FoldFolder:
     return FoldFolder(run, fold, work / "runs" / run / f"fold{fold}")
 
 
+def begun(root: Path, run: str = "*") -> list[FoldFolder]:
+    """The folds of a run, or of all runs, under a root in which a training wrote, by path."""
+    found = []
+    for path in sorted((root / "runs").glob(f"{run}/fold*")):
+        number = path.name.removeprefix("fold")
+        if number.isdecimal() and path.is_dir():
+            folder = FoldFolder(path.parent.name, int(number), path)
+            found += [folder] * folder.holds_training
+    return found
+
+
 def find(roots: Iterable[Path], run: str) -> dict[int, FoldFolder]:
-    """The folds of a run that have a configuration, from the first root that holds each."""
+    """The folds of a run, from the first root that holds each.
+
+    Raises InputError where the configuration of one is gone: what it was trained as is not known.
+    """
     found: dict[int, FoldFolder] = {}
     for root in roots:
-        for path in (root / "runs" / run).glob("fold*"):
-            number = path.name.removeprefix("fold")
-            if number.isdigit() and (path / "config.json").is_file():
-                found.setdefault(int(number), FoldFolder(run, int(number), path))
+        for folder in begun(root, glob.escape(run)):
+            if not folder.config.is_file():
+                raise InputError(
+                    f"{folder.config} is missing, and what lies beside it was trained by it: "
+                    f"restore it, or delete {folder.path} and train this fold again"
+                )
+            found.setdefault(folder.fold, folder)
     return dict(sorted(found.items()))
 
 
 def names(roots: Iterable[Path]) -> list[str]:
     """All runs under the roots, sorted."""
-    return sorted({p.parent.parent.name for r in roots for p in r.glob("runs/*/fold*/config.json")})
+    return sorted({folder.run for root in roots for folder in begun(root)})
 
 
 def named(roots: Sequence[Path], wanted: str | None) -> list[str]:

@@ -84,6 +84,18 @@ def test_a_folder_without_a_configuration_is_no_fold(tmp_path):
     assert list(runs.find([tmp_path], "run")) == [0]
 
 
+@pytest.mark.parametrize("left", ["last.pt", "log.jsonl", "oof.zip", "best_epoch001.pt"])
+def test_a_fold_whose_configuration_is_gone_is_named(tmp_path, left):
+    folder = make(tmp_path, "run", 0)
+    (folder.path / "test.zip").touch()
+    folder.config.unlink()
+    assert runs.find([tmp_path], "run") == {}, "inference leaves no more where a fold was elsewhere"
+    (folder.path / left).touch()
+    assert runs.names([tmp_path]) == ["run"]
+    with pytest.raises(InputError, match=f"^{folder.config} is missing.*restore it, or delete"):
+        runs.find([tmp_path], "run")
+
+
 def test_kept_checkpoints_come_by_epoch(tmp_path):
     folder = make(tmp_path, "run", 0)
     for epoch in (12, 3, 100):

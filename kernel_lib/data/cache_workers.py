@@ -44,7 +44,13 @@ def outcomes(store: Store, tasks: list[Task], workers: int) -> Iterator[Outcome]
 def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Outcome]:
     # Forked processes would inherit the threads' locks (OpenCV's, torch's) of this one.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+    try:
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+    except OSError as error:  # its semaphores, in /dev/shm: not a word on the cache's own disk
+        print(f"note: images are decoded by one process: {error.strerror or error} in /dev/shm")
+        for task in tasks:
+            yield from _fill_batch(store, [task])
+        return
     try:
         yield from _in_flight(pool, store, tasks, workers)
     except BrokenProcessPool as error:

@@ -99,6 +99,11 @@ def is_code(text: str) -> bool:
     return text.startswith(_PREFIX) and len(text) in (len(_PREFIX), _LENGTH)
 
 
+def shows(text: str) -> bool:
+    """Whether a text is a code of this version, of a picture in which something is seen."""
+    return is_code(text) and text != _PREFIX
+
+
 def matches(these: Sequence[str], those: Sequence[str]) -> np.ndarray:
     """Pairs of indices whose codes are of the same picture, ordered by the first index.
 
@@ -126,7 +131,7 @@ def _signs(codes: Sequence[str]) -> np.ndarray:
     """Codes as (N, 512) float32 of ±1; zeros where there is none."""
     signs = np.zeros((len(codes), BITS), np.float32)
     for row, text in zip(signs, codes, strict=True):
-        if is_code(text) and text != _PREFIX:
+        if shows(text):
             raw = base64.b64decode(text[len(_PREFIX) :] + "=" * (-(_LENGTH - len(_PREFIX)) % 4))
             row[:] = np.unpackbits(np.frombuffer(raw, np.uint8), count=BITS) * 2.0 - 1
     return signs

@@ -21,6 +21,7 @@ from kernel_lib.data.layouts import (
     PICTURE_SUFFIXES,
     SUFFIXES,
     label_rank,
+    no_folder,
 )
 from kernel_lib.errors import InputError
 
@@ -106,7 +107,7 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     if not data_dir.exists():
         raise InputError(f"DATA_DIR {data_dir} does not exist: check the path")
     if not data_dir.is_dir():
-        raise InputError(f"DATA_DIR {data_dir} is a file: unpack it and give the folder")
+        raise InputError(no_folder(data_dir, "DATA_DIR"))
     listing = Listing(data_dir.resolve())
     _walk(listing, by_content)
     return listing

@@ -32,6 +32,11 @@ N_AREA_CLASSES = 20
 # A fold with so many times its share of the images is named.
 OVERFULL = 1.5
 REDRAW = "delete it and run `prepare` again"
+NAME = "folds.csv"  # in the working folder
+RESTORE = (
+    "restore it from a copy, or from the output of another kernel or machine that trained them, "
+    "which holds the same; or train in another WORK_DIR; drawn again it may hold out other images"
+)
 
 
 def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
@@ -104,16 +109,22 @@ def save(table: pd.DataFrame, path: Path) -> None:
 
 def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFrame:
     """The folds file under these folders (the one with that digest); InputError where none is."""
-    there = [root / "folds.csv" for root in roots if (root / "folds.csv").is_file()]
+    there = [root / NAME for root in roots if (root / NAME).is_file()]
     for path in there:
         drawn = load(path)
         if digest_wanted is None or digest(drawn) == digest_wanted:
             return drawn
-    places = ", ".join(str(p) for p in there or roots)
+    if not there:
+        raise InputError(missing(roots))
     raise InputError(
-        f"no folds.csv that the runs were trained on in {places}: the train stage writes it into "
-        "WORK_DIR"
+        f"{', '.join(map(str, there))} is not the folds file that the runs were trained on: "
+        f"{RESTORE}"
     )
+
+
+def missing(roots: Sequence[Path]) -> str:
+    """What to say where runs lie under these folders, the working folder first, and no file."""
+    return f"{roots[0] / NAME} is missing, by which the runs there were trained: {RESTORE}"
 
 
 def load(path: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Nothing but the standard library: where data lies is asked before anything heavy
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -23,6 +24,13 @@ def label_rank(name: str) -> int:
     plain, *others = (_COPIED.sub("", each).lower() for each in (name, *LABEL_FILES))
     same = (n for n, other in enumerate(others) if plain in [other + p for p in PACKINGS])
     return next(same, len(LABEL_FILES))
+
+
+def no_folder(path: Path, name: str) -> str:
+    """What to say of a file that is given where a folder is wanted."""
+    packed = path.suffix.lower() in (*PACKINGS[1:], ".tar", ".tgz", ".7z", ".rar")
+    fix = "unpack it and give the folder" if packed else f"give its folder, {path.parent}"
+    return f"{name} {path} is a file: {fix}"
 
 
 # NIH ChestX-ray14, its tables of labels by preference, and how they lie.

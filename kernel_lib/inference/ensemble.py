@@ -101,7 +101,7 @@ def named_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: the thresholds stage makes it") from None
+        raise InputError(_missing(path)) from None
     except (*archives.FAULTS, AttributeError, IndexError, TypeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise InputError(
@@ -109,15 +109,39 @@ def named_if_damaged(path: Path) -> Iterator[None]:
         ) from error
 
 
+_FILES = ("members.json", "thresholds.json")
+
+
+def _missing(path: Path) -> str:
+    """What to say where a file of an ensemble's folder is not there; is it another folder?"""
+    folder, wanted = path.parent, "an ensemble's folder is WORK_DIR/ensembles/NAME"
+    work = next((p.parent for p in (folder, *folder.parents) if p.name == "runs"), None)
+    if work is not None:
+        wanted = f"it is a run's, and an ensemble decides on masks: {wanted}"
+    elif (folder / "ensembles").is_dir():
+        work = folder
+    elif folder.name == "ensembles":
+        work = folder.parent
+    if work is None and any((folder / name).is_file() for name in _FILES):
+        return f"{path} is missing: the thresholds stage makes it"
+    found = [] if work is None else sorted(work.glob("ensembles/*/thresholds.json"))
+    there = [str(one.parent) for one in found]
+    listed = f"there: {', '.join(there)}" if there else "the thresholds stage makes it"
+    return f"{folder} is no ensemble's folder: {wanted}; {listed}"
+
+
 def find(roots: Sequence[Path], name: str | None) -> Path:
     """Return the folder of an ensemble, or of the only one there is.
 
     Raises: InputError where the thresholds stage has not made it, or several are there.
     """
-    found: dict[str, Path] = {}
-    for root in roots:
-        for path in sorted(root.glob("ensembles/*/thresholds.json")):
-            found.setdefault(path.parent.name, path.parent)
+    found, begun = (
+        {p.parent.name: p.parent for root in reversed(roots) for p in sorted(root.glob(pattern))}
+        for pattern in ("ensembles/*/thresholds.json", "ensembles/*/members.json")
+    )
+    lost = begun.keys() - found.keys()
+    if name in lost or (name is None and not found and len(lost) == 1):
+        raise InputError(_missing(begun[name or min(lost)] / "thresholds.json"))
     if name is None and len(found) == 1:
         return next(iter(found.values()))
     if name in found:
@@ -153,6 +177,14 @@ class Scores:
     past_known: bool  # False: a member may have been trained on these images
     kept_selected: bool  # whether the labels of these images selected an epoch, or may have
     last_selected: bool
+    of_images: int | None = None  # in the folds file, where folds of it are not in these scores
+
+    @property
+    def coverage(self) -> str:
+        """Of how many images the scores are, where that is not all of them; else ""."""
+        if self.of_images is None:
+            return ""
+        return f"{self.kept.n_images:,} of {self.of_images:,} images"
 
     @property
     def first(self) -> HonestReport:
@@ -173,7 +205,14 @@ class Scores:
         """Return the scores of a thresholds.json; what earlier versions wrote may be selected."""
         kept, last = (HonestReport.from_json(document[name]) for name in ("honest", "last"))
         selected = document.get("epochs_selected", {"honest": True, "last": True})
-        return cls(kept, last, document["past_known"], selected["honest"], selected["last"])
+        return cls(
+            kept,
+            last,
+            document["past_known"],
+            selected["honest"],
+            selected["last"],
+            document.get("of_images"),
+        )
 
 
 def read_choice(folder: Path) -> tuple[Choice, dict]:
@@ -210,6 +249,8 @@ def _check_scores(document: dict) -> None:
     for report in (scores.kept, scores.last):
         if type(report.n_images) is not int:
             raise ValueError(f"n_images is {report.n_images!r}")
+    if type(scores.of_images) not in (int, type(None)):
+        raise ValueError(f"of_images is {scores.of_images!r}")
     for name in ("past_known", "kept_selected", "last_selected"):
         if not isinstance(getattr(scores, name), bool):
             raise ValueError(f"{name} is {getattr(scores, name)!r}")

@@ -57,19 +57,24 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
 
 
 def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldFolder]:
-    """The folds of a run whose held-out images are predicted; InputError where there is none."""
+    """The folds of a run whose held-out images are predicted, with a note on the others.
+
+    Raises InputError where there is none, and where those of a finished fold are gone.
+    """
     begun = runs.find(roots, run)
-    folds = {k: f for k, f in begun.items() if f.oof.is_file() and f.oof_last.is_file()}
-    if folds and (without := sorted(set(begun) - set(folds))):
-        print(
-            f"note: folds {without} of {run} stay out, without an oof.zip and oof_last.zip: finish "
-            "their training to have them in"
-        )
+    folds = {k: folder for k, folder in begun.items() if folder.is_predicted()}
     if not folds:
         raise InputError(
             f"run {run} has no held-out predictions yet: finish its training, which "
             "writes runs/<run>/fold<k>/oof.zip"
         )
+    n_folds = next(iter(folds.values())).read_config().get("n_folds", 0)
+    for state, some in (
+        ("not trained to the end", set(begun) - set(folds)),
+        ("not trained", set(range(n_folds)) - set(begun)),
+    ):
+        if some:
+            print(f"note: folds {sorted(some)} of {run} are {state} and stay out")
     return folds
 
 

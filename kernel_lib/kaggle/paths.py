@@ -15,6 +15,7 @@ from kernel_lib.data.layouts import (
     NIH_TABLES,
     SUFFIXES,
     label_rank,
+    no_folder,
 )
 from kernel_lib.errors import InputError
 
@@ -252,7 +253,7 @@ def _existing(value: str, name: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise InputError(f"{name} {path} is a file; give the folder that holds it: {path.parent}")
+        raise InputError(no_folder(path, name))
     there = next(parent for parent in path.parents if parent.is_dir())
     names = sorted(entry.name for entry in there.iterdir())
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -11,6 +11,7 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder, 
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import nn
+from torch.func import functional_call
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
@@ -250,17 +251,25 @@ def build(row: Experiment) -> nn.Module:
     that this network cannot have at the row's size.
     """
     check(row)
+    where = f"ENCODER {row.encoder!r} does not fit {row.network} at {row.size} px"
     try:
         model = NETWORKS[row.network](row)
     except InputError as error:
-        raise InputError(
-            f"ENCODER {row.encoder!r} does not fit {row.network} at {row.size} px ({error}"
-        ) from error
+        raise InputError(f"{where} ({error}") from error
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        # Of a decoder whose library did not think of such features.
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where} ({why}): take a ResNet") from error
     return model.to(memory_format=torch.channels_last)
 
 
 def check_sizes(model: nn.Module, row: Experiment, sizes: Iterable[int]) -> None:
-    """Raise InputError if the network cannot look at images of a size that TTA brings."""
+    """Raise InputError if the network cannot look at images of its size, or of one TTA brings."""
+    if (problem := _problem(model, row.size)) is not None:
+        raise InputError(
+            f"ENCODER {row.encoder!r} does not fit {row.network} at {row.size} px ({problem}): "
+            "take a ResNet"
+        )
     for size in sorted(set(sizes) - {row.size}):
         problem = encoders.problem_at(model.encoder, row.encoder, size)
         if problem is not None:
@@ -268,6 +277,26 @@ def check_sizes(model: nn.Module, row: Experiment, sizes: Iterable[int]) -> None
                 f"TTA {row.tta} looks at {size} px, and ENCODER {row.encoder!r} at SIZE {row.size} "
                 f"takes no other size ({problem}): take -p TTA hflip, or a ResNet"
             )
+
+
+def _problem(model: nn.Module, size: int) -> str | None:
+    """Return why a training step cannot be taken at that size; None if it can.
+
+    On the meta device, and where that cannot say, by numbers.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            functional_call(model, shapes, (torch.zeros(2, 1, size, size, device="meta"),))
+        except Exception:
+            # Whatever encoders raise, also of numbers, and constants of theirs, that meta lacks.
+            kept = {name: tensor.clone() for name, tensor in model.named_buffers()}
+            try:
+                functional_call(model, kept, (torch.zeros(2, 1, size, size),))
+            except Exception as error:
+                return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def parameter_groups(model: nn.Module, row: Experiment) -> list[dict]:

@@ -118,7 +118,7 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
     roots = {work.resolve(): work}
     for source in sources:
         inside = paths.artefacts_below(source)
-        if not any(gather_check.below(root) for root in inside):
+        if not any(runs.begun(root) for root in inside):
             held = ", ".join(sorted(entry.name for entry in source.iterdir())[:10]) or "nothing"
             raise InputError(
                 f"{source} holds no runs, itself or up to two levels down; it holds {held}: give a "
@@ -131,7 +131,7 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
 
 def _opened(roots: Iterable[Path]) -> list[Fold]:
     """Every fold in every place, checked."""
-    there = [(root, folder) for root in roots for folder in gather_check.below(root)]
+    there = [(root, folder) for root in roots for folder in runs.begun(root)]
     with bar(there, desc="check", unit="fold", leave=False) as shown:
         return [gather_check.opened(root, folder) for root, folder in shown]
 

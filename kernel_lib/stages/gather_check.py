@@ -70,20 +70,6 @@ class Fold:
         return f"{at.epoch} of {epochs} epochs and {at.step} steps done"
 
 
-def below(root: Path) -> list[FoldFolder]:
-    """The folds under a folder's `runs`; InputError for one without a configuration."""
-    found = []
-    for path in sorted((root / "runs").glob("*/fold*")):
-        number = path.name.removeprefix("fold")
-        folder = FoldFolder(path.parent.name, int(number) if number.isdecimal() else -1, path)
-        if folder.fold < 0 or not path.is_dir():
-            continue
-        # Inference leaves its maps where the working folder lacks the fold: that is no fold.
-        if folder.config.exists() or folder.last.exists() or folder.kept() or folder.oof.exists():
-            found.append(folder)
-    return found
-
-
 def opened(root: Path, folder: FoldFolder) -> Fold:
     """A fold, every file of it read and checked; InputError naming what is damaged and the fix."""
     config = _config(folder)

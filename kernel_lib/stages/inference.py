@@ -212,6 +212,7 @@ def _asked(parameters: InferenceParameters) -> Asked:
     check(parameters)
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
+    files.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)
@@ -250,6 +251,7 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> 
                 )
             folder = folders[fold]
             meta = maps.Maps(folder.oof).meta
+            folder.require_kept(meta["checkpoints"], ensemble.name)
             same = folder.read_config()["folds_digest"] == ensemble.folds_digest
             if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
                 raise InputError(
@@ -283,6 +285,10 @@ def in_processes(
 
 def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
+    for member in asked.ensemble.everyone:
+        folder = runs.find(asked.roots, member.run)[asked.ensemble.folds[0]]
+        row = Experiment.model_validate(folder.read_config()["experiment"])
+        predictions.check_shared_memory(asked.parameters, row, chosen)
     by_size: dict[int, cache.Prepared] = {}
     for member in asked.ensemble.everyone:
         folders = runs.find(asked.roots, member.run)

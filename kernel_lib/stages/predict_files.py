@@ -108,7 +108,7 @@ def run(
 
     `ensemble` is a folder that the thresholds stage made; without it the released model of that
     name or file predicts, or the only one there is. `how` holds `device`, `precision`,
-    `batch_size`, `processes` and `threads`, as InferenceParameters has them.
+    `batch_size`, `processes`, `workers` and `threads`, as InferenceParameters has them.
 
     Raises: InputError, before anything is predicted, where there is no model or image, or OUT holds
         anything else; also where no image could be read. OUT is then as it was.
@@ -262,11 +262,6 @@ def _model(ensemble: str | None, model: str | None, scratch: Path) -> _Model:
 
 
 def _of_ensemble(folder: Path, scratch: Path) -> _Model:
-    if not any((folder / name).is_file() for name in ("members.json", "thresholds.json")):
-        raise InputError(
-            f"{folder} is no ensemble: give the folder WORK_DIR/ensembles/<name>, which the "
-            "thresholds stage makes"
-        )
     ensemble = Ensemble.load(folder)
     choice, document = ensembles.read_choice(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
@@ -302,6 +297,7 @@ def _predict(
     if given.released is None:
         return inference.predict_all(asked, chosen, world)
     row = given.released.experiment
+    predictions.check_shared_memory(parameters, row, chosen)
     prepared = world.agreed(partial(inference.prepared_images, row.size, asked))
     target = runs.fold_folder(root, given.released.name, 0).test
     meta = {"run": given.released.name, "fold": 0, "tta": given.released.tta}

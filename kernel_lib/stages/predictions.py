@@ -12,7 +12,8 @@ import numpy as np
 from torch import nn
 
 from kernel_lib import checkpoints
-from kernel_lib.config import Experiment
+from kernel_lib.config import Experiment, InferenceParameters, PredictParameters
+from kernel_lib.data import shared_memory
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, plain_loader
 from kernel_lib.engine import Engine, memory_named
@@ -107,6 +108,14 @@ def already(target: Path, meta: dict, count: int) -> bool:
     except InputError:  # damaged: it is made anew
         return False
     return there == meta | {"images": count}
+
+
+def check_shared_memory(parameters: InferenceParameters, row: Experiment, chosen: Engine) -> None:
+    """Refuse, before images are decoded, a /dev/shm too small for the batches of a prediction."""
+    images = parameters.batch_size or 2 * row.batch_size
+    # The `predict` command has no parameters of a notebook.
+    way_out = "--workers 0" if isinstance(parameters, PredictParameters) else "-p WORKERS 0"
+    shared_memory.check(workers(parameters.workers, chosen), images, row.size, way_out=way_out)
 
 
 def workers(given: int | None, chosen: Engine) -> int:

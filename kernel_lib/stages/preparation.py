@@ -146,12 +146,14 @@ def settle_folds(
 def _settle_alone(
     prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
 ) -> pd.DataFrame:
-    target = roots[0] / "folds.csv"
-    existing = next((r / "folds.csv" for r in roots if (r / "folds.csv").is_file()), None)
+    target = roots[0] / folds.NAME
+    existing = next((r / folds.NAME for r in roots if (r / folds.NAME).is_file()), None)
     if existing is None:
+        refuse_lost_folds(roots)
         drawn = _drawn(prepared, parameters)
     else:
         drawn = folds.load(existing)
+        _same_file(drawn, existing, roots[0])
         _same_images(drawn, prepared.table, existing)
         _all_images(drawn, prepared.table, existing, roots[0])
         n_folds = int(drawn["fold"].max()) + 1
@@ -164,6 +166,26 @@ def _settle_alone(
     if existing != target:
         folds.save(drawn, target)
     return drawn
+
+
+def refuse_lost_folds(roots: Sequence[Path]) -> None:
+    """Refuse to draw folds where runs lie that were trained on a folds file which is gone.
+
+    Drawn again, of images or labels that changed, it may hold out what those runs have seen.
+    """
+    begun = runs.names(roots)  # first: a training that begins writes the folds file before its run
+    if begun and not any((root / folds.NAME).is_file() for root in roots):
+        raise InputError(f"{folds.missing(roots)} (runs: {', '.join(begun)})")
+
+
+def _same_file(drawn: pd.DataFrame, path: Path, work: Path) -> None:
+    """Refuse a folds file that runs in the working folder were not trained on."""
+    digest = folds.digest(drawn)
+    for folder in runs.begun(work):
+        if folder.config.is_file() and folder.read_config().get("folds_digest") != digest:
+            raise InputError(
+                f"{path} is not the folds file that {folder.path} was trained on: {folds.RESTORE}"
+            )
 
 
 def _drawn(prepared: cache.Prepared, parameters: TrainParameters) -> pd.DataFrame:

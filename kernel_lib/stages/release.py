@@ -45,9 +45,9 @@ def run(
     scores = ensembles.Scores.of(document)
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
+    checkpoint = folder.last if last else start.best_kept(folder)  # all kept ones are there
     alone = last or len(folder.kept()) == 1
     holds = scores.is_honest(selected) and alone
-    checkpoint = folder.last if last else start.best_kept(folder)
     state, lineage = checkpoints.load(checkpoint)
     experiment = Experiment.model_validate(config["experiment"])
     model = networks.build(experiment)

@@ -66,7 +66,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
     with ensembles.named_if_damaged(folder / "thresholds.json"):
         listed = scores.table(both)
         by_part = scores.chosen_by_part(among, both.kept)
-        lines = tuple(scores.summary_lines(ensemble, choice, both.kept))
+        lines = tuple(scores.summary_lines(ensemble, choice, both))
     check_predicted_by(document, ensemble, roots)
     drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
@@ -105,6 +105,9 @@ def write(
     it has run. `searches` saves making them again.
     """
     known = read(folder, roots)
+    for name, lines in known.logs.items():
+        if not lines:
+            print(f"note: {name}/log.jsonl is missing: no learning curve; training again writes it")
     ensemble = known.ensemble
     meta = {
         "ensemble": ensemble.name,

@@ -23,7 +23,8 @@ def table(scores: Scores) -> pd.DataFrame:
     """Return a row for each rule: mean dice over all images, over non-empty ones, what it is.
 
     First the score in which no label selected an epoch. No score is called honest where a member's
-    past is unknown, or where these images' labels selected an epoch.
+    past is unknown, or where these images' labels selected an epoch. Where folds are missing, each
+    name says of how many images it is.
     """
     last = "last weights", scores.last, scores.last_selected
     kept = "searched rule", scores.kept, scores.kept_selected
@@ -37,7 +38,8 @@ def table(scores: Scores) -> pd.DataFrame:
         ("probability > 0.5", first.above_half, "no search, no area"),
         ("all empty", first.all_empty, "every image without a mask"),
     ]
-    listed = [(name, score.dice, score.dice_nonempty, what) for name, score, what in rows]
+    part = f", {scores.coverage}" if scores.coverage else ""
+    listed = [(name + part, score.dice, score.dice_nonempty, what) for name, score, what in rows]
     return pd.DataFrame(listed, columns=["rule", "dice", "dice non-empty", "what it is"])
 
 
@@ -58,16 +60,21 @@ def as_text(scores: pd.DataFrame) -> str:
     return scores.to_string(index=False, float_format=lambda v: f"{v:.4f}", justify="left")
 
 
-def summary_lines(ensemble: Ensemble, choice: Choice, report: HonestReport) -> list[str]:
+def summary_lines(ensemble: Ensemble, choice: Choice, scores: Scores) -> list[str]:
     """Return the rule, weights where they differ, gate and image-level ROC AUC, one a line.
+
+    First, where folds are missing, of which images the scores are.
 
     Weights that the greedy search found are the members' own by now.
     """
     lines = rule_lines(ensemble, choice)
+    if scores.coverage:
+        folds = ", ".join(map(str, ensemble.folds))
+        lines.insert(0, f"scored: {scores.coverage}, those of fold {folds}; no score is of all")
     if len(set(ensemble.weights)) > 1:
         shares = ", ".join(f"{m.weight:g} · {m.run}" for m in ensemble.members)
         lines.append(f"weights: {shares}")
-    return [*lines, f"gate: {gate_text(ensemble)}", auc_text(report)]
+    return [*lines, f"gate: {gate_text(ensemble)}", auc_text(scores.kept)]
 
 
 def rule_lines(ensemble: Ensemble, choice: Choice) -> list[str]:
@@ -160,7 +167,7 @@ def summary(folder: Path, truth: Path | None = None) -> str:
     scores = Scores.of(document)
     lines = ["Out of fold:", as_text(table(scores))]
     if (folder / "members.json").exists():
-        lines += summary_lines(Ensemble.load(folder), choice, scores.kept)
+        lines += summary_lines(Ensemble.load(folder), choice, scores)
     if truth is not None and (folder / "test.json").exists():
         lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
         lines += trained_on(folder / "submission.csv")

@@ -16,12 +16,13 @@ from kernel_lib.engine import seed_everything
 from kernel_lib.errors import InputError, nearest
 from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.inference import maps
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
 from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
-from kernel_lib.stages import past
+from kernel_lib.stages import past, preparation
 from kernel_lib.stages.preparation import TrainingSet
 from kernel_lib.training.validation import better
 
@@ -102,6 +103,7 @@ def check(
     """
     row, parameters = decided.experiment, decided.parameters
     runs.check_experiment(roots, decided)
+    preparation.refuse_lost_folds(roots)
     if parameters.groups is not None:
         groups = paths.from_root(parameters.groups)
         if not groups.is_file():
@@ -202,7 +204,7 @@ def _parent(
         given = Released.load(path) if released.is_released(path) else None
         return path, given is not None and _encoder_alone(model, row, given)
     parent = runs.find(roots, name).get(fold)
-    if parent is None or not parent.kept() or not parent.oof.is_file():
+    if parent is None or not parent.is_predicted():
         _no_such_weights(decided, fold, roots)
     config = parent.read_config()
     if config["folds_digest"] != folder.read_config()["folds_digest"]:
@@ -217,11 +219,17 @@ def _parent(
 def best_kept(folder: FoldFolder) -> Path:
     """Return the best of a fold's kept checkpoints by what the run monitors; of equals the first.
 
-    Raises: InputError where none is kept.
+    Raises: InputError where its training is not finished, or one of them, or its log, is gone.
     """
-    if not folder.kept():
+    if not folder.is_predicted():
         raise InputError(f"{folder.path} keeps no checkpoint: finish its training")
+    folder.require_kept(maps.Maps(folder.oof).meta["checkpoints"], "the choice of the best")
     kept = {line["epoch"]: line for line in folder.read_log() if line["best"]}
+    if not kept:
+        raise InputError(
+            f"{folder.log} is missing, which says how good each checkpoint is: run the train stage "
+            f"of fold {folder.fold} again, which writes it from last.pt"
+        )
     monitor = folder.read_config()["experiment"]["monitor"]
     key = better(monitor)
     best = max(folder.kept_epochs(), key=lambda e: (key(kept[e][monitor]), -e))

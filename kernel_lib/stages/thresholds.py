@@ -67,7 +67,7 @@ class ThresholdsResult:
     def __str__(self) -> str:
         lines = [
             scores.as_text(scores.table(self.scores)),
-            *scores.summary_lines(self.ensemble, self.choice, self.honest),
+            *scores.summary_lines(self.ensemble, self.choice, self.scores),
             f"written: {self.folder / 'thresholds.json'}",
             f"report: {self.folder / 'report.html'}",
         ]
@@ -92,7 +92,8 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
     folder = work / "ensembles" / ensemble.name
     with Signals().caught(), files.alone(folder):
-        result = _search(folder, parameters, recipe, kept, last)
+        of_images = None if set(ensemble.folds) == set(drawn["fold"]) else len(drawn)
+        result = _search(folder, parameters, recipe, kept, last, of_images)
         report.write(folder, roots, source=source, searches=result.searches)
     print(result)
     allowance.say(work)
@@ -105,11 +106,12 @@ def _search(
     recipe: Recipe,
     kept: OutOfFold,
     last: OutOfFold,
+    of_images: int | None,
 ) -> ThresholdsResult:
     found, scored = _honest(kept, recipe, parameters, progress=True)
     _, scored_last = _honest(last, recipe, parameters)
     past_known = kept.honest and last.honest
-    both = Scores(scored, scored_last, past_known, kept.selected, last.selected)
+    both = Scores(scored, scored_last, past_known, kept.selected, last.selected, of_images)
     searches = _write(folder, kept, found, both, predicted_by([kept, last]))
     return ThresholdsResult(
         folder=folder,
@@ -216,6 +218,8 @@ def _write(
         "ensemble": final.to_json(),
         "predicted_by": made_of,
     }
+    if scored.of_images is not None:
+        document["of_images"] = scored.of_images
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with files.together(folder, without=("thresholds.json", "test.json")) as aside:
         final.save(aside)

@@ -15,7 +15,7 @@ from torch import nn
 
 from kernel_lib import files, runs
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.data import augment
+from kernel_lib.data import augment, shared_memory
 from kernel_lib.engine import Engine, engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
@@ -95,6 +95,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     parameters = decided.parameters
     work = paths.work_dir(parameters.work_dir)
     files.check_writable(work, "WORK_DIR")
+    files.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
@@ -104,6 +105,10 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
             came = launch.run("train", parameters, n)
         return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
     chosen = engine(distributed.own_device(parameters.device), parameters.precision)
+    for one in chain:
+        row, n_workers = one.experiment, predictions.workers(parameters.workers, chosen)
+        # Images and masks; to score held-out images, twice as many images.
+        shared_memory.check(n_workers, 2 * row.batch_size, row.size)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     patient = distributed.n_ranks() > 1

@@ -229,6 +229,8 @@ class Training:
         at.skipped = 0
         self.hardness_before = self.hardness.clone()
         at.ended = self._why_ended()
+        if at.ended:
+            line["ended"] = at.ended  # by which later stages, without torch, tell it is over
         self._save()
         if self.world.first:
             for old in dropped:  # only once no checkpoint speaks of them
@@ -316,7 +318,8 @@ class Training:
     def _begun(self) -> bool:
         """Whether there is a checkpoint to go on from; InputError where there was one."""
         folder = self.job.folder
-        if not folder.last.exists() and folder.log.exists():  # which is written after it
+        later = (folder.log, folder.oof, folder.oof_last)  # written after it
+        if not folder.last.exists() and any(path.exists() for path in later):
             raise _gone(folder.last, folder)
         return folder.last.exists()
 
@@ -369,6 +372,8 @@ class Training:
         for stray in set(self.job.folder.kept()) - kept:  # of an epoch that will come again
             stray.unlink()
         if self.job.folder.last.exists():
+            if not self.job.folder.log.exists():
+                print(f"note: {self.job.folder.log} was missing: it is written again from last.pt")
             write_log(self.job.folder, self.position.history)
 
 

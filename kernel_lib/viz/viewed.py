@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,18 +11,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import folds, images, rle
+from kernel_lib import runs
+from kernel_lib.data import fingerprint, folds, images, rle
+from kernel_lib.data.folder import Images
 from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
 from kernel_lib.inference import combine
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.out_of_fold import check_predicted_by, out_of_fold
+from kernel_lib.inference.out_of_fold import OutOfFold, check_predicted_by, out_of_fold
 from kernel_lib.inference.speakers import Speakers, alone, open_speakers
 from kernel_lib.postprocess import thresholds
 from kernel_lib.postprocess.thresholds import Stacked, Triplet
 from kernel_lib.postprocess.ways import Choice
 from kernel_lib.progress import bar
+
+COMPARED = 20  # radiographs whose pixels are compared with those trained on
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,11 @@ class Viewed:
         return [voice.seen(image)[0] for voice in self.voices]
 
 
-def held_out(folder: Path, roots: Sequence[Path], source: Source | None = None) -> Viewed:
+def held_out(folder: Path, roots: Sequence[Path], data: Images | None = None) -> Viewed:
     """The images of an ensemble's folds, as members see them that were not trained on them.
 
-    Raises InputError where the thresholds stage has not run, or what it read is gone.
+    `data` holds their radiographs. Raises InputError where the thresholds stage has not run, or
+    what it read is gone, and where the radiographs are others.
     """
     ensemble = Ensemble.load(folder)
     choice, document = ensembles.read_choice(folder)
@@ -89,12 +95,74 @@ def held_out(folder: Path, roots: Sequence[Path], source: Source | None = None) 
     word = "the honest score of choosing" if scores.first_is_honest else "NOT honest either:"
     note = (
         "Means over all images are in sample, since the rule was chosen on these images; "
-        f"{word} {honest.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})."
+        f"{word} {honest.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})"
+        f"{f', of {scores.coverage}' if scores.coverage else ''}."
     )
-    paths = {} if source is None else _paths(source.train)
+    paths, notes = _radiographs(ensemble.name, part, data) if data is not None else ({}, ())
     stats, vote = _measured(ensemble, choice, part.table, voices)
     title = f"{ensemble.name}, out of fold"
-    return Viewed(title, part.table, voices, stats, vote, paths, (note,))
+    return Viewed(title, part.table, voices, stats, vote, paths, (note, *notes))
+
+
+def _radiographs(
+    name: str, part: OutOfFold, data: Images
+) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The files of an ensemble's images in a data folder, and notes on those that it lacks.
+
+    Raises InputError where it holds none of them, or other radiographs under their ids: a mask over
+    a wrong picture would look like a wrong mask.
+    """
+    wanted = part.table["image_id"].tolist()
+    found = {one: data.meant(one) for one in wanted}
+    paths = {one: data.path(theirs) for one, theirs in found.items() if theirs is not None}
+    which, notes = f"{len(wanted):,} images of {name}", []
+    if not paths:
+        raise InputError(
+            f"{data.root} holds none of the {which}, {wanted[0]} first: give the data folder "
+            "that they were trained on, or none, to see masks alone"
+        )
+    if len(paths) < len(wanted):
+        notes.append(
+            f"{data.root} holds {len(paths):,} of the {which}: the others are shown without "
+            "their radiograph."
+        )
+    compared, other = _compared(part, paths)
+    if other and 2 * len(other) >= compared:
+        raise InputError(
+            f"{data.root} shows other radiographs under the ids of {name}: {len(other)} of "
+            f"{compared} compared are not those trained on, {other[0]} first; give the data folder "
+            "that they were trained on"
+        )
+    if other:
+        notes.append(
+            f"{len(other)} of {compared} radiographs compared are not those trained on: "
+            f"{', '.join(other)}."
+        )
+    return paths, tuple(notes)
+
+
+def _compared(part: OutOfFold, paths: Mapping[str, Path]) -> tuple[int, list[str]]:
+    """How many radiographs were compared with those trained on, and the ids of which differ.
+
+    Evenly drawn from those of which a member of another fold keeps the fingerprint.
+    """
+    archives = {a.path: a for speakers in part.speakers.values() for a in speakers.archives}
+    known: dict[str, set[str]] = defaultdict(set)
+    for path, archive in archives.items():
+        for image_id, code in runs.stated_lineage(archive.meta, path).pairs:
+            if image_id in paths and fingerprint.shows(code):
+                known[image_id].add(code)
+    compared, other = 0, []
+    for image_id in sorted(known)[:: max(1, len(known) // COMPARED)][:COMPARED]:
+        try:
+            code = fingerprint.code(images.read(paths[image_id]))
+        except images.ImageError:
+            continue
+        if fingerprint.shows(code):
+            compared += 1
+            if not len(fingerprint.matches([code], sorted(known[image_id]))):
+                other.append(image_id)
+    return compared, other
 
 
 def of_test(folder: Path, roots: Sequence[Path], source: Source | None) -> Viewed:
@@ -115,9 +183,12 @@ def of_test(folder: Path, roots: Sequence[Path], source: Source | None) -> Viewe
         voices = (voices[0], *(_of_fold(ensemble, roots, fold, choice) for fold in ensemble.folds))
     table, unreadable = _with_sizes(source.test, set(everyone.archives[0].ids))
     stats, vote = _measured(ensemble, choice, table, voices)
-    notes = tuple(f"Left out, since it cannot be read: {problem}." for problem in unreadable)
+    notes = [f"Left out, since it cannot be read: {problem}." for problem in unreadable]
+    n_predicted, n_here = len(everyone.archives[0]), len(table) + len(unreadable)
+    if n_here < n_predicted:
+        notes.append(f"{source.root} holds {n_here:,} of {n_predicted:,} test images predicted.")
     title = f"{ensemble.name}, test images"
-    return Viewed(title, table, voices, stats, vote, _paths(source.test), notes)
+    return Viewed(title, table, voices, stats, vote, _paths(source.test), tuple(notes))
 
 
 def _with_sizes(listed: pd.DataFrame, predicted: set[str]) -> tuple[pd.DataFrame, list[str]]:

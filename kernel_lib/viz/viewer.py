@@ -19,6 +19,7 @@ import numpy as np
 
 from kernel_lib import files
 from kernel_lib.data import images, rle
+from kernel_lib.data.folder import Images, survey
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
@@ -43,6 +44,7 @@ class Viewer:
     html: str
     n_images: int
     n_embedded: int
+    n_radiographs: int  # of those embedded, shown with their radiograph
 
     def save(self, path: Path | str) -> Path:
         """Write the page, whole or not at all."""
@@ -51,7 +53,9 @@ class Viewer:
 
     def __str__(self) -> str:
         size = len(self.html.encode()) / MB
-        return f"{self.n_embedded} of {self.n_images} images embedded, {size:.1f} MB"
+        with_masks_alone = self.n_embedded - self.n_radiographs
+        part = f" ({with_masks_alone} without their radiograph)" if with_masks_alone else ""
+        return f"{self.n_embedded} of {self.n_images} images embedded{part}, {size:.1f} MB"
 
     def __repr__(self) -> str:
         return f"Viewer: {self}"  # what a log shows of it
@@ -105,11 +109,15 @@ def view(
     """What a viewer of that folder shows, measured once for any number of pages; see `viewer`."""
     folder = Path(folder).resolve()
     roots = roots or paths.artefact_roots(folder.parent.parent)
-    source = None
+    data = None
     if data_dir is not None or paths.on_kaggle():
-        given = None if data_dir is None else str(data_dir)
-        source = discover(paths.data_dir(given), for_inference=test)
-    return (viewed.of_test if test else viewed.held_out)(folder, roots, source)
+        data = paths.data_dir(None if data_dir is None else str(data_dir))
+    if test:
+        source = None if data is None else discover(data, for_inference=True)
+        return viewed.of_test(folder, roots, source)
+    # Radiographs alone: labels and splits are the ensemble's own.
+    radiographs = None if data is None else Images.of(survey(data, by_content=True))
+    return viewed.held_out(folder, roots, radiographs)
 
 
 def show(
@@ -150,7 +158,8 @@ def show(
             f"{size} px: give more, fewer ids, or a smaller size"
         )
     payload["notes"] = [_what_is_embedded(seen, embedded, ids, size), *payload["notes"]]
-    return Viewer(page(payload), len(seen.table), embedded)
+    shown = sum(picture["image"] is not None for picture in payload["pictures"])
+    return Viewer(page(payload), len(seen.table), embedded, shown)
 
 
 def _without_members(seen: Viewed, size: int) -> Viewed:

@@ -92,10 +92,20 @@ def test_a_wrong_data_dir_is_named_with_what_is_there_and_the_mend(tmp_path: Pat
         assert word in str(caught.value)
 
 
-def test_a_file_as_data_dir_names_its_folder(tmp_path: Path):
-    put(tmp_path, "train-rle.csv")
-    with pytest.raises(InputError, match="is a file; give the folder"):
-        paths.data_dir(str(tmp_path / "train-rle.csv"))
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("train-rle.csv", "is a file: give its folder, {folder}$"),
+        ("a.dcm", "is a file: give its folder, {folder}$"),
+        ("siim.zip", "is a file: unpack it and give the folder$"),
+        ("siim.tar.GZ", "is a file: unpack it and give the folder$"),
+    ],
+)
+def test_a_file_as_data_dir_names_its_folder_or_is_to_be_unpacked(tmp_path: Path, name, fix):
+    put(tmp_path, name)
+    for find in (paths.data_dir, paths.nih_dir):
+        with pytest.raises(InputError, match=fix.format(folder=tmp_path)):
+            find(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -422,6 +422,83 @@ def test_an_encoder_without_the_features_of_a_decoder_is_refused():
         networks.build(row)
 
 
+class _Odd(nn.Module):
+    """An encoder whose trial passes and whose features are not what it says they are."""
+
+    out_channels = (3, 8, 8, 8, 8, 8)
+    output_stride = 32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 1)
+
+    def forward(self, x):
+        return [x, *(F.avg_pool2d(self.stem(x), 2**level) for level in range(1, 6))]
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=title)
+def test_a_network_that_cannot_take_a_step_is_refused_before_any_data(monkeypatch, row):
+    monkeypatch.setattr(networks.encoders, "build", lambda *given, **how: _Odd(8))
+    networks.check_sizes(networks.build(row), row, [])
+    monkeypatch.setattr(networks.encoders, "build", lambda *given, **how: _Odd(5))
+    model = networks.build(row)
+    with pytest.raises(InputError, match=r"^ENCODER 'tu-resnet10t' does not fit .* at 64 px \("):
+        networks.check_sizes(model, row, [])
+
+
+def test_a_decoder_that_cannot_be_built_is_the_encoder_s_fault(monkeypatch):
+    def built(row):
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setitem(networks.NETWORKS, "UNet", built)
+    with pytest.raises(InputError, match=r"does not fit UNet at 64 px \(unsupported operand\)"):
+        networks.build(UNET)
+
+
+def test_a_look_at_what_fits_leaves_the_model_and_the_generator(monkeypatch):
+    model = networks.build(UNET.differing(name="x", label_weight=0.1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    networks.check_sizes(model, UNET, [])
+    assert torch.equal(torch.rand(1), wanted)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+# One of each kind: convolutions, windows of a fixed size, tokens of one scale, NCHW and NHWC,
+# features that a decoder lacks, constants that the meta device does not know.
+KINDS = (
+    "tu-swin_tiny_patch4_window7_224", "tu-swinv2_tiny_window8_256", "tu-maxvit_nano_rw_256",
+    "tu-coatnet_pico_rw_224", "tu-vit_tiny_patch16_224", "tu-deit_tiny_patch16_224",
+    "tu-convnext_atto", "tu-mixer_s32_224", "tu-pvt_v2_b0", "tu-xcit_nano_12_p16_224",
+    "tu-mobilevitv2_050", "tu-efficientformerv2_s0", "tu-gcvit_xxtiny", "tu-hiera_tiny_224",
+    "tu-levit_128s", "tu-test_vit", "mit_b0", "vgg11_bn", "xception", "mobileone_s0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("network", ["UNet", "AttentionUNet", "DeepLabV3Plus"])
+@pytest.mark.parametrize("encoder", KINDS)
+def test_every_kind_of_encoder_takes_a_step_or_is_refused(encoder, network, size):
+    row = UNET.differing(name="x", encoder=encoder, network=network, size=size, **HEADS["both"])
+    refused = None
+    try:
+        model = networks.build(row)
+        networks.check_sizes(model, row, [size])
+    except InputError as error:
+        refused = str(error)
+    if refused is not None:
+        assert refused.startswith(f"ENCODER {encoder!r} does not fit {network} at {size} px")
+        assert "\n" not in refused
+        return
+    output = model(levels(2, size))
+    assert output.mask.shape == (2, 1, size, size)
+    sum(tensor.float().mean() for tensor in everything(output)).backward()
+
+
 def test_views_of_a_size_that_the_encoder_cannot_take_are_refused():
     row = UNET.differing(name="x", encoder="tu-gcvit_xxtiny", tta="multiscale")
     model = networks.build(row)

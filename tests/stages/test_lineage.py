@@ -83,7 +83,9 @@ def finished(work: Path, run: str, fold: int, lineage: Lineage | None = None, di
         torch.manual_seed(10 * fold + epoch)
         checkpoints.save(folder.best(epoch), {"model": networks.build(ROW).state_dict()}, past)
     lines = [{"epoch": e, "dice": 0.5 + e / 10, "best": True} for e in (1, 2)]
-    folder.oof.touch()
+    meta = {"run": run, "fold": fold, "checkpoints": {path.name: "" for path in folder.kept()}}
+    for path in (folder.oof, folder.oof_last):
+        maps.write(path, [], meta)
     files.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -313,6 +315,7 @@ def test_a_released_model_starts_a_run_and_its_lineage_comes_along(tmp_path, rel
     assert torch.equal(model.head.logit.weight, weight)
     assert "elsewhere" in lineage.images
     assert (lineage.known, lineage.ancestors) == (True, ("older", "small"))
+    folds.save(table(), tmp_path / "work" / "folds.csv")
     start.check(plan("child", name), [0], [tmp_path / "work"])
     with pytest.raises(InputError, match="nor a released model"):
         start.check(plan("other", "smaller"), [0], [tmp_path / "work"])

@@ -239,7 +239,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         (empty, tmp_path / "out", ensemble, "no DICOM, PNG or JPEG file in .*empty"),
         (tmp_path / "gone", tmp_path / "out", ensemble, "gone does not exist"),
         (tmp_path / "bad", tmp_path / "out", ensemble, r"none of the 1 files can be read.*a\.dcm"),
-        (radiographs, tmp_path / "out", empty, "empty is no ensemble"),
+        (radiographs, tmp_path / "out", empty, "empty is no ensemble's folder"),
         (radiographs, tmp_path / "out", ruleless, r"thresholds\.json is missing: the thresholds"),
         (radiographs, radiographs, ensemble, "own holds .*, and no earlier prediction"),
         (radiographs, tmp_path / "file", ensemble, "file is a file: give a folder"),

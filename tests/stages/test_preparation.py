@@ -85,6 +85,35 @@ def test_folds_of_an_earlier_kernel_are_copied_and_kept(tmp_path):
         settle(work, 2)
 
 
+@pytest.mark.parametrize("place", ["work", "earlier"])
+def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
+    """Also where an earlier kernel's output holds runs and no folds file."""
+    roots = [tmp_path / "work", tmp_path / "earlier"]
+    first = preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
+    files.write_json(
+        runs.fold_folder(tmp_path / place, "run", 0).config, {"folds_digest": folds.digest(first)}
+    )
+    path = roots[0] / "folds.csv"
+    path.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=rf"^{path} is missing.*restore it.*\(runs: run\)"):
+        preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
+    with pytest.raises(InputError, match=rf"^{path} is missing"):
+        preparation.refuse_lost_folds(roots)
+    assert not path.exists()
+    (tmp_path / "away").rename(path)
+    preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
+
+
+def test_another_folds_file_than_runs_here_were_trained_on_is_refused(tmp_path):
+    first = settle(tmp_path, 2)
+    files.write_json(
+        runs.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds.digest(first)}
+    )
+    folds.save(first.assign(fold=1 - first["fold"]), tmp_path / "folds.csv")
+    with pytest.raises(InputError, match=r"folds\.csv is not the folds file that .*run/fold0"):
+        settle(tmp_path, 2)
+
+
 def drawn(folder: Path, masks: list[np.ndarray], side: int = 64) -> Path:
     """Images of noise in a folder, with the masks' RLE as their table, whatever the masks' size."""
     folder.mkdir()

@@ -65,6 +65,16 @@ def test_each_stage_names_a_folder_that_would_lie_in_a_file(file, stage, paramet
         run(stage, parameters, file / below)
 
 
+@pytest.mark.parametrize(("stage", "parameters"), [STAGES[0], STAGES[-1]])
+@pytest.mark.parametrize("below", ["", "x"])
+def test_a_cache_in_a_file_is_named_before_data_is_looked_for(
+    tmp_path, file, stage, parameters, below
+):
+    places = {"cache_dir": str(file / below), "data_dir": str(tmp_path / "none")}
+    with pytest.raises(InputError, match=rf"^CACHE_DIR {file / below} .*Not a dir.*-p CACHE_DIR"):
+        stage.run(parameters(work_dir=str(tmp_path / "work"), **places))
+
+
 def test_gathering_says_so_with_its_own_option(tmp_path, read_only):
     work = read_only / "work"
     said = f"Error: --into {work} cannot be written (Read-only file system): fix that, or --into"

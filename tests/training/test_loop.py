@@ -234,6 +234,19 @@ def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
             training(tmp_path)
         (tmp_path / "away").rename(path)
     assert training(tmp_path).position.ended
+    folder.oof.touch()
+    for path in (folder.log, folder.last):  # the maps say that there was one
+        path.unlink()
+    with pytest.raises(InputError, match=rf"{folder.last} is gone"):
+        training(tmp_path)
+
+
+def test_the_log_says_why_a_training_ended(tmp_path):
+    job = training(tmp_path, row(epochs=8, min_epochs=1, patience=1, lr=1e-9, monitor="dice"))
+    job.run()
+    *before, last = job.job.folder.read_log()
+    assert last["ended"] == job.position.ended == "no better dice for 1 epochs"
+    assert not any("ended" in line for line in before)
 
 
 def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):

@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from kernel_lib import files, runs
 from kernel_lib.__main__ import main
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.data import folds, rle
+from kernel_lib.data import fingerprint, folds, images, rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
@@ -287,15 +287,80 @@ def test_a_test_image_that_only_states_its_size_is_shown_without_its_radiograph(
 
 def test_without_out_of_fold_results_the_stage_that_makes_them_is_named(work, tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(InputError, match="the thresholds stage makes it"):
+    with pytest.raises(InputError, match=r"nothing is no ensemble's folder.*the thresholds stage"):
         viewer(tmp_path / "nothing")
     folder = searched(work)
     runs.fold_folder(work, "a", 1).oof.unlink()
     with pytest.raises(InputError, match=r"oof\.zip is missing: the train stage"):
         viewer(folder)
     (work / "folds.csv").unlink()
-    with pytest.raises(InputError, match=r"no folds\.csv"):
+    with pytest.raises(InputError, match=r"folds\.csv is missing"):
         viewer(folder)
+
+
+def test_a_data_folder_without_the_ensemble_s_images_is_refused(work, tmp_path):
+    """Their pictures would all be black, as if the masks were drawn on nothing."""
+    folder, other = searched(work), tmp_path / "other"
+    other.mkdir()
+    cv2.imwrite(str(other / "x.png"), np.arange(1024, dtype=np.uint8).reshape(32, 32))
+    done = CliRunner().invoke(main, ["view", str(folder), "--data", str(other)])
+    assert done.exit_code == 1
+    assert f"Error: {other} holds none of the 20 images of e" in done.output
+    assert not (folder / "viewer.html").exists()
+
+
+def test_images_that_a_data_folder_lacks_are_counted(work, tmp_path):
+    folder, data = searched(work), make_data(tmp_path / "data")
+    for name in ("i00", "i01"):
+        (data / "train" / f"{name}.png").unlink()
+    done = CliRunner().invoke(main, ["view", str(folder), "--data", str(data)])
+    assert done.exit_code == 0, done.output
+    assert "20 of 20 images embedded (2 without their radiograph)" in done.output
+    notes = payload_of((folder / "viewer.html").read_text(encoding="utf-8"))["notes"]
+    assert any("holds 18 of the 20 images of e" in note for note in notes)
+    (data / "test" / "t3.png").unlink()
+    seen = view(folder, test=True, data_dir=data / "test")
+    assert any("holds 5 of 6 test images" in note for note in seen.notes)
+
+
+def test_the_radiographs_alone_will_do(work, tmp_path):
+    data = make_data(tmp_path / "data")
+    (data / "train-rle.csv").unlink()
+    shown = viewer(searched(work), data_dir=data / "train")
+    assert (shown.n_embedded, shown.n_radiographs) == (20, 20)
+
+
+@pytest.mark.parametrize(("n_other", "refused"), [(0, False), (4, False), (10, True), (20, True)])
+def test_other_pictures_under_the_images_ids_are_refused_or_named(work, tmp_path, n_other, refused):
+    """By the fingerprints of the training images, which those of another fold are."""
+    data = make_data(tmp_path / "data")
+    files_of = {name: data / "train" / f"{name}.png" for name in image_ids()}
+    codes = {name: fingerprint.code(images.read(path)) for name, path in files_of.items()}
+    for fold in (0, 1):
+        folder = runs.fold_folder(work, "a", fold)
+        for path in (folder.oof, folder.oof_last):
+            archive = maps.Maps(path)
+            seen = archive.meta["lineage"]["images"]
+            meta = archive.meta | {
+                "lineage": archive.meta["lineage"] | {"fingerprints": [codes[i] for i in seen]}
+            }
+            kept = [(i, maps.Prediction(archive[i])) for i in archive.ids]
+            maps.write(path, kept, meta)
+    random = np.random.default_rng(9)
+    for i, name in enumerate(image_ids()[:n_other]):
+        pixels = random.integers(0, 200, SHAPES[i % 3], dtype=np.uint8)
+        files_of[name].write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    folder = searched(work)
+    if refused:
+        with pytest.raises(InputError, match=f"other radiographs.*{n_other} of 20 compared"):
+            view(folder, data_dir=data)
+        return
+    notes = view(folder, data_dir=data).notes
+    named = [note for note in notes if "are not those trained on" in note]
+    assert bool(named) == bool(n_other)
+    for note in named:
+        assert note.startswith("4 of 20")
+        assert all(name in note for name in image_ids()[:4])
 
 
 def test_it_says_what_it_lacks_and_that_its_means_are_in_sample(work):

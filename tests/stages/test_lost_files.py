@@ -1,0 +1,263 @@
+"""A file of a finished run is gone: it is named, or what is made without it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernel_lib import checkpoints, files, runs
+from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
+from kernel_lib.data import phantom
+from kernel_lib.errors import InputError
+from kernel_lib.released import Released
+from kernel_lib.runs import FoldFolder
+from kernel_lib.stages import inference, predict_files, release, report, scores, thresholds, train
+from kernel_lib.viz.viewer import viewer
+
+pytestmark = pytest.mark.usefixtures("apart")
+
+FOLD, ENSEMBLE = "runs/tiny/fold0", "ensembles/tiny"
+READERS = ("thresholds", "inference", "view", "summary", "predict", "release")
+# Who needs a file; without it all others come to what they came to with it.
+NEEDED_BY = {
+    "folds.csv": ("thresholds", "inference", "view"),
+    f"{FOLD}/config.json": ("thresholds", "inference", "view", "predict", "release"),
+    f"{FOLD}/oof.zip": ("thresholds", "inference", "view", "predict", "release"),
+    f"{FOLD}/oof_last.zip": ("thresholds", "release"),
+    f"{FOLD}/best_epoch001.pt": ("inference", "predict", "release"),
+    f"{FOLD}/last.pt": (),
+    f"{FOLD}/log.jsonl": ("release",),
+    f"{ENSEMBLE}/members.json": ("inference", "view", "summary", "predict", "release"),
+    f"{ENSEMBLE}/thresholds.json": ("inference", "view", "summary", "predict", "release"),
+    f"{ENSEMBLE}/oof.csv": ("inference",),
+    f"{ENSEMBLE}/oof_statistics.npz": ("inference",),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two test images."""
+    drawn, folder = (tmp_path_factory.mktemp(name) for name in ("drawn", "data"))
+    phantom.write_competition(drawn, 0, 2, size=64, seed=2, workers=1, progress=False)
+    for path in drawn.rglob("*.dcm"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *args, **how: None)  # which takes seconds
+
+
+def reader(name: str, work: Path, data: Path) -> Callable[[], object]:
+    """A stage or command, and what it comes to."""
+    folder, fold, there = work / ENSEMBLE, work / FOLD, {"work_dir": str(work)}
+    cpu = {"device": "cpu", "threads": 1}
+    asked = InferenceParameters(
+        data_dir=str(data), cache_dir=str(work.parent / "cache"), **cpu, **there
+    )
+    out, model = work.parent / "out", work.parent / "small.safetensors"
+    return {
+        "thresholds": lambda: str(
+            thresholds.run(ThresholdsParameters(bootstrap=100, **there)).scores
+        ),
+        "inference": lambda: inference.run(asked).submission.read_bytes(),
+        "view": lambda: viewer(folder).html,
+        "summary": lambda: scores.summary(folder),
+        "predict": lambda: (
+            predict_files.run([data], out, ensemble=folder, **cpu),
+            (out / "predictions.csv").read_bytes(),
+        )[1],
+        "release": lambda: _counted(
+            release.run(fold, folder, "small", model, last=False, licence="MIT")[0]
+        ),
+    }[name]
+
+
+def _counted(given: Released) -> tuple:
+    """What counts of a released model."""
+    weights = {name: tensor.tolist() for name, tensor in given.model.state_dict().items()}
+    return given.rule, given.score, given.lineage, weights
+
+
+@pytest.fixture(scope="module")
+def before(untrained, data, apart, tmp_path_factory) -> dict[str, object]:
+    """What every reader comes to where nothing is lost."""
+    found = {}
+    for name in READERS:
+        root = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "write", lambda *args, **how: None)
+            work = shutil.copytree(untrained, root / "work")
+            found[name] = _placeless(reader(name, work, data)(), root)
+    return found
+
+
+def _placeless(made: object, root: Path) -> object:
+    return made.replace(str(root), "") if isinstance(made, str) else made
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("lost", NEEDED_BY)
+def test_a_lost_file_is_named_or_changes_nothing(untrained, data, before, tmp_path, lost, name):
+    work = shutil.copytree(untrained, tmp_path / "work")
+    (work / lost).unlink()
+    if name not in NEEDED_BY[lost]:
+        made = _placeless(reader(name, work, data)(), tmp_path)
+        without = _listed_artefacts if name == "summary" else lambda made: made
+        assert without(made) == without(before[name])
+        return
+    with pytest.raises(InputError) as error:
+        reader(name, work, data)()
+    assert str(work / lost) in str(error.value)
+    assert "missing" in str(error.value)
+
+
+def _listed_artefacts(text: str) -> str:
+    """A summary but for the list of the files that are there."""
+    return text.split("Artefacts:")[0]
+
+
+def test_a_fold_whose_checkpoints_are_not_all_there_is_not_released_as_one_of_them(
+    untrained, tmp_path
+):
+    """The best may be the one that is gone, and the score is that of their mean."""
+    work = shutil.copytree(untrained, tmp_path / "work")
+    (work / FOLD / "best_epoch001.pt").rename(work / FOLD / "best_epoch002.pt")
+    with pytest.raises(InputError, match=r"best_epoch001\.pt is missing"):
+        reader("release", work, tmp_path)()
+
+
+@pytest.mark.parametrize("kind", ["run", "fold", "work", "ensembles", "other"])
+def test_another_folder_than_an_ensemble_s_is_named_with_those_that_are(untrained, tmp_path, kind):
+    (tmp_path / "other").mkdir()
+    given = {
+        "run": untrained / "runs" / "tiny", "fold": untrained / FOLD, "work": untrained,
+        "ensembles": untrained / "ensembles", "other": tmp_path / "other",
+    }[kind]  # fmt: skip
+    for read in (viewer, scores.summary):
+        with pytest.raises(InputError) as error:
+            read(given)
+        assert f"{given} is no ensemble's folder" in str(error.value)
+        assert (str(untrained / ENSEMBLE) in str(error.value)) == (kind != "other")
+
+
+def search(work: Path, capsys) -> tuple[thresholds.ThresholdsResult, str]:
+    result = thresholds.run(ThresholdsParameters(work_dir=str(work), bootstrap=100))
+    return result, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("state", ["not trained", "not trained to the end"])
+def test_scores_of_some_folds_say_of_how_many_images_they_are(untrained, tmp_path, capsys, state):
+    work = shutil.copytree(untrained, tmp_path / "work")
+    fold = work / "runs/tiny/fold1"
+    if state == "not trained":
+        shutil.rmtree(fold)
+    else:
+        for name in ("oof.zip", "oof_last.zip"):
+            (fold / name).unlink()
+    result, printed = search(work, capsys)
+    assert f"note: folds [1] of tiny are {state} and stay out" in printed
+    assert result.scores.coverage == "6 of 12 images"
+    assert "searched rule, honest, 6 of 12 images" in printed
+    assert "scored: 6 of 12 images, those of fold 0" in printed
+    assert "honest, 6 of 12 images" in scores.summary(result.folder)
+    note = viewer(result.folder).html
+    assert "of 6 of 12 images" in note
+
+
+def test_scores_of_all_folds_need_no_such_words(untrained, tmp_path, capsys):
+    result, printed = search(shutil.copytree(untrained, tmp_path / "work"), capsys)
+    assert (result.scores.coverage, "12 images" in printed) == ("", False)
+
+
+@pytest.mark.parametrize("lost", [("oof.zip",), ("oof_last.zip",), ("oof.zip", "oof_last.zip")])
+@pytest.mark.parametrize("says", [{"epoch": 3}, {"epoch": 1, "ended": "no better dice"}])
+def test_a_finished_fold_without_its_predictions_is_not_left_out(untrained, tmp_path, lost, says):
+    work = shutil.copytree(untrained, tmp_path / "work")
+    folder = runs.fold_folder(work, "tiny", 1)
+    n = says["epoch"]
+    files.write_text(folder.log, '{"epoch": 1}\n' * (n - 1) + f"{says}\n".replace("'", '"'))
+    for name in lost:
+        (folder.path / name).unlink()
+    with pytest.raises(InputError, match=f"{folder.path / lost[0]} is missing.* -p FOLD 1"):
+        thresholds.run(ThresholdsParameters(work_dir=str(work)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, apart) -> Path:
+    """A finished training of two folds, with its data and its cache beside it."""
+    root = tmp_path_factory.mktemp("trained")
+    phantom.write_competition(
+        root / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        progress=False,
+    )  # fmt: skip
+    fit(root)
+    return root
+
+
+def fit(root: Path, data: Path | None = None, **changes) -> train.TrainResult:
+    parameters = {
+        "experiment": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "n_folds": 2,
+        "data_dir": str(data or root / "data"), "work_dir": str(root / "work"),
+        "cache_dir": str(root / "cache"), "device": "cpu", "threads": 1, "workers": 1,
+    }  # fmt: skip
+    return train.run(TrainParameters.checked(parameters | changes))
+
+
+def made_of(work: Path) -> dict[str, str]:
+    """What counts of a run's files: weights, and all of the others."""
+    found = {}
+    for path in sorted(p for p in work.rglob("*") if p.is_file()):
+        found[path.relative_to(work).as_posix()] = (
+            checkpoints.digest(path)
+            if path.suffix == ".pt"
+            else hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+    return found
+
+
+@pytest.mark.slow
+def test_training_again_names_a_lost_file_or_makes_the_same_one(trained, tmp_path):
+    """Also where it was another fold's, and with any file of the cache gone."""
+    (run,) = runs.names([trained / "work"])
+    there = runs.find([trained / "work"], run)[0]
+    kept = [path.name for path in there.kept()]
+    named = ["config.json", "last.pt", *kept]
+    again = ["log.jsonl", "oof.zip", "oof_last.zip"]
+    expected = made_of(trained / "work")
+    assert {path.name for path in there.path.iterdir()} == {*named, *again}
+    cached = [p.relative_to(trained) for p in (trained / "cache").rglob("*") if p.is_file()]
+    fold = Path("work") / there.path.relative_to(trained / "work")
+    lost = [*(fold / name for name in (*named, *again)), Path("work/folds.csv")]
+    for n, path in enumerate([*lost, Path("work/left_out.json"), *cached]):
+        root = tmp_path / str(n)
+        for name in ("work", "cache"):
+            shutil.copytree(trained / name, root / name)
+        (root / path).unlink()
+        if path.name in (*named, "folds.csv"):
+            with pytest.raises(InputError) as error:
+                fit(root, trained / "data")
+            assert str(root / path) in str(error.value)
+            left = {k: v for k, v in expected.items() if (root / "work" / k) != root / path}
+            assert made_of(root / "work") == left, path
+        else:
+            assert fit(root, trained / "data").complete
+            assert made_of(root / "work") == expected, path
+        shutil.rmtree(root)
+
+
+@pytest.mark.slow
+def test_a_configuration_that_is_gone_is_not_written_again_as_another(trained, tmp_path):
+    """The weights beside it were trained as it said."""
+    shutil.copytree(trained / "work", tmp_path / "work")
+    (run,) = runs.names([trained / "work"])
+    folder: FoldFolder = runs.find([tmp_path / "work"], run)[0]
+    folder.config.unlink()
+    with pytest.raises(InputError, match=f"{folder.config} is missing"):
+        fit(tmp_path, trained / "data", name=run, loss="dice")
+    assert not folder.config.exists()
