@@ -71,6 +71,10 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     assert all(attrs["alt"] for attrs in parsed.named("img"))
 
 
+def test_the_page_ends_by_saying_what_it_is_not_for() -> None:
+    assert Page(page("A", [])).text.rstrip().endswith("Research only, not a medical device.")
+
+
 def test_every_section_is_linked_from_the_contents() -> None:
     parsed = Page(page("Run", sections()))
     targets = [attrs["href"].removeprefix("#") for attrs in parsed.named("a")]
