@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.data import rle
+from kernel_lib.data.units import FULL_AREA
 from kernel_lib.inference import maps, out_of_fold
 from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess import thresholds, votes
 from kernel_lib.postprocess.honest import ABOVE_HALF, HonestReport, honest
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.postprocess.thresholds import Stacked
 
 Columns = dict[str, list[float]]  # by name, one value an evaluation image, in the table's order

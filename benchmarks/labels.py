@@ -140,7 +140,7 @@ def print_folds(table: pd.DataFrame, n_folds: int = 5) -> None:
         f"patients in two folds {torn}; share of positives {100 * share:.3f} %, furthest fold "
         f"{100 * (balance['positive_share'] - share).abs().max():.3f} points off; median area "
         f"{median:,.0f} px, furthest fold "
-        f"{100 * (balance['median_area_px'] / median - 1).abs().max():.2f} % off"
+        f"{100 * (balance['median_area_px_1024'] / median - 1).abs().max():.2f} % off"
     )
     print(f"digest of the folds {folds.digest(table)}")
 

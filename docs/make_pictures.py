@@ -13,6 +13,7 @@ import cv2
 
 from benchmarks import browser
 from kernel_lib.data import phantom, table
+from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.metrics import dice
 from kernel_lib.stages import predict_files, report
@@ -51,10 +52,10 @@ def phantoms() -> Picture:
     drawn = [
         (case, p) for case, p in phantom.generate(60, 512, seed=5, difficulty=0.4) if p.mask.any()
     ]
-    shown = [
-        figures.Example(case.image_id, p.image, p.mask, None, None, f"{p.mask.sum() * 4:,} px")
-        for case, p in drawn[:6]
-    ]
+    shown = []
+    for case, p in drawn[:6]:
+        told = f"{p.mask.sum() * 4:,} {AREA_UNIT}"
+        shown.append(figures.Example(case.image_id, p.image, p.mask, caption=told))
     return figures.examples(shown)
 
 

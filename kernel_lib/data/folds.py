@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.data import cells, patients, rle
+from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.files import write_text
 
@@ -75,11 +76,14 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
 
 
 def balance(table: pd.DataFrame) -> pd.DataFrame:
-    """What each fold holds: images, groups, positives, their share (0–1), median area in px.
+    """What each fold holds: images, groups, positives, their share (0–1), median area.
 
-    Shapes: table with image_id, area_px, fold and perhaps group → a row a fold, fold as index.
+    That is in px of 1024², whatever the images' sizes; area_px is in their own.
+    Shapes: table with image_id, height, width, area_px, fold and perhaps group → a row a fold, fold
+    as index.
     """
     positive = table["area_px"] > 0
+    scaled = table["area_px"] * FULL_AREA / (table["height"] * table["width"])
     by_fold = table["fold"]
     return pd.DataFrame(
         {
@@ -87,7 +91,7 @@ def balance(table: pd.DataFrame) -> pd.DataFrame:
             "groups": _group_keys(table).groupby(by_fold).nunique(),
             "positives": positive.groupby(by_fold).sum(),
             "positive_share": positive.groupby(by_fold).mean(),
-            "median_area_px": table["area_px"].where(positive).groupby(by_fold).median(),
+            "median_area_px_1024": scaled.where(positive).groupby(by_fold).median(),
         }
     )
 

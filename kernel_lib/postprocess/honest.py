@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import parts
 from kernel_lib.postprocess.gate import NO_LABEL
@@ -29,7 +30,6 @@ from kernel_lib.postprocess.honest_report import (
 from kernel_lib.postprocess.metrics import auc, mean_dice
 from kernel_lib.postprocess.plateau import Chooser
 from kernel_lib.postprocess.resample import N_BOOTSTRAP, SEED, Interval, Resampler
-from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.postprocess.thresholds import (
     SearchResult,
     Stacked,
@@ -154,8 +154,9 @@ def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
         )
     if _beyond(mean, mean_expected):
         warnings.append(
-            f"On test a mask has {mean:,.0f} px on average, out of fold {report.mean_area_px:,.0f} "
-            f"px, and {mean_expected.low:,.0f} to {mean_expected.high:,.0f} is expected (at 1024²)."
+            f"On test a mask has {mean:,.0f} {AREA_UNIT} on average, out of fold "
+            f"{report.mean_area_px:,.0f}, and {mean_expected.low:,.0f} to "
+            f"{mean_expected.high:,.0f} is expected."
         )
     return TestSummary(
         n_images=len(area_px),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from kernel_lib.data.units import FULL_AREA
 from kernel_lib.postprocess import plain
 from kernel_lib.postprocess.resample import Interval
-from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.postprocess.thresholds import Triplet
 from kernel_lib.postprocess.ways import Choice
 

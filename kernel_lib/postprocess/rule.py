@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernel_lib.config import LARGEST_NUMBER
+from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate, plain
-from kernel_lib.postprocess.search import FULL_AREA, KEEP_NONE
+from kernel_lib.postprocess.search import KEEP_NONE
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Triplet:
 
     def __str__(self) -> str:
         label = "" if self.label is None else f"label {self.label:.4f}, "
-        area = f"min area {self.min_area_px} px"
+        area = f"min area {self.min_area_px} {AREA_UNIT}"
         if self.keeps_none:
-            area += f" (predicts nothing: an image has {FULL_AREA} px)"
+            area += f" (predicts nothing: an image has {FULL_AREA})"
         return f"{label}top {self.top:.4f}, {area}, bottom {self.bottom:.4f}"
 
     def to_json(self) -> dict[str, float | int]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kernel_lib.data.units import FULL_AREA
+
 LEVELS = 255  # thresholds halfway between the 256 levels of a uint8 map
-FULL_AREA = 1024 * 1024  # the image for which a rule's area is stated
 KEEP_NONE = FULL_AREA + 1  # the least area that no image reaches
 GAIN_BITS = 44  # 2^44 · 262,144 images stay below 2^62
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import plateau, sweep
 from kernel_lib.postprocess import search as sums
@@ -29,7 +30,7 @@ from kernel_lib.postprocess.histograms import (
 )
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.rule import Triplet, apply
-from kernel_lib.postprocess.search import FULL_AREA, LEVELS
+from kernel_lib.postprocess.search import LEVELS
 from kernel_lib.progress import bar
 
 __all__ = [

@@ -11,6 +11,7 @@ import pandas as pd
 from kernel_lib.config import ExploreParameters
 from kernel_lib.data import images, label_checks, labels, patients, rle, table
 from kernel_lib.data.table import Source
+from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.kaggle import paths
 from kernel_lib.stages import explore_files
@@ -237,7 +238,7 @@ def _masks(
         pixels = explore_files.pixels(one, opened)
         if pixels is None:
             continue
-        told = f"{kind}, {one.area_px:,.0f} px"
+        told = f"{kind}, {one.area_px:,.0f} {AREA_UNIT}"
         if rows and one.image_id in rows.of_image:
             told += f", {rows.of_image[one.image_id]} rows"
         mask = rle.mask_of(one.runs, one.shape)

@@ -45,6 +45,7 @@ from kernel_lib.stages import inference, predictions, scores
 from kernel_lib.stages.inference import Asked, Predicted
 from kernel_lib.training.distributed import World
 from kernel_lib.viz import overlays
+from kernel_lib.viz.picture import RESEARCH_ONLY
 
 TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
 COLUMNS = (
@@ -82,6 +83,7 @@ class PredictResult:
             f"{self.out / OVERLAYS}: {self.n_images} radiographs with their masks' contours",
             f"{self.out / TABLE}: {self.n_images} images, {self.n_with_mask} with a mask, "
             f"{len(self.unreadable)} files not read",
+            RESEARCH_ONLY,
         ]
         return "\n".join(lines)
 

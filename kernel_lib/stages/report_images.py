@@ -9,11 +9,11 @@ import pandas as pd
 
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
+from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.speakers import open_speakers
 from kernel_lib.postprocess import honest, submission
-from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.viz import figures
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.report import Section
@@ -65,7 +65,7 @@ def out_of_fold(
                     truth=rle.decode(label["rle"], shape),
                     prob=prob,
                     mask=mask_of(speakers, row.image_id, shape, choice, weights),
-                    caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} px",
+                    caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} {AREA_UNIT}",
                 )
             )
         found.append(Section(title, figures.examples(shown)))
@@ -87,7 +87,7 @@ def on_test(path: Path, source: Source) -> Picture:
                     None,
                     None,
                     mask,
-                    f"{mask.sum() * FULL_AREA / mask.size:,.0f} px",
+                    f"{mask.sum() * FULL_AREA / mask.size:,.0f} {AREA_UNIT}",
                 )
             )
     return figures.examples(shown)

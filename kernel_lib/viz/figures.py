@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kernel_lib.data.folds import balance
+from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.viz.overlays import Example, augmentations, examples
 from kernel_lib.viz.picture import (
     DARK,
@@ -167,7 +168,8 @@ def _plateau_read(plateau: Mapping[str, Any] | None) -> str:
     area = plateau["min_area_px"]
     return (
         f"Within {plateau['within']:.4f} of the peak (dashed) lie rules with top {top:.2f} to "
-        f"{bottom:.2f}, bottom {low:.2f} to {high:.2f} and areas of {area[0]:,} to {area[1]:,} px."
+        f"{bottom:.2f}, bottom {low:.2f} to {high:.2f} and areas of {area[0]:,} to {area[1]:,} "
+        f"{AREA_UNIT}."
     )
 
 
@@ -246,7 +248,7 @@ def folds(table: pd.DataFrame) -> Picture:
     kinds = (
         ("images", "Images", "{:,.0f}"),
         ("positive_share", "Share with a mask", "{:.1%}"),
-        ("median_area_px", "Median mask area, px", "{:,.0f}"),
+        ("median_area_px_1024", f"Median mask area, {AREA_UNIT}", "{:,.0f}"),
     )
     names = [str(fold) for fold in even.index]
     for one, (key, text, form) in zip(axes[0], kinds, strict=True):
@@ -259,14 +261,13 @@ def folds(table: pd.DataFrame) -> Picture:
             one.annotate(shown, at, fontsize=8, **style)
         one.margins(y=0.12)
         title(one, text, x="fold")
-    shares = even["positive_share"]
+    shares, median = even["positive_share"], even["median_area_px_1024"]
     return Picture(
         figure,
         f"{counted(len(table), 'image')} of {counted(int(even['groups'].sum()), 'group')} in "
         f"{counted(len(even), 'fold')} of {even['images'].min():,} to {even['images'].max():,} "
         f"images; {shares.min():.1%} to {shares.max():.1%} have a mask, of a median area of "
-        f"{_told(even['median_area_px'].min(), ',.0f')} to "
-        f"{_told(even['median_area_px'].max(), ',.0f')} px.",
+        f"{_told(median.min(), ',.0f')} to {_told(median.max(), ',.0f')} {AREA_UNIT}.",
     )
 
 

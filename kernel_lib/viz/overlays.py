@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.postprocess.metrics import dice
 from kernel_lib.viz.picture import INK, PREDICTION, TRUTH, Picture, counted, panels, plain
 
@@ -73,14 +74,18 @@ def augmentations(
     sentence = f"The image as it is, and {counted(len(variants), 'variant')} as training sees it"
     if mask is None or not np.any(mask):
         return Picture(cells.figure, f"{sentence}; it has no mask.")
-    px = [int(np.count_nonzero(outline)) for _, outline in variants if outline is not None]
-    if not px:
+    areas = [_area(outline) for _, outline in variants if outline is not None]
+    if not areas:
         return Picture(cells.figure, f"{sentence}; the variants come without their masks.")
     return Picture(
         cells.figure,
-        f"{sentence}; the mask of {np.count_nonzero(mask):,} px moves along and keeps "
-        f"{min(px):,} to {max(px):,} px.",
+        f"{sentence}; the mask of {_area(mask):,.0f} {AREA_UNIT} moves along and keeps "
+        f"{min(areas):,.0f} to {max(areas):,.0f}.",
     )
+
+
+def _area(mask: np.ndarray) -> float:
+    return np.count_nonzero(mask) * FULL_AREA / np.size(mask)
 
 
 def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

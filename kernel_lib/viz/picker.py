@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.postprocess import thresholds
 from kernel_lib.viz import viewer as page
 from kernel_lib.viz.telling import most_telling
@@ -55,7 +56,7 @@ def _labels(seen: Viewed, rows: list[int]) -> list[str]:
     """An image's line in the list: its id, and how its mask fares under the chosen rule."""
     ids, rule = seen.table["image_id"].tolist(), seen.voices[0].rule
     if not seen.truth:
-        areas = thresholds.areas(seen.stats[0], rule)
-        return [f"{ids[row]} · {areas[row]:,} px" for row in rows]
+        areas = thresholds.areas(seen.stats[0], rule) * (FULL_AREA / seen.stats[0].n_px)
+        return [f"{ids[row]} · {areas[row]:,.0f} {AREA_UNIT}" for row in rows]
     dice = thresholds.per_image_dice(seen.stats[0], rule)
     return [f"{ids[row]} · dice {dice[row]:.3f}" for row in rows]

@@ -21,6 +21,7 @@ DARK, MIDDLE, LIGHT = "#00336f", "#7c7b78", "#e8d24f"  # of cividis: told apart 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DPI = 120
+RESEARCH_ONLY = "Research only, not a medical device."
 
 
 @dataclass(frozen=True, repr=False)

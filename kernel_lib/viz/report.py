@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 
 from kernel_lib.files import write_text
-from kernel_lib.viz.picture import Picture
+from kernel_lib.viz.picture import RESEARCH_ONLY, Picture
 
 MAX_ROWS = 200  # of a table; a report is for reading
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+  overflow-wrap: anywhere; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .6rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .5rem; border-bottom: 1px solid #d9d9d9; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.2rem; }
@@ -29,11 +29,12 @@ a { color: #00336f; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
 th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e3e3e3;
-  overflow-wrap: anywhere; }
+  min-width: 3rem; }
 th { border-bottom: 2px solid #888; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; }
-dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .15rem 1.2rem; }
+dt { color: #555; } dd { margin: 0; }
+footer { margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px solid #d9d9d9; color: #555; }
 ul.problems { border-left: 4px solid #b26a00; padding: .4rem 0 .4rem 2rem; background: #fff8ec; }
 """
 
@@ -76,7 +77,8 @@ def page(title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}</title>\n<style>{STYLE}</style></head>\n"
         f"<body><h1>{name}</h1>\n{_meta(meta or {})}\n"
-        f"<nav><ol>{links}</ol></nav>\n{parts}\n</body></html>\n"
+        f"<nav><ol>{links}</ol></nav>\n{parts}\n"
+        f"<footer>{RESEARCH_ONLY}</footer>\n</body></html>\n"
     )
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.postprocess.honest_report import AREA_EDGES
 from kernel_lib.viz.picture import DARK, INK, LIGHT, Picture, counted, legend, panels, title
 
-AREA_LABEL = "mask area, px of 1024²"
+AREA_LABEL = f"mask area, {AREA_UNIT}"
 
 
 def dice_against_area(table: pd.DataFrame) -> Picture:
@@ -90,7 +91,8 @@ def false_negatives_by_size(table: pd.DataFrame) -> Picture:
     small = area < 3500
     text = f"{int(missed.sum())} of {counted(len(seen), 'true mask')} were missed"
     if small.any():
-        text += f", {int(missed[small].sum())} of them under 3,500 px, where {int(small.sum())} lie"
+        text += f", {int(missed[small].sum())} of them under 3,500 {AREA_UNIT}, where "
+        text += f"{int(small.sum())} lie"
     return Picture(figure, text + ".")
 
 
@@ -122,8 +124,8 @@ def mask_areas(
     title(one, "Areas of masks that are not empty", x=AREA_LABEL, y="share of the masks")
     legend(one)
     text = "; ".join(
-        f"{name}: {counted(len(areas), 'mask')}, mean {areas.mean():,.0f} px, median "
-        f"{np.median(areas):,.0f} px"
+        f"{name}: {counted(len(areas), 'mask')}, mean {areas.mean():,.0f}, median "
+        f"{np.median(areas):,.0f} {AREA_UNIT}"
         if len(areas)
         else f"{name}: every mask is empty"
         for name, areas in sizes

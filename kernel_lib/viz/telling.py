@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kernel_lib.data.units import FULL_AREA
 from kernel_lib.postprocess import thresholds
-from kernel_lib.postprocess.search import FULL_AREA
 from kernel_lib.postprocess.thresholds import Stacked, Triplet
 
 

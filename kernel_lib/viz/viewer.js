@@ -308,6 +308,7 @@ function start(payload, model) {
     const descending = sort.column === name ? !sort.descending : column.first === "down";
     state.sort = { column: name, descending };
     listMoved();
+    list.toTop();
   }
 
   function contours() {

@@ -115,5 +115,7 @@ function makeList(columns, sortBy, choose) {
     else if (top + ROW_PX > box.scrollTop + room) box.scrollTop = top + ROW_PX - room;
   }
 
-  return { draw, reveal };
+  const toTop = () => (box.scrollTop = 0);
+
+  return { draw, reveal, toTop };
 }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernel_lib.errors import InputError
+from kernel_lib.viz.picture import RESEARCH_ONLY
 
 # In one scope of their own, in this order.
 SCRIPTS = (
@@ -44,6 +45,7 @@ def page(payload: dict[str, Any]) -> str:
     scripts = "\n".join(_asset(name) for name in SCRIPTS)
     parts = {
         "style": _asset("viewer.css"),
+        "about": RESEARCH_ONLY,
         "payload": data.replace("<", "\\u003c"),  # no </script> nor <!-- can stand in it
         "script": f'"use strict";\n(() => {{\n{scripts}}})();',
     }

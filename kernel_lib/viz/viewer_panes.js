@@ -60,8 +60,10 @@ function makePanes(tell) {
     panes.forEach((pane, k) => {
       const { picture, layers, windowing } = scene;
       const shown = scene.shown[k];
-      pane.caption.replaceChildren(element("b", { textContent: shown.short }), ` ${shown.words}`);
-      pane.caption.title = `${shown.name} ${shown.words}`;
+      const title = `${shown.name} ${shown.words}`;
+      pane.caption.replaceChildren(
+        element("b", { textContent: shown.short, title }),
+        element("span", { textContent: shown.words, title }));
       if (!picture) return;
       const { width, height } = picture;
       const { layered } = pane;

@@ -84,13 +84,15 @@ def test_single_images_spread_evenly_over_area():
     areas = np.r_[np.zeros(300, dtype=int), np.arange(1, 101)]
     table = pd.DataFrame({"image_id": [f"{n:03d}" for n in range(400)], "area_px": areas})
     table["fold"] = folds.draw(table, 5)
-    balance = folds.balance(table)
+    balance = folds.balance(table.assign(height=1024, width=1024))
     assert balance["images"].tolist() == [80] * 5
     assert balance["groups"].tolist() == [80] * 5
     assert balance["positives"].tolist() == [20] * 5
     np.testing.assert_allclose(balance["positive_share"], 0.25)
+    half = folds.balance(table.assign(height=512, width=1024))  # its pixels count as two each
+    assert (half["median_area_px_1024"] == 2 * balance["median_area_px_1024"]).all()
     # One of every five neighbours in area goes to each fold.
-    assert balance["median_area_px"].between(48, 53).all()
+    assert balance["median_area_px_1024"].between(48, 53).all()
     positive = table[table["area_px"] > 0]
     fifths = positive.groupby([(positive["area_px"] - 1) // 5, "fold"]).size()
     assert (fifths == 1).all()
@@ -325,7 +327,7 @@ def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
     assert balance["groups"].sum() == 6_171
     assert np.ptp(balance["positives"]) <= 1
     assert (balance["positive_share"] - positive.mean()).abs().max() < 0.0005
-    assert (balance["median_area_px"] / median - 1).abs().max() < 0.02
+    assert (balance["median_area_px_1024"] / median - 1).abs().max() < 0.02
     # Small and large masks too, not only those in the middle.
     for quantile in (0.05, 0.25, 0.75, 0.95):
         whole = table["area_px"][positive].quantile(quantile)

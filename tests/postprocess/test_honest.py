@@ -196,7 +196,7 @@ def test_a_test_set_with_other_shares_or_sizes_warns() -> None:
     share = int(200 * report.share_predicted)
     huge = np.where(np.arange(200) < share, 500_000, 0)
     (warning,) = honest.summary_of_areas(huge, report).warnings
-    assert "500,000 px" in warning
+    assert "500,000 px of 1024²" in warning
 
 
 def test_a_report_without_labels_says_nothing_of_them() -> None:

@@ -80,14 +80,16 @@ def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
     assert result.kinds.values.tolist() == [["PNG", 32, 32, 6]]
     assert result.bad.empty
     # Areas 10, 15, 11 and 20 px of 32², a 1,024th of 1024².
-    assert "4 masks, mean 14,336 px, median 13,312 px" in result.areas.sentence
+    assert "4 masks, mean 14,336, median 13,312 px of 1024²" in result.areas.sentence
     assert "4 masks over the images" in result.masks.sentence
     assert "mean of 6 radiographs, and over it that of 4 masks" in result.means.sentence
     titles = [one.get_title(loc="left") for one in result.masks.figure.axes]
     assert titles[:4] == [
-        "e\nlargest, 20,480 px", "c\nlargest, 15,360 px, 2 rows", "d\nlargest, 11,264 px, 3 rows",
-        "b\nlargest, 10,240 px",
-    ]  # fmt: skip
+        "e\nlargest, 20,480 px of 1024²",
+        "c\nlargest, 15,360 px of 1024², 2 rows",
+        "d\nlargest, 11,264 px of 1024², 3 rows",
+        "b\nlargest, 10,240 px of 1024²",
+    ]
 
 
 def test_few_files_are_opened_and_all_masks_still_counted(tmp_path) -> None:
@@ -154,7 +156,7 @@ def test_images_of_several_sizes_are_judged_where_their_size_is_known(tmp_path) 
     result = look(root)
     assert "opened: 6 of 6 images, of 2 sizes (32×32, 32×64)" in result.lines
     # 20 px of 64 × 32 are 10 of 32².
-    assert "4 masks, mean 11,776 px" in result.areas.sentence
+    assert "4 masks, mean 11,776," in result.areas.sentence
     assert result.bad.empty
 
 
@@ -184,7 +186,7 @@ def test_mask_images_are_read_and_a_misfit_is_listed(tmp_path) -> None:
     assert "masks: 1 of 3 opened images have one (33.3%)" in result.lines
     assert result.bad["image_id"].tolist() == ["c"]
     assert re.search("is 32×16 and its image .*c.png 32×32", result.bad["what"][0])
-    assert "1 mask, mean 10,240 px" in result.areas.sentence
+    assert "1 mask, mean 10,240," in result.areas.sentence
 
 
 def test_masks_in_doubt_are_listed(tmp_path) -> None:
@@ -224,7 +226,7 @@ def test_mask_files_that_look_inverted_are_bad_until_said_to_be(tmp_path) -> Non
     assert "MASKS_ARE inverted" in result.bad["what"][0]
     asked = look(tmp_path, masks_are="inverted")
     assert asked.bad.empty
-    assert "3 masks, mean 16,384 px" in asked.areas.sentence
+    assert "3 masks, mean 16,384," in asked.areas.sentence
 
 
 def test_an_empty_row_beside_a_mask_is_noted(tmp_path) -> None:

@@ -190,7 +190,8 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
     fold, ensemble = untrained / "runs" / "tiny" / "fold0", untrained / "ensembles" / "tiny"
     release.run(fold, ensemble, "small", models / "small.safetensors", last=False, licence="MIT")
     result = predict(radiographs, out=tmp_path / "out")
-    assert "top 0.6000, min area 2000 px, bottom 0.5000" in result.rules[0]
+    assert "top 0.6000, min area 2000 px of 1024², bottom 0.5000" in result.rules[0]
+    assert str(result).splitlines()[-1] == "Research only, not a medical device."
 
     alone = shutil.copytree(untrained, tmp_path / "work")
     members = alone / "ensembles" / "tiny" / "members.json"

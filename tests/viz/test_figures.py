@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kernel_lib.data import folds
 from kernel_lib.postprocess.honest import honest, summary_of_areas
 from kernel_lib.postprocess.thresholds import areas, search, statistics
 from kernel_lib.viz import figures
@@ -211,8 +211,8 @@ def test_share_nonempty_passes_warnings_on() -> None:
 
 def test_mask_areas() -> None:
     sentence = drawn(figures.mask_areas([0, 100, 300], [50, 0, 0]))
-    assert "Out of fold: 2 masks, mean 200 px, median 200 px" in sentence
-    assert "test: 1 mask, mean 50 px" in sentence
+    assert "Out of fold: 2 masks, mean 200, median 200 px of 1024²" in sentence
+    assert "test: 1 mask, mean 50, median 50 px of 1024²" in sentence
     assert "test: every mask is empty" in drawn(figures.mask_areas([7], [0]))
     assert drawn(figures.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
     nothing(figures.mask_areas([], None))
@@ -238,6 +238,8 @@ def test_folds() -> None:
     sentence = drawn(figures.folds(folds_table(20)))
     assert "20 images of " in sentence
     assert "in 2 folds of 10 to 10 images" in sentence
+    even = folds.balance(folds_table(20))["median_area_px_1024"]
+    assert f"{even.min():,.0f} to {even.max():,.0f} px of 1024²." in sentence
     drawn(figures.folds(folds_table(1)))
     assert "none" in drawn(figures.folds(folds_table(4).assign(area_px=0)))
     nothing(figures.folds(folds_table(0)))
@@ -288,7 +290,8 @@ def test_augmentations() -> None:
     probs, masks = maps(1)
     turned = [(probs[0].T, masks[0].T)] * 5
     sentence = drawn(figures.augmentations(probs[0], masks[0], turned))
-    assert re.search(r"5 variants .* mask of (\d+) px .* keeps \1 to \1 px", sentence)
+    area = int(masks[0].sum()) * 1024  # of 32² pixels
+    assert f"mask of {area:,} px of 1024² moves along and keeps {area:,} to {area:,}." in sentence
     assert "no mask" in drawn(figures.augmentations(probs[0], None, [(probs[0], None)]))
     nothing(figures.augmentations(probs[0], masks[0], []))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     assert "@import" not in text
     assert len(parsed.named("img")) == 2
     assert all(attrs["alt"] for attrs in parsed.named("img"))
+
+
+def test_the_page_ends_by_saying_what_it_is_not_for() -> None:
+    assert Page(page("A", [])).text.rstrip().endswith("Research only, not a medical device.")
+
+
+@pytest.mark.parametrize("width", [400, 1100])
+def test_long_names_do_not_widen_the_page(open_page: Callable, width: int) -> None:
+    name = "+".join(f"deeplabv3plus_supervision_resnet_1024_v1_seed{k}" for k in range(3))
+    scores = pd.DataFrame({name: [0.25], "rule": [name], "dice": [0.5]})
+    sections = [Section(name, f"{name}:"), Section("Scores", scores)]
+    viewport = {"width": width, "height": 800}
+    opened = open_page(page(name, sections, {f"rule of {name}": name}), viewport=viewport)
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    assert opened.locator("dd").bounding_box()["width"] > 0.4 * (width - 40)
 
 
 def test_every_section_is_linked_from_the_contents() -> None:

@@ -539,6 +539,15 @@ def test_a_picker_shows_the_chosen_image(work):
     assert shown.value == kept
 
 
+def test_the_picker_s_areas_are_px_of_1024(work):
+    seen = view(searched(work))
+    unknown = replace(seen.stats[0], has_truth=np.zeros(N, dtype=bool))
+    labels = picking._labels(replace(seen, stats=(unknown,)), list(range(N)))
+    areas = thresholds.areas(seen.stats[0], seen.voices[0].rule) * 2**20 / seen.stats[0].n_px
+    ends = [f" · {area:,.0f} px of 1024²" for area in areas]
+    assert all(map(str.endswith, labels, ends))
+
+
 def test_without_widgets_the_picker_is_a_viewer(work, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
     assert picking.picker(searched(work)).n_images == N

@@ -812,6 +812,27 @@ def test_nothing_is_cut_off_at_any_size(
         assert opened.evaluate(CUT_OFF) == []
 
 
+def test_a_second_stage_s_ids_and_a_pane_s_numbers_are_seen_in_full(open_page: Callable) -> None:
+    ids = [f"ID_{k:09x}" for k in range(200_000_000, 200_000_060)]
+    case = make(60, rules=(RULE,) * 3, ids=ids)
+    for k, voice in enumerate(case.payload["voices"]):
+        voice["name"] = f"deeplabv3plus_supervision_resnet_1024_v1_seed345{k}_size768_epochs12"
+    opened = ready(open_page(page(case.payload)))
+    opened.locator("#shown-1").check()
+    cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+    assert opened.eval_on_selector_all("figcaption span", cut) == 0
+    for width in (1280, 900):
+        opened.set_viewport_size({"width": width, "height": 720})
+        assert opened.eval_on_selector_all(".row .id", cut) == 0
+
+
+def test_a_sorted_list_begins_at_its_top(open_page: Callable) -> None:
+    opened = ready(open_page(page(make(80).payload)))
+    opened.evaluate("document.getElementById('list').scrollTop = 1e9")
+    opened.locator("#head .area button").click()
+    assert opened.evaluate("document.getElementById('list').scrollTop") == 0
+
+
 def test_a_page_that_a_browser_saved_opens_as_it_did(open_page: Callable) -> None:
     case = make(9, rules=(RULE, RULE), labels=True)
     opened = ready(open_page(page(case.payload)))
