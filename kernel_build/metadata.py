@@ -192,9 +192,9 @@ def _unknown_keys(meta: dict) -> list[str]:
     found = []
     for key in sorted(meta.keys() - _KEYS):
         near = difflib.get_close_matches(key, _KEYS, n=1)
-        mend = f"write {near[0]}" if near else "leave it out"
+        fix = f"write {near[0]}" if near else "leave it out"
         found.append(
-            f"{key} is no key that is to be pushed, and the push ignores or misreads it; {mend}"
+            f"{key} is no key that is to be pushed, and the push ignores or misreads it; {fix}"
         )
     return found
 

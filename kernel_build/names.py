@@ -77,10 +77,10 @@ def heads(
         raise InputError(f"--slug {given} cannot begin the name of a kernel: write {near}")
     own = given or _fitting(names[-1], room)
     if own is None or len(own) > room:
-        what, mend = (f"--slug {given}", "shorten it") if given else (names[-1], advice)
+        what, fix = (f"--slug {given}", "shorten it") if given else (names[-1], advice)
         raise InputError(
             f"{what} is too long for the name of a kernel, of which Kaggle's {MAX_LENGTH} "
-            f"characters leave {room}: {mend}"
+            f"characters leave {room}: {fix}"
         )
     found = {}
     for number, name in enumerate(names[:-1], 1):
@@ -101,8 +101,8 @@ def ending(*words: str) -> str:
 
 def joined(head: str, *words: str) -> str:
     """Return a kernel's name: its beginning and words, shortened where 50 characters need it."""
-    whole = "-".join(word for word in (head, *words) if word)
-    return whole if len(whole) <= MAX_LENGTH else head + ending(*words)
+    full = "-".join(word for word in (head, *words) if word)
+    return full if len(full) <= MAX_LENGTH else head + ending(*words)
 
 
 def title(name: str) -> str:
@@ -126,10 +126,10 @@ def shorten(text: str) -> str:
 
 def _fitting(name: str, room: int) -> str | None:
     """Return a name as a slug that fits, shortened where it must be; None where it cannot."""
-    whole = slugify(name)
-    if len(whole) <= room:
-        return whole
+    full = slugify(name)
+    if len(full) <= room:
+        return full
     # A word that looks shortened already would make two names one.
-    words = set(re.sub(r"[0-9]+(?![^-])", "", whole).split("-"))
-    short = shorten(whole)
+    words = set(re.sub(r"[0-9]+(?![^-])", "", full).split("-"))
+    short = shorten(full)
     return short if len(short) <= room and not words & set(ABBREVIATIONS.values()) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_FEW = 6  # names that an error lists whole where none is near
+_FEW = 6  # names that an error lists in full where none is near
 _NEAR = 0.4  # of difflib's ratio
 
 

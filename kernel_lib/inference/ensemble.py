@@ -162,9 +162,9 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
         raise InputError(
             f"several ensembles are there; name one with -p ENSEMBLE: {', '.join(found)}"
         )
-    mend = f"run the thresholds stage first, -p RUNS {name}" if name in trained else "name one"
+    fix = f"run the thresholds stage first, -p RUNS {name}" if name in trained else "name one"
     raise InputError(
-        f"ENSEMBLE {name} has no thresholds under {places}; there are {', '.join(found)}: {mend}"
+        f"ENSEMBLE {name} has no thresholds under {places}; there are {', '.join(found)}: {fix}"
     )
 
 
