@@ -21,6 +21,14 @@ from kernel_lib.viz import figures
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.viewer import viewer
 
+DRAWN_IN_PART = """async () => {
+  await viewer.ready;
+  const { dice } = viewer.evaluate(0, viewer.state.rules[0]);
+  const { pictures } = JSON.parse(document.getElementById("payload").textContent);
+  const rows = pictures.map(({ row }) => row).filter((row) => dice[row] > 0 && dice[row] < 1);
+  await viewer.choose(rows.sort((a, b) => dice[a] - dice[b])[rows.length >> 1]);
+}"""
+
 
 def main(demo: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
@@ -36,12 +44,12 @@ def main(demo: Path, out: Path) -> None:
 
 
 def look(ensemble: Path, data: Path, path: Path) -> None:
-    """The viewer as it opens, at a mask that was drawn in part."""
+    """The viewer at a mask that was drawn in part, neither the worst such nor the best."""
     page = viewer(ensemble, data_dir=data, count=60, size=512).save(path.with_suffix(".html"))
     with browser.started() as chromium:
         tab = chromium.new_page(viewport={"width": 1280, "height": 720})
         tab.goto(page.resolve().as_uri())
-        tab.evaluate("async () => { await viewer.ready; await viewer.shown(); }")
+        tab.evaluate(DRAWN_IN_PART)
         tab.screenshot(path=path)
     page.unlink()
     print(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class Agreement:
             title(one, f"{name}: {len(pairs):,}", x="member")
             one.set_xticks(range(n), [str(k + 1) for k in range(n)])
             one.set_yticks(range(n + 1), [])
-        labels = [f"{k}  {_shortened(name)}" for k, name in enumerate(self.names, 1)]
+        labels = [f"{k}  {name}" for k, name in enumerate(_shortened(self.names), 1)]
         axes[0, 0].set_yticks(range(n + 1), [plain(label) for label in [*labels, "with the truth"]])
         return Picture(figure, _pairs_read(self, means[0], means[-1]))
 
@@ -177,7 +178,10 @@ def _drawn(found: Agreement) -> str:
     return f"{len(found.positive):,} images drawn evenly from {found.n_images:,}"
 
 
-def _shortened(name: str) -> str:
-    """Both ends of a long name: runs start alike and end with their seeds."""
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Return long names without the beginning that these share; of what is still long both ends."""
+    many = [name for name in names if len(name) > LONGEST_NAME]
+    shared = os.path.commonprefix(many) if len(many) > 1 else ""  # noqa: RUF071 (no paths)
+    cut, half = shared.rfind("_") + 1, LONGEST_NAME // 2
+    shown = [f"…{name[cut:]}" if cut and name in many else name for name in names]
+    return [s if len(s) <= LONGEST_NAME else f"{s[:half]}…{s[1 - half :]}" for s in shown]

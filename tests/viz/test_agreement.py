@@ -96,9 +96,13 @@ def test_of_images_without_a_true_mask_and_of_fewer_than_two_members() -> None:
 
 
 def test_many_members_with_long_names_can_be_drawn() -> None:
-    names = [f"UNetResNet34_768_v1_augmentflips_seed{seed}" for seed in range(12)]
+    names = [f"UNetResNet34_768_v1_augmentflips_seed{seed}_size768" for seed in range(12)]
+    names[0] = "UNetResNet34_768_v1_seed3456"
     found = agreement.measured(names, [([A] * 12, A)], 1, "its own rule")
     assert found.matrices().png(dpi=40)
     shown = [text.get_text() for text in found.matrices().figure.axes[0].get_yticklabels()]
     assert len(set(shown)) == 13
-    assert shown[3] == "4  UNetResNet34_76…entflips_seed3"
+    assert shown[:4:3] == ["1  UNetResNet34_768_v1_seed3456", "4  …seed3_size768"]
+    found = agreement.measured([names[1], "b"], [([A] * 2, A)], 1, "its own rule")
+    shown = [text.get_text() for text in found.matrices().figure.axes[0].get_yticklabels()]
+    assert shown[0] == "1  UNetResNet34_76…_seed1_size768"

@@ -658,6 +658,13 @@ def test_without_truth_there_is_no_dice(open_page: Callable) -> None:
     assert count_of(canvas_pixels(opened), PREDICTION) == areas[chosen_row(opened)]
 
 
+def test_nothing_is_cut_off_without_truth(open_page: Callable) -> None:
+    opened = ready(open_page(page(make(30, truth=False, ids=[f"i{k}" for k in range(30)]).payload)))
+    for width in (1280, 900, 400):
+        opened.set_viewport_size({"width": width, "height": 700})
+        assert opened.evaluate(CUT_OFF) == []
+
+
 def test_ids_and_names_are_text_and_nothing_else(open_page: Callable) -> None:
     case = make(len(ODD_IDS), ids=ODD_IDS, embed=3, rules=(RULE, RULE))
     case.payload["title"] = ODD_IDS[1] + ODD_IDS[5]
