@@ -74,7 +74,7 @@ result.kinds
 print(result.faults())
 
 # %% [markdown]
-# The competition's masks have a median of 8,630 px, 5 % lie below 1,363 px and 5 % above 45,772 px.
+# The competition's masks have a median of 8,630 px of 1024², 5 % lie below 1,363 and 5 % above 45,772.
 
 # %%
 result.areas
