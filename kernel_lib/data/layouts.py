@@ -28,8 +28,11 @@ def label_rank(name: str) -> int:
 
 def no_folder(path: Path, name: str) -> str:
     """What to say of a file that is given where a folder is wanted."""
-    packed = path.suffix.lower() in (*PACKINGS[1:], ".tar", ".tgz", ".7z", ".rar")
-    fix = "unpack it and give the folder" if packed else f"give its folder, {path.parent}"
+    kind, fix = path.suffix.lower(), f"give its folder, {path.parent}"
+    if kind in (*PACKINGS[1:], ".tar", ".tgz", ".7z", ".rar"):
+        fix = "unpack it and give the folder"
+    elif kind in SUFFIXES:  # which may lie deep in it
+        fix = "give the folder of all images and labels"
     return f"{name} {path} is a file: {fix}"
 
 

@@ -114,20 +114,21 @@ _FILES = ("members.json", "thresholds.json")
 
 def _missing(path: Path) -> str:
     """What to say where a file of an ensemble's folder is not there; is it another folder?"""
-    folder, wanted = path.parent, "an ensemble's folder is WORK_DIR/ensembles/NAME"
+    folder, kind = path.parent, ""
     work = next((p.parent for p in (folder, *folder.parents) if p.name == "runs"), None)
     if work is not None:
-        wanted = f"it is a run's, and an ensemble decides on masks: {wanted}"
+        kind = " but a run's"
     elif (folder / "ensembles").is_dir():
         work = folder
     elif folder.name == "ensembles":
         work = folder.parent
-    if work is None and any((folder / name).is_file() for name in _FILES):
+    elif any((folder / name).is_file() for name in _FILES):
         return f"{path} is missing: the thresholds stage makes it"
-    found = [] if work is None else sorted(work.glob("ensembles/*/thresholds.json"))
-    there = [str(one.parent) for one in found]
-    listed = f"there: {', '.join(there)}" if there else "the thresholds stage makes it"
-    return f"{folder} is no ensemble's folder: {wanted}; {listed}"
+    there = [] if work is None else sorted(work.glob("ensembles/*/thresholds.json"))
+    give = " or ".join(str(one.parent) for one in there)
+    return f"{folder} is no ensemble's folder{kind}: give " + (
+        give or "WORK_DIR/ensembles/NAME, which the thresholds stage makes"
+    )
 
 
 def find(roots: Sequence[Path], name: str | None) -> Path:

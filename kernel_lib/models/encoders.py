@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import timm
@@ -100,8 +101,28 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
         # Of the classifier, and unused: a tenth of the smallest EfficientNet's weights, whose
         # missing gradient would stop training by several processes.
         del built.conv_head, built.bn2
+    for conv in built.modules():
+        if isinstance(conv, nn.Conv2d) and _crashes(conv):
+            conv.register_forward_pre_hook(partial(_subsampled, stride=conv.stride))
+            conv.stride = (1, 1)
     built.timm_options = {k: v for k, v in options.items() if k != "output_stride"}
     return built
+
+
+def _crashes(conv: nn.Conv2d) -> bool:
+    """Whether the backward pass of a first layer ends the process on a CPU, in channels_last.
+
+    oneDNN writes beyond its memory for a 1×1 convolution of three channels with a stride, which
+    RepVGG's kind (MobileOne, FastViT) begins with. The same of every second pixel is the same.
+    """
+    return (conv.in_channels, conv.kernel_size, conv.padding) == (3, (1, 1), (0, 0)) and (
+        conv.stride != (1, 1)
+    )
+
+
+def _subsampled(conv: nn.Module, given: tuple[torch.Tensor], stride: tuple[int, int]) -> tuple:
+    (x,) = given
+    return (x[:, :, :: stride[0], :: stride[1]],)
 
 
 def problem_at(encoder: nn.Module, name: str, size: int) -> str | None:

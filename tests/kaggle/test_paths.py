@@ -96,7 +96,7 @@ def test_a_wrong_data_dir_is_named_with_what_is_there_and_the_mend(tmp_path: Pat
     ("name", "fix"),
     [
         ("train-rle.csv", "is a file: give its folder, {folder}$"),
-        ("a.dcm", "is a file: give its folder, {folder}$"),
+        ("study/series/a.dcm", "is a file: give the folder of all images and labels$"),
         ("siim.zip", "is a file: unpack it and give the folder$"),
         ("siim.tar.GZ", "is a file: unpack it and give the folder$"),
     ],

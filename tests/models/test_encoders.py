@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -89,3 +93,37 @@ def test_a_size_that_an_encoder_cannot_take_is_refused_with_sizes_that_it_takes(
     )
     with pytest.raises(InputError, match=r"too small\): take -p SIZE 256 or 512, or a ResNet"):
         encoders.build("resnet18", 64)
+
+
+TRAINED = """
+import torch
+from kernel_lib.config import Experiment
+from kernel_lib.models import networks
+torch.set_num_threads(1)
+row = Experiment(name="x", encoder="mobileone_s0", decoder_channels=(16,) * 5, size=64)
+model = networks.build(row)
+for _ in range(3):
+    model(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).mask.mean().backward()
+"""
+
+
+def test_an_encoder_that_begins_with_a_strided_pixel_wise_layer_trains_on_a_cpu(project_root):
+    """In a process of its own, which oneDNN would end by writing beyond its memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINED], cwd=project_root, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_such_a_layer_gives_the_same_and_is_copied_with_the_network():
+    torch.manual_seed(1)
+    built = encoders.build("mobileone_s0", 64).eval()
+    plain = smp_encoders.get_encoder("mobileone_s0", depth=5, weights=None).eval()
+    plain.load_state_dict(built.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for one, two, three in zip(
+            built(image), copy.deepcopy(built)(image), plain(image), strict=True
+        ):
+            assert torch.equal(one, two)
+            torch.testing.assert_close(one, three)

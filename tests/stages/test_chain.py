@@ -229,10 +229,7 @@ def test_what_inference_needs_of_earlier_stages_is_whole_before_it_predicts(
         with pytest.raises(pytest.fail.Exception, match="it predicts"):
             infer(tmp_path, "work", str(place / "data"))
         return
-    # Without its thresholds.json a folder is no ensemble.
-    mend = "The thresholds stage makes them" if (name, how) == ("thresholds.json", "gone") else (
-        rf"(?s)/{name} is (missing|damaged) ?.*: (run the thresholds|the thresholds|delete it)"
-    )  # fmt: skip
+    mend = rf"(?s)/{name} is (missing|damaged) ?.*: (run the thresholds|the thresholds|delete it)"
     with pytest.raises(InputError, match=mend):
         infer(tmp_path, "work", str(place / "data"))
     assert snapshot(tmp_path / "work", "ensembles/*/*") == before

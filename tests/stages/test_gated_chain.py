@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_two_steps_go_the_whole_way(tmp_path, monkeypatch):
     assert found[0.0] == found[None] != found[1.0]
     for fold, folder in runs.find([tmp_path / "work"], judge.run).items():
         if fold == 1:
-            folder.config.unlink()
+            shutil.rmtree(folder.path)
     with pytest.raises(InputError, match="no fold 1 under"):
         inference.run(InferenceParameters(**place, **device))
     torch.set_num_threads(before)

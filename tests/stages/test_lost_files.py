@@ -14,7 +14,6 @@ from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainPa
 from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.released import Released
-from kernel_lib.runs import FoldFolder
 from kernel_lib.stages import inference, predict_files, release, report, scores, thresholds, train
 from kernel_lib.viz.viewer import viewer
 
@@ -249,15 +248,3 @@ def test_training_again_names_a_lost_file_or_makes_the_same_one(trained, tmp_pat
             assert fit(root, trained / "data").complete
             assert made_of(root / "work") == expected, path
         shutil.rmtree(root)
-
-
-@pytest.mark.slow
-def test_a_configuration_that_is_gone_is_not_written_again_as_another(trained, tmp_path):
-    """The weights beside it were trained as it said."""
-    shutil.copytree(trained / "work", tmp_path / "work")
-    (run,) = runs.names([trained / "work"])
-    folder: FoldFolder = runs.find([tmp_path / "work"], run)[0]
-    folder.config.unlink()
-    with pytest.raises(InputError, match=f"{folder.config} is missing"):
-        fit(tmp_path, trained / "data", name=run, loss="dice")
-    assert not folder.config.exists()
