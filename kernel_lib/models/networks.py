@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder, 
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import nn
-from torch.func import functional_call
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
@@ -284,18 +284,16 @@ def _problem(model: nn.Module, size: int) -> str | None:
 
     On the meta device, and where that cannot say, by numbers.
     """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
+    levels = torch.zeros(2, 1, size, size)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            functional_call(model, shapes, (torch.zeros(2, 1, size, size, device="meta"),))
-        except Exception:
-            # Whatever encoders raise, also of numbers, and constants of theirs, that meta lacks.
-            kept = {name: tensor.clone() for name, tensor in model.named_buffers()}
+            trial = copy.deepcopy(model)  # as the averaged weights are made, too
             try:
-                functional_call(model, kept, (torch.zeros(2, 1, size, size),))
-            except Exception as error:
-                return " ".join(str(error).split()) or type(error).__name__
+                copy.deepcopy(trial).to("meta")(levels.to("meta"))
+            except Exception:  # whatever encoders raise, also of constants that meta lacks
+                trial(levels)
+        except Exception as error:
+            return " ".join(str(error).split()) or type(error).__name__
     return None
 
 

@@ -455,8 +455,9 @@ def test_a_decoder_that_cannot_be_built_is_the_encoder_s_fault(monkeypatch):
         networks.build(UNET)
 
 
-def test_a_look_at_what_fits_leaves_the_model_and_the_generator(monkeypatch):
-    model = networks.build(UNET.differing(name="x", label_weight=0.1))
+@pytest.mark.parametrize("encoder", ["tu-resnet10t", "tu-coat_tiny"])  # coat ties its weights
+def test_a_look_at_what_fits_leaves_the_model_and_the_generator(encoder):
+    model = networks.build(UNET.differing(name="x", encoder=encoder, label_weight=0.1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(3)
     wanted = torch.rand(1)
@@ -465,6 +466,7 @@ def test_a_look_at_what_fits_leaves_the_model_and_the_generator(monkeypatch):
     assert torch.equal(torch.rand(1), wanted)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+    assert model(levels()).mask.shape == (2, 1, 64, 64)
 
 
 # One of each kind: convolutions, windows of a fixed size, tokens of one scale, NCHW and NHWC,
