@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -46,12 +47,14 @@ def test_ctrl_c_to_papermill_saves_and_says_so(project_root, tmp_path, how):
         [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar"],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        # Ignored where the tests run in a shell's background, and inherited.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (tmp_path / "began").exists():
         assert papermill.poll() is None, papermill.stderr.read()
         time.sleep(0.05)
     os.killpg(papermill.pid, signal.SIGINT)
-    shown = papermill.communicate()[1]
+    shown = papermill.communicate(timeout=300)[1]
     assert papermill.returncode == 1
     assert shown.count(f"\n{notebook.STOPPED}\n") == 1, shown
     assert "Error" not in shown
