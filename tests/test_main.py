@@ -144,7 +144,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("train", "-r", "NAME", "007", "-r", "SIZE", "500"), "SIZE = '500': "),
         (("thresholds", "-p", "RUN", "x"), "unknown parameter RUN; the nearest is RUNS"),
         (("inference", "-p", "ENSEMBLES", "x"), "the nearest is ENSEMBLE"),
-        (("summary", "."), "the thresholds stage makes it"),
+        (("summary", "."), "is no ensemble's folder: give WORK_DIR"),
         (("vote", "right.csv", "other.csv", *VOTE), "other.csv lacks image c"),
         (("vote", "right.csv", "--at-least", "2", "-o", "out.csv"), "a number from 1 to 1"),
         (("vote", "right.csv", "--at-least", "1", "-o", "right.csv"), "give another output file"),

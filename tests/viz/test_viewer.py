@@ -431,8 +431,8 @@ def test_the_command_line_writes_the_page(work, tmp_path):
 def test_in_a_notebook_it_is_a_frame_of_its_own(work):
     made = viewer(searched(work))
     size_mb = len(made.html.encode()) / 1e6
-    n, embedded = made.n_images, made.n_embedded
-    as_text = f"Viewer: {embedded} of {n} images embedded, {size_mb:.1f} MB"
+    alone = " (20 without their radiograph)"
+    as_text = f"Viewer: 20 of 20 images embedded{alone}, {size_mb:.1f} MB"
     assert repr(made) == as_text, "as a log shows it"
     shown = made._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
