@@ -161,6 +161,8 @@ def test_a_built_kernel_arrives_as_it_was_built(
 def test_the_root_pushes_the_default_training_kernel(
     project: Path, server: ThreadingHTTPServer, kaggle: Callable
 ):
+    cell = '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nWEIGHTS: str = "none"\n'
+    (project / "notebooks" / "train.py").write_text(cell)
     bundle.build(project, "train", "notebook", owner="me")
     metadata.fill_owner(project, "me")
     assert check.check([project]) == {project: []}
