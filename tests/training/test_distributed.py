@@ -414,6 +414,7 @@ def test_two_processes_end_with_the_scores_of_one(two, tmp_path, sampling):
     one, both = without_times(tmp_path / "one"), without_times(tmp_path / "two")
     assert len(one) == len(both) == 4
     for mine, theirs in zip(both, one, strict=True):
+        assert mine.pop("ended", None) == theirs.pop("ended", None)
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
     names = sorted(p.name for p in (tmp_path / "one/runs/tiny_seed7/fold0").iterdir())
     assert sorted(p.name for p in (tmp_path / "two/runs/tiny_seed7/fold0").iterdir()) == names
