@@ -62,8 +62,8 @@ def phantoms() -> Picture:
     ]
     shown = []
     for case, p in drawn[:6]:
-        told = f"{p.mask.sum() * 4:,} {AREA_UNIT}"
-        shown.append(figures.Example(case.image_id, p.image, p.mask, caption=told))
+        caption = f"{p.mask.sum() * 4:,} {AREA_UNIT}"
+        shown.append(figures.Example(case.image_id, p.image, p.mask, caption=caption))
     return figures.examples(shown)
 
 

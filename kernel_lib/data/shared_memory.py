@@ -30,8 +30,8 @@ def check(
     if needed > free:
         docker = max(2, math.ceil(2 * needed / 1e9))
         raise InputError(
-            f"{FOLDER} has {_told(free)} free, too little for WORKERS {workers}, which hand "
-            f"{_told(needed)} of batches over through it: {way_out}, or docker run --shm-size "
+            f"{FOLDER} has {_size_text(free)} free, too little for WORKERS {workers}, which hand "
+            f"{_size_text(needed)} of batches over through it: {way_out}, or docker run --shm-size "
             f"{docker}g"
         )
 
@@ -45,6 +45,6 @@ def _needed(workers: int, images: int, size: int) -> int:
     return ranks * ((PREFETCHED * workers + 2) * batch + semaphores)
 
 
-def _told(n_bytes: int) -> str:
+def _size_text(n_bytes: int) -> str:
     unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (0, "KB")) if n_bytes >= u)
     return f"{n_bytes / (unit or 1024):.{0 if not unit else 1}f} {name}"

@@ -238,11 +238,11 @@ def _masks(
         pixels = explore_files.pixels(one, opened)
         if pixels is None:
             continue
-        told = f"{kind}, {one.area_px:,.0f} {AREA_UNIT}"
+        caption = f"{kind}, {one.area_px:,.0f} {AREA_UNIT}"
         if rows and one.image_id in rows.of_image:
-            told += f", {rows.of_image[one.image_id]} rows"
+            caption += f", {rows.of_image[one.image_id]} rows"
         mask = rle.mask_of(one.runs, one.shape)
-        shown.append(figures.Example(one.image_id, pixels, mask, caption=told))
+        shown.append(figures.Example(one.image_id, pixels, mask, caption=caption))
     if shown:
         said = (
             f"{counted(len(shown), 'mask')} over the images: each should follow a lung's rim. What "

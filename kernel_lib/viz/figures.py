@@ -229,7 +229,7 @@ def scores(honest: Any, is_honest: bool = True) -> Picture:
     right.set_yticklabels([])
     title(left, "All images", x="mean dice")
     title(right, "Images with a true mask", x="mean dice")
-    parts = [f"{name} {dice:.4f} ({_told(nonempty)})" for name, dice, nonempty in rows]
+    parts = [f"{name} {dice:.4f} ({_as_text(nonempty)})" for name, dice, nonempty in rows]
     text = f"Mean dice, and beside it that of non-empty images: {', '.join(parts)}."
     if interval:
         text += f" Its 95 % interval is {interval[0]:.4f} to {interval[1]:.4f}."
@@ -267,7 +267,7 @@ def folds(table: pd.DataFrame) -> Picture:
         f"{counted(len(table), 'image')} of {counted(int(even['groups'].sum()), 'group')} in "
         f"{counted(len(even), 'fold')} of {even['images'].min():,} to {even['images'].max():,} "
         f"images; {shares.min():.1%} to {shares.max():.1%} have a mask, of a median area of "
-        f"{_told(median.min(), ',.0f')} to {_told(median.max(), ',.0f')} {AREA_UNIT}.",
+        f"{_as_text(median.min(), ',.0f')} to {_as_text(median.max(), ',.0f')} {AREA_UNIT}.",
     )
 
 
@@ -312,5 +312,5 @@ def _pair(source: Any, name: str) -> tuple[float, float] | None:
     return float(value[0]), float(value[1])
 
 
-def _told(value: float, form: str = ".4f") -> str:
+def _as_text(value: float, form: str = ".4f") -> str:
     return format(value, form) if math.isfinite(value) else "none"
