@@ -76,7 +76,7 @@ def test_nih_rows_need_a_data_set():
         ("train", {"LOSS": "bse"}, "loss 'bse' is unknown; nearest: bce"),
         ("train", {"ENCODER": "convnext_atto"}, "nearest: tu-convnext_atto,"),
         ("train", {"ENCODER": "tu-vit_tiny_patch16_224"}, "does not fit UNet at 512 px"),
-        ("train", {"ENCODER": "tu-densenet264d"}, "nobody publishes ImageNet weights"),
+        ("train", {"ENCODER": "tu-mobilenetv2_035"}, "nobody publishes ImageNet weights"),
         ("train", {"SAMPLING": "nonemtpy"}, "nearest: nonempty"),
         ("train", {"AUGMENT": "nots"}, "is none of notes"),
         ("train", {"MONITOR": "dise"}, "nearest: dice"),
