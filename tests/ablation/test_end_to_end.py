@@ -23,8 +23,8 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
-    return Place(tmp_path_factory.mktemp("ablation"))
+def place(scratch) -> Place:
+    return Place(scratch)
 
 
 def chosen(*names: str) -> dict:

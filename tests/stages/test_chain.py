@@ -49,16 +49,15 @@ def _apart(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(scratch) -> Path:
     """Phantoms of 128 px in `data`, one test image neither square nor of their size."""
-    root = tmp_path_factory.mktemp("chain")
     phantom.write_competition(
-        root / "data", 40, 8, size=128, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 40, 8, size=128, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    image = test_files(root / "data")[2]
+    image = test_files(scratch / "data")[2]
     reshape(image, 160, 96)
-    return root
+    return scratch
 
 
 def test_files(data: Path) -> list[Path]:

@@ -33,13 +33,12 @@ main(prog_name="kernel_lib", args=sys.argv[1:-1])
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("faults")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    return root
+    return scratch
 
 
 def train(project_root, place, work, *start, more=()) -> subprocess.CompletedProcess:

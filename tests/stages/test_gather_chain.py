@@ -25,13 +25,12 @@ OTHER = RUN.replace("seed1", "seed2")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("gather")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 24, 4, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 24, 4, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    return root
+    return scratch
 
 
 def parameters(place: Path, work: str, fold: int, seed: int = 1) -> dict:

@@ -188,15 +188,14 @@ def test_a_finished_fold_without_its_predictions_is_not_left_out(untrained, tmp_
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, apart) -> Path:
+def trained(scratch, apart) -> Path:
     """A finished training of two folds, with its data and its cache beside it."""
-    root = tmp_path_factory.mktemp("trained")
     phantom.write_competition(
-        root / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    fit(root)
-    return root
+    fit(scratch)
+    return scratch
 
 
 def fit(root: Path, data: Path | None = None, **changes) -> train.TrainResult:

@@ -20,14 +20,13 @@ ROW = "nih_UNetResNet34_512_v1"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("nih")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 16, 4, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
+        scratch / "data", 16, 4, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip
-    phantom_nih.write_nih(root / "nih", root / "data", 12, n_test=2, size=64)
-    return root
+    phantom_nih.write_nih(scratch / "nih", scratch / "data", 12, n_test=2, size=64)
+    return scratch
 
 
 def train(place: Path, work: str, **changes):

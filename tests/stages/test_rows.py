@@ -28,13 +28,12 @@ SHOWN = [n for n in MASKS if "nih" not in n]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("rows")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
+        scratch / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip
-    return root
+    return scratch
 
 
 def parameters(place: Path, name: str, **changes) -> TrainParameters:

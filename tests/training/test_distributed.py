@@ -553,13 +553,12 @@ def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("launched")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    return root
+    return scratch
 
 
 @pytest.mark.slow

@@ -166,13 +166,12 @@ def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, cou
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("trained")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    return root
+    return scratch
 
 
 def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypatch):

@@ -57,13 +57,12 @@ def test_counting_gpus_makes_no_context():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("launched")
+def place(scratch) -> Path:
     phantom.write_competition(
-        root / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        scratch / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
-    return root
+    return scratch
 
 
 @pytest.fixture(scope="module")
