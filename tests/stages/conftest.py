@@ -32,6 +32,12 @@ def apart(tmp_path_factory) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@pytest.fixture
+def no_report(monkeypatch) -> None:
+    """No report is written, which takes seconds."""
+    monkeypatch.setattr(report, "write", lambda *args, **how: None)
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory) -> Path:
     """A WORK_DIR as training and thresholds leave it, of two random networks that draw masks.

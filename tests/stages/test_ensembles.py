@@ -35,10 +35,9 @@ write_report = report.write
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch):
+def _apart(tmp_path, monkeypatch, no_report):
     """No mounts but the test's own; the page, which takes seconds, only where a test writes it."""
     monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
-    monkeypatch.setattr(report, "write", lambda *args, **how: None)
 
 
 def table() -> pd.DataFrame:

@@ -19,7 +19,7 @@ from kernel_lib.stages import inference, thresholds, train
 pytestmark = pytest.mark.slow
 
 
-def test_two_steps_go_the_whole_way(tmp_path, monkeypatch):
+def test_two_steps_go_the_whole_way(tmp_path, monkeypatch, no_report):
     monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
     before = torch.get_num_threads()
     phantom.write_competition(

@@ -18,7 +18,7 @@ from kernel_lib.stages import gather, inference, thresholds
 from kernel_lib.stages import train as train_stage
 from kernel_lib.training.clock import Clock
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
 RUN = "demo_UNetResNet10_128_v1_size64_epochs2_seed1"
 OTHER = RUN.replace("seed1", "seed2")

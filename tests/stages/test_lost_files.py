@@ -17,7 +17,7 @@ from kernel_lib.released import Released
 from kernel_lib.stages import inference, predict_files, release, report, scores, thresholds, train
 from kernel_lib.viz.viewer import viewer
 
-pytestmark = pytest.mark.usefixtures("apart")
+pytestmark = pytest.mark.usefixtures("apart", "no_report")
 
 FOLD, ENSEMBLE = "runs/tiny/fold0", "ensembles/tiny"
 READERS = ("thresholds", "inference", "view", "summary", "predict", "release")
@@ -45,11 +45,6 @@ def data(tmp_path_factory) -> Path:
     for path in drawn.rglob("*.dcm"):
         shutil.copy(path, folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args, **how: None)  # which takes seconds
 
 
 def reader(name: str, work: Path, data: Path) -> Callable[[], object]:

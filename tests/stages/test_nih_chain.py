@@ -14,7 +14,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
 ROW = "nih_UNetResNet34_512_v1"
 

@@ -17,7 +17,7 @@ from kernel_lib.data import contrast, images, phantom, rle
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import submission
-from kernel_lib.stages import inference, predict_files, release, report
+from kernel_lib.stages import inference, predict_files, release
 
 pytestmark = pytest.mark.usefixtures("apart")
 ON_CPU = {"device": "cpu", "threads": 1}
@@ -48,8 +48,7 @@ def predict(*inputs: Path, out: Path, **how) -> predict_files.PredictResult:
     return predict_files.run(inputs, out, **(ON_CPU | how))
 
 
-def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args, **how: None)
+def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path, no_report):
     work = shutil.copytree(untrained, tmp_path / "work")
     submitted = inference.run(
         InferenceParameters(
@@ -85,8 +84,7 @@ def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path
     assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
 
 
-def test_what_was_changed_in_images_is_noted(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args, **how: None)
+def test_what_was_changed_in_images_is_noted(untrained, tmp_path, no_report):
     work, folder = shutil.copytree(untrained, tmp_path / "work"), tmp_path / "own"
     folder.mkdir()
     levels = np.arange(4096, dtype=np.uint8).reshape(64, 64)

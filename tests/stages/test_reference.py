@@ -18,7 +18,6 @@ from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess.rule import Triplet
 from kernel_lib.runs import Lineage
-from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
 from tests.stages import reference
 from tests.stages.reference import Image, Rule
@@ -101,9 +100,8 @@ def work(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch):
+def _apart(tmp_path, monkeypatch, no_report):
     monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
-    monkeypatch.setattr(report, "write", lambda *args, **how: None)
 
 
 class Seen:

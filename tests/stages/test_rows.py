@@ -18,9 +18,9 @@ from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
-SMALL = {"size": 64, "encoder": "resnet18", "epochs": 2, "min_epochs": 1, "n_folds": 2, "fold": 0,
+SMALL = {"size": 64, "encoder": "tu-test_resnet", "epochs": 2, "min_epochs": 1, "n_folds": 2, "fold": 0,
          "batch_size": 4, "threads": 1, "device": "cpu", "weights": "none", "accumulate": 1,
          "parent_weights": "none", "with_parents": True}  # fmt: skip
 MASKS = [n for n, row in EXPERIMENTS.items() if row.network != "Classifier" and row.images != "nih"]
