@@ -412,7 +412,7 @@ def parameters(place: Place, **changes: Any) -> TrainParameters:
     """Return what is trained: `lite0_256` where its ImageNet weights are, else from scratch."""
     folder = place.given.weights_dir
     if place.given.device == "cpu":
-        chosen = {"experiment": "demo_UNetResNet10_128_v1", "size": 64}
+        chosen = {"experiment": "demo_UNetResNet10_128_v1", "encoder": "tu-test_resnet", "size": 64}
     elif folder is not None and any(folder.glob(f"{LITE0}*")):
         chosen = {"experiment": "lite0_256", "size": 512, "weights_dir": str(folder)}
         chosen["weights_are"] = "imagenet"  # in float16 they have another hash

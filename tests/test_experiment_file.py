@@ -213,7 +213,8 @@ def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_r
         tmp_path / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip
-    tiny = {"parent": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "min_epochs": 1}
+    tiny = {"parent": "demo_UNetResNet10_128_v1", "encoder": "tu-test_resnet", "size": 64}
+    tiny |= {"epochs": 2, "min_epochs": 1}
     label = {"network": "Classifier", "label_weight": 1.0, "monitor": "auc"}
     rows = [
         {"name": "first_64", **tiny},

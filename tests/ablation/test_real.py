@@ -10,7 +10,7 @@ from kernel_lib.data import phantom
 from kernel_lib.experiments import EXPERIMENTS
 
 TINY = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
-    name="tiny_64", size=64, epochs=2, min_epochs=1, keep=1, tta="none"
+    name="tiny_64", encoder="tu-test_resnet", size=64, epochs=2, min_epochs=1, keep=1, tta="none"
 )
 STUDY = real.Study(
     chain=(TINY, TINY.differing(name="tiny_96", size=96, weights="tiny_64")),

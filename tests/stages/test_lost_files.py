@@ -196,6 +196,7 @@ def trained(scratch, apart) -> Path:
 def fit(root: Path, data: Path | None = None, **changes) -> train.TrainResult:
     parameters = {
         "experiment": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "n_folds": 2,
+        "encoder": "tu-test_resnet",
         "data_dir": str(data or root / "data"), "work_dir": str(root / "work"),
         "cache_dir": str(root / "cache"), "device": "cpu", "threads": 1, "workers": 1,
     }  # fmt: skip

@@ -20,9 +20,9 @@ from kernel_lib.stages import train as train_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
-SMALL = {"size": 64, "encoder": "tu-test_resnet", "epochs": 2, "min_epochs": 1, "n_folds": 2, "fold": 0,
-         "batch_size": 4, "threads": 1, "device": "cpu", "weights": "none", "accumulate": 1,
-         "parent_weights": "none", "with_parents": True}  # fmt: skip
+SMALL = {"size": 64, "encoder": "tu-test_resnet", "epochs": 2, "min_epochs": 1, "n_folds": 2,
+         "fold": 0, "batch_size": 4, "threads": 1, "device": "cpu", "weights": "none",
+         "accumulate": 1, "parent_weights": "none", "with_parents": True}  # fmt: skip
 MASKS = [n for n, row in EXPERIMENTS.items() if row.network != "Classifier" and row.images != "nih"]
 SHOWN = [n for n in MASKS if "nih" not in n]
 

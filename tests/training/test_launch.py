@@ -77,9 +77,9 @@ def alone(place):
 def parameters(place: Path, work: str, **changes) -> TrainParameters:
     values = {
         "experiment": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "n_folds": 2, "fold": 0,
-        "data_dir": str(place / "data"), "work_dir": str(place / work), "device": "cpu",
-        "cache_dir": str(place / "cache"), "threads": 1, "augment": "none", "processes": 2,
-        "batch_size": 2,
+        "encoder": "tu-test_resnet", "data_dir": str(place / "data"), "work_dir": str(place / work),
+        "device": "cpu", "cache_dir": str(place / "cache"), "threads": 1, "augment": "none",
+        "processes": 2, "batch_size": 2,
     }  # fmt: skip
     return TrainParameters.checked(values | changes)
 
