@@ -7,7 +7,6 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 PY := .venv/bin/python
-unexport PYTHONDONTWRITEBYTECODE  # without it every start of torch takes 20 s more
 READY := .venv/.ready
 PYTHON_kaggle ?= 3.12
 PYTHON_kaggle-next ?= 3.13
