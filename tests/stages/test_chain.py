@@ -29,7 +29,7 @@ from kernel_lib.training.clock import Clock
 
 pytestmark = pytest.mark.slow
 
-RUN = "demo_UNetResNet10_128_v1_size64_epochs2_seed3456"
+RUN = "demo_UNetResNet10_128_v1_size64_tu-test-resnet_epochs2_seed3456"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +80,8 @@ def reshape(path: Path, height: int, width: int) -> None:
 
 
 def train(place: Path, work: str, data: str = "data", **changes) -> train_stage.TrainResult:
-    given = {"experiment": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "n_folds": 2}
+    given = {"experiment": "demo_UNetResNet10_128_v1", "size": 64, "encoder": "tu-test_resnet"}
+    given |= {"epochs": 2, "n_folds": 2}
     return train_stage.run(
         TrainParameters(
             data_dir=str(place / data), work_dir=str(place / work), cache_dir=str(place / "cache"),
@@ -266,7 +267,7 @@ def test_test_images_keep_their_own_geometry(place, whole):
         assert np.array_equal(rle.decode(text, shape), expected), image_id
 
 
-def test_two_seeds_speak_together_in_mean_and_vote(project_root, place, whole):
+def test_two_seeds_speak_together_in_mean_and_vote(project_root, place, whole, no_report):
     other = train(place, "work", seed=4567)
     both = f"{RUN},{other.run}"
     found = search(place, "work", runs=both)
@@ -283,7 +284,7 @@ def test_two_seeds_speak_together_in_mean_and_vote(project_root, place, whole):
         infer(place, "work")
 
 
-def test_the_second_network_goes_the_same_way(project_root, place):
+def test_the_second_network_goes_the_same_way(project_root, place, no_report):
     result = train(
         place, "deeplab", experiment="deeplabv3plus_resnet_512_v1", encoder="resnet18",
         weights="none",
@@ -333,7 +334,7 @@ def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_bits(place, whol
         assert one[fold].oof_last.read_bytes() == other[fold].oof_last.read_bytes()
 
 
-def test_a_child_goes_on_from_its_parent_and_stays_honest(place, whole):
+def test_a_child_goes_on_from_its_parent_and_stays_honest(place, whole, no_report):
     result = train(place, "work", weights=RUN, fold=0, epochs=2)
     child = runs.find([place / "work"], result.run)[0]
     assert checkpoints.past(child.last).ancestors == (RUN,)
@@ -364,7 +365,7 @@ def test_a_bad_training_file_stops_or_is_left_out_and_listed(place):
 
 
 def test_an_unreadable_test_image_gets_no_mask_is_named_and_once_mended_is_predicted(
-    place, whole, capsys
+    place, whole, no_report, capsys
 ):
     _, bad, content = damaged(place, "bad-test", lambda d: test_files(d)[4])
     shutil.copytree(place / "work" / "runs" / RUN, place / "mending" / "runs" / RUN)
@@ -386,5 +387,5 @@ def test_an_unreadable_test_image_gets_no_mask_is_named_and_once_mended_is_predi
 
 def test_a_start_that_fails_leaves_no_run_behind(place):
     with pytest.raises(InputError, match="-p WEIGHTS none"):
-        train(place, "failing", weights="imagenet")
+        train(place, "failing", encoder="resnet18", weights="imagenet")
     assert runs.names([place / "failing"]) == []
