@@ -182,6 +182,7 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(tables, arguments, wor
     done = click.testing.CliRunner().invoke(command_line.main, given, catch_exceptions=False)
     assert done.exit_code not in (0, None)
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
     assert contents(tables) == before
 
 
