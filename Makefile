@@ -35,7 +35,8 @@ help:
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
-	@echo "make real       the lite0 experiments on real radiographs, in hours, DATA=FOLDER"
+	@echo "make real       the lite0 experiments on real radiographs, in hours, DATA=FOLDER;"
+	@echo "                with GPU=1 that for a GPU"
 	@echo "make honesty    do honest scores hold on new images? simulated, in hours, SETS=400"
 	@echo "make gpu        all that only a GPU can show, in nine minutes, into gpu-results/"
 	@echo "make torture    every stage killed, KILLS=200, or its disk full, FULL=60: does it end the same?"
@@ -113,7 +114,7 @@ ablation-quick: $(READY)
 
 # Five folds of the lite0 experiments and their variants; skips where DATA is absent.
 real: $(READY)
-	$(PY) -m ablation real --data $(DATA)
+	$(PY) -m ablation real --data $(DATA) $(if $(GPU),--gpu --at-once 10)
 
 honesty: $(READY)
 	$(PY) -m ablation honesty --sets $(SETS)

@@ -9,6 +9,7 @@ python -m ablation honesty [--sets 400]         whether honest scores hold on ne
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -66,17 +67,35 @@ def write_table(quick: bool, seeds: int | None, folder: Path | None) -> None:
 )  # fmt: skip
 @click.option("--only", help="Variants, comma-separated; all without it.")
 @click.option("--at-once", default=2, show_default=True, help="Trainings side by side.")
+@click.option("--gpu", is_flag=True, help="The experiment for a GPU, not those for a CPU.")
+@click.option(
+    "--weights-dir", type=click.Path(exists=True, path_type=Path),
+    help="Folder of timm-tf_efficientnet_lite0.pth, where its package is not installed.",
+)  # fmt: skip
 @FOLDER
-def run_real(data: Path, only: str | None, at_once: int, folder: Path | None) -> None:
+def run_real(
+    data: Path,
+    only: str | None,
+    at_once: int,
+    gpu: bool,
+    weights_dir: Path | None,
+    folder: Path | None,
+) -> None:
     """Train the lite0 experiments and their variants on real radiographs; write both tables."""
     if not data.is_dir():
         click.echo(f"skipped: there are no real radiographs at {data} (DATA=FOLDER names others)")
         return
     from ablation import real
 
-    place = (folder or ROOT / "ablation-results" / "real").resolve()
-    text = real.run(data.resolve(), place, at_once, tuple(only.split(",")) if only else ())
-    real.write(ROOT / DOCUMENT, text)
+    study = real.GPU_STUDY if gpu else real.STUDY
+    if weights_dir:
+        weights = {"weights_dir": str(weights_dir.resolve()), "weights_are": "imagenet"}
+        study = replace(study, training={**study.training, **weights})
+    name = "real-gpu" if gpu else "real"
+    place = (folder or ROOT / "ablation-results" / name).resolve()
+    variants = tuple(only.split(",")) if only else ()
+    text = real.run(data.resolve(), place, at_once, variants, study)
+    real.write(ROOT / DOCUMENT, text, study)
     click.echo(f"{text}\nwritten into {DOCUMENT}")
 
 

@@ -33,7 +33,6 @@ from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess.honest_report import HonestReport
 from kernel_lib.stages import past, preparation, thresholds, train
 
-BEGIN, END = "<!-- real:begin -->", "<!-- real:end -->"
 SEED = TrainParameters.model_fields["seed"].default
 MEASURES = ("dice", "dice_nonempty", "auc_sum")
 
@@ -63,6 +62,8 @@ class Study:
 
     chain: tuple[Experiment, ...]  # each starts from the one before it
     variants: Mapping[str, Variant]
+    training: Mapping[str, object]  # parameters of every training that are no experiment's
+    marks: tuple[str, str]  # of its section in a document
     n_folds: int = 5
 
     @property
@@ -88,7 +89,12 @@ class Study:
     @property
     def scored(self) -> list[tuple[str, ...]]:
         """The experiments whose mean gets a score over all folds: each alone, and all together."""
-        return [*((name,) for name in self.names), self.names]
+        every = tuple(range(self.n_folds))
+        names = self.names + tuple(
+            self.name(key) for key, one in self.variants.items() if one.folds == every
+        )
+        alone = [(name,) for name in names]
+        return [*alone, names] if len(names) > 1 else alone
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -99,7 +105,8 @@ class Study:
             )
             for parent, row in pairwise(self.chain)
         ]
-        found.append(Comparison("the mean of all sizes", self.names, self.names[-1:], every))
+        if len(together := self.scored[-1]) > 1:
+            found.append(Comparison("the mean of all", together, self.names[-1:], every))
         for key, variant in self.variants.items():
             pair = (self.name(key),), (self.first.name,)
             found.append(Comparison(variant.tries, *pair, variant.folds))
@@ -121,7 +128,36 @@ STUDY = Study(
         "nolabel": Variant("no label head", {"label_weight": 0.0}),
         "hflip": Variant("flips alone, no small affine or contrast", {"augment": "hflip"}),
         "noema": Variant("no average of the weights", {"ema_decay": 0.0}),
+        "distortions": Variant(
+            "stronger augmentation, with bent images", {"augment": "distortions"}
+        ),
+        "long": Variant(
+            "the same for twice the epochs",
+            {"augment": "distortions", "epochs": 8, "min_epochs": 6},
+        ),
     },
+    training={"precision": "bfloat16", "device": "cpu", "threads": 1, "workers": 0},
+    marks=("<!-- real:begin -->", "<!-- real:end -->"),
+)
+EVERY_FOLD = tuple(range(5))
+GPU_STUDY = Study(
+    chain=(
+        EXPERIMENTS["lite0_256"].differing(
+            name="lite0_512",
+            size=512,
+            augment="distortions",
+            epochs=16,
+            min_epochs=12,
+            warmup_epochs=1.0,
+        ),
+    ),
+    variants={
+        "flips": Variant("small affine and contrast alone", {"augment": "flips"}, EVERY_FOLD),
+        "short": Variant("half the epochs", {"epochs": 8, "min_epochs": 6}, EVERY_FOLD),
+    },
+    # All trainings share one card, whose processors are not many: one process loads for each.
+    training={"device": "cuda", "workers": 1, "processes": 1},
+    marks=("<!-- real gpu:begin -->", "<!-- real gpu:end -->"),
 )
 
 
@@ -160,8 +196,7 @@ def _train(data: Path, folder: Path, study: Study, fold: int, names: Sequence[st
 def _parameters(data: Path, folder: Path, study: Study, name: str, fold: int) -> TrainParameters:
     return TrainParameters(
         experiment=name, fold=fold, n_folds=study.n_folds, data_dir=str(data),
-        work_dir=str(folder / "work"), cache_dir=str(folder / "cache"),
-        precision="bfloat16", device="cpu", threads=1, workers=0,
+        work_dir=str(folder / "work"), cache_dir=str(folder / "cache"), **study.training,
     )  # fmt: skip
 
 
@@ -268,6 +303,6 @@ def _columns(
     return {key: list(chain(*(one[key] for one in found))) for key in found[0]}
 
 
-def write(document: Path, text: str) -> None:
+def write(document: Path, text: str, study: Study = STUDY) -> None:
     """Put the section between its markers in a document."""
-    table.write(document, text, BEGIN, END)
+    table.write(document, text, *study.marks)

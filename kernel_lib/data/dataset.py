@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import cv2
@@ -23,7 +24,7 @@ class TrainingImages(Dataset):
     def __init__(self, prepared: Prepared, augmentation: str, seed: int) -> None:
         self.prepared = prepared
         self.ids = prepared.table["image_id"].tolist()
-        self.augment = augment.build(augmentation)
+        self.augment = augment.Augment(augmentation)
         self.seed = seed
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -59,6 +60,7 @@ def training_loader(
         images,
         batch_sampler=batches,
         num_workers=workers,
+        multiprocessing_context=_start_method(workers),
         pin_memory=pin,
         worker_init_fn=_one_thread,
         # A generator of its own: the loader must not draw from the one that drives dropout, or a
@@ -75,10 +77,19 @@ def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) 
         shuffle=False,
         drop_last=False,
         num_workers=workers,
+        multiprocessing_context=_start_method(workers),
         pin_memory=pin,
         worker_init_fn=_one_thread,
         generator=torch.Generator(),
     )
+
+
+def _start_method(workers: int) -> str | None:
+    """Return how workers start: as copies on Linux, which every epoch's do in milliseconds.
+
+    Also in a process that was itself spawned, or under Python 3.14, whose defaults are others.
+    """
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -43,7 +43,7 @@ def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
     image = resized(images.read(paths_of[name]), size)
     mask = rle.decode(chosen["rle"], (int(chosen["height"]), int(chosen["width"])))
     mask = resize_mask(mask, (size, size))
-    change = augment.build(row["augment"])
+    change = augment.Augment(row["augment"])
     variants = [
         change(image, mask, augment.item_seed(seed, epoch, name)) for epoch in range(EPOCHS)
     ]

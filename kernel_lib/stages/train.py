@@ -172,7 +172,7 @@ def check(decided: TrainPlan) -> None:
     row = decided.experiment
     start.check_weights_are(decided)
     losses.check(row)
-    augment.build(row.augment)
+    augment.Augment(row.augment)
     sampling.check(row.sampling, row.sampling_options)
     schedule.check(row)
     model = networks.build(row)  # which refuses an encoder that does not fit

@@ -18,6 +18,8 @@ STUDY = real.Study(
         "dice": real.Variant("BCE + dice", {"loss": {"bce": 1.0, "dice": 1.0}}),
         "never": real.Variant("left out", {"lr": 0.1}),
     },
+    training=real.STUDY.training,
+    marks=real.STUDY.marks,
     n_folds=2,
 )
 
@@ -33,12 +35,13 @@ def test_sensitivity_and_specificity_count_images_with_a_mask():
     assert real.image_level(images) == (1 / 2, 2 / 3)
 
 
-def test_each_variant_differs_from_the_experiment_in_what_it_tries_and_in_nothing_else():
-    rows, small = real.STUDY.rows, real.STUDY.first
-    for parent, row in pairwise(real.STUDY.chain):
+@pytest.mark.parametrize("study", [real.STUDY, real.GPU_STUDY], ids=["cpu", "gpu"])
+def test_each_variant_differs_from_the_experiment_in_what_it_tries_and_in_nothing_else(study):
+    rows, small = study.rows, study.first
+    for parent, row in pairwise(study.chain):
         assert row.weights == parent.name
-    for name, variant in real.STUDY.variants.items():
-        row = rows[real.STUDY.name(name)]
+    for name, variant in study.variants.items():
+        row = rows[study.name(name)]
         changed = {k for k in type(row).model_fields if getattr(row, k) != getattr(small, k)}
         assert changed - {"name", "parent"} == set(variant.changes), name
 
@@ -56,8 +59,7 @@ def test_a_small_study_is_trained_scored_and_compared(tmp_path):
         ["`tiny_64_dice`", "`tiny_64`", "0"],
     ]
     document = tmp_path / "results.md"
-    document.write_text(f"before\n{real.BEGIN}\nold\n{real.END}\nafter\n", encoding="utf-8")
-    real.write(document, text)
-    assert document.read_text(encoding="utf-8") == (
-        f"before\n{real.BEGIN}\n{text}{real.END}\nafter\n"
-    )
+    begin, end = STUDY.marks
+    document.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
+    real.write(document, text, STUDY)
+    assert document.read_text(encoding="utf-8") == f"before\n{begin}\n{text}{end}\nafter\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def image_and_mask() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
 def test_the_seed_alone_decides(name):
-    one, other = augment.build(name), augment.build(name)
+    one, other = augment.Augment(name), augment.Augment(name)
     for seed in (0, 7, 2**32 - 1):
         first = one(*image_and_mask(), seed)
         one(*image_and_mask(), 99)  # what came between does not matter
@@ -27,23 +29,31 @@ def test_the_seed_alone_decides(name):
 
 
 def test_global_generators_do_not_matter():
-    one = augment.build("notes")
+    one = augment.Augment("notes")
     np.random.seed(1)
     first = one(*image_and_mask(), 5)
     np.random.seed(2)
     assert np.array_equal(one(*image_and_mask(), 5)[0], first[0])
 
 
-@pytest.mark.parametrize("name", ["notes", "flips"])
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_a_spawned_worker_gets_the_same_augmentation(name):
+    one = augment.Augment(name)
+    copy = pickle.loads(pickle.dumps(one))
+    for mine, other in zip(one(*image_and_mask(), 5), copy(*image_and_mask(), 5), strict=True):
+        assert np.array_equal(mine, other)
+
+
+@pytest.mark.parametrize("name", ["notes", "flips", "distortions"])
 def test_seeds_differ(name):
-    one = augment.build(name)
+    one = augment.Augment(name)
     seen = {one(*image_and_mask(), seed)[0].tobytes() for seed in range(60)}
     assert len(seen) > 25
 
 
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
 def test_image_and_mask_move_together_and_stay_what_they_are(name):
-    one = augment.build(name)
+    one = augment.Augment(name)
     for seed in range(60):
         image, mask = one(*image_and_mask(), seed)
         assert image.shape == mask.shape == (SIZE, SIZE)
@@ -59,19 +69,19 @@ def test_the_arrays_given_stay_as_they_are():
     mask.setflags(write=False)
     for name in augment.AUGMENTATIONS:
         for seed in range(20):
-            augment.build(name)(image, mask, seed)
+            augment.Augment(name)(image, mask, seed)
     assert np.array_equal(image, image_and_mask()[0])
 
 
 def test_none_changes_nothing():
-    image, mask = augment.build("none")(*image_and_mask(), 3)
+    image, mask = augment.Augment("none")(*image_and_mask(), 3)
     assert np.array_equal(image, image_and_mask()[0])
     assert np.array_equal(mask, image_and_mask()[1])
 
 
 def test_each_of_the_notes_groups_acts_on_its_own():
     """Three coins: an eighth of the items gets nothing, a quarter of a half each pair alone."""
-    one, plain = augment.build("notes"), image_and_mask()
+    one, plain = augment.Augment("notes"), image_and_mask()
     n, same, moved = 400, 0, 0
     for seed in range(n):
         image, mask = one(*plain, seed)
@@ -92,4 +102,4 @@ def test_an_item_s_seed_depends_on_seed_epoch_and_image():
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="AUGMENT 'note' is none of notes, flips"):
-        augment.build("note")
+        augment.Augment("note")
