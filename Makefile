@@ -104,30 +104,30 @@ pictures: $(READY)
 	PYTHONPATH=. $(PY) docs/make_pictures.py $(DEMO) docs/pictures
 
 bench: $(READY)
-	$(PY) -m benchmarks --write
+	$(PY) -m tools.benchmarks --write
 
 ablation: $(READY)
-	$(PY) -m ablation run --seeds $(SEEDS)
+	$(PY) -m tools.ablation run --seeds $(SEEDS)
 
 ablation-quick: $(READY)
-	$(PY) -m ablation run --quick
+	$(PY) -m tools.ablation run --quick
 
 # Five folds of the lite0 experiments and their variants; skips where DATA is absent.
 real: $(READY)
-	$(PY) -m ablation real --data $(DATA) $(if $(GPU),--gpu --at-once 10)
+	$(PY) -m tools.ablation real --data $(DATA) $(if $(GPU),--gpu --at-once 10)
 
 honesty: $(READY)
-	$(PY) -m ablation honesty --sets $(SETS)
+	$(PY) -m tools.ablation honesty --sets $(SETS)
 
 # Needs no environment of ours: what the machine has, or what is on PYTHONPATH.
 gpu:
-	python3 -m benchmarks.gpu --limit-s 540 --data $(DATA) --out gpu-results
+	python3 -m tools.benchmarks.gpu --limit-s 540 --data $(DATA) --out gpu-results
 
 fuzz: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m fuzz --cases $(CASES) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(PY) -m tools.fuzz --cases $(CASES) --seed $(SEED)
 
 torture: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m torture --kills $(KILLS) --full-disk $(FULL)
+	OMP_NUM_THREADS=1 $(PY) -m tools.torture --kills $(KILLS) --full-disk $(FULL)
 
 clean:
 	rm -rf build fuzz-faults $(DEMO) .pytest_cache .ruff_cache .hypothesis

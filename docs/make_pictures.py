@@ -11,8 +11,7 @@ from pathlib import Path
 
 import cv2
 
-from benchmarks import browser
-from kernel_lib.data import phantom, table
+from kernel_lib.data import table
 from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.metrics import dice
@@ -20,6 +19,8 @@ from kernel_lib.stages import predict_files, report
 from kernel_lib.viz import figures
 from kernel_lib.viz.picture import Picture
 from kernel_lib.viz.viewer import viewer
+from tools.benchmarks import browser
+from tools.phantoms import competition
 
 DRAWN_IN_PART = """async () => {
   await viewer.ready;
@@ -58,7 +59,9 @@ def look(ensemble: Path, data: Path, path: Path) -> None:
 def phantoms() -> Picture:
     """Six phantoms with their true masks."""
     drawn = [
-        (case, p) for case, p in phantom.generate(60, 512, seed=5, difficulty=0.4) if p.mask.any()
+        (case, p)
+        for case, p in competition.generate(60, 512, seed=5, difficulty=0.4)
+        if p.mask.any()
     ]
     shown = []
     for case, p in drawn[:6]:
@@ -72,7 +75,7 @@ def failures(count: int = 6) -> Picture:
 
     It was not trained on phantoms, and they are no patients.
     """
-    drawn = list(phantom.generate(60, 512, seed=5, difficulty=0.4))
+    drawn = list(competition.generate(60, 512, seed=5, difficulty=0.4))
     shown = []
     with tempfile.TemporaryDirectory() as folder:
         images, out = Path(folder) / "images", Path(folder) / "out"

@@ -236,12 +236,19 @@ def phantoms(
     folder: Path, n_train: int, n_test: int, size: int, difficulty: float, seed: int
 ) -> None:
     """Draw phantom radiographs into FOLDER, as the competition's files are."""
-    from kernel_lib.data import phantom
+    try:
+        from tools.phantoms import competition
+    except ModuleNotFoundError:
+        raise InputError(
+            "phantoms are drawn by tools/phantoms of the repository: call this in a clone of it"
+        ) from None
 
-    phantom.write_competition(folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty)
+    competition.write_competition(
+        folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty
+    )
     click.echo(
         f"{folder}: {n_train} training and {n_test} test images of {size} px, train-rle.csv, "
-        f"sample_submission.csv and the test images' masks, {phantom.TEST_TRUTH}"
+        f"sample_submission.csv and the test images' masks, {competition.TEST_TRUTH}"
     )
 
 

@@ -29,7 +29,7 @@ class DepthwiseInFloat32(TorchFunctionMode):
 
     oneDNN's backward pass of a depthwise convolution is several times slower in bfloat16 than in
     float32, which would cost a MobileNet-like encoder more than bfloat16 gains elsewhere
-    (`benchmarks/precision.py`).
+    (`tools/benchmarks/precision.py`).
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -12,12 +12,12 @@ import pytest
 
 from kernel_lib import experiment_file, runs
 from kernel_lib.config import LONGEST_JSON, Experiment, TrainParameters
-from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan, how_to_make, plan
 from kernel_lib.stages import train
+from tools.phantoms import competition
 
 UNET = "UNetResNet34_512_v1"
 MINE = {"name": "mine_384", "parent": UNET, "size": 384, "lr": 0.5}
@@ -209,7 +209,7 @@ def test_names_in_a_row_are_checked_before_any_data_is_read(tmp_path, changes, w
 @pytest.mark.slow
 def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_root, tmp_path):
     """Through the command line and through papermill, on phantoms."""
-    phantom.write_competition(
+    competition.write_competition(
         tmp_path / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip

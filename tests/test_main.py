@@ -196,7 +196,7 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(tables, arguments, wor
         "kernel_lib.postprocess.votes",
         "kernel_lib.config, kernel_lib.experiments, kernel_lib.runs, kernel_lib.kaggle.paths",
         "kernel_lib.inference.maps, kernel_lib.inference.ensemble, kernel_lib.stages.thresholds",
-        "kernel_lib.viz.figures, kernel_lib.viz.report, kernel_lib.data.phantom",
+        "kernel_lib.viz.figures, kernel_lib.viz.report, tools.phantoms.competition",
     ],
 )
 def test_what_needs_no_network_starts_without_torch(project_root, modules):

@@ -4,7 +4,7 @@ A fingerprint is a unit vector of 1,024 numbers. What is kept and compared is it
 its products with 512 fixed random vectors, of which a share differs that grows with the angle
 between two fingerprints (Charikar 2002). Two pictures are the same where at most `MOST_DIFFERING`
 bits do. Measured on 2,205 real radiographs of 512 px, 400 of them copied in 15 ways, at 512 and
-128 px (`python -m benchmarks.fingerprints DATA`); bits that differ:
+128 px (`python -m tools.benchmarks.fingerprints DATA`); bits that differ:
 
   2,429,910 pairs of different radiographs  half above 244, 99.99 % above 165, all at least 102
   copies of 256 or 128 px                   at most 31

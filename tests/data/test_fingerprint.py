@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from kernel_lib.data import cache, fingerprint, images
-from kernel_lib.data.phantom import cases, draw_case
+from tools.phantoms.competition import cases, draw_case
 
 N_REAL = 40
 DRAWN = "2:QJjSkgeFQF5c6sYUep5mcxZJu3LduAT6wWyCEStoUDqLuPk+RVFBG67fIlrZAi76/a3NWglpohF81m/k25df3Q"

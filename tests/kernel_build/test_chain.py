@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernel_build import bundle
-from kernel_lib.data import phantom
+from tools.phantoms import competition
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
 TINY = {
@@ -52,7 +52,7 @@ def run_stage(root: Path, folder: Path, stage: str, kind: str, given: dict[str, 
 def test_three_kernels_in_a_chain_make_a_submission(project_root: Path, tmp_path: Path):
     """Each finds what the one before left wherever it is mounted; both kinds take part."""
     data = tmp_path / "input" / "competitions" / COMPETITION
-    phantom.write_competition(data, 24, 4, size=128, positives=0.5, progress=False)
+    competition.write_competition(data, 24, 4, size=128, positives=0.5, progress=False)
     run_stage(project_root, tmp_path, "train", "script", TINY)
     run_stage(project_root, tmp_path, "thresholds", "notebook", {"BOOTSTRAP": "100"})
     working = run_stage(project_root, tmp_path, "inference", "script", {"WORKERS": "0"})

@@ -11,7 +11,7 @@ import torch
 
 from kernel_build import bundle, metadata, rehearse
 from kernel_lib import checkpoints, runs
-from kernel_lib.data import phantom
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ class Clock:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
-    phantom.write_competition(folder, 24, 4, size=128, positives=0.5, progress=False)
+    competition.write_competition(folder, 24, 4, size=128, positives=0.5, progress=False)
     return folder
 
 

@@ -227,7 +227,7 @@ def test_a_kernel_trains_with_nothing_but_the_wheel_that_it_carries(
     project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """segmentation-models-pytorch is hidden in every process, as in Kaggle's image."""
-    from kernel_lib.data import phantom
+    from tools.phantoms import competition
 
     wheel = wheels.fetch(SMP, wheels.pinned(project_root, SMP), wheels.cache_folder())
     given = {
@@ -247,7 +247,7 @@ def test_a_kernel_trains_with_nothing_but_the_wheel_that_it_carries(
         (tmp_path / folder).mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDDEN)
     data = tmp_path / "input" / "competitions" / "siim-acr-pneumothorax-segmentation"
-    phantom.write_competition(data, 12, 2, size=64, positives=0.5, progress=False)
+    competition.write_competition(data, 12, 2, size=64, positives=0.5, progress=False)
     env = {k: v for k, v in os.environ.items() if k != "RANK"} | {
         "PYTHONPATH": str(tmp_path / "hide"),
         "TMPDIR": str(tmp_path / "tmp"),

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from kernel_lib import config
-from kernel_lib.data import phantom
+from tools.phantoms import competition
 
 KINDS = {
     "train": config.TrainParameters,
@@ -189,7 +189,7 @@ def test_a_notebook_s_python_text_finds_its_clone_from_elsewhere(project_root, t
 
 @pytest.mark.slow
 def test_explore_runs_on_phantoms_and_shows_what_is_bad(project_root, tmp_path):
-    phantom.write_competition(
+    competition.write_competition(
         tmp_path / "data", 12, 4, size=64, positives=0.5, workers=1, progress=False
     )
     broken = sorted((tmp_path / "data" / "dicom-images-test").rglob("*.dcm"))[0]

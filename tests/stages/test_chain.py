@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import phantom, rle
+from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps, members, recipes
@@ -26,6 +26,7 @@ from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
 from kernel_lib.training.clock import Clock
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,7 @@ def _apart(tmp_path_factory):
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
     """Phantoms of 128 px in `data`, one test image neither square nor of their size."""
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 40, 8, size=128, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip
@@ -162,7 +163,7 @@ def test_every_stage_leaves_what_the_next_one_reads(project_root, place, whole):
 
 
 def test_the_command_line_scores_and_sums_up(project_root, place, whole):
-    truth = place / "data" / phantom.TEST_TRUTH
+    truth = place / "data" / competition.TEST_TRUTH
     done = command(project_root, "summary", whole["search"].folder, "--truth", truth)
     assert done.returncode == 0, done.stderr
     for words in ("all empty", "probability > 0.5", "searched rule, honest", "submission.csv"):

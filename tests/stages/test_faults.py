@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernel_lib import checkpoints, files, runs
-from kernel_lib.data import phantom
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ main(prog_name="kernel_lib", args=sys.argv[1:-1])
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip

@@ -10,11 +10,11 @@ import torch
 
 from kernel_lib import runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, thresholds, train
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def test_two_steps_go_the_whole_way(tmp_path, monkeypatch, no_report):
     monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
     before = torch.get_num_threads()
-    phantom.write_competition(
+    competition.write_competition(
         tmp_path / "data", 16, 4, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip

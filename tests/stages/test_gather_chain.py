@@ -13,10 +13,11 @@ import pytest
 
 from kernel_lib import checkpoints, files, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import folds, phantom
+from kernel_lib.data import folds
 from kernel_lib.stages import gather, inference, thresholds
 from kernel_lib.stages import train as train_stage
 from kernel_lib.training.clock import Clock
+from tools.phantoms import competition
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
@@ -26,7 +27,7 @@ OTHER = RUN.replace("seed1", "seed2")
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 24, 4, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip

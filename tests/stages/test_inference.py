@@ -12,13 +12,14 @@ import pytest
 from kernel_lib import __main__ as main
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import InferenceParameters
-from kernel_lib.data import fingerprint, images, phantom
+from kernel_lib.data import fingerprint, images
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.postprocess import submission
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import inference, past, report, report_images, scores
 from kernel_lib.viz.viewer import view
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -31,7 +32,7 @@ def place(untrained, tmp_path, monkeypatch) -> Path:
     )
     shutil.copytree(untrained, tmp_path / "work")
     for name, seed in (("first", 1), ("second", 2)):
-        phantom.write_competition(
+        competition.write_competition(
             tmp_path / "drawn" / name, 0, 3, size=64, seed=seed, workers=1, progress=False
         )
         (tmp_path / name).mkdir()

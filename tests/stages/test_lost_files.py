@@ -11,11 +11,11 @@ import pytest
 
 from kernel_lib import checkpoints, files, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.released import Released
 from kernel_lib.stages import inference, predict_files, release, report, scores, thresholds, train
 from kernel_lib.viz.viewer import viewer
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart", "no_report")
 
@@ -41,7 +41,7 @@ NEEDED_BY = {
 def data(tmp_path_factory) -> Path:
     """Two test images."""
     drawn, folder = (tmp_path_factory.mktemp(name) for name in ("drawn", "data"))
-    phantom.write_competition(drawn, 0, 2, size=64, seed=2, workers=1, progress=False)
+    competition.write_competition(drawn, 0, 2, size=64, seed=2, workers=1, progress=False)
     for path in drawn.rglob("*.dcm"):
         shutil.copy(path, folder)
     return folder
@@ -185,7 +185,7 @@ def test_a_finished_fold_without_its_predictions_is_not_left_out(untrained, tmp_
 @pytest.fixture(scope="module")
 def trained(scratch, apart) -> Path:
     """A finished training of two folds, with its data and its cache beside it."""
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip

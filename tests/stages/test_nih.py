@@ -12,10 +12,10 @@ import pytest
 
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache_workers, fingerprint, folds, images, nih, table
-from kernel_lib.data.phantom import write_competition
-from kernel_lib.data.phantom_nih import write_nih
 from kernel_lib.errors import InputError
 from kernel_lib.stages import nih as stage
+from tools.phantoms.competition import write_competition
+from tools.phantoms.nih import write_nih
 
 SIZE = 64
 N_FOLDS = 3

@@ -9,10 +9,10 @@ import pytest
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import ThresholdsParameters, TrainParameters
-from kernel_lib.data import phantom, phantom_nih
 from kernel_lib.errors import InputError
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
+from tools.phantoms import competition, nih
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
@@ -21,11 +21,11 @@ ROW = "nih_UNetResNet34_512_v1"
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 16, 4, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip
-    phantom_nih.write_nih(scratch / "nih", scratch / "data", 12, n_test=2, size=64)
+    nih.write_nih(scratch / "nih", scratch / "data", 12, n_test=2, size=64)
     return scratch
 
 

@@ -13,11 +13,12 @@ import pydicom
 import pytest
 
 from kernel_lib.config import InferenceParameters
-from kernel_lib.data import contrast, images, phantom, rle
+from kernel_lib.data import contrast, images, rle
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, predict_files, release
+from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart")
 ON_CPU = {"device": "cpu", "threads": 1}
@@ -27,7 +28,7 @@ ON_CPU = {"device": "cpu", "threads": 1}
 def radiographs(tmp_path_factory) -> Path:
     """Four DICOMs, two of them without an ending and one with a pixel spacing, and no table."""
     root = tmp_path_factory.mktemp("radiographs")
-    phantom.write_competition(root / "drawn", 0, 4, size=64, seed=2, workers=1, progress=False)
+    competition.write_competition(root / "drawn", 0, 4, size=64, seed=2, workers=1, progress=False)
     folder = root / "own"
     folder.mkdir()
     for n, path in enumerate(sorted((root / "drawn").rglob("*.dcm"))):

@@ -8,7 +8,6 @@ import pytest
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import maps
@@ -17,6 +16,7 @@ from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
+from tools.phantoms import competition
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]
 
@@ -29,7 +29,7 @@ SHOWN = [n for n in MASKS if "nih" not in n]
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
         progress=False,
     )  # fmt: skip

@@ -24,7 +24,6 @@ from torch import nn
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.data import phantom
 from kernel_lib.engine import engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference.maps import Maps
@@ -46,6 +45,7 @@ from tests.training.test_loop import (
     weights_of,
     without_times,
 )
+from tools.phantoms import competition
 
 SIZE = 32
 
@@ -554,7 +554,7 @@ def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip

@@ -20,7 +20,6 @@ from torch import nn
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import Experiment
-from kernel_lib.data import phantom
 from kernel_lib.engine import engine, memory_named, seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -28,6 +27,7 @@ from kernel_lib.models import losses, networks
 from kernel_lib.training.distributed import ALONE, World
 from tests.training.test_distributed import Ranks, command, normalised, settings_file
 from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
+from tools.phantoms import competition
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 CARD = "cuda:0" if DEVICE == "cuda" else DEVICE
@@ -167,7 +167,7 @@ def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, cou
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip

@@ -17,11 +17,11 @@ import torch
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import phantom
 from kernel_lib.errors import InputError
 from kernel_lib.inference.maps import Maps
 from kernel_lib.stages import inference, report, thresholds, train
 from kernel_lib.training import launch
+from tools.phantoms import competition
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_counting_gpus_makes_no_context():
 
 @pytest.fixture(scope="module")
 def place(scratch) -> Path:
-    phantom.write_competition(
+    competition.write_competition(
         scratch / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
         progress=False,
     )  # fmt: skip

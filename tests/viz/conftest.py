@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import browser as chromium
+from tools.benchmarks import browser as chromium
 
 
 # A module's own: playwright keeps an event loop running, which other modules' tests could not bear.

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import metrics
+from tools.ablation import paired
+from tools.ablation.paired import MEASURES, SUBSETS, Draws
+
+AREA = [0.0, 0.0, 100.0, 200.0, 300.0]
+NAMES = ["a", "a", "b", "c", "d"]
+
+
+def columns(**changes) -> dict:
+    return {
+        "dice": [1.0, 0.0, 0.5, 0.25, 0.75],
+        "area_px": [0.0, 10.0, 0.0, 20.0, 30.0],
+        "sum_prob": [1.0, 4.0, 3.0, 5.0, 5.0],
+    } | changes
+
+
+def value(name: str) -> float:
+    return float(Draws(NAMES, AREA, 10).value(columns(), name)[0])
+
+
+def test_measures_by_hand():
+    assert value("dice") == 0.5
+    assert value("dice_nonempty") == 0.5
+    assert value("share") == 3 / 5
+    assert value("true_share") == 3 / 5
+    assert value("area") == 12.0
+    assert value("missed") == 1 / 3
+    assert value("false_alarms") == 1 / 2
+    # A third of three masks: 100 px lies below the quantile, 166.7, the others above.
+    assert (value("missed_small"), value("missed_larger")) == (1.0, 0.0)
+    # Of six pairs only (3, 4) stands in the wrong order.
+    assert value("auc_sum") == 5 / 6
+
+
+def test_every_subset_divides_the_images():
+    area = np.array(AREA)
+    assert (SUBSETS["small"](area) ^ SUBSETS["larger"](area) == (area > 0)).all()
+    assert (SUBSETS["empty"](area) ^ SUBSETS["nonempty"](area)).all()
+    assert not SUBSETS["larger"](np.zeros(3)).any()
+
+
+def test_an_unknown_measure_is_refused_with_those_there_are():
+    with pytest.raises(InputError, match="dice_nonempty"):
+        paired.measure_named("dise")
+
+
+def test_patients_come_whole_and_the_first_row_is_no_draw():
+    draws = Draws(NAMES, AREA, 200)
+    assert (draws.counts[0] == 1).all()
+    assert (draws.counts[:, 0] == draws.counts[:, 1]).all()  # both of patient a
+    by_patient = draws.counts[1:, 1:]
+    assert (by_patient.sum(axis=1) == 4).all()
+    assert by_patient.max() > 1
+
+
+def test_draws_of_an_auc_are_those_of_the_images_repeated():
+    draws = Draws(NAMES, AREA, 20)
+    found = draws.value(columns(), "auc_sum")
+    for counts, one in zip(draws.counts, found, strict=True):
+        scores = np.repeat(columns()["sum_prob"], counts)
+        labels = np.repeat(np.array(AREA) > 0, counts)
+        assert metrics.auc(scores, labels) == pytest.approx(one, nan_ok=True)
+
+
+def test_a_constant_difference_has_no_width():
+    draws = Draws(NAMES, AREA, 50)
+    one = draws.value(columns(), "dice")
+    other = draws.value(columns(dice=[d - 0.125 for d in columns()["dice"]]), "dice")
+    assert tuple(draws.difference([(one, other)] * 3)) == pytest.approx((0.125, 0.125, 0.125, 3))
+
+
+def test_without_a_seed_there_is_no_difference():
+    found = Draws(NAMES, AREA, 10).difference([])
+    assert found.n_seeds == 0
+    assert np.isnan(found[:3]).all()
+
+
+def test_seeds_are_drawn_too():
+    """Images alike, three seeds apart by 0, 3 and 6: each third of the draws of one seed."""
+    draws = Draws(NAMES, AREA, 4000)
+    zero = np.zeros(4001)
+    found = draws.difference([(zero + gap, zero) for gap in (0.0, 3.0, 6.0)])
+    assert found.value == 3.0
+    # All three the same has a chance of 1/27 = 3.7 %, so 2.5 % lies at the extremes themselves.
+    assert (found.low, found.high) == (0.0, 6.0)
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=5, max_size=5),
+    st.lists(st.floats(0, 1), min_size=5, max_size=5),
+)
+def test_the_other_way_round_the_interval_turns(a, b):
+    draws = Draws(NAMES, AREA, 40)
+    one, other = (draws.value({"dice": side}, "dice") for side in (a, b))
+    there, back = draws.difference([(one, other)]), draws.difference([(other, one)])
+    assert there.value == pytest.approx(-back.value)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    assert there.value == pytest.approx(np.mean(a) - np.mean(b))
+
+
+def test_pairing_tells_what_single_scores_do_not():
+    """Images differ much, the arms by little in every one: the interval is of the little."""
+    rng = np.random.default_rng(0)
+    dice = rng.random(60)
+    draws = Draws([str(i) for i in range(60)], np.ones(60), 500)
+    one, other = draws.value({"dice": list(dice + 0.01)}, "dice"), draws.value(
+        {"dice": list(dice)}, "dice"
+    )  # fmt: skip
+    found = draws.difference([(one, other)])
+    assert 0.0099 < found.low <= found.high < 0.0101
+    assert np.ptp(one) > 0.1
+
+
+def test_every_measure_has_a_subset_that_exists():
+    assert {measure.among for measure in MEASURES.values()} <= set(SUBSETS)

@@ -1,0 +1,121 @@
+"""What memory the competition's 12,047 images take: prepare, predict, thresholds, inference.
+
+    python -m tools.benchmarks.memory [--images N] [--size 512] [--data DIR]
+                                      [--root DIR [--only STAGE]]
+
+Each stage runs in a process of its own, on two folds whose tiny network nothing was taught, so that
+what is left is not the model; every image is held out, and scored, once. The images are few DICOMs
+under many names: phantoms of 1024², or those of --data. All are training images and, again, test
+images. With --root the folder is kept, and with --only one stage is run in it.
+
+Of each stage's whole process tree: the memory of its own, which the kernel cannot take back, and
+what is mapped from files, libraries mostly (`processes.sampled`), five times a second; and the
+kernel's own record of the first process's peak (VmHWM), which misses nothing. The figure is the
+larger of both sums, libraries and all, without what the network by itself takes. Pages that the
+kernel keeps of files that were read, and not mapped, belong to no process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kernel_lib.data import table
+from tools.benchmarks import memory_stages
+from tools.benchmarks.prepare import drawn
+from tools.benchmarks.processes import sampled
+from tools.benchmarks.rounds import figure
+
+STAGES = ("prepare", "predict", "thresholds", "inference")
+BAR_GB = 2.0
+DIFFERENT = 32  # phantoms; drawing all would take an hour
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=12_047)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--only", choices=(*STAGES, "model"))
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.inside:
+        if given.only == "model":
+            print(memory_stages.of_model(given.size))
+        else:
+            memory_stages.do(given.only, given.root, given.size)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        root = given.root or Path(scratch)
+        if not (root / "data").exists():
+            link(given.data or drawn(Path(scratch) / "few", DIFFERENT), root / "data", given.images)
+        model = int(subprocess.run(inside("model", root, given.size), check=True, text=True,
+                                   stdout=subprocess.PIPE).stdout)  # fmt: skip
+        print(f"the network's own weights and activations: {model / 1e9:.2f} GB")
+        for stage in [given.only] if given.only else STAGES:
+            predicts = stage in ("predict", "inference")
+            tell(stage, given, watched(stage, root, given.size), model if predicts else 0)
+
+
+def inside(stage: str, root: Path, size: int) -> list[str]:
+    """The command that is one stage, or the network, in a process of its own."""
+    command = [sys.executable, "-m", "tools.benchmarks.memory", "--inside", "--only", stage]
+    return [*command, "--root", str(root), "--size", str(size)]
+
+
+def link(few: Path, folder: Path, n_images: int) -> None:
+    """A data folder of n images: links to a few, and the few's labels, under new names."""
+    known = table.discover(few).train[["path", "rle"]].itertuples(index=False, name=None)
+    names = [f"image-{i:05d}" for i in range(n_images)]
+    (folder / "images").mkdir(parents=True)
+    labels = []
+    for name, (path, text) in zip(names, itertools.cycle(list(known)), strict=False):
+        target = folder / "images" / f"{name}.dcm"
+        if few.is_relative_to(tempfile.gettempdir()):
+            os.link(path, target)  # the few will be gone
+        else:
+            target.symlink_to(path)
+        labels.append(f"{name},{text}\n")
+    head = "ImageId,EncodedPixels\n"
+    (folder / "train-rle.csv").write_text(head + "".join(labels))
+    (folder / "sample_submission.csv").write_text(head + "".join(f"{n},-1\n" for n in names))
+
+
+def watched(stage: str, root: Path, size: int) -> dict[str, float]:
+    """Run a stage and watch its process tree; its peaks in bytes, and the seconds it took."""
+    peaks = dict.fromkeys(("own", "files", "sum", "record", "processes"), 0)
+    began = time.monotonic()
+    with open(root / f"{stage}.log", "w") as log:
+        child = subprocess.Popen(inside(stage, root, size), stdout=log, stderr=log)
+        while True:
+            seen = sampled(child.pid)
+            seen["sum"] = seen["own"] + seen["files"]
+            peaks = {key: max(peaks[key], seen[key]) for key in peaks}
+            try:
+                if child.wait(timeout=0.2):
+                    raise SystemExit((root / f"{stage}.log").read_text()[-2000:])
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    return peaks | {"seconds": time.monotonic() - began}
+
+
+def tell(stage: str, given: argparse.Namespace, peaks: dict[str, float], model: int) -> None:
+    gb = {key: value / 1e9 for key, value in peaks.items()}
+    print(f"{stage}: {peaks['processes']:.0f} processes at most, {peaks['seconds']:.0f} s; "
+          f"of its own {gb['own']:.2f} GB, mapped files {gb['files']:.2f}, both at once "
+          f"{gb['sum']:.2f}; the first one's record {gb['record']:.2f} GB")  # fmt: skip
+    most = max(gb["sum"], gb["record"]) - model / 1e9
+    figure(f"memory of {stage}, {given.images:,} images at {given.size}", f"{most:.2f} GB",
+           f"the bar {BAR_GB:g} GB", f"{most / BAR_GB:.0%}", "100 %")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""How long the threshold search takes, from stored maps to the rule.
+
+    python -m tools.benchmarks.thresholds [--images 10675] [--maps 400]
+
+Four parts, in one process on at most two threads: the histograms from PNG-compressed 512² maps
+(measured on some, scaled to all), the search over synthetic histograms, the same with a label's
+threshold swept, for labels that tell more or less, and the loop over grid points that public
+solutions use, written anew here (measured on a few, scaled). Writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from kernel_lib.data import rle
+from kernel_lib.postprocess import thresholds as th
+from kernel_lib.postprocess.metrics import auc
+from tools.benchmarks.rounds import Timed, figure, timed
+
+SIDE, STORED, THREADS = 1024, 512, 2
+POSITIVES = 0.22
+LOG_AREA = (9.06, 1.1)  # of true masks: median 8,630 px, as in the competition's labels
+LIMITS = {"search": 20.0, "histograms": 60.0, "memory_gb": 3.0, "sweep": 60.0}
+# Logits of images with a mask lie so much above the others', in standard deviations.
+LABELS = {"AUC 0.98": 3.0, "AUC 0.92": 2.0, "AUC 0.76": 1.0, "AUC 0.50": 0.0}
+# Grid points of two public searches, a coarse one over triplets and one over (threshold, area).
+GRIDS = {8: "none", 60: "10 ×"}
+POINTS = ((0.75, 2000, 0.3), (0.5, 1000, 0.3), (0.21, 6000, 0.21))
+LOOPED = 30  # maps
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=10_675)
+    parser.add_argument("--maps", type=int, default=400)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    n = arguments.images
+    stats = synthetic_histograms(n, np.random.default_rng(0))
+    searched = time_search(stats)
+    swept = time_sweep(stats)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    took = timed(
+        {
+            "search": lambda: th.search(stats, single=False),
+            "histograms": histograms(arguments.maps),
+            "loop": grid_points(min(arguments.maps, LOOPED)),
+        },
+        ROUNDS,
+    )
+    print(f"\n{n:,} images, {THREADS} threads")
+    for single, seconds in searched.items():
+        name = "one threshold, one area" if single else "every triplet"
+        say(f"search over {name}", seconds, LIMITS["search"])
+    for name, seconds in swept.items():
+        say(f"and every threshold of {name}", seconds, LIMITS["sweep"])
+        print(f"{'':44s}{seconds / searched[False]:8.2f} × the search without a label")
+    print(f"peak memory of the search   {memory:8.2f} GB  (limit {LIMITS['memory_gb']:.0f} GB)")
+    tell(took, n, arguments.maps)
+
+
+def tell(took: Timed, n: int, n_maps: int) -> None:
+    """The figures, against the loop on one thread, extrapolated from its few images and points."""
+    made, searched = took.seconds("histograms") / n_maps * n, took.seconds("search")
+    per_point = took.seconds("loop") / (min(n_maps, LOOPED) * len(POINTS))
+    say(f"histograms, from {n_maps} maps", made, LIMITS["histograms"])
+    print(f"loop: {per_point * 1e3:.1f} ms an image and point")
+    for points, bar in GRIDS.items():
+        loop = per_point * points * n
+        figure(
+            f"histograms and every triplet of {n:,} images", f"{made:.1f} and {searched:.1f} s",
+            f"a loop over {points} points {loop / 60:.1f} min, extrapolated",
+            f"{loop / (made + searched):.0f} × faster", bar,
+        )  # fmt: skip
+
+
+def say(name: str, seconds: float, limit: float) -> None:
+    print(f"{name:44s}{seconds:8.2f} s  {limit / seconds:5.1f} × under its limit of {limit:.0f} s")
+
+
+def time_search(stats: th.Stacked) -> dict[bool, float]:
+    """Seconds of the search over images without labels, by `single`."""
+    seconds = {}
+    for single in (False, True):
+        start = time.perf_counter()
+        found = th.search(stats, single=single)
+        seconds[single] = time.perf_counter() - start
+        print(f"peak {found.score:.6f} {found.triplet}")
+        print(f"choice {found.chosen_score:.6f} {found.chosen}")
+    return seconds
+
+
+def time_sweep(stats: th.Stacked) -> dict[str, float]:
+    """Seconds of the search over triplets and label thresholds, by what kind of label."""
+    random, has_mask = np.random.default_rng(3), stats.true_px > 0
+    labelled = {"the map's own sum": th.gate_by_sum(stats)}
+    for name, apart in LABELS.items():
+        logits = 1.6 * (random.normal(size=len(stats)) + apart * has_mask - 1)
+        levels = np.rint(255 / (1 + np.exp(-logits))).astype(np.int16)
+        labelled[f"a label, {name}"] = replace(stats, label=levels)
+    seconds = {}
+    for name, images in labelled.items():
+        start = time.perf_counter()
+        found = th.search(images)
+        seconds[name] = time.perf_counter() - start
+        print(f"{name}: AUC {auc(images.label, has_mask):.3f}, peak {found.score:.6f}", end=" ")
+        print(found.triplet)
+    return seconds
+
+
+def synthetic_histograms(n: int, random: np.random.Generator) -> th.Stacked:
+    """Histograms of 1024² maps: lesions found more or less surely, and weaker false alarms."""
+    probability = np.clip(np.arange(256) / 255, 0.002, 0.998)
+    logits, per_level = np.log(probability / (1 - probability)), 1 / probability
+
+    def spread(px: int, centre: float) -> np.ndarray:
+        weights = np.exp(-0.5 * ((logits - centre) / 1.7) ** 2) * per_level / (1 - probability)
+        return random.multinomial(px, weights / weights.sum())
+
+    hist_all, hist_true = np.zeros((2, n, 256), np.int64)
+    for at in range(n):
+        if random.random() < POSITIVES:
+            px = int(np.clip(np.exp(random.normal(*LOG_AREA)), 55, 161_421))
+            centre = min(random.normal(0.6 + 0.5 * (np.log(px) - 9), 1.6), 1.5)
+            hist_true[at] = spread(px, centre)
+            hist_all[at] = hist_true[at] + spread(int(px * random.lognormal(-0.7, 0.5)), centre - 2)
+        else:
+            px = int(min(np.exp(random.normal(6.8, 1.2)), 300_000))
+            hist_all[at] = spread(px, min(random.normal(-1.5, 1.6), 1.5))
+        hist_all[at, 0] += SIDE * SIDE - hist_all[at].sum()
+    return th.Stacked(hist_all, hist_true, np.full(n, SIDE * SIDE), np.ones(n, bool))
+
+
+def synthetic_map(random: np.random.Generator) -> tuple[bytes, str]:
+    """A smooth 512² map as PNG, and its truth at 1024² as RLE."""
+    noise = cv2.GaussianBlur(random.normal(size=(STORED, STORED)).astype(np.float32), (0, 0), 12)
+    logits = 25 * noise - 6
+    truth = np.zeros((SIDE, SIDE), np.uint8)
+    if random.random() < POSITIVES:
+        centre = tuple(random.integers(150, SIDE - 150, 2).tolist())
+        axes = tuple(random.integers(20, 120, 2).tolist())
+        cv2.ellipse(truth, centre, axes, float(random.integers(180)), 0, 360, 1, -1)
+        blurred = cv2.GaussianBlur(cv2.resize(truth, (STORED, STORED)) * 1.0, (0, 0), 6)
+        logits += 9 * blurred.astype(np.float32)
+    prob = np.round(255 / (1 + np.exp(-logits))).astype(np.uint8)
+    return cv2.imencode(".png", prob)[1].tobytes(), rle.encode(truth)
+
+
+def full_map(png: bytes) -> np.ndarray:
+    """The stored map at the image's own size, as every stage makes it."""
+    prob = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return cv2.resize(prob, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+
+
+def histograms(n: int) -> Callable[[], None]:
+    """From n stored maps, PNG and RLE, to their pairs of histograms."""
+    random = np.random.default_rng(1)
+    stored = [synthetic_map(random) for _ in range(n)]
+    print(f"maps: {np.mean([len(png) for png, _ in stored]) / 1e3:.0f} kB of PNG on average")
+
+    def work() -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda one: th.statistics(full_map(one[0]), rle.decode(one[1])), stored))
+
+    return work
+
+
+def grid_points(n: int) -> Callable[[], None]:
+    """Each of n maps, at full size in memory, thresholded and scored anew at each point."""
+    random = np.random.default_rng(2)
+    stored = [synthetic_map(random) for _ in range(n)]
+    maps = [(full_map(png) / np.float32(255), rle.decode(text)) for png, text in stored]
+
+    def work() -> None:
+        for prob, truth in maps:
+            for top, min_area_px, bottom in POINTS:
+                mask = prob > bottom
+                if (prob > top).sum() < min_area_px:
+                    mask = np.zeros_like(mask)
+                both = mask.sum() + truth.sum()
+                _ = 2 * (mask * truth).sum() / both if both else 1.0
+
+    return work
+
+
+if __name__ == "__main__":
+    main()
