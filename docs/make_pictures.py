@@ -15,10 +15,10 @@ from kernel_lib.data import table
 from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.metrics import dice
+from kernel_lib.reporting import figures
+from kernel_lib.reporting.picture import Picture
 from kernel_lib.stages import predict_files, report
-from kernel_lib.viz import figures
-from kernel_lib.viz.picture import Picture
-from kernel_lib.viz.viewer import viewer
+from kernel_lib.viewer.document import viewer
 from tools.benchmarks import browser
 from tools.phantoms import competition
 

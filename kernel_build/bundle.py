@@ -16,7 +16,7 @@ from pathlib import Path
 from kernel_build import boot, cells, metadata, names, parameters, wheels
 from kernel_build.sources import LIBRARY, Member, collect, literal, needed, ordered, read_text
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_text
+from kernel_lib.storage import write_text
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
 # nbconvert's pages know no folded cell: its templates give a cell's tag as a class to styles.

@@ -12,9 +12,9 @@ from pathlib import Path
 from kernel_build import bundle, metadata, names
 from kernel_build.rehearse import REHEARSALS
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_text
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import OVERRIDES, TrainPlan
+from kernel_lib.storage import write_text
 
 FILE = "graph.json"
 PUSHER = "push_all.py"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kernel_build import names
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_text
+from kernel_lib.storage import write_text
 
 FILE = "kernel-metadata.json"
 PLACEHOLDER = "OWNER_TO_FILL"

@@ -17,9 +17,9 @@ from pathlib import Path
 from kernel_build import names, wheels
 from kernel_build.metadata import OWNER, PLACEHOLDER
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_json
 from kernel_lib.kaggle.packages import MANIFEST
 from kernel_lib.kaggle.paths import WEIGHT_ENDINGS
+from kernel_lib.storage import write_json
 
 FILE = "dataset-metadata.json"
 SLUG = "pneumothorax-offline"

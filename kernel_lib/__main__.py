@@ -114,14 +114,14 @@ def _add_stage(
             importlib.import_module(f"kernel_lib.stages.{module or stage_name}"), function
         )
         if "RANK" in os.environ:  # one of several processes
-            from kernel_lib.training import ranks
+            from kernel_lib.parallel import ranks
 
             run = ranks.of(run, result)
         came_to = run(parameters)
         if result is not None and os.environ.get("RANK", "0") == "0":
-            from kernel_lib import files
+            from kernel_lib import storage
 
-            files.write_json(result, came_to.to_json())
+            storage.write_json(result, came_to.to_json())
 
 
 _add_stage("train", "Train", "train")
@@ -155,14 +155,14 @@ def score(
     LABELS is an RLE table, or a data folder, whose labelled test (or training) images count, each
     at its own size; without it, and with --split, the folder is sought on Kaggle's mounts.
     """
-    from kernel_lib.postprocess import submission as files
+    from kernel_lib.postprocess import submission as storage
     from kernel_lib.stages import scores
 
     if labels is not None and not labels.is_dir():
         for option, value in (("split", split), ("masks-are", masks_are)):
             if value is not None:
                 raise InputError(f"--{option} {value} is of a data folder, and {labels} is a file")
-        result = files.score(submission, labels, shape=shape)
+        result = storage.score(submission, labels, shape=shape)
     elif labels is None and split is None:
         raise click.UsageError("Missing argument 'LABELS'.")
     else:
@@ -189,16 +189,16 @@ def score(
 @SHAPE
 def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
     """Check SUBMISSION against the sample: ids, RLE, one mask an image. Status 1 if it is wrong."""
-    from kernel_lib.postprocess import submission as files
+    from kernel_lib.postprocess import submission as storage
 
-    problems = files.validate(submission, sample, shape=shape)
+    problems = storage.validate(submission, sample, shape=shape)
     for problem in problems:
         click.echo(problem)
     if problems:
         raise click.exceptions.Exit(1)
-    if note := files.order_note(submission, sample):
+    if note := storage.order_note(submission, sample):
         click.echo(note)
-    if doubt := files.doubt(submission, shape=shape):
+    if doubt := storage.doubt(submission, shape=shape):
         click.echo(f"warning: {doubt}")
     click.echo(f"{submission} is valid")
 
@@ -336,7 +336,7 @@ def view(
     max_mb: float,
 ) -> None:
     """Write a page to look at the masks of an ENSEMBLE folder: one file, for any browser."""
-    from kernel_lib.viz.viewer import viewer
+    from kernel_lib.viewer.document import viewer
 
     page = viewer(
         ensemble, test=test, data_dir=data_dir, ids=ids, count=count, size=size, max_mb=max_mb

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from kernel_lib import files, released
+from kernel_lib import released, storage
 from kernel_lib.errors import InputError
 from kernel_lib.models import weights
 from kernel_lib.released import Released
@@ -18,7 +18,7 @@ from kernel_lib.runs import UNKNOWN, Lineage
 
 def save(path: Path, state: dict[str, Any], lineage: Lineage) -> None:
     """Write a checkpoint with its past; the old file stays until the new one is complete."""
-    with files.whole(path) as file:
+    with storage.atomic_write(path) as file:
         torch.save(state | {"lineage": lineage.to_json()}, file)
 
 

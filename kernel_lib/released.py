@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
-from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.runs import Lineage
 
 SCHEMA = "pneumothorax-released-model-1"
@@ -66,7 +66,7 @@ class Released:
                 f"{path} would have {len(content) / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} are "
                 "released: train with a smaller encoder or decoder"
             )
-        with files.whole(path) as file:
+        with storage.atomic_write(path) as file:
             file.write(content)
         return len(content)
 

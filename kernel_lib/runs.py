@@ -20,7 +20,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.config import Experiment, Frozen
 from kernel_lib.errors import InputError
 from kernel_lib.plan import TrainPlan
@@ -288,7 +288,7 @@ def settle_lineage(folder: FoldFolder, lineage: Lineage) -> None:
     """Note the past of a fold's checkpoints in its config.json, unless it stands there."""
     config = folder.read_config()
     if LINEAGE not in config:
-        files.write_json(folder.config, config | {LINEAGE: lineage.digest()})
+        storage.write_json(folder.config, config | {LINEAGE: lineage.digest()})
 
 
 def stated_lineage(meta: Mapping[str, Any], path: Path) -> Lineage:
@@ -351,7 +351,7 @@ def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> Non
         "experiment": plan.experiment.model_dump(mode="json"),
     }
     if not folder.config.exists():
-        files.write_json(folder.config, config)
+        storage.write_json(folder.config, config)
         return
     there = folder.read_config()
     differs = list(differences(there, config))

@@ -60,8 +60,8 @@ parameters = InferenceParameters.from_namespace(globals())
 # One row an image, in the sample's order; masks are never split.
 
 # %%
+from kernel_lib.reporting import figures
 from kernel_lib.stages import inference
-from kernel_lib.viz import figures
 
 result = inference.run(parameters)
 
@@ -84,6 +84,6 @@ report_images.on_test(result.submission, result.source)
 # The test images, their maps and masks, to look through.
 
 # %%
-from kernel_lib.viz.viewer import viewer_or_why
+from kernel_lib.viewer.document import viewer_or_why
 
 viewer_or_why(result.folder, test=True, data_dir=parameters.data_dir, roots=result.roots)

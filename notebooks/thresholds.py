@@ -60,8 +60,8 @@ parameters = ThresholdsParameters.from_namespace(globals())
 # a mask from those without.
 
 # %%
+from kernel_lib.reporting import figures
 from kernel_lib.stages import thresholds
-from kernel_lib.viz import figures
 
 result = thresholds.run(parameters)
 
@@ -107,9 +107,9 @@ members.votes()
 
 # %% [markdown]
 # Every held-out image, with sliders for the rule: move them and see what it costs. `ids=["…"]` embeds
-# the images that you name; with a running kernel `kernel_lib.viz.picker.picker` shows any.
+# the images that you name; with a running kernel `kernel_lib.viewer.picker.picker` shows any.
 
 # %%
-from kernel_lib.viz.viewer import viewer_or_why
+from kernel_lib.viewer.document import viewer_or_why
 
 viewer_or_why(result.folder, data_dir=parameters.data_dir)

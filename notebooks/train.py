@@ -94,8 +94,8 @@ parameters = TrainParameters.from_namespace(globals())
 # Training can be stopped anywhere; started again it goes on from there and ends the same.
 
 # %%
+from kernel_lib.reporting import figures
 from kernel_lib.stages import train
-from kernel_lib.viz import figures
 
 result = train.run(parameters)
 

@@ -191,12 +191,12 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(tables, arguments, wor
     [
         "kernel_lib.__main__",
         "kernel_lib.data.rle, kernel_lib.data.masks, kernel_lib.data.table, kernel_lib.data.folds",
-        "kernel_lib.postprocess.metrics, kernel_lib.postprocess.thresholds, "
-        "kernel_lib.postprocess.honest, kernel_lib.postprocess.submission, "
+        "kernel_lib.postprocess.metrics, kernel_lib.postprocess.search, "
+        "kernel_lib.postprocess.nested_cv, kernel_lib.postprocess.submission, "
         "kernel_lib.postprocess.votes",
         "kernel_lib.config, kernel_lib.experiments, kernel_lib.runs, kernel_lib.kaggle.paths",
         "kernel_lib.inference.maps, kernel_lib.inference.ensemble, kernel_lib.stages.thresholds",
-        "kernel_lib.viz.figures, kernel_lib.viz.report, tools.phantoms.competition",
+        "kernel_lib.reporting.figures, kernel_lib.reporting.report, tools.phantoms.competition",
     ],
 )
 def test_what_needs_no_network_starts_without_torch(project_root, modules):

@@ -13,7 +13,7 @@ from kernel_lib import checkpoints, released
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
-from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, Lineage
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -20,7 +20,7 @@ def decided(**parameters) -> TrainPlan:
 
 def make(root: Path, run: str, fold: int) -> runs.FoldFolder:
     folder = runs.fold_folder(root, run, fold)
-    files.write_json(folder.config, {"run": run, "fold": fold})
+    storage.write_json(folder.config, {"run": run, "fold": fold})
     return folder
 
 
@@ -80,7 +80,7 @@ def test_a_folder_without_a_configuration_is_no_fold(tmp_path):
     make(tmp_path, "run", 0)
     (tmp_path / "runs/run/fold1").mkdir()
     (tmp_path / "runs/run/foldx").mkdir()
-    files.write_json(tmp_path / "runs/run/foldx/config.json", {})
+    storage.write_json(tmp_path / "runs/run/foldx/config.json", {})
     assert list(runs.find([tmp_path], "run")) == [0]
 
 
@@ -174,7 +174,7 @@ def test_prose_is_no_configuration(tmp_path):
     runs.settle_config(folder, decided(), "one")
     config = folder.read_config()
     config["experiment"] |= {"says": "in other words", "leaderboard": "0.9", "parent": "x"}
-    files.write_json(folder.config, config)
+    storage.write_json(folder.config, config)
     runs.settle_config(folder, decided(), "one")
 
 
@@ -182,10 +182,10 @@ def test_a_broken_or_missing_configuration_is_named(tmp_path):
     folder = runs.fold_folder(tmp_path, "run", 0)
     with pytest.raises(InputError, match=r"config.json is missing: the train stage makes it"):
         folder.read_config()
-    files.write_text(folder.config, "{")
+    storage.write_text(folder.config, "{")
     with pytest.raises(InputError, match=r"config.json is not JSON"):
         folder.read_config()
-    files.write_text(folder.config, "[]")
+    storage.write_text(folder.config, "[]")
     with pytest.raises(InputError, match=r"config.json holds no configuration"):
         folder.read_config()
 
@@ -193,8 +193,8 @@ def test_a_broken_or_missing_configuration_is_named(tmp_path):
 def test_a_run_without_a_log_has_an_empty_one(tmp_path):
     folder = runs.fold_folder(tmp_path, "run", 0)
     assert folder.read_log() == []
-    files.write_text(folder.log, '{"epoch": 1}\n{"epoch": 2}\n')
+    storage.write_text(folder.log, '{"epoch": 1}\n{"epoch": 2}\n')
     assert [line["epoch"] for line in folder.read_log()] == [1, 2]
-    files.write_text(folder.log, '{"epoch": 1}\n{"epo')
+    storage.write_text(folder.log, '{"epoch": 1}\n{"epo')
     with pytest.raises(InputError, match=r"log.jsonl is damaged .*: run the train stage there"):
         folder.read_log()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.data import images
 from kernel_lib.data.cache_store import Journal, Row, Store, Task
 from kernel_lib.data.cache_workers import Outcome, outcomes
@@ -330,8 +330,8 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"{error.strerror or error}"
-        if files.disk_full(error):
-            what = files.room(folder)
+        if storage.disk_full(error):
+            what = storage.room(folder)
         raise InputError(
             f"the cache {folder} can't be written: {what}; make room, or give another CACHE_DIR "
             "(what is done already stays, and the next call goes on from there)"
@@ -342,8 +342,8 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
 def _locked(folder: Path, root: Path | str) -> Iterator[None]:
     """One process at a time: a second one waits, and then finds the work done."""
     folder.mkdir(parents=True, exist_ok=True)
-    with files.alone(folder, wait=True):
+    with storage.folder_lock(folder, wait=True):
         says, whose = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
         if not (says.is_file() and says.read_bytes() == whose.encode()):
-            files.write_text(says, whose)
+            storage.write_text(says, whose)
         yield

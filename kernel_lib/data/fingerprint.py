@@ -29,7 +29,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.cache_store import resized
 from kernel_lib.progress import bar
@@ -90,7 +90,7 @@ def codes(prepared: Prepared) -> tuple[str, ...]:
     n = len(prepared)
     rows = bar(range(n), total=n, desc="fingerprints", unit="image", leave=False)
     found = tuple(code(prepared.image(i)) for i in rows)
-    files.write_json(path, {"of": key, "codes": found})
+    storage.write_json(path, {"of": key, "codes": found})
     return found
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from kernel_lib.data import cells, patients, rle
 from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_text
+from kernel_lib.storage import write_text
 
 COLUMNS = ("image_id", "fold", "group", "height", "width", "area_px", "rle")
 # Column → smallest and largest value. A side above 65,535 px is a slip: DICOM itself ends there.

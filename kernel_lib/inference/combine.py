@@ -11,9 +11,9 @@ import pandas as pd
 
 from kernel_lib.data import rle
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.speakers import Speakers, open_speakers
+from kernel_lib.inference.ensemble_maps import Speakers, open_speakers
 from kernel_lib.postprocess import votes
-from kernel_lib.postprocess.ways import Choice
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.progress import bar
 
 

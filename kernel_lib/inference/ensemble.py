@@ -15,12 +15,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kernel_lib import archives, files, runs
+from kernel_lib import archives, runs, storage
 from kernel_lib.config import Combine, Frozen
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.honest_report import HonestReport
-from kernel_lib.postprocess.thresholds import Triplet
-from kernel_lib.postprocess.ways import Choice
+from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.postprocess.triplet import Triplet
 
 
 class Member(Frozen):
@@ -85,7 +85,7 @@ class Ensemble(Frozen):
         return self.model_dump(mode="json", exclude=without)
 
     def save(self, folder: Path) -> None:
-        files.write_json(folder / "members.json", self.to_json())
+        storage.write_json(folder / "members.json", self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Self:

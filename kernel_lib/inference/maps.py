@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kernel_lib import archives, files
+from kernel_lib import archives, storage
 from kernel_lib.data import pictures, rle
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess import histograms
+from kernel_lib.postprocess.histograms import Statistics
 
 _META, _LABELS = "meta.json", "labels.json"
 _MEND = "delete it, run its stage"
@@ -93,13 +94,13 @@ def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def statistics(
     levels: np.ndarray, mask_rle: str, shape: tuple[int, int], label: float | None = None
-) -> thresholds.Statistics:
+) -> Statistics:
     """A map and the truth at the image's own geometry, as the histogram pair that rules need.
 
     `label` is the image's probability of a pneumothorax, where a model says one.
     """
     level = None if label is None else int(quantise(label))
-    return thresholds.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape), level)
+    return histograms.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape), level)
 
 
 def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]) -> int:
@@ -109,7 +110,10 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
     they had seen. Raises FloatingPointError for a label that is no number.
     """
     count, labels = 0, {}
-    with files.whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        storage.atomic_write(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for image_id, (level_map, label) in predictions:
             if level_map is not None:
                 done, png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])

@@ -17,9 +17,9 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.inference.combine import vote
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.speakers import Speakers, open_speakers
-from kernel_lib.postprocess import thresholds
-from kernel_lib.postprocess.thresholds import Stacked, Triplet
+from kernel_lib.inference.ensemble_maps import Speakers, open_speakers
+from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.progress import bar
 
 
@@ -47,14 +47,14 @@ class OutOfFold:
         weights = tuple(weights)
         if weights not in self._kept:
 
-            def one(image: Any) -> thresholds.Statistics:
+            def one(image: Any) -> Statistics:
                 speakers = self.speakers[image.fold]
                 level_map = speakers.level_map(image.image_id, weights)
                 label = speakers.label(image.image_id, weights)
                 shape = (image.height, image.width)
                 return maps.statistics(level_map, image.rle, shape, label)
 
-            stats = thresholds.stack(self._each(range(len(self.table)), one, "maps"))
+            stats = stack(self._each(range(len(self.table)), one, "maps"))
             # Half the memory: greedy keeps one of these for each mean that it tries.
             small = {k: getattr(stats, k).astype(np.int32) for k in ("hist_all", "hist_true")}
             self._kept[weights] = replace(stats, **small)
@@ -65,7 +65,7 @@ class OutOfFold:
     def gated(self, weights: Sequence[float]) -> Stacked:
         """As `statistics`, with the label that gates: where the sum does, the map's own."""
         stats = self.statistics(weights)
-        return thresholds.gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
+        return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
 
     def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
         """For rows (N,) and each k of 1…n members, what their vote shares with the truth, its area.

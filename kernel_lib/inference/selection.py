@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from kernel_lib.inference.ensemble_maps import alone
 from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.inference.recipes import Recipe
-from kernel_lib.inference.speakers import alone
-from kernel_lib.postprocess.ways import Greedy, MemberVote, OneRule, Way
+from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Way
 
 
 def way(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Way:

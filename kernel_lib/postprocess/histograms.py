@@ -15,7 +15,7 @@ from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.rule import Triplet, checked_map, first_level
+from kernel_lib.postprocess.triplet import Triplet, checked_map, first_level
 
 # cv2 counts in float32, which is exact up to here.
 CV2_EXACT_PX = 1 << 24

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from kernel_lib.postprocess.search import KEEP_NONE, LEVELS, Problem, Scan
+from kernel_lib.postprocess.exhaustive import KEEP_NONE, LEVELS, Problem, Scan
 
 # Means enter the smoothing as whole numbers, so that equal neighbourhoods tie exactly.
 MEAN_UNIT = 1 << 30

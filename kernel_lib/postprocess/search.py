@@ -1,145 +1,195 @@
-"""Every rule at once: the sum of dice over images for all (top, area, bottom), exactly.
+"""The search for a rule: every one of them, exactly.
 
-An image's dice under a rule depends on two things only: whether its area at `top` reaches the
-minimum, and its dice at `bottom` if so. So the images are sorted on their area at each `top`, and a
-prefix sum of what each gains by keeping its mask gives every minimum area and every `bottom` at
-once. Gains are whole numbers (multiples of 2^-44), so that sums do not depend on the images' order
-and equal means compare equal.
+Where every image has a label, the search sweeps the rule's label threshold, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kernel_lib.data.units import FULL_AREA
-
-LEVELS = 255  # thresholds halfway between the 256 levels of a uint8 map
-KEEP_NONE = FULL_AREA + 1  # the least area that no image reaches
-GAIN_BITS = 44  # 2^44 · 262,144 images stay below 2^62
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess import exhaustive as sums
+from kernel_lib.postprocess import label_threshold, plateau
+from kernel_lib.postprocess.exhaustive import LEVELS
+from kernel_lib.postprocess.histograms import (
+    Stacked,
+    Statistics,
+    per_image_dice,
+    with_truth,
+)
+from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
+from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.progress import bar
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What the search needs of the images; rows are images, columns the 255 thresholds.
+class SearchResult:
+    """The exact peak over all rules, and the rule chosen from the plateau around it.
 
-    Images that a gate leaves out have no row but stay in `n_images` and `n_empty`: their masks are
-    empty under every rule.
+    Plateau and surface are those of rules with the peak's label threshold, which `chosen` shares.
     """
 
-    area: np.ndarray  # (P, 255) int64 areas at 1024², of images whose truth has a mask
-    gain: np.ndarray  # (P, 255) int64 dice of those when kept, in units (not kept it is 0)
-    label: np.ndarray  # (P,) int16 label levels of those, -1 = none
-    empty_area: np.ndarray  # (E, 255) int64 areas at 1024², of images whose truth is empty
-    empty_shown: np.ndarray  # (E, 255) bool whether those exceed the threshold anywhere
-    empty_label: np.ndarray  # (E,) int16
-    unit: int  # this many units are a dice of 1
+    triplet: Triplet
+    score: float  # mean dice (0–1) of `triplet` on the images searched
+    chosen: Triplet
+    chosen_score: float
+    plateau: dict  # "within" of the peak's score: ranges of top, bottom, min_area_px
+    chooser: plateau.Chooser
     n_images: int
-    n_empty: int  # of those, images whose truth is empty
+    single: bool
+    label_swept: bool  # False: no label was looked at; True with None in the rules: none helps
+    surface: np.ndarray = field(repr=False, compare=False)  # (255, 255) [top, bottom]
+    surface_area_px: np.ndarray = field(repr=False, compare=False)  # (255, 255) its area
 
-    def passing(self, gate: int) -> Problem:
-        """The problem of rules that leave out images whose label level is not above `gate`."""
-        has_mask, empty = self.label > gate, self.empty_label > gate
-        return replace(
-            self,
-            area=self.area[has_mask],
-            gain=self.gain[has_mask],
-            label=self.label[has_mask],
-            empty_area=self.empty_area[empty],
-            empty_shown=self.empty_shown[empty],
-            empty_label=self.empty_label[empty],
-        )
+    def to_json(self) -> dict:
+        """All but the surfaces, as a dict for JSON."""
+        return {
+            "triplet": self.triplet.to_json(),
+            "score": self.score,
+            "chosen": self.chosen.to_json(),
+            "chosen_score": self.chosen_score,
+            "plateau": self.plateau,
+            "chooser": self.chooser.to_json(),
+            "n_images": self.n_images,
+            "single": self.single,
+            "label_swept": self.label_swept,
+        }
 
-    def mean(self, gained: np.ndarray | int) -> np.ndarray:
-        """Mean dice (0–1) from the sum of gains over predicting nothing anywhere."""
-        return (gained + self.n_empty * self.unit) / (self.n_images * self.unit)
+
+def search(
+    stats: Sequence[Statistics] | Stacked,
+    *,
+    single: bool = False,
+    progress: bool = False,
+    chooser: plateau.Chooser | None = None,
+    label: bool | None = None,
+) -> SearchResult:
+    """The best rule over all pairs bottom ≤ top of the 255 thresholds and all areas, and a choice.
+
+    `single` holds top == bottom. Means closer than 2^-42 tie: the larger area wins, then the higher
+    top, then the higher bottom; a rule that keeps no image has an area of 1024² + 1.
+
+    Where every image has a label, unless `label` is False, all this is also over the thresholds of
+    the label, halfway between levels; of rules that tie, those without it, then those of the lowest
+    come before the larger area. The plateau is then that of rules with the peak's label threshold.
+
+    Raises: InputError without images, when an image's truth is not known, or when `label` is True
+    and an image has none.
+    """
+    stats, chooser = with_truth(stats), chooser or plateau.Chooser()
+    best = _best(stats, plateau.area_grid(), single, label, _tops(progress))
+    problem, scan, threshold, triplet = best.problem, best.scan, best.label, best.triplet
+    dice = per_image_dice(stats, triplet)
+    score, within = mean_dice(dice), plateau.tolerance(chooser, dice)
+    means = plateau.grid_means(problem, scan)
+    surface = np.where(scan.valid, problem.mean(scan.best), np.nan)
+    choice = plateau.choose(means, scan.volume_valid, chooser, score - within)
+    chosen = triplet if choice is None else _triplet(*choice, threshold)
+    ranges = plateau.extent(means, scan.volume_valid, surface, best.peak, score - within)
+    return SearchResult(
+        triplet=triplet,
+        score=score,
+        chosen=chosen,
+        chosen_score=mean_dice(per_image_dice(stats, chosen)),
+        plateau={
+            "within": within,
+            "top": [_threshold(level) for level in ranges["top"]],
+            "bottom": [_threshold(level) for level in ranges["bottom"]],
+            "min_area_px": list(ranges["min_area_px"]),
+        },
+        chooser=chooser,
+        n_images=len(stats),
+        single=single,
+        label_swept=best.swept,
+        surface=surface,
+        surface_area_px=scan.best_area,
+    )
+
+
+def best_score(
+    stats: Sequence[Statistics] | Stacked, *, single: bool = False, label: bool | None = None
+) -> float:
+    """Return the mean dice (0–1) of the best rule, exactly as `search` does, in less time.
+
+    Raises: InputError as `search` does.
+    """
+    stats = with_truth(stats)
+    best = _best(stats, np.empty(0, np.int64), single, label, range(LEVELS))
+    return mean_dice(per_image_dice(stats, best.triplet))
 
 
 @dataclass(frozen=True)
-class Scan:
-    """The best of each (top, bottom), and all sums over a grid of areas."""
+class _Best:
+    """The best rule, and what was scanned to find it."""
 
-    best: np.ndarray  # (255, 255) int64 [top, bottom] largest sum of gains
-    best_area: np.ndarray  # (255, 255) int64 the largest area that reaches it
-    valid: np.ndarray  # (255, 255) bool where a rule exists
-    # (G, 255, B) int64 [area, top, bottom] sums on the grid of areas, and (255, B) where a rule
-    # exists; B is 255, or 1 where top == bottom.
-    volume: np.ndarray
-    volume_valid: np.ndarray
-
-
-def unit_for(n_images: int) -> int:
-    """Units in a dice of 1, such that sums over the images fit into 63 bits."""
-    return 1 << min(GAIN_BITS, 62 - int(n_images).bit_length())
+    problem: sums.Problem  # of the images that pass the rule's label threshold
+    scan: sums.Scan
+    swept: bool
+    peak: tuple[int, int, int]  # top level, area, bottom level
+    label: float | None
+    triplet: Triplet
 
 
-def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterable[int]) -> Scan:
-    """Sums of gains of every rule; `tops` is 0…254, wrapped in a progress bar or not.
-
-    Shapes: area_grid (G,) int64 ascending, for the volume only: the best is over all areas.
-    """
-    shape = (LEVELS, LEVELS)
-    best, best_area = np.zeros(shape, np.int64), np.full(shape, KEEP_NONE, np.int64)
-    volume = np.zeros((len(area_grid), LEVELS, 1 if single else LEVELS), np.int64)
-    # An area of 0 keeps every image whatever the top, even one with nothing above it.
-    wrong = np.count_nonzero(problem.empty_shown, axis=0)
-    keep_all = problem.gain.sum(axis=0) - problem.unit * wrong
-    for top in tops:
-        bottoms = slice(top, top + 1) if single else slice(0, top + 1)
-        ends, sums = _sums_at(problem, top, bottoms)
-        # The first row keeps none, the last keeps all; between them the areas fall.
-        candidates = np.concatenate([[KEEP_NONE], ends, [0]])
-        rows = np.zeros((len(candidates), sums.shape[1]), np.int64)
-        rows[1:-1], rows[-1] = sums, keep_all[bottoms]
-        rows[1:-1] -= problem.unit * reaching(problem.empty_area[:, top], ends)[:, None]
-        best[top, bottoms] = rows.max(axis=0)
-        # Equal means may differ by half a unit an image; the first that is as good has most area.
-        as_good = rows >= best[top, bottoms] - problem.n_images
-        best_area[top, bottoms] = candidates[as_good.argmax(axis=0)]
-        volume[:, top, : sums.shape[1]] = _on_grid(problem, top, ends, sums, area_grid)
-    valid = np.eye(LEVELS, dtype=bool) if single else np.tri(LEVELS, dtype=bool)
-    volume_valid = np.ones((LEVELS, 1), dtype=bool) if single else valid
-    return Scan(best, best_area, valid, volume, volume_valid)
+def _best(
+    stats: Stacked, area_grid: np.ndarray, single: bool, label: bool | None, tops: Iterable[int]
+) -> _Best:
+    swept, problem = sweeps_label(stats, label), _problem(stats)
+    gate = label_threshold.best_gate(problem, single=single) if swept else label_threshold.NO_GATE
+    problem = problem if gate == label_threshold.NO_GATE else problem.passing(gate)
+    threshold = None if gate == label_threshold.NO_GATE else _threshold(gate)
+    scan = sums.scan(problem, area_grid, single=single, tops=tops)
+    peak = sums.peak(scan, problem.n_images)
+    return _Best(problem, scan, swept, peak, threshold, _triplet(*peak, threshold))
 
 
-def peak(scan: Scan, n_images: int) -> tuple[int, int, int]:
-    """(top level, area, bottom level) of the best rule; ties: larger area, higher top and bottom.
-
-    Rules tie when their mean dice differ by less than 2^-42, where equal fractions may be rounded.
-    """
-    largest = scan.best[scan.valid].max()
-    tops, bottoms = np.nonzero(scan.valid & (scan.best >= largest - n_images))
-    areas = scan.best_area[tops, bottoms]
-    at = np.lexsort((bottoms, tops, areas))[-1]
-    return int(tops[at]), int(areas[at]), int(bottoms[at])
+def sweeps_label(stats: Stacked, label: bool | None) -> bool:
+    """Whether a search over these images looks at their labels; InputError where it cannot."""
+    if label and not stats.has_labels:
+        raise InputError(
+            f"{int((stats.label < 0).sum())} of {len(stats)} images have no label to search a "
+            "threshold of: predict them by a network with a label head, or leave label=True out"
+        )
+    return stats.has_labels and label is not False
 
 
-def _sums_at(problem: Problem, top: int, bottoms: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Areas (K,) worth trying at one top, falling, and the gains (K, bottoms) of those who reach.
-
-    Only areas of images with a mask are worth trying: between two of them a smaller minimum keeps
-    nothing more but images whose truth is empty.
-    """
-    area = problem.area[:, top]
-    order = np.argsort(-area, kind="stable")
-    order = order[: np.count_nonzero(area)]
-    falling = area[order]
-    sums = problem.gain[:, bottoms][order].cumsum(axis=0)
-    last_of_tie = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)[: len(falling)])
-    return falling[last_of_tie], sums[last_of_tie]
-
-
-def _on_grid(
-    problem: Problem, top: int, ends: np.ndarray, sums: np.ndarray, area_grid: np.ndarray
-) -> np.ndarray:
-    """Sums (G, bottoms) of one top at the areas of the grid."""
-    padded = np.concatenate([np.zeros((1, sums.shape[1]), np.int64), sums])
-    reached = len(ends) - np.searchsorted(ends[::-1], area_grid, side="left")
-    return padded[reached] - problem.unit * reaching(problem.empty_area[:, top], area_grid)[:, None]
+def _problem(stats: Stacked) -> sums.Problem:
+    """What the search needs, from the histograms."""
+    has_mask = stats.true_px > 0
+    above = _above(stats.hist_all)
+    area = above * FULL_AREA // stats.n_px[:, None]
+    shared = _above(stats.hist_true[has_mask])
+    unit = sums.unit_for(len(stats))
+    dice = dice_of_counts(shared, above[has_mask], stats.true_px[has_mask, None])
+    return sums.Problem(
+        area=area[has_mask],
+        gain=np.rint(dice * unit).astype(np.int64),
+        label=stats.label[has_mask],
+        empty_area=area[~has_mask],
+        empty_shown=above[~has_mask] > 0,
+        empty_label=stats.label[~has_mask],
+        unit=unit,
+        n_images=len(stats),
+        n_empty=int(np.count_nonzero(~has_mask)),
+    )
 
 
-def reaching(areas: np.ndarray, minima: np.ndarray) -> np.ndarray:
-    """How many of the areas reach each minimum."""
-    return len(areas) - np.searchsorted(np.sort(areas), minima, side="left")
+def _above(hist: np.ndarray) -> np.ndarray:
+    """Pixels (N, 255) that exceed each of the 255 thresholds, from counts (N, 256)."""
+    return np.ascontiguousarray(hist[:, :0:-1].cumsum(axis=1)[:, ::-1])
+
+
+def _threshold(level: int) -> float:
+    """The threshold halfway between `level` and the next, 0–1."""
+    return (level + 0.5) / 255
+
+
+def _triplet(top: int, area: int, bottom: int, label: float | None) -> Triplet:
+    return Triplet(_threshold(top), area, _threshold(bottom), label)
+
+
+def _tops(progress: bool) -> Iterable[int]:
+    return bar(range(LEVELS), desc="thresholds", unit="top") if progress else range(LEVELS)

@@ -12,8 +12,8 @@ import pandas as pd
 from kernel_lib.data import cells, label_checks, labels, rle
 from kernel_lib.data.labels import Sample, names_of, parse_cell
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_text
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
+from kernel_lib.storage import write_text
 
 COLUMNS = (labels.ID_COLUMN, labels.RLE_COLUMN)
 SHAPE = (1024, 1024)  # (H, W) of every image of the competition

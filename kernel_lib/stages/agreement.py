@@ -13,12 +13,12 @@ import pandas as pd
 from kernel_lib.data import folds, rle
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.speakers import open_speakers
+from kernel_lib.inference.ensemble_maps import open_speakers
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess.ways import Choice
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.progress import bar
-from kernel_lib.viz import agreement
-from kernel_lib.viz.agreement import Agreement
+from kernel_lib.reporting import agreement
+from kernel_lib.reporting.agreement import Agreement
 
 # Each mask is a map enlarged to its image's size, some 2 ms: ten seconds at the most.
 MOST_IMAGES, MOST_MASKS = 1000, 4000

@@ -14,8 +14,8 @@ from kernel_lib.data.cache_store import resized
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.data.table import Source, discover
 from kernel_lib.kaggle import paths
-from kernel_lib.viz import figures
-from kernel_lib.viz.picture import Picture
+from kernel_lib.reporting import figures
+from kernel_lib.reporting.picture import Picture
 
 EPOCHS = 7  # with the image itself two rows of a grid
 

@@ -14,10 +14,10 @@ from kernel_lib.data.table import Source
 from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.kaggle import paths
+from kernel_lib.reporting import figures, findings
+from kernel_lib.reporting.picture import Picture, counted
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
-from kernel_lib.viz import figures, found
-from kernel_lib.viz.picture import Picture, counted
 
 SHOWN = 4  # images of a kind, a row of the grid
 LISTED = 10  # faults among the lines; the table has all
@@ -64,7 +64,7 @@ def run(parameters: ExploreParameters) -> Explored:
         bad=bad,
         areas=_areas(source, masked),
         masks=masks,
-        means=found.means(opened.mean, explore_files.mean_mask(masked)),
+        means=findings.means(opened.mean, explore_files.mean_mask(masked)),
     )
     print(result)
     return result
@@ -74,7 +74,7 @@ def viewer(parameters: ExploreParameters):
     """The viewer of an ensemble's masks; a sentence where ENSEMBLE names none."""
     if parameters.ensemble is None:
         return Picture(None, "No viewer: -p ENSEMBLE NAME shows the masks of that ensemble.")
-    from kernel_lib.viz.viewer import viewer as of_folder  # only where there is one to show
+    from kernel_lib.viewer.document import viewer as of_folder
 
     roots = paths.artefact_roots(paths.work_dir(parameters.work_dir))
     return of_folder(
@@ -194,15 +194,15 @@ def _doubts(masked: Sequence[Masked], masks_are: str | None) -> list[str]:
 
 def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
     if given is None:
-        found = pd.Series(opened.patients, dtype=object)
+        given_patients = pd.Series(opened.patients, dtype=object)
     else:
-        found = every.map(labels.read_groups(paths.from_root(given)))
-    found, notes = patients.known(found)
+        given_patients = every.map(labels.read_groups(paths.from_root(given)))
+    given_patients, notes = patients.known(given_patients)
     lines = [f"note: {note}" for note in notes]
-    known = found[found != ""]
+    known = given_patients[given_patients != ""]
     if given is None:
         named = f"{known.nunique():,} named by the DICOMs that were opened"
-        texts = [named] if len(known) else patients.note_unknown(every, found)
+        texts = [named] if len(known) else patients.note_unknown(every, given_patients)
         return [*(f"patients: {text}" for text in texts), *lines]
     several = int((known.value_counts() > 1).sum())
     return [

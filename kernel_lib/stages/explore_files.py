@@ -15,7 +15,7 @@ from kernel_lib.data.table import Source
 from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.progress import bar
-from kernel_lib.viz.found import Mean
+from kernel_lib.reporting.findings import Mean
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
@@ -88,7 +88,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
     a working folder that cannot be written.
     """
     work = work.absolute()
-    files.check_writable(work, "--into")
+    storage.check_writable(work, "--into")
     roots = _roots(sources, work)
     with Signals().caught():
         found = _opened(roots)
@@ -161,7 +161,7 @@ def _held(copies: Iterable[Fold], places: Places, work: Path) -> Iterator[None]:
     with ExitStack() as held:
         for fold in copies:
             here = _target(work, fold)
-            held.enter_context(files.alone(here.path))
+            held.enter_context(storage.folder_lock(here.path))
             # What was not there when all was checked may have come since.
             was: dict[Path, Stamp | None] = {here.config: None, here.last: None}
             for one in places[fold.key]:
@@ -183,7 +183,7 @@ def _refuse_changed(was: Mapping[Path, Stamp | None]) -> None:
 def _bring_table(table: Path, drawn: pd.DataFrame, roots: Sequence[Path], work: Path) -> None:
     """folds.csv first, so that a training that starts here meanwhile takes it too."""
     target = work / "folds.csv"
-    with files.alone(target, wait=True):
+    with storage.folder_lock(target, wait=True):
         if target.exists():
             if differs := folds.difference(folds.load(target), drawn):
                 raise InputError(
@@ -204,7 +204,7 @@ def _bring(copies: Sequence[Fold], work: Path) -> None:
         total=total, desc="gather", unit="B", unit_scale=True, leave=False, disable=not copies
     ) as shown:
         for fold in copies:
-            with files.whole_folder(_target(work, fold).path) as aside:
+            with storage.atomic_folder(_target(work, fold).path) as aside:
                 for path in fold.stamps:
                     _copy(path, aside / path.name, shown)
                 _refuse_changed(fold.stamps)
@@ -215,12 +215,12 @@ def _tidy(taken: Iterable[Fold], work: Path) -> None:
     for fold in taken:
         path = _target(work, fold).path
         if any(path.parent.glob(f".{path.name}.*")):
-            with suppress(InputError), files.alone(path):  # else a training works there
-                files.tidy(path)
+            with suppress(InputError), storage.folder_lock(path):  # else a training works there
+                storage.tidy(path)
 
 
 def _copy(path: Path, target: Path, shown: tqdm | None = None) -> None:
-    with path.open("rb") as source, files.whole(target) as copy:
+    with path.open("rb") as source, storage.atomic_write(target) as copy:
         while block := source.read(_BLOCK):
             copy.write(block)
             if shown is not None:

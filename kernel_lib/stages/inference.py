@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, runs, storage
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
@@ -21,18 +21,18 @@ from kernel_lib.engine import Engine, engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps, tta
+from kernel_lib.inference import maps, predictions, tta
 from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess import honest, submission
-from kernel_lib.postprocess.search import FULL_AREA
+from kernel_lib.parallel import launch
+from kernel_lib.parallel.world import World, joined, n_ranks, own_device
+from kernel_lib.postprocess import nested_cv, submission
+from kernel_lib.postprocess.exhaustive import FULL_AREA
 from kernel_lib.runs import FoldFolder
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, past, predictions, report
-from kernel_lib.training import distributed, launch
-from kernel_lib.training.distributed import World
+from kernel_lib.stages import past, report, session_budget
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class InferenceResult:
 
     folder: Path  # the ensemble's
     submission: Path
-    summary: honest.TestSummary  # the test masks beside those out of fold
-    honest: honest.HonestReport
+    summary: nested_cv.TestSummary  # the test masks beside those out of fold
+    nested_cv: nested_cv.HonestReport
     unreadable: tuple[str, ...]
     notes: tuple[str, ...]  # on the images
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
@@ -80,7 +80,7 @@ def predict(parameters: InferenceParameters) -> Predicted:
     """
     asked = _asked(parameters)
     # Of several processes the one that started them holds the folder, or nobody.
-    held = files.alone(asked.folder) if distributed.n_ranks() == 1 else nullcontext()
+    held = storage.folder_lock(asked.folder) if n_ranks() == 1 else nullcontext()
     with Signals().caught(), held:
         # Not needed to predict, but hours of that are for a submission and its report.
         report.read(asked.earlier, asked.roots)
@@ -94,16 +94,16 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     predicted, where a stage's output is missing or damaged, or the sample and the images do not
     belong together.
     """
-    if distributed.n_ranks() > 1:
+    if n_ranks() > 1:
         raise InputError(
             "inference writes one submission: start it in one process, with PROCESSES for more to "
             "predict; of several that torchrun starts, `predict-test` is the command"
         )
     asked = _asked(parameters)
-    with Signals().caught(), files.alone(asked.folder):
+    with Signals().caught(), storage.folder_lock(asked.folder):
         result = _infer(asked)
     print(result)
-    allowance.say(asked.roots[0])
+    session_budget.say(asked.roots[0])
     return result
 
 
@@ -122,19 +122,19 @@ def _infer(asked: Asked) -> InferenceResult:
         found[image_id] = rle.encode(mask)
         if image_id in wanted:
             areas.append(int(mask.sum()) * FULL_AREA / mask.size)
-    summary = honest.summary_of_areas(np.array(areas), known.scored)
+    summary = nested_cv.summary_of_areas(np.array(areas), known.scored)
     for warning in summary.warnings:
         print(f"warning: {warning}")
     unread = tuple(sorted(unreadable))
     told_of_test = {"summary": summary.to_json(), "unreadable": unread, "area_px": areas}
     told_of_test["trained_on"] = trained_on
     target = asked.output / "submission.csv"
-    with files.together(asked.output) as aside:
+    with storage.replace_files(asked.output) as aside:
         written = aside / target.name
         form = asked.form or asked.sample
         submission.write(written, form, [found[image_id] for image_id in asked.sample])
         _check(written, asked, predicted.images)
-        files.write_json(aside / "test.json", told_of_test)
+        storage.write_json(aside / "test.json", told_of_test)
     if asked.output == folder:  # another data set is none of the training report's
         report.write(folder, asked.roots, source=asked.source)
     return InferenceResult(
@@ -211,8 +211,8 @@ def check(parameters: InferenceParameters) -> None:
 def _asked(parameters: InferenceParameters) -> Asked:
     check(parameters)
     work = paths.work_dir(parameters.work_dir)
-    files.check_writable(work, "WORK_DIR")
-    files.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
+    storage.check_writable(work, "WORK_DIR")
+    storage.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
     ensemble = Ensemble.load(earlier)
@@ -224,7 +224,7 @@ def _asked(parameters: InferenceParameters) -> Asked:
         raise InputError(
             f"{source.root} holds no test images; {source.layout} layout: -p SAMPLE FILE names them"
         )
-    if distributed.n_ranks() == 1:
+    if n_ranks() == 1:
         for problem in source.problems:
             print(f"note: {problem}")
     form = None if source.sample is None else table.read_sample(source.sample)
@@ -276,10 +276,10 @@ def in_processes(
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
         launch.run(command, parameters, n)  # and what follows finds it all done
-    chosen = engine(distributed.own_device(parameters.device), parameters.precision)
+    chosen = engine(own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    with distributed.joined(chosen.device) as world:
+    with joined(chosen.device) as world:
         return share(chosen, world)
 
 
@@ -357,7 +357,7 @@ def _take_along(earlier: Path, folder: Path) -> None:
     if earlier == folder:
         return
     for path in sorted(p for p in earlier.iterdir() if p.is_file()):
-        with files.whole(folder / path.name) as copy:
+        with storage.atomic_write(folder / path.name) as copy:
             copy.write(path.read_bytes())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, nih, table
 from kernel_lib.data.cache import Prepared
@@ -93,7 +93,7 @@ def prepare(
     )
     truth.insert(1, "fold", _folds(truth, drawn, folds_of))
     truth.insert(2, "group", truth.pop("group"))
-    files.write_json(work / LEFT_OUT, excluded)
+    storage.write_json(work / LEFT_OUT, excluded)
     _say(truth, size, past_known, excluded)
     return NihImages(prepared, truth, tuple(codes[i] for i in kept), past_known, excluded)
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kernel_lib import files, released, runs
+from kernel_lib import released, runs, storage
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.folder import masks_among
@@ -33,19 +33,20 @@ from kernel_lib.data.table import Source
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
+from kernel_lib.inference import predictions
 from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble import Ensemble, Member
-from kernel_lib.inference.speakers import open_speakers
+from kernel_lib.inference.ensemble_maps import open_speakers
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess.search import FULL_AREA
-from kernel_lib.postprocess.ways import Choice
+from kernel_lib.parallel.world import World
+from kernel_lib.postprocess.exhaustive import FULL_AREA
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.released import Released
+from kernel_lib.reporting import overlays
+from kernel_lib.reporting.picture import RESEARCH_ONLY
 from kernel_lib.signals import Signals
-from kernel_lib.stages import inference, predictions, scores
+from kernel_lib.stages import inference, scores
 from kernel_lib.stages.inference import Asked, Predicted
-from kernel_lib.training.distributed import World
-from kernel_lib.viz import overlays
-from kernel_lib.viz.picture import RESEARCH_ONLY
 
 TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
 COLUMNS = (
@@ -127,7 +128,7 @@ def run(
         | {"ensemble_folder": folder, "model": model}
         | {"listed": {name: str(path) for name, path in listed.items()}}
     )
-    with Signals().caught(), files.alone(out / "predict"), _emptied(scratch):
+    with Signals().caught(), storage.folder_lock(out / "predict"), _emptied(scratch):
         share = partial(_predict, given, parameters)
         predicted = inference.in_processes("predict-files", parameters, share)
         _refuse_nothing_read(predicted)
@@ -226,7 +227,7 @@ def _check_out(out: Path) -> None:
     """Refuse a folder that holds anything but what an earlier call wrote."""
     if out.exists() and not out.is_dir():
         raise InputError(f"-o {out} is a file: give a folder")
-    files.check_writable(out, "-o")
+    storage.check_writable(out, "-o")
     if not out.exists():
         return
     there = {path.name for path in out.iterdir() if not path.name.startswith(".")}
@@ -253,7 +254,7 @@ def _emptied(folder: Path) -> Iterator[None]:
     """A folder that is empty before and gone afterwards."""
     shutil.rmtree(folder, ignore_errors=True)  # of a killed process
     try:
-        with files.named_if_full(folder):
+        with storage.named_if_full(folder):
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -327,7 +328,10 @@ def _write(
     speakers = open_speakers(ensemble, given.roots, ensemble.folds, "test")
     names = dict(zip(predicted.images["image_id"], listed, strict=True))
     rows, n_with_mask = [], 0
-    with files.whole_folder(out / MASKS) as masks, files.whole_folder(out / OVERLAYS) as pictures:
+    with (
+        storage.atomic_folder(out / MASKS) as masks,
+        storage.atomic_folder(out / OVERLAYS) as pictures,
+    ):
         for number, mask in test_masks(ensemble, given.roots, predicted.images, given.choice):
             name, path = names[number], listed[names[number]]
             row = {"file": name, "image_id": images.image_id(path)}
@@ -344,7 +348,7 @@ def _write(
             _save(masks / f"{name}.png", mask * np.uint8(255))
             _save(pictures / f"{name}.jpg", overlays.outlined(images.read(path), mask))
         (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these masks
-    with files.whole(
+    with storage.atomic_write(
         out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline=""
     ) as file:
         table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
 from kernel_lib.errors import InputError
@@ -100,7 +100,7 @@ def prepare_training(
     left_out = [*skipped, *in_test, *unlabelled]
     for line in left_out:
         print(f"left out: {line}")
-    files.write_json(work / runs.LEFT_OUT, left_out)
+    storage.write_json(work / runs.LEFT_OUT, left_out)
     return prepared
 
 
@@ -139,7 +139,7 @@ def settle_folds(
     Trainings that start together in one folder draw once: the others wait, and take what is there.
     Raises InputError where the one there is of other images, labels or N_FOLDS.
     """
-    with files.alone(roots[0] / "folds.csv", wait=True):
+    with storage.folder_lock(roots[0] / "folds.csv", wait=True):
         return _settle_alone(prepared, parameters, roots)
 
 

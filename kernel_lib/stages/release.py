@@ -11,10 +11,10 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
-from kernel_lib.postprocess.honest_report import HonestReport
+from kernel_lib.postprocess.nested_cv_report import HonestReport
 from kernel_lib.released import SUFFIX, Released
 from kernel_lib.runs import FoldFolder, Lineage
-from kernel_lib.stages import start
+from kernel_lib.stages import initial_weights
 
 
 def run(
@@ -45,7 +45,9 @@ def run(
     scores = ensembles.Scores.of(document)
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
-    checkpoint = folder.last if last else start.best_kept(folder)  # all kept ones are there
+    checkpoint = (
+        folder.last if last else initial_weights.best_kept(folder)
+    )  # all kept ones are there
     alone = last or len(folder.kept()) == 1
     holds = scores.is_honest(selected) and alone
     state, lineage = checkpoints.load(checkpoint)

@@ -11,19 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.inference.out_of_fold import check_predicted_by
-from kernel_lib.postprocess import honest, thresholds
-from kernel_lib.postprocess.thresholds import SearchResult, Stacked
-from kernel_lib.postprocess.ways import Choice
+from kernel_lib.postprocess import nested_cv, search
+from kernel_lib.postprocess.histograms import Stacked
+from kernel_lib.postprocess.search import SearchResult
+from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.reporting import figures, report
+from kernel_lib.reporting.picture import Picture
+from kernel_lib.reporting.report import Section
 from kernel_lib.stages import agreement, past, report_images, scores
-from kernel_lib.viz import figures, report
-from kernel_lib.viz.picture import Picture
-from kernel_lib.viz.report import Section
 
 # What is read of oof.csv, beside the images' ids.
 _PER_IMAGE = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
@@ -48,7 +49,7 @@ class Known:
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
 
     @property
-    def scored(self) -> honest.HonestReport:
+    def scored(self) -> nested_cv.HonestReport:
         """The kept checkpoints' score."""
         return self.both.kept
 
@@ -239,7 +240,7 @@ def save_statistics(folder: Path, image_ids: Sequence[str], searched: Sequence[S
         arrays["n_px"] = stats.n_px
         if stats.has_labels:
             arrays[_key("label", at)] = stats.label
-    with files.whole(folder / "oof_statistics.npz") as file:
+    with storage.atomic_write(folder / "oof_statistics.npz") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -262,7 +263,7 @@ def _searches(folder: Path, document: dict) -> dict[str, SearchResult]:
     made, found = ensembles.searches(document), {}
     for name, stats in _statistics(folder, document):
         swept = made[name].get("label_swept", False)
-        found[name] = thresholds.search(stats, single=made[name]["single"], label=swept)
+        found[name] = search.search(stats, single=made[name]["single"], label=swept)
     return found
 
 
@@ -308,14 +309,14 @@ def _augmented(ensemble: Ensemble, roots: Sequence[Path], source: Source) -> Pic
     return augmented.of_run(ensemble.members[0].run, roots, source)
 
 
-def _test(folder: Path) -> honest.TestSummary | None:
+def _test(folder: Path) -> nested_cv.TestSummary | None:
     path = folder / "test.json"
     if not path.exists():
         return None
-    return honest.TestSummary.from_json(json.loads(path.read_text(encoding="utf-8"))["summary"])
+    return nested_cv.TestSummary.from_json(json.loads(path.read_text(encoding="utf-8"))["summary"])
 
 
-def _test_problems(folder: Path, test: honest.TestSummary) -> list[Section]:
+def _test_problems(folder: Path, test: nested_cv.TestSummary) -> list[Section]:
     noted = json.loads((folder / "test.json").read_text(encoding="utf-8"))
     trained_on = noted.get("trained_on", [])  # of an earlier version: not looked for
     lines = [*test.warnings, *([past.leak(trained_on)] if trained_on else []), *trained_on]

@@ -12,11 +12,11 @@ from kernel_lib.data.table import Source
 from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.speakers import open_speakers
-from kernel_lib.postprocess import honest, submission
-from kernel_lib.viz import figures
-from kernel_lib.viz.picture import Picture
-from kernel_lib.viz.report import Section
+from kernel_lib.inference.ensemble_maps import open_speakers
+from kernel_lib.postprocess import nested_cv, submission
+from kernel_lib.reporting import figures
+from kernel_lib.reporting.picture import Picture
+from kernel_lib.reporting.report import Section
 
 SHOWN = 6  # images of a kind
 
@@ -27,7 +27,7 @@ def out_of_fold(
     source: Source,
     drawn: pd.DataFrame,
     per_image: pd.DataFrame,
-    scored: honest.HonestReport,
+    scored: nested_cv.HonestReport,
 ) -> list[Section]:
     """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
 

@@ -13,9 +13,9 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.postprocess import submission
-from kernel_lib.postprocess.honest import HonestReport
+from kernel_lib.postprocess.nested_cv import HonestReport
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.submission import ScoreResult
-from kernel_lib.postprocess.ways import Choice
 from kernel_lib.stages import past
 
 

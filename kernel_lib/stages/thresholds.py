@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
 from kernel_lib.inference.ensemble import Ensemble, Scores
+from kernel_lib.inference.ensemble_maps import alone
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
-from kernel_lib.inference.speakers import alone
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess import honest, thresholds
-from kernel_lib.postprocess.honest_report import HonestReport
-from kernel_lib.postprocess.resample import Resampler
-from kernel_lib.postprocess.ways import Choice, Searched
+from kernel_lib.postprocess import nested_cv, search
+from kernel_lib.postprocess.bootstrap import Resampler
+from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.strategies import Choice, Searched
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, report, scores
+from kernel_lib.stages import report, scores, session_budget
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class ThresholdsResult:
     ensemble: Ensemble  # as it goes on to the test images
     among: Ensemble  # the members among which greedy chose; else the same
     choice: Choice
-    searches: dict[str, thresholds.SearchResult]  # of the ensemble's map, or of each member's
+    searches: dict[str, search.SearchResult]  # of the ensemble's map, or of each member's
     scores: Scores
 
     @property
-    def honest(self) -> HonestReport:
+    def nested_cv(self) -> HonestReport:
         """The score of the kept checkpoints."""
         return self.scores.kept
 
@@ -56,7 +56,7 @@ class ThresholdsResult:
         return self.scores.past_known
 
     @property
-    def search(self) -> thresholds.SearchResult:
+    def search(self) -> search.SearchResult:
         """The search; where members have rules of their own, the first one's."""
         return next(iter(self.searches.values()))
 
@@ -81,7 +81,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     scored on, where the train stage has not finished a fold, and where a recipe's run is missing.
     """
     work = paths.work_dir(parameters.work_dir)
-    files.check_writable(work, "WORK_DIR")
+    storage.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
@@ -91,12 +91,12 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     kept = out_of_fold(ensemble, roots, drawn, **allow)
     last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
     folder = work / "ensembles" / ensemble.name
-    with Signals().caught(), files.alone(folder):
+    with Signals().caught(), storage.folder_lock(folder):
         of_images = None if set(ensemble.folds) == set(drawn["fold"]) else len(drawn)
         result = _search(folder, parameters, recipe, kept, last, of_images)
         report.write(folder, roots, source=source, searches=result.searches)
     print(result)
-    allowance.say(work)
+    session_budget.say(work)
     return result
 
 
@@ -165,12 +165,12 @@ def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
 
 def _honest(
     part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
-) -> tuple[Searched, honest.HonestReport]:
+) -> tuple[Searched, nested_cv.HonestReport]:
     """What is chosen on all images, and the honest score of choosing so."""
     way = selection.way(part, recipe, single=parameters.single)
     found = way.searched(np.arange(len(part.table)), progress)
     groups = part.table["group"]
-    return found, honest.of_way(
+    return found, nested_cv.of_way(
         way,
         found,
         part.stats,
@@ -187,7 +187,7 @@ def _write(
     found: Searched,
     scored: Scores,
     made_of: dict[str, Any],
-) -> dict[str, thresholds.SearchResult]:
+) -> dict[str, search.SearchResult]:
     """members.json, what the searches saw and scored, and last of all the rule; the searches."""
     ensemble, weights = part.ensemble, found.choice.weights
     searched = [weights or ensemble.weights]
@@ -221,11 +221,11 @@ def _write(
     if scored.of_images is not None:
         document["of_images"] = scored.of_images
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
-    with files.together(folder, without=("thresholds.json", "test.json")) as aside:
+    with storage.replace_files(folder, without=("thresholds.json", "test.json")) as aside:
         final.save(aside)
-        with files.whole(aside / "oof.csv", "w", encoding="utf-8", newline="") as file:
+        with storage.atomic_write(aside / "oof.csv", "w", encoding="utf-8", newline="") as file:
             scored.kept.per_image.to_csv(file, index=False)
         saw = [part.gated(some) for some in searched]
         report.save_statistics(aside, part.table["image_id"], saw)
-        files.write_json(aside / "thresholds.json", document)
+        storage.write_json(aside / "thresholds.json", document)
     return searches

@@ -13,23 +13,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment, shared_memory
 from kernel_lib.engine import Engine, engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import tta
+from kernel_lib.inference import predictions, tta
 from kernel_lib.kaggle import paths
 from kernel_lib.models import losses, networks
 from kernel_lib.notebook import GOES_ON
+from kernel_lib.parallel import launch
+from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.plan import TrainPlan, plan
 from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.signals import Signals
-from kernel_lib.stages import allowance, predictions, preparation, start
-from kernel_lib.training import distributed, launch, sampling, schedule, validation
-from kernel_lib.training.clock import Clock
+from kernel_lib.stages import initial_weights, preparation, session_budget
+from kernel_lib.training import sampling, schedule, validation
+from kernel_lib.training.clock import Clock, SharedClock
 from kernel_lib.training.job import Job
 from kernel_lib.training.loop import Training
 
@@ -73,7 +75,7 @@ class _Session:
     roots: Sequence[Path]  # the working folder first
     engine: Engine
     clock: Clock
-    world: distributed.World  # where it is several processes, the first alone writes
+    world: World  # where it is several processes, the first alone writes
     signals: Signals
 
 
@@ -89,13 +91,13 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     are set, as torchrun sets them, it is one of several processes that train each fold together;
     they must see the same working folder and cache.
     """
-    clock = Clock(allowance.max_hours(parameters.max_hours))
+    clock = Clock(session_budget.max_hours(parameters.max_hours))
     chain, wanted = resolve(parameters, rows)
     decided = chain[-1]
     parameters = decided.parameters
     work = paths.work_dir(parameters.work_dir)
-    files.check_writable(work, "WORK_DIR")
-    files.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
+    storage.check_writable(work, "WORK_DIR")
+    storage.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     for one in chain:
         check(one)
@@ -104,16 +106,16 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         with Signals().caught():
             came = launch.run("train", parameters, n)
         return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
-    chosen = engine(distributed.own_device(parameters.device), parameters.precision)
+    chosen = engine(own_device(parameters.device), parameters.precision)
     for one in chain:
         row, n_workers = one.experiment, predictions.workers(parameters.workers, chosen)
         # Images and masks; to score held-out images, twice as many images.
         shared_memory.check(n_workers, 2 * row.batch_size, row.size)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    patient = distributed.n_ranks() > 1
-    with Signals(patient).caught() as signals, distributed.joined(chosen.device) as world:
-        session = _Session(roots, chosen, distributed.SharedClock(world, clock), world, signals)
+    patient = n_ranks() > 1
+    with Signals(patient).caught() as signals, joined(chosen.device) as world:
+        session = _Session(roots, chosen, SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
 
@@ -142,11 +144,11 @@ def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Sess
     """The runs of a chain, one after the other; the result is that of the last."""
     among = {one.run for one in chain}
     for one in chain:
-        session.world.agreed(partial(start.check, one, wanted, session.roots, among))
+        session.world.agreed(partial(initial_weights.check, one, wanted, session.roots, among))
     for one in chain:
         result = _train(one, wanted, session)
         print(result)
-        allowance.say(session.roots[0])
+        session_budget.say(session.roots[0])
         if not result.complete:
             decided = chain[-1]
             return replace(result, run=decided.run, finished=result.finished * (one is decided))
@@ -170,7 +172,7 @@ def _train(decided: TrainPlan, wanted: Sequence[int], session: _Session) -> Trai
 def check(decided: TrainPlan) -> None:
     """Refuse every unknown name in a row before hours, or even minutes, are spent on its data."""
     row = decided.experiment
-    start.check_weights_are(decided)
+    initial_weights.check_weights_are(decided)
     losses.check(row)
     augment.Augment(row.augment)
     sampling.check(row.sampling, row.sampling_options)
@@ -207,7 +209,7 @@ def _one_fold(
             )
     folder = runs.fold_folder(session.roots[0], decided.run, fold)
     with ExitStack() as kept_alone:
-        session.world.agreed(lambda: kept_alone.enter_context(files.alone(folder.path)))
+        session.world.agreed(lambda: kept_alone.enter_context(storage.folder_lock(folder.path)))
         return _in_folder(folder, decided, images, held, session)
 
 
@@ -264,7 +266,7 @@ def _starting(
     session: _Session,
 ) -> tuple[nn.Module, Lineage]:
     try:
-        model, lineage = start.network(folder, decided, images, held, session.roots)
+        model, lineage = initial_weights.network(folder, decided, images, held, session.roots)
         if session.world.first:
             runs.settle_lineage(folder, lineage)
         return model, lineage
@@ -315,7 +317,7 @@ def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
     if earlier is not None:
         print(f"going on from {earlier.path}")
         # What is there has no config: at most an old test.zip.
-        with files.whole_folder(folder.path) as aside:
+        with storage.atomic_folder(folder.path) as aside:
             # Without their modes: the input is read-only, and this copy is to be written.
             for path in sorted(p for p in earlier.path.iterdir() if p.is_file()):
                 shutil.copyfile(path, aside / path.name)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from kernel_lib.errors import InputError
+from kernel_lib.parallel.world import World
 
 
 class Clock:
@@ -48,3 +49,23 @@ class Clock:
 
     def _needed(self, seconds: float) -> float:
         return 2 * seconds + 0.01 * self.max_hours * 3600
+
+
+class SharedClock(Clock):
+    """The first rank's clock on every rank; each question must be asked by all of them."""
+
+    def __init__(self, world: World, clock: Clock) -> None:
+        self.max_hours = clock.max_hours
+        self._world, self._clock = world, clock
+
+    def spent(self) -> float:
+        return self._world.agreed(self._clock.spent)
+
+    def left(self) -> float:
+        return self._world.agreed(self._clock.left)
+
+    def allows(self, seconds: float) -> bool:
+        return self._world.agreed(lambda: self._clock.allows(seconds))
+
+    def allows_whole(self, seconds: float, what: str) -> bool:
+        return self._world.agreed(lambda: self._clock.allows_whole(seconds, what))

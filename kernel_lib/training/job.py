@@ -9,9 +9,9 @@ import pandas as pd
 
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine
+from kernel_lib.parallel.world import ALONE, World
 from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import FoldFolder, Lineage
-from kernel_lib.training.distributed import ALONE, World
 
 
 @dataclass

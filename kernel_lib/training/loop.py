@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel_lib import checkpoints, files
+from kernel_lib import checkpoints, storage
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
 from kernel_lib.engine import (
     memory_named,
@@ -39,7 +39,7 @@ from kernel_lib.notebook import GOES_ON
 from kernel_lib.progress import bar
 from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.signals import Signals
-from kernel_lib.training import finite, sampling, schedule
+from kernel_lib.training import nan_guard, sampling, schedule
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema
 from kernel_lib.training.job import Job, Position
@@ -55,7 +55,7 @@ class Training:
     ) -> None:
         """`start` is the network with its starting weights, used only where no checkpoint is.
 
-        It, and what the clock says, must be the same on every rank (`distributed.SharedClock`);
+        It, and what the clock says, must be the same on every rank (`clock.SharedClock`);
         signals are each rank's own, and one that is told to end ends all.
         """
         self.job, self.clock, self.world = job, clock, job.world
@@ -286,7 +286,7 @@ class Training:
         No rank goes on before the first has written: where one leaves, the launcher ends all.
         """
         at = self.position
-        finite.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
+        nan_guard.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
         random = self.world.gathered(random_states())  # also: every rank has come this far
         self.saved_at = self.clock.spent()
         self.world.agreed(lambda: self._write(random))
@@ -386,4 +386,4 @@ def _gone(path: Path, folder: FoldFolder) -> InputError:
 
 def write_log(folder: FoldFolder, history: Iterable[dict]) -> None:
     """log.jsonl from the checkpoint's own history, so that the two never disagree."""
-    files.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))
+    storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))

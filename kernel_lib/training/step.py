@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from kernel_lib.models import losses
-from kernel_lib.training import distributed, finite, sampling
+from kernel_lib.parallel.world import World, data_parallel
+from kernel_lib.training import nan_guard, sampling
 from kernel_lib.training.hardness import hardness_of
 from kernel_lib.training.job import Job, Position
 
@@ -19,9 +20,7 @@ COMPILER = "inductor"  # the backend of torch.compile
 Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images, masks (B, 1, S, S); rows (B,)
 
 
-def shares(
-    steps: Sequence[Sequence[np.ndarray]], world: distributed.World
-) -> list[list[list[int]]]:
+def shares(steps: Sequence[Sequence[np.ndarray]], world: World) -> list[list[list[int]]]:
     """The keys of this rank's part of each batch, in order, for the loader; no empty part."""
     parts = (batch[world.share(len(batch))] for step in steps for batch in step)
     return [part.tolist() for part in parts if len(part)]
@@ -44,12 +43,12 @@ class Step:
     ) -> None:
         self.job, self.row, self.world = job, job.plan.experiment, job.world
         self.scaler = scaler
-        self.steps = finite.Steps(model, optimizer, scaler)
+        self.steps = nan_guard.Steps(model, optimizer, scaler)
         if job.plan.parameters.compile:
             # In place: the names of the state, and so checkpoints, stay as they are. The last batch
             # of an epoch may be smaller: a graph for each size, each as fast as it can be.
             model.compile(backend=COMPILER, dynamic=False)
-        self.parallel = distributed.parallel(model, self.world)
+        self.parallel = data_parallel(model, self.world)
         self.loss = losses.of_row(self.row, self.world.total)
         self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))
 

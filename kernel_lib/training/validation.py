@@ -19,11 +19,13 @@ from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
 from kernel_lib.models.losses import RowLoss
 from kernel_lib.models.networks import Logits
-from kernel_lib.postprocess import thresholds
+from kernel_lib.parallel.world import ALONE, World
+from kernel_lib.postprocess import search
+from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
 from kernel_lib.postprocess.metrics import auc
-from kernel_lib.training.distributed import ALONE, World
+from kernel_lib.postprocess.triplet import Triplet
 
-HALF = thresholds.Triplet(top=0.5, min_area_px=0, bottom=0.5)
+HALF = Triplet(top=0.5, min_area_px=0, bottom=0.5)
 # What may be monitored: whether more is better, and what the network must give for it.
 MONITORS = {
     "epoch": (1, ""),  # the last are kept: the only monitor that looks at no label
@@ -106,7 +108,7 @@ class _Look(NamedTuple):
     """What validation keeps of one batch."""
 
     loss: float
-    pairs: list[thresholds.Statistics]  # none from a classifier
+    pairs: list[Statistics]  # none from a classifier
     labels: list[float]  # none without a label head
     positive: list[bool]  # of each image
 
@@ -145,7 +147,7 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 def _statistics(
     level_maps: np.ndarray, images: pd.DataFrame, labels: np.ndarray | None
-) -> list[thresholds.Statistics]:
+) -> list[Statistics]:
     each = [None] * len(images) if labels is None else labels
     shown = images[["rle", "height", "width"]].itertuples(index=False, name=None)
     return [
@@ -154,15 +156,15 @@ def _statistics(
     ]
 
 
-def _mask_scores(pairs: list[thresholds.Statistics], gated: bool) -> dict[str, float]:
-    stacked = thresholds.stack(pairs)
-    halves = thresholds.per_image_dice(stacked, HALF)
+def _mask_scores(pairs: list[Statistics], gated: bool) -> dict[str, float]:
+    stacked = stack(pairs)
+    halves = per_image_dice(stacked, HALF)
     positive = stacked.true_px > 0
     scores = {
-        "dice": thresholds.best_score(stacked, single=True, label=False),
+        "dice": search.best_score(stacked, single=True, label=False),
         "dice_half": float(halves.mean()),
         "dice_nonempty": float(halves[positive].mean()) if positive.any() else 0.0,
     }
     if gated:
-        scores["dice_gated"] = thresholds.best_score(stacked, single=True)
+        scores["dice_gated"] = search.best_score(stacked, single=True)
     return scores

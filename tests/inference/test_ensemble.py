@@ -8,19 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import combine, maps, members, recipes
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.inference.out_of_fold import out_of_fold
-from kernel_lib.postprocess import honest, thresholds
-from kernel_lib.postprocess.ways import Choice
+from kernel_lib.postprocess import nested_cv
+from kernel_lib.postprocess.histograms import statistics
+from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.postprocess.triplet import Triplet, apply
 from kernel_lib.runs import Lineage
 
 SIZE = 16
-RULE = thresholds.Triplet(0.5, 0, 0.5)
+RULE = Triplet(0.5, 0, 0.5)
 
 
 def table(n: int = 6, n_folds: int = 2) -> pd.DataFrame:
@@ -40,11 +42,11 @@ def searched() -> dict:
     """A thresholds.json of six images."""
     drawn = table()
     stats = [
-        thresholds.statistics(np.full((row.height, row.width), 9, np.uint8), mask)
+        statistics(np.full((row.height, row.width), 9, np.uint8), mask)
         for row in drawn.itertuples()
         for mask in [rle.decode(row.rle, (row.height, row.width))]
     ]
-    found = honest.honest(stats, drawn["image_id"].tolist(), drawn["fold"].tolist(), None)
+    found = nested_cv.honest(stats, drawn["image_id"].tolist(), drawn["fold"].tolist(), None)
     scores = {name: found.to_json() for name in ("honest", "last")}
     return {"rule": RULE.to_json(), "search": {"single": False}, "past_known": True} | scores
 
@@ -57,7 +59,7 @@ def level_map(image_id: str, run: str) -> np.ndarray:
 def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d", **lineage):
     for fold in folds:
         folder = runs.fold_folder(root, run, fold)
-        files.write_json(folder.config, {"run": run, "folds_digest": digest})
+        storage.write_json(folder.config, {"run": run, "folds_digest": digest})
         held = drawn["fold"] == fold
         past = Lineage(**({"images": tuple(drawn.loc[~held, "image_id"])} | lineage))
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
@@ -97,7 +99,7 @@ def test_only_folds_that_all_members_have_speak(tmp_path):
 
 
 def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
-    files.write_json(runs.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
+    storage.write_json(runs.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
     with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
         gather([tmp_path], ["a"])
 
@@ -129,7 +131,7 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
 
 def test_images_that_training_left_out_by_name_are_not_scored(tmp_path):
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table().iloc[:5])
-    files.write_json(tmp_path / runs.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
+    storage.write_json(tmp_path / runs.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
     found = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
     assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
 
@@ -141,7 +143,7 @@ def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, l
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table())
     if order == ["a"]:
         left_out = ["i55: it is cut short"]
-    files.write_json(tmp_path / runs.LEFT_OUT, left_out)
+    storage.write_json(tmp_path / runs.LEFT_OUT, left_out)
     ensemble = gather([tmp_path], order)
     with pytest.raises(InputError, match=r"runs/[ab]/fold1/oof.zip holds no map of image i5"):
         out_of_fold(ensemble, [tmp_path], table())
@@ -211,20 +213,20 @@ def test_many_images_come_in_order(tmp_path):
     found = masks_of(ensemble, tmp_path, images)
     assert list(found) == names
     for name, mask in found.items():
-        assert np.array_equal(mask, thresholds.apply(level_map(name, "a"), RULE))
+        assert np.array_equal(mask, apply(level_map(name, "a"), RULE))
 
 
 def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"no runs .* run the train stage, then the thresholds st"):
         ensembles.find([tmp_path], None)
     for run in "bc":
-        files.write_json(tmp_path / "runs" / run / "fold0" / "config.json", {})
+        storage.write_json(tmp_path / "runs" / run / "fold0" / "config.json", {})
     for name in (None, "b"):
         with pytest.raises(InputError, match=r"run the thresholds stage first, .*RUNS .*of b, c$"):
             ensembles.find([tmp_path], name)
     for name in "ab":
         folder = tmp_path / "ensembles" / name
-        files.write_json(folder / "thresholds.json", searched())
+        storage.write_json(folder / "thresholds.json", searched())
     with pytest.raises(InputError, match=r"several ensembles are there; name .* ENSEMBLE: a, b"):
         ensembles.find([tmp_path], None)
     with pytest.raises(InputError, match=r"ENSEMBLE c has no thresholds .* a, b: .* -p RUNS c$"):
@@ -249,14 +251,14 @@ def test_a_rule_without_its_scores_is_damaged(tmp_path, name, instead):
     document = searched() | {name: instead}
     if instead == "gone":
         del document[name]
-    files.write_json(tmp_path / "thresholds.json", document)
+    storage.write_json(tmp_path / "thresholds.json", document)
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
         ensembles.read_choice(tmp_path)
 
 
 @pytest.mark.parametrize("selected", [None, [], 3, {"honest": False}, {"honest": 1, "last": 0}])
 def test_what_is_no_word_on_selection_is_damaged(tmp_path, selected):
-    files.write_json(tmp_path / "thresholds.json", searched() | {"epochs_selected": selected})
+    storage.write_json(tmp_path / "thresholds.json", searched() | {"epochs_selected": selected})
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
         ensembles.read_choice(tmp_path)
 
@@ -270,7 +272,7 @@ def test_rules_of_members_are_whole_or_damaged(tmp_path, name, instead):
     member = Member(run="a", folds=(0,))
     vote = Ensemble(name="e", folds_digest="d", members=(member,), combine="member_vote")
     vote.save(tmp_path)
-    files.write_json(tmp_path / "thresholds.json", document)
+    storage.write_json(tmp_path / "thresholds.json", document)
     expected = Choice(rules=(RULE,), at_least=1)
     assert ensembles.read_choice(tmp_path)[0] == expected
     named = "thresholds"
@@ -278,7 +280,7 @@ def test_rules_of_members_are_whole_or_damaged(tmp_path, name, instead):
         (tmp_path / "members.json").write_text("{")
         named = "members"
     else:
-        files.write_json(tmp_path / "thresholds.json", document | {name: instead})
+        storage.write_json(tmp_path / "thresholds.json", document | {name: instead})
     with pytest.raises(InputError, match=rf"(?s)/{named}.json is damaged .*: run the thresholds"):
         ensembles.read_choice(tmp_path)
 

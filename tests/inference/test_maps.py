@@ -9,7 +9,7 @@ import pytest
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
-from kernel_lib.postprocess import thresholds
+from kernel_lib.postprocess.histograms import statistics
 
 META = {"run": "a", "fold": 0, "lineage": {"images": ["x"]}}
 
@@ -77,7 +77,7 @@ def test_statistics_are_taken_at_the_image_s_own_geometry():
     mask = np.zeros((40, 24), np.uint8)
     mask[3:9, 2:20] = 1
     stats = maps.statistics(noise(0), rle.encode(mask), (40, 24))
-    expected = thresholds.statistics(maps.at_shape(noise(0), (40, 24)), mask)
+    expected = statistics(maps.at_shape(noise(0), (40, 24)), mask)
     assert stats.n_px == 40 * 24
     assert stats.hist_true.sum() == mask.sum()
     assert np.array_equal(stats.hist_true, expected.hist_true)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
@@ -17,7 +17,7 @@ TWO = [{"run": "a"}, {"run": "b"}]
 
 
 def read(tmp_path: Path, **values) -> recipes.Recipe:
-    files.write_json(tmp_path / "mine.json", values)
+    storage.write_json(tmp_path / "mine.json", values)
     return recipes.read(tmp_path / "mine.json")
 
 
@@ -109,7 +109,7 @@ def test_missing_members_are_all_named_with_what_trains_them(tmp_path):
             {"run": "mine"},
         ]
     }
-    files.write_json(tmp_path / "runs" / "there" / "fold0" / "config.json", {})
+    storage.write_json(tmp_path / "runs" / "there" / "fold0" / "config.json", {})
     with pytest.raises(InputError) as raised:
         recipes.require(read(tmp_path, **values), [tmp_path])
     for words in (

@@ -106,8 +106,8 @@ FILES = {
             print("child agrees:", child.stdout.strip() == where())
             print("done")
         """,
-    "viz/__init__.py": "",
-    "viz/viewer.html": "<!doctype html>\n<p class='x'>“look”?</p>\n<script>let a = `\\`;</script>",
+    "viewer/__init__.py": "",
+    "viewer/viewer.html": "<!doctype html>\n<p class='x'>“look”?</p>\n<script>let a = `\\`;</script>",  # noqa: E501
 }
 
 

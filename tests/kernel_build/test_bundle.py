@@ -100,8 +100,8 @@ def test_an_unknown_parameter_stops_before_anything_is_written(project: Path):
 
 
 def test_an_unembeddable_file_stops_the_build_with_its_name(project: Path):
-    (project / "kernel_lib" / "viz" / "viewer.html").write_text("''' \"\"\"")
-    with pytest.raises(InputError, match=r"kernel_lib/viz/viewer\.html cannot be embedded"):
+    (project / "kernel_lib" / "viewer" / "viewer.html").write_text("''' \"\"\"")
+    with pytest.raises(InputError, match=r"kernel_lib/viewer/viewer\.html cannot be embedded"):
         bundle.build(project, "train", "script")
 
 

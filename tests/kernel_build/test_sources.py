@@ -38,11 +38,11 @@ ODD = st.text(
 def test_a_literal_is_exact_or_refused_with_the_file_named(text: str):
     refusal = ""
     try:
-        literal = sources.literal("viz/viewer.html", text)
+        literal = sources.literal("viewer/viewer.html", text)
     except InputError as error:
         refusal = str(error)
     if refusal:
-        assert "viz/viewer.html" in refusal
+        assert "viewer/viewer.html" in refusal
     else:
         assert literal.startswith("r")
         assert ast.literal_eval(literal) == text
@@ -117,7 +117,7 @@ def test_sub_packages_and_data_files_are_in_and_litter_is_out(project: Path):
 def test_modules_come_after_what_they_import_and_data_last(project: Path):
     names = [member.path for member in sources.ordered(sources.collect(project))]
     assert names.index("kernel_lib/data/rle.py") < names.index("kernel_lib/stages.py")
-    assert names[-1] == "kernel_lib/viz/viewer.html"
+    assert names[-1] == "kernel_lib/viewer/viewer.html"
     assert sorted(names) == sorted(m.path for m in sources.collect(project))
 
 
@@ -185,8 +185,8 @@ def test_no_kernel_of_the_project_carries_what_draws_phantoms(project_root: Path
 
 
 def test_files_that_no_kernel_can_carry_are_named(project: Path):
-    (project / "kernel_lib" / "viz" / "icon.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(InputError, match=r"kernel_lib/viz/icon\.png is not UTF-8 at byte 0"):
+    (project / "kernel_lib" / "viewer" / "icon.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(InputError, match=r"kernel_lib/viewer/icon\.png is not UTF-8 at byte 0"):
         sources.collect(project)
 
 

@@ -5,8 +5,17 @@ import pytest
 
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate
-from kernel_lib.postprocess import thresholds as th
-from kernel_lib.postprocess.thresholds import Triplet
+from kernel_lib.postprocess import search as th
+from kernel_lib.postprocess.histograms import (
+    Stacked,
+    areas,
+    gate_by_sum,
+    kept,
+    per_image_dice,
+    stack,
+    statistics,
+)
+from kernel_lib.postprocess.triplet import Triplet, apply
 
 FULL = 1024 * 1024
 
@@ -22,24 +31,24 @@ def test_a_label_is_a_level() -> None:
 @pytest.mark.parametrize("wrong", [-1, 256, 0.5, "high", True])
 def test_what_is_no_level_is_refused(wrong: object) -> None:
     with pytest.raises(InputError, match="level of 0–255"):
-        th.statistics(np.zeros((2, 2), np.uint8), None, wrong)
+        statistics(np.zeros((2, 2), np.uint8), None, wrong)
 
 
 def test_a_mask_needs_a_label_above_the_threshold() -> None:
     prob = np.array([[200, 0]], np.uint8)
     rule = Triplet(0.5, 0, 0.5, label=0.4)  # 0.4 is level 102
-    masks = [th.apply(prob, rule, label).tolist() for label in (0, 102, 103, 255)]
+    masks = [apply(prob, rule, label).tolist() for label in (0, 102, 103, 255)]
     assert masks == [[[0, 0]], [[0, 0]], [[1, 0]], [[1, 0]]]
-    assert th.apply(prob, Triplet(0.5, 0, 0.5), 0).tolist() == [[1, 0]]
-    assert th.apply(prob, Triplet(0.5, 0, 0.5, label=0), 0).tolist() == [[0, 0]]
+    assert apply(prob, Triplet(0.5, 0, 0.5), 0).tolist() == [[1, 0]]
+    assert apply(prob, Triplet(0.5, 0, 0.5, label=0), 0).tolist() == [[0, 0]]
 
 
 def test_a_rule_with_a_label_refuses_an_image_without() -> None:
     prob, rule = np.zeros((2, 2), np.uint8), Triplet(0.5, 0, 0.5, label=0.4)
     with pytest.raises(InputError, match="label head"):
-        th.apply(prob, rule)
-    stats = [th.statistics(prob, prob, 3), th.statistics(prob, prob)]
-    for under in (th.kept, th.areas, th.per_image_dice):
+        apply(prob, rule)
+    stats = [statistics(prob, prob, 3), statistics(prob, prob)]
+    for under in (kept, areas, per_image_dice):
         with pytest.raises(InputError, match="image 1 of 2 has no label"):
             under(stats, rule)
 
@@ -57,13 +66,13 @@ def test_the_label_of_a_rule_is_checked_and_written_only_where_it_is() -> None:
 
 def test_labels_stay_with_their_images() -> None:
     prob = np.zeros((2, 2), np.uint8)
-    stats = th.stack([th.statistics(prob, prob, label) for label in (7, None, 255)])
+    stats = stack([statistics(prob, prob, label) for label in (7, None, 255)])
     assert stats.label.tolist() == [7, -1, 255]
     assert stats.label.dtype == np.int16
     assert not stats.has_labels
     assert stats.take(np.array([2, 0])).label.tolist() == [255, 7]
     assert stats.take(np.array([True, False, True])).has_labels
-    without = th.Stacked(stats.hist_all, stats.hist_true, stats.n_px, stats.has_truth)
+    without = Stacked(stats.hist_all, stats.hist_true, stats.n_px, stats.has_truth)
     assert without.label.tolist() == [-1, -1, -1]
 
 
@@ -89,7 +98,7 @@ def test_the_level_of_a_sum(levels: dict[int, int], n_px: int, expected: int) ->
 def test_images_labelled_by_their_sum_are_what_one_map_gives() -> None:
     random = np.random.default_rng(0)
     maps = [(random.random((20, 30)) * peak).astype(np.uint8) for peak in (1, 20, 255)]
-    stats = th.gate_by_sum([th.statistics(prob, prob) for prob in maps])
+    stats = gate_by_sum([statistics(prob, prob) for prob in maps])
     assert stats.has_labels
     for prob, level in zip(maps, stats.label, strict=True):
         assert th.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size) == level

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from kernel_lib.postprocess import plateau
-from kernel_lib.postprocess import thresholds as th
+from kernel_lib.postprocess import search as th
+from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
 from kernel_lib.postprocess.plateau import Chooser
-from kernel_lib.postprocess.thresholds import Statistics, Triplet
+from kernel_lib.postprocess.triplet import Triplet
 
 KEEP_NONE = 1024 * 1024 + 1
 
@@ -41,7 +42,7 @@ def naive_neighbourhoods(stats: list, chooser: Chooser, rules: list[Triplet]) ->
     for rule in rules:
         top, bottom = round(255 * rule.top - 0.5), round(255 * rule.bottom - 0.5)
         scores = [
-            np.mean(th.per_image_dice(stats, Triplet((t + 0.5) / 255, int(a), (b + 0.5) / 255)))
+            np.mean(per_image_dice(stats, Triplet((t + 0.5) / 255, int(a), (b + 0.5) / 255)))
             for a in grid
             if rule.min_area_px / chooser.area_factor <= a <= rule.min_area_px * chooser.area_factor
             for t in range(max(0, top - chooser.levels), min(254, top + chooser.levels) + 1)
@@ -53,7 +54,7 @@ def naive_neighbourhoods(stats: list, chooser: Chooser, rules: list[Triplet]) ->
 
 
 def test_chosen_has_the_best_neighbours() -> None:
-    stats = th.stack(random_set(25, 0.5, 0))
+    stats = stack(random_set(25, 0.5, 0))
     chooser = Chooser(levels=2, area_factor=1.3, standard_errors=100.0)  # all rules qualify
     found = th.search(stats, chooser=chooser)
     random = np.random.default_rng(1)

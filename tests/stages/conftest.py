@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, runs, storage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
-from kernel_lib.inference import maps
+from kernel_lib.inference import maps, predictions
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.runs import Lineage
-from kernel_lib.stages import predictions, report
+from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as thresholds_stage
 
 
@@ -71,7 +71,7 @@ def untrained(tmp_path_factory) -> Path:
     path = found.folder / "thresholds.json"
     document = json.loads(path.read_text())
     document["rule"] = {"top": 0.6, "min_area_px": 2000, "bottom": 0.5}
-    files.write_json(path, document)
+    storage.write_json(path, document)
     return work
 
 
@@ -87,7 +87,7 @@ def _fold_of(work: Path, plan: TrainPlan, drawn: pd.DataFrame, fold: int) -> Non
     checkpoints.save(folder.best(1), {"model": state}, past)
     checkpoints.save(folder.last, {"model": state}, past)
     line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1, "best": True}
-    files.write_text(folder.log, json.dumps(line) + "\n")
+    storage.write_text(folder.log, json.dumps(line) + "\n")
     meta = predictions.describe(folder, plan.experiment, folder.kept(), past)
     levels = [rle.decode(text, (16, 16)) * np.uint8(200) for text in drawn.loc[held, "rle"]]
     shown = [maps.Prediction(one, float(one.max() > 0)) for one in levels]

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.data import cache, folds, rle
 from kernel_lib.data.dataset import TrainingImages
 from kernel_lib.data.table import discover
+from kernel_lib.reporting import figures
 from kernel_lib.stages import augmented
-from kernel_lib.viz import figures
 
 RUN, SIZE, SEED = "run", 32, 7
 
@@ -37,7 +37,7 @@ def data(tmp_path):
         "folds_digest": folds.digest(drawn),
         "experiment": {"size": SIZE, "augment": "notes"},
     }
-    files.write_json(runs.fold_folder(tmp_path / "work", RUN, 0).config, config)
+    storage.write_json(runs.fold_folder(tmp_path / "work", RUN, 0).config, config)
     return tmp_path, source, prepared
 
 

@@ -21,7 +21,8 @@ from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps, members, recipes
-from kernel_lib.postprocess import submission, thresholds
+from kernel_lib.postprocess import submission
+from kernel_lib.postprocess.triplet import Triplet, apply
 from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
@@ -91,7 +92,7 @@ def train(place: Path, work: str, data: str = "data", **changes) -> train_stage.
     )  # fmt: skip
 
 
-def search(place: Path, work: str, **changes) -> thresholds_stage.ThresholdsResult:
+def choose_rule(place: Path, work: str, **changes) -> thresholds_stage.ThresholdsResult:
     given = {"work_dir": str(place / work), "data_dir": str(place / "data"), "bootstrap": 100}
     return thresholds_stage.run(ThresholdsParameters(**(given | changes)))
 
@@ -110,7 +111,7 @@ def whole(place) -> dict:
     """One run through all stages, which the tests below look at and go on from."""
     return {
         "train": train(place, "work"),
-        "search": search(place, "work"),
+        "search": choose_rule(place, "work"),
         "infer": infer(place, "work"),
     }
 
@@ -176,7 +177,7 @@ def test_the_same_commands_again_do_nothing_again(place, whole):
     caches = snapshot(place / "cache", "pixels.u8", "masks.bits")
     assert len(before) > 12
     assert train(place, "work").complete
-    found = search(place, "work")
+    found = choose_rule(place, "work")
     again = infer(place, "work")
     assert snapshot(place / "work", *patterns) == before
     assert snapshot(place / "cache", "pixels.u8", "masks.bits") == caches
@@ -255,7 +256,7 @@ def test_test_images_keep_their_own_geometry(place, whole):
             shown[fold, image_id] = cv2.resize(rough, (64, 64))
         drawn = [(i, maps.Prediction(shown[fold, i])) for i in archive.ids]
         maps.write(folder.test, drawn, archive.meta)  # as complete as the one that was there
-    rule = thresholds.Triplet(0.6, 500, 0.5)
+    rule = Triplet(0.6, 500, 0.5)
     document = work / "ensembles" / RUN / "thresholds.json"
     document.write_text(json.dumps(json.loads(document.read_text()) | {"rule": rule.to_json()}))
     result = infer(place, "shaped")
@@ -264,23 +265,23 @@ def test_test_images_keep_their_own_geometry(place, whole):
     for image_id, text in found.items():
         shape = (160, 96) if image_id == odd else (128, 128)
         mixed = maps.mean([shown[fold, image_id] for fold in (0, 1)])
-        expected = thresholds.apply(maps.at_shape(mixed, shape), rule)
+        expected = apply(maps.at_shape(mixed, shape), rule)
         assert np.array_equal(rle.decode(text, shape), expected), image_id
 
 
 def test_two_seeds_speak_together_in_mean_and_vote(project_root, place, whole, no_report):
     other = train(place, "work", seed=4567)
     both = f"{RUN},{other.run}"
-    found = search(place, "work", runs=both)
+    found = choose_rule(place, "work", runs=both)
     assert found.folder.name == f"{RUN}+{other.run}"
     mixed = infer(place, "work", ensemble=found.folder.name)
     check_submission(project_root, place, mixed)
-    voted = search(place, "work", runs=both, ensemble="voted", combine="vote")
+    voted = choose_rule(place, "work", runs=both, ensemble="voted", combine="vote")
     assert voted.search.chosen == found.search.chosen, "out of fold each image has one map"
     assert ensembles.Ensemble.load(voted.folder).combine == "vote"
     check_submission(project_root, place, infer(place, "work", ensemble="voted"))
     with pytest.raises(InputError, match="several runs are there"):
-        search(place, "work")
+        choose_rule(place, "work")
     with pytest.raises(InputError, match="name one with -p ENSEMBLE"):
         infer(place, "work")
 
@@ -292,7 +293,7 @@ def test_the_second_network_goes_the_same_way(project_root, place, no_report):
     )  # fmt: skip
     assert result.complete
     assert result.run == ("deeplabv3plus_resnet_512_v1_size64_resnet18_fromnone_epochs2_seed3456")
-    search(place, "deeplab", single=True)
+    choose_rule(place, "deeplab", single=True)
     check_submission(project_root, place, infer(place, "deeplab"))
 
 
@@ -339,7 +340,7 @@ def test_a_child_goes_on_from_its_parent_and_stays_honest(place, whole, no_repor
     result = train(place, "work", weights=RUN, fold=0, epochs=2)
     child = runs.find([place / "work"], result.run)[0]
     assert checkpoints.past(child.last).ancestors == (RUN,)
-    assert search(place, "work", runs=result.run).past_known
+    assert choose_rule(place, "work", runs=result.run).past_known
 
 
 def damaged(place: Path, name: str, pick) -> tuple[Path, Path, bytes]:
@@ -360,7 +361,7 @@ def test_a_bad_training_file_stops_or_is_left_out_and_listed(place):
         train(place, "skipping", "bad-train")
     result = train(place, "skipping", "bad-train", on_bad_file="skip", fold=0)
     assert result.complete
-    found = search(place, "skipping", data_dir=str(place / "bad-train"))
+    found = choose_rule(place, "skipping", data_dir=str(place / "bad-train"))
     assert bad.stem not in (found.folder / "oof.csv").read_text()
     assert bad.stem in (found.folder / "report.html").read_text(encoding="utf-8")
 
@@ -371,7 +372,7 @@ def test_an_unreadable_test_image_gets_no_mask_is_named_and_once_mended_is_predi
     _, bad, content = damaged(place, "bad-test", lambda d: test_files(d)[4])
     shutil.copytree(place / "work" / "runs" / RUN, place / "mending" / "runs" / RUN)
     shutil.copy(place / "work" / "folds.csv", place / "mending")
-    search(place, "mending")
+    choose_rule(place, "mending")
     result = infer(place, "mending", "bad-test")
     assert result.unreadable == (bad.stem,)
     assert f"unreadable image: {bad.stem}" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
@@ -19,11 +19,12 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.postprocess import metrics, thresholds, votes
+from kernel_lib.postprocess import gate, metrics, votes
+from kernel_lib.postprocess.triplet import Triplet, apply
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.viz.viewed import held_out
+from kernel_lib.viewer.viewer_data import held_out
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -69,7 +70,7 @@ def make_run(
     for fold in (0, 1):
         folder = runs.fold_folder(work, run, fold)
         config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": row}
-        files.write_json(folder.config, config)
+        storage.write_json(folder.config, config)
         held = drawn["fold"] == fold
         past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
@@ -91,10 +92,10 @@ def make_run(
         ]  # fmt: skip
         maps.write(folder.test, test, meta)
         line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1}
-        files.write_text(folder.log, json.dumps(line | {"best": True}) + "\n")
+        storage.write_text(folder.log, json.dumps(line | {"best": True}) + "\n")
 
 
-def search(work: Path, **parameters):
+def choose_rule(work: Path, **parameters):
     return stage.run(ThresholdsParameters(work_dir=str(work), bootstrap=100, **parameters))
 
 
@@ -117,7 +118,7 @@ def archives(work: Path, run: str) -> list[maps.Maps]:
 
 def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
     make_run(tmp_path, "plain")
-    result = search(tmp_path)
+    result = choose_rule(tmp_path)
     kept = document(result)
     assert list(kept) == [
         "rule", "search", "past_known", "epochs_selected", "honest", "last", "ensemble",
@@ -147,7 +148,7 @@ def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, 
         shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
         lineage = archive.meta["lineage"] | {"chosen_on": chosen_on}
         maps.write(path, shown, {**archive.meta, "lineage": lineage})
-    result = search(tmp_path)
+    result = choose_rule(tmp_path)
     assert document(result)["epochs_selected"] == {"honest": selected, "last": False}
     listed = scores.table(result.scores)
     assert listed["rule"].tolist()[: len(first)] == first
@@ -158,7 +159,7 @@ def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, 
 def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     make_run(tmp_path, "steps", gate="judge", alarms=True)
     make_run(tmp_path, "judge", label=True, masks=False, network="Classifier", label_weight=1.0)
-    result = search(tmp_path, runs="steps")
+    result = choose_rule(tmp_path, runs="steps")
     assert document(result)["gate"] == {"by": "label", "runs": ["judge"]}
     rule = result.choice.triplet
     assert rule.label == 76.5 / 255  # above the empty images' 0.3, level 76
@@ -170,7 +171,7 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     found = masks(tmp_path, result.folder)
     assert not found["t0"].any(), "its label, 0.1, is below the threshold"
     mean = maps.mean([archive["t1"] for archive in archives(tmp_path, "steps")])
-    expected = thresholds.apply(maps.at_shape(mean, SHAPES["t1"]), rule, round(255 * 0.9))
+    expected = apply(maps.at_shape(mean, SHAPES["t1"]), rule, round(255 * 0.9))
     assert np.array_equal(found["t1"], expected)
     assert expected.any()
     page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
@@ -182,7 +183,7 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
 
 def test_a_gate_can_be_left_out_and_its_label_is_then_not_looked_for(tmp_path):
     make_run(tmp_path, "steps", gate="judge")
-    result = search(tmp_path, gate="none")
+    result = choose_rule(tmp_path, gate="none")
     assert result.honest.auc_label is None
     assert result.choice.triplet.label is None
 
@@ -190,7 +191,7 @@ def test_a_gate_can_be_left_out_and_its_label_is_then_not_looked_for(tmp_path):
 def test_a_missing_classifier_is_named_with_the_mend(tmp_path):
     make_run(tmp_path, "steps", gate="judge")
     with pytest.raises(InputError, match=r"gated by the run judge, .* -p WITH_PARENTS True"):
-        search(tmp_path)
+        choose_rule(tmp_path)
 
 
 def test_a_classifier_that_saw_an_image_is_refused(tmp_path):
@@ -198,43 +199,43 @@ def test_a_classifier_that_saw_an_image_is_refused(tmp_path):
     past = Lineage(images=("i05",))
     make_run(tmp_path, "judge", label=True, masks=False, lineage=past)
     with pytest.raises(InputError, match="judge/fold1 was trained on image i05"):
-        search(tmp_path, runs="steps")
+        choose_rule(tmp_path, runs="steps")
 
 
 def test_runs_that_draw_no_masks_of_these_images_are_no_members(tmp_path):
     make_run(tmp_path, "judge", label=True, masks=False, network="Classifier", label_weight=1.0)
     with pytest.raises(InputError, match="judge is a classifier and draws no masks: name the run"):
-        search(tmp_path)
+        choose_rule(tmp_path)
     make_run(tmp_path, "elsewhere", images="nih")
     with pytest.raises(InputError, match="elsewhere was trained on NIH images"):
-        search(tmp_path, runs="elsewhere")
+        choose_rule(tmp_path, runs="elsewhere")
 
 
 def test_own_heads_gate_where_the_dice_was_gated_and_only_report_elsewhere(tmp_path):
     heads = {"label": True, "label_weight": 0.05, "alarms": True}
     make_run(tmp_path, "gated", monitor="dice_gated", **heads)
     make_run(tmp_path, "heads", monitor="dice", **heads)
-    assert search(tmp_path, runs="gated").choice.triplet.label is not None
-    free = search(tmp_path, runs="heads")
+    assert choose_rule(tmp_path, runs="gated").choice.triplet.label is not None
+    free = choose_rule(tmp_path, runs="heads")
     assert free.choice.triplet.label is None
     assert free.honest.auc_label > 0.9
     assert "gate" not in document(free)
-    assert search(tmp_path, runs="heads", gate="label").choice.triplet.label is not None
+    assert choose_rule(tmp_path, runs="heads", gate="label").choice.triplet.label is not None
     make_run(tmp_path, "mute")
     with pytest.raises(InputError, match="GATE label, but mute has no label head"):
-        search(tmp_path, runs="heads,mute", gate="label")
+        choose_rule(tmp_path, runs="heads,mute", gate="label")
 
 
 def test_archives_without_the_label_that_is_to_gate_are_named(tmp_path):
     make_run(tmp_path, "gated", label_weight=0.05, monitor="dice_gated")
     with pytest.raises(InputError, match=r"oof\.zip holds no label of image i00, .* -p GATE none"):
-        search(tmp_path)
+        choose_rule(tmp_path)
 
 
 def test_members_of_which_one_has_no_label_are_not_gated_unasked(tmp_path, capsys):
     make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
     make_run(tmp_path, "mute")
-    assert search(tmp_path, runs="gated,mute").ensemble.gate == "none"
+    assert choose_rule(tmp_path, runs="gated,mute").ensemble.gate == "none"
     assert "note: gated was scored with its label as a gate, but mute has none" in (
         capsys.readouterr().out
     )
@@ -244,13 +245,13 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
     make_run(tmp_path, "a", label=True, label_weight=0.05)
     make_run(tmp_path, "b", label=True, label_weight=0.05)
     recipe = {"members": [{"run": "a", "weight": 3.0}, {"run": "b"}], "gate": "label"}
-    files.write_json(tmp_path / "mine.json", recipe)
+    storage.write_json(tmp_path / "mine.json", recipe)
     for fold in (0, 1):  # b says 0 of everything
         folder = runs.fold_folder(tmp_path, "b", fold)
         there = maps.Maps(folder.oof)
         said = [(i, maps.Prediction(there[i], 0.0)) for i in there.ids]
         maps.write(folder.oof, said, there.meta)
-    result = search(tmp_path, ensemble=str(tmp_path / "mine.json"))
+    result = choose_rule(tmp_path, ensemble=str(tmp_path / "mine.json"))
     assert result.folder.name == "mine"
     own = maps.Maps(runs.fold_folder(tmp_path, "a", 0).oof)
     for image in result.honest.per_image[result.honest.per_image["fold"] == 0].itertuples():
@@ -259,18 +260,18 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
 
 def test_the_map_s_own_sum_gates(tmp_path):
     make_run(tmp_path, "plain")
-    result = search(tmp_path, gate="sum")
+    result = choose_rule(tmp_path, gate="sum")
     kept, rule = document(result), result.choice.triplet
     assert kept["gate"] == {"by": "sum", "runs": ["plain"]}
     assert kept["search"]["label_swept"]
-    forced = thresholds.Triplet(rule.top, 0, rule.bottom, 0.5)
-    files.write_json(result.folder / "thresholds.json", kept | {"rule": forced.to_json()})
+    forced = Triplet(rule.top, 0, rule.bottom, 0.5)
+    storage.write_json(result.folder / "thresholds.json", kept | {"rule": forced.to_json()})
     found = masks(tmp_path, result.folder)
     for image_id, shape in SHAPES.items():
         mean = maps.mean([archive[image_id] for archive in archives(tmp_path, "plain")])
         prob = maps.at_shape(mean, shape)
-        level = thresholds.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
-        assert np.array_equal(found[image_id], thresholds.apply(prob, forced, level))
+        level = gate.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
+        assert np.array_equal(found[image_id], apply(prob, forced, level))
     assert "the map's own sum of probabilities" in str(result)
 
 
@@ -282,10 +283,10 @@ def test_a_vote_of_folds_asks_each_fold_s_own_label(tmp_path):
         said = [(i, maps.Prediction(np.full((SIZE, SIZE), 255, np.uint8), said)) for i in there.ids]
         maps.write(folder.test, said, there.meta)
     for how, expected in (("mean", True), ("vote", False)):
-        result = search(tmp_path, combine=how)
+        result = choose_rule(tmp_path, combine=how)
         kept = document(result)
-        rule = thresholds.Triplet(0.5, 0, 0.5, 0.4).to_json()  # the mean label is 0.5
-        files.write_json(result.folder / "thresholds.json", kept | {"rule": rule})
+        rule = Triplet(0.5, 0, 0.5, 0.4).to_json()  # the mean label is 0.5
+        storage.write_json(result.folder / "thresholds.json", kept | {"rule": rule})
         found = masks(tmp_path, result.folder)
         assert all(mask.all() if expected else not mask.any() for mask in found.values())
 
@@ -295,20 +296,20 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
     names = ["a", "b", "c"]
     for place, run in enumerate(names):
         make_run(tmp_path, run, noise=90 + 40 * place)
-    result = search(tmp_path, runs="a,b,c", ensemble="three", combine=how, at_least=at_least)
+    result = choose_rule(tmp_path, runs="a,b,c", ensemble="three", combine=how, at_least=at_least)
     kept = document(result)
     assert "rule" not in kept
     assert list(kept["rules"]) == names
     k = kept["at_least"]
     assert k == at_least or at_least is None
-    one = search(tmp_path, runs="b")
+    one = choose_rule(tmp_path, runs="b")
     assert kept["rules"]["b"] == one.choice.triplet.to_json(), "as if it stood alone"
-    rules = [thresholds.Triplet.from_json(kept["rules"][run]) for run in names]
+    rules = [Triplet.from_json(kept["rules"][run]) for run in names]
     for image_id, found in masks(tmp_path, result.folder).items():
         drawn = []
         for run, rule in zip(names, rules, strict=True):
             mean = maps.mean([archive[image_id] for archive in archives(tmp_path, run)])
-            drawn.append(thresholds.apply(maps.at_shape(mean, SHAPES[image_id]), rule))
+            drawn.append(apply(maps.at_shape(mean, SHAPES[image_id]), rule))
         if how == "member_vote":
             expected = np.sum(drawn, axis=0) >= k
         else:
@@ -336,7 +337,7 @@ def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
             blind = np.zeros((SIZE, SIZE), np.uint8)
             drawn = [(i, maps.Prediction(level_map(i, blind, 255))) for i in there.ids]
             maps.write(path, drawn, there.meta)
-    result = search(tmp_path, runs="noise,better,good", ensemble="picked", choose="greedy")
+    result = choose_rule(tmp_path, runs="noise,better,good", ensemble="picked", choose="greedy")
     kept = document(result)["selection"]
     assert [one["run"] for one in kept["candidates"]] == ["noise", "better", "good"]
     assert kept["weights"][0] == 0
@@ -357,36 +358,36 @@ def test_a_shipped_recipe_is_taken_by_its_name_and_says_what_is_missing(tmp_path
         match=r"1 of 2 members .*deeplabv3plus_resnet_1024_v2_seed5678: train it with "
         r"-p EXPERIMENT deeplabv3plus_resnet_1024_v2 -p SEED 5678$",
     ):
-        search(tmp_path, ensemble="notes_best")
+        choose_rule(tmp_path, ensemble="notes_best")
     make_run(tmp_path, "deeplabv3plus_resnet_1024_v2_seed5678")
-    result = search(tmp_path, ensemble="notes_best")
+    result = choose_rule(tmp_path, ensemble="notes_best")
     assert result.folder.name == "notes_best"
     assert [m.run.split("_")[0] for m in result.ensemble.members] == [
         "deeplabv3plus",
         "UNetResNet34",
     ]
-    named = search(tmp_path, ensemble="notes_best", runs="UNetResNet34_1024_v1_seed3456")
+    named = choose_rule(tmp_path, ensemble="notes_best", runs="UNetResNet34_1024_v1_seed3456")
     assert len(named.ensemble.members) == 1, "RUNS names the members, ENSEMBLE only the folder"
 
 
 def test_a_recipe_s_file_and_runs_exclude_each_other(tmp_path):
     make_run(tmp_path, "a")
-    files.write_json(tmp_path / "mine.json", {"members": [{"run": "a"}]})
+    storage.write_json(tmp_path / "mine.json", {"members": [{"run": "a"}]})
     with pytest.raises(InputError, match="names the members, so leave RUNS out"):
-        search(tmp_path, ensemble=str(tmp_path / "mine.json"), runs="a")
-    files.write_json(tmp_path / "my own.json", {"members": [{"run": "a"}]})
+        choose_rule(tmp_path, ensemble=str(tmp_path / "mine.json"), runs="a")
+    storage.write_json(tmp_path / "my own.json", {"members": [{"run": "a"}]})
     with pytest.raises(InputError, match="letters, digits"):
-        search(tmp_path, ensemble=str(tmp_path / "my own.json"))
+        choose_rule(tmp_path, ensemble=str(tmp_path / "my own.json"))
     with pytest.raises(InputError, match=r"absent.json cannot be read"):
-        search(tmp_path, ensemble=str(tmp_path / "absent.json"))
+        choose_rule(tmp_path, ensemble=str(tmp_path / "absent.json"))
 
 
 def test_documents_of_before_load_as_they_did(tmp_path):
     make_run(tmp_path, "plain")
-    result = search(tmp_path)
+    result = choose_rule(tmp_path)
     kept = document(result)
     del kept["search"]["label_swept"]
-    files.write_json(result.folder / "thresholds.json", kept)
+    storage.write_json(result.folder / "thresholds.json", kept)
     assert ensembles.read_choice(result.folder)[0].triplet == result.choice.triplet
     assert write_report(result.folder, [tmp_path]).exists()
 
@@ -455,7 +456,7 @@ def without(name: str):
     def removed(path: Path) -> None:
         document = json.loads(path.read_text())
         del document[name]
-        files.write_json(path, document)
+        storage.write_json(path, document)
 
     return removed
 
@@ -472,7 +473,7 @@ DAMAGES = {
 
 def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(tmp_path):
     make_run(tmp_path, "a"), make_run(tmp_path, "b")
-    folder = search(tmp_path, runs="a,b", ensemble="e", combine="member_vote").folder
+    folder = choose_rule(tmp_path, runs="a,b", ensemble="e", combine="member_vote").folder
     assert report.read(folder, [tmp_path]).summary_lines[0].startswith("rule of a: top")
     for name, damages in DAMAGES.items():
         for damage in damages:
@@ -488,7 +489,7 @@ def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(t
 
 def test_an_image_may_be_called_na(tmp_path):
     make_run(tmp_path, "plain")
-    folder = search(tmp_path).folder
+    folder = choose_rule(tmp_path).folder
     path = folder / "oof.csv"
     path.write_text(path.read_text().replace("i00", "NA"))
     assert report.read_per_image(folder)["image_id"].tolist()[0] == "NA"
@@ -496,7 +497,7 @@ def test_an_image_may_be_called_na(tmp_path):
 
 def test_a_damaged_log_is_named_with_the_stage(tmp_path):
     make_run(tmp_path, "plain")
-    folder = search(tmp_path).folder
+    folder = choose_rule(tmp_path).folder
     runs.fold_folder(tmp_path, "plain", 1).log.write_text('{"epoch": 1, ')
     with pytest.raises(InputError, match=r"fold1/log.jsonl is damaged .*: run the train stage"):
         report.read(folder, [tmp_path])
@@ -504,8 +505,8 @@ def test_a_damaged_log_is_named_with_the_stage(tmp_path):
 
 def test_rules_of_another_ensemble_are_no_rules_of_this_one(tmp_path):
     make_run(tmp_path, "a"), make_run(tmp_path, "b")
-    mean = search(tmp_path, runs="a,b", ensemble="mean").folder
-    vote = search(tmp_path, runs="a,b", ensemble="vote", combine="member_vote").folder
+    mean = choose_rule(tmp_path, runs="a,b", ensemble="mean").folder
+    vote = choose_rule(tmp_path, runs="a,b", ensemble="vote", combine="member_vote").folder
     shutil.copy(mean / "thresholds.json", vote)
     with pytest.raises(InputError, match=r"vote/members\.json is not the ensemble"):
         report.read(vote, [tmp_path])
@@ -520,7 +521,7 @@ def test_rules_of_another_ensemble_are_no_rules_of_this_one(tmp_path):
 )  # fmt: skip
 def test_an_ensemble_that_was_edited_after_the_search_has_no_score(tmp_path, change):
     make_run(tmp_path, "a"), make_run(tmp_path, "b")
-    folder = search(tmp_path, runs="a,b", ensemble="mean").folder
+    folder = choose_rule(tmp_path, runs="a,b", ensemble="mean").folder
     document = json.loads((folder / "members.json").read_text())
     first, second = document["members"]
     if change == "drop":
@@ -539,7 +540,7 @@ def test_an_ensemble_that_was_edited_after_the_search_has_no_score(tmp_path, cha
 @pytest.mark.parametrize("name", ["oof", "oof_last"])
 def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, name):
     make_run(tmp_path, "a")
-    folder = search(tmp_path).folder
+    folder = choose_rule(tmp_path).folder
     path = getattr(runs.fold_folder(tmp_path, "a", 1), name)
     archive = maps.Maps(path)
     shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
@@ -550,22 +551,22 @@ def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, n
 
 
 @pytest.mark.parametrize("content", [b"", b'["x: no la', b"{}", b"[1]", b"\xff"])
-def test_a_damaged_list_of_images_left_out_is_named_before_the_search(tmp_path, content):
+def test_a_damaged_list_of_images_left_out_is_named_before_the_choose_rule(tmp_path, content):
     make_run(tmp_path, "plain")
     listed = tmp_path / "left_out.json"
     listed.write_bytes(content)
     with pytest.raises(InputError, match=r"left_out.json is damaged .*: delete it, .*train stage"):
-        search(tmp_path)
+        choose_rule(tmp_path)
     assert not (tmp_path / "ensembles").exists()
     listed.unlink()
-    search(tmp_path)
+    choose_rule(tmp_path)
 
 
 @pytest.mark.parametrize("combine", ["mean", "member_vote"])
 def test_the_report_tells_how_far_members_agree(tmp_path, combine):
     for run, noise in (("a", 40), ("b", 90), ("c", 120)):
         make_run(tmp_path, run, noise=noise)
-    result = search(tmp_path, runs="a,b,c", combine=combine)
+    result = choose_rule(tmp_path, runs="a,b,c", combine=combine)
     found = agreement.of_folder(result.folder, [tmp_path])
     assert (found.names, found.n_images, len(found.dice)) == (("a", "b", "c"), N, N)
     rules = result.choice.rules or (result.choice.triplet,) * 3
@@ -575,7 +576,7 @@ def test_the_report_tells_how_far_members_agree(tmp_path, combine):
         kept = {run: maps.Maps(runs.fold_folder(tmp_path, run, fold).oof) for run in "abc"}
         for image in kept["a"].ids:
             drawings = [kept[run][image] for run in "abc"]
-            shown = [thresholds.apply(*pair) for pair in zip(drawings, rules, strict=True)]
+            shown = [apply(*pair) for pair in zip(drawings, rules, strict=True)]
             true = rle.decode(truth[image], (SIZE, SIZE))
             expected[image] = [[metrics.dice(x, y) for y in shown] for x in (*shown, true)]
     assert found.dice.tolist() == [expected[image] for image in table()["image_id"]]
@@ -588,12 +589,12 @@ def test_the_report_tells_how_far_members_agree(tmp_path, combine):
 def test_of_many_images_some_are_compared_and_of_one_member_none(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b")
-    result = search(tmp_path, runs="a,b")
+    result = choose_rule(tmp_path, runs="a,b")
     few = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice, most=5)
     every = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice)
     assert "5 images drawn evenly from 24" in few.votes().sentence
     assert few.dice.tolist() == every.dice[[0, 6, 12, 17, 23]].tolist()
-    alone = search(tmp_path, runs="a")
+    alone = choose_rule(tmp_path, runs="a")
     assert agreement.of_folder(alone.folder, [tmp_path]).matrices() is None
     page = write_report(alone.folder, [tmp_path]).read_text(encoding="utf-8")
     assert "agreement" not in page

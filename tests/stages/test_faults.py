@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, runs, storage
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
@@ -82,9 +82,9 @@ def test_a_signal_saves_and_the_same_command_ends_the_same(project_root, place, 
 
 
 def test_a_second_training_of_a_fold_is_refused_and_of_another_is_not(project_root, place, whole):
-    with files.alone(whole.path):
+    with storage.folder_lock(whole.path):
         refused = train(project_root, place, "whole")
     assert refused.returncode == 1
     assert f"fold0 is being worked in by process {os.getpid()} on" in refused.stderr
-    with files.alone(whole.path.with_name("fold1")):
+    with storage.folder_lock(whole.path.with_name("fold1")):
         assert train(project_root, place, "whole").returncode == 0

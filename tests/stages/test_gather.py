@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, runs, storage
 from kernel_lib.__main__ import main
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import folds
@@ -67,7 +67,7 @@ def trained(folder: FoldFolder, epoch: int, step: int = 0, weight: float = 1.0) 
     average = {"model": {"w": torch.tensor([weight, epoch, step])}}
     checkpoints.save(folder.last, {"ema": average, "position": asdict(position)}, Lineage())
     lines = [json.dumps({"epoch": k + 1}) + "\n" for k in range(epoch)]
-    files.write_text(folder.log, "".join(lines))
+    storage.write_text(folder.log, "".join(lines))
     return folder
 
 
@@ -98,8 +98,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_folds_of_several_places_come_together_and_a_second_call_copies_nothing(tmp_path):
     a, b, work = tmp_path / "a", tmp_path / "b/output/work", tmp_path / "work"
     finished(a, 0)
-    files.write_json(a / "left_out.json", ["x: no label"])
-    files.write_json(a / "ensembles/e/members.json", {})
+    storage.write_json(a / "left_out.json", ["x: no label"])
+    storage.write_json(a / "ensembles/e/members.json", {})
     finished(b, 1)
     trained(begun(b, 2), 1, step=4)
     begun(b, 2, run="tiny_seed2", seed=2)  # another seed is another run
@@ -195,7 +195,7 @@ def moved(b: Path) -> None:
     other = DRAWN.assign(fold=[1, 0, 2] * 2)
     table(b, other)
     config = json.loads(runs.fold_folder(b, RUN, 1).config.read_text())
-    files.write_json(
+    storage.write_json(
         runs.fold_folder(b, RUN, 1).config, config | {"folds_digest": folds.digest(other)}
     )
 
@@ -203,7 +203,7 @@ def moved(b: Path) -> None:
 def drawn_otherwise(b: Path) -> None:
     (b / "folds.csv").unlink()
     folder = runs.fold_folder(b, RUN, 1)
-    files.write_json(folder.config, folder.read_config() | {"folds_digest": "f00d" * 16})
+    storage.write_json(folder.config, folder.read_config() | {"folds_digest": "f00d" * 16})
 
 
 def renamed(b: Path) -> None:
@@ -333,7 +333,7 @@ def test_killed_anywhere_the_same_call_ends_the_same(tmp_path, monkeypatch):
     """A fold that comes, and one that replaces what was there."""
     a, before, work = (tmp_path / name for name in ("a", "before", "work"))
     begun(a, 0), finished(a, 1), trained(begun(before, 1), 2)
-    files.write_json(a / "left_out.json", [])
+    storage.write_json(a / "left_out.json", [])
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # the disk's own time is not tried here
     old, at = contents(before / "runs"), 0
     while True:
@@ -359,7 +359,7 @@ def test_killed_anywhere_the_same_call_ends_the_same(tmp_path, monkeypatch):
 def test_a_fold_in_which_a_training_works_is_refused_and_nothing_copied(tmp_path):
     a, work = tmp_path / "a", tmp_path / "work"
     finished(a, 0), finished(a, 1)
-    with files.alone(runs.fold_folder(work, RUN, 1).path):
+    with storage.folder_lock(runs.fold_folder(work, RUN, 1).path):
         before = contents(work)
         with pytest.raises(InputError, match=r"fold1 is being worked in by process"):
             stage.run([a], work)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, runs, storage
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds
 from kernel_lib.stages import gather, inference, thresholds
@@ -60,7 +60,7 @@ def infer(place: Path, work: str) -> None:
 def at_once(project_root, place) -> list[str]:
     """What three jobs printed that met at the drawing of the folds, in empty folders."""
     jobs, said = [], []
-    with files.alone(place / "one/folds.csv"):
+    with storage.folder_lock(place / "one/folds.csv"):
         for fold, seed in ((0, 1), (1, 1), (0, 2)):
             config = place / f"{seed}-{fold}.json"
             config.write_text(json.dumps(parameters(place, "one", fold, seed)))

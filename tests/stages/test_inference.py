@@ -18,7 +18,7 @@ from kernel_lib.inference import maps
 from kernel_lib.postprocess import submission
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import inference, past, report, report_images, scores
-from kernel_lib.viz.viewer import view
+from kernel_lib.viewer.document import view
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 
-from kernel_lib import checkpoints, files, released, runs
+from kernel_lib import checkpoints, released, runs, storage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
@@ -21,10 +21,10 @@ from kernel_lib.inference import maps
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks
 from kernel_lib.plan import TrainPlan
-from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
 from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
-from kernel_lib.stages import start
+from kernel_lib.stages import initial_weights
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.stages.past import Known
 from kernel_lib.stages.preparation import TrainingSet
@@ -86,7 +86,7 @@ def finished(work: Path, run: str, fold: int, lineage: Lineage | None = None, di
     meta = {"run": run, "fold": fold, "checkpoints": {path.name: "" for path in folder.kept()}}
     for path in (folder.oof, folder.oof_last):
         maps.write(path, [], meta)
-    files.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in lines))
+    storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -99,7 +99,7 @@ def begin(
     images = TrainingSet(None, truth, DIGEST, tuple(map(code, truth["image_id"])), test or Known())
     decided = plan("child", weights)
     given = {"parameters": decided.parameters.model_copy(update=parameters)}
-    return start.network(folder, decided.model_copy(update=given), images, held, [work])
+    return initial_weights.network(folder, decided.model_copy(update=given), images, held, [work])
 
 
 def code(name: str, turned: int = 0) -> str:
@@ -242,7 +242,7 @@ def test_a_network_of_this_package_is_never_imagenet_s(tmp_path):
         decided = plan("child", weights)
         given = decided.parameters.model_copy(update={"weights_are": "imagenet"})
         with pytest.raises(InputError, match="WEIGHTS_ARE"):
-            start.check_weights_are(decided.model_copy(update={"parameters": given}))
+            initial_weights.check_weights_are(decided.model_copy(update={"parameters": given}))
 
 
 def test_an_id_that_is_here_may_be_another_image_of_here(tmp_path):
@@ -316,9 +316,9 @@ def test_a_released_model_starts_a_run_and_its_lineage_comes_along(tmp_path, rel
     assert "elsewhere" in lineage.images
     assert (lineage.known, lineage.ancestors) == (True, ("older", "small"))
     folds.save(table(), tmp_path / "work" / "folds.csv")
-    start.check(plan("child", name), [0], [tmp_path / "work"])
+    initial_weights.check(plan("child", name), [0], [tmp_path / "work"])
     with pytest.raises(InputError, match="nor a released model"):
-        start.check(plan("other", "smaller"), [0], [tmp_path / "work"])
+        initial_weights.check(plan("other", "smaller"), [0], [tmp_path / "work"])
 
 
 def test_a_released_model_that_saw_a_held_out_image_is_refused(tmp_path, release_of):
@@ -370,7 +370,7 @@ def predicted(work: Path, run: str, pasts: dict[int, Lineage] | None = None, gro
         maps.write(folder.oof, shown, meta), maps.write(folder.oof_last, shown, meta)
         line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "dice_half": 0.4,
                 "dice_nonempty": 0.3, "lr": 0.1, "best": True}  # fmt: skip
-        files.write_text(folder.log, json.dumps(line) + "\n")
+        storage.write_text(folder.log, json.dumps(line) + "\n")
 
 
 def search(work: Path, **parameters):
@@ -447,7 +447,7 @@ def test_maps_that_state_another_past_than_the_checkpoints_are_refused(tmp_path)
     runs.settle_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
     assert search(tmp_path).past_known
     config = folder.read_config()
-    files.write_json(folder.config, config | {runs.LINEAGE: Lineage(images=("i02",)).digest()})
+    storage.write_json(folder.config, config | {runs.LINEAGE: Lineage(images=("i02",)).digest()})
     with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another past"):
         search(tmp_path)
 
@@ -472,9 +472,9 @@ def test_a_table_of_groups_is_read_before_any_image(tmp_path):
     given = decided.parameters.model_copy(update={"groups": str(groups)})
     decided = decided.model_copy(update={"parameters": given})
     with pytest.raises(InputError, match=r"GROUPS .*groups\.csv"):
-        start.check(decided, [0], [tmp_path])
+        initial_weights.check(decided, [0], [tmp_path])
     groups.write_text("n,image,patient\n0,a,p\n")
     with pytest.raises(InputError, match=r"groups\.csv .*'patient'"):
-        start.check(decided, [0], [tmp_path])
+        initial_weights.check(decided, [0], [tmp_path])
     groups.write_text("image,patient\na,p\n")
-    start.check(decided, [0], [tmp_path])
+    initial_weights.check(decided, [0], [tmp_path])

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, files, runs
+from kernel_lib import checkpoints, runs, storage
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.released import Released
 from kernel_lib.stages import inference, predict_files, release, report, scores, thresholds, train
-from kernel_lib.viz.viewer import viewer
+from kernel_lib.viewer.document import viewer
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart", "no_report")
@@ -175,7 +175,7 @@ def test_a_finished_fold_without_its_predictions_is_not_left_out(untrained, tmp_
     work = shutil.copytree(untrained, tmp_path / "work")
     folder = runs.fold_folder(work, "tiny", 1)
     n = says["epoch"]
-    files.write_text(folder.log, '{"epoch": 1}\n' * (n - 1) + f"{says}\n".replace("'", '"'))
+    storage.write_text(folder.log, '{"epoch": 1}\n' * (n - 1) + f"{says}\n".replace("'", '"'))
     for name in lost:
         (folder.path / name).unlink()
     with pytest.raises(InputError, match=f"{folder.path / lost[0]} is missing.* -p FOLD 1"):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, fingerprint, folds, rle, table
 from kernel_lib.errors import InputError
@@ -43,7 +43,7 @@ def test_a_training_that_starts_while_another_draws_waits_and_takes_what_it_drew
 ):
     """The second asks for three folds: where both drew, the file would not be the first one's."""
     refused, arrived = [], threading.Event()
-    draw, named = folds.draw, files._named
+    draw, named = folds.draw, storage._named
 
     def second() -> None:
         try:
@@ -65,7 +65,7 @@ def test_a_training_that_starts_while_another_draws_waits_and_takes_what_it_drew
         return named(owner)
 
     monkeypatch.setattr(folds, "draw", drawn_meanwhile)
-    monkeypatch.setattr(files, "_named", waits)
+    monkeypatch.setattr(storage, "_named", waits)
     first = settle(tmp_path, 2)
     thread.join(60)
     assert len(refused) == 1
@@ -90,7 +90,7 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
     """Also where an earlier kernel's output holds runs and no folds file."""
     roots = [tmp_path / "work", tmp_path / "earlier"]
     first = preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
-    files.write_json(
+    storage.write_json(
         runs.fold_folder(tmp_path / place, "run", 0).config, {"folds_digest": folds.digest(first)}
     )
     path = roots[0] / "folds.csv"
@@ -106,7 +106,7 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
 
 def test_another_folds_file_than_runs_here_were_trained_on_is_refused(tmp_path):
     first = settle(tmp_path, 2)
-    files.write_json(
+    storage.write_json(
         runs.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds.digest(first)}
     )
     folds.save(first.assign(fold=1 - first["fold"]), tmp_path / "folds.csv")

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import thresholds as stage
 from tests.stages import reference
@@ -75,11 +75,11 @@ def work(tmp_path_factory) -> Path:
     for run in RUNS:
         for fold in FOLDS:
             folder = runs.fold_folder(place, run, fold)
-            files.write_json(folder.config, {
+            storage.write_json(folder.config, {
                 "run": run, "fold": fold, "folds_digest": folds.digest(table),
                 "experiment": {"label_weight": 0.05},
             })  # fmt: skip
-            files.write_text(folder.log, "")
+            storage.write_text(folder.log, "")
             held = table["fold"] == fold
             past = Lineage(images=tuple(table.loc[~held, "image_id"]), chosen_on=())
             meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}

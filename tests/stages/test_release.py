@@ -10,7 +10,7 @@ import torch
 
 from kernel_lib import checkpoints, runs
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.rule import Triplet
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
 from kernel_lib.stages import release
 

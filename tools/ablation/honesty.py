@@ -26,19 +26,12 @@ from pathlib import Path
 import numpy as np
 
 from kernel_lib.inference import maps
-from kernel_lib.postprocess import honest, thresholds
-from kernel_lib.postprocess.histograms import Stacked
-from kernel_lib.postprocess.honest_report import HonestReport
-from kernel_lib.postprocess.resample import Resampler
-from kernel_lib.postprocess.rule import Triplet, first_level
-from kernel_lib.postprocess.ways import (
-    Choice,
-    Greedy,
-    MemberVote,
-    OneRule,
-    Searched,
-    Way,
-)
+from kernel_lib.postprocess import nested_cv, search
+from kernel_lib.postprocess.bootstrap import Resampler
+from kernel_lib.postprocess.histograms import Stacked, per_image_dice
+from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.strategies import Choice, Greedy, MemberVote, OneRule, Searched, Way
+from kernel_lib.postprocess.triplet import Triplet, first_level
 from kernel_lib.progress import bar
 from tools.ablation import jobs
 
@@ -80,7 +73,7 @@ class Sample:
         agreeing = np.zeros((len(rows), PIXELS), np.int64)
         for rule, levels in zip(rules, self.levels[:, rows], strict=True):
             kept = (levels >= first_level(rule.top)).sum(axis=1) / PIXELS
-            kept = kept * thresholds.FULL_AREA >= rule.min_area_px
+            kept = kept * search.FULL_AREA >= rule.min_area_px
             agreeing += (levels >= first_level(rule.bottom)) & kept[:, None]
         each = [agreeing >= k for k in range(1, len(rules) + 1)]
         truth = self.truth[rows]
@@ -236,7 +229,7 @@ def _of_epochs(
         each = [epochs.stats(one) for one in np.eye(EPOCHS)]
         at = EPOCHS - 1
         if select:
-            at = int(np.argmax([thresholds.best_score(one, single=True) for one in each]))
+            at = int(np.argmax([search.best_score(one, single=True) for one in each]))
         chosen.append(at)
         parts.append(each[at])
         last.append(each[-1])
@@ -264,7 +257,7 @@ def _joined(parts: Sequence[Stacked]) -> Stacked:
 
 def _report(way: Way, found: Searched, facts: Stacked, folds: np.ndarray) -> HonestReport:
     ids = [str(i) for i in range(len(facts))]
-    return honest.of_way(way, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
+    return nested_cv.of_way(way, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
 
 
 @cache
@@ -276,7 +269,7 @@ def _fixed(cell: str, informative: bool) -> Choice:
 
 
 def _dice(stats: Stacked, rule: Triplet) -> float:
-    return float(thresholds.per_image_dice(stats, rule).mean())
+    return float(per_image_dice(stats, rule).mean())
 
 
 def table(lines: Sequence[Mapping]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.inference.maps import Maps
 from kernel_lib.runs import FoldFolder
@@ -104,7 +104,7 @@ def _train(
     arm, told = job.arm, folder.path.parent / "key.txt"
     if not told.is_file() or told.read_text(encoding="utf-8") != job.key:
         shutil.rmtree(folder.path.parent, ignore_errors=True)
-        files.write_text(told, job.key)
+        storage.write_text(told, job.key)
     given = {}
     if arm.encoder_of:
         # Of other phantoms, none of which is scored: what ImageNet's are to real radiographs.
@@ -131,7 +131,7 @@ def _predict(row: Experiment, folder: FoldFolder, target: Path, place: Place) ->
     """Maps of the evaluation images by the run's kept checkpoints."""
     from kernel_lib import checkpoints
     from kernel_lib.engine import engine
-    from kernel_lib.stages import predictions
+    from kernel_lib.inference import predictions
 
     chosen, kept = engine(), folder.kept()
     prepared = setting.prepare(place, "own", row.size, "test")
@@ -159,7 +159,7 @@ def _export_encoder(job: Job, folder: FoldFolder, place: Place) -> None:
     state = weights.read_state(folder.kept()[-1])
     own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     target = place.weights(job.arm.name, job.seed) / f"{job.arm.row.encoder}.pth"
-    with files.whole(target) as file:
+    with storage.atomic_write(target) as file:
         torch.save(own, file)
 
 

@@ -28,7 +28,7 @@ from kernel_lib.data.table import discover
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.maps import Maps
-from kernel_lib.postprocess.honest_report import HonestReport
+from kernel_lib.postprocess.nested_cv_report import HonestReport
 from kernel_lib.stages import past, preparation, thresholds, train
 from tools.ablation import jobs, score, table
 from tools.ablation.paired import Draws

@@ -12,10 +12,11 @@ from kernel_lib.data import rle
 from kernel_lib.data.units import FULL_AREA
 from kernel_lib.inference import maps, out_of_fold
 from kernel_lib.inference.maps import Maps
-from kernel_lib.postprocess import thresholds, votes
-from kernel_lib.postprocess.honest import ABOVE_HALF, HonestReport, honest
+from kernel_lib.postprocess import votes
+from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, per_image_dice, stack
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.thresholds import Stacked
+from kernel_lib.postprocess.nested_cv import ABOVE_HALF, HonestReport, honest
+from kernel_lib.postprocess.triplet import apply
 
 Columns = dict[str, list[float]]  # by name, one value an evaluation image, in the table's order
 Gate = Literal["none", "label", "sum"]
@@ -50,11 +51,11 @@ def of_mean(
     levels = mean_levels(archives, truth)
     stats = statistics(levels, truth, columns.get("label") if gate == "label" else None)
     if gate == "sum":
-        stats = thresholds.gate_by_sum(stats)
+        stats = gate_by_sum(stats)
     report = _honest(stats, truth, gated=gate != "none", single=single)
     columns |= {
         "dice": report.per_image["dice"].tolist(),
-        "half": thresholds.per_image_dice(stats, ABOVE_HALF).tolist(),
+        "half": per_image_dice(stats, ABOVE_HALF).tolist(),
         "area_px": report.per_image["area_px"].tolist(),
         "sum_prob": report.per_image["sum_prob"].tolist(),
     }
@@ -103,7 +104,7 @@ def statistics(
     """The histograms of the maps, with labels (0–1) where there are any."""
     each = [None] * len(levels) if labels is None else labels
     rows = zip(levels, truth["rle"], each, strict=True)
-    return thresholds.stack(maps.statistics(one, text, one.shape, p) for one, text, p in rows)
+    return stack(maps.statistics(one, text, one.shape, p) for one, text, p in rows)
 
 
 def _honest(stats: Stacked, truth: pd.DataFrame, gated: bool, single: bool) -> HonestReport:
@@ -127,5 +128,5 @@ def _masks(levels: Sequence[np.ndarray], stats: Stacked, report: HonestReport) -
     for level_map, label, part in rows:
         rule = rules[part]
         label = None if rule.label is None else int(label)
-        masks.append(thresholds.apply(level_map, rule, label))
+        masks.append(apply(level_map, rule, label))
     return masks

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel_lib import files
+from kernel_lib import storage
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.resample import N_BOOTSTRAP
+from kernel_lib.postprocess.bootstrap import N_BOOTSTRAP
 from tools.ablation.claims import SECTIONS, Claim, Expected, Line, OnGpu, Spread
 from tools.ablation.paired import Difference, Draws, measure_named
 from tools.ablation.runner import GPU, IMAGES
@@ -183,7 +183,7 @@ def write(path: Path, section: str, first: str = BEGIN, last: str = END) -> None
         raise InputError(
             f"{path} lacks {first} before {last}: restore both, or remove what is left"
         )
-    files.write_text(path, f"{head}{first}\n{section}{last}{tail}")
+    storage.write_text(path, f"{head}{first}\n{section}{last}{tail}")
 
 
 def _row(line: Line, results: Results) -> str:

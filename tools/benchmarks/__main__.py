@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernel_lib.files import write_text
+from kernel_lib.storage import write_text
 from tools.benchmarks.rounds import FIGURE
 
 NAMES = ("prepare", "item", "training", "precision", "inference", "thresholds", "rle", "votes",

@@ -30,13 +30,13 @@ from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, folds, table
 from kernel_lib.engine import Engine, engine, peak_memory, seed_everything
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import members, recipes, tta
+from kernel_lib.inference import members, predictions, recipes, tta
 from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks
-from kernel_lib.postprocess import honest
+from kernel_lib.postprocess import nested_cv
 from kernel_lib.runs import FoldFolder, find
-from kernel_lib.stages import predictions, train
+from kernel_lib.stages import train
 from kernel_lib.training import step
 from tools.benchmarks import gpu
 from tools.benchmarks.rounds import Timed, timed
@@ -481,7 +481,7 @@ def _trained(place: Place, run: str, took: float) -> Iterator[Row]:
         held = out_of_fold(ensemble, [work], folds.find([work]), last=last)
         ids, parts = (held.table[column].tolist() for column in ("image_id", "fold"))
         groups = held.table["group"]
-        report = honest.honest(
+        report = nested_cv.honest(
             held.stats, ids, parts, groups.tolist() if (groups != "").any() else None, label=False
         )
         low, high = report.interval

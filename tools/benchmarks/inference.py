@@ -32,8 +32,8 @@ from kernel_lib.config import InferenceParameters, TrainParameters
 from kernel_lib.data import cache, rle, table
 from kernel_lib.engine import engine
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import maps, predict, tta
-from kernel_lib.stages import inference, predictions, report
+from kernel_lib.inference import maps, predict, predictions, tta
+from kernel_lib.stages import inference, report
 from tools.benchmarks import untrained
 from tools.benchmarks.rounds import Timed, figure, timed
 from tools.phantoms import competition

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 
 from kernel_lib.data import rle
-from kernel_lib.postprocess import thresholds as th
+from kernel_lib.postprocess import search as th
+from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, statistics
 from kernel_lib.postprocess.metrics import auc
 from tools.benchmarks.rounds import Timed, figure, timed
 
@@ -87,7 +88,7 @@ def say(name: str, seconds: float, limit: float) -> None:
     print(f"{name:44s}{seconds:8.2f} s  {limit / seconds:5.1f} × under its limit of {limit:.0f} s")
 
 
-def time_search(stats: th.Stacked) -> dict[bool, float]:
+def time_search(stats: Stacked) -> dict[bool, float]:
     """Seconds of the search over images without labels, by `single`."""
     seconds = {}
     for single in (False, True):
@@ -99,10 +100,10 @@ def time_search(stats: th.Stacked) -> dict[bool, float]:
     return seconds
 
 
-def time_sweep(stats: th.Stacked) -> dict[str, float]:
+def time_sweep(stats: Stacked) -> dict[str, float]:
     """Seconds of the search over triplets and label thresholds, by what kind of label."""
     random, has_mask = np.random.default_rng(3), stats.true_px > 0
-    labelled = {"the map's own sum": th.gate_by_sum(stats)}
+    labelled = {"the map's own sum": gate_by_sum(stats)}
     for name, apart in LABELS.items():
         logits = 1.6 * (random.normal(size=len(stats)) + apart * has_mask - 1)
         levels = np.rint(255 / (1 + np.exp(-logits))).astype(np.int16)
@@ -117,7 +118,7 @@ def time_sweep(stats: th.Stacked) -> dict[str, float]:
     return seconds
 
 
-def synthetic_histograms(n: int, random: np.random.Generator) -> th.Stacked:
+def synthetic_histograms(n: int, random: np.random.Generator) -> Stacked:
     """Histograms of 1024² maps: lesions found more or less surely, and weaker false alarms."""
     probability = np.clip(np.arange(256) / 255, 0.002, 0.998)
     logits, per_level = np.log(probability / (1 - probability)), 1 / probability
@@ -137,7 +138,7 @@ def synthetic_histograms(n: int, random: np.random.Generator) -> th.Stacked:
             px = int(min(np.exp(random.normal(6.8, 1.2)), 300_000))
             hist_all[at] = spread(px, min(random.normal(-1.5, 1.6), 1.5))
         hist_all[at, 0] += SIDE * SIDE - hist_all[at].sum()
-    return th.Stacked(hist_all, hist_true, np.full(n, SIDE * SIDE), np.ones(n, bool))
+    return Stacked(hist_all, hist_true, np.full(n, SIDE * SIDE), np.ones(n, bool))
 
 
 def synthetic_map(random: np.random.Generator) -> tuple[bytes, str]:
@@ -169,7 +170,7 @@ def histograms(n: int) -> Callable[[], None]:
 
     def work() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda one: th.statistics(full_map(one[0]), rle.decode(one[1])), stored))
+            list(pool.map(lambda one: statistics(full_map(one[0]), rle.decode(one[1])), stored))
 
     return work
 

@@ -12,11 +12,11 @@ from unittest import mock
 import numpy as np
 import torch
 
-from kernel_lib import files, runs
+from kernel_lib import runs, storage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import images
 from kernel_lib.inference import maps
-from kernel_lib.postprocess.thresholds import Triplet
+from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds, train
 from kernel_lib.training.loop import Training
 
@@ -79,5 +79,5 @@ def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
     areas = [int((one > 255 * cut).sum()) for one in levels]
     rule = Triplet(cut, int(np.quantile(areas, 1 - SHARE)), cut)
     document = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
-    files.write_json(folder / "thresholds.json", document | {"rule": rule.to_json()})
+    storage.write_json(folder / "thresholds.json", document | {"rule": rule.to_json()})
     return rule

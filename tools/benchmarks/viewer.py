@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.data import rle
-from kernel_lib.postprocess.thresholds import Stacked, Triplet
-from kernel_lib.viz.viewed import Viewed, Voice
-from kernel_lib.viz.viewer import IMAGES, SIDE_PX, show
+from kernel_lib.postprocess.histograms import Stacked
+from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.viewer.document import IMAGES, SIDE_PX, show
+from kernel_lib.viewer.viewer_data import Viewed, Voice
 from tools.benchmarks import browser
 from tools.benchmarks.rounds import figure
 from tools.phantoms import competition

@@ -12,7 +12,7 @@ from kernel_lib.data import images, nih, table
 from kernel_lib.data.cache_store import resized
 from kernel_lib.data.layouts import NIH_TABLES
 from kernel_lib.errors import InputError
-from kernel_lib.files import write_text
+from kernel_lib.storage import write_text
 from tools.phantoms.competition import TEST_TRUTH, Case, cases, draw_case
 
 GROUPS_TABLE = "nih_id.csv"

@@ -15,7 +15,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from kernel_lib import checkpoints, files
+from kernel_lib import checkpoints, storage
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import cache, fingerprint, table
 from kernel_lib.experiments import EXPERIMENTS
@@ -169,7 +169,7 @@ def made(name: str, folder: Path) -> list[Path]:
 
 def _drawn(folder: Path, *_, **__) -> None:
     """In a report's place."""
-    files.write_text(folder / "report.html", REPORT)
+    storage.write_text(folder / "report.html", REPORT)
 
 
 def content(path: Path) -> str:

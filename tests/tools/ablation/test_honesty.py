@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from kernel_lib.postprocess import thresholds
-from kernel_lib.postprocess.rule import Triplet, apply
+from kernel_lib.postprocess import search
+from kernel_lib.postprocess.histograms import statistics
+from kernel_lib.postprocess.triplet import Triplet, apply
 from tools.ablation import honesty
 
 
@@ -21,7 +22,7 @@ def test_statistics_are_those_of_each_image_s_mean_map():
     found = drawn.stats([2, 0, 1], labelled=True)
     mean = np.rint((2.0 * drawn.levels[0] + drawn.levels[2]) / 3).astype(np.uint8)
     for row in (0, 17, 59):
-        one = thresholds.statistics(mean[row].reshape(16, 16), drawn.truth[row].reshape(16, 16))
+        one = statistics(mean[row].reshape(16, 16), drawn.truth[row].reshape(16, 16))
         assert np.array_equal(found.hist_all[row], one.hist_all)
         assert np.array_equal(found.hist_true[row], one.hist_true)
         assert found.label[row] == drawn.labels[row]
@@ -42,9 +43,9 @@ def test_votes_are_counted_as_on_masks():
 
 
 def test_informative_maps_find_masks_and_random_ones_do_not():
-    assert thresholds.best_score(sample(True, 600).stats([1, 1, 1])) > 0.83
+    assert search.best_score(sample(True, 600).stats([1, 1, 1])) > 0.83
     drawn = sample(False, 600)
-    assert thresholds.best_score(drawn.stats([1, 1, 1])) - (~drawn.truth.any(axis=1)).mean() < 0.01
+    assert search.best_score(drawn.stats([1, 1, 1])) - (~drawn.truth.any(axis=1)).mean() < 0.01
 
 
 @pytest.mark.parametrize("cell", [*honesty.STRATEGIES, *honesty.EPOCH_CELLS])

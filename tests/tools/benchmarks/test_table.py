@@ -61,6 +61,6 @@ def test_the_competition_s_own_functions_agree_but_for_the_last_pixel(monkeypatc
 
 @pytest.mark.parametrize("name", table.NAMES)
 def test_each_benchmark_says_how_it_is_run(name):
-    module = __import__(f"benchmarks.{name}", fromlist=["main"])
+    module = __import__(f"tools.benchmarks.{name}", fromlist=["main"])
     assert f"python -m tools.benchmarks.{name}" in module.__doc__
     assert callable(module.main)

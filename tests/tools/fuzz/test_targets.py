@@ -114,7 +114,7 @@ def test_decoders_may_differ_in_one_block_of_a_damaged_jpeg_and_not_in_two():
 
 
 def test_a_hang_is_a_fault_even_where_everything_is_caught(monkeypatch):
-    monkeypatch.setattr("fuzz.case.LIMIT_SECONDS", 0.05)
+    monkeypatch.setattr("tools.fuzz.case.LIMIT_SECONDS", 0.05)
 
     def endless():
         while True:
@@ -147,7 +147,7 @@ def test_the_command_prints_a_table_and_ends_with_1_at_a_fault(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(corpus, "gather", lambda: files)
     monkeypatch.setattr(
-        "fuzz.__main__.TARGETS", {"rle": TARGETS["rle"], "bad": _case(lambda: 1 / 0)}
+        "tools.fuzz.__main__.TARGETS", {"rle": TARGETS["rle"], "bad": _case(lambda: 1 / 0)}
     )
     fine = CliRunner().invoke(main, ["--cases", "20", "--target", "rle"])
     assert fine.exit_code == 0, fine.output

@@ -1,0 +1,116 @@
+"""Several processes of one command, started by torch's launcher from one that touches no GPU.
+
+The first rank's lines come out here, in a terminal or a notebook's cell; the other ranks are
+silent, and one that dies ends all, its traceback among the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import torch
+
+import kernel_lib
+from kernel_lib import storage
+from kernel_lib.config import Parameters
+from kernel_lib.errors import InputError
+from kernel_lib.parallel import ranks
+
+
+def n_processes(asked: int | None, device: str) -> int:
+    """How many processes a command is to start: 1 is itself alone, as it is for a rank.
+
+    None asked: one for each GPU that is seen, where the device leaves the choice. The GPUs are
+    counted without a context on any of them.
+    """
+    if "RANK" in os.environ:
+        return 1
+    if asked is None:
+        return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+    check(asked, device)
+    return asked
+
+
+def check(asked: int | None, device: str) -> None:
+    """Refuse several processes on a device that is one card."""
+    if (asked or 1) > 1 and device not in ("auto", "cuda", "cpu"):
+        raise InputError(
+            f"PROCESSES {asked}, but DEVICE {device} is one card; -p DEVICE cuda, or 1 process"
+        )
+
+
+def run(command: str, parameters: Parameters, n: int) -> dict:
+    """`python -m kernel_lib COMMAND CONFIG.json` in n processes; what it came to, at the end.
+
+    Interrupted, it asks them to end and waits until they have saved; they end too where this
+    process is killed. Where a signal or an InputError ended one of them, that is raised here; where
+    something else did, a RuntimeError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config, result = Path(folder) / f"{command}.json", Path(folder) / "result.json"
+        storage.write_json(config, parameters.model_dump(mode="json"))
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += ["--nproc_per_node", str(n), "-m", "kernel_lib", command, str(config)]
+        start += ["--result", str(result)]
+        print(f"{n} processes, each with its share of every batch", flush=True)
+        child = subprocess.Popen(
+            start, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+            start_new_session=True,
+        )  # fmt: skip
+        with child.stdin:  # which tells them, when it closes, that this process is no more
+            try:
+                status = _shown(child)
+            except BaseException:
+                _end(child)
+                raise
+        if status:
+            # Of a launcher that was killed its ranks can tell no more than that they followed.
+            why = ranks.first_end(result, n) if status > 0 else None
+            raise why or RuntimeError(
+                f"{command} in {n} processes ended with status {status}; why stands above. The "
+                "same call goes on from what was saved; -p PROCESSES 1 takes one process"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _shown(child: subprocess.Popen) -> int:
+    """Show the lines of the launcher and its ranks until all have ended; the status."""
+    for line in child.stdout:
+        print(line, end="", flush=True)
+    return child.wait()
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask the launcher and its ranks to end, and see that they did.
+
+    A launcher that does not is killed, and so is one that is not to be waited for any longer: its
+    ranks notice and end.
+    """
+    child.send_signal(signal.SIGTERM)
+    killer = threading.Timer(ranks.ENDED, child.kill)
+    killer.start()
+    try:
+        _shown(child)
+    except BaseException:  # asked again
+        child.kill()
+        raise
+    finally:
+        killer.cancel()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, in which this very library is found first."""
+    place = str(Path(kernel_lib.__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [entry for entry in inherited if entry and entry != place]
+    path = os.pathsep.join([place, *kept])
+    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ranks.STARTED: "1"}
+    return os.environ | own | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(ranks.ENDED))}

@@ -1,0 +1,151 @@
+"""One self-contained HTML page of sentences, pictures and tables."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kernel_lib.reporting.picture import RESEARCH_ONLY, Picture
+from kernel_lib.storage import write_text
+
+MAX_ROWS = 200  # of a table; a report is for reading
+
+STYLE = """
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff;
+  overflow-wrap: anywhere; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .6rem; }
+h2 { font-size: 1.25rem; margin: 2.4rem 0 .5rem; border-bottom: 1px solid #d9d9d9; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.2rem; }
+p { max-width: 48rem; margin: .5rem 0; white-space: pre-line; }
+nav { background: #f4f5f7; padding: .6rem 1.2rem; margin: 1.2rem 0; }
+nav ol { margin: 0; padding-left: 1.4rem; columns: 2; }
+a { color: #00336f; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
+th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e3e3e3;
+  min-width: 3rem; }
+th { border-bottom: 2px solid #888; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .15rem 1.2rem; }
+dt { color: #555; } dd { margin: 0; }
+footer { margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px solid #d9d9d9; color: #555; }
+ul.problems { border-left: 4px solid #b26a00; padding: .4rem 0 .4rem 2rem; background: #fff8ec; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it.
+
+    The body is a Picture, a table, a text (paragraphs parted by an empty line), a list of problems,
+    or a tuple of such. All text is shown as it stands: nothing in it is taken for HTML.
+    """
+
+    title: str
+    body: Any
+
+
+def write_report(
+    path: Path, title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None = None
+) -> None:
+    """Write the page, whole or not at all; `meta` stands at its top as names and values.
+
+    Raises: TypeError for a body of another kind.
+    """
+    write_text(Path(path), page(title, sections, meta))
+
+
+def page(title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None = None) -> str:
+    """The whole HTML page; everything is inside, nothing is loaded from elsewhere."""
+    name = html.escape(title)
+    links = "".join(
+        f'<li><a href="#part-{number}">{html.escape(one.title)}</a></li>'
+        for number, one in enumerate(sections, 1)
+    )
+    parts = "\n".join(
+        f'<section id="part-{number}"><h2>{html.escape(one.title)}</h2>\n{_body(one)}</section>'
+        for number, one in enumerate(sections, 1)
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}</title>\n<style>{STYLE}</style></head>\n"
+        f"<body><h1>{name}</h1>\n{_meta(meta or {})}\n"
+        f"<nav><ol>{links}</ol></nav>\n{parts}\n"
+        f"<footer>{RESEARCH_ONLY}</footer>\n</body></html>\n"
+    )
+
+
+def _body(section: Section) -> str:
+    bodies = section.body if isinstance(section.body, tuple) else (section.body,)
+    return "\n".join(_part(section, body) for body in bodies)
+
+
+def _part(section: Section, body: Any) -> str:
+    if isinstance(body, Picture):
+        return body.to_html()
+    if isinstance(body, pd.DataFrame):
+        return _table(body)
+    if isinstance(body, str):
+        paragraphs = [one.strip("\n") for one in body.split("\n\n") if one.strip()]
+        return "\n".join(f"<p>{html.escape(one)}</p>" for one in paragraphs)
+    if isinstance(body, list):
+        if not body:
+            return "<p>No problems.</p>"
+        items = "".join(f"<li>{html.escape(str(one))}</li>" for one in body)
+        return f'<ul class="problems">{items}</ul>'
+    raise TypeError(
+        f"the section {section.title!r} holds a {type(body).__name__}: "
+        "give a Picture, a DataFrame, a str, a list of problems, or a tuple of these"
+    )
+
+
+def _meta(meta: Mapping[str, Any]) -> str:
+    if not meta:
+        return ""
+    rows = "".join(
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_cell(value))}</dd>"
+        for name, value in meta.items()
+    )
+    return f"<dl>{rows}</dl>"
+
+
+def _table(table: pd.DataFrame) -> str:
+    """A table's rows without its index; numbers to the right, the last rows of many left out."""
+    if table.empty:
+        return "<p>The table is empty.</p>"
+    right = [pd.api.types.is_numeric_dtype(table.iloc[:, k]) for k in range(table.shape[1])]
+    kinds = [' class="number"' if number else "" for number in right]
+    head = "".join(
+        f"<th{kind}>{html.escape(str(name))}</th>"
+        for name, kind in zip(table.columns, kinds, strict=True)
+    )
+    rows = []
+    for values in table.head(MAX_ROWS).itertuples(index=False, name=None):
+        cells = zip(values, kinds, strict=True)
+        texts = (f"<td{kind}>{html.escape(_cell(value))}</td>" for value, kind in cells)
+        rows.append(f"<tr>{''.join(texts)}</tr>")
+    left_out = ""
+    if len(table) > MAX_ROWS:
+        left_out = f"<p>The first {MAX_ROWS} of {len(table):,} rows.</p>"
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{left_out}"
+    )
+
+
+def _cell(value: Any) -> str:
+    """A number with the digits that matter, anything else as it is."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return "–"
+    if isinstance(value, float):  # NumPy's float64 as well
+        if math.isnan(value):
+            return "–"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.6g}"
+    return str(value)

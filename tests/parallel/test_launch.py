@@ -1,0 +1,269 @@
+"""Several processes, started by themselves: by the stages, on CPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernel_lib import checkpoints, runs
+from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
+from kernel_lib.errors import InputError
+from kernel_lib.inference.maps import Maps
+from kernel_lib.parallel import launch
+from kernel_lib.stages import inference, report, thresholds, train
+from tools.phantoms import competition
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "gpus", "expected"),
+    [
+        (None, "auto", 0, 1),
+        (None, "auto", 2, 2),
+        (None, "cuda", 2, 2),
+        (None, "cuda:1", 2, 1),
+        (None, "cpu", 2, 1),
+        (1, "auto", 2, 1),
+        (2, "cpu", 0, 2),
+    ],
+)
+def test_one_process_a_gpu_unless_asked_otherwise(monkeypatch, asked, device, gpus, expected):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.n_processes(asked, device) == expected
+    monkeypatch.setenv("RANK", "0")
+    assert launch.n_processes(asked, device) == 1, "a rank starts none"
+
+
+def test_several_processes_on_one_numbered_card_are_refused():
+    with pytest.raises(InputError, match="PROCESSES 2, but DEVICE cuda:1 is one card"):
+        launch.n_processes(2, "cuda:1")
+
+
+def test_counting_gpus_makes_no_context():
+    script = "from kernel_lib.training import launch; import torch; "
+    script += "launch.n_processes(None, 'auto'); print(torch.cuda.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(scratch) -> Path:
+    competition.write_competition(
+        scratch / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        progress=False,
+    )  # fmt: skip
+    return scratch
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERNEL_LIB_MOUNTS", str(place / "none"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(report, "write", lambda *args, **how: None)
+        yield
+
+
+def parameters(place: Path, work: str, **changes) -> TrainParameters:
+    values = {
+        "experiment": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "n_folds": 2, "fold": 0,
+        "encoder": "tu-test_resnet", "data_dir": str(place / "data"), "work_dir": str(place / work),
+        "device": "cpu", "cache_dir": str(place / "cache"), "threads": 1, "augment": "none",
+        "processes": 2, "batch_size": 2,
+    }  # fmt: skip
+    return TrainParameters.checked(values | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(place, alone) -> tuple[train.TrainResult, str]:
+    """An undisturbed training in two processes, and what it said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        done = train.run(parameters(place, "work"))
+    return done, said.getvalue()
+
+
+@pytest.mark.slow
+def test_training_and_inference_start_their_own_processes(place, whole):
+    """Both notebooks call these; what two processes leave is a whole run and a whole submission."""
+    done, said = whole
+    assert "2 processes, each with its share of every batch" in said
+    assert said.count("run demo_UNetResNet10_128_v1") == 1, "the first rank's lines come out here"
+    assert (done.finished, done.complete) == ((0,), True)
+    assert len(next(iter(done.logs().values()))) == 2
+    common = {"work_dir": str(place / "work"), "data_dir": str(place / "data")}
+    thresholds.run(ThresholdsParameters(work_dir=common["work_dir"], bootstrap=100))
+    here = {"cache_dir": str(place / "cache"), "device": "cpu", "threads": 1, "batch_size": 2}
+    shared = inference.run(InferenceParameters(**common, **here, processes=2))
+    folder = runs.find([place / "work"], done.run)[0]
+    archive = Maps(folder.test)
+    theirs = {image_id: archive[image_id] for image_id in archive.ids}
+    submitted = shared.submission.read_bytes()
+    assert len(theirs) == 6
+    folder.test.unlink()
+    one = inference.run(InferenceParameters(**common, **here, processes=1))
+    assert one.submission.read_bytes() == submitted
+    mine = Maps(folder.test)
+    assert mine.ids == list(theirs)
+    assert all((mine[image_id] == theirs[image_id]).all() for image_id in theirs)
+
+
+def test_a_submission_is_one_process_s_work(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="start it in one process, with PROCESSES for more"):
+        inference.run(InferenceParameters())
+
+
+@pytest.mark.slow
+def test_what_a_rank_says_of_a_failure_comes_out_and_fails_the_caller(place, alone, capfd):
+    with pytest.raises(RuntimeError, match="train in 2 processes ended with status 1; why stands"):
+        train.run(parameters(place, "broken", lr=1e30, optimizer="sgd"))
+    said = capfd.readouterr().out
+    assert "FloatingPointError: the loss is" in said
+    assert "Root Cause" in said, "torch's launcher says which rank ended first, and why"
+
+
+# Forks the command line, warm, into a file for each line of two paths; says its pid and status.
+WARM = """
+import os, sys, traceback
+from kernel_lib.__main__ import main
+from kernel_lib.stages import train
+for line in sys.stdin:
+    config, says = line.split()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for stream in (1, 2):
+                os.dup2(os.open(says, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            main(args=["train", config], prog_name="kernel_lib")
+        except SystemExit as ended:
+            status = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def warm(project_root) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(
+        [sys.executable, "-c", WARM], cwd=project_root, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        yield process
+        process.stdin.close()
+
+
+class Started:
+    """The command line in two processes: its `parent`, the `launcher` of that and their `ranks`."""
+
+    def __init__(self, warm: subprocess.Popen, config: Path, saves: Path | None = None) -> None:
+        """Waits until a checkpoint is saved there."""
+        before, deadline = _written(saves), time.monotonic() + 200
+        self.warm, self.says = warm, config.with_suffix(f".{time.monotonic_ns()}.txt")
+        warm.stdin.write(f"{config} {self.says}\n")
+        warm.stdin.flush()
+        self.parent, self.started = int(warm.stdout.readline()), []
+        while saves is not None and _written(saves) == before:
+            assert time.monotonic() < deadline, "it does not come to save"
+            assert alive(self.parent), self.says.read_text()
+            time.sleep(0.01)
+        self.started = descendants(self.parent) if saves is not None else []
+
+    def rank(self, number: int) -> int:
+        """The process that is this rank."""
+        told = f"\0RANK={number}\0"
+        (pid,) = (p for p in self.started if told in Path(f"/proc/{p}/environ").read_text())
+        return pid
+
+    def ended(self) -> tuple[int, str]:
+        """Its status, once it and all that it started have ended, and what was said."""
+        status = int(self.warm.stdout.readline())
+        deadline = time.monotonic() + 60
+        while left := [pid for pid in self.started if alive(pid)]:
+            assert time.monotonic() < deadline, f"of a training that ended {left} are left"
+            time.sleep(0.05)
+        return status, self.says.read_text(errors="replace")
+
+
+def _written(path: Path | None) -> tuple[int, int] | None:
+    if path is None or not path.exists():
+        return None
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+@pytest.mark.slow
+def test_whichever_process_ends_all_do_and_the_same_command_ends_the_same(place, whole, warm):
+    """One training, in turn: SIGTERM to a rank, which is killed next, then who started all; Ctrl-C.
+
+    What is asked to end saves first. In the end it is what an undisturbed training leaves.
+    """
+    config = place / "disturbed.json"
+    asked = parameters(place, "disturbed", save_minutes=0.002)
+    config.write_text(asked.model_dump_json(), encoding="utf-8")
+    here = runs.fold_folder(place / "disturbed", whole[0].run, 0)
+
+    def left() -> list[str]:
+        return [path.name for path in place.glob("disturbed/**/.*")]
+
+    def disturbed(who: str, number: int) -> tuple[int, str, int]:
+        """Status, what was said, and the optimiser steps that are saved."""
+        one = Started(warm, config, here.last)
+        os.kill(one.parent if who == "parent" else one.rank(1), number)
+        status, said = one.ended()
+        at = checkpoints.load(here.last)[0]["position"]
+        return status, said, 8 * at["epoch"] + at["step"]
+
+    status, said, steps = disturbed("rank", signal.SIGTERM)
+    assert (status, left()) == (143, []), said
+    assert "asked to end in epoch 1 after step" in said
+    status, said, after = disturbed("rank", signal.SIGKILL)
+    assert status == 1, said
+    assert after > steps > 0
+    assert "Signal 9 (SIGKILL) received by PID" in said
+    assert "train in 2 processes ended with status 1; why stands above" in said
+    status, said, steps = disturbed("parent", signal.SIGKILL)
+    assert (status, left()) == (-9, []), "its ranks ended as if asked to, and hold nothing"
+    status, said, after = disturbed("parent", signal.SIGINT)
+    assert (status, left()) == (130, []), said
+    assert "all saved; run the same command again to go on" in said
+    assert 16 > after > steps
+    status, said = Started(warm, config).ended()
+    assert (status, left()) == (0, []), said
+    undisturbed = runs.find([place / "work"], whole[0].run)[0]
+    assert checkpoints.digest(here.last) == checkpoints.digest(undisturbed.last)
+    for name in ("oof.zip", "oof_last.zip"):
+        assert (here.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

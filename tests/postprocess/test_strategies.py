@@ -1,0 +1,220 @@
+"""What is chosen on labels, by brute force, and that it never sees what it is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from kernel_lib.postprocess import metrics, nested_cv
+from kernel_lib.postprocess import search as th
+from kernel_lib.postprocess.bootstrap import Resampler
+from kernel_lib.postprocess.histograms import Stacked, stack, statistics
+from kernel_lib.postprocess.strategies import (
+    Choice,
+    Greedy,
+    MemberVote,
+    OneRule,
+    Way,
+    in_least_terms,
+)
+from kernel_lib.postprocess.triplet import Triplet, apply
+
+SIZE = 12
+N = 24
+EVERY = np.arange(N)
+FOLDS = EVERY % 3
+
+
+def truth(seed: int = 0, n: int = N) -> np.ndarray:
+    """(n, SIZE, SIZE) masks, a block on about half."""
+    random, masks = np.random.default_rng(seed), np.zeros((n, SIZE, SIZE), np.uint8)
+    for mask in masks:
+        if random.random() < 0.5:
+            top, left = random.integers(0, 6, 2)
+            mask[top : top + 5, left : left + 6] = 1
+    return masks
+
+
+def members(masks: np.ndarray, noises: Sequence[int], seed: int = 1) -> np.ndarray:
+    """(M, n, SIZE, SIZE) uint8 maps: the truth under noise of each member's own strength."""
+    random = np.random.default_rng(seed)
+    drawn = [
+        np.clip(masks * 100.0 + random.integers(0, noise, masks.shape), 0, 255) for noise in noises
+    ]
+    return np.array(drawn).astype(np.uint8)
+
+
+def stats(maps: np.ndarray, masks: np.ndarray) -> Stacked:
+    return stack(statistics(*pair) for pair in zip(maps, masks, strict=True))
+
+
+class Mixtures:
+    """Statistics of weighted means, and which were asked for."""
+
+    def __init__(self, maps: np.ndarray, masks: np.ndarray) -> None:
+        self.maps, self.masks, self.asked = maps, masks, {}
+
+    def __call__(self, weights: tuple[int, ...]) -> Stacked:
+        if weights not in self.asked:
+            mean = np.rint(np.average(self.maps, axis=0, weights=weights)).astype(np.uint8)
+            self.asked[weights] = stats(mean, self.masks)
+        return self.asked[weights]
+
+
+class Counts:
+    """Counts of votes on bitmaps, and for which rows they were asked."""
+
+    def __init__(self, maps: np.ndarray, masks: np.ndarray) -> None:
+        self.maps, self.masks, self.rows = maps, masks, []
+
+    def __call__(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
+        self.rows.append(rows)
+        counts = np.empty((len(rows), len(rules), 2), np.int64)
+        for at, row in enumerate(rows):
+            drawn = [apply(one[row], rule) for one, rule in zip(self.maps, rules, strict=True)]
+            for k in range(1, len(rules) + 1):
+                voted = np.sum(drawn, axis=0) >= k
+                counts[at, k - 1] = (voted & (self.masks[row] > 0)).sum(), voted.sum()
+        return counts
+
+
+def greedy(maps: np.ndarray, masks: np.ndarray) -> Greedy:
+    return Greedy(Mixtures(maps, masks), len(maps), single=True)
+
+
+def vote(maps: np.ndarray, masks: np.ndarray, at_least: int | None = None) -> MemberVote:
+    return MemberVote(
+        [stats(one, masks) for one in maps], Counts(maps, masks), at_least, single=True
+    )
+
+
+def scored(way: Way, masks: np.ndarray, maps: np.ndarray) -> nested_cv.HonestReport:
+    facts = stats(np.rint(maps.mean(axis=0)).astype(np.uint8), masks)
+    ids = [str(row) for row in range(len(masks))]
+    folds = np.arange(len(masks)) % 3
+    found = way.searched(np.arange(len(masks)))
+    return nested_cv.of_way(way, found, facts, ids, folds.tolist(), None, Resampler(50))
+
+
+def test_one_rule_is_what_honest_scores() -> None:
+    masks = truth()
+    maps = members(masks, [150])
+    report = scored(OneRule(stats(maps[0], masks)), masks, maps)
+    ids = [str(row) for row in range(N)]
+    assert report == nested_cv.honest(stats(maps[0], masks), ids, FOLDS, None, n_bootstrap=50)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
+    masks = truth(seed)
+    maps = members(masks, [150, 150, 250], seed)
+    way = greedy(maps, masks)
+    found = way.searched(EVERY)
+
+    def score(weights: Sequence[int]) -> float:
+        mean = np.rint(np.average(maps, axis=0, weights=weights)).astype(np.uint8)
+        return th.search(stats(mean, masks), single=True).score
+
+    # Step by step by hand, each step over all members.
+    weights, best = np.zeros(3, int), -1.0
+    while True:
+        steps = [weights + np.eye(3, dtype=int)[m] for m in range(3)]
+        scores = [score(step) for step in steps]
+        if max(scores) <= best + 1e-12:
+            break
+        best, weights = max(scores), steps[int(np.argmax(scores))]
+    assert found.choice.weights == in_least_terms(weights)
+    assert found.searches[0].score == pytest.approx(best, abs=1e-12)
+
+
+def test_of_equal_members_greedy_takes_the_first_alone() -> None:
+    masks = truth()
+    maps = np.repeat(members(masks, [150]), 3, axis=0)
+    way = greedy(maps, masks)
+    assert way.searched(EVERY).choice.weights == (1, 0, 0)
+    assert set(way.stats_of.asked) == {(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1)}
+
+
+def test_weights_have_no_common_factor() -> None:
+    assert in_least_terms((4, 0, 6)) == (2, 0, 3)
+    assert in_least_terms((0, 3)) == (0, 1)
+    assert in_least_terms((2, 1)) == (2, 1)
+
+
+@pytest.mark.parametrize(("kind", "fold"), [(greedy, 0), (vote, 2)])
+def test_the_truth_of_a_fold_moves_nothing_that_is_chosen_for_it(kind, fold: int) -> None:
+    masks = truth()
+    maps = members(masks, [180, 220])
+    scrambled = masks.copy()
+    scrambled[fold == FOLDS] = 1 - masks[fold == FOLDS][::-1]
+    first, again = (scored(kind(maps, some), some, maps) for some in (masks, scrambled))
+    chosen, chosen_again = (
+        next(one.choice for one in report.rules if one.part == fold) for report in (first, again)
+    )
+    assert chosen == chosen_again
+    assert first.rules[fold].score != again.rules[fold].score
+    others = [one.choice for one in first.rules if one.part != fold]
+    assert others != [one.choice for one in again.rules if one.part != fold], "which do read it"
+
+
+def test_votes_are_counted_on_no_row_of_the_fold_they_are_chosen_for() -> None:
+    masks = truth()
+    way = vote(members(masks, [180, 200, 220]), masks)
+    way.searched(EVERY[FOLDS != 1])
+    (rows,) = way.counts.rows
+    assert not (FOLDS[rows] == 1).any()
+    given = vote(members(masks, [180, 200, 220]), masks, at_least=2)
+    assert given.searched(EVERY).choice.at_least == 2
+    assert given.counts.rows == [], "nothing to choose, nothing to count"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
+    masks = truth(seed)
+    maps = members(masks, [200, 220, 250], seed)
+    found = vote(maps, masks).searched(EVERY)
+    scores = []
+    for k in (1, 2, 3):
+        dice = [
+            metrics.dice(
+                np.sum(
+                    [apply(m[row], r) for m, r in zip(maps, found.choice.rules, strict=True)],
+                    axis=0,
+                )
+                >= k,
+                masks[row],
+            )
+            for row in EVERY
+        ]
+        scores.append(metrics.mean_dice(dice))
+    best = max(k for k in (1, 2, 3) if scores[k - 1] >= max(scores) - 1e-12)
+    assert found.choice.at_least == best
+    decided = vote(maps, masks).decide(found.choice, EVERY)
+    assert metrics.mean_dice(decided.dice) == pytest.approx(scores[best - 1], abs=1e-12)
+    rules = [th.search(stats(m, masks), single=True).chosen for m in maps]
+    assert list(found.choice.rules) == rules
+
+
+def test_votes_of_equal_members_draw_what_one_draws() -> None:
+    masks = truth()
+    maps = np.repeat(members(masks, [200]), 3, axis=0)
+    way = vote(maps, masks)
+    choice = way.searched(EVERY).choice
+    assert choice.at_least == 3
+    alone = OneRule(stats(maps[0], masks), single=True)
+    one = alone.decide(Choice(choice.rules[0]), EVERY)
+    for got, wanted in zip(way.decide(choice, EVERY), one, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_members_of_mere_noise_look_better_in_sample_than_they_are() -> None:
+    """Four blind members: whichever fits the truth by chance is taken, and fails elsewhere."""
+    masks = truth(4, 30)
+    blind = np.random.default_rng(9).integers(0, 256, (4, 30), dtype=np.uint8)
+    maps = np.broadcast_to(blind[:, :, None, None], (4, 30, SIZE, SIZE)).copy()
+    for kind in (greedy, vote):
+        report = scored(kind(maps, masks), masks, maps)
+        assert report.in_sample.dice > report.all_empty.dice
+        assert report.honest.dice < report.in_sample.dice - 0.03
