@@ -93,7 +93,7 @@ def bring_packages(wheels: dict[str, tuple[str, str]], wanted: dict | None) -> N
     """Use the wheels that this kernel carries and those of attached data sets; says so."""
     from kernel_lib.kaggle import packages
 
-    for line in packages.bring(wheels, wanted):
+    for line in packages.use_wheels(wheels, wanted):
         print(line, flush=True)
 
 

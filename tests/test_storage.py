@@ -127,8 +127,8 @@ def test_a_folder_that_a_killed_process_had_put_aside_comes_back(tmp_path):
 HOLDS = """
 import sys
 from pathlib import Path
-from kernel_lib import files
-with files.alone(Path(sys.argv[1])):
+from kernel_lib import storage
+with storage.folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     if len(sys.argv) > 2:
         import os
@@ -140,8 +140,8 @@ with files.alone(Path(sys.argv[1])):
 WRITES = """
 import sys
 from pathlib import Path
-from kernel_lib import files
-with files.whole(Path(sys.argv[1]), "w") as file:
+from kernel_lib import storage
+with storage.atomic_write(Path(sys.argv[1]), "w") as file:
     file.write("half")
     file.flush()
     print("held", flush=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kernel_lib.data import rle
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.ensemble_maps import Speakers, open_speakers
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.progress import bar
@@ -23,7 +23,7 @@ def vote(combine: str) -> Callable[[Sequence[rle.Runs], int], rle.Runs]:
 
 
 def mask(
-    speakers: Speakers,
+    ensemble_maps: EnsembleMaps,
     image_id: str,
     shape: tuple[int, int],
     choice: Choice,
@@ -31,9 +31,9 @@ def mask(
 ) -> np.ndarray:
     """Mask (H, W) uint8 0/1 of an image: the mean under one rule, or a vote of members' masks."""
     if choice.rules is None:
-        return speakers.mask(image_id, shape, choice.triplet, weights)
-    many = speakers.member_runs(image_id, shape, choice.rules)
-    return rle.mask_of(vote(speakers.ensemble.combine)(many, choice.at_least), shape)
+        return ensemble_maps.mask(image_id, shape, choice.triplet, weights)
+    many = ensemble_maps.member_runs(image_id, shape, choice.rules)
+    return rle.mask_of(vote(ensemble_maps.ensemble.combine)(many, choice.at_least), shape)
 
 
 def test_masks(
@@ -47,7 +47,7 @@ def test_masks(
     no rule afterwards.
     """
     folds = [[fold] for fold in ensemble.folds] if ensemble.combine == "vote" else [ensemble.folds]
-    speaking = [open_speakers(ensemble, roots, some, "test") for some in folds]
+    speaking = [open_maps(ensemble, roots, some, "test") for some in folds]
 
     def one(image: tuple[str, int, int]) -> tuple[str, np.ndarray]:
         image_id, *shape = image

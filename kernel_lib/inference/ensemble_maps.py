@@ -15,10 +15,10 @@ from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess.gate import sum_level
 from kernel_lib.postprocess.histograms import statistics
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
 
-class Speakers:
+class EnsembleMaps:
     """The archives that speak for an image: out of fold those of one fold, on test of several.
 
     Weights are the members', 0 for who is to be silent; all folds of a member speak alike.
@@ -75,7 +75,7 @@ class Speakers:
     ) -> np.ndarray:
         """Mask (H, W) uint8 0/1 of the members' mean under one rule."""
         prob, level = self.seen(image_id, shape, weights)
-        return apply(prob, rule, level)
+        return apply_rule(prob, rule, level)
 
     def member_runs(
         self, image_id: str, shape: tuple[int, int], rules: Sequence[Triplet]
@@ -92,13 +92,13 @@ def alone(n_members: int, at: int) -> tuple[int, ...]:
     return tuple(int(m == at) for m in range(n_members))
 
 
-def open_speakers(
+def open_maps(
     ensemble: Ensemble, roots: Sequence[Path], folds: Sequence[int], kind: str
-) -> Speakers:
+) -> EnsembleMaps:
     """The archives of these folds: `oof`, `oof_last` or `test`; InputError where one lacks."""
     members = [[_open(m, roots, fold, kind) for m in ensemble.members] for fold in folds]
     gates = [[_open(m, roots, fold, kind) for m in ensemble.gate_members] for fold in folds]
-    return Speakers(ensemble, members, gates if ensemble.gate_members else [])
+    return EnsembleMaps(ensemble, members, gates if ensemble.gate_members else [])
 
 
 def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:

@@ -17,7 +17,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import maps
 from kernel_lib.inference.combine import vote
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.ensemble_maps import Speakers, open_speakers
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.progress import bar
@@ -27,12 +27,12 @@ class OutOfFold:
     """Every held-out image with what the members of its fold say; rows are those of `table`."""
 
     def __init__(
-        self, ensemble: Ensemble, table: pd.DataFrame, speakers: Mapping[int, Speakers],
+        self, ensemble: Ensemble, table: pd.DataFrame, ensemble_maps: Mapping[int, EnsembleMaps],
         honest: bool, selected: bool,
     ) -> None:  # fmt: skip
         self.ensemble = ensemble
         self.table = table  # image_id, fold, group, height, width, area_px, rle
-        self.speakers = speakers  # by fold
+        self.ensemble_maps = ensemble_maps  # by fold
         self.honest = honest  # False: some member's past is unknown
         self.selected = selected  # whether the labels of these images selected a member's epoch
         self._kept: dict[tuple[float, ...], Stacked] = {}
@@ -48,9 +48,9 @@ class OutOfFold:
         if weights not in self._kept:
 
             def one(image: Any) -> Statistics:
-                speakers = self.speakers[image.fold]
-                level_map = speakers.level_map(image.image_id, weights)
-                label = speakers.label(image.image_id, weights)
+                ensemble_maps = self.ensemble_maps[image.fold]
+                level_map = ensemble_maps.level_map(image.image_id, weights)
+                label = ensemble_maps.label(image.image_id, weights)
                 shape = (image.height, image.width)
                 return maps.statistics(level_map, image.rle, shape, label)
 
@@ -76,8 +76,8 @@ class OutOfFold:
 
         def one(image: Any) -> list[tuple[int, int]]:
             shape = (image.height, image.width)
-            speakers, truth = self.speakers[image.fold], rle.parse(image.rle, shape)
-            many = speakers.member_runs(image.image_id, shape, rules)
+            ensemble_maps, truth = self.ensemble_maps[image.fold], rle.parse(image.rle, shape)
+            many = ensemble_maps.member_runs(image.image_id, shape, rules)
             voted = [draw(many, k) for k in range(1, len(rules) + 1)]
             return [(rle.shared_px(mask, truth), rle.area(mask)) for mask in voted]
 
@@ -106,24 +106,26 @@ def out_of_fold(
     where any of them saw an image or its patient, and where a past is unknown unless
     `allow_unknown_past`.
     """
-    honest, selected, parts, speakers = True, False, [], {}
+    honest, selected, parts, ensemble_maps = True, False, [], {}
     here, left_out = frozenset(table["image_id"]), runs.read_left_out(roots)
     for fold in ensemble.folds:
-        speak = open_speakers(ensemble, roots, [fold], "oof_last" if last else "oof")
+        speak = open_maps(ensemble, roots, [fold], "oof_last" if last else "oof")
         rows = _predicted(table[table["fold"] == fold], speak.archives, left_out)
         for archive in speak.archives:
             honest &= refuse_seen(archive, rows, allow_unknown_past, here)
             lineage = runs.stated_lineage(archive.meta, archive.path)
             selected |= lineage.selected_by(rows["image_id"])
         parts.append(rows)
-        speakers[fold] = speak
+        ensemble_maps[fold] = speak
     table = pd.concat(parts, ignore_index=True)
-    return OutOfFold(ensemble, table, speakers, honest, selected)
+    return OutOfFold(ensemble, table, ensemble_maps, honest, selected)
 
 
 def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
     """Return which checkpoints predicted what these read, by run/fold/archive."""
-    archives = {a.path: a for part in parts for s in part.speakers.values() for a in s.archives}
+    archives = {
+        a.path: a for part in parts for s in part.ensemble_maps.values() for a in s.archives
+    }
     return {
         f"{a.meta['run']}/fold{a.meta['fold']}/{a.path.name}": a.meta.get("checkpoints")
         for a in archives.values()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from kernel_lib.inference.ensemble_maps import alone
 from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.inference.recipes import Recipe
-from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Way
+from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Strategy
 
 
-def way(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Way:
+def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Strategy:
     """What a recipe leaves to be chosen on labels: a rule, members and weights, or rules and k.
 
     `single` holds top == bottom in every rule.

@@ -28,7 +28,9 @@ MAX_BYTES = 1 << 30  # of a wheel, unpacked
 MANIFEST = "offline-manifest.json"  # in a data set that `build_kernel.py offline` made
 
 
-def bring(wheels: Mapping[str, tuple[str, str]], wanted: Mapping | None = None) -> Iterator[str]:
+def use_wheels(
+    wheels: Mapping[str, tuple[str, str]], wanted: Mapping | None = None
+) -> Iterator[str]:
     """Make importable what the kernel carries and what its inputs hold; yields what was done.
 
     `wheels` maps a wheel's file name to its sha256 and itself, packed by LZMA, as base 85 in lines;

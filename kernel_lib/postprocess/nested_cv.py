@@ -32,7 +32,7 @@ from kernel_lib.postprocess.nested_cv_report import (
 )
 from kernel_lib.postprocess.plateau import Chooser
 from kernel_lib.postprocess.search import SearchResult, search, sweeps_label
-from kernel_lib.postprocess.strategies import Choice, OneRule, Searched, Way
+from kernel_lib.postprocess.strategies import Choice, Fitted, OneRule, Strategy
 from kernel_lib.postprocess.triplet import Triplet
 
 ABOVE_HALF = Triplet(0.5, 0, 0.5)
@@ -74,15 +74,17 @@ def honest(
             f"label={result.label_swept}, not over these {asked[0]} with single={single} and "
             f"label={asked[2]}: leave `result` out"
         )
-    way = OneRule(stats, single=single, chooser=chooser or result.chooser, label=result.label_swept)
-    found = Searched(Choice(result.chosen), Choice(result.triplet), (result,))
+    strategy = OneRule(
+        stats, single=single, chooser=chooser or result.chooser, label=result.label_swept
+    )
+    found = Fitted(Choice(result.chosen), Choice(result.triplet), (result,))
     resampler = Resampler(n_bootstrap, seed)
-    return of_way(way, found, stats, image_ids, folds, groups, resampler)
+    return of_strategy(strategy, found, stats, image_ids, folds, groups, resampler)
 
 
-def of_way(
-    way: Way,
-    found: Searched,
+def of_strategy(
+    strategy: Strategy,
+    found: Fitted,
     facts: Stacked,
     image_ids: Sequence[str],
     folds: Sequence[int],
@@ -104,14 +106,14 @@ def of_way(
     table = pd.DataFrame({"image_id": list(image_ids), "fold": np.asarray(folds)})
     table["part"], table["group"] = part, names
     table["true_area_px"] = _at_full(facts.true_px, facts)
-    rules = _cross_fit(way, facts, table)
-    table["dice_in_sample"] = way.decide(found.choice, every).dice
+    rules = _cross_fit(strategy, facts, table)
+    table["dice_in_sample"] = strategy.apply(found.choice, every).dice
     table["sum_prob"] = _at_full(facts.hist_all @ (np.arange(256) / 255), facts)
     if (facts.label != NO_LABEL).any():
         table["label"] = np.where(facts.label == NO_LABEL, np.nan, facts.label / 255)
     in_sample = table["dice_in_sample"].to_numpy()
-    peak = in_sample if found.peak == found.choice else way.decide(found.peak, every).dice
-    method = _told(method, rules, int(table["dice"].isna().sum()), way.says)
+    peak = in_sample if found.peak == found.choice else strategy.apply(found.peak, every).dice
+    method = _told(method, rules, int(table["dice"].isna().sum()), strategy.description)
     resampler = resampler or Resampler()
     return _report(facts, table, rules, found, peak, method, resampler)
 
@@ -166,7 +168,7 @@ def summary_of_areas(area_px: np.ndarray, report: HonestReport) -> TestSummary:
     )
 
 
-def _cross_fit(way: Way, facts: Stacked, table: pd.DataFrame) -> tuple[PartRule, ...]:
+def _cross_fit(strategy: Strategy, facts: Stacked, table: pd.DataFrame) -> tuple[PartRule, ...]:
     """Fill in each image's row by what was chosen outside its part and patient; the choices."""
     part, names = table["part"].to_numpy(), table["group"].to_numpy()
     columns = {name: np.full(len(table), np.nan) for name in ("dice", "area_px", "above_top_px")}
@@ -177,8 +179,8 @@ def _cross_fit(way: Way, facts: Stacked, table: pd.DataFrame) -> tuple[PartRule,
         outside = ~inside & ~same_patient
         if not outside.any():
             continue  # nobody is left to choose on: these images have no honest score
-        choice = way.searched(outside.nonzero()[0]).choice
-        decided = way.decide(choice, inside.nonzero()[0])
+        choice = strategy.fit(outside.nonzero()[0]).choice
+        decided = strategy.apply(choice, inside.nonzero()[0])
         held_out = facts.take(inside)
         columns["dice"][inside] = decided.dice
         columns["area_px"][inside] = _at_full(decided.area_px, held_out)
@@ -205,7 +207,7 @@ def _report(
     stats: Stacked,
     table: pd.DataFrame,
     rules: tuple[PartRule, ...],
-    found: Searched,
+    found: Fitted,
     peak: np.ndarray,
     method: str,
     resampler: Resampler,
@@ -248,9 +250,9 @@ def _report(
     )
 
 
-def _told(method: str, rules: tuple[PartRule, ...], n_unscored: int, says: str) -> str:
+def _told(method: str, rules: tuple[PartRule, ...], n_unscored: int, description: str) -> str:
     """The method's sentence, what else was chosen, and one more for whatever bent it."""
-    method += says
+    method += description
     n_left_out = sum(rule.n_left_out for rule in rules)
     if n_left_out:
         method += (

@@ -39,7 +39,7 @@ class Choice:
     at_least: int | None = None  # members that must agree
 
 
-class Decided(NamedTuple):
+class Outcome(NamedTuple):
     """The masks that a choice makes of N images, by their figures in the images' own pixels."""
 
     dice: np.ndarray  # (N,) 0–1
@@ -48,7 +48,7 @@ class Decided(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Searched:
+class Fitted:
     """A choice, the peak beside it, and the searches behind both: one, or one a member."""
 
     choice: Choice
@@ -56,17 +56,17 @@ class Searched:
     searches: tuple[SearchResult, ...]
 
 
-class Way(Protocol):
+class Strategy(Protocol):
     """Chooses on rows, decides on rows."""
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """What else than a rule was chosen: sentences that go on the method's, or ""."""
 
-    def searched(self, rows: np.ndarray, progress: bool = False) -> Searched:
+    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
         """What is chosen by the truth of these rows, and of no others."""
 
-    def decide(self, choice: Choice, rows: np.ndarray) -> Decided:
+    def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         """What that choice makes of these rows."""
 
 
@@ -86,14 +86,14 @@ class OneRule:
         self.how = {"single": single, "chooser": chooser, "label": sweeps_label(stats, label)}
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         return _label_says(self.how["label"])
 
-    def searched(self, rows: np.ndarray, progress: bool = False) -> Searched:
+    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
         result = search(self.stats.take(rows), progress=progress, **self.how)
-        return Searched(Choice(result.chosen), Choice(result.triplet), (result,))
+        return Fitted(Choice(result.chosen), Choice(result.triplet), (result,))
 
-    def decide(self, choice: Choice, rows: np.ndarray) -> Decided:
+    def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         return _by_rule(self.stats.take(rows), choice.triplet)
 
 
@@ -121,11 +121,11 @@ class Greedy:
         self.how = self.score_how | {"chooser": chooser}
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         found = " Members and weights of the mean were chosen with it, greedily."
         return found + _label_says(bool(self.how["label"]))
 
-    def searched(self, rows: np.ndarray, progress: bool = False) -> Searched:
+    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
         weights, best = (0,) * self.n_members, -math.inf
         for _ in range(MOST_DRAWS):
             tried = {}
@@ -140,12 +140,12 @@ class Greedy:
             weights, best = more, tried[more]
         weights = in_least_terms(weights)
         result = search(self._stats(weights, rows), **self.how)
-        return Searched(Choice(result.chosen, weights), Choice(result.triplet, weights), (result,))
+        return Fitted(Choice(result.chosen, weights), Choice(result.triplet, weights), (result,))
 
     def _stats(self, weights: Sequence[int], rows: np.ndarray) -> Stacked:
         return self.stats_of(in_least_terms(weights)).take(rows)
 
-    def decide(self, choice: Choice, rows: np.ndarray) -> Decided:
+    def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         return _by_rule(self.stats_of(choice.weights).take(rows), choice.triplet)
 
 
@@ -167,30 +167,30 @@ class MemberVote:
         self.counts, self.at_least = counts, at_least
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         if self.at_least:
             found = f" Each member has a rule of its own, and {self.at_least} must agree, as given."
         else:
             found = (
                 " Each member has a rule of its own, and how many must agree was chosen with it."
             )
-        return found + self.alone[0].says
+        return found + self.alone[0].description
 
-    def searched(self, rows: np.ndarray, progress: bool = False) -> Searched:
-        alone = [one.searched(rows, progress) for one in self.alone]
+    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
+        alone = [one.fit(rows, progress) for one in self.alone]
         rules = tuple(one.choice.triplet for one in alone)
         at_least = self.at_least or self._best_k(rules, rows)
         choice = Choice(rules=rules, at_least=at_least)
-        return Searched(choice, choice, tuple(one.searches[0] for one in alone))
+        return Fitted(choice, choice, tuple(one.searches[0] for one in alone))
 
-    def decide(self, choice: Choice, rows: np.ndarray) -> Decided:
+    def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         shared, area = self.counts(choice.rules, rows)[:, choice.at_least - 1].T
         tops = [
             areas_above(one.stats.take(rows), rule.top)
             for one, rule in zip(self.alone, choice.rules, strict=True)
         ]
         dice = dice_of_counts(shared, area, self._true_px(rows))
-        return Decided(dice, area, np.mean(tops, axis=0))
+        return Outcome(dice, area, np.mean(tops, axis=0))
 
     def _best_k(self, rules: Sequence[Triplet], rows: np.ndarray) -> int:
         """The k that scores best on these rows; of equals the largest, which draws least."""
@@ -211,9 +211,9 @@ def in_least_terms(weights: Sequence[int]) -> tuple[int, ...]:
     return tuple(weight // common for weight in weights)
 
 
-def _by_rule(stats: Stacked, rule: Triplet) -> Decided:
+def _by_rule(stats: Stacked, rule: Triplet) -> Outcome:
     above_top = areas_above(stats, rule.top)
-    return Decided(per_image_dice(stats, rule), areas(stats, rule), above_top)
+    return Outcome(per_image_dice(stats, rule), areas(stats, rule), above_top)
 
 
 def _label_says(swept: bool) -> str:

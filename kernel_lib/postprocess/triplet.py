@@ -92,7 +92,7 @@ class Triplet:
         return cls(**values)
 
 
-def apply(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> np.ndarray:
+def apply_rule(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> np.ndarray:
     """Mask (H, W) uint8 0/1 of a map under a rule.
 
     `label` is the image's label as a level, round(255 · p); a rule without `label` ignores it.

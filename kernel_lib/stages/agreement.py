@@ -13,7 +13,7 @@ import pandas as pd
 from kernel_lib.data import folds, rle
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.ensemble_maps import open_speakers
+from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.progress import bar
@@ -52,8 +52,8 @@ def of_members(
     folds file.
     """
     n = len(ensemble.members)
-    speaking = {fold: open_speakers(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
-    held = {fold: set(speakers.archives[0].ids) for fold, speakers in speaking.items()}
+    speaking = {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
+    held = {fold: set(ensemble_maps.archives[0].ids) for fold, ensemble_maps in speaking.items()}
     known = [i in held.get(f, ()) for i, f in zip(drawn["image_id"], drawn["fold"], strict=True)]
     everything = drawn[known]
     rows = evenly(len(everything), max(1, min(most, MOST_MASKS // n)))

@@ -36,7 +36,7 @@ from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import predictions
 from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble import Ensemble, Member
-from kernel_lib.inference.ensemble_maps import open_speakers
+from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
 from kernel_lib.parallel.world import World
 from kernel_lib.postprocess.exhaustive import FULL_AREA
@@ -325,7 +325,7 @@ def _write(
     out: Path, given: _Model, listed: dict[str, Path], predicted: Predicted
 ) -> PredictResult:
     ensemble, weights = given.ensemble, given.ensemble.weights
-    speakers = open_speakers(ensemble, given.roots, ensemble.folds, "test")
+    ensemble_maps = open_maps(ensemble, given.roots, ensemble.folds, "test")
     names = dict(zip(predicted.images["image_id"], listed, strict=True))
     rows, n_with_mask = [], 0
     with (
@@ -339,10 +339,10 @@ def _write(
             if number in predicted.unreadable:
                 row["error"] = predicted.unreadable[number]
                 continue
-            label = speakers.label(number, weights)
+            label = ensemble_maps.label(number, weights)
             row |= _facts(mask, images.spacing_of(path)) | {
                 "label_probability": "" if label is None else f"{label:.4f}",
-                "max_probability": f"{speakers.level_map(number, weights).max() / 255:.4f}",
+                "max_probability": f"{ensemble_maps.level_map(number, weights).max() / 255:.4f}",
             }
             n_with_mask += bool(mask.any())
             _save(masks / f"{name}.png", mask * np.uint8(255))

@@ -12,7 +12,7 @@ from kernel_lib.data.table import Source
 from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.ensemble_maps import open_speakers
+from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.reporting import figures
 from kernel_lib.reporting.picture import Picture
@@ -49,22 +49,22 @@ def out_of_fold(
         ].nlargest(SHOWN, "predicted_px"),
     }
     truth = drawn.set_index("image_id")
-    speaking = {fold: open_speakers(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
+    speaking = {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
     for title, rows in kinds.items():
         shown = []
         for row in rows[rows["image_id"].isin(paths)].itertuples():
             label = truth.loc[row.image_id]
             shape = (int(label["height"]), int(label["width"]))
-            speakers, choice = speaking[row.fold], choice_of_part[row.part]
+            ensemble_maps, choice = speaking[row.fold], choice_of_part[row.part]
             weights = choice.weights or ensemble.weights
-            prob, _ = speakers.seen(row.image_id, shape, weights)
+            prob, _ = ensemble_maps.seen(row.image_id, shape, weights)
             shown.append(
                 figures.Example(
                     image_id=row.image_id,
                     image=images.read(paths[row.image_id]),
                     truth=rle.decode(label["rle"], shape),
                     prob=prob,
-                    mask=mask_of(speakers, row.image_id, shape, choice, weights),
+                    mask=mask_of(ensemble_maps, row.image_id, shape, choice, weights),
                     caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} {AREA_UNIT}",
                 )
             )

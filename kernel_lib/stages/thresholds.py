@@ -24,7 +24,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import nested_cv, search
 from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.nested_cv_report import HonestReport
-from kernel_lib.postprocess.strategies import Choice, Searched
+from kernel_lib.postprocess.strategies import Choice, Fitted
 from kernel_lib.signals import Signals
 from kernel_lib.stages import report, scores, session_budget
 
@@ -165,13 +165,13 @@ def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
 
 def _honest(
     part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
-) -> tuple[Searched, nested_cv.HonestReport]:
+) -> tuple[Fitted, nested_cv.HonestReport]:
     """What is chosen on all images, and the honest score of choosing so."""
-    way = selection.way(part, recipe, single=parameters.single)
-    found = way.searched(np.arange(len(part.table)), progress)
+    strategy = selection.strategy_of(part, recipe, single=parameters.single)
+    found = strategy.fit(np.arange(len(part.table)), progress)
     groups = part.table["group"]
-    return found, nested_cv.of_way(
-        way,
+    return found, nested_cv.of_strategy(
+        strategy,
         found,
         part.stats,
         part.table["image_id"].tolist(),
@@ -184,17 +184,17 @@ def _honest(
 def _write(
     folder: Path,
     part: OutOfFold,
-    found: Searched,
+    found: Fitted,
     scored: Scores,
     made_of: dict[str, Any],
 ) -> dict[str, search.SearchResult]:
     """members.json, what the searches saw and scored, and last of all the rule; the searches."""
     ensemble, weights = part.ensemble, found.choice.weights
-    searched = [weights or ensemble.weights]
+    weightings = [weights or ensemble.weights]
     names, document = [ensemble.name], {}
     if ensemble.by_members:
         names = [m.run for m in ensemble.members]
-        searched = [alone(len(names), at) for at in range(len(names))]
+        weightings = [alone(len(names), at) for at in range(len(names))]
         rules = zip(names, found.choice.rules, strict=True)
         document["rules"] = {name: rule.to_json() for name, rule in rules}
         document["at_least"] = found.choice.at_least
@@ -225,7 +225,7 @@ def _write(
         final.save(aside)
         with storage.atomic_write(aside / "oof.csv", "w", encoding="utf-8", newline="") as file:
             scored.kept.per_image.to_csv(file, index=False)
-        saw = [part.gated(some) for some in searched]
+        saw = [part.gated(some) for some in weightings]
         report.save_statistics(aside, part.table["image_id"], saw)
         storage.write_json(aside / "thresholds.json", document)
     return searches

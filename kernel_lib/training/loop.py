@@ -180,9 +180,9 @@ class Training:
                     self._save()
         return True
 
-    def _shown(self) -> sampling.Shown:
+    def _shown(self) -> sampling.EpochContext:
         rows = self.job.train_rows
-        return sampling.Shown(
+        return sampling.EpochContext(
             rows=rows,
             positive=self.job.truth["positive"].to_numpy()[rows] > 0,
             hardness=self.hardness_before.numpy()[rows],

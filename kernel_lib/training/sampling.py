@@ -1,6 +1,6 @@
 """Which images an epoch shows, in which order. `SAMPLERS` is where a new way is named.
 
-A sampler takes `Shown` and a generator and returns cache rows in the order of one epoch. Its
+A sampler takes `EpochContext` and a generator and returns cache rows in the order of one epoch. Its
 options are its keyword-only arguments: their names, bounds and defaults stand in its signature and
 nowhere else.
 """
@@ -23,7 +23,7 @@ UNSEEN = 0.0
 
 
 @dataclass(frozen=True)
-class Shown:
+class EpochContext:
     """What a sampler may know of the training images, as it was when the epoch began.
 
     A run resumed within an epoch needs the hardness of that epoch's beginning, not the latest.
@@ -42,12 +42,12 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Times = Annotated[float, Field(gt=1, le=100, allow_inf_nan=False)]
 
 
-def every(shown: Shown, generator: np.random.Generator) -> np.ndarray:
+def every(shown: EpochContext, generator: np.random.Generator) -> np.ndarray:
     """Each image once, shuffled."""
     return generator.permutation(shown.rows)
 
 
-def nonempty(shown: Shown, generator: np.random.Generator) -> np.ndarray:
+def nonempty(shown: EpochContext, generator: np.random.Generator) -> np.ndarray:
     """Each image with a pneumothorax once, shuffled. InputError where there is none."""
     rows = shown.rows[shown.positive]
     if not len(rows):
@@ -59,7 +59,7 @@ def nonempty(shown: Shown, generator: np.random.Generator) -> np.ndarray:
 
 
 def positive_share(
-    shown: Shown, generator: np.random.Generator, *, start: Share = 0.8, end: Share = 0.4
+    shown: EpochContext, generator: np.random.Generator, *, start: Share = 0.8, end: Share = 0.4
 ) -> np.ndarray:
     """As many images as `all`, a share of them positive: `start` first, in a line to `end` at last.
 
@@ -87,7 +87,7 @@ def positive_share(
 
 
 def hard(
-    shown: Shown, generator: np.random.Generator, *, factor: Times = 2.0, share: Share = 0.5
+    shown: EpochContext, generator: np.random.Generator, *, factor: Times = 2.0, share: Share = 0.5
 ) -> np.ndarray:
     """Each image once, and hard ones again, shuffled.
 
@@ -130,7 +130,9 @@ def check(name: str, options: Mapping[str, float]) -> None:
     options_of.check(f"sampling {name!r}", SAMPLERS[name], options)
 
 
-def epoch_order(name: str, options: Mapping[str, float], shown: Shown, seed: int) -> np.ndarray:
+def epoch_order(
+    name: str, options: Mapping[str, float], shown: EpochContext, seed: int
+) -> np.ndarray:
     """The rows of one epoch in order; a row may be there more than once, or not at all.
 
     A function of the seed and of what is shown (rows, epoch, hardness), so that a resumed run

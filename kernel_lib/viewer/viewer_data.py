@@ -19,11 +19,11 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import combine
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference.ensemble import Ensemble
-from kernel_lib.inference.ensemble_maps import Speakers, alone, open_speakers
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, alone, open_maps
 from kernel_lib.inference.out_of_fold import OutOfFold, check_predicted_by, out_of_fold
 from kernel_lib.postprocess.histograms import Stacked, stack, statistics
 from kernel_lib.postprocess.strategies import Choice
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.progress import bar
 
 COMPARED = 20  # radiographs whose pixels are compared with those trained on
@@ -35,13 +35,15 @@ class Voice:
 
     name: str
     rule: Triplet
-    speakers: Mapping[int | None, Speakers]  # by the image's fold; by None where all folds speak
+    ensemble_maps: Mapping[
+        int | None, EnsembleMaps
+    ]  # by the image's fold; by None where all folds speak
     weights: tuple[float, ...]
 
     def seen(self, image: tuple) -> tuple[np.ndarray, int | None]:
         """The (H, W) uint8 map at the image's own size, and the level that gates it, if any."""
-        speakers = self.speakers[None if None in self.speakers else image.fold]
-        return speakers.seen(image.image_id, (image.height, image.width), self.weights)
+        ensemble_maps = self.ensemble_maps[None if None in self.ensemble_maps else image.fold]
+        return ensemble_maps.seen(image.image_id, (image.height, image.width), self.weights)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def held_out(folder: Path, roots: Sequence[Path], data: Images | None = None) ->
     check_predicted_by(document, ensemble, roots)
     drawn = folds.find(roots, ensemble.folds_digest)
     part = out_of_fold(ensemble, roots, drawn, allow_unknown_past=True)
-    voices = _voices(ensemble, choice, part.speakers)
+    voices = _voices(ensemble, choice, part.ensemble_maps)
     scores = ensembles.Scores.of(document)
     honest = scores.first
     low, high = honest.interval
@@ -146,7 +148,9 @@ def _compared(part: OutOfFold, paths: Mapping[str, Path]) -> tuple[int, list[str
 
     Evenly drawn from those of which a member of another fold keeps the fingerprint.
     """
-    archives = {a.path: a for speakers in part.speakers.values() for a in speakers.archives}
+    archives = {
+        a.path: a for ensemble_maps in part.ensemble_maps.values() for a in ensemble_maps.archives
+    }
     known: dict[str, set[str]] = defaultdict(set)
     for path, archive in archives.items():
         for image_id, code in runs.stated_lineage(archive.meta, path).pairs:
@@ -177,7 +181,7 @@ def of_test(folder: Path, roots: Sequence[Path], source: Source | None) -> Viewe
         )
     ensemble = Ensemble.load(folder)
     choice, _ = ensembles.read_choice(folder)
-    everyone = open_speakers(ensemble, roots, ensemble.folds, "test")
+    everyone = open_maps(ensemble, roots, ensemble.folds, "test")
     voices = _voices(ensemble, choice, {None: everyone})
     if ensemble.combine == "vote":
         voices = (voices[0], *(_of_fold(ensemble, roots, fold, choice) for fold in ensemble.folds))
@@ -209,24 +213,24 @@ def _with_sizes(listed: pd.DataFrame, predicted: set[str]) -> tuple[pd.DataFrame
 
 
 def _voices(
-    ensemble: Ensemble, choice: Choice, speakers: Mapping[int | None, Speakers]
+    ensemble: Ensemble, choice: Choice, ensemble_maps: Mapping[int | None, EnsembleMaps]
 ) -> tuple[Voice, ...]:
     """The mean and, beside it, each of several members; where members vote, the members alone."""
     n = len(ensemble.members)
     rules = choice.rules or [choice.triplet] * n
     members = [
-        Voice(member.run, rule, speakers, alone(n, at))
+        Voice(member.run, rule, ensemble_maps, alone(n, at))
         for at, (member, rule) in enumerate(zip(ensemble.members, rules, strict=True))
     ]
     if n == 1 or choice.rules is not None:
         return tuple(members)
-    return (Voice(f"mean of {n} runs", choice.triplet, speakers, ensemble.weights), *members)
+    return (Voice(f"mean of {n} runs", choice.triplet, ensemble_maps, ensemble.weights), *members)
 
 
 def _of_fold(ensemble: Ensemble, roots: Sequence[Path], fold: int, choice: Choice) -> Voice:
     """The mean of all members' networks of one fold, which has a say of its own in a vote."""
-    speakers = {None: open_speakers(ensemble, roots, [fold], "test")}
-    return Voice(f"fold {fold}", choice.triplet, speakers, ensemble.weights)
+    ensemble_maps = {None: open_maps(ensemble, roots, [fold], "test")}
+    return Voice(f"fold {fold}", choice.triplet, ensemble_maps, ensemble.weights)
 
 
 def _measured(
@@ -236,7 +240,7 @@ def _measured(
     how, voters, at_least = ensemble.combine, (), 0
     if choice.rules is not None:
         voters, at_least = tuple(range(len(voices))), choice.at_least
-    elif how == "vote" and len(voices) > 1 and None in voices[0].speakers:
+    elif how == "vote" and len(voices) > 1 and None in voices[0].ensemble_maps:
         how, voters = "member_vote", tuple(range(1, len(voices)))
         at_least = len(voters) // 2 + 1
     draw = combine.vote(how) if voters else None
@@ -247,7 +251,9 @@ def _measured(
         drawn = None if truth is None else rle.mask_of(truth, shape)
         seen = [voice.seen(image) for voice in voices]
         stats = [statistics(prob, drawn, level) for prob, level in seen]
-        masks = [rle.runs_of(apply(seen[at][0], voices[at].rule, seen[at][1])) for at in voters]
+        masks = [
+            rle.runs_of(apply_rule(seen[at][0], voices[at].rule, seen[at][1])) for at in voters
+        ]
         voted = [draw(masks, k) for k in range(1, len(voters) + 1)]
         shared = [0 if truth is None else rle.shared_px(mask, truth) for mask in voted]
         counts = list(zip(shared, map(rle.area, voted), strict=True))

@@ -18,7 +18,7 @@ from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.strategies import Choice
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.runs import Lineage
 
 SIZE = 16
@@ -213,7 +213,7 @@ def test_many_images_come_in_order(tmp_path):
     found = masks_of(ensemble, tmp_path, images)
     assert list(found) == names
     for name, mask in found.items():
-        assert np.array_equal(mask, apply(level_map(name, "a"), RULE))
+        assert np.array_equal(mask, apply_rule(level_map(name, "a"), RULE))
 
 
 def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):

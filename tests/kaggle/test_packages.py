@@ -64,31 +64,31 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_carried_wheel_is_imported_here_and_by_what_this_process_starts(scratch: Path):
-    (line,) = packages.bring(carried(wheel(FILES)))
+    (line,) = packages.use_wheels(carried(wheel(FILES)))
     (folder,) = scratch.iterdir()
     assert line == f"{NAME}: carried_thing from {folder}"
     assert sys.path[-1] == os.environ["PYTHONPATH"] == str(folder)
     code = "import carried_thing as c; print(c.WORD, c.__file__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["from", "the", "wheel", f"{folder}/carried_thing/__init__.py"]
-    assert list(packages.bring(carried(wheel(FILES)))) == [
+    assert list(packages.use_wheels(carried(wheel(FILES)))) == [
         f"{NAME}: carried_thing is in this image already"
     ]
 
 
 def test_what_the_image_has_is_left_alone(scratch: Path):
-    (line,) = packages.bring(carried(wheel({"json/__init__.py": "raise SystemExit\n"})))
+    (line,) = packages.use_wheels(carried(wheel({"json/__init__.py": "raise SystemExit\n"})))
     assert line == f"{NAME}: json is in this image already"
     assert list(scratch.iterdir()) == []
 
 
 def test_an_altered_wheel_is_refused(scratch: Path):
     with pytest.raises(InputError, match=f"{NAME} is damaged: its sha256 is .*; build the kernel"):
-        list(packages.bring(carried(wheel(FILES), "0" * 64)))
+        list(packages.use_wheels(carried(wheel(FILES), "0" * 64)))
     (given,) = carried(wheel(FILES)).values()
     for text in (given[1][:-20], "?", base64.b85encode(wheel(FILES)).decode()):
         with pytest.raises(InputError, match=f"{NAME} is damaged.*build the kernel again"):
-            list(packages.bring({NAME: (given[0], text)}))
+            list(packages.use_wheels({NAME: (given[0], text)}))
     assert list(scratch.iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_an_attached_data_set_is_found_wherever_it_is_mounted(
 ):
     files = {NAME: wheel(FILES), "resnet34.pth": b"weights"}
     wanted = data_set(tmp_path / "input", files, form)
-    lines = list(packages.bring({}, wanted))
+    lines = list(packages.use_wheels({}, wanted))
     folder = tmp_path / "input" / form
     assert lines[0].startswith(f"{NAME}: carried_thing from {scratch}")
     assert lines[1] == f"resnet34.pth: whole, in {folder}"
@@ -139,10 +139,10 @@ def test_a_damaged_or_missing_file_stops_the_kernel_with_the_mend(scratch: Path,
     file = tmp_path / "input/datasets/me/offline/resnet34.pth"
     file.write_bytes(b"wights")
     with pytest.raises(InputError, match=r"resnet34\.pth is damaged: .*`kaggle datasets version"):
-        list(packages.bring({}))
+        list(packages.use_wheels({}))
     file.unlink()
     with pytest.raises(InputError, match=r"resnet34\.pth is missing, .*newest version of me/off"):
-        list(packages.bring({}))
+        list(packages.use_wheels({}))
 
 
 def test_a_data_set_that_is_not_attached_is_named_with_the_way_to_attach_it(
@@ -150,14 +150,14 @@ def test_a_data_set_that_is_not_attached_is_named_with_the_way_to_attach_it(
 ):
     wanted = data_set(tmp_path / "elsewhere", {"resnet34.pth": b"weights"})
     with pytest.raises(InputError, match=r"resnet34\.pth is in no input: attach .* me/offline"):
-        list(packages.bring({}, wanted))
+        list(packages.use_wheels({}, wanted))
     data_set(tmp_path / "input", {"resnet34.pth": b"older"})
     with pytest.raises(InputError, match=r"resnet34\.pth is of another version: attach"):
-        list(packages.bring({}, wanted))
+        list(packages.use_wheels({}, wanted))
 
 
 def test_a_manifest_of_something_else_is_named(scratch: Path, tmp_path: Path):
     data_set(tmp_path / "input", {})
     (tmp_path / "input/datasets/me/offline" / packages.MANIFEST).write_text("[]")
     with pytest.raises(InputError, match=r"offline-manifest\.json is no manifest"):
-        list(packages.bring({}))
+        list(packages.use_wheels({}))

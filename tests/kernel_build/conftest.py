@@ -77,7 +77,7 @@ FILES = {
         ''',
     "kaggle/__init__.py": "",
     "kaggle/packages.py": """\
-        def bring(wheels, wanted):
+        def use_wheels(wheels, wanted):
             yield f"packages: {sorted(wheels)} {wanted}"
         """,
     "stages.py": """\

@@ -50,7 +50,7 @@ def test_several_processes_on_one_numbered_card_are_refused():
 
 
 def test_counting_gpus_makes_no_context():
-    script = "from kernel_lib.training import launch; import torch; "
+    script = "from kernel_lib.parallel import launch; import torch; "
     script += "launch.n_processes(None, 'auto'); print(torch.cuda.is_initialized())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -5,7 +5,6 @@ import pytest
 
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate
-from kernel_lib.postprocess import search as th
 from kernel_lib.postprocess.histograms import (
     Stacked,
     areas,
@@ -15,17 +14,17 @@ from kernel_lib.postprocess.histograms import (
     stack,
     statistics,
 )
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
 FULL = 1024 * 1024
 
 
 def test_a_label_is_a_level() -> None:
-    assert [th.label_level(p) for p in (0, 0.1, 0.5, 1.0)] == [0, 26, 128, 255]
-    assert th.label_level(np.float32(0.75)) == 191
+    assert [gate.label_level(p) for p in (0, 0.1, 0.5, 1.0)] == [0, 26, 128, 255]
+    assert gate.label_level(np.float32(0.75)) == 191
     for wrong in (-0.1, 1.1, float("nan"), "x", "0.5", None, [0.5, 0.5]):
         with pytest.raises(InputError, match="sigmoid"):
-            th.label_level(wrong)
+            gate.label_level(wrong)
 
 
 @pytest.mark.parametrize("wrong", [-1, 256, 0.5, "high", True])
@@ -37,16 +36,16 @@ def test_what_is_no_level_is_refused(wrong: object) -> None:
 def test_a_mask_needs_a_label_above_the_threshold() -> None:
     prob = np.array([[200, 0]], np.uint8)
     rule = Triplet(0.5, 0, 0.5, label=0.4)  # 0.4 is level 102
-    masks = [apply(prob, rule, label).tolist() for label in (0, 102, 103, 255)]
+    masks = [apply_rule(prob, rule, label).tolist() for label in (0, 102, 103, 255)]
     assert masks == [[[0, 0]], [[0, 0]], [[1, 0]], [[1, 0]]]
-    assert apply(prob, Triplet(0.5, 0, 0.5), 0).tolist() == [[1, 0]]
-    assert apply(prob, Triplet(0.5, 0, 0.5, label=0), 0).tolist() == [[0, 0]]
+    assert apply_rule(prob, Triplet(0.5, 0, 0.5), 0).tolist() == [[1, 0]]
+    assert apply_rule(prob, Triplet(0.5, 0, 0.5, label=0), 0).tolist() == [[0, 0]]
 
 
 def test_a_rule_with_a_label_refuses_an_image_without() -> None:
     prob, rule = np.zeros((2, 2), np.uint8), Triplet(0.5, 0, 0.5, label=0.4)
     with pytest.raises(InputError, match="label head"):
-        apply(prob, rule)
+        apply_rule(prob, rule)
     stats = [statistics(prob, prob, 3), statistics(prob, prob)]
     for under in (kept, areas, per_image_dice):
         with pytest.raises(InputError, match="image 1 of 2 has no label"):
@@ -92,7 +91,7 @@ def test_the_level_of_a_sum(levels: dict[int, int], n_px: int, expected: int) ->
     hist = np.zeros(256, np.int64)
     for level, px in levels.items():
         hist[level] = px
-    assert th.sum_level(hist, n_px) == expected
+    assert gate.sum_level(hist, n_px) == expected
 
 
 def test_images_labelled_by_their_sum_are_what_one_map_gives() -> None:
@@ -101,7 +100,7 @@ def test_images_labelled_by_their_sum_are_what_one_map_gives() -> None:
     stats = gate_by_sum([statistics(prob, prob) for prob in maps])
     assert stats.has_labels
     for prob, level in zip(maps, stats.label, strict=True):
-        assert th.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size) == level
+        assert gate.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size) == level
         assert level == round(255 * np.log2(1 + prob.sum() / 255 * FULL / 600) / 20)
     assert (np.diff(stats.label) > 0).all()
 

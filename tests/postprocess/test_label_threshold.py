@@ -12,7 +12,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess import exhaustive, label_threshold, metrics, plateau
 from kernel_lib.postprocess import search as th
 from kernel_lib.postprocess.histograms import Stacked, Statistics, stack, statistics
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
 KEEP_NONE = 1024 * 1024 + 1
 HIGHEST = 254.5 / 255
@@ -62,7 +62,7 @@ def brute_force(drawn: list, single: bool) -> tuple[Fraction, Triplet]:
 def exact_mean(drawn: list, rule: Triplet) -> Fraction:
     total = Fraction(0)
     for prob, mask, label in drawn:
-        pred = apply(prob, rule, label)
+        pred = apply_rule(prob, rule, label)
         both = int(pred.sum()) + int(mask.sum())
         total += Fraction(2 * int((pred & mask).sum()), both) if both else 1
     return total / len(drawn)
@@ -135,7 +135,7 @@ def test_a_sweep_scores_its_masks_never_less_than_no_label_in_any_order(
     assert found.score >= th.search(stacked(drawn), single=single, label=False).score - 1e-12
     assert found.chosen.label == found.triplet.label
     for rule, score in ((found.triplet, found.score), (found.chosen, found.chosen_score)):
-        dice = [metrics.dice(apply(prob, rule, label), mask) for prob, mask, label in drawn]
+        dice = [metrics.dice(apply_rule(prob, rule, label), mask) for prob, mask, label in drawn]
         assert score == metrics.mean_dice(dice)
     shuffled = th.search(stacked(data.draw(st.permutations(drawn))), single=single)
     assert shuffled == found

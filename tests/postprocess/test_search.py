@@ -22,7 +22,7 @@ from kernel_lib.postprocess.histograms import (
     stack,
     statistics,
 )
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
 KEEP_NONE = 1024 * 1024 + 1
 HIGHEST = 254.5 / 255
@@ -46,7 +46,7 @@ def images(draw, most: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
 def exact_mean(drawn: list, rule: Triplet) -> Fraction:
     total = Fraction(0)
     for prob, mask in drawn:
-        pred = apply(prob, rule)
+        pred = apply_rule(prob, rule)
         both = int(pred.sum()) + int(mask.sum())
         total += Fraction(2 * int((pred & mask).sum()), both) if both else 1
     return total / len(drawn)
@@ -117,7 +117,7 @@ def test_scores_are_those_of_the_masks_and_do_not_depend_on_order(
 ) -> None:
     found = th.search(stacked(drawn), single=single)
     for rule, score in ((found.triplet, found.score), (found.chosen, found.chosen_score)):
-        dice = [metrics.dice(apply(prob, rule), mask) for prob, mask in drawn]
+        dice = [metrics.dice(apply_rule(prob, rule), mask) for prob, mask in drawn]
         assert score == metrics.mean_dice(dice)
         assert rule.top == rule.bottom or not single
     assert found.chosen_score <= found.score + 1e-12
@@ -161,7 +161,7 @@ def test_surface_is_the_best_over_areas_of_any_pair_of_levels(drawn: list, seed:
 def test_histograms_tell_what_apply_does(drawn: list, thresholds: tuple, area: int) -> None:
     rule = Triplet(max(thresholds), area, min(thresholds))
     stats = stacked(drawn)
-    masks = [apply(prob, rule) for prob, _ in drawn]
+    masks = [apply_rule(prob, rule) for prob, _ in drawn]
     assert areas(stats, rule).tolist() == [int(mask.sum()) for mask in masks]
     dice = [metrics.dice(pred, mask) for pred, (_, mask) in zip(masks, drawn, strict=True)]
     assert per_image_dice(stats, rule).tolist() == dice
@@ -189,8 +189,8 @@ def test_area_is_stated_for_1024_and_scaled_exactly() -> None:
     prob = np.zeros((300, 100), np.uint8)
     prob.flat[:3] = 200
     enough = 3 * 1024 * 1024 // prob.size
-    assert apply(prob, Triplet(0.5, enough, 0.5)).sum() == 3
-    assert apply(prob, Triplet(0.5, enough + 1, 0.5)).sum() == 0
+    assert apply_rule(prob, Triplet(0.5, enough, 0.5)).sum() == 3
+    assert apply_rule(prob, Triplet(0.5, enough + 1, 0.5)).sum() == 0
     full = np.zeros((1024, 1024), np.uint8)
     full.flat[:100] = 200
     assert kept([statistics(full, None)], Triplet(0.5, 100, 0.2)).tolist() == [True]
@@ -199,17 +199,17 @@ def test_area_is_stated_for_1024_and_scaled_exactly() -> None:
 
 def test_a_pixel_must_lie_above_a_threshold() -> None:
     prob = np.array([[0, 1, 127, 128, 254, 255]], np.uint8)
-    assert apply(prob, Triplet(0.5, 0, 0.5)).tolist() == [[0, 0, 0, 1, 1, 1]]
-    assert apply(prob, Triplet(0, 0, 0)).tolist() == [[0, 1, 1, 1, 1, 1]]
-    assert apply(prob, Triplet(1, 0, 1)).tolist() == [[0, 0, 0, 0, 0, 0]]
-    assert apply(prob, Triplet(254.5 / 255, 0, 253.5 / 255)).tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert apply_rule(prob, Triplet(0.5, 0, 0.5)).tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert apply_rule(prob, Triplet(0, 0, 0)).tolist() == [[0, 1, 1, 1, 1, 1]]
+    assert apply_rule(prob, Triplet(1, 0, 1)).tolist() == [[0, 0, 0, 0, 0, 0]]
+    assert apply_rule(prob, Triplet(254.5 / 255, 0, 253.5 / 255)).tolist() == [[0, 0, 0, 0, 1, 1]]
 
 
 def test_a_mask_is_kept_by_its_top_and_cut_at_its_bottom() -> None:
     prob = np.array([[10, 100, 200]], np.uint8)
     third = 1024 * 1024 // 3
-    assert apply(prob, Triplet(0.7, third, 0.3)).tolist() == [[0, 1, 1]]
-    assert apply(prob, Triplet(0.7, third + 1, 0.3)).tolist() == [[0, 0, 0]]
+    assert apply_rule(prob, Triplet(0.7, third, 0.3)).tolist() == [[0, 1, 1]]
+    assert apply_rule(prob, Triplet(0.7, third + 1, 0.3)).tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_statistics_refuses_what_it_would_count_wrongly() -> None:
     with pytest.raises(InputError, match="own size"):
         statistics(prob, mask[:2])
     with pytest.raises(InputError, match="uint8"):
-        apply(prob[None], Triplet(0.5, 0, 0.5))
+        apply_rule(prob[None], Triplet(0.5, 0, 0.5))
     with pytest.raises(InputError, match="no image"):
         th.search([])
     with pytest.raises(InputError, match="image 1 of 2 has no truth"):
@@ -281,7 +281,7 @@ def test_search_goes_through_json_but_for_its_surfaces() -> None:
 
 
 def test_thresholds_start_without_torch() -> None:
-    names = ("thresholds", "honest", "submission", "metrics")
+    names = ("search", "nested_cv", "submission", "metrics")
     code = "import sys\n" + "".join(f"import kernel_lib.postprocess.{one}\n" for one in names)
     code += "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

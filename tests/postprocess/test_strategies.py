@@ -16,10 +16,10 @@ from kernel_lib.postprocess.strategies import (
     Greedy,
     MemberVote,
     OneRule,
-    Way,
+    Strategy,
     in_least_terms,
 )
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
 SIZE = 12
 N = 24
@@ -73,7 +73,7 @@ class Counts:
         self.rows.append(rows)
         counts = np.empty((len(rows), len(rules), 2), np.int64)
         for at, row in enumerate(rows):
-            drawn = [apply(one[row], rule) for one, rule in zip(self.maps, rules, strict=True)]
+            drawn = [apply_rule(one[row], rule) for one, rule in zip(self.maps, rules, strict=True)]
             for k in range(1, len(rules) + 1):
                 voted = np.sum(drawn, axis=0) >= k
                 counts[at, k - 1] = (voted & (self.masks[row] > 0)).sum(), voted.sum()
@@ -90,12 +90,12 @@ def vote(maps: np.ndarray, masks: np.ndarray, at_least: int | None = None) -> Me
     )
 
 
-def scored(way: Way, masks: np.ndarray, maps: np.ndarray) -> nested_cv.HonestReport:
+def scored(strategy: Strategy, masks: np.ndarray, maps: np.ndarray) -> nested_cv.HonestReport:
     facts = stats(np.rint(maps.mean(axis=0)).astype(np.uint8), masks)
     ids = [str(row) for row in range(len(masks))]
     folds = np.arange(len(masks)) % 3
-    found = way.searched(np.arange(len(masks)))
-    return nested_cv.of_way(way, found, facts, ids, folds.tolist(), None, Resampler(50))
+    found = strategy.fit(np.arange(len(masks)))
+    return nested_cv.of_strategy(strategy, found, facts, ids, folds.tolist(), None, Resampler(50))
 
 
 def test_one_rule_is_what_honest_scores() -> None:
@@ -110,8 +110,8 @@ def test_one_rule_is_what_honest_scores() -> None:
 def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
     masks = truth(seed)
     maps = members(masks, [150, 150, 250], seed)
-    way = greedy(maps, masks)
-    found = way.searched(EVERY)
+    strategy = greedy(maps, masks)
+    found = strategy.fit(EVERY)
 
     def score(weights: Sequence[int]) -> float:
         mean = np.rint(np.average(maps, axis=0, weights=weights)).astype(np.uint8)
@@ -132,9 +132,9 @@ def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
 def test_of_equal_members_greedy_takes_the_first_alone() -> None:
     masks = truth()
     maps = np.repeat(members(masks, [150]), 3, axis=0)
-    way = greedy(maps, masks)
-    assert way.searched(EVERY).choice.weights == (1, 0, 0)
-    assert set(way.stats_of.asked) == {(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1)}
+    strategy = greedy(maps, masks)
+    assert strategy.fit(EVERY).choice.weights == (1, 0, 0)
+    assert set(strategy.stats_of.asked) == {(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1)}
 
 
 def test_weights_have_no_common_factor() -> None:
@@ -161,12 +161,12 @@ def test_the_truth_of_a_fold_moves_nothing_that_is_chosen_for_it(kind, fold: int
 
 def test_votes_are_counted_on_no_row_of_the_fold_they_are_chosen_for() -> None:
     masks = truth()
-    way = vote(members(masks, [180, 200, 220]), masks)
-    way.searched(EVERY[FOLDS != 1])
-    (rows,) = way.counts.rows
+    strategy = vote(members(masks, [180, 200, 220]), masks)
+    strategy.fit(EVERY[FOLDS != 1])
+    (rows,) = strategy.counts.rows
     assert not (FOLDS[rows] == 1).any()
     given = vote(members(masks, [180, 200, 220]), masks, at_least=2)
-    assert given.searched(EVERY).choice.at_least == 2
+    assert given.fit(EVERY).choice.at_least == 2
     assert given.counts.rows == [], "nothing to choose, nothing to count"
 
 
@@ -174,13 +174,13 @@ def test_votes_are_counted_on_no_row_of_the_fold_they_are_chosen_for() -> None:
 def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
     masks = truth(seed)
     maps = members(masks, [200, 220, 250], seed)
-    found = vote(maps, masks).searched(EVERY)
+    found = vote(maps, masks).fit(EVERY)
     scores = []
     for k in (1, 2, 3):
         dice = [
             metrics.dice(
                 np.sum(
-                    [apply(m[row], r) for m, r in zip(maps, found.choice.rules, strict=True)],
+                    [apply_rule(m[row], r) for m, r in zip(maps, found.choice.rules, strict=True)],
                     axis=0,
                 )
                 >= k,
@@ -191,7 +191,7 @@ def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
         scores.append(metrics.mean_dice(dice))
     best = max(k for k in (1, 2, 3) if scores[k - 1] >= max(scores) - 1e-12)
     assert found.choice.at_least == best
-    decided = vote(maps, masks).decide(found.choice, EVERY)
+    decided = vote(maps, masks).apply(found.choice, EVERY)
     assert metrics.mean_dice(decided.dice) == pytest.approx(scores[best - 1], abs=1e-12)
     rules = [th.search(stats(m, masks), single=True).chosen for m in maps]
     assert list(found.choice.rules) == rules
@@ -200,12 +200,12 @@ def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
 def test_votes_of_equal_members_draw_what_one_draws() -> None:
     masks = truth()
     maps = np.repeat(members(masks, [200]), 3, axis=0)
-    way = vote(maps, masks)
-    choice = way.searched(EVERY).choice
+    strategy = vote(maps, masks)
+    choice = strategy.fit(EVERY).choice
     assert choice.at_least == 3
     alone = OneRule(stats(maps[0], masks), single=True)
-    one = alone.decide(Choice(choice.rules[0]), EVERY)
-    for got, wanted in zip(way.decide(choice, EVERY), one, strict=True):
+    one = alone.apply(Choice(choice.rules[0]), EVERY)
+    for got, wanted in zip(strategy.apply(choice, EVERY), one, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 

@@ -22,7 +22,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import maps, members, recipes
 from kernel_lib.postprocess import submission
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
@@ -265,7 +265,7 @@ def test_test_images_keep_their_own_geometry(place, whole):
     for image_id, text in found.items():
         shape = (160, 96) if image_id == odd else (128, 128)
         mixed = maps.mean([shown[fold, image_id] for fold in (0, 1)])
-        expected = apply(maps.at_shape(mixed, shape), rule)
+        expected = apply_rule(maps.at_shape(mixed, shape), rule)
         assert np.array_equal(rle.decode(text, shape), expected), image_id
 
 

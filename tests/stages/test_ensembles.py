@@ -20,7 +20,7 @@ from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import gate, metrics, votes
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
@@ -171,7 +171,7 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     found = masks(tmp_path, result.folder)
     assert not found["t0"].any(), "its label, 0.1, is below the threshold"
     mean = maps.mean([archive["t1"] for archive in archives(tmp_path, "steps")])
-    expected = apply(maps.at_shape(mean, SHAPES["t1"]), rule, round(255 * 0.9))
+    expected = apply_rule(maps.at_shape(mean, SHAPES["t1"]), rule, round(255 * 0.9))
     assert np.array_equal(found["t1"], expected)
     assert expected.any()
     page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
@@ -271,7 +271,7 @@ def test_the_map_s_own_sum_gates(tmp_path):
         mean = maps.mean([archive[image_id] for archive in archives(tmp_path, "plain")])
         prob = maps.at_shape(mean, shape)
         level = gate.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
-        assert np.array_equal(found[image_id], apply(prob, forced, level))
+        assert np.array_equal(found[image_id], apply_rule(prob, forced, level))
     assert "the map's own sum of probabilities" in str(result)
 
 
@@ -309,7 +309,7 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
         drawn = []
         for run, rule in zip(names, rules, strict=True):
             mean = maps.mean([archive[image_id] for archive in archives(tmp_path, run)])
-            drawn.append(apply(maps.at_shape(mean, SHAPES[image_id]), rule))
+            drawn.append(apply_rule(maps.at_shape(mean, SHAPES[image_id]), rule))
         if how == "member_vote":
             expected = np.sum(drawn, axis=0) >= k
         else:
@@ -576,7 +576,7 @@ def test_the_report_tells_how_far_members_agree(tmp_path, combine):
         kept = {run: maps.Maps(runs.fold_folder(tmp_path, run, fold).oof) for run in "abc"}
         for image in kept["a"].ids:
             drawings = [kept[run][image] for run in "abc"]
-            shown = [apply(*pair) for pair in zip(drawings, rules, strict=True)]
+            shown = [apply_rule(*pair) for pair in zip(drawings, rules, strict=True)]
             true = rle.decode(truth[image], (SIZE, SIZE))
             expected[image] = [[metrics.dice(x, y) for y in shown] for x in (*shown, true)]
     assert found.dice.tolist() == [expected[image] for image in table()["image_id"]]

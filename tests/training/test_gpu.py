@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.test_distributed import Ranks, command, normalised, settings_file
 from torch import nn
 
 from kernel_lib import checkpoints, runs
@@ -26,6 +25,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.parallel.world import ALONE, World
+from tests.parallel.test_world import Ranks, command, normalised, settings_file
 from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
 from tools.phantoms import competition
 

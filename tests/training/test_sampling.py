@@ -9,19 +9,21 @@ from hypothesis import strategies as st
 
 from kernel_lib.errors import InputError
 from kernel_lib.training import sampling
-from kernel_lib.training.sampling import Shown, epoch_order
+from kernel_lib.training.sampling import EpochContext, epoch_order
 
 
-def shown(positive, hardness=None, epoch: int = 0, epochs: int = 5, first_row: int = 100) -> Shown:
+def shown(
+    positive, hardness=None, epoch: int = 0, epochs: int = 5, first_row: int = 100
+) -> EpochContext:
     positive = np.asarray(positive, dtype=bool)
     if hardness is None:
         hardness = np.full(len(positive), sampling.UNSEEN)
     rows = np.arange(len(positive)) + first_row
-    return Shown(rows, positive, np.asarray(hardness, dtype=float), epoch, epochs)
+    return EpochContext(rows, positive, np.asarray(hardness, dtype=float), epoch, epochs)
 
 
 @st.composite
-def any_shown(draw) -> Shown:
+def any_shown(draw) -> EpochContext:
     n = draw(st.integers(2, 40))
     positive = draw(
         st.lists(st.booleans(), min_size=n, max_size=n).filter(lambda p: 0 < sum(p) < n)

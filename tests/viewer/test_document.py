@@ -29,7 +29,7 @@ from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum, per_image_dice
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.runs import Lineage
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
@@ -215,7 +215,8 @@ def test_a_vote_s_areas_are_those_of_the_masks_for_every_k(work, combine):
     assert (seen.vote.voices, seen.vote.at_least) == ((0, 1, 2), choice.at_least)
     for row in (0, 3, 8):
         masks = [
-            apply(shown, rule) for shown, rule in zip(seen.maps(row), choice.rules, strict=True)
+            apply_rule(shown, rule)
+            for shown, rule in zip(seen.maps(row), choice.rules, strict=True)
         ]
         votes = np.sum(masks, axis=0)
         truth = rle.decode(seen.table["rle"].iloc[row], votes.shape)

@@ -16,7 +16,7 @@ import pytest
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import histograms
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.viewer.page import pack, page
 
 ODD_IDS = [
@@ -136,7 +136,7 @@ def make(
 
 
 def _votes(maps: list, rules: tuple, row: int) -> np.ndarray:
-    return sum(apply(one[row], rule) for one, rule in zip(maps, rules, strict=True))
+    return sum(apply_rule(one[row], rule) for one, rule in zip(maps, rules, strict=True))
 
 
 def _blob(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -524,7 +524,7 @@ def test_layers_lie_over_one_another_as_stated(open_page: Callable) -> None:
     assert (drawn_at(opened, case, row) == shown).all()
     only(opened, "image", "prediction")
     opened.locator("#prediction-opacity").fill("0.5")
-    mask = apply(case.maps[0][row], RULE).astype(bool)
+    mask = apply_rule(case.maps[0][row], RULE).astype(bool)
     mixed = np.where(mask[..., None], (shown + PREDICTION) / 2, shown)
     assert np.abs(drawn_at(opened, case, row) - mixed).max() <= 1
     only(opened, "probability")

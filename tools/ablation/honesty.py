@@ -30,7 +30,7 @@ from kernel_lib.postprocess import nested_cv, search
 from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, per_image_dice
 from kernel_lib.postprocess.nested_cv_report import HonestReport
-from kernel_lib.postprocess.strategies import Choice, Greedy, MemberVote, OneRule, Searched, Way
+from kernel_lib.postprocess.strategies import Choice, Fitted, Greedy, MemberVote, OneRule, Strategy
 from kernel_lib.postprocess.triplet import Triplet, first_level
 from kernel_lib.progress import bar
 from tools.ablation import jobs
@@ -123,23 +123,23 @@ def _histograms(levels: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Strategy:
+class SimulatedStrategy:
     """What is chosen on labels, tried on images whose truth is known and on new ones."""
 
     tries: str
     n_members: int
-    way: Callable[[Sample], Way]
+    build: Callable[[Sample], Strategy]
 
 
-def _one_rule(sample: Sample, labelled: bool = False, single: bool = False) -> Way:
+def _one_rule(sample: Sample, labelled: bool = False, single: bool = False) -> Strategy:
     return OneRule(sample.stats(_equal(sample), labelled), label=labelled, single=single)
 
 
-def _greedy(sample: Sample) -> Way:
+def _greedy(sample: Sample) -> Strategy:
     return Greedy(cache(sample.stats), len(sample.levels), label=False, single=True)
 
 
-def _vote(sample: Sample) -> Way:
+def _vote(sample: Sample) -> Strategy:
     members = [sample.stats(row) for row in np.eye(len(sample.levels))]
     return MemberVote(members, sample.vote_counts, label=False, single=False)
 
@@ -149,11 +149,13 @@ def _equal(sample: Sample) -> list[float]:
 
 
 STRATEGIES = {
-    "triplet": Strategy("one run: top, area and bottom", 1, _one_rule),
-    "one": Strategy("one run: threshold and area", 1, partial(_one_rule, single=True)),
-    "greedy": Strategy("greedy of six: members, weights, threshold and area", 6, _greedy),
-    "vote": Strategy("vote of three: top, area and bottom for each member, and k", 3, _vote),
-    "label": Strategy(
+    "triplet": SimulatedStrategy("one run: top, area and bottom", 1, _one_rule),
+    "one": SimulatedStrategy("one run: threshold and area", 1, partial(_one_rule, single=True)),
+    "greedy": SimulatedStrategy("greedy of six: members, weights, threshold and area", 6, _greedy),
+    "vote": SimulatedStrategy(
+        "vote of three: top, area and bottom for each member, and k", 3, _vote
+    ),
+    "label": SimulatedStrategy(
         "label gate: label threshold, top, area and bottom", 1, partial(_one_rule, labelled=True)
     ),
 }
@@ -203,17 +205,18 @@ def _of_strategy(
     random: np.random.Generator, cell: str, informative: bool, images: int
 ) -> tuple[HonestReport, float]:
     """Return the report on a set, and what its choice scores on new images, controlled."""
-    strategy = STRATEGIES[cell]
+    simulated = STRATEGIES[cell]
     sampled, new = (
-        draw(random, n, strategy.n_members, informative) for n in (images, NEW_PER_SET * images)
+        draw(random, n, simulated.n_members, informative) for n in (images, NEW_PER_SET * images)
     )
-    way, way_new = strategy.way(sampled), strategy.way(new)
+    strategy, new_strategy = simulated.build(sampled), simulated.build(new)
     rows, rows_new = np.arange(images), np.arange(len(new))
-    found, fixed = way.searched(rows), _fixed(cell, informative)
+    found, fixed = strategy.fit(rows), _fixed(cell, informative)
     folds = random.permutation(images) % FOLDS
-    report = _report(way, found, sampled.stats(_equal(sampled)), folds)
-    on_new = way_new.decide(found.choice, rows_new).dice.mean()
-    control = way.decide(fixed, rows).dice.mean() - way_new.decide(fixed, rows_new).dice.mean()
+    report = _report(strategy, found, sampled.stats(_equal(sampled)), folds)
+    on_new = new_strategy.apply(found.choice, rows_new).dice.mean()
+    control = strategy.apply(fixed, rows).dice.mean()
+    control -= new_strategy.apply(fixed, rows_new).dice.mean()
     return report, float(on_new + control)
 
 
@@ -234,9 +237,9 @@ def _of_epochs(
         parts.append(each[at])
         last.append(each[-1])
     facts = _joined(parts)
-    way = OneRule(facts, label=False, single=True)
-    found = way.searched(np.arange(len(facts)))
-    report = _report(way, found, facts, np.repeat(np.arange(FOLDS), size))
+    strategy = OneRule(facts, label=False, single=True)
+    found = strategy.fit(np.arange(len(facts)))
+    report = _report(strategy, found, facts, np.repeat(np.arange(FOLDS), size))
     fixed, on_new, fixed_new = _fixed("one", informative).triplet, [], []
     for fold, at in enumerate(chosen):
         seed = int(random.integers(1 << 62))  # the same new images for both epochs
@@ -255,17 +258,17 @@ def _joined(parts: Sequence[Stacked]) -> Stacked:
     return Stacked(*(np.concatenate([getattr(one, name) for one in parts]) for name in fields))
 
 
-def _report(way: Way, found: Searched, facts: Stacked, folds: np.ndarray) -> HonestReport:
+def _report(strategy: Strategy, found: Fitted, facts: Stacked, folds: np.ndarray) -> HonestReport:
     ids = [str(i) for i in range(len(facts))]
-    return nested_cv.of_way(way, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
+    return nested_cv.of_strategy(strategy, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
 
 
 @cache
 def _fixed(cell: str, informative: bool) -> Choice:
     """Return what the strategy chooses on images that no set has."""
-    strategy, n = STRATEGIES[cell], _N_FIXED
-    sample = draw(np.random.default_rng([n, informative]), n, strategy.n_members, informative)
-    return strategy.way(sample).searched(np.arange(n)).choice
+    simulated, n = STRATEGIES[cell], _N_FIXED
+    sample = draw(np.random.default_rng([n, informative]), n, simulated.n_members, informative)
+    return simulated.build(sample).fit(np.arange(n)).choice
 
 
 def _dice(stats: Stacked, rule: Triplet) -> float:

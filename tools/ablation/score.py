@@ -16,7 +16,7 @@ from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, per_image_dice, stack
 from kernel_lib.postprocess.metrics import dice_of_counts
 from kernel_lib.postprocess.nested_cv import ABOVE_HALF, HonestReport, honest
-from kernel_lib.postprocess.triplet import apply
+from kernel_lib.postprocess.triplet import apply_rule
 
 Columns = dict[str, list[float]]  # by name, one value an evaluation image, in the table's order
 Gate = Literal["none", "label", "sum"]
@@ -128,5 +128,5 @@ def _masks(levels: Sequence[np.ndarray], stats: Stacked, report: HonestReport) -
     for level_map, label, part in rows:
         rule = rules[part]
         label = None if rule.label is None else int(label)
-        masks.append(apply(level_map, rule, label))
+        masks.append(apply_rule(level_map, rule, label))
     return masks

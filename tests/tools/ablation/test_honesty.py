@@ -9,7 +9,7 @@ import pytest
 
 from kernel_lib.postprocess import search
 from kernel_lib.postprocess.histograms import statistics
-from kernel_lib.postprocess.triplet import Triplet, apply
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from tools.ablation import honesty
 
 
@@ -33,7 +33,7 @@ def test_votes_are_counted_as_on_masks():
     counts = drawn.vote_counts(rules, np.array([5, 40]))
     for at, row in enumerate((5, 40)):
         masks = [
-            apply(levels[row].reshape(16, 16), rule).ravel()
+            apply_rule(levels[row].reshape(16, 16), rule).ravel()
             for levels, rule in zip(drawn.levels, rules, strict=True)
         ]
         for k in (1, 2, 3):
