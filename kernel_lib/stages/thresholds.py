@@ -41,7 +41,7 @@ class ThresholdsResult:
     scores: Scores
 
     @property
-    def nested_cv(self) -> HonestReport:
+    def honest(self) -> HonestReport:
         """The score of the kept checkpoints."""
         return self.scores.kept
 
