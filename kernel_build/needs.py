@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import (
     InferenceParameters,
     Parameters,
@@ -46,7 +46,7 @@ def resolve(stage: str, values: Mapping[str, object]) -> tuple[TrainPlan, ...]:
         from kernel_lib.stages import thresholds
 
         thresholds.check(parameters)
-        for name in runs.listed(parameters.runs) if parameters.runs else ():
+        for name in fold_run.listed(parameters.runs) if parameters.runs else ():
             seeded = nearest(name, (f"{row}_seed3456" for row in EXPERIMENTS))
             _check_run(f"RUNS: {name}", name, seeded)
     else:

@@ -18,11 +18,11 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from kernel_lib import storage
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.runs import Lineage
 
 SCHEMA = "pneumothorax-released-model-1"
 SUFFIX = ".safetensors"

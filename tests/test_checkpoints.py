@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kernel_lib import checkpoints
+from kernel_lib.artifacts.fold_run import UNKNOWN, Lineage
 from kernel_lib.engine import random_states
 from kernel_lib.errors import InputError
-from kernel_lib.runs import UNKNOWN, Lineage
 
 PAST = Lineage(images=("a", "b"), groups=("p",), ancestors=("first",))
 

@@ -194,8 +194,9 @@ def test_what_is_wrong_is_one_clear_line_and_no_traceback(tables, arguments, wor
         "kernel_lib.postprocess.metrics, kernel_lib.postprocess.search, "
         "kernel_lib.postprocess.nested_cv, kernel_lib.postprocess.submission, "
         "kernel_lib.postprocess.votes",
-        "kernel_lib.config, kernel_lib.experiments, kernel_lib.runs, kernel_lib.kaggle.paths",
-        "kernel_lib.inference.maps, kernel_lib.inference.ensemble, kernel_lib.stages.thresholds",
+        "kernel_lib.config, kernel_lib.experiments, kernel_lib.artifacts.fold_run",
+        "kernel_lib.kaggle.paths",
+        "kernel_lib.artifacts.maps, kernel_lib.artifacts.ensemble, kernel_lib.stages.thresholds",
         "kernel_lib.reporting.figures, kernel_lib.reporting.report, tools.phantoms.competition",
     ],
 )

@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 
 from kernel_lib import checkpoints, released
+from kernel_lib.artifacts.fold_run import UNKNOWN, Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
-from kernel_lib.runs import UNKNOWN, Lineage
 
 ROW = Experiment(name="tiny", encoder="tu-test_efficientnet", decoder_channels=(16,) * 5, size=32)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import rle
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.strategies import Choice

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
-from kernel_lib.inference.ensemble import Ensemble, Member
-from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess.gate import sum_level
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
@@ -102,9 +101,9 @@ def open_maps(
 
 
 def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
-    folder = runs.find(roots, member.run).get(fold)
+    folder = fold_run.find(roots, member.run).get(fold)
     if kind == "test":  # which this machine made, wherever the checkpoints came from
-        folder = runs.fold_folder(roots[0], member.run, fold)
+        folder = fold_run.fold_folder(roots[0], member.run, fold)
     if folder is None:
         raise InputError(f"{member.run} has no fold {fold} under {', '.join(map(str, roots))}")
     archive = Maps(getattr(folder, kind))
@@ -115,7 +114,9 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
             "again, or delete it and run its stage"
         )
     if kind != "test":
-        runs.check_lineage(archive.meta, archive.path, folder.read_config().get(runs.LINEAGE))
+        fold_run.check_lineage(
+            archive.meta, archive.path, folder.read_config().get(fold_run.LINEAGE)
+        )
     return archive
 
 

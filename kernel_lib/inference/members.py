@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.errors import InputError
-from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.inference.recipes import Recipe, require
-from kernel_lib.runs import FoldFolder
 
 LONGEST_NAME = 200  # file systems take 255 bytes
 
@@ -56,12 +56,12 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
     return ensemble
 
 
-def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldFolder]:
+def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldRun]:
     """The folds of a run whose held-out images are predicted, with a note on the others.
 
     Raises InputError where there is none, and where those of a finished fold are gone.
     """
-    begun = runs.find(roots, run)
+    begun = fold_run.find(roots, run)
     folds = {k: folder for k, folder in begun.items() if folder.is_predicted()}
     if not folds:
         raise InputError(
@@ -78,12 +78,12 @@ def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldFolder]:
     return folds
 
 
-def _row(folders: Mapping[int, FoldFolder]) -> dict[str, Any]:
+def _row(folders: Mapping[int, FoldRun]) -> dict[str, Any]:
     """The row that a run was trained by, as its config.json has it."""
     return next(iter(folders.values())).read_config().get("experiment", {})
 
 
-def _one_digest(found: Mapping[str, Mapping[int, FoldFolder]]) -> str:
+def _one_digest(found: Mapping[str, Mapping[int, FoldRun]]) -> str:
     """The digest of the folds file that all were trained on; InputError where there are two."""
     digests: dict[str, str] = {}
     for folds in found.values():
@@ -140,9 +140,9 @@ def _gate(asked: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple
 
 def _gate_folds(
     roots: Sequence[Path], run: str, rows: Mapping[str, Mapping[str, Any]]
-) -> dict[int, FoldFolder]:
+) -> dict[int, FoldRun]:
     """The predicted folds of a classifier's run; InputError saying who needs it and the fix."""
-    if not runs.find(roots, run):
+    if not fold_run.find(roots, run):
         needs = next(name for name, row in rows.items() if row.get("gate") == run)
         raise InputError(
             f"{needs} is gated by the run {run}, which is not there: train it, or {needs} again "

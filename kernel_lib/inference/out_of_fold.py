@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
 from kernel_lib.inference.combine import vote
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
 from kernel_lib.postprocess.triplet import Triplet
@@ -107,13 +106,13 @@ def out_of_fold(
     `allow_unknown_past`.
     """
     honest, selected, parts, ensemble_maps = True, False, [], {}
-    here, left_out = frozenset(table["image_id"]), runs.read_left_out(roots)
+    here, left_out = frozenset(table["image_id"]), fold_run.read_left_out(roots)
     for fold in ensemble.folds:
         speak = open_maps(ensemble, roots, [fold], "oof_last" if last else "oof")
         rows = _predicted(table[table["fold"] == fold], speak.archives, left_out)
         for archive in speak.archives:
             honest &= refuse_seen(archive, rows, allow_unknown_past, here)
-            lineage = runs.stated_lineage(archive.meta, archive.path)
+            lineage = fold_run.stated_lineage(archive.meta, archive.path)
             selected |= lineage.selected_by(rows["image_id"])
         parts.append(rows)
         ensemble_maps[fold] = speak
@@ -136,7 +135,7 @@ def check_predicted_by(document: Mapping, ensemble: Ensemble, roots: Sequence[Pa
     """Refuse archives that other checkpoints predicted than when a thresholds.json was made."""
     for name, checkpoints in document.get("predicted_by", {}).items():
         run, fold, file = name.split("/")
-        folder = runs.find(roots, run).get(int(fold.removeprefix("fold")))
+        folder = fold_run.find(roots, run).get(int(fold.removeprefix("fold")))
         used = run in {member.run for member in ensemble.everyone}
         if not used or folder is None or not (folder.path / file).exists():
             continue
@@ -182,7 +181,7 @@ def refuse_seen(
     Raises InputError naming an image that the member had seen, or an unknown past that was not
     allowed: a score counts only if no member saw the image.
     """
-    lineage = runs.stated_lineage(archive.meta, archive.path)
+    lineage = fold_run.stated_lineage(archive.meta, archive.path)
     member = f"{archive.meta['run']}/fold{archive.meta['fold']}"
     ancestors = ", ".join(lineage.ancestors)
     for image_id, group in zip(rows["image_id"], rows["group"], strict=True):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from kernel_lib.artifacts import maps
+from kernel_lib.artifacts.maps import Prediction
 from kernel_lib.engine import Engine
-from kernel_lib.inference import maps
-from kernel_lib.inference.maps import Prediction
 from kernel_lib.inference.tta import View, distinct
 from kernel_lib.models.networks import Logits
 

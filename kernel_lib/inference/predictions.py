@@ -12,18 +12,19 @@ import numpy as np
 from torch import nn
 
 from kernel_lib import checkpoints
+from kernel_lib.artifacts import maps
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
 from kernel_lib.config import Experiment, InferenceParameters, PredictParameters
 from kernel_lib.data import shared_memory
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, plain_loader
 from kernel_lib.engine import Engine, memory_named
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps, tta
+from kernel_lib.inference import tta
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks, weights
 from kernel_lib.parallel.world import ALONE, World
 from kernel_lib.progress import bar
-from kernel_lib.runs import FoldFolder, Lineage
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ def load_models(row: Experiment, kept: Sequence[Path], chosen: Engine) -> list[n
     return models
 
 
-def describe(folder: FoldFolder, row: Experiment, kept: Sequence[Path], lineage: Lineage) -> dict:
+def describe(folder: FoldRun, row: Experiment, kept: Sequence[Path], lineage: Lineage) -> dict:
     """What an archive says of itself; two that say the same hold the same maps.
 
     `kept` are the checkpoints whose predictions it averages, told by their weights.

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Choose, Combine, Frozen, Gate, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -133,7 +133,7 @@ def read(path: Path) -> Recipe:
 
 def require(recipe: Recipe, roots: Sequence[Path]) -> None:
     """Refuse a recipe whose runs are not all there, naming each and how to train it."""
-    there = set(runs.names(roots))
+    there = set(fold_run.names(roots))
     if missing := [member for member in recipe.members if member.name not in there]:
         listed = "; ".join(f"{member.name}: {member.how_to_train()}" for member in missing)
         raise InputError(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import folds, rle
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.strategies import Choice

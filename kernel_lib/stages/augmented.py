@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run
 from kernel_lib.data import augment, folds, images, rle
 from kernel_lib.data.cache_store import resized
 from kernel_lib.data.masks import resize_mask
@@ -30,7 +30,7 @@ def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
 
     At the run's size, in its first epochs, from its seed: what training gets of that image.
     """
-    folders = list(runs.find(roots, run).values())
+    folders = list(fold_run.find(roots, run).values())
     if not folders:
         return Picture(None, f"No augmentation: {run} has no fold here.")
     config = folders[0].read_config()

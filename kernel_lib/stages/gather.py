@@ -12,12 +12,13 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.progress import bar
-from kernel_lib.runs import FoldFolder
 from kernel_lib.signals import Signals
 from kernel_lib.stages import gather_check, nih
 from kernel_lib.stages.gather_check import Fold, Stamp
@@ -26,7 +27,7 @@ Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folde
 
 _BLOCK = 1 << 22  # bytes read at a time
 # What trainings left out: the same for the same folds file, and only told in reports.
-_BESIDE = (runs.LEFT_OUT, nih.LEFT_OUT)
+_BESIDE = (fold_run.LEFT_OUT, nih.LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         found = _opened(roots)
         table, drawn = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
-        runs.read_left_out(roots)  # damage is refused here, and not passed on
+        fold_run.read_left_out(roots)  # damage is refused here, and not passed on
         places: Places = {}
         for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
             places.setdefault(fold.key, []).append(fold)
@@ -118,7 +119,7 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
     roots = {work.resolve(): work}
     for source in sources:
         inside = paths.artefacts_below(source)
-        if not any(runs.begun(root) for root in inside):
+        if not any(fold_run.begun(root) for root in inside):
             held = ", ".join(sorted(entry.name for entry in source.iterdir())[:10]) or "nothing"
             raise InputError(
                 f"{source} holds no runs, itself or up to two levels down; it holds {held}: give a "
@@ -131,13 +132,13 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
 
 def _opened(roots: Iterable[Path]) -> list[Fold]:
     """Every fold in every place, checked."""
-    there = [(root, folder) for root in roots for folder in runs.begun(root)]
+    there = [(root, folder) for root in roots for folder in fold_run.begun(root)]
     with bar(there, desc="check", unit="fold", leave=False) as shown:
         return [gather_check.opened(root, folder) for root, folder in shown]
 
 
-def _target(work: Path, fold: Fold) -> FoldFolder:
-    return runs.fold_folder(work, *fold.key)
+def _target(work: Path, fold: Fold) -> FoldRun:
+    return fold_run.fold_folder(work, *fold.key)
 
 
 def _check_room(copies: Sequence[Fold], work: Path) -> None:

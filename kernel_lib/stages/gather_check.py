@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, explain
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
-from kernel_lib.inference.maps import Maps
-from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.training.job import Position
 
 Stamp = tuple[int, int]  # bytes, and when it was written, ns
@@ -29,7 +30,7 @@ class Fold:
     """One fold of one run as it lies in one place, its files opened and found whole."""
 
     root: Path  # the folder that holds runs/
-    folder: FoldFolder
+    folder: FoldRun
     config: Mapping[str, Any]
     stamps: Mapping[Path, Stamp]  # its files as they were before they were opened
     position: Position = field(default_factory=Position)
@@ -70,7 +71,7 @@ class Fold:
         return f"{at.epoch} of {epochs} epochs and {at.step} steps done"
 
 
-def opened(root: Path, folder: FoldFolder) -> Fold:
+def opened(root: Path, folder: FoldRun) -> Fold:
     """A fold, every file of it read and checked; InputError naming what is damaged and the fix."""
     config = _config(folder)
     there = {path: stamp for path in _files(folder) if (stamp := stamped(path)) is not None}
@@ -120,7 +121,7 @@ def refuse_mixed(found: Sequence[Fold]) -> None:
     for fold in found:
         other = first.setdefault(fold.folder.run, fold)
         a, b = ({k: v for k, v in one.config.items() if k != "fold"} for one in (other, fold))
-        if differs := list(runs.differences(a, b)):
+        if differs := list(fold_run.differences(a, b)):
             raise InputError(
                 f"{fold.folder.path} is of another configuration than {other.folder.path} "
                 f"({'; '.join(differs)}): one run has one; train one of them again as the other, "
@@ -172,7 +173,7 @@ def furthest(places: Sequence[Fold]) -> Fold:
     return best
 
 
-def _config(folder: FoldFolder) -> dict[str, Any]:
+def _config(folder: FoldRun) -> dict[str, Any]:
     config = folder.read_config()
     fields = config if isinstance(config, dict) else {}
     if wrong := [name for name, kind in FIELDS.items() if type(fields.get(name)) is not kind]:
@@ -196,7 +197,7 @@ def _config(folder: FoldFolder) -> dict[str, Any]:
     return config
 
 
-def _position(state: Mapping[str, Any], folder: FoldFolder) -> tuple[Position, list[Path]]:
+def _position(state: Mapping[str, Any], folder: FoldRun) -> tuple[Position, list[Path]]:
     """Where a training stands, and the checkpoints that it keeps."""
     try:
         position = Position(**state["position"])
@@ -208,7 +209,7 @@ def _position(state: Mapping[str, Any], folder: FoldFolder) -> tuple[Position, l
         ) from error
 
 
-def _check_maps(folder: FoldFolder, weights: Mapping[str, str], past: Lineage) -> None:
+def _check_maps(folder: FoldRun, weights: Mapping[str, str], past: Lineage) -> None:
     """Refuse damaged maps, and held-out ones of other checkpoints than lie beside them.
 
     Also those that state another past than these checkpoints have.
@@ -227,9 +228,9 @@ def _check_maps(folder: FoldFolder, weights: Mapping[str, str], past: Lineage) -
                 "stage there to its end, which predicts anew"
             )
         if by is not None:
-            runs.check_lineage(archive.meta, path, past.digest())
+            fold_run.check_lineage(archive.meta, path, past.digest())
 
 
-def _files(folder: FoldFolder) -> Iterable[Path]:
+def _files(folder: FoldRun) -> Iterable[Path]:
     yield from (folder.config, folder.log, folder.last, *folder.kept())
     yield from (folder.oof, folder.oof_last, folder.test)

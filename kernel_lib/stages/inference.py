@@ -13,24 +13,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kernel_lib import checkpoints, runs, storage
+from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
 from kernel_lib.engine import Engine, engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps, predictions, tta
+from kernel_lib.inference import predictions, tta
 from kernel_lib.inference.combine import test_masks
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.kaggle import paths
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.postprocess.exhaustive import FULL_AREA
-from kernel_lib.runs import FoldFolder
 from kernel_lib.signals import Signals
 from kernel_lib.stages import past, report, session_budget
 
@@ -153,11 +154,11 @@ def _infer(asked: Asked) -> InferenceResult:
 def _trained_on(asked: Asked) -> list[str]:
     """A line for each test image that a member, or what it descends from, was trained on."""
     folders = [
-        runs.find(asked.roots, member.run)[fold]
+        fold_run.find(asked.roots, member.run)[fold]
         for member in asked.ensemble.everyone
         for fold in asked.ensemble.folds
     ]
-    lineages = [runs.stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
+    lineages = [fold_run.stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
     images = prepared_images(folders[0].read_config()["experiment"]["size"], asked)
     test = past.Known(images.table["image_id"].tolist(), fingerprint.codes(images))
     found = past.seen_by(test, lineages)
@@ -241,7 +242,7 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> 
     """
     check_predicted_by(document, ensemble, roots)
     for member in ensemble.everyone:
-        folders = runs.find(roots, member.run)
+        folders = fold_run.find(roots, member.run)
         for fold in ensemble.folds:
             if fold not in folders:
                 places = ", ".join(str(root) for root in roots)
@@ -259,7 +260,7 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> 
                     "the train stage to its end, then the thresholds stage"
                 )
             past_of_kept = checkpoints.past(folder.kept()[0])
-            runs.check_lineage(meta, folder.oof, past_of_kept.digest())
+            fold_run.check_lineage(meta, folder.oof, past_of_kept.digest())
 
 
 def _predict(asked: Asked) -> Predicted:
@@ -286,12 +287,12 @@ def in_processes(
 def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
     for member in asked.ensemble.everyone:
-        folder = runs.find(asked.roots, member.run)[asked.ensemble.folds[0]]
+        folder = fold_run.find(asked.roots, member.run)[asked.ensemble.folds[0]]
         row = Experiment.model_validate(folder.read_config()["experiment"])
         predictions.check_shared_memory(asked.parameters, row, chosen)
     by_size: dict[int, cache.Prepared] = {}
     for member in asked.ensemble.everyone:
-        folders = runs.find(asked.roots, member.run)
+        folders = fold_run.find(asked.roots, member.run)
         for fold in asked.ensemble.folds:
             row = Experiment.model_validate(folders[fold].read_config()["experiment"])
             if row.size not in by_size:
@@ -312,7 +313,7 @@ def prepared_images(size: int, asked: Asked) -> cache.Prepared:
 
 
 def _predict_fold(
-    folder: FoldFolder,
+    folder: FoldRun,
     row: Experiment,
     prepared: cache.Prepared,
     asked: Asked,
@@ -327,7 +328,7 @@ def _predict_fold(
     kept = folder.kept()
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
     meta["images_digest"] = _digest(prepared)
-    target = runs.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
+    target = fold_run.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
     models = predictions.load_models(row, kept, chosen)

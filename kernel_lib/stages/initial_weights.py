@@ -9,26 +9,26 @@ from typing import NoReturn
 import numpy as np
 from torch import nn
 
-from kernel_lib import checkpoints, released, runs
+from kernel_lib import checkpoints, released
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.fold_run import UNKNOWN, FoldRun, Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.data.labels import read_groups
 from kernel_lib.engine import seed_everything
 from kernel_lib.errors import InputError, nearest
 from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import maps
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
 from kernel_lib.released import Released
-from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import past, preparation
 from kernel_lib.stages.preparation import TrainingSet
 from kernel_lib.training.validation import better
 
 
 def network(
-    folder: FoldFolder,
+    folder: FoldRun,
     decided: TrainPlan,
     images: TrainingSet,
     held: np.ndarray,
@@ -102,24 +102,24 @@ def check(
     Runs in `among` will be trained first.
     """
     row, parameters = decided.experiment, decided.parameters
-    runs.check_experiment(roots, decided)
+    fold_run.check_experiment(roots, decided)
     preparation.refuse_lost_folds(roots)
     if parameters.groups is not None:
         groups = paths.from_root(parameters.groups)
         if not groups.is_file():
             raise InputError(f"GROUPS {groups} does not exist")
         read_groups(groups)
-    if row.gate is not None and row.gate not in among and row.gate not in runs.names(roots):
+    if row.gate is not None and row.gate not in among and row.gate not in fold_run.names(roots):
         print(
             f"note: the masks of {decided.run} are gated by {row.gate}, which is not there yet; "
             f"the thresholds stage will need it: {how_to_make(decided.gate)}"
         )
-    begun = [f for f in folds if runs.fold_folder(roots[0], decided.run, f).last.exists()]
+    begun = [f for f in folds if fold_run.fold_folder(roots[0], decided.run, f).last.exists()]
     if row.weights == "none" or row.weights in among or begun:
         return
     if row.weights == "imagenet":
         _from_imagenet(networks.build(row), decided, Lineage())
-    elif row.weights not in runs.names(roots) and _file(row.weights, roots) is None:
+    elif row.weights not in fold_run.names(roots) and _file(row.weights, roots) is None:
         _no_such_weights(decided, min(folds), roots)
 
 
@@ -133,7 +133,7 @@ def check_weights_are(decided: TrainPlan) -> None:
         )
 
 
-def _same_images(folder: FoldFolder, lineage: Lineage, now: set[str], everything: set[str]) -> None:
+def _same_images(folder: FoldRun, lineage: Lineage, now: set[str], everything: set[str]) -> None:
     """Refuse to go on with other training images than the fold began with.
 
     The order of an epoch, and what the checkpoint says it has seen, would both be wrong.
@@ -161,7 +161,7 @@ def _file(name: str, roots: Sequence[Path]) -> Path | None:
             raise InputError(f"WEIGHTS {path} does not exist; {weights.OFFER}")
         return path
     path = paths.models_dir() / f"{name}{released.SUFFIX}"
-    return path if name not in runs.names(roots) and path.is_file() else None
+    return path if name not in fold_run.names(roots) and path.is_file() else None
 
 
 def _encoder_alone(model: nn.Module, row: Experiment, given: Released) -> bool:
@@ -177,8 +177,8 @@ def _encoder_alone(model: nn.Module, row: Experiment, given: Released) -> bool:
 
 def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
     name = decided.experiment.weights
-    there = ", ".join(runs.names(roots)) or "none"
-    near = nearest(name, (*STARTS, *EXPERIMENTS, *runs.names(roots)))
+    there = ", ".join(fold_run.names(roots)) or "none"
+    near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.names(roots)))
     if decided.parent is not None:
         raise InputError(
             f"{decided.run} starts from fold {fold} of {name}, which is not finished here (runs "
@@ -192,7 +192,7 @@ def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> No
 
 
 def _parent(
-    decided: TrainPlan, folder: FoldFolder, roots: Sequence[Path], model: nn.Module
+    decided: TrainPlan, folder: FoldRun, roots: Sequence[Path], model: nn.Module
 ) -> tuple[Path, bool]:
     """Return the checkpoint that WEIGHTS names, and whether its encoder alone fits the network.
 
@@ -203,7 +203,7 @@ def _parent(
     if (path := _file(name, roots)) is not None:
         given = Released.load(path) if released.is_released(path) else None
         return path, given is not None and _encoder_alone(model, row, given)
-    parent = runs.find(roots, name).get(fold)
+    parent = fold_run.find(roots, name).get(fold)
     if parent is None or not parent.is_predicted():
         _no_such_weights(decided, fold, roots)
     config = parent.read_config()
@@ -216,7 +216,7 @@ def _parent(
     return best_kept(parent), from_classifier and row.network != "Classifier"
 
 
-def best_kept(folder: FoldFolder) -> Path:
+def best_kept(folder: FoldRun) -> Path:
     """Return the best of a fold's kept checkpoints by what the run monitors; of equals the first.
 
     Raises: InputError where its training is not finished, or one of them, or its log, is gone.

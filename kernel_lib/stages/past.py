@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, table
 from kernel_lib.data.cache import Prepared
 from kernel_lib.kaggle import paths
-from kernel_lib.runs import Lineage
 
 
 @dataclass(frozen=True)

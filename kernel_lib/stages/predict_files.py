@@ -25,17 +25,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kernel_lib import released, runs, storage
+from kernel_lib import released, storage
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.folder import masks_among
 from kernel_lib.data.table import Source
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
 from kernel_lib.inference import predictions
 from kernel_lib.inference.combine import test_masks
-from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
 from kernel_lib.parallel.world import World
@@ -302,7 +303,7 @@ def _predict(
     row = given.released.experiment
     predictions.check_shared_memory(parameters, row, chosen)
     prepared = world.agreed(partial(inference.prepared_images, row.size, asked))
-    target = runs.fold_folder(root, given.released.name, 0).test
+    target = fold_run.fold_folder(root, given.released.name, 0).test
     meta = {"run": given.released.name, "fold": 0, "tta": given.released.tta}
     if not world.agreed(partial(predictions.already, target, meta, len(prepared))):
         model = given.released.model.to(chosen.device, memory_format=torch.channels_last)

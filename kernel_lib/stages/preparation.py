@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
 from kernel_lib.errors import InputError
@@ -100,7 +101,7 @@ def prepare_training(
     left_out = [*skipped, *in_test, *unlabelled]
     for line in left_out:
         print(f"left out: {line}")
-    storage.write_json(work / runs.LEFT_OUT, left_out)
+    storage.write_json(work / fold_run.LEFT_OUT, left_out)
     return prepared
 
 
@@ -173,7 +174,9 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 
     Drawn again, of images or labels that changed, it may hold out what those runs have seen.
     """
-    begun = runs.names(roots)  # first: a training that begins writes the folds file before its run
+    begun = fold_run.names(
+        roots
+    )  # first: a training that begins writes the folds file before its run
     if begun and not any((root / folds.NAME).is_file() for root in roots):
         raise InputError(f"{folds.missing(roots)} (runs: {', '.join(begun)})")
 
@@ -181,7 +184,7 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 def _same_file(drawn: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
     digest = folds.digest(drawn)
-    for folder in runs.begun(work):
+    for folder in fold_run.begun(work):
         if folder.config.is_file() and folder.read_config().get("folds_digest") != digest:
             raise InputError(
                 f"{path} is not the folds file that {folder.path} was trained on: {folds.RESTORE}"
@@ -261,7 +264,7 @@ def _all_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: P
 
     A run without them would be scored on fewer images than the others.
     """
-    left_out = {line.split(": ", 1)[0] for line in runs.read_left_out([work])}
+    left_out = {line.split(": ", 1)[0] for line in fold_run.read_left_out([work])}
     lacking = drawn[~drawn["image_id"].isin({*prepared["image_id"], *left_out})]
     if len(lacking):
         raise InputError(

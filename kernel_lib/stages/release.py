@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from kernel_lib import checkpoints
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
 from kernel_lib.postprocess.nested_cv_report import HonestReport
 from kernel_lib.released import SUFFIX, Released
-from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.stages import initial_weights
 
 
@@ -69,11 +69,11 @@ def run(
     return given, given.save(out)
 
 
-def _fold(path: Path) -> FoldFolder:
+def _fold(path: Path) -> FoldRun:
     number = path.name.removeprefix("fold")
     if not number.isdigit():
         raise InputError(f"{path} is no fold of a run: give WORK_DIR/runs/<run>/fold<k>")
-    return FoldFolder(path.parent.name, int(number), path)
+    return FoldRun(path.parent.name, int(number), path)
 
 
 def _without_paths(lineage: Lineage) -> Lineage:
@@ -81,7 +81,7 @@ def _without_paths(lineage: Lineage) -> Lineage:
     return lineage.model_copy(update={"ancestors": names})
 
 
-def _score(ensemble: Ensemble, report: HonestReport, folder: FoldFolder, holds: bool) -> dict:
+def _score(ensemble: Ensemble, report: HonestReport, folder: FoldRun, holds: bool) -> dict:
     figures = report.to_json()
     kept = (
         "n_images", "n_nonempty", "honest", "interval", "all_empty", "share_true",

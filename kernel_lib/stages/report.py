@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.ensemble import Ensemble, Scores
 from kernel_lib.data import folds
 from kernel_lib.data.table import Source
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.postprocess import nested_cv, search
 from kernel_lib.postprocess.histograms import Stacked
@@ -87,7 +88,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
         drawn=drawn,
         per_image=per_image,
         logs=_logs(ensemble, roots),
-        left_out=runs.read_left_out(roots),
+        left_out=fold_run.read_left_out(roots),
         scores=listed,
         by_part=by_part,
         summary_lines=lines,
@@ -295,7 +296,7 @@ def _numbers(kept: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) 
 
 
 def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
-    found = {m.run: runs.find(roots, m.run) for m in ensemble.members}
+    found = {m.run: fold_run.find(roots, m.run) for m in ensemble.members}
     # A fold that another member lacks takes no part in predicting, and need not be there.
     there = [found[m.run][k] for m in ensemble.members for k in m.folds if k in found[m.run]]
     return {folder.name: folder.read_log() for folder in there}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
 from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.inference.combine import mask as mask_of
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.reporting import figures

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts.ensemble import Ensemble, Scores
 from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.nested_cv import HonestReport
 from kernel_lib.postprocess.strategies import Choice

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.ensemble import Ensemble, Scores
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import folds, table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
-from kernel_lib.inference.ensemble import Ensemble, Scores
 from kernel_lib.inference.ensemble_maps import alone
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
@@ -135,7 +136,7 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
     elif given in recipes.shipped() and parameters.runs is None:
         name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
     else:
-        name, found = given, recipes.of_runs(runs.named(roots, parameters.runs))
+        name, found = given, recipes.of_runs(fold_run.named(roots, parameters.runs))
         if given is not None and parameters.runs is None:
             print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
                   f"the ensemble of {found.members[0].name}")  # fmt: skip
@@ -152,7 +153,7 @@ def check(parameters: ThresholdsParameters) -> None:
                 "and its name, of letters, digits and _.+- alone, is the ensemble's"
             )
     elif parameters.runs is not None:
-        _as_asked(recipes.of_runs(runs.listed(parameters.runs)), parameters)
+        _as_asked(recipes.of_runs(fold_run.listed(parameters.runs)), parameters)
     elif given in recipes.shipped():
         _as_asked(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment, shared_memory
 from kernel_lib.engine import Engine, engine
@@ -27,7 +29,6 @@ from kernel_lib.notebook import GOES_ON
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.plan import TrainPlan, plan
-from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.signals import Signals
 from kernel_lib.stages import initial_weights, preparation, session_budget
 from kernel_lib.training import sampling, schedule, validation
@@ -55,7 +56,7 @@ class TrainResult:
 
     def logs(self) -> dict[str, list[dict]]:
         """The log lines of each fold, by run and fold."""
-        found = runs.find([self.work], self.run)
+        found = fold_run.find([self.work], self.run)
         return {f.name: f.read_log() for f in found.values()}
 
     def __str__(self) -> str:
@@ -207,14 +208,14 @@ def _one_fold(
                 f"note: fold {fold} {does} no image with a pneumothorax: its scores say how well "
                 "emptiness is found, and no more"
             )
-    folder = runs.fold_folder(session.roots[0], decided.run, fold)
+    folder = fold_run.fold_folder(session.roots[0], decided.run, fold)
     with ExitStack() as kept_alone:
         session.world.agreed(lambda: kept_alone.enter_context(storage.folder_lock(folder.path)))
         return _in_folder(folder, decided, images, held, session)
 
 
 def _in_folder(
-    folder: FoldFolder,
+    folder: FoldRun,
     decided: TrainPlan,
     images: preparation.TrainingSet,
     held: np.ndarray,
@@ -249,17 +250,17 @@ def _in_folder(
 
 
 def _settle_folder(
-    folder: FoldFolder,
+    folder: FoldRun,
     decided: TrainPlan,
     images: preparation.TrainingSet,
     roots: Sequence[Path],
 ) -> None:
     _take_over(folder, roots)
-    runs.settle_config(folder, decided, images.folds_digest)
+    fold_run.settle_config(folder, decided, images.folds_digest)
 
 
 def _starting(
-    folder: FoldFolder,
+    folder: FoldRun,
     decided: TrainPlan,
     images: preparation.TrainingSet,
     held: np.ndarray,
@@ -268,7 +269,7 @@ def _starting(
     try:
         model, lineage = initial_weights.network(folder, decided, images, held, session.roots)
         if session.world.first:
-            runs.settle_lineage(folder, lineage)
+            fold_run.settle_lineage(folder, lineage)
         return model, lineage
     except InputError:
         # Nothing began: no run stays behind for others to find.
@@ -309,11 +310,11 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
     return True
 
 
-def _take_over(folder: FoldFolder, roots: Sequence[Path]) -> None:
+def _take_over(folder: FoldRun, roots: Sequence[Path]) -> None:
     """Go on from another kernel's output: copy the fold here, since inputs are read-only."""
     if folder.config.exists():
         return
-    earlier = runs.find(roots[1:], folder.run).get(folder.fold)
+    earlier = fold_run.find(roots[1:], folder.run).get(folder.fold)
     if earlier is not None:
         print(f"going on from {earlier.path}")
         # What is there has no config: at most an old test.zip.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine
 from kernel_lib.parallel.world import ALONE, World
 from kernel_lib.plan import TrainPlan
-from kernel_lib.runs import FoldFolder, Lineage
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Position:
 class Job:
     """Everything that the training of one fold needs."""
 
-    folder: FoldFolder
+    folder: FoldRun
     plan: TrainPlan
     prepared: Prepared
     train_rows: np.ndarray

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
 from kernel_lib.engine import (
     memory_named,
@@ -37,7 +38,6 @@ from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks, sync_norm
 from kernel_lib.notebook import GOES_ON
 from kernel_lib.progress import bar
-from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.signals import Signals
 from kernel_lib.training import nan_guard, sampling, schedule
 from kernel_lib.training.clock import Clock
@@ -377,13 +377,13 @@ class Training:
             write_log(self.job.folder, self.position.history)
 
 
-def _gone(path: Path, folder: FoldFolder) -> InputError:
+def _gone(path: Path, folder: FoldRun) -> InputError:
     return InputError(
         f"{path} is gone, and what lies beside it goes on from it: restore it, or delete "
         f"{folder.path} and train this fold again"
     )
 
 
-def write_log(folder: FoldFolder, history: Iterable[dict]) -> None:
+def write_log(folder: FoldRun, history: Iterable[dict]) -> None:
     """log.jsonl from the checkpoint's own history, so that the two never disagree."""
     storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))

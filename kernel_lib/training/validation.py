@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kernel_lib.artifacts import maps
 from kernel_lib.config import Experiment
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError, nearest
-from kernel_lib.inference import maps
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
 from kernel_lib.models.losses import RowLoss

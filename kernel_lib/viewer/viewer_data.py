@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import runs
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import fingerprint, folds, images, rle
 from kernel_lib.data.folder import Images
 from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
 from kernel_lib.inference import combine
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.inference.ensemble_maps import EnsembleMaps, alone, open_maps
 from kernel_lib.inference.out_of_fold import OutOfFold, check_predicted_by, out_of_fold
 from kernel_lib.postprocess.histograms import Stacked, stack, statistics
@@ -153,7 +153,7 @@ def _compared(part: OutOfFold, paths: Mapping[str, Path]) -> tuple[int, list[str
     }
     known: dict[str, set[str]] = defaultdict(set)
     for path, archive in archives.items():
-        for image_id, code in runs.stated_lineage(archive.meta, path).pairs:
+        for image_id, code in fold_run.stated_lineage(archive.meta, path).pairs:
             if image_id in paths and fingerprint.shows(code):
                 known[image_id].add(code)
     compared, other = 0, []

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from kernel_lib.artifacts import maps
 from kernel_lib.engine import engine
-from kernel_lib.inference import maps, tta
+from kernel_lib.inference import tta
 from kernel_lib.inference.predict import mean_logits, predict
 from kernel_lib.models.networks import Logits
 

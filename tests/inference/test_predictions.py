@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.engine import engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions
-from kernel_lib.inference.maps import Maps
 from kernel_lib.models.networks import Logits
 from tests.training.test_loop import FakePrepared, row
 

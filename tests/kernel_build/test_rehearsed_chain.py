@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kernel_build import bundle, metadata, rehearse
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ def test_the_three_stages_pass_in_a_chain(project_root: Path, tmp_path: Path, da
     assert [row[0] for row in rows] == [row[0] for row in expected]
 
 
-def bits(folder: runs.FoldFolder) -> dict[str, torch.Tensor]:
+def bits(folder: fold_run.FoldRun) -> dict[str, torch.Tensor]:
     found = {}
     for path in [folder.last, *folder.kept()]:
         state, _ = checkpoints.load(path)
@@ -137,8 +138,8 @@ def test_a_training_in_three_sessions_ends_with_the_bits_of_an_unbroken_one(
         assert "going on from" in log
         ended.append("run the same command again" in log)
     assert ended == [True, True, False]
-    name = next(iter(runs.names([whole, whole / "work"])))
-    one, other = (runs.find([p, p / "work"], name)[0] for p in (whole, working))
+    name = next(iter(fold_run.names([whole, whole / "work"])))
+    one, other = (fold_run.find([p, p / "work"], name)[0] for p in (whole, working))
     there, here = bits(one), bits(other)
     assert len(there) > 100
     assert there.keys() == here.keys()

@@ -12,10 +12,10 @@ import torchvision
 from safetensors.torch import save_file
 
 from kernel_lib import checkpoints
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks, weights
-from kernel_lib.runs import Lineage
 
 ROW = Experiment(
     name="tiny", encoder="resnet18", decoder_channels=(48, 40, 32, 24, 16), size=32, weights="none"

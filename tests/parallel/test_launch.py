@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
-from kernel_lib.inference.maps import Maps
 from kernel_lib.parallel import launch
 from kernel_lib.stages import inference, report, thresholds, train
 from tools.phantoms import competition
@@ -105,7 +106,7 @@ def test_training_and_inference_start_their_own_processes(place, whole):
     thresholds.run(ThresholdsParameters(work_dir=common["work_dir"], bootstrap=100))
     here = {"cache_dir": str(place / "cache"), "device": "cpu", "threads": 1, "batch_size": 2}
     shared = inference.run(InferenceParameters(**common, **here, processes=2))
-    folder = runs.find([place / "work"], done.run)[0]
+    folder = fold_run.find([place / "work"], done.run)[0]
     archive = Maps(folder.test)
     theirs = {image_id: archive[image_id] for image_id in archive.ids}
     submitted = shared.submission.read_bytes()
@@ -218,7 +219,7 @@ def test_whichever_process_ends_all_do_and_the_same_command_ends_the_same(place,
     config = place / "disturbed.json"
     asked = parameters(place, "disturbed", save_minutes=0.002)
     config.write_text(asked.model_dump_json(), encoding="utf-8")
-    here = runs.fold_folder(place / "disturbed", whole[0].run, 0)
+    here = fold_run.fold_folder(place / "disturbed", whole[0].run, 0)
 
     def left() -> list[str]:
         return [path.name for path in place.glob("disturbed/**/.*")]
@@ -247,7 +248,7 @@ def test_whichever_process_ends_all_do_and_the_same_command_ends_the_same(place,
     assert 16 > after > steps
     status, said = Started(warm, config).ended()
     assert (status, left()) == (0, []), said
-    undisturbed = runs.find([place / "work"], whole[0].run)[0]
+    undisturbed = fold_run.find([place / "work"], whole[0].run)[0]
     assert checkpoints.digest(here.last) == checkpoints.digest(undisturbed.last)
     for name in ("oof.zip", "oof_last.zip"):
         assert (here.path / name).read_bytes() == (undisturbed.path / name).read_bytes()

@@ -22,16 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.engine import engine
 from kernel_lib.errors import InputError
-from kernel_lib.inference.maps import Maps
 from kernel_lib.models import losses, sync_norm
 from kernel_lib.models.networks import Logits
 from kernel_lib.parallel.world import ALONE, World, joined, own_device
 from kernel_lib.plan import TrainPlan
-from kernel_lib.runs import Lineage
 from kernel_lib.training.clock import Clock, SharedClock
 from kernel_lib.training.job import Job
 from kernel_lib.training.loop import Training
@@ -262,7 +263,7 @@ def training(
     torch.manual_seed(5)
     prepared = FakePrepared()
     job = Job(
-        folder=runs.fold_folder(folder, "tiny_seed7", 0),
+        folder=fold_run.fold_folder(folder, "tiny_seed7", 0),
         plan=TrainPlan(
             run="tiny_seed7", experiment=experiment, parameters=TrainParameters(seed=7)
         ),
@@ -464,7 +465,7 @@ def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
     ended = two(asked_while_scoring, tmp_path / "parts", experiment)
     assert [one["status"] for one in ended] == [128 + signal.SIGTERM] * 2
     assert [one["scored"] for one in ended] == [2, 2], "one batch each, and not all of them"
-    state, _ = checkpoints.load(runs.fold_folder(tmp_path / "parts", "tiny_seed7", 0).last)
+    state, _ = checkpoints.load(fold_run.fold_folder(tmp_path / "parts", "tiny_seed7", 0).last)
     assert state["position"]["step"] == ended[0]["step"] > 0
     two(trained, tmp_path / "parts", experiment, None, 0.3, 4)
     assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
@@ -475,7 +476,7 @@ def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
 def test_it_goes_on_with_another_number_of_processes_and_says_so(two, tmp_path, capsys):
     experiment = row(**HEADS)
     two(trained, tmp_path, experiment, 3, 0.3)
-    state, _ = checkpoints.load(runs.fold_folder(tmp_path, "tiny_seed7", 0).last)
+    state, _ = checkpoints.load(fold_run.fold_folder(tmp_path, "tiny_seed7", 0).last)
     assert len(state["random"]) == 2
     assert not torch.equal(state["random"][0]["torch"], state["random"][1]["torch"])
     torch.set_num_threads(2)
@@ -567,8 +568,8 @@ def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_
     assert both.stdout.count("run demo_UNetResNet10_128_v1") == 1, "the first rank alone speaks"
     one = command(project_root, place, "one", 1)
     assert one.returncode == 0, one.stderr[-3000:]
-    (name,) = runs.names([place / "two"])
-    folders = [runs.find([place / work], name)[0] for work in ("one", "two")]
+    (name,) = fold_run.names([place / "two"])
+    folders = [fold_run.find([place / work], name)[0] for work in ("one", "two")]
     alone, shared = (folder.read_log() for folder in folders)
     for mine, theirs in zip(shared, alone, strict=True):
         # float32, and batch norm at four pixels of an image magnifies its last digits.

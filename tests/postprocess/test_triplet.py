@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
-from kernel_lib.inference.ensemble import Ensemble, Member
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import scores

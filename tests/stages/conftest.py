@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from kernel_lib import checkpoints, runs, storage
+from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
-from kernel_lib.inference import maps, predictions
+from kernel_lib.inference import predictions
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
-from kernel_lib.runs import Lineage
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as thresholds_stage
 
@@ -76,8 +77,8 @@ def untrained(tmp_path_factory) -> Path:
 
 
 def _fold_of(work: Path, plan: TrainPlan, drawn: pd.DataFrame, fold: int) -> None:
-    folder = runs.fold_folder(work, plan.run, fold)
-    runs.settle_config(folder, plan, folds.digest(drawn))
+    folder = fold_run.fold_folder(work, plan.run, fold)
+    fold_run.settle_config(folder, plan, folds.digest(drawn))
     torch.manual_seed(fold)
     state = networks.build(plan.experiment).state_dict()
     state["head.logit.weight"] *= 300  # from probabilities of 0.01 to both sides of a half

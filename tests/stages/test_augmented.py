@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.data import cache, folds, rle
 from kernel_lib.data.dataset import TrainingImages
 from kernel_lib.data.table import discover
@@ -37,7 +38,7 @@ def data(tmp_path):
         "folds_digest": folds.digest(drawn),
         "experiment": {"size": SIZE, "augment": "notes"},
     }
-    storage.write_json(runs.fold_folder(tmp_path / "work", RUN, 0).config, config)
+    storage.write_json(fold_run.fold_folder(tmp_path / "work", RUN, 0).config, config)
     return tmp_path, source, prepared
 
 

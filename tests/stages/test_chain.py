@@ -15,12 +15,13 @@ import pytest
 import torch
 from pydicom.uid import ExplicitVRLittleEndian
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps, members, recipes
+from kernel_lib.inference import members, recipes
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import inference as inference_stage
@@ -140,7 +141,7 @@ def test_every_stage_leaves_what_the_next_one_reads(project_root, place, whole):
     result = whole["train"]
     assert (result.run, result.complete, result.finished) == (RUN, True, (0, 1))
     assert str(result).endswith(f" trained and predicted in {place / 'work' / 'runs' / RUN}")
-    for fold, folder in runs.find([place / "work"], RUN).items():
+    for fold, folder in fold_run.find([place / "work"], RUN).items():
         config = folder.read_config()
         assert (config["fold"], config["experiment"]["min_epochs"]) == (fold, 1)
         assert [line["epoch"] for line in folder.read_log()] == [1, 2]
@@ -186,7 +187,7 @@ def test_the_same_commands_again_do_nothing_again(place, whole):
 
 
 def test_what_vanished_between_two_stages_is_named_and_what_can_be_is_made_again(place, whole):
-    folder, away = runs.fold_folder(place / "work", RUN, 0), place / "away"
+    folder, away = fold_run.fold_folder(place / "work", RUN, 0), place / "away"
     best = folder.kept()[0]
     best.rename(away)
     with pytest.raises(InputError, match=rf"{best} is gone, .*restore it, or delete"):
@@ -249,7 +250,7 @@ def test_test_images_keep_their_own_geometry(place, whole):
     odd, work = test_files(place / "data")[2].stem, place / "shaped"
     shutil.copytree(place / "work", work)
     generator, shown = np.random.default_rng(0), {}
-    for fold, folder in runs.find([work], RUN).items():
+    for fold, folder in fold_run.find([work], RUN).items():
         archive = maps.Maps(folder.test)
         for image_id in archive.ids:
             rough = generator.integers(0, 256, (5, 5), dtype=np.uint8)
@@ -309,7 +310,7 @@ class FewSteps(Clock):
         return self.pieces >= 0
 
 
-def bits(folder: runs.FoldFolder) -> dict[str, torch.Tensor]:
+def bits(folder: fold_run.FoldRun) -> dict[str, torch.Tensor]:
     found = {}
     for path in [folder.last, *folder.kept()]:
         state, _ = checkpoints.load(path)
@@ -327,7 +328,7 @@ def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_bits(place, whol
         sessions += 1
         assert sessions < 30
     assert sessions > 4
-    one, other = (runs.find([place / work], RUN) for work in ("work", "parts"))
+    one, other = (fold_run.find([place / work], RUN) for work in ("work", "parts"))
     for fold in (0, 1):
         there, here = bits(one[fold]), bits(other[fold])
         assert there.keys() == here.keys()
@@ -338,7 +339,7 @@ def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_bits(place, whol
 
 def test_a_child_goes_on_from_its_parent_and_stays_honest(place, whole, no_report):
     result = train(place, "work", weights=RUN, fold=0, epochs=2)
-    child = runs.find([place / "work"], result.run)[0]
+    child = fold_run.find([place / "work"], result.run)[0]
     assert checkpoints.past(child.last).ancestors == (RUN,)
     assert choose_rule(place, "work", runs=result.run).past_known
 
@@ -382,12 +383,12 @@ def test_an_unreadable_test_image_gets_no_mask_is_named_and_once_mended_is_predi
     bad.write_bytes(content)
     result = infer(place, "mending", "bad-test")
     assert result.unreadable == ()
-    mended = maps.Maps(runs.fold_folder(place / "mending", RUN, 0).test)[bad.stem]
-    right = maps.Maps(runs.fold_folder(place / "work", RUN, 0).test)[bad.stem]
+    mended = maps.Maps(fold_run.fold_folder(place / "mending", RUN, 0).test)[bad.stem]
+    right = maps.Maps(fold_run.fold_folder(place / "work", RUN, 0).test)[bad.stem]
     assert np.array_equal(mended, right)
 
 
 def test_a_start_that_fails_leaves_no_run_behind(place):
     with pytest.raises(InputError, match="-p WEIGHTS none"):
         train(place, "failing", encoder="resnet18", weights="imagenet")
-    assert runs.names([place / "failing"]) == []
+    assert fold_run.names([place / "failing"]) == []

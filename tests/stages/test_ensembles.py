@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess import gate, metrics, votes
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
-from kernel_lib.runs import Lineage
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer.viewer_data import held_out
@@ -68,7 +68,7 @@ def make_run(
     drawn = table()
     folds.save(drawn, work / "folds.csv")
     for fold in (0, 1):
-        folder = runs.fold_folder(work, run, fold)
+        folder = fold_run.fold_folder(work, run, fold)
         config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": row}
         storage.write_json(folder.config, config)
         held = drawn["fold"] == fold
@@ -113,7 +113,7 @@ def masks(work: Path, folder: Path) -> dict[str, np.ndarray]:
 
 
 def archives(work: Path, run: str) -> list[maps.Maps]:
-    return [maps.Maps(runs.fold_folder(work, run, fold).test) for fold in (0, 1)]
+    return [maps.Maps(fold_run.fold_folder(work, run, fold).test) for fold in (0, 1)]
 
 
 def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
@@ -247,13 +247,13 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
     recipe = {"members": [{"run": "a", "weight": 3.0}, {"run": "b"}], "gate": "label"}
     storage.write_json(tmp_path / "mine.json", recipe)
     for fold in (0, 1):  # b says 0 of everything
-        folder = runs.fold_folder(tmp_path, "b", fold)
+        folder = fold_run.fold_folder(tmp_path, "b", fold)
         there = maps.Maps(folder.oof)
         said = [(i, maps.Prediction(there[i], 0.0)) for i in there.ids]
         maps.write(folder.oof, said, there.meta)
     result = choose_rule(tmp_path, ensemble=str(tmp_path / "mine.json"))
     assert result.folder.name == "mine"
-    own = maps.Maps(runs.fold_folder(tmp_path, "a", 0).oof)
+    own = maps.Maps(fold_run.fold_folder(tmp_path, "a", 0).oof)
     for image in result.honest.per_image[result.honest.per_image["fold"] == 0].itertuples():
         assert image.label == round(255 * own.label(image.image_id) * 0.75) / 255
 
@@ -278,7 +278,7 @@ def test_the_map_s_own_sum_gates(tmp_path):
 def test_a_vote_of_folds_asks_each_fold_s_own_label(tmp_path):
     make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
     for fold, said in ((0, 0.95), (1, 0.05)):
-        folder = runs.fold_folder(tmp_path, "gated", fold)
+        folder = fold_run.fold_folder(tmp_path, "gated", fold)
         there = maps.Maps(folder.test)
         said = [(i, maps.Prediction(np.full((SIZE, SIZE), 255, np.uint8), said)) for i in there.ids]
         maps.write(folder.test, said, there.meta)
@@ -331,7 +331,7 @@ def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
     make_run(tmp_path, "good"), make_run(tmp_path, "better", noise=60)
     make_run(tmp_path, "noise", noise=256 - 120)
     for fold in (0, 1):
-        folder = runs.fold_folder(tmp_path, "noise", fold)
+        folder = fold_run.fold_folder(tmp_path, "noise", fold)
         for path in (folder.oof, folder.oof_last):
             there = maps.Maps(path)
             blind = np.zeros((SIZE, SIZE), np.uint8)
@@ -498,7 +498,7 @@ def test_an_image_may_be_called_na(tmp_path):
 def test_a_damaged_log_is_named_with_the_stage(tmp_path):
     make_run(tmp_path, "plain")
     folder = choose_rule(tmp_path).folder
-    runs.fold_folder(tmp_path, "plain", 1).log.write_text('{"epoch": 1, ')
+    fold_run.fold_folder(tmp_path, "plain", 1).log.write_text('{"epoch": 1, ')
     with pytest.raises(InputError, match=r"fold1/log.jsonl is damaged .*: run the train stage"):
         report.read(folder, [tmp_path])
 
@@ -541,7 +541,7 @@ def test_an_ensemble_that_was_edited_after_the_search_has_no_score(tmp_path, cha
 def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, name):
     make_run(tmp_path, "a")
     folder = choose_rule(tmp_path).folder
-    path = getattr(runs.fold_folder(tmp_path, "a", 1), name)
+    path = getattr(fold_run.fold_folder(tmp_path, "a", 1), name)
     archive = maps.Maps(path)
     shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
     maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
@@ -573,7 +573,7 @@ def test_the_report_tells_how_far_members_agree(tmp_path, combine):
     truth = table().set_index("image_id")["rle"]
     expected = {}
     for fold in (0, 1):
-        kept = {run: maps.Maps(runs.fold_folder(tmp_path, run, fold).oof) for run in "abc"}
+        kept = {run: maps.Maps(fold_run.fold_folder(tmp_path, run, fold).oof) for run in "abc"}
         for image in kept["a"].ids:
             drawings = [kept[run][image] for run in "abc"]
             shown = [apply_rule(*pair) for pair in zip(drawings, rules, strict=True)]

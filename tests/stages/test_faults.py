@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, runs, storage
+from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import fold_run
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
@@ -56,12 +57,12 @@ def train(project_root, place, work, *start, more=()) -> subprocess.CompletedPro
 
 
 @pytest.fixture(scope="module")
-def whole(project_root, place) -> runs.FoldFolder:
+def whole(project_root, place) -> fold_run.FoldRun:
     """The fold of an undisturbed training."""
     done = train(project_root, place, "whole")
     assert done.returncode == 0, done.stderr
-    (name,) = runs.names([place / "whole"])
-    return runs.find([place / "whole"], name)[0]
+    (name,) = fold_run.names([place / "whole"])
+    return fold_run.find([place / "whole"], name)[0]
 
 
 def test_a_signal_saves_and_the_same_command_ends_the_same(project_root, place, whole):
@@ -71,7 +72,7 @@ def test_a_signal_saves_and_the_same_command_ends_the_same(project_root, place, 
         assert ended.returncode == status, ended.stderr
         assert "all saved; run the same command again to go on" in ended.stdout
         assert "Traceback" not in ended.stderr
-        here = runs.find([place / "signalled"], whole.run)[0]
+        here = fold_run.find([place / "signalled"], whole.run)[0]
         state, _ = checkpoints.load(here.last)
         assert 3 * state["position"]["epoch"] + state["position"]["step"] in steps
         assert not list(place.glob("signalled/**/.*")), "no lock, nothing half written"

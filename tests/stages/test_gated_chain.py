@@ -8,10 +8,9 @@ import shutil
 import pytest
 import torch
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, thresholds, train
 from tools.phantoms import competition
@@ -39,7 +38,7 @@ def test_two_steps_go_the_whole_way(tmp_path, monkeypatch, no_report):
     assert 0 <= searched.honest.auc_label <= 1
     result = inference.run(InferenceParameters(**place, **device))
     assert any(line == f"gate: the label of {judge.run}" for line in result.summary_lines)
-    for folder in runs.find([tmp_path / "work"], judge.run).values():
+    for folder in fold_run.find([tmp_path / "work"], judge.run).values():
         test = maps.Maps(folder.test)
         assert (test.has_maps, test.has_labels, len(test)) == (False, True, 4)
     # A label that no image exceeds empties every mask; one that all exceed changes nothing.
@@ -53,7 +52,7 @@ def test_two_steps_go_the_whole_way(tmp_path, monkeypatch, no_report):
         found[label] = submission.read(result.submission)["rle"].tolist()
     assert found[1.0] == ["-1"] * 4
     assert found[0.0] == found[None] != found[1.0]
-    for fold, folder in runs.find([tmp_path / "work"], judge.run).items():
+    for fold, folder in fold_run.find([tmp_path / "work"], judge.run).items():
         if fold == 1:
             shutil.rmtree(folder.path)
     with pytest.raises(InputError, match="no fold 1 under"):

@@ -15,14 +15,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from kernel_lib import checkpoints, runs, storage
+from kernel_lib import checkpoints, storage
 from kernel_lib.__main__ import main
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.fold_run import FoldRun, Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
 from kernel_lib.plan import TrainPlan
-from kernel_lib.runs import FoldFolder, Lineage
 from kernel_lib.stages import gather as stage
 from kernel_lib.stages import gather_check
 from kernel_lib.training.job import Position
@@ -43,19 +43,19 @@ def table(work: Path, drawn: pd.DataFrame = DRAWN) -> Path:
 PAST = Lineage()
 
 
-def begun(work: Path, fold: int, run: str = RUN, seed: int = 1, **row) -> FoldFolder:
+def begun(work: Path, fold: int, run: str = RUN, seed: int = 1, **row) -> FoldRun:
     """A fold that has a configuration and no more."""
-    folder = runs.fold_folder(table(work), run, fold)
+    folder = fold_run.fold_folder(table(work), run, fold)
     plan = TrainPlan(
         run=run,
         experiment=ROW.model_copy(update=row),
         parameters=TrainParameters(seed=seed, n_folds=3),
     )
-    runs.settle_config(folder, plan, folds.digest(DRAWN))
+    fold_run.settle_config(folder, plan, folds.digest(DRAWN))
     return folder
 
 
-def trained(folder: FoldFolder, epoch: int, step: int = 0, weight: float = 1.0) -> FoldFolder:
+def trained(folder: FoldRun, epoch: int, step: int = 0, weight: float = 1.0) -> FoldRun:
     """The same with what training leaves after so many epochs of 3, the last two of them kept."""
     kept = [k for k in (epoch - 1, epoch) if k > 0]
     for k in kept:
@@ -71,7 +71,7 @@ def trained(folder: FoldFolder, epoch: int, step: int = 0, weight: float = 1.0) 
     return folder
 
 
-def predicted(folder: FoldFolder, past: Lineage = PAST) -> FoldFolder:
+def predicted(folder: FoldRun, past: Lineage = PAST) -> FoldRun:
     for path, by in ((folder.oof, folder.kept()), (folder.oof_last, [folder.last])):
         meta = {
             "checkpoints": {one.name: checkpoints.digest(one) for one in by},
@@ -82,7 +82,7 @@ def predicted(folder: FoldFolder, past: Lineage = PAST) -> FoldFolder:
     return folder
 
 
-def finished(work: Path, fold: int, weight: float = 1.0, **how) -> FoldFolder:
+def finished(work: Path, fold: int, weight: float = 1.0, **how) -> FoldRun:
     return predicted(trained(begun(work, fold, **how), 3, weight=weight))
 
 
@@ -194,33 +194,33 @@ def test_the_table_of_one_place_serves_another_that_lacks_it(tmp_path):
 def moved(b: Path) -> None:
     other = DRAWN.assign(fold=[1, 0, 2] * 2)
     table(b, other)
-    config = json.loads(runs.fold_folder(b, RUN, 1).config.read_text())
+    config = json.loads(fold_run.fold_folder(b, RUN, 1).config.read_text())
     storage.write_json(
-        runs.fold_folder(b, RUN, 1).config, config | {"folds_digest": folds.digest(other)}
+        fold_run.fold_folder(b, RUN, 1).config, config | {"folds_digest": folds.digest(other)}
     )
 
 
 def drawn_otherwise(b: Path) -> None:
     (b / "folds.csv").unlink()
-    folder = runs.fold_folder(b, RUN, 1)
+    folder = fold_run.fold_folder(b, RUN, 1)
     storage.write_json(folder.config, folder.read_config() | {"folds_digest": "f00d" * 16})
 
 
 def renamed(b: Path) -> None:
-    folder = runs.fold_folder(b, RUN, 1)
+    folder = fold_run.fold_folder(b, RUN, 1)
     folder.path.rename(folder.path.with_name("fold2"))
 
 
 def edited(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def spoil(b: Path) -> None:
-        path = runs.fold_folder(b, RUN, 1).path / name
+        path = fold_run.fold_folder(b, RUN, 1).path / name
         path.write_bytes(change(path.read_bytes()))
 
     return spoil
 
 
 def without(name: str) -> Callable[[Path], None]:
-    return lambda b: (runs.fold_folder(b, RUN, 1).path / name).unlink()
+    return lambda b: (fold_run.fold_folder(b, RUN, 1).path / name).unlink()
 
 
 def cut(content: bytes) -> bytes:
@@ -270,9 +270,10 @@ REFUSED = {
                   "fold1/log.jsonl has 1 epochs, last.pt 3"),
     "maps cut": (edited("oof.zip", cut), "fold1/oof.zip is damaged"),
     "a map's byte": (edited("oof_last.zip", one_wrong_byte), "fold1/oof_last.zip is damaged (i1"),
-    "maps of others": (lambda b: trained(runs.fold_folder(b, RUN, 1), 3, weight=2.0),
+    "maps of others": (lambda b: trained(fold_run.fold_folder(b, RUN, 1), 3, weight=2.0),
                        "fold1/oof.zip was predicted by other checkpoints than lie beside it"),
-    "maps of another past": (lambda b: predicted(runs.fold_folder(b, RUN, 1), Lineage(known=False)),
+    "maps of another past": (lambda b: predicted(fold_run.fold_folder(b, RUN, 1),
+                                                 Lineage(known=False)),
                              "fold1/oof.zip states another past"),
 }  # fmt: skip
 
@@ -295,7 +296,7 @@ def test_what_lies_in_the_working_folder_counts_as_a_source(tmp_path):
     finished(work, 0), finished(b, 1), moved(b)
     with pytest.raises(InputError, match=r"b/folds.csv is not .*/work/folds.csv"):
         stage.run([b], work)
-    assert list(runs.find([work], RUN)) == [0]
+    assert list(fold_run.find([work], RUN)) == [0]
 
 
 # Interrupted
@@ -341,7 +342,7 @@ def test_killed_anywhere_the_same_call_ends_the_same(tmp_path, monkeypatch):
         shutil.copytree(before, work)
         if not killed(monkeypatch, at, lambda: stage.run([a], work)):
             break
-        there = runs.find([work], RUN)
+        there = fold_run.find([work], RUN)
         assert 1 in there or (work / "runs" / RUN / ".fold1.old").is_dir()
         for fold, folder in there.items():
             name = f"{RUN}/fold{fold}/"
@@ -359,7 +360,7 @@ def test_killed_anywhere_the_same_call_ends_the_same(tmp_path, monkeypatch):
 def test_a_fold_in_which_a_training_works_is_refused_and_nothing_copied(tmp_path):
     a, work = tmp_path / "a", tmp_path / "work"
     finished(a, 0), finished(a, 1)
-    with storage.folder_lock(runs.fold_folder(work, RUN, 1).path):
+    with storage.folder_lock(fold_run.fold_folder(work, RUN, 1).path):
         before = contents(work)
         with pytest.raises(InputError, match=r"fold1 is being worked in by process"):
             stage.run([a], work)
@@ -382,7 +383,9 @@ def test_a_fold_that_a_training_has_changed_meanwhile_is_refused(tmp_path, monke
     monkeypatch.setattr(gather_check, "refuse_mixed", checked)
     with pytest.raises(InputError, match=rf"{where}/runs/.* was written to while it was gathered"):
         stage.run([a], work)
-    assert not (runs.fold_folder(work, RUN, 0).path / "best_epoch002.pt").exists() or where != "a"
+    assert (
+        not (fold_run.fold_folder(work, RUN, 0).path / "best_epoch002.pt").exists() or where != "a"
+    )
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_copied(tmp_path, monkeypatch):

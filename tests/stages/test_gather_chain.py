@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, runs, storage
+from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds
 from kernel_lib.stages import gather, inference, thresholds
@@ -88,9 +89,9 @@ def test_jobs_that_start_together_in_empty_folders_agree_on_the_folds(place, at_
     work = place / "one"
     assert sorted(said.count("positive_share") for said in at_once) == [0, 0, 1], "drawn once"
     digest = folds.digest(folds.load(work / "folds.csv"))
-    assert runs.names([work]) == [RUN, OTHER]
+    assert fold_run.names([work]) == [RUN, OTHER]
     for run, there in ((RUN, [0, 1]), (OTHER, [0])):
-        found = runs.find([work], run)
+        found = fold_run.find([work], run)
         assert list(found) == there
         assert {f.read_config()["folds_digest"] for f in found.values()} == {digest}
     assert not list(place.glob("one/**/.*"))
@@ -138,11 +139,11 @@ def test_a_gathered_fold_that_is_unfinished_goes_on_to_the_same_bits(place, at_o
     assert result.table()[["finished", "unfinished", "missing"]].to_numpy().tolist() == [
         ["-", "1", "0"]
     ]
-    state, _ = checkpoints.load(runs.find([place / "on"], RUN)[1].last)
+    state, _ = checkpoints.load(fold_run.find([place / "on"], RUN)[1].last)
     assert state["position"]["step"] > 0
     on = TrainParameters(**parameters(place, "on", 1))
     assert train_stage.run(on).complete
-    there, here = (runs.find([place / work], RUN)[1] for work in ("one", "on"))
+    there, here = (fold_run.find([place / work], RUN)[1] for work in ("one", "on"))
     assert checkpoints.digest(there.last) == checkpoints.digest(here.last)
     assert there.oof.read_bytes() == here.oof.read_bytes()
     # The finished one of another place is the same, and stays behind.

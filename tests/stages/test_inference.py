@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from kernel_lib import __main__ as main
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import InferenceParameters
 from kernel_lib.data import fingerprint, images
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
 from kernel_lib.postprocess import submission
-from kernel_lib.runs import Lineage
 from kernel_lib.stages import inference, past, report, report_images, scores
 from kernel_lib.viewer.document import view
 from tools.phantoms import competition
@@ -124,7 +124,7 @@ def test_an_output_s_name_is_a_folder_of_its_own(name):
 
 def retold(work: Path, fold: int, stated: Lineage, had: Lineage | None = None) -> None:
     """Give a fold's archive of held-out images another past, and its checkpoints that, or `had`."""
-    folder = runs.fold_folder(work, "tiny", fold)
+    folder = fold_run.fold_folder(work, "tiny", fold)
     for path in folder.kept():
         checkpoints.save(path, checkpoints.load(path)[0], had or stated)
     old = maps.Maps(folder.oof)

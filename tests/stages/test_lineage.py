@@ -13,17 +13,17 @@ import pytest
 import torch
 import torchvision
 
-from kernel_lib import checkpoints, released, runs, storage
+from kernel_lib import checkpoints, released, storage
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.fold_run import UNKNOWN, FoldRun, Lineage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
-from kernel_lib.runs import UNKNOWN, FoldFolder, Lineage
 from kernel_lib.stages import initial_weights
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.stages.past import Known
@@ -68,9 +68,9 @@ def plan(run: str, weights: str = "none") -> TrainPlan:
     return TrainPlan(run=run, experiment=row, parameters=TrainParameters(seed=1, n_folds=2))
 
 
-def settled(work: Path, run: str, fold: int, weights: str = "none", digest=DIGEST) -> FoldFolder:
-    folder = runs.fold_folder(work, run, fold)
-    runs.settle_config(folder, plan(run, weights), digest)
+def settled(work: Path, run: str, fold: int, weights: str = "none", digest=DIGEST) -> FoldRun:
+    folder = fold_run.fold_folder(work, run, fold)
+    fold_run.settle_config(folder, plan(run, weights), digest)
     return folder
 
 
@@ -121,7 +121,7 @@ def test_a_child_s_fold_starts_from_its_parent_s_same_fold(tmp_path):
     finished(tmp_path, "parent", 0), finished(tmp_path, "parent", 1)
     for fold in (0, 1):
         model, lineage = begin(tmp_path, fold, "parent")
-        best, _ = checkpoints.load(runs.fold_folder(tmp_path, "parent", fold).best(2))
+        best, _ = checkpoints.load(fold_run.fold_folder(tmp_path, "parent", fold).best(2))
         assert torch.equal(model.head.logit.weight, best["model"]["head.logit.weight"])
         held = set(table().loc[table()["fold"] == fold, "image_id"])
         assert held.isdisjoint(lineage.images)
@@ -147,7 +147,7 @@ def test_a_parent_that_saw_a_held_out_image_is_refused_before_training(tmp_path)
     other = finished(tmp_path, "parent", 1).best(2)
     with pytest.raises(InputError, match=r"was trained on image i00 or its patient, which fold 0"):
         begin(tmp_path, 0, str(other))
-    assert not runs.fold_folder(tmp_path, "child", 0).last.exists()
+    assert not fold_run.fold_folder(tmp_path, "child", 0).last.exists()
 
 
 def test_a_grandparent_counts_too(tmp_path):
@@ -443,11 +443,13 @@ def test_last_weights_of_unknown_past_are_not_called_honest_either(tmp_path):
 
 def test_maps_that_state_another_past_than_the_checkpoints_are_refused(tmp_path):
     predicted(tmp_path, "forged")
-    folder = runs.fold_folder(tmp_path, "forged", 1)
-    runs.settle_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
+    folder = fold_run.fold_folder(tmp_path, "forged", 1)
+    fold_run.settle_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
     assert search(tmp_path).past_known
     config = folder.read_config()
-    storage.write_json(folder.config, config | {runs.LINEAGE: Lineage(images=("i02",)).digest()})
+    storage.write_json(
+        folder.config, config | {fold_run.LINEAGE: Lineage(images=("i02",)).digest()}
+    )
     with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another past"):
         search(tmp_path)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, runs, storage
+from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.released import Released
@@ -173,7 +174,7 @@ def test_scores_of_all_folds_need_no_such_words(untrained, tmp_path, capsys):
 @pytest.mark.parametrize("says", [{"epoch": 3}, {"epoch": 1, "ended": "no better dice"}])
 def test_a_finished_fold_without_its_predictions_is_not_left_out(untrained, tmp_path, lost, says):
     work = shutil.copytree(untrained, tmp_path / "work")
-    folder = runs.fold_folder(work, "tiny", 1)
+    folder = fold_run.fold_folder(work, "tiny", 1)
     n = says["epoch"]
     storage.write_text(folder.log, '{"epoch": 1}\n' * (n - 1) + f"{says}\n".replace("'", '"'))
     for name in lost:
@@ -218,8 +219,8 @@ def made_of(work: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_training_again_names_a_lost_file_or_makes_the_same_one(trained, tmp_path):
     """Also where it was another fold's, and with any file of the cache gone."""
-    (run,) = runs.names([trained / "work"])
-    there = runs.find([trained / "work"], run)[0]
+    (run,) = fold_run.names([trained / "work"])
+    there = fold_run.find([trained / "work"], run)[0]
     kept = [path.name for path in there.kept()]
     named = ["config.json", "last.pt", *kept]
     again = ["log.jsonl", "oof.zip", "oof_last.zip"]

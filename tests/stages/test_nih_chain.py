@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.stages import thresholds as thresholds_stage
@@ -51,14 +52,16 @@ def test_a_classifier_a_fold_starts_a_mask_model_that_is_scored_honestly(place):
     result = train(place, "work", groups=str(place / "nih" / "nih_id.csv"))
     assert result.complete
     drawn = pd.read_csv(place / "work" / "folds.csv", dtype=str, keep_default_na=False)
-    classifier = [n for n in runs.names([place / "work"]) if n.startswith("nih_UNetResNet34_v1")]
-    for fold, folder in runs.find([place / "work"], classifier[0]).items():
+    classifier = [
+        n for n in fold_run.names([place / "work"]) if n.startswith("nih_UNetResNet34_v1")
+    ]
+    for fold, folder in fold_run.find([place / "work"], classifier[0]).items():
         held = set(drawn.loc[drawn["fold"] == str(fold), "group"])
         past = checkpoints.past(folder.last)
         assert past.known
         assert held.isdisjoint(past.groups)
         assert held.isdisjoint({name.split("_")[0] for name in past.images})
-        child = runs.find([place / "work"], result.run)[fold]
+        child = fold_run.find([place / "work"], result.run)[fold]
         assert set(past.images) < set(checkpoints.past(child.last).images)
         assert checkpoints.past(child.last).ancestors == (classifier[0],)
     assert search(place, "work", result.run).past_known

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, fingerprint, folds, rle, table
 from kernel_lib.errors import InputError
@@ -91,7 +92,8 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
     roots = [tmp_path / "work", tmp_path / "earlier"]
     first = preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
     storage.write_json(
-        runs.fold_folder(tmp_path / place, "run", 0).config, {"folds_digest": folds.digest(first)}
+        fold_run.fold_folder(tmp_path / place, "run", 0).config,
+        {"folds_digest": folds.digest(first)},
     )
     path = roots[0] / "folds.csv"
     path.rename(tmp_path / "away")
@@ -107,7 +109,7 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
 def test_another_folds_file_than_runs_here_were_trained_on_is_refused(tmp_path):
     first = settle(tmp_path, 2)
     storage.write_json(
-        runs.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds.digest(first)}
+        fold_run.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds.digest(first)}
     )
     folds.save(first.assign(fold=1 - first["fold"]), tmp_path / "folds.csv")
     with pytest.raises(InputError, match=r"folds\.csv is not the folds file that .*run/fold0"):
@@ -187,7 +189,7 @@ def test_bad_files_are_skipped_up_to_a_share(tmp_path, broken, is_refused):
             prepared(tmp_path, on_bad_file="skip")
     else:
         assert len(prepared(tmp_path, on_bad_file="skip")) == 20 - len(broken)
-        assert f"i{broken[0]:02d}: " in runs.read_left_out([tmp_path])[0]
+        assert f"i{broken[0]:02d}: " in fold_run.read_left_out([tmp_path])[0]
 
 
 def test_labels_that_do_not_fit_are_not_skipped_away(tmp_path):

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import folds, rle
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.runs import Lineage
 from kernel_lib.stages import thresholds as stage
 from tests.stages import reference
 from tests.stages.reference import Image, Rule
@@ -74,7 +74,7 @@ def work(tmp_path_factory) -> Path:
     folds.save(table, place / "folds.csv")
     for run in RUNS:
         for fold in FOLDS:
-            folder = runs.fold_folder(place, run, fold)
+            folder = fold_run.fold_folder(place, run, fold)
             storage.write_json(folder.config, {
                 "run": run, "fold": fold, "folds_digest": folds.digest(table),
                 "experiment": {"label_weight": 0.05},
@@ -110,7 +110,7 @@ class Seen:
     def __init__(self, work: Path, gate: str) -> None:
         self.gate = gate
         self.archives = {
-            (run, fold, name): reference.read(runs.fold_folder(work, run, fold).path / name)
+            (run, fold, name): reference.read(fold_run.fold_folder(work, run, fold).path / name)
             for run in RUNS
             for fold in FOLDS
             for name in ("oof.zip", "test.zip")

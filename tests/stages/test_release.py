@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
@@ -27,7 +28,7 @@ def make(work, out, fold="fold1", last=False, ensemble="tiny"):
 @pytest.mark.parametrize("last", [False, True])
 def test_the_file_holds_the_checkpoint_its_rule_score_and_lineage(untrained, tmp_path, last):
     work = shutil.copytree(untrained, tmp_path / "work")
-    folder = runs.fold_folder(work, "tiny", 1)
+    folder = fold_run.fold_folder(work, "tiny", 1)
     state, past = checkpoints.load(folder.best(1))
     if last:
         state["ema"] = {"model": {k: v * 2 for k, v in state["model"].items()}}
@@ -49,7 +50,7 @@ def test_the_file_holds_the_checkpoint_its_rule_score_and_lineage(untrained, tmp
 
 def test_the_score_of_a_mean_of_checkpoints_is_not_that_of_one(untrained, tmp_path):
     work = shutil.copytree(untrained, tmp_path / "work")
-    folder = runs.fold_folder(work, "tiny", 1)
+    folder = fold_run.fold_folder(work, "tiny", 1)
     shutil.copy(folder.best(1), folder.best(2))
     line = json.loads(folder.log.read_text())
     folder.log.write_text(folder.log.read_text() + json.dumps(line | {"epoch": 2}) + "\n")

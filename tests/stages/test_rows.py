@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import maps
 from kernel_lib.plan import plan
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference as inference_stage
@@ -49,7 +49,7 @@ def parameters(place: Path, name: str, **changes) -> TrainParameters:
 def test_a_row_is_trained_predicted_searched_and_submitted(place, name):
     result = train_stage.run(parameters(place, name))
     assert result.complete
-    folder = runs.find([place / "work"], result.run)[0]
+    folder = fold_run.find([place / "work"], result.run)[0]
     row = EXPERIMENTS[name]
     archive = maps.Maps(folder.oof)
     assert archive[archive.ids[0]].shape == (64, 64)
@@ -111,7 +111,7 @@ def test_a_chain_is_trained_in_turn_and_goes_on_where_it_stopped(place):
     chain = parameters(place, "UNetResNet34_512_v3", seed=5, max_hours=1e9)
     first = train_stage.run(chain)
     assert first.complete
-    names = runs.names([place / "work"])
+    names = fold_run.names([place / "work"])
     assert {n for n in names if n.endswith("seed5")} == {
         plan(chain, EXPERIMENTS).parent.run,
         first.run,

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Experiment
 from kernel_lib.engine import engine, memory_named, seed_everything
 from kernel_lib.errors import InputError
@@ -182,8 +183,8 @@ def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypat
     for work, processes in (("one", 1), ("two", 2)):
         done = command(project_root, place, work, processes, **how)
         assert done.returncode == 0, done.stderr[-3000:]
-        (name,) = runs.names([place / work])
-        logs.append(runs.find([place / work], name)[0].read_log())
+        (name,) = fold_run.names([place / work])
+        logs.append(fold_run.find([place / work], name)[0].read_log())
     for alone, shared in zip(*logs, strict=True):
         assert shared["val_loss"] == pytest.approx(alone["val_loss"], rel=0.02)
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.engine import Engine, engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
-from kernel_lib.runs import Lineage
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.loop import Job, Training
 
@@ -82,7 +83,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
     prepared = FakePrepared()
     settings = TrainParameters(seed=7, **parameters)
     job = Job(
-        folder=runs.fold_folder(folder, "tiny_seed7", 0),
+        folder=fold_run.fold_folder(folder, "tiny_seed7", 0),
         plan=TrainPlan(run="tiny_seed7", experiment=experiment or row(), parameters=settings),
         prepared=prepared,
         train_rows=np.arange(7),
@@ -114,7 +115,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def without_times(folder: Path) -> list[dict]:
-    lines = runs.fold_folder(folder, "tiny_seed7", 0).read_log()
+    lines = fold_run.fold_folder(folder, "tiny_seed7", 0).read_log()
     timed = ("seconds", "val_seconds", "images_per_second", "memory_mb", "gpu_memory_mb")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
@@ -224,7 +225,7 @@ def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path,
 def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
     """Not trained again in silence, over what is left of hours of training."""
     training(tmp_path).run()
-    folder = runs.fold_folder(tmp_path, "tiny_seed7", 0)
+    folder = fold_run.fold_folder(tmp_path, "tiny_seed7", 0)
     best = folder.kept()[0]
     for path in (best, folder.last):
         path.rename(tmp_path / "away")
@@ -255,7 +256,7 @@ def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path)
     )  # learns nothing
     job = training(tmp_path, experiment)
     job.run()
-    log = runs.fold_folder(tmp_path, "tiny_seed7", 0).read_log()
+    log = fold_run.fold_folder(tmp_path, "tiny_seed7", 0).read_log()
     assert next(line["epoch"] for line in log if line["best"]) == 5
     assert len(log) >= 6
     assert job.position.ended == "no better dice for 1 epochs"

@@ -18,19 +18,19 @@ from click.testing import CliRunner
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
 from kernel_lib.__main__ import main
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import fingerprint, folds, images, rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference import maps
 from kernel_lib.inference.combine import test_masks as masks_of_test
-from kernel_lib.inference.ensemble import Ensemble
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum, per_image_dice
 from kernel_lib.postprocess.metrics import dice_of_counts
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
-from kernel_lib.runs import Lineage
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer import picker as picking
@@ -70,7 +70,7 @@ def level_map(run: str, i: int, alarm: bool = False) -> np.ndarray:
 def make_run(work: Path, run: str, drawn: pd.DataFrame) -> None:
     """Two folds with held-out predictions and those of six test images."""
     for fold in (0, 1):
-        folder = runs.fold_folder(work, run, fold)
+        folder = fold_run.fold_folder(work, run, fold)
         config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": {"name": run}}
         storage.write_json(folder.config, config)
         held = [i for i in range(N) if i % 2 == fold]
@@ -291,7 +291,7 @@ def test_without_out_of_fold_results_the_stage_that_makes_them_is_named(work, tm
     with pytest.raises(InputError, match=r"nothing is no ensemble's folder.*the thresholds stage"):
         viewer(tmp_path / "nothing")
     folder = searched(work)
-    runs.fold_folder(work, "a", 1).oof.unlink()
+    fold_run.fold_folder(work, "a", 1).oof.unlink()
     with pytest.raises(InputError, match=r"oof\.zip is missing: the train stage"):
         viewer(folder)
     (work / "folds.csv").unlink()
@@ -338,7 +338,7 @@ def test_other_pictures_under_the_images_ids_are_refused_or_named(work, tmp_path
     files_of = {name: data / "train" / f"{name}.png" for name in image_ids()}
     codes = {name: fingerprint.code(images.read(path)) for name, path in files_of.items()}
     for fold in (0, 1):
-        folder = runs.fold_folder(work, "a", fold)
+        folder = fold_run.fold_folder(work, "a", fold)
         for path in (folder.oof, folder.oof_last):
             archive = maps.Maps(path)
             seen = archive.meta["lineage"]["images"]

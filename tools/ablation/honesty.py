@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel_lib.inference import maps
+from kernel_lib.artifacts import maps
 from kernel_lib.postprocess import nested_cv, search
 from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, per_image_dice

@@ -15,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.inference.maps import Maps
-from kernel_lib.runs import FoldFolder
 from tools.ablation import score, setting
 from tools.ablation.arms import Arm, Joined, Trained
 from tools.ablation.score import Columns
@@ -91,12 +92,12 @@ def _joined(arm: Joined, archives: list[Maps], truth: pd.DataFrame) -> Columns:
     return score.of_mean(archives, truth, gate, single=arm.how == "single")
 
 
-def _folder(arm: Trained, seed: int, place: Place, how: Setting) -> FoldFolder:
-    return runs.fold_folder(place.work(arm.phantoms), f"{arm.name}_seed{seed}", how.fold)
+def _folder(arm: Trained, seed: int, place: Place, how: Setting) -> FoldRun:
+    return fold_run.fold_folder(place.work(arm.phantoms), f"{arm.name}_seed{seed}", how.fold)
 
 
 def _train(
-    job: Job, folder: FoldFolder, place: Place, how: Setting, rows: Mapping[str, Experiment]
+    job: Job, folder: FoldRun, place: Place, how: Setting, rows: Mapping[str, Experiment]
 ) -> None:
     """Train the arm's fold, or go on with it; a run of another key is begun anew."""
     from kernel_lib.stages import train
@@ -127,7 +128,7 @@ def _train(
     )
 
 
-def _predict(row: Experiment, folder: FoldFolder, target: Path, place: Place) -> None:
+def _predict(row: Experiment, folder: FoldRun, target: Path, place: Place) -> None:
     """Maps of the evaluation images by the run's kept checkpoints."""
     from kernel_lib import checkpoints
     from kernel_lib.engine import engine
@@ -140,7 +141,7 @@ def _predict(row: Experiment, folder: FoldFolder, target: Path, place: Place) ->
     predictions.write(target, models, row, prepared, range(len(prepared)), chosen, 0, meta)
 
 
-def _tidy(job: Job, folder: FoldFolder, place: Place) -> None:
+def _tidy(job: Job, folder: FoldRun, place: Place) -> None:
     """Remove what no other arm starts from; an encoder that one does is written out as a file."""
     folder.last.unlink(missing_ok=True)
     if job.keep:
@@ -150,7 +151,7 @@ def _tidy(job: Job, folder: FoldFolder, place: Place) -> None:
         path.unlink()
 
 
-def _export_encoder(job: Job, folder: FoldFolder, place: Place) -> None:
+def _export_encoder(job: Job, folder: FoldRun, place: Place) -> None:
     """The encoder under the name by which ImageNet's would be found."""
     import torch
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import runs
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds
 from kernel_lib.data.table import discover
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.maps import Maps
 from kernel_lib.postprocess.nested_cv_report import HonestReport
 from kernel_lib.stages import past, preparation, thresholds, train
 from tools.ablation import jobs, score, table
@@ -233,7 +233,7 @@ def _finished(work: Path, names: Sequence[str]) -> list[int]:
     """Return the folds that every one of these experiments has finished."""
     every = []
     for name in names:
-        found = runs.find([work], _run(name))
+        found = fold_run.find([work], _run(name))
         every.append({k for k, f in found.items() if f.oof.is_file() and f.oof_last.is_file()})
     return sorted(set.intersection(*every))
 
@@ -297,7 +297,7 @@ def _columns(
     """Return per-image numbers of these folds, each rule chosen on the fold's other images."""
     found = []
     for number, truth in zip(numbers, truths, strict=True):
-        archives = [Maps(runs.fold_folder(work, _run(name), number).oof) for name in names]
+        archives = [Maps(fold_run.fold_folder(work, _run(name), number).oof) for name in names]
         score.refuse_seen(archives, truth)
         found.append(score.of_mean(archives, truth))
     return {key: list(chain(*(one[key] for one in found))) for key in found[0]}

@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts import maps
+from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
 from kernel_lib.data.units import FULL_AREA
-from kernel_lib.inference import maps, out_of_fold
-from kernel_lib.inference.maps import Maps
+from kernel_lib.inference import out_of_fold
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, per_image_dice, stack
 from kernel_lib.postprocess.metrics import dice_of_counts

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kernel_lib.artifacts.fold_run import FoldRun, find
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, folds, table
 from kernel_lib.engine import Engine, engine, peak_memory, seed_everything
@@ -35,7 +36,6 @@ from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks
 from kernel_lib.postprocess import nested_cv
-from kernel_lib.runs import FoldFolder, find
 from kernel_lib.stages import train
 from kernel_lib.training import step
 from tools.benchmarks import gpu
@@ -463,7 +463,7 @@ def _as_many_as_fit(place: Place, epoch_s: dict[str, float]) -> Iterator[Row]:
     yield from _trained(place, result.run, time.monotonic() - began)
 
 
-def _fold(place: Place, run: str) -> FoldFolder:
+def _fold(place: Place, run: str) -> FoldRun:
     return find([place.scratch / "work"], run)[0]
 
 

@@ -27,12 +27,13 @@ import cv2
 import numpy as np
 import torch
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, TrainParameters
 from kernel_lib.data import cache, rle, table
 from kernel_lib.engine import engine
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import maps, predict, predictions, tta
+from kernel_lib.inference import predict, predictions, tta
 from kernel_lib.stages import inference, report
 from tools.benchmarks import untrained
 from tools.benchmarks.rounds import Timed, figure, timed
@@ -85,9 +86,9 @@ class Place:
         print(f"rule {rule}")
 
     @property
-    def fold(self) -> runs.FoldFolder:
-        (run,) = runs.names([self.root / "work"])
-        return runs.fold_folder(self.root / "work", run, 0)
+    def fold(self) -> fold_run.FoldRun:
+        (run,) = fold_run.names([self.root / "work"])
+        return fold_run.fold_folder(self.root / "work", run, 0)
 
     def infer(self, parts: Parts) -> None:
         """The inference stage, with nothing of the test images there before."""

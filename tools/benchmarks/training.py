@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernel_lib import runs
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, table
 from kernel_lib.engine import Engine, engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan
-from kernel_lib.runs import Lineage
 from kernel_lib.training import schedule, step
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.loop import Job, Training
@@ -75,7 +75,7 @@ def training(
     """Return the library's training of all these images, which has not begun."""
     rows = np.arange(len(prepared))
     job = Job(
-        folder=runs.fold_folder(folder, "bench", 0),
+        folder=fold_run.fold_folder(folder, "bench", 0),
         plan=TrainPlan(run="bench", experiment=row, parameters=TrainParameters(**parameters)),
         prepared=prepared,
         train_rows=rows,

@@ -12,10 +12,10 @@ from unittest import mock
 import numpy as np
 import torch
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import images
-from kernel_lib.inference import maps
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds, train
 from kernel_lib.training.loop import Training
@@ -72,8 +72,8 @@ def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
     The one that was searched on maps of no sense would leave all images empty. `paths` are the test
     images by id; their maps are there already.
     """
-    (run,) = runs.names([work])
-    archive = maps.Maps(next(iter(runs.find([work], run).values())).test)
+    (run,) = fold_run.names([work])
+    archive = maps.Maps(next(iter(fold_run.find([work], run).values())).test)
     levels = [maps.at_shape(archive[one], images.size_of(path)) for one, path in paths.items()]
     cut = min(int(np.quantile(np.stack(levels), 1 - AREA)), 254) / 255
     areas = [int((one > 255 * cut).sum()) for one in levels]

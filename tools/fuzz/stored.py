@@ -17,10 +17,10 @@ import torch
 
 from kernel_build import wheels
 from kernel_lib import checkpoints
-from kernel_lib.inference import maps
+from kernel_lib.artifacts import maps
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.kaggle import packages
 from kernel_lib.models import weights
-from kernel_lib.runs import Lineage
 from tools.fuzz.case import Case, Desk, Target
 from tools.fuzz.mutate import damaged
 

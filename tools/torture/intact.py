@@ -7,7 +7,8 @@ import re
 from contextlib import closing
 from pathlib import Path
 
-from kernel_lib import checkpoints, runs
+from kernel_lib import checkpoints
+from kernel_lib.artifacts import fold_run
 from kernel_lib.data.cache_store import Journal, Store
 from kernel_lib.errors import InputError
 from tools.torture.stages import SIZE, Place, content
@@ -64,7 +65,7 @@ def _folds_broken(trial: Path) -> list[str]:
     """Checkpoints that do not load, or that say something else than what lies beside them."""
     found = []
     for last in trial.glob("*/runs/*/fold*/last.pt"):
-        folder = runs.FoldFolder("", 0, last.parent)
+        folder = fold_run.FoldRun("", 0, last.parent)
         try:
             position = checkpoints.load(last)[0]["position"]
             for path in folder.kept():

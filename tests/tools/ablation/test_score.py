@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kernel_lib.artifacts import maps
+from kernel_lib.artifacts.maps import Maps, Prediction
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
-from kernel_lib.inference.maps import Maps, Prediction
 from kernel_lib.postprocess import metrics
 from tools.ablation import score
 

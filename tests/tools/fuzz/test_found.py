@@ -22,17 +22,17 @@ from pydicom.encaps import encapsulate
 
 from kernel_lib import checkpoints
 from kernel_lib.__main__ import main
+from kernel_lib.artifacts import maps
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import folds, images, labels, pictures
 from kernel_lib.data.dicom_levels import grey_levels
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import maps
 from kernel_lib.kaggle import packages
 from kernel_lib.models import weights
 from kernel_lib.plan import plan
 from kernel_lib.postprocess import submission
-from kernel_lib.runs import Lineage
 from tools.fuzz import pictures as drawn
 
 HEAD = "ImageId,EncodedPixels\n"

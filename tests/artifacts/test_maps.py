@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from kernel_lib.artifacts import maps
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import maps
 from kernel_lib.postprocess.histograms import statistics
 
 META = {"run": "a", "fold": 0, "lineage": {"images": ["x"]}}

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.plan import TrainPlan, plan
-from kernel_lib.runs import Lineage
 
 
 def decided(**parameters) -> TrainPlan:
     return plan(TrainParameters(**parameters), EXPERIMENTS)
 
 
-def make(root: Path, run: str, fold: int) -> runs.FoldFolder:
-    folder = runs.fold_folder(root, run, fold)
+def make(root: Path, run: str, fold: int) -> fold_run.FoldRun:
+    folder = fold_run.fold_folder(root, run, fold)
     storage.write_json(folder.config, {"run": run, "fold": fold})
     return folder
 
@@ -41,7 +42,7 @@ def test_a_child_s_past_holds_its_parent_s_and_unknown_stays_unknown():
     assert child.groups == ("p", "q")
     assert child.ancestors == ("first", "second")
     assert child.known
-    assert not Lineage(images=("c",)).joined(runs.UNKNOWN, "found.pth").known
+    assert not Lineage(images=("c",)).joined(fold_run.UNKNOWN, "found.pth").known
     assert Lineage.model_validate_json(child.model_dump_json()) == child
 
 
@@ -70,10 +71,10 @@ def test_whether_an_older_lineage_was_selected_is_not_known():
 def test_the_working_folder_wins_over_other_roots(tmp_path):
     work, other = tmp_path / "work", tmp_path / "other"
     make(other, "run", 0), make(other, "run", 1), make(work, "run", 1), make(work, "run", 10)
-    found = runs.find([work, other], "run")
+    found = fold_run.find([work, other], "run")
     assert list(found) == [0, 1, 10]
     assert [f.path.parents[2] for f in found.values()] == [other, work, work]
-    assert runs.find([work], "none") == {}
+    assert fold_run.find([work], "none") == {}
 
 
 def test_a_folder_without_a_configuration_is_no_fold(tmp_path):
@@ -81,7 +82,7 @@ def test_a_folder_without_a_configuration_is_no_fold(tmp_path):
     (tmp_path / "runs/run/fold1").mkdir()
     (tmp_path / "runs/run/foldx").mkdir()
     storage.write_json(tmp_path / "runs/run/foldx/config.json", {})
-    assert list(runs.find([tmp_path], "run")) == [0]
+    assert list(fold_run.find([tmp_path], "run")) == [0]
 
 
 @pytest.mark.parametrize("left", ["last.pt", "log.jsonl", "oof.zip", "best_epoch001.pt"])
@@ -89,11 +90,13 @@ def test_a_fold_whose_configuration_is_gone_is_named(tmp_path, left):
     folder = make(tmp_path, "run", 0)
     (folder.path / "test.zip").touch()
     folder.config.unlink()
-    assert runs.find([tmp_path], "run") == {}, "inference leaves no more where a fold was elsewhere"
+    assert fold_run.find([tmp_path], "run") == {}, (
+        "inference leaves no more where a fold was elsewhere"
+    )
     (folder.path / left).touch()
-    assert runs.names([tmp_path]) == ["run"]
+    assert fold_run.names([tmp_path]) == ["run"]
     with pytest.raises(InputError, match=f"^{folder.config} is missing.*restore it, or delete"):
-        runs.find([tmp_path], "run")
+        fold_run.find([tmp_path], "run")
 
 
 def test_kept_checkpoints_come_by_epoch(tmp_path):
@@ -106,29 +109,29 @@ def test_kept_checkpoints_come_by_epoch(tmp_path):
 
 def test_the_only_run_needs_no_name_and_several_do(tmp_path):
     with pytest.raises(InputError, match=r"no runs under .*: the train stage makes them"):
-        runs.named([tmp_path], None)
+        fold_run.named([tmp_path], None)
     make(tmp_path, "b", 0)
-    assert runs.named([tmp_path], None) == ["b"]
+    assert fold_run.named([tmp_path], None) == ["b"]
     make(tmp_path, "a", 0)
     with pytest.raises(InputError, match="several runs are there; name some with -p RUNS: a, b"):
-        runs.named([tmp_path], None)
-    assert runs.named([tmp_path], " b, a,") == ["b", "a"]
+        fold_run.named([tmp_path], None)
+    assert fold_run.named([tmp_path], " b, a,") == ["b", "a"]
     with pytest.raises(InputError, match="run 'c' is not there; there are a, b"):
-        runs.named([tmp_path], "a,c")
+        fold_run.named([tmp_path], "a,c")
 
 
 @pytest.mark.parametrize("wanted", ["", " , "])
 def test_an_empty_list_of_runs_is_refused(tmp_path, wanted):
     make(tmp_path, "a", 0)
     with pytest.raises(InputError, match="RUNS"):
-        runs.named([tmp_path], wanted)
+        fold_run.named([tmp_path], wanted)
 
 
 def test_the_same_configuration_settles_twice(tmp_path):
-    folder = runs.fold_folder(tmp_path, "run", 0)
-    runs.settle_config(folder, decided(), "digest")
+    folder = fold_run.fold_folder(tmp_path, "run", 0)
+    fold_run.settle_config(folder, decided(), "digest")
     written = folder.config.read_bytes()
-    runs.settle_config(folder, decided(max_hours=3.0, workers=2, threads=1), "digest")
+    fold_run.settle_config(folder, decided(max_hours=3.0, workers=2, threads=1), "digest")
     assert folder.config.read_bytes() == written
     config = folder.read_config()
     assert (config["fold"], config["seed"], config["folds_digest"]) == (0, 3456, "digest")
@@ -145,41 +148,43 @@ def test_the_same_configuration_settles_twice(tmp_path):
     ],
 )
 def test_another_configuration_in_the_folder_is_refused_with_the_field(tmp_path, change, named):
-    folder = runs.fold_folder(tmp_path, "run", 0)
-    runs.settle_config(folder, decided(), "digest")
+    folder = fold_run.fold_folder(tmp_path, "run", 0)
+    fold_run.settle_config(folder, decided(), "digest")
     other = decided(**change).model_copy(update={"run": decided().run})
     with pytest.raises(InputError, match=named):
-        runs.settle_config(folder, other, "digest")
+        fold_run.settle_config(folder, other, "digest")
 
 
 def test_other_folds_are_another_configuration(tmp_path):
-    folder = runs.fold_folder(tmp_path, "run", 0)
-    runs.settle_config(folder, decided(), "one")
+    folder = fold_run.fold_folder(tmp_path, "run", 0)
+    fold_run.settle_config(folder, decided(), "one")
     with pytest.raises(InputError, match="folds_digest: 'one' there, 'two' here"):
-        runs.settle_config(folder, decided(), "two")
+        fold_run.settle_config(folder, decided(), "two")
 
 
 def test_all_folds_of_a_run_share_one_experiment(tmp_path):
     work, other = tmp_path / "work", tmp_path / "other"
-    runs.check_experiment([work, other], decided(name="short"))
-    runs.settle_config(runs.fold_folder(other, "short_seed3456", 1), decided(name="short"), "one")
-    runs.check_experiment([work, other], decided(name="short", workers=2))
-    runs.check_experiment([work, other], decided(name="another", lr=0.5))
+    fold_run.check_experiment([work, other], decided(name="short"))
+    fold_run.settle_config(
+        fold_run.fold_folder(other, "short_seed3456", 1), decided(name="short"), "one"
+    )
+    fold_run.check_experiment([work, other], decided(name="short", workers=2))
+    fold_run.check_experiment([work, other], decided(name="another", lr=0.5))
     with pytest.raises(InputError, match=r"fold1 .*lr: 0.02 there, 0.5 here.*another NAME"):
-        runs.check_experiment([work, other], decided(name="short", lr=0.5))
+        fold_run.check_experiment([work, other], decided(name="short", lr=0.5))
 
 
 def test_prose_is_no_configuration(tmp_path):
-    folder = runs.fold_folder(tmp_path, "run", 0)
-    runs.settle_config(folder, decided(), "one")
+    folder = fold_run.fold_folder(tmp_path, "run", 0)
+    fold_run.settle_config(folder, decided(), "one")
     config = folder.read_config()
     config["experiment"] |= {"says": "in other words", "leaderboard": "0.9", "parent": "x"}
     storage.write_json(folder.config, config)
-    runs.settle_config(folder, decided(), "one")
+    fold_run.settle_config(folder, decided(), "one")
 
 
 def test_a_broken_or_missing_configuration_is_named(tmp_path):
-    folder = runs.fold_folder(tmp_path, "run", 0)
+    folder = fold_run.fold_folder(tmp_path, "run", 0)
     with pytest.raises(InputError, match=r"config.json is missing: the train stage makes it"):
         folder.read_config()
     storage.write_text(folder.config, "{")
@@ -191,7 +196,7 @@ def test_a_broken_or_missing_configuration_is_named(tmp_path):
 
 
 def test_a_run_without_a_log_has_an_empty_one(tmp_path):
-    folder = runs.fold_folder(tmp_path, "run", 0)
+    folder = fold_run.fold_folder(tmp_path, "run", 0)
     assert folder.read_log() == []
     storage.write_text(folder.log, '{"epoch": 1}\n{"epoch": 2}\n')
     assert [line["epoch"] for line in folder.read_log()] == [1, 2]

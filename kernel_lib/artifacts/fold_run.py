@@ -108,7 +108,7 @@ LINEAGE = "lineage_digest"  # in config.json, once the past of a fold's checkpoi
 
 
 @dataclass(frozen=True)
-class FoldFolder:
+class FoldRun:
     """One fold of one run on the disk; it need not exist yet."""
 
     run: str
@@ -216,28 +216,28 @@ class FoldFolder:
             ) from None
 
 
-def fold_folder(work: Path, run: str, fold: int) -> FoldFolder:
+def fold_folder(work: Path, run: str, fold: int) -> FoldRun:
     """Where fold `fold` of a run lies, or will lie, under a working folder."""
-    return FoldFolder(run, fold, work / "runs" / run / f"fold{fold}")
+    return FoldRun(run, fold, work / "runs" / run / f"fold{fold}")
 
 
-def begun(root: Path, run: str = "*") -> list[FoldFolder]:
+def begun(root: Path, run: str = "*") -> list[FoldRun]:
     """The folds of a run, or of all runs, under a root in which a training wrote, by path."""
     found = []
     for path in sorted((root / "runs").glob(f"{run}/fold*")):
         number = path.name.removeprefix("fold")
         if number.isdecimal() and path.is_dir():
-            folder = FoldFolder(path.parent.name, int(number), path)
+            folder = FoldRun(path.parent.name, int(number), path)
             found += [folder] * folder.holds_training
     return found
 
 
-def find(roots: Iterable[Path], run: str) -> dict[int, FoldFolder]:
+def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
     """The folds of a run, from the first root that holds each.
 
     Raises InputError where the configuration of one is gone: what it was trained as is not known.
     """
-    found: dict[int, FoldFolder] = {}
+    found: dict[int, FoldRun] = {}
     for root in roots:
         for folder in begun(root, glob.escape(run)):
             if not folder.config.is_file():
@@ -284,7 +284,7 @@ def listed(wanted: str) -> list[str]:
     return chosen
 
 
-def settle_lineage(folder: FoldFolder, lineage: Lineage) -> None:
+def settle_lineage(folder: FoldRun, lineage: Lineage) -> None:
     """Note the past of a fold's checkpoints in its config.json, unless it stands there."""
     config = folder.read_config()
     if LINEAGE not in config:
@@ -336,7 +336,7 @@ def read_left_out(roots: Sequence[Path]) -> list[str]:
 _DEFAULTS = Experiment(name="default").model_dump(mode="json", exclude={"name"})
 
 
-def settle_config(folder: FoldFolder, plan: TrainPlan, folds_digest: str) -> None:
+def settle_config(folder: FoldRun, plan: TrainPlan, folds_digest: str) -> None:
     """Write the fold's config.json, or see that the one there says the same.
 
     Raises InputError naming each field that differs, so that two trainings never mix in a folder.

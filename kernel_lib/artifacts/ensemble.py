@@ -15,7 +15,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kernel_lib import archives, runs, storage
+from kernel_lib import archives, storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Combine, Frozen
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.nested_cv_report import HonestReport
@@ -148,7 +149,7 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
     if name in found:
         return found[name]
     places = ", ".join(str(root) for root in roots)
-    trained = runs.names(roots)
+    trained = fold_run.names(roots)
     if not found and not trained:
         raise InputError(
             f"no runs and no thresholds under {places}: run the train stage, then the thresholds "

@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import runs, storage
+from kernel_lib import storage
+from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.artifacts.fold_run import Lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import combine, maps, members, recipes
-from kernel_lib.inference import ensemble as ensembles
-from kernel_lib.inference.ensemble import Ensemble, Member
+from kernel_lib.inference import combine, members, recipes
 from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
-from kernel_lib.runs import Lineage
 
 SIZE = 16
 RULE = Triplet(0.5, 0, 0.5)
@@ -58,7 +59,7 @@ def level_map(image_id: str, run: str) -> np.ndarray:
 
 def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d", **lineage):
     for fold in folds:
-        folder = runs.fold_folder(root, run, fold)
+        folder = fold_run.fold_folder(root, run, fold)
         storage.write_json(folder.config, {"run": run, "folds_digest": digest})
         held = drawn["fold"] == fold
         past = Lineage(**({"images": tuple(drawn.loc[~held, "image_id"])} | lineage))
@@ -71,7 +72,7 @@ def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d"
 def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> None:
     meta = {"run": run, "fold": fold, "lineage": Lineage().model_dump(mode="json")}
     predictions = [(i, maps.Prediction(level_map)) for i, level_map in shown.items()]
-    maps.write(runs.fold_folder(root, run, fold).test, predictions, meta)
+    maps.write(fold_run.fold_folder(root, run, fold).test, predictions, meta)
 
 
 def gather(roots: list[Path], names: list[str]) -> Ensemble:
@@ -99,7 +100,7 @@ def test_only_folds_that_all_members_have_speak(tmp_path):
 
 
 def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
-    storage.write_json(runs.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
+    storage.write_json(fold_run.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
     with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
         gather([tmp_path], ["a"])
 
@@ -131,7 +132,7 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
 
 def test_images_that_training_left_out_by_name_are_not_scored(tmp_path):
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table().iloc[:5])
-    storage.write_json(tmp_path / runs.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
+    storage.write_json(tmp_path / fold_run.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
     found = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
     assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
 
@@ -143,7 +144,7 @@ def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, l
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table())
     if order == ["a"]:
         left_out = ["i55: it is cut short"]
-    storage.write_json(tmp_path / runs.LEFT_OUT, left_out)
+    storage.write_json(tmp_path / fold_run.LEFT_OUT, left_out)
     ensemble = gather([tmp_path], order)
     with pytest.raises(InputError, match=r"runs/[ab]/fold1/oof.zip holds no map of image i5"):
         out_of_fold(ensemble, [tmp_path], table())
