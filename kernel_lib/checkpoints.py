@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from kernel_lib import released, storage
-from kernel_lib.artifacts.fold_run import UNKNOWN, Lineage
+from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.errors import InputError
 from kernel_lib.models import weights
 from kernel_lib.released import Released

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from kernel_lib import storage
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts.fold_run import UNKNOWN, Lineage
+from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.engine import random_states
 from kernel_lib.errors import InputError
 

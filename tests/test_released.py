@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from kernel_lib import checkpoints, released
-from kernel_lib.artifacts.fold_run import UNKNOWN, Lineage
+from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks

@@ -9,6 +9,7 @@ import numpy as np
 
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.artifacts.lineage import check_lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
@@ -114,9 +115,7 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
             "again, or delete it and run its stage"
         )
     if kind != "test":
-        fold_run.check_lineage(
-            archive.meta, archive.path, folder.read_config().get(fold_run.LINEAGE)
-        )
+        check_lineage(archive.meta, archive.path, folder.read_config().get(fold_run.LINEAGE))
     return archive
 
 

@@ -13,6 +13,8 @@ import pandas as pd
 
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference.combine import vote
@@ -106,13 +108,13 @@ def out_of_fold(
     `allow_unknown_past`.
     """
     honest, selected, parts, ensemble_maps = True, False, [], {}
-    here, left_out = frozenset(table["image_id"]), fold_run.read_left_out(roots)
+    here, left_out = frozenset(table["image_id"]), LeftOut.load(roots)
     for fold in ensemble.folds:
         speak = open_maps(ensemble, roots, [fold], "oof_last" if last else "oof")
         rows = _predicted(table[table["fold"] == fold], speak.archives, left_out)
         for archive in speak.archives:
             honest &= refuse_seen(archive, rows, allow_unknown_past, here)
-            lineage = fold_run.stated_lineage(archive.meta, archive.path)
+            lineage = stated_lineage(archive.meta, archive.path)
             selected |= lineage.selected_by(rows["image_id"])
         parts.append(rows)
         ensemble_maps[fold] = speak
@@ -147,14 +149,13 @@ def check_predicted_by(document: Mapping, ensemble: Ensemble, roots: Sequence[Pa
 
 
 def _predicted(
-    rows: pd.DataFrame, archives: Sequence[maps.Maps], left_out: Sequence[str]
+    rows: pd.DataFrame, archives: Sequence[maps.Maps], left_out: LeftOut
 ) -> pd.DataFrame:
     """The rows of a fold that all archives predict: all but those that every training left out.
 
     Raises: InputError, before hours of work, where an archive lacks another one.
     """
-    listed = {line.split(": ", 1)[0] for line in left_out}
-    lone = [i for i in rows["image_id"] if i in listed and not any(i in a for a in archives)]
+    lone = [i for i in rows["image_id"] if i in left_out and not any(i in a for a in archives)]
     rows = rows[~rows["image_id"].isin(lone)]
     for archive in archives:
         lacking = [image_id for image_id in rows["image_id"] if image_id not in archive]
@@ -181,7 +182,7 @@ def refuse_seen(
     Raises InputError naming an image that the member had seen, or an unknown past that was not
     allowed: a score counts only if no member saw the image.
     """
-    lineage = fold_run.stated_lineage(archive.meta, archive.path)
+    lineage = stated_lineage(archive.meta, archive.path)
     member = f"{archive.meta['run']}/fold{archive.meta['fold']}"
     ancestors = ", ".join(lineage.ancestors)
     for image_id, group in zip(rows["image_id"], rows["group"], strict=True):

@@ -13,7 +13,8 @@ from torch import nn
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import maps
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, InferenceParameters, PredictParameters
 from kernel_lib.data import shared_memory
 from kernel_lib.data.cache import Prepared

@@ -13,21 +13,22 @@ import pandas as pd
 from tqdm import tqdm
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, left_out
 from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.progress import bar
 from kernel_lib.signals import Signals
-from kernel_lib.stages import gather_check, nih
+from kernel_lib.stages import gather_check
 from kernel_lib.stages.gather_check import Fold, Stamp
 
 Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folder's first
 
 _BLOCK = 1 << 22  # bytes read at a time
 # What trainings left out: the same for the same folds file, and only told in reports.
-_BESIDE = (fold_run.LEFT_OUT, nih.LEFT_OUT)
+_BESIDE = (left_out.FILE, left_out.NIH_FILE)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         found = _opened(roots)
         table, drawn = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
-        fold_run.read_left_out(roots)  # damage is refused here, and not passed on
+        LeftOut.load(roots)  # damage is refused here, and not passed on
         places: Places = {}
         for fold in sorted(found, key=lambda fold: fold.key):  # stable: `work` stays first
             places.setdefault(fold.key, []).append(fold)

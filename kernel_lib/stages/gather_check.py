@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage, check_lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, explain
 from kernel_lib.data import folds
@@ -228,7 +229,7 @@ def _check_maps(folder: FoldRun, weights: Mapping[str, str], past: Lineage) -> N
                 "stage there to its end, which predicts anew"
             )
         if by is not None:
-            fold_run.check_lineage(archive.meta, path, past.digest())
+            check_lineage(archive.meta, path, past.digest())
 
 
 def _files(folder: FoldRun) -> Iterable[Path]:

@@ -18,6 +18,7 @@ from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import check_lineage, stated_lineage
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
@@ -158,7 +159,7 @@ def _trained_on(asked: Asked) -> list[str]:
         for member in asked.ensemble.everyone
         for fold in asked.ensemble.folds
     ]
-    lineages = [fold_run.stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
+    lineages = [stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
     images = prepared_images(folders[0].read_config()["experiment"]["size"], asked)
     test = past.Known(images.table["image_id"].tolist(), fingerprint.codes(images))
     found = past.seen_by(test, lineages)
@@ -260,7 +261,7 @@ def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> 
                     "the train stage to its end, then the thresholds stage"
                 )
             past_of_kept = checkpoints.past(folder.kept()[0])
-            fold_run.check_lineage(meta, folder.oof, past_of_kept.digest())
+            check_lineage(meta, folder.oof, past_of_kept.digest())
 
 
 def _predict(asked: Asked) -> Predicted:

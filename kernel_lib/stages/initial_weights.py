@@ -11,7 +11,8 @@ from torch import nn
 
 from kernel_lib import checkpoints, released
 from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.fold_run import UNKNOWN, FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.data.labels import read_groups
 from kernel_lib.engine import seed_everything

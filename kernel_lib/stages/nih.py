@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import storage
+from kernel_lib.artifacts.left_out import NIH_FILE, LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, nih, table
 from kernel_lib.data.cache import Prepared
@@ -18,7 +18,6 @@ from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.stages import past
 
-LEFT_OUT = "nih_left_out.json"  # in the working folder: NIH images that no training sees, and why
 ALWAYS_TRAINS = -1  # the fold of patients that the competition does not have
 
 
@@ -93,7 +92,7 @@ def prepare(
     )
     truth.insert(1, "fold", _folds(truth, drawn, folds_of))
     truth.insert(2, "group", truth.pop("group"))
-    storage.write_json(work / LEFT_OUT, excluded)
+    LeftOut(tuple(excluded)).save(work, NIH_FILE)
     _say(truth, size, past_known, excluded)
     return NihImages(prepared, truth, tuple(codes[i] for i in kept), past_known, excluded)
 
@@ -173,7 +172,7 @@ def _say(truth: pd.DataFrame, size: int, past_known: bool, excluded: list[str]) 
         what = "held out by no fold" if fold == ALWAYS_TRAINS else f"held out by fold {fold}"
         print(f"  {what}: {len(rows)}, {int(rows['positive'].sum())} with pneumothorax")
     if excluded:
-        print(f"  left out: {len(excluded)}, see {LEFT_OUT}; {excluded[0]}")
+        print(f"  left out: {len(excluded)}, see {NIH_FILE}; {excluded[0]}")
     if not past_known:
         print(
             "warning: not every competition image has an NIH patient, so these images may hold "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, table
 from kernel_lib.data.cache import Prepared

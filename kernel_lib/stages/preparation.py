@@ -10,6 +10,7 @@ import pandas as pd
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
 from kernel_lib.errors import InputError
@@ -101,7 +102,7 @@ def prepare_training(
     left_out = [*skipped, *in_test, *unlabelled]
     for line in left_out:
         print(f"left out: {line}")
-    storage.write_json(work / fold_run.LEFT_OUT, left_out)
+    LeftOut(tuple(left_out)).save(work)
     return prepared
 
 
@@ -264,8 +265,8 @@ def _all_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: P
 
     A run without them would be scored on fewer images than the others.
     """
-    left_out = {line.split(": ", 1)[0] for line in fold_run.read_left_out([work])}
-    lacking = drawn[~drawn["image_id"].isin({*prepared["image_id"], *left_out})]
+    left_out, here = LeftOut.load([work]), frozenset(prepared["image_id"])
+    lacking = drawn[[i not in here and i not in left_out for i in drawn["image_id"]]]
     if len(lacking):
         raise InputError(
             f"{path} has {len(lacking)} images that DATA_DIR lacks, {lacking['image_id'].iloc[0]} "

@@ -7,7 +7,8 @@ from pathlib import Path
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import check_predicted_by

@@ -15,6 +15,7 @@ from kernel_lib import storage
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.ensemble import Ensemble, Scores
+from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference.out_of_fold import check_predicted_by
@@ -88,7 +89,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
         drawn=drawn,
         per_image=per_image,
         logs=_logs(ensemble, roots),
-        left_out=fold_run.read_left_out(roots),
+        left_out=list(LeftOut.load(roots).lines),
         scores=listed,
         by_part=by_part,
         summary_lines=lines,

@@ -15,7 +15,8 @@ from torch import nn
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment, shared_memory
 from kernel_lib.engine import Engine, engine

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine
 from kernel_lib.parallel.world import ALONE, World

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from kernel_lib import checkpoints, storage
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
 from kernel_lib.engine import (
     memory_named,

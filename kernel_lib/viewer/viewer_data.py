@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.artifacts import ensemble as ensembles
-from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import fingerprint, folds, images, rle
 from kernel_lib.data.folder import Images
 from kernel_lib.data.table import Source
@@ -153,7 +153,7 @@ def _compared(part: OutOfFold, paths: Mapping[str, Path]) -> tuple[int, list[str
     }
     known: dict[str, set[str]] = defaultdict(set)
     for path, archive in archives.items():
-        for image_id, code in fold_run.stated_lineage(archive.meta, path).pairs:
+        for image_id, code in stated_lineage(archive.meta, path).pairs:
             if image_id in paths and fingerprint.shows(code):
                 known[image_id].add(code)
     compared, other = 0, []

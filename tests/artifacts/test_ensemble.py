@@ -10,9 +10,9 @@ import pytest
 
 from kernel_lib import storage
 from kernel_lib.artifacts import ensemble as ensembles
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, left_out, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference import combine, members, recipes
@@ -132,19 +132,19 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
 
 def test_images_that_training_left_out_by_name_are_not_scored(tmp_path):
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table().iloc[:5])
-    storage.write_json(tmp_path / fold_run.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
+    storage.write_json(tmp_path / left_out.FILE, ["i5: it is cut short", "i4: another was"])
     found = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
     assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
 
 
 @pytest.mark.parametrize("order", [["a", "b"], ["b", "a"], ["a"]])
-@pytest.mark.parametrize("left_out", [[], ["i5: it is cut short"], ["i55: it is cut short"]])
-def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, left_out):
+@pytest.mark.parametrize("lines", [[], ["i5: it is cut short"], ["i55: it is cut short"]])
+def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, lines):
     """Also where it is the only one, unless the image was left out of all training by name."""
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table())
     if order == ["a"]:
-        left_out = ["i55: it is cut short"]
-    storage.write_json(tmp_path / fold_run.LEFT_OUT, left_out)
+        lines = ["i55: it is cut short"]
+    storage.write_json(tmp_path / left_out.FILE, lines)
     ensemble = gather([tmp_path], order)
     with pytest.raises(InputError, match=r"runs/[ab]/fold1/oof.zip holds no map of image i5"):
         out_of_fold(ensemble, [tmp_path], table())

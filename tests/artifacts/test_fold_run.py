@@ -8,7 +8,7 @@ import pytest
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -42,7 +42,7 @@ def test_a_child_s_past_holds_its_parent_s_and_unknown_stays_unknown():
     assert child.groups == ("p", "q")
     assert child.ancestors == ("first", "second")
     assert child.known
-    assert not Lineage(images=("c",)).joined(fold_run.UNKNOWN, "found.pth").known
+    assert not Lineage(images=("c",)).joined(UNKNOWN, "found.pth").known
     assert Lineage.model_validate_json(child.model_dump_json()) == child
 
 

@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks, weights

@@ -13,7 +13,7 @@ import torch
 
 from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.inference import predictions

@@ -15,7 +15,7 @@ from kernel_lib import storage
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError

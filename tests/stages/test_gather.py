@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from kernel_lib import checkpoints, storage
 from kernel_lib.__main__ import main
 from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.fold_run import FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError

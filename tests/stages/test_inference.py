@@ -12,7 +12,7 @@ import pytest
 from kernel_lib import __main__ as main
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import InferenceParameters
 from kernel_lib.data import fingerprint, images
 from kernel_lib.errors import InputError

@@ -15,7 +15,8 @@ import torchvision
 
 from kernel_lib import checkpoints, released, storage
 from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.fold_run import UNKNOWN, FoldRun, Lineage
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError

@@ -106,7 +106,7 @@ def test_no_copy_of_a_test_image_trains_in_any_nor_another_of_its_patient(
     of_them = set(listed.index[listed.isin(patients)])
     assert len(of_them) > N_TEST
     assert {line.split(":")[0] for line in found.excluded} == of_them
-    assert json.loads((tmp_path / stage.LEFT_OUT).read_text()) == found.excluded
+    assert json.loads((tmp_path / stage.NIH_FILE).read_text()) == found.excluded
     test = [fingerprint.code(images.read(path)) for path in source.test["path"]]
     assert len(fingerprint.matches(found.fingerprints, test)) == 0
     name = min(planted)

@@ -13,6 +13,7 @@ import pytest
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, fingerprint, folds, rle, table
 from kernel_lib.errors import InputError
@@ -189,7 +190,7 @@ def test_bad_files_are_skipped_up_to_a_share(tmp_path, broken, is_refused):
             prepared(tmp_path, on_bad_file="skip")
     else:
         assert len(prepared(tmp_path, on_bad_file="skip")) == 20 - len(broken)
-        assert f"i{broken[0]:02d}: " in fold_run.read_left_out([tmp_path])[0]
+        assert f"i{broken[0]:02d}: " in LeftOut.load([tmp_path]).lines[0]
 
 
 def test_labels_that_do_not_fit_are_not_skipped_away(tmp_path):

@@ -14,7 +14,7 @@ from torch import nn
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.engine import Engine, engine

@@ -23,7 +23,7 @@ from kernel_lib.__main__ import main
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import fingerprint, folds, images, rle
 from kernel_lib.errors import InputError

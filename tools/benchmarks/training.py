@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, table
 from kernel_lib.engine import Engine, engine

@@ -18,7 +18,7 @@ import torch
 from kernel_build import wheels
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import maps
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.kaggle import packages
 from kernel_lib.models import weights
 from tools.fuzz.case import Case, Desk, Target

@@ -23,7 +23,7 @@ from pydicom.encaps import encapsulate
 from kernel_lib import checkpoints
 from kernel_lib.__main__ import main
 from kernel_lib.artifacts import maps
-from kernel_lib.artifacts.fold_run import Lineage
+from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import folds, images, labels, pictures
 from kernel_lib.data.dicom_levels import grey_levels
