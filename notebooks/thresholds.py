@@ -87,9 +87,9 @@ figures.scores(result.scores.first, result.scores.first_is_honest)
 # Small masks are the hard ones: dice should rise with the area, and few large masks be missed.
 
 # %%
-from kernel_lib.stages import agreement, report
+from kernel_lib.stages import agreement
 
-figures.dice_against_area(report.read_per_image(result.folder))
+figures.dice_against_area(result.per_image)
 
 # %% [markdown]
 # Where several members speak: how alike their masks are. Members that all say the same gain nothing

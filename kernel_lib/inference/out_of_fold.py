@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.artifacts.lineage import stated_lineage
@@ -133,9 +134,10 @@ def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
     }
 
 
-def check_predicted_by(document: Mapping, ensemble: Ensemble, roots: Sequence[Path]) -> None:
-    """Refuse archives that other checkpoints predicted than when a thresholds.json was made."""
-    for name, checkpoints in document.get("predicted_by", {}).items():
+def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
+    """Refuse archives that other checkpoints predicted than when the decision was made."""
+    ensemble = decision.ensemble
+    for name, checkpoints in decision.predicted_by.items():
         run, fold, file = name.split("/")
         folder = fold_run.find(roots, run).get(int(fold.removeprefix("fold")))
         used = run in {member.run for member in ensemble.everyone}

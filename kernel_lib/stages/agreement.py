@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import folds, rle
 from kernel_lib.inference.ensemble_maps import open_maps
@@ -31,12 +31,12 @@ def of_folder(folder: Path, roots: Sequence[Path] | None = None) -> Agreement:
     InputError where the thresholds stage has not been.
     """
     roots = paths.artefact_roots(folder.parents[1]) if roots is None else roots
-    ensemble = Ensemble.load(folder)
-    choice, _ = ensembles.read_choice(folder)
+    decision = Decision.load(folder)
+    ensemble = decision.ensemble
     if len(ensemble.members) < 2:
         return agreement.measured([ensemble.members[0].run], [], 0, "its rule")
     drawn = folds.find(roots, ensemble.folds_digest)
-    return of_members(ensemble, roots, drawn, choice)
+    return of_members(ensemble, roots, drawn, decision.choice)
 
 
 def of_members(

@@ -16,9 +16,11 @@ import torch
 from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.decision import Decision
+from kernel_lib.artifacts.ensemble import REPORT, Ensemble
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import check_lineage, stated_lineage
+from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
@@ -33,6 +35,7 @@ from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.postprocess.exhaustive import FULL_AREA
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.signals import Signals
 from kernel_lib.stages import past, report, session_budget
 
@@ -55,7 +58,7 @@ class InferenceResult:
         lines = [*self.summary_lines]
         lines.append(f"submission: {self.submission}")
         if self.submission.parent == self.folder:
-            lines.append(f"report: {self.folder / 'report.html'}")
+            lines.append(f"report: {self.folder / REPORT}")
         lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -85,7 +88,7 @@ def predict(parameters: InferenceParameters) -> Predicted:
     held = storage.folder_lock(asked.folder) if n_ranks() == 1 else nullcontext()
     with Signals().caught(), held:
         # Not needed to predict, but hours of that are for a submission and its report.
-        report.read(asked.earlier, asked.roots)
+        report.load(asked.earlier, asked.roots)
         return _predict(asked)
 
 
@@ -112,39 +115,37 @@ def run(parameters: InferenceParameters) -> InferenceResult:
 def _infer(asked: Asked) -> InferenceResult:
     ensemble, folder = asked.ensemble, asked.folder
     # All that the report needs, refused before hours are spent on predicting.
-    known = report.read(asked.earlier, asked.roots)
+    known = report.load(asked.earlier, asked.roots)
     trained_on = _trained_on(asked)
     predicted = _predict(asked)
     unreadable = predicted.unreadable
     _take_along(asked.earlier, folder)
     areas, found, wanted = [], {}, set(asked.sample)
-    for image_id, mask in test_masks(ensemble, asked.test_roots, predicted.images, known.choice):
+    for image_id, mask in test_masks(ensemble, asked.test_roots, predicted.images, asked.choice):
         if image_id in unreadable:
             mask[:] = 0
         found[image_id] = rle.encode(mask)
         if image_id in wanted:
             areas.append(int(mask.sum()) * FULL_AREA / mask.size)
-    summary = nested_cv.summary_of_areas(np.array(areas), known.scored)
+    summary = nested_cv.summary_of_areas(np.array(areas), known.decision.scores.kept)
     for warning in summary.warnings:
         print(f"warning: {warning}")
-    unread = tuple(sorted(unreadable))
-    told_of_test = {"summary": summary.to_json(), "unreadable": unread, "area_px": areas}
-    told_of_test["trained_on"] = trained_on
-    target = asked.output / "submission.csv"
+    test = TestRun(summary, tuple(sorted(unreadable)), tuple(areas), tuple(trained_on))
+    target = asked.output / SUBMISSION
     with storage.replace_files(asked.output) as aside:
         written = aside / target.name
         form = asked.form or asked.sample
         submission.write(written, form, [found[image_id] for image_id in asked.sample])
         _check(written, asked, predicted.images)
-        storage.write_json(aside / "test.json", told_of_test)
+        test.save(aside)
     if asked.output == folder:  # another data set is none of the training report's
-        report.write(folder, asked.roots, source=asked.source)
+        report.write(folder, report.load(folder, asked.roots), source=asked.source)
     return InferenceResult(
         folder=folder,
         submission=target,
         summary=summary,
-        honest=known.scored,
-        unreadable=unread,
+        honest=known.decision.scores.kept,
+        unreadable=test.unreadable,
         notes=tuple(predicted.notes),
         summary_lines=known.summary_lines,
         source=asked.source,
@@ -181,6 +182,7 @@ class Asked:
     roots: Sequence[Path]  # the working folder first
     earlier: Path  # the ensemble's folder, perhaps another kernel's output
     ensemble: Ensemble
+    choice: Choice
     source: table.Source
     form: Sample | None  # how the submission is written
     sample: list[str]  # image ids, in the sample's order
@@ -188,7 +190,7 @@ class Asked:
     @property
     def folder(self) -> Path:
         """The ensemble's folder in the working folder."""
-        return self.roots[0] / "ensembles" / self.ensemble.name
+        return self.roots[0] / ensembles.FOLDER / self.ensemble.name
 
     @property
     def output(self) -> Path:
@@ -217,7 +219,7 @@ def _asked(parameters: InferenceParameters) -> Asked:
     storage.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
     earlier = ensembles.find(roots, parameters.ensemble)
-    ensemble = Ensemble.load(earlier)
+    decision = Decision.load(earlier)
     given = None if parameters.sample is None else paths.from_root(parameters.sample)
     data_dir = paths.data_dir(parameters.data_dir)
     source = table.discover(data_dir, for_inference=True, sample=given)
@@ -232,16 +234,16 @@ def _asked(parameters: InferenceParameters) -> Asked:
     form = None if source.sample is None else table.read_sample(source.sample)
     if form is None:
         print("no sample submission: one row for each test image, by id")
-    check_members(ensemble, roots, ensembles.read_choice(earlier)[1])
-    return Asked(parameters, roots, earlier, ensemble, source, form, sample)
+    check_members(decision, roots)
+    return Asked(
+        parameters, roots, earlier, decision.ensemble, decision.choice, source, form, sample
+    )
 
 
-def check_members(ensemble: Ensemble, roots: Sequence[Path], document: dict) -> None:
-    """Refuse members that are not there, or not those whose maps the rule was searched on.
-
-    document: the thresholds.json.
-    """
-    check_predicted_by(document, ensemble, roots)
+def check_members(decision: Decision, roots: Sequence[Path]) -> None:
+    """Refuse members that are not there, or not those whose maps the rule was searched on."""
+    ensemble = decision.ensemble
+    check_predicted_by(decision, roots)
     for member in ensemble.everyone:
         folders = fold_run.find(roots, member.run)
         for fold in ensemble.folds:

@@ -26,8 +26,8 @@ import pandas as pd
 import torch
 
 from kernel_lib import released, storage
-from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
@@ -266,11 +266,10 @@ def _model(ensemble: str | None, model: str | None, scratch: Path) -> _Model:
 
 
 def _of_ensemble(folder: Path, scratch: Path) -> _Model:
-    ensemble = Ensemble.load(folder)
-    choice, document = ensembles.read_choice(folder)
+    decision = Decision.load(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
-    inference.check_members(ensemble, roots, document)
-    return _Model(ensemble, choice, roots)
+    inference.check_members(decision, roots)
+    return _Model(decision.ensemble, decision.choice, roots)
 
 
 def _of_released(name: str | None, scratch: Path) -> _Model:
@@ -297,7 +296,7 @@ def _predict(
     frame = pd.DataFrame({"image_id": ids, "path": listed}, dtype=object)
     root = given.roots[0]
     source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
-    asked = Asked(parameters, given.roots, root, given.ensemble, source, None, ids)
+    asked = Asked(parameters, given.roots, root, given.ensemble, given.choice, source, None, ids)
     if given.released is None:
         return inference.predict_all(asked, chosen, world)
     row = given.released.experiment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
@@ -30,8 +30,8 @@ def run(
         raise InputError(f"-o {out}: a released model is a {SUFFIX} file")
     folder = _fold(fold_folder.resolve())
     config = folder.read_config()
-    ensemble = Ensemble.load(ensemble_folder)
-    choice, document = ensembles.read_choice(ensemble_folder)
+    decision = Decision.load(ensemble_folder)
+    ensemble, choice, scores = decision.ensemble, decision.choice, decision.scores
     if [m.run for m in ensemble.everyone] != [folder.run] or choice.triplet is None:
         raise InputError(
             f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
@@ -42,13 +42,11 @@ def run(
         raise InputError(
             f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
         )
-    check_predicted_by(document, ensemble, [folder.path.parents[2]])
-    scores = ensembles.Scores.of(document)
+    check_predicted_by(decision, [folder.path.parents[2]])
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
-    checkpoint = (
-        folder.last if last else initial_weights.best_kept(folder)
-    )  # all kept ones are there
+    # All kept ones are there.
+    checkpoint = folder.last if last else initial_weights.best_kept(folder)
     alone = last or len(folder.kept()) == 1
     holds = scores.is_honest(selected) and alone
     state, lineage = checkpoints.load(checkpoint)

@@ -1,206 +1,142 @@
-"""Everything an ensemble's folder knows, as one page to look at."""
+"""Everything an ensemble's folder holds, as one page to look at."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib import storage
-from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.ensemble import Ensemble, Scores
+from kernel_lib.artifacts.decision import Decision
+from kernel_lib.artifacts.ensemble import REPORT, THRESHOLDS, Ensemble, named_if_damaged
 from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.oof import OofStatistics, load_per_image
+from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference.out_of_fold import check_predicted_by
-from kernel_lib.postprocess import nested_cv, search
-from kernel_lib.postprocess.histograms import Stacked
+from kernel_lib.postprocess import search
 from kernel_lib.postprocess.search import SearchResult
-from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
 from kernel_lib.stages import agreement, past, report_images, scores
 
-# What is read of oof.csv, beside the images' ids.
-_PER_IMAGE = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
-              "dice": "float64"}  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of an ensemble before the test images, all of it there and fitting together."""
+class ReportData:
+    """What is known of an ensemble, all of it there and fitting together."""
 
-    ensemble: Ensemble
-    choice: Choice
-    document: dict  # thresholds.json
-    both: Scores
-    among: Ensemble  # the members among which was chosen
-    drawn: pd.DataFrame  # the folds file
-    per_image: pd.DataFrame  # as `read_per_image` has it
+    roots: tuple[Path, ...]  # where the runs lie
+    decision: Decision
+    folds: pd.DataFrame  # the folds file
+    per_image: pd.DataFrame  # as `load_per_image` has it
+    statistics: OofStatistics
     logs: dict[str, list[dict]]  # log.jsonl by run and fold
-    left_out: list[str]
+    left_out: LeftOut
+    test: TestRun | None  # once the inference stage has run
     scores: pd.DataFrame
-    by_part: pd.DataFrame
+    by_fold: pd.DataFrame
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
 
-    @property
-    def scored(self) -> nested_cv.HonestReport:
-        """The kept checkpoints' score."""
-        return self.both.kept
 
-
-def read(folder: Path, roots: Sequence[Path]) -> Known:
-    """Everything the report says of an ensemble before the test images.
+def load(folder: Path, roots: Sequence[Path]) -> ReportData:
+    """Read everything that the report says of an ensemble.
 
     Raises InputError naming the file, and the stage that makes it, where one of them is missing,
     damaged, or of another ensemble.
     """
-    ensemble = Ensemble.load(folder)
-    choice, document = ensembles.read_choice(folder)
-    both = Scores.of(document)
-    among = ensembles.candidates(ensemble, document)
-    with ensembles.named_if_damaged(folder / "thresholds.json"):
-        listed = scores.table(both)
-        by_part = scores.chosen_by_part(among, both.kept)
-        lines = tuple(scores.summary_lines(ensemble, choice, both))
-    check_predicted_by(document, ensemble, roots)
-    drawn = folds.find(roots, ensemble.folds_digest)
-    per_image = read_per_image(folder)
-    with ensembles.named_if_damaged(folder / "oof.csv"):
-        fold = per_image["image_id"].map(drawn.set_index("image_id")["fold"])
-        theirs = (fold == per_image["fold"]) & fold.isin(ensemble.folds)
-        if not (theirs & per_image["part"].isin([rule.part for rule in both.kept.rules])).all():
-            raise ValueError("its images or folds are not the ensemble's")
-    for _ in _statistics(folder, document):
-        pass
-    return Known(
-        ensemble=ensemble,
-        choice=choice,
-        document=document,
-        both=both,
-        among=among,
-        drawn=drawn,
-        per_image=per_image,
-        logs=_logs(ensemble, roots),
-        left_out=list(LeftOut.load(roots).lines),
-        scores=listed,
-        by_part=by_part,
+    decision = Decision.load(folder)
+    with named_if_damaged(folder / THRESHOLDS):
+        table = scores.table(decision.scores)
+        by_fold = scores.chosen_by_part(decision.candidates, decision.scores.kept)
+        lines = tuple(scores.summary_lines(decision.ensemble, decision.choice, decision.scores))
+    check_predicted_by(decision, roots)
+    fold_table = folds.find(roots, decision.ensemble.folds_digest)
+    return ReportData(
+        roots=tuple(roots),
+        decision=decision,
+        folds=fold_table,
+        per_image=load_per_image(folder, decision, fold_table),
+        statistics=OofStatistics.load(folder, decision),
+        logs=_logs(decision.ensemble, roots),
+        left_out=LeftOut.load(roots),
+        test=TestRun.load(folder),
+        scores=table,
+        by_fold=by_fold,
         summary_lines=lines,
     )
 
 
 def write(
     folder: Path,
-    roots: Sequence[Path],
+    data: ReportData,
     source: Source | None = None,
     searches: Mapping[str, SearchResult] | None = None,
 ) -> Path:
-    """Write report.html from what the stages left in an ensemble's folder.
+    """Write report.html into an ensemble's folder.
 
-    Pictures of images need `source`, the data folder; what the inference stage adds is shown once
-    it has run. `searches` saves making them again.
+    Pictures of images need `source`, the data folder. `searches` saves making them again.
     """
-    known = read(folder, roots)
-    for name, lines in known.logs.items():
+    for name, lines in data.logs.items():
         if not lines:
             print(f"note: {name}/log.jsonl is missing: no learning curve; training again writes it")
-    ensemble = known.ensemble
+    ensemble = data.decision.ensemble
     meta = {
         "ensemble": ensemble.name,
         "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
         "combine": ensemble.combine,
     }
-    meta |= dict(line.split(": ", 1) for line in known.summary_lines)
-    target = folder / "report.html"
-    found = _sections(known, folder, roots, source, searches)
+    meta |= dict(line.split(": ", 1) for line in data.summary_lines)
+    target = folder / REPORT
+    found = sections(folder, data, source, searches)
     report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
     return target
 
 
 def sections(
     folder: Path,
-    roots: Sequence[Path],
+    data: ReportData,
     source: Source | None = None,
     searches: Mapping[str, SearchResult] | None = None,
 ) -> list[Section]:
-    """The report's sections in order; as `write`."""
-    return _sections(read(folder, roots), folder, roots, source, searches)
-
-
-def _sections(
-    known: Known,
-    folder: Path,
-    roots: Sequence[Path],
-    source: Source | None,
-    searches: Mapping[str, SearchResult] | None,
-) -> list[Section]:
-    ensemble, scored, per_image = known.ensemble, known.scored, known.per_image
-    searches = searches or _searches(folder, known.document)
-    test = _test(folder)
-    predicted = _test_areas(folder) if test is not None else None
-    found = [
-        Section("Scores", known.scores),
-        Section("Scores, drawn", figures.scores(known.both.first, known.both.first_is_honest)),
-        Section("How the honest score was made", _method(known)),
-        Section("Chosen for each part", known.by_part),
-        Section("Learning curves", figures.learning_curves(known.logs)),
-        Section("Thresholds", _surfaces(searches)),
+    """Return the report's sections in order; as `write`."""
+    ensemble, per_image, test = data.decision.ensemble, data.per_image, data.test
+    scored = data.decision.scores
+    shown = [
+        Section("Scores", data.scores),
+        Section("Scores, drawn", figures.scores(scored.first, scored.first_is_honest)),
+        Section("How the honest score was made", _method(data)),
+        Section("Chosen for each part", data.by_fold),
+        Section("Learning curves", figures.learning_curves(data.logs)),
+        Section("Thresholds", _surfaces(searches or _search_again(data))),
         Section("Dice and area", figures.dice_against_area(per_image)),
         Section("Missed, by size", figures.false_negatives_by_size(per_image)),
-        Section("Share of images with a mask", figures.share_nonempty(scored, test)),
-        Section("Areas of masks", _areas_picture(per_image, predicted)),
-        Section("Folds", figures.folds(known.drawn)),
+        Section(
+            "Share of images with a mask",
+            figures.share_nonempty(scored.kept, test.summary if test else None),
+        ),
+        Section("Areas of masks", _areas_picture(per_image, test.areas if test else None)),
+        Section("Folds", figures.folds(data.folds)),
     ]
     if len(ensemble.members) > 1:
-        alike = agreement.of_folder(folder, roots)
+        alike = agreement.of_members(ensemble, data.roots, data.folds, data.decision.choice)
         if pictures := tuple(filter(None, (alike.matrices(), alike.votes()))):
-            found.append(Section("The members' agreement", pictures))
+            shown.append(Section("The members' agreement", pictures))
     if source is not None:
-        found += report_images.out_of_fold(
-            known.among, roots, source, known.drawn, per_image, scored
-        )
+        shown += report_images.out_of_fold(data, source)
         if test is not None:
-            drawn = report_images.on_test(folder / "submission.csv", source)
-            found.append(Section("Test images with a mask", drawn))
-        found.append(Section("Augmentations of one image", _augmented(ensemble, roots, source)))
-    if known.left_out:
-        found.append(Section("Training images left out", known.left_out))
+            drawn = report_images.on_test(folder / SUBMISSION, source)
+            shown.append(Section("Test images with a mask", drawn))
+        shown.append(Section("Augmentations of one image", _augmented(data, source)))
+    if data.left_out.lines:
+        shown.append(Section("Training images left out", list(data.left_out.lines)))
     if test is not None:
-        found += _test_problems(folder, test)
-    return found
-
-
-def read_per_image(folder: Path) -> pd.DataFrame:
-    """oof.csv as the figures want it: areas in px of 1024², dice by the honest rule.
-
-    Raises InputError where it is missing, cut short or another table.
-    """
-    path = folder / "oof.csv"
-    _, document = ensembles.read_choice(folder)
-    with ensembles.named_if_damaged(path):
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            raise ValueError("it ends within a row")
-        table = pd.read_csv(
-            io.BytesIO(content),
-            usecols=["image_id", *_PER_IMAGE],
-            dtype={"image_id": str} | _PER_IMAGE,
-            # An image may be called NA.
-            keep_default_na=False,
-            na_values={name: [""] for name in _PER_IMAGE},
-        )
-        n = document["honest"]["n_images"]
-        if len(table) != n:
-            raise ValueError(f"it has {len(table)} images, thresholds.json {n}")
-    names = {"true_area_px": "truth_px", "area_px": "predicted_px"}
-    return table.rename(columns=names).dropna(subset=["dice"])
+        shown += _test_problems(test)
+    return shown
 
 
 def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Picture:
@@ -209,8 +145,8 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
     return figures.mask_areas(areas[areas > 0], on_test)
 
 
-def _method(known: Known) -> str:
-    both = known.both
+def _method(data: ReportData) -> str:
+    both = data.decision.scores
     warning = "" if both.past_known else "NOT HONEST: what a member descends from is unknown. "
     selected = "No label of a held-out image selected an epoch."
     if both.kept_selected:
@@ -225,25 +161,12 @@ def _method(known: Known) -> str:
             "began from weights that they selected."
         )
     return (
-        f"{warning}{known.scored.method} A rule keeps a mask where at least its area (px of 1024²) "
+        f"{warning}{both.kept.method} A rule keeps a mask where at least its area (px of 1024²) "
         "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
         "exceed that has no mask. Submitted with: "
-        f"{'; '.join(known.summary_lines)}. "
+        f"{'; '.join(data.summary_lines)}. "
         f"{selected}"
     )
-
-
-def save_statistics(folder: Path, image_ids: Sequence[str], searched: Sequence[Stacked]) -> None:
-    """Keep what the searches saw, one set of images a search, so that a report can repeat them."""
-    arrays = {"image_id": np.array(image_ids, dtype=str)}
-    for at, stats in enumerate(searched):
-        arrays[_key("hist_all", at)] = stats.hist_all.astype(np.int32)
-        arrays[_key("hist_true", at)] = stats.hist_true.astype(np.int32)
-        arrays["n_px"] = stats.n_px
-        if stats.has_labels:
-            arrays[_key("label", at)] = stats.label
-    with storage.atomic_write(folder / "oof_statistics.npz") as file:
-        np.savez_compressed(file, **arrays)
 
 
 def _surfaces(searches: Mapping[str, SearchResult]) -> tuple:
@@ -256,44 +179,13 @@ def _surfaces(searches: Mapping[str, SearchResult]) -> tuple:
     )
 
 
-def _key(name: str, at: int) -> str:
-    return name if at == 0 else f"{name}_{at}"
-
-
-def _searches(folder: Path, document: dict) -> dict[str, SearchResult]:
-    """The searches again, from the statistics that the thresholds stage kept; seconds."""
-    made, found = ensembles.searches(document), {}
-    for name, stats in _statistics(folder, document):
-        swept = made[name].get("label_swept", False)
-        found[name] = search.search(stats, single=made[name]["single"], label=swept)
-    return found
-
-
-def _statistics(folder: Path, document: dict) -> Iterator[tuple[str, Stacked]]:
-    """What each search saw; InputError where it is missing, damaged or of other images."""
-    path, n = folder / "oof_statistics.npz", document["honest"]["n_images"]
-    with ensembles.named_if_damaged(path), np.load(path) as kept:
-        n_px = _numbers(kept, "n_px", (n,))
-        for at, (name, made) in enumerate(ensembles.searches(document).items()):
-            label, hists = _key("label", at), (_key("hist_all", at), _key("hist_true", at))
-            labelled = made.get("label_swept") or label in kept
-            stats = Stacked(
-                *(_numbers(kept, hist, (n, 256)).astype(np.int64) for hist in hists),
-                n_px,
-                np.ones(n, dtype=bool),
-                _numbers(kept, label, (n,)) if labelled else None,
-            )
-            yield name, stats
-
-
-def _numbers(kept: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Whole numbers of an archive, of that shape; another content raises."""
-    if name not in kept:
-        raise ValueError(f"it lacks {name}")
-    numbers = kept[name]
-    if numbers.shape != shape or numbers.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {numbers.dtype} {numbers.shape}, not of {shape[0]} images")
-    return numbers
+def _search_again(data: ReportData) -> dict[str, SearchResult]:
+    """Repeat the searches on what the thresholds stage kept, in seconds."""
+    searches = zip(data.decision.searches.items(), data.statistics.searched, strict=True)
+    return {
+        name: search.search(stats, single=how.single, label=how.label_swept)
+        for (name, how), stats in searches
+    }
 
 
 def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
@@ -303,30 +195,16 @@ def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
     return {folder.name: folder.read_log() for folder in there}
 
 
-def _augmented(ensemble: Ensemble, roots: Sequence[Path], source: Source) -> Picture:
-    """One image as the first member's training saw it."""
-    # Here: the augmentations bring torch along, without which the thresholds are to start.
+def _augmented(data: ReportData, source: Source) -> Picture:
+    """Return one image as the first member's training saw it."""
+    # Here: the augmentations import torch, without which the thresholds are to start.
     from kernel_lib.stages import augmented
 
-    return augmented.of_run(ensemble.members[0].run, roots, source)
+    return augmented.of_run(data.decision.ensemble.members[0].run, data.roots, source)
 
 
-def _test(folder: Path) -> nested_cv.TestSummary | None:
-    path = folder / "test.json"
-    if not path.exists():
-        return None
-    return nested_cv.TestSummary.from_json(json.loads(path.read_text(encoding="utf-8"))["summary"])
-
-
-def _test_problems(folder: Path, test: nested_cv.TestSummary) -> list[Section]:
-    noted = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    trained_on = noted.get("trained_on", [])  # of an earlier version: not looked for
-    lines = [*test.warnings, *([past.leak(trained_on)] if trained_on else []), *trained_on]
-    lines += [f"empty mask, unreadable image: {name}" for name in noted["unreadable"]]
+def _test_problems(test: TestRun) -> list[Section]:
+    leaks = [past.leak(test.trained_on), *test.trained_on] if test.trained_on else []
+    lines = [*test.summary.warnings, *leaks]
+    lines += [f"empty mask, unreadable image: {name}" for name in test.unreadable]
     return [Section("Test images: what to know", lines)] if lines else []
-
-
-def _test_areas(folder: Path) -> np.ndarray:
-    """Areas of the submission's masks that are not empty, px of 1024²."""
-    areas = np.array(json.loads((folder / "test.json").read_text(encoding="utf-8"))["area_px"])
-    return areas[areas > 0]

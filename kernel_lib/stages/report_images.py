@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
 from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble_maps import open_maps
-from kernel_lib.postprocess import nested_cv, submission
+from kernel_lib.postprocess import submission
 from kernel_lib.reporting import figures
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
 
+if TYPE_CHECKING:
+    from kernel_lib.stages.report import ReportData
+
 SHOWN = 6  # images of a kind
 
 
-def out_of_fold(
-    ensemble: Ensemble,
-    roots: Sequence[Path],
-    source: Source,
-    drawn: pd.DataFrame,
-    per_image: pd.DataFrame,
-    scored: nested_cv.HonestReport,
-) -> list[Section]:
+def out_of_fold(data: ReportData, source: Source) -> list[Section]:
     """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
 
     Each mask is that of the choice which scored the image, made without it; beside it the map of
     the members' mean.
     """
-    found = []
+    found, per_image = [], data.per_image
+    ensemble, scored = data.decision.candidates, data.decision.scores.kept
     choice_of_part = {rule.part: rule.choice for rule in scored.rules}
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
@@ -48,8 +42,8 @@ def out_of_fold(
             (per_image["truth_px"] == 0) & (per_image["predicted_px"] > 0)
         ].nlargest(SHOWN, "predicted_px"),
     }
-    truth = drawn.set_index("image_id")
-    speaking = {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
+    truth = data.folds.set_index("image_id")
+    speaking = {fold: open_maps(ensemble, data.roots, [fold], "oof") for fold in ensemble.folds}
     for title, rows in kinds.items():
         shown = []
         for row in rows[rows["image_id"].isin(paths)].itertuples():

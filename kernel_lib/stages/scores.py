@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.artifacts import ensemble as ensembles
-from kernel_lib.artifacts.ensemble import Ensemble, Scores
+from kernel_lib.artifacts.decision import Decision, Scores
+from kernel_lib.artifacts.ensemble import MEMBERS, REPORT, THRESHOLDS, VIEWER, Ensemble
+from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
@@ -163,16 +163,14 @@ def summary(folder: Path, truth: Path | None = None) -> str:
 
     `truth` is a table of labels, or a data folder whose test images have labels.
     """
-    choice, document = ensembles.read_choice(folder)
-    scores = Scores.of(document)
-    lines = ["Out of fold:", as_text(table(scores))]
-    if (folder / "members.json").exists():
-        lines += summary_lines(Ensemble.load(folder), choice, scores)
-    if truth is not None and (folder / "test.json").exists():
-        lines += ["", "Test images:", as_text(_on_test(folder / "submission.csv", truth))]
-        lines += trained_on(folder / "submission.csv")
+    decision = Decision.load(folder)
+    lines = ["Out of fold:", as_text(table(decision.scores))]
+    lines += summary_lines(decision.ensemble, decision.choice, decision.scores)
+    if truth is not None and TestRun.load(folder) is not None:
+        lines += ["", "Test images:", as_text(_on_test(folder / SUBMISSION, truth))]
+        lines += trained_on(folder / SUBMISSION)
     lines += ["", "Artefacts:"]
-    for name in ("submission.csv", "report.html", "viewer.html", "thresholds.json", "members.json"):
+    for name in (SUBMISSION, REPORT, VIEWER, THRESHOLDS, MEMBERS):
         if (folder / name).exists():
             lines.append(f"  {folder / name}")
     return "\n".join(lines)
@@ -183,12 +181,8 @@ def trained_on(submitted: Path) -> list[str]:
 
     It is of the submission written there; a copy under another name holds the same images.
     """
-    path = submitted.parent / "test.json"
-    if not path.is_file():
-        return []
-    with ensembles.named_if_damaged(path):
-        lines = json.loads(path.read_text(encoding="utf-8")).get("trained_on")
-    return [f"warning: {past.leak(lines)}"] if lines else []
+    test = TestRun.load(submitted.parent)
+    return [f"warning: {past.leak(test.trained_on)}"] if test and test.trained_on else []
 
 
 def _on_test(path: Path, truth: Path) -> pd.DataFrame:

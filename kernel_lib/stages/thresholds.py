@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.ensemble import Ensemble, Scores
+from kernel_lib.artifacts import fold_run, test_run
+from kernel_lib.artifacts.decision import Decision, Scores, Searched
+from kernel_lib.artifacts.ensemble import FOLDER, REPORT, THRESHOLDS, Ensemble
+from kernel_lib.artifacts.oof import OofStatistics, save_per_image
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import folds, table
 from kernel_lib.errors import InputError
@@ -22,9 +24,10 @@ from kernel_lib.inference.ensemble_maps import alone
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess import nested_cv, search
+from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice, Fitted
 from kernel_lib.signals import Signals
 from kernel_lib.stages import report, scores, session_budget
@@ -35,11 +38,22 @@ class ThresholdsResult:
     """The search, its honest report, and the folder that keeps them."""
 
     folder: Path
-    ensemble: Ensemble  # as it goes on to the test images
-    among: Ensemble  # the members among which greedy chose; else the same
-    choice: Choice
-    searches: dict[str, search.SearchResult]  # of the ensemble's map, or of each member's
-    scores: Scores
+    decision: Decision
+    searches: dict[str, SearchResult]  # of the ensemble's map, or of each member's
+    per_image: pd.DataFrame  # as `load_per_image` has it
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The ensemble as it goes on to the test images."""
+        return self.decision.ensemble
+
+    @property
+    def choice(self) -> Choice:
+        return self.decision.choice
+
+    @property
+    def scores(self) -> Scores:
+        return self.decision.scores
 
     @property
     def honest(self) -> HonestReport:
@@ -57,20 +71,20 @@ class ThresholdsResult:
         return self.scores.past_known
 
     @property
-    def search(self) -> search.SearchResult:
+    def search(self) -> SearchResult:
         """The search; where members have rules of their own, the first one's."""
         return next(iter(self.searches.values()))
 
     def by_part(self) -> pd.DataFrame:
         """What was chosen for each fold or part without it, and its score there."""
-        return scores.chosen_by_part(self.among, self.honest)
+        return scores.chosen_by_part(self.decision.candidates, self.honest)
 
     def __str__(self) -> str:
         lines = [
             scores.as_text(scores.table(self.scores)),
             *scores.summary_lines(self.ensemble, self.choice, self.scores),
-            f"written: {self.folder / 'thresholds.json'}",
-            f"report: {self.folder / 'report.html'}",
+            f"written: {self.folder / THRESHOLDS}",
+            f"report: {self.folder / REPORT}",
         ]
         return "\n".join(lines)
 
@@ -87,41 +101,26 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
-    drawn = folds.find(roots, ensemble.folds_digest)
+    fold_table = folds.find(roots, ensemble.folds_digest)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
-    kept = out_of_fold(ensemble, roots, drawn, **allow)
-    last = out_of_fold(ensemble, roots, drawn, last=True, **allow)
-    folder = work / "ensembles" / ensemble.name
+    kept = out_of_fold(ensemble, roots, fold_table, **allow)
+    last = out_of_fold(ensemble, roots, fold_table, last=True, **allow)
+    folder = work / FOLDER / ensemble.name
     with Signals().caught(), storage.folder_lock(folder):
-        of_images = None if set(ensemble.folds) == set(drawn["fold"]) else len(drawn)
-        result = _search(folder, parameters, recipe, kept, last, of_images)
-        report.write(folder, roots, source=source, searches=result.searches)
+        fitted, report_kept = _fit(kept, recipe, parameters, progress=True)
+        _, report_last = _fit(last, recipe, parameters)
+        of_images = None if set(ensemble.folds) == set(fold_table["fold"]) else len(fold_table)
+        honest = kept.honest and last.honest
+        selected = (kept.selected, last.selected)
+        both = Scores(report_kept, report_last, honest, *selected, of_images)
+        decision, searches = _decision(kept, fitted, both, predicted_by([kept, last]))
+        _save(folder, decision, searches, kept)
+        data = report.load(folder, roots)
+        report.write(folder, data, source, searches)
+    result = ThresholdsResult(folder, decision, searches, data.per_image)
     print(result)
     session_budget.say(work)
     return result
-
-
-def _search(
-    folder: Path,
-    parameters: ThresholdsParameters,
-    recipe: Recipe,
-    kept: OutOfFold,
-    last: OutOfFold,
-    of_images: int | None,
-) -> ThresholdsResult:
-    found, scored = _honest(kept, recipe, parameters, progress=True)
-    _, scored_last = _honest(last, recipe, parameters)
-    past_known = kept.honest and last.honest
-    both = Scores(scored, scored_last, past_known, kept.selected, last.selected, of_images)
-    searches = _write(folder, kept, found, both, predicted_by([kept, last]))
-    return ThresholdsResult(
-        folder=folder,
-        ensemble=Ensemble.load(folder),
-        among=kept.ensemble,
-        choice=found.choice,
-        searches=searches,
-        scores=both,
-    )
 
 
 def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Recipe, str | None]:
@@ -164,16 +163,16 @@ def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
     return recipe.differing(**asked)
 
 
-def _honest(
+def _fit(
     part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
-) -> tuple[Fitted, nested_cv.HonestReport]:
-    """What is chosen on all images, and the honest score of choosing so."""
+) -> tuple[Fitted, HonestReport]:
+    """Return what is chosen on all images, and the honest score of choosing so."""
     strategy = selection.strategy_of(part, recipe, single=parameters.single)
-    found = strategy.fit(np.arange(len(part.table)), progress)
+    fitted = strategy.fit(np.arange(len(part.table)), progress)
     groups = part.table["group"]
-    return found, nested_cv.of_strategy(
+    return fitted, nested_cv.of_strategy(
         strategy,
-        found,
+        fitted,
         part.stats,
         part.table["image_id"].tolist(),
         part.table["fold"].tolist(),
@@ -182,51 +181,36 @@ def _honest(
     )
 
 
-def _write(
-    folder: Path,
-    part: OutOfFold,
-    found: Fitted,
-    scored: Scores,
-    made_of: dict[str, Any],
-) -> dict[str, search.SearchResult]:
-    """members.json, what the searches saw and scored, and last of all the rule; the searches."""
-    ensemble, weights = part.ensemble, found.choice.weights
-    weightings = [weights or ensemble.weights]
-    names, document = [ensemble.name], {}
-    if ensemble.by_members:
-        names = [m.run for m in ensemble.members]
-        weightings = [alone(len(names), at) for at in range(len(names))]
-        rules = zip(names, found.choice.rules, strict=True)
-        document["rules"] = {name: rule.to_json() for name, rule in rules}
-        document["at_least"] = found.choice.at_least
-    else:
-        document["rule"] = found.choice.triplet.to_json()
-    searches = dict(zip(names, found.searches, strict=True))
-    told = {name: one.to_json() for name, one in searches.items()}
-    document |= {"searches": told} if ensemble.by_members else {"search": told[ensemble.name]}
-    if weights is not None:
-        among = [m.model_dump(mode="json") for m in ensemble.members]
-        document["selection"] = {"choose": "greedy", "candidates": among, "weights": list(weights)}
-    if ensemble.gate != "none":
-        by = [m.run for m in ensemble.gate_members or ensemble.members]
-        document["gate"] = {"by": ensemble.gate, "runs": by}
-    final = ensemble if weights is None else ensemble.taking(weights)
-    document |= {
-        "past_known": scored.past_known,
-        "epochs_selected": {"honest": scored.kept_selected, "last": scored.last_selected},
-        "honest": scored.kept.to_json(),
-        "last": scored.last.to_json(),
-        "ensemble": final.to_json(),
-        "predicted_by": made_of,
-    }
-    if scored.of_images is not None:
-        document["of_images"] = scored.of_images
+def _decision(
+    part: OutOfFold, fitted: Fitted, both: Scores, made_of: Mapping[str, Any]
+) -> tuple[Decision, dict[str, SearchResult]]:
+    """Return what was decided, and each search by its member's, or the ensemble's, name."""
+    candidates, weights = part.ensemble, fitted.choice.weights
+    members = candidates.members if candidates.by_members else ()
+    names = [m.run for m in members] or [candidates.name]
+    searches = dict(zip(names, fitted.searches, strict=True))
+    decision = Decision(
+        ensemble=candidates if weights is None else candidates.taking(weights),
+        candidates=candidates,
+        choice=fitted.choice,
+        scores=both,
+        searches={k: Searched(one.single, one.label_swept) for k, one in searches.items()},
+        predicted_by=made_of,
+    )
+    return decision, searches
+
+
+def _save(
+    folder: Path, decision: Decision, searches: Mapping[str, SearchResult], part: OutOfFold
+) -> None:
+    """Save what the searches saw and scored, and last of all the decision."""
+    candidates, n = decision.candidates, len(searches)
+    weightings = [decision.choice.weights or candidates.weights]
+    if candidates.by_members:
+        weightings = [alone(n, at) for at in range(n)]
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
-    with storage.replace_files(folder, without=("thresholds.json", "test.json")) as aside:
-        final.save(aside)
-        with storage.atomic_write(aside / "oof.csv", "w", encoding="utf-8", newline="") as file:
-            scored.kept.per_image.to_csv(file, index=False)
-        saw = [part.gated(some) for some in weightings]
-        report.save_statistics(aside, part.table["image_id"], saw)
-        storage.write_json(aside / "thresholds.json", document)
-    return searches
+    with storage.replace_files(folder, without=(THRESHOLDS, test_run.FILE)) as aside:
+        save_per_image(aside, decision.scores.kept.per_image)
+        seen = tuple(part.gated(weights) for weights in weightings)
+        OofStatistics(tuple(part.table["image_id"]), seen).save(aside)
+        decision.save(aside, searches)

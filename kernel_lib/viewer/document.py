@@ -25,6 +25,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.progress import bar
 from kernel_lib.reporting.picture import Picture
+from kernel_lib.viewer import viewer_data
 from kernel_lib.viewer.page import pack, page
 from kernel_lib.viewer.ranking import most_telling
 from kernel_lib.viewer.viewer_data import Viewed
@@ -113,10 +114,10 @@ def view(
         data = paths.data_dir(None if data_dir is None else str(data_dir))
     if test:
         source = None if data is None else discover(data, for_inference=True)
-        return data.of_test(folder, roots, source)
+        return viewer_data.of_test(folder, roots, source)
     # Radiographs alone: labels and splits are the ensemble's own.
     radiographs = None if data is None else Images.of(survey(data, by_content=True))
-    return data.held_out(folder, roots, radiographs)
+    return viewer_data.held_out(folder, roots, radiographs)
 
 
 def show(

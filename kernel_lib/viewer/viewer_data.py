@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import ensemble as ensembles
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import fingerprint, folds, images, rle
@@ -85,13 +85,12 @@ def held_out(folder: Path, roots: Sequence[Path], data: Images | None = None) ->
     `data` holds their radiographs. Raises InputError where the thresholds stage has not run, or
     what it read is gone, and where the radiographs are others.
     """
-    ensemble = Ensemble.load(folder)
-    choice, document = ensembles.read_choice(folder)
-    check_predicted_by(document, ensemble, roots)
+    decision = Decision.load(folder)
+    ensemble, choice, scores = decision.ensemble, decision.choice, decision.scores
+    check_predicted_by(decision, roots)
     drawn = folds.find(roots, ensemble.folds_digest)
     part = out_of_fold(ensemble, roots, drawn, allow_unknown_past=True)
     voices = _voices(ensemble, choice, part.ensemble_maps)
-    scores = ensembles.Scores.of(document)
     honest = scores.first
     low, high = honest.interval
     word = "the honest score of choosing" if scores.first_is_honest else "NOT honest either:"
@@ -179,8 +178,8 @@ def of_test(folder: Path, roots: Sequence[Path], source: Source | None) -> Viewe
             "test images are seen at their own sizes, which their files tell: give the data "
             "folder, --data DIR or data_dir=…"
         )
-    ensemble = Ensemble.load(folder)
-    choice, _ = ensembles.read_choice(folder)
+    decision = Decision.load(folder)
+    ensemble, choice = decision.ensemble, decision.choice
     everyone = open_maps(ensemble, roots, ensemble.folds, "test")
     voices = _voices(ensemble, choice, {None: everyone})
     if ensemble.combine == "vote":

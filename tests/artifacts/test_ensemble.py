@@ -11,6 +11,7 @@ import pytest
 from kernel_lib import storage
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, left_out, maps
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data import rle
@@ -228,6 +229,7 @@ def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
     for name in "ab":
         folder = tmp_path / "ensembles" / name
         storage.write_json(folder / "thresholds.json", searched())
+        Ensemble(name=name, folds_digest="d", members=(Member(run=name, folds=(0,)),)).save(folder)
     with pytest.raises(InputError, match=r"several ensembles are there; name .* ENSEMBLE: a, b"):
         ensembles.find([tmp_path], None)
     with pytest.raises(InputError, match=r"ENSEMBLE c has no thresholds .* a, b: .* -p RUNS c$"):
@@ -236,14 +238,14 @@ def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
         ensembles.find([tmp_path], "d")
     found = ensembles.find([tmp_path], "b")
     assert found.name == "b"
-    assert ensembles.read_choice(found)[0] == Choice(RULE)
+    assert Decision.load(found).choice == Choice(RULE)
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"rule": {"top": 2}}', "[]", "null", "\xff"])
 def test_a_damaged_rule_is_named_with_the_stage(tmp_path, content):
     (tmp_path / "thresholds.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
-        ensembles.read_choice(tmp_path)
+        Decision.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rule", "search", "past_known", "honest", "last"])
@@ -254,14 +256,14 @@ def test_a_rule_without_its_scores_is_damaged(tmp_path, name, instead):
         del document[name]
     storage.write_json(tmp_path / "thresholds.json", document)
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
-        ensembles.read_choice(tmp_path)
+        Decision.load(tmp_path)
 
 
 @pytest.mark.parametrize("selected", [None, [], 3, {"honest": False}, {"honest": 1, "last": 0}])
 def test_what_is_no_word_on_selection_is_damaged(tmp_path, selected):
     storage.write_json(tmp_path / "thresholds.json", searched() | {"epochs_selected": selected})
     with pytest.raises(InputError, match=r"thresholds.json is damaged .*: run the thresholds st"):
-        ensembles.read_choice(tmp_path)
+        Decision.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_rules_of_members_are_whole_or_damaged(tmp_path, name, instead):
     vote.save(tmp_path)
     storage.write_json(tmp_path / "thresholds.json", document)
     expected = Choice(rules=(RULE,), at_least=1)
-    assert ensembles.read_choice(tmp_path)[0] == expected
+    assert Decision.load(tmp_path).choice == expected
     named = "thresholds"
     if name == "members":
         (tmp_path / "members.json").write_text("{")
@@ -283,7 +285,7 @@ def test_rules_of_members_are_whole_or_damaged(tmp_path, name, instead):
     else:
         storage.write_json(tmp_path / "thresholds.json", document | {name: instead})
     with pytest.raises(InputError, match=rf"(?s)/{named}.json is damaged .*: run the thresholds"):
-        ensembles.read_choice(tmp_path)
+        Decision.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"name": "x", "members": []}'])

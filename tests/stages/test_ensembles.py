@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
+from kernel_lib.artifacts.oof import load_per_image
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import folds, rle
 from kernel_lib.errors import InputError
@@ -32,7 +33,11 @@ BLOCK[3:20, 4:15] = 1  # larger than any true mask
 SHAPES = {"t0": (24, 24), "t1": (30, 40), "t2": (48, 36)}
 
 
-write_report = report.write
+real_write = report.write
+
+
+def write_report(folder: Path, roots: list[Path]) -> Path:
+    return real_write(folder, report.load(folder, roots))
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +110,7 @@ def document(result) -> dict:
 
 def masks(work: Path, folder: Path) -> dict[str, np.ndarray]:
     """Of the test images, as the inference stage makes them."""
-    choice, _ = ensembles.read_choice(folder)
+    choice = Decision.load(folder).choice
     images = pd.DataFrame(
         [(i, *shape) for i, shape in SHAPES.items()], columns=["image_id", "height", "width"]
     )
@@ -176,7 +181,7 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     assert expected.any()
     page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
     assert "the label of judge" in page
-    (again,) = report._searches(result.folder, document(result)).values()
+    (again,) = report._search_again(report.load(result.folder, [tmp_path])).values()
     assert again == result.search
     assert "gate: the label of judge" in scores.summary(result.folder)
 
@@ -316,7 +321,7 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
             many = [rle.runs_of(mask) for mask in drawn]
             expected = rle.mask_of(votes.union_of_agreeing(many, k), SHAPES[image_id])
         assert np.array_equal(found, expected)
-    again = report._searches(result.folder, kept)
+    again = report._search_again(report.load(result.folder, [tmp_path]))
     assert again == result.searches
     text = str(result)
     assert all(f"rule of {run}: top" in text for run in names)
@@ -388,7 +393,7 @@ def test_documents_of_before_load_as_they_did(tmp_path):
     kept = document(result)
     del kept["search"]["label_swept"]
     storage.write_json(result.folder / "thresholds.json", kept)
-    assert ensembles.read_choice(result.folder)[0].triplet == result.choice.triplet
+    assert Decision.load(result.folder).choice.triplet == result.choice.triplet
     assert write_report(result.folder, [tmp_path]).exists()
 
 
@@ -474,7 +479,7 @@ DAMAGES = {
 def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(tmp_path):
     make_run(tmp_path, "a"), make_run(tmp_path, "b")
     folder = choose_rule(tmp_path, runs="a,b", ensemble="e", combine="member_vote").folder
-    assert report.read(folder, [tmp_path]).summary_lines[0].startswith("rule of a: top")
+    assert report.load(folder, [tmp_path]).summary_lines[0].startswith("rule of a: top")
     for name, damages in DAMAGES.items():
         for damage in damages:
             spoilt = tmp_path / "spoilt"
@@ -483,7 +488,7 @@ def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(t
             with pytest.raises(
                 InputError, match=rf"(?s)/{name} is (missing|damaged \(.*).*thresholds stage"
             ):
-                report.read(spoilt, [tmp_path])
+                report.load(spoilt, [tmp_path])
             shutil.rmtree(spoilt)
 
 
@@ -492,7 +497,8 @@ def test_an_image_may_be_called_na(tmp_path):
     folder = choose_rule(tmp_path).folder
     path = folder / "oof.csv"
     path.write_text(path.read_text().replace("i00", "NA"))
-    assert report.read_per_image(folder)["image_id"].tolist()[0] == "NA"
+    decision, drawn = Decision.load(folder), table().replace("i00", "NA")
+    assert load_per_image(folder, decision, drawn)["image_id"].tolist()[0] == "NA"
 
 
 def test_a_damaged_log_is_named_with_the_stage(tmp_path):
@@ -500,7 +506,7 @@ def test_a_damaged_log_is_named_with_the_stage(tmp_path):
     folder = choose_rule(tmp_path).folder
     fold_run.fold_folder(tmp_path, "plain", 1).log.write_text('{"epoch": 1, ')
     with pytest.raises(InputError, match=r"fold1/log.jsonl is damaged .*: run the train stage"):
-        report.read(folder, [tmp_path])
+        report.load(folder, [tmp_path])
 
 
 def test_rules_of_another_ensemble_are_no_rules_of_this_one(tmp_path):
@@ -509,7 +515,7 @@ def test_rules_of_another_ensemble_are_no_rules_of_this_one(tmp_path):
     vote = choose_rule(tmp_path, runs="a,b", ensemble="vote", combine="member_vote").folder
     shutil.copy(mean / "thresholds.json", vote)
     with pytest.raises(InputError, match=r"vote/members\.json is not the ensemble"):
-        report.read(vote, [tmp_path])
+        report.load(vote, [tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -534,7 +540,7 @@ def test_an_ensemble_that_was_edited_after_the_search_has_no_score(tmp_path, cha
         document["members"][0] |= change
     (folder / "members.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"(?s)members\.json .*run the thresholds stage"):
-        report.read(folder, [tmp_path])
+        report.load(folder, [tmp_path])
 
 
 @pytest.mark.parametrize("name", ["oof", "oof_last"])
@@ -545,13 +551,13 @@ def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, n
     archive = maps.Maps(path)
     shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
     maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
-    for read in (lambda: report.read(folder, [tmp_path]), lambda: held_out(folder, [tmp_path])):
+    for read in (lambda: report.load(folder, [tmp_path]), lambda: held_out(folder, [tmp_path])):
         with pytest.raises(InputError, match=r"runs/a/fold1 was trained again .*thresholds stage"):
             read()
 
 
 @pytest.mark.parametrize("content", [b"", b'["x: no la', b"{}", b"[1]", b"\xff"])
-def test_a_damaged_list_of_images_left_out_is_named_before_the_choose_rule(tmp_path, content):
+def test_a_damaged_list_of_images_left_out_is_named_before_the_search(tmp_path, content):
     make_run(tmp_path, "plain")
     listed = tmp_path / "left_out.json"
     listed.write_bytes(content)

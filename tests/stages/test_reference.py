@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
@@ -230,7 +230,7 @@ def test_choice_score_and_test_masks_are_the_reference_s(work, combine, choose, 
     images = pd.DataFrame(
         [(i, *shape) for i, shape in TESTS.items()], columns=["image_id", "height", "width"]
     )
-    submitted, _ = ensembles.read_choice(result.folder)
+    submitted = Decision.load(result.folder).choice
     drawn = dict(masks_of_test(Ensemble.load(result.folder), [work], images, submitted))
     assert any(mask.any() for mask in drawn.values())
     for image_id, mask in drawn.items():

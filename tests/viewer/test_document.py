@@ -20,8 +20,8 @@ from nbconvert import HTMLExporter
 
 from kernel_lib import storage
 from kernel_lib.__main__ import main
-from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
@@ -145,7 +145,7 @@ def test_a_run_s_numbers_are_those_that_the_search_saw(work):
     folder = searched(work)
     seen = view(folder)
     assert [voice.name for voice in seen.voices] == ["a"]
-    rule = ensembles.read_choice(folder)[0].triplet
+    rule = Decision.load(folder).choice.triplet
     assert seen.voices[0].rule == rule
     with np.load(folder / "oof_statistics.npz") as kept:
         assert seen.table["image_id"].tolist() == kept["image_id"].tolist()
@@ -210,7 +210,7 @@ def test_several_runs_stand_beside_their_mean(work):
 def test_a_vote_s_areas_are_those_of_the_masks_for_every_k(work, combine):
     folder = searched(work, "a,b,c", combine=combine)
     seen = view(folder)
-    choice = ensembles.read_choice(folder)[0]
+    choice = Decision.load(folder).choice
     assert [voice.rule for voice in seen.voices] == list(choice.rules)
     assert (seen.vote.voices, seen.vote.at_least) == ((0, 1, 2), choice.at_least)
     for row in (0, 3, 8):
@@ -255,7 +255,7 @@ def test_test_images_get_the_masks_that_are_submitted(work, tmp_path, combine):
     assert payload["images"]["fold"] == [None] * 6
     assert len(payload["pictures"]) == 6
     assert all(one["truth"] is None for one in payload["pictures"])
-    choice, _ = ensembles.read_choice(folder)
+    choice = Decision.load(folder).choice
     submitted = dict(masks_of_test(Ensemble.load(folder), [work], seen.table, choice))
     areas = np.array([submitted[name].sum() for name in seen.table["image_id"]])
     if seen.vote is None:
@@ -486,7 +486,7 @@ def test_a_saved_notebook_shows_it_without_a_kernel(work, tmp_path, browser):
     page.goto(file.as_uri())
     frame = page.frames[1]
     frame.evaluate("viewer.ready")
-    rule = ensembles.read_choice(work / "ensembles" / "e")[0].triplet
+    rule = Decision.load(work / "ensembles" / "e").choice.triplet
     mean = frame.evaluate(
         "(rule) => viewer.evaluate(0, rule).mean", {"label": None} | rule.to_json()
     )

@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import folds
 from kernel_lib.data.table import discover
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.postprocess.nested_cv_report import HonestReport
 from kernel_lib.stages import past, preparation, thresholds, train
 from tools.ablation import jobs, score, table
 from tools.ablation.paired import Draws
@@ -242,7 +241,7 @@ def _scored(work: Path, names: Sequence[str]) -> str:
     """Return the table row of a mean whose folds are all there, by the thresholds stage."""
     runs_given = ",".join(_run(name) for name in names)
     folder = thresholds.run(ThresholdsParameters(runs=runs_given, work_dir=str(work))).folder
-    report = HonestReport.from_json(ensembles.read_choice(folder)[1]["honest"])
+    report = Decision.load(folder).scores.kept
     sensitivity, specificity = image_level(pd.read_csv(folder / "oof.csv"))
     low, high = report.interval
     return (
