@@ -1,43 +1,25 @@
-"""Folds: drawn once, even in mask areas, no patient in two of them, kept in one file.
+"""Folds, even in mask areas, no patient in two of them.
 
-The folds file is the one table of labels and folds that later stages read. It does not depend on
-a model's seed, nor on the order in which the images were found.
+They do not depend on a model's seed, nor on the order in which the images were found.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import cells, patients, rle
+from kernel_lib.data import patients
 from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
-from kernel_lib.storage import write_text
 
-COLUMNS = ("image_id", "fold", "group", "height", "width", "area_px", "rle")
-# Column → smallest and largest value. A side above 65,535 px is a slip: DICOM itself ends there.
-WHOLE_NUMBERS = {
-    "fold": (0, 999),
-    "height": (1, 65_535),
-    "width": (1, 65_535),
-    "area_px": (0, 65_535**2),
-}
 # Another seed is another split, and then scores no longer compare: hence fixed here.
 SEED = 20190904
 N_AREA_CLASSES = 20
 # A fold with so many times its share of the images is named.
 OVERFULL = 1.5
-REDRAW = "delete it and run `prepare` again"
-NAME = "folds.csv"  # in the working folder
-RESTORE = (
-    "restore it from a copy, or from the output of another kernel or machine that trained them, "
-    "which holds the same; or train in another WORK_DIR; drawn again it may hold out other images"
-)
 
 
 def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
@@ -71,7 +53,7 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
     folds = np.empty(len(table), dtype=np.int64)
     folds[ordered.index] = fold_of_group[group]
     _warn_of_folds_without_positives(folds[table["area_px"] > 0], n_folds)
-    _warn_of_overfull_fold(folds, _groups(table))
+    _warn_of_overfull_fold(folds, groups_of(table))
     return pd.Series(folds, index=table.index, name="fold")
 
 
@@ -96,96 +78,8 @@ def balance(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def save(table: pd.DataFrame, path: Path) -> None:
-    """Write the folds file, rows sorted by image_id, whole or not at all; other columns are left.
-
-    Raises: InputError for a table that `load` would refuse.
-    """
-    path = Path(path)
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise InputError(f"the table of folds lacks the columns {missing}: it needs {COLUMNS}")
-    text = table[list(COLUMNS)].assign(group=_groups(table)).astype(str)
-    _checked(text.reset_index(drop=True), f"the table for {path.name}", "correct the table")
-    content = text.sort_values("image_id").to_csv(index=False, lineterminator="\n")
-    write_text(path, content)
-
-
-def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFrame:
-    """The folds file under these folders (the one with that digest); InputError where none is."""
-    there = [root / NAME for root in roots if (root / NAME).is_file()]
-    for path in there:
-        drawn = load(path)
-        if digest_wanted is None or digest(drawn) == digest_wanted:
-            return drawn
-    if not there:
-        raise InputError(missing(roots))
-    raise InputError(
-        f"{', '.join(map(str, there))} is not the folds file that the runs were trained on: "
-        f"{RESTORE}"
-    )
-
-
-def missing(roots: Sequence[Path]) -> str:
-    """What to say where runs lie under these folders, the working folder first, and no file."""
-    return f"{roots[0] / NAME} is missing, by which the runs there were trained: {RESTORE}"
-
-
-def load(path: Path) -> pd.DataFrame:
-    """The folds file as a table of `COLUMNS`; fold, height, width and area_px as int64.
-
-    Raises: InputError naming file, row (as a text editor counts, the header being 1) and fix.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no folds file {path}: `prepare` makes it")
-    try:
-        (_, header), *rows = cells.read(path)
-    except (InputError, ValueError) as error:  # an empty file has no header to unpack
-        raise InputError(f"{path} is not a folds file ({error}): {REDRAW}") from error
-    missing = [name for name in COLUMNS if header.count(name) != 1]
-    if missing:
-        raise InputError(f"{path} lacks the columns {missing}, or has them twice: {REDRAW}")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, row {line}: {len(row)} cells under a header of {len(header)}, as in a "
-                f"row cut short: {REDRAW}"
-            )
-    text = pd.DataFrame(
-        [row for _, row in rows], columns=header, index=[line for line, _ in rows], dtype=str
-    )
-    return _checked(text[list(COLUMNS)], str(path), REDRAW)
-
-
-def digest(table: pd.DataFrame) -> str:
-    """SHA-256 (hex) of image_id, fold and group, whatever the order of the rows.
-
-    Two tables with the same digest hold out the same images of the same patients.
-    """
-    groups = _groups(table)
-    rows = sorted(zip(table["image_id"], table["fold"], groups, strict=True))
-    lines = "".join(f"{image_id}\t{int(fold)}\t{group}\n" for image_id, fold, group in rows)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def difference(there: pd.DataFrame, here: pd.DataFrame) -> str:
-    """How two folds files differ, with the first image and both values; "" where they do not."""
-    there, here = (table.set_index("image_id").sort_index() for table in (there, here))
-    lone = there.index.symmetric_difference(here.index)
-    if len(lone):
-        return f"{len(lone)} images stand in one of them alone, {lone[0]} first"
-    other = there != here
-    differs = other.any(axis=1)
-    if not differs.any():
-        return ""
-    first = differs.idxmax()
-    column = other.loc[first].idxmax()
-    a, b = (str(table.at[first, column])[:60] for table in (there, here))
-    return f"{first}: {column} {a} there, {b} here; {differs.sum()} of {len(here)} images differ"
-
-
-def _groups(table: pd.DataFrame) -> pd.Series:
+def groups_of(table: pd.DataFrame) -> pd.Series:
+    """Return each row's group as text, "" where the table has none."""
     if "group" not in table.columns:
         return pd.Series("", index=table.index, dtype=object)
     return table["group"].astype(object).where(table["group"].notna(), "")
@@ -193,7 +87,7 @@ def _groups(table: pd.DataFrame) -> pd.Series:
 
 def _group_keys(table: pd.DataFrame) -> pd.Series:
     """A name for each row's group, no image's own ever equal to a patient's."""
-    groups = _groups(table)
+    groups = groups_of(table)
     own = "image " + table["image_id"].astype(object)
     return ("group " + groups.astype(str)).where(groups != "", own)
 
@@ -218,7 +112,7 @@ def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
             f"the image {row['image_id']} has a mask area of {row['area_px']!r} px: "
             "give 0 for an empty mask, else the number of its pixels"
         )
-    groups, notes = patients.known(_groups(table))
+    groups, notes = patients.known(groups_of(table))
     for note in notes:
         warnings.warn(note, stacklevel=3)
     return table.assign(area_px=areas, group=groups)
@@ -282,56 +176,3 @@ def _warn_of_overfull_fold(folds: np.ndarray, groups: pd.Series) -> None:
             f"{patients.WAY_OUT}",
             stacklevel=3,
         )
-
-
-def _checked(text: pd.DataFrame, name: str, fix: str) -> pd.DataFrame:
-    """A table of `COLUMNS` as text, checked, its whole numbers as int64; its index names rows."""
-
-    def refuse(bad: pd.Series, complaint: str) -> None:
-        if bad.any():
-            at = int(np.argmax(bad.to_numpy()))
-            row = text.iloc[at].to_dict()
-            raise InputError(f"{name}, row {text.index[at]}: {complaint.format(**row)}: {fix}")
-
-    if text.empty:
-        raise InputError(f"{name} has no rows: {fix}")
-    refuse(text["rle"].str.strip() == "", "the rle is missing, as in a row cut short")
-    refuse(text["image_id"].str.strip() == "", "the image id is empty")
-    refuse(text["image_id"].duplicated(), "the image {image_id} stands there a second time")
-    table = text.reset_index(drop=True)
-    for column, (least, most) in WHOLE_NUMBERS.items():
-        is_number = text[column].str.fullmatch(r"[0-9]{1,15}")
-        refuse(~is_number.astype(bool), f"{column} is {{{column}!r}}, not a whole number")
-        table[column] = text[column].astype(np.int64).to_numpy()
-        refuse(table[column] < least, f"{column} is {{{column}}}, below {least}")
-        refuse(table[column] > most, f"{column} is {{{column}}}, above {most:,}")
-    n_folds = int(table["fold"].max()) + 1
-    absent = sorted(set(range(n_folds)) - set(table["fold"]))
-    if absent or n_folds < 2:
-        raise InputError(f"{name} holds the folds {sorted(set(table['fold']))}, not 0, 1 …: {fix}")
-    _check_groups(table, name, fix)
-    areas = [
-        _area(row, f"{name}, row {at}", fix)
-        for at, row in zip(text.index, table.itertuples(index=False), strict=True)
-    ]
-    refuse(table["area_px"] != areas, "area_px is {area_px}, which is not the area of its rle")
-    return table
-
-
-def _check_groups(table: pd.DataFrame, name: str, fix: str) -> None:
-    known = table[table["group"] != ""]
-    in_folds = known.groupby("group")["fold"].nunique()
-    if (in_folds > 1).any():
-        group = in_folds[in_folds > 1].index[0]
-        folds = sorted(set(known["fold"][known["group"] == group]))
-        raise InputError(
-            f"{name}: the group (patient) {group} has images in the folds {folds}, "
-            f"so that a model would be scored on a patient it knows: {fix}"
-        )
-
-
-def _area(row, where: str, fix: str) -> int:
-    try:
-        return rle.area(rle.parse(row.rle, (row.height, row.width)))
-    except rle.RleError as error:
-        raise InputError(f"{where}: the rle of {row.image_id}: {error} ({fix})") from error

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts import folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.data import folds, rle
+from kernel_lib.data import rle
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.strategies import Choice
@@ -35,7 +36,7 @@ def of_folder(folder: Path, roots: Sequence[Path] | None = None) -> Agreement:
     ensemble = decision.ensemble
     if len(ensemble.members) < 2:
         return agreement.measured([ensemble.members[0].run], [], 0, "its rule")
-    drawn = folds.find(roots, ensemble.folds_digest)
+    drawn = folds_file.find(roots, ensemble.folds_digest)
     return of_members(ensemble, roots, drawn, decision.choice)
 
 

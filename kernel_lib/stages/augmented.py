@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.artifacts import fold_run
-from kernel_lib.data import augment, folds, images, rle
+from kernel_lib.artifacts import fold_run, folds_file
+from kernel_lib.data import augment, images, rle
 from kernel_lib.data.cache_store import resized
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.data.table import Source, discover
@@ -35,7 +35,7 @@ def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
         return Picture(None, f"No augmentation: {run} has no fold here.")
     config = folders[0].read_config()
     row, seed = config["experiment"], config["seed"]
-    chosen = _median(folds.find(roots, config["folds_digest"]), source)
+    chosen = _median(folds_file.find(roots, config["folds_digest"]), source)
     if chosen is None:
         return Picture(None, f"No augmentation: no image of {run} lies in {source.root}.")
     paths_of = dict(zip(source.train["image_id"], source.train["path"], strict=True))

@@ -13,10 +13,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, left_out
+from kernel_lib.artifacts import fold_run, folds_file, left_out
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.left_out import LeftOut
-from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.progress import bar
@@ -187,7 +186,7 @@ def _bring_table(table: Path, drawn: pd.DataFrame, roots: Sequence[Path], work: 
     target = work / "folds.csv"
     with storage.folder_lock(target, wait=True):
         if target.exists():
-            if differs := folds.difference(folds.load(target), drawn):
+            if differs := folds_file.difference(folds_file.load(target), drawn):
                 raise InputError(
                     f"{target} was drawn meanwhile and is not {table} ({differs}): "
                     f"{gather_check.ONE_FILE}"

@@ -11,12 +11,11 @@ import pandas as pd
 from pydantic import ValidationError
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage, check_lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, explain
-from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.training.job import Position
 
@@ -140,11 +139,11 @@ def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.Da
             "that holds it too"
         )
     path = there[0]
-    drawn = folds.load(path)
+    drawn = folds_file.load(path)
     for other in there[1:]:
-        if differs := folds.difference(drawn, folds.load(other)):
+        if differs := folds_file.difference(drawn, folds_file.load(other)):
             raise InputError(f"{other} is not {path} ({differs}): {ONE_FILE}")
-    digest = folds.digest(drawn)
+    digest = folds_file.digest(drawn)
     for fold in found:
         if fold.config["folds_digest"] != digest:
             raise InputError(

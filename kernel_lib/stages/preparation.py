@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
@@ -51,7 +51,7 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
         return TrainingSet(
             found.prepared,
             found.truth,
-            folds.digest(drawn),
+            folds_file.digest(drawn),
             found.fingerprints,
             test,
             found.past_known,
@@ -60,7 +60,7 @@ def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     truth["positive"] = truth["area_px"] > 0
     codes = fingerprint.codes(prepared)
     past.note_copies_across_folds(truth, codes)
-    return TrainingSet(prepared, truth, folds.digest(drawn), codes, test)
+    return TrainingSet(prepared, truth, folds_file.digest(drawn), codes, test)
 
 
 def prepare_training(
@@ -148,13 +148,13 @@ def settle_folds(
 def _settle_alone(
     prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
 ) -> pd.DataFrame:
-    target = roots[0] / folds.NAME
-    existing = next((r / folds.NAME for r in roots if (r / folds.NAME).is_file()), None)
+    target = roots[0] / folds_file.FILE
+    existing = next((r / folds_file.FILE for r in roots if (r / folds_file.FILE).is_file()), None)
     if existing is None:
         refuse_lost_folds(roots)
         drawn = _drawn(prepared, parameters)
     else:
-        drawn = folds.load(existing)
+        drawn = folds_file.load(existing)
         _same_file(drawn, existing, roots[0])
         _same_images(drawn, prepared.table, existing)
         _all_images(drawn, prepared.table, existing, roots[0])
@@ -166,7 +166,7 @@ def _settle_alone(
                 f"-p N_FOLDS {n_folds}, or another WORK_DIR"
             )
     if existing != target:
-        folds.save(drawn, target)
+        folds_file.save(drawn, target)
     return drawn
 
 
@@ -178,17 +178,18 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
     begun = fold_run.names(
         roots
     )  # first: a training that begins writes the folds file before its run
-    if begun and not any((root / folds.NAME).is_file() for root in roots):
-        raise InputError(f"{folds.missing(roots)} (runs: {', '.join(begun)})")
+    if begun and not any((root / folds_file.FILE).is_file() for root in roots):
+        raise InputError(f"{folds_file.missing(roots)} (runs: {', '.join(begun)})")
 
 
 def _same_file(drawn: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
-    digest = folds.digest(drawn)
+    digest = folds_file.digest(drawn)
     for folder in fold_run.begun(work):
         if folder.config.is_file() and folder.read_config().get("folds_digest") != digest:
             raise InputError(
-                f"{path} is not the folds file that {folder.path} was trained on: {folds.RESTORE}"
+                f"{path} is not the folds file that {folder.path} was trained on: "
+                f"{folds_file.RESTORE}"
             )
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import REPORT, THRESHOLDS, Ensemble, named_if_damaged
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.artifacts.oof import OofStatistics, load_per_image
 from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
-from kernel_lib.data import folds
 from kernel_lib.data.table import Source
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.postprocess import search
@@ -55,7 +54,7 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
         by_fold = scores.chosen_by_part(decision.candidates, decision.scores.kept)
         lines = tuple(scores.summary_lines(decision.ensemble, decision.choice, decision.scores))
     check_predicted_by(decision, roots)
-    fold_table = folds.find(roots, decision.ensemble.folds_digest)
+    fold_table = folds_file.find(roots, decision.ensemble.folds_digest)
     return ReportData(
         roots=tuple(roots),
         decision=decision,

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, test_run
+from kernel_lib.artifacts import fold_run, folds_file, test_run
 from kernel_lib.artifacts.decision import Decision, Scores, Searched
 from kernel_lib.artifacts.ensemble import FOLDER, REPORT, THRESHOLDS, Ensemble
 from kernel_lib.artifacts.oof import OofStatistics, save_per_image
 from kernel_lib.config import NAME, ThresholdsParameters
-from kernel_lib.data import folds, table
+from kernel_lib.data import table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
 from kernel_lib.inference.ensemble_maps import alone
@@ -101,7 +101,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
     ensemble = members.gather(roots, recipe, name)
-    fold_table = folds.find(roots, ensemble.folds_digest)
+    fold_table = folds_file.find(roots, ensemble.folds_digest)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, fold_table, **allow)
     last = out_of_fold(ensemble, roots, fold_table, last=True, **allow)

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts import folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import stated_lineage
-from kernel_lib.data import fingerprint, folds, images, rle
+from kernel_lib.data import fingerprint, images, rle
 from kernel_lib.data.folder import Images
 from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
@@ -88,7 +89,7 @@ def held_out(folder: Path, roots: Sequence[Path], data: Images | None = None) ->
     decision = Decision.load(folder)
     ensemble, choice, scores = decision.ensemble, decision.choice, decision.scores
     check_predicted_by(decision, roots)
-    drawn = folds.find(roots, ensemble.folds_digest)
+    drawn = folds_file.find(roots, ensemble.folds_digest)
     part = out_of_fold(ensemble, roots, drawn, allow_unknown_past=True)
     voices = _voices(ensemble, choice, part.ensemble_maps)
     honest = scores.first

@@ -1,9 +1,8 @@
-"""Folds: whole patients, even shares, one file that is written whole and read with care."""
+"""Folds: complete patients, even shares."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel_lib.artifacts import folds_file
 from kernel_lib.data import folds, patients, rle
 from kernel_lib.errors import InputError
 
@@ -173,132 +173,6 @@ def test_bad_tables_are_refused_by_image(table):
             folds.draw(bad, 5)
 
 
-def test_the_file_comes_back_as_it_was(table, tmp_path):
-    path = tmp_path / "new" / "folds.csv"
-    table.loc[0, "image_id"] = "1.10"  # stays text, like groups that look like numbers
-    table.loc[1:3, "image_id"] = ['a, "b"', "c d 'e'", "p1/v"]
-    table["group"] = table["group"].str.replace("p", "00")
-    folds.save(table.assign(extra=1), path)
-    loaded = folds.load(path)
-    assert tuple(loaded.columns) == folds.COLUMNS
-    expected = table.sort_values("image_id").reset_index(drop=True)
-    for column in folds.COLUMNS:
-        assert loaded[column].tolist() == expected[column].tolist()
-    for column in folds.WHOLE_NUMBERS:
-        assert loaded[column].dtype == np.int64
-    assert folds.digest(loaded) == folds.digest(table)
-    assert os.listdir(path.parent) == ["folds.csv"]
-
-
-def test_the_file_holds_the_same_bytes_for_any_row_order(table, tmp_path):
-    folds.save(table, tmp_path / "a.csv")
-    folds.save(table.sample(frac=1, random_state=1), tmp_path / "b.csv")
-    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    header = (tmp_path / "a.csv").read_text().splitlines()[0]
-    assert header == "image_id,fold,group,height,width,area_px,rle"
-
-
-def test_missing_groups_are_saved_as_empty(table, tmp_path):
-    folds.save(table.assign(group=np.nan), tmp_path / "folds.csv")
-    assert set(folds.load(tmp_path / "folds.csv")["group"]) == {""}
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_failed_save_leaves_the_old_file(table, tmp_path, monkeypatch, broken):
-    path = tmp_path / "folds.csv"
-    folds.save(table, path)
-    before = path.read_bytes()
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(OSError, match="disk full"):
-        folds.save(table.assign(group=""), path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["folds.csv"]
-
-
-def test_saving_refuses_what_loading_would(table, tmp_path):
-    with pytest.raises(InputError, match="area_px is 1, which is not the area"):
-        folds.save(table.assign(area_px=1), tmp_path / "folds.csv")
-    with pytest.raises(InputError, match=r"lacks the columns \['rle'\]"):
-        folds.save(table.drop(columns="rle"), tmp_path / "folds.csv")
-    assert not list(tmp_path.iterdir())
-
-
-GOOD = """image_id,fold,group,height,width,area_px,rle
-a,0,p,8,8,3,1 3
-b,0,p,8,8,0,-1
-c,1,,8,8,2,62 2
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        (GOOD, "", ["not a folds file", "prepare"]),
-        ("fold,group", "fold,patient", ["lacks the columns ['group']", "prepare"]),
-        (GOOD[GOOD.index("a,0") :], "", ["has no rows"]),
-        ("\nb,0", "\na,0", ["row 3", "image a", "second time"]),
-        ("\nb,0", "\n,0", ["row 3", "image id is empty"]),
-        ("\nb,0", "\nb,x", ["row 3", "fold is 'x'", "whole number"]),
-        ("\nb,0", "\nb,", ["row 3", "fold is ''"]),
-        ("\nb,0", "\nb,-1", ["row 3", "fold is '-1'"]),
-        ("\nb,0,p,8", "\nb,0,p,8.0", ["row 3", "height is '8.0'"]),
-        ("\nb,0,p,8,8", "\nb,0,p,8,0", ["row 3", "width is 0, below 1"]),
-        ("2,62 2", "3,62 2", ["row 4", "area_px is 3", "rle"]),
-        ("62 2", "62 3", ["row 4", "rle of c", "pair 1", "8×8"]),
-        ("62 2", "62 two", ["row 4", "rle of c", "'two'"]),
-        (",2,62 2\n", "", ["row 4", "cut short"]),
-        ("b,0,p,8,8,0,-1", "b,0,p,8,8,0,", ["row 3", "cut short"]),
-        ("c,1", "c,2", ["folds [0, 2]"]),
-        ("c,1", "c,0", ["folds [0]"]),
-        ("\nb,0", "\nb,1", ["group (patient) p", "[0, 1]", "scored"]),
-    ],
-)
-def test_bad_files_are_refused_by_row(tmp_path, old, new, words):
-    assert GOOD.count(old) == 1
-    path = tmp_path / "folds.csv"
-    path.write_text(GOOD.replace(old, new))
-    with pytest.raises(InputError) as caught:
-        folds.load(path)
-    for word in [str(path), *words]:
-        assert word in str(caught.value)
-
-
-def test_the_good_file_loads_and_an_absent_one_names_its_stage(tmp_path):
-    path = tmp_path / "folds.csv"
-    with pytest.raises(InputError, match="`prepare` makes it"):
-        folds.load(path)
-    path.write_text(GOOD)
-    assert folds.load(path)["fold"].tolist() == [0, 0, 1]
-
-
-def test_two_files_that_differ_are_told_apart_by_the_first_image(table):
-    table = table[list(folds.COLUMNS)]
-    assert folds.difference(table, table.sample(frac=1, random_state=2)) == ""
-    other = table.sort_values("image_id", ignore_index=True)
-    other.loc[[3, 7], "fold"] = 9
-    was = table.set_index("image_id").at["id0003", "fold"]
-    told = f"id0003: fold {was} there, 9 here; 2 of 200 images differ"
-    assert folds.difference(table, other) == told
-    alone = "1 images stand in one of them alone, id0199 first"
-    assert folds.difference(table, other.iloc[:-1]) == alone
-
-
-def test_the_digest_sees_ids_folds_and_groups_only(table):
-    digest = folds.digest(table)
-    assert len(digest) == 64
-    assert digest == folds.digest(table.sample(frac=1, random_state=2))
-    assert digest == folds.digest(table.assign(rle="", area_px=0, height=1))
-    assert digest != folds.digest(table.assign(fold=(table["fold"] + 1) % 5))
-    assert digest != folds.digest(table.assign(group=""))
-    assert digest != folds.digest(table.assign(image_id=table["image_id"] + "x"))
-    by_hand = pd.DataFrame({"image_id": ["b", "a"], "fold": [1, 0], "group": ["p", ""]})
-    assert folds.digest(by_hand) == hashlib.sha256(b"a\t0\t\nb\t1\tp\n").hexdigest()
-
-
 def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
     labels = shared_data / "siim-labels"
     rows = pd.read_csv(labels / "train-rle.csv", dtype=str, keep_default_na=False)
@@ -333,5 +207,5 @@ def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
         whole = table["area_px"][positive].quantile(quantile)
         each = table[positive].groupby("fold")["area_px"].quantile(quantile)
         assert (each / whole - 1).abs().max() < 0.08
-    folds.save(table, tmp_path / "folds.csv")
-    assert folds.digest(folds.load(tmp_path / "folds.csv")) == folds.digest(table)
+    folds_file.save(table, tmp_path / "folds.csv")
+    assert folds_file.digest(folds_file.load(tmp_path / "folds.csv")) == folds_file.digest(table)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from kernel_lib import checkpoints, storage
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
-from kernel_lib.data import folds, rle
+from kernel_lib.data import rle
 from kernel_lib.inference import predictions
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
@@ -58,9 +58,9 @@ def untrained(tmp_path_factory) -> Path:
             (f"i{i:02d}", i % 2, "", side, side, 48 * (i % 3 == 0), rle.encode(mask * (i % 3 == 0)))
             for i in range(12)
         ],
-        columns=list(folds.COLUMNS),
+        columns=list(folds_file.COLUMNS),
     )
-    folds.save(drawn, work / "folds.csv")
+    folds_file.save(drawn, work / "folds.csv")
     plan = TrainPlan(run="tiny", experiment=row, parameters=TrainParameters(seed=1, n_folds=2))
     with torch.random.fork_rng():
         for fold in (0, 1):
@@ -78,7 +78,7 @@ def untrained(tmp_path_factory) -> Path:
 
 def _fold_of(work: Path, plan: TrainPlan, drawn: pd.DataFrame, fold: int) -> None:
     folder = fold_run.fold_folder(work, plan.run, fold)
-    fold_run.settle_config(folder, plan, folds.digest(drawn))
+    fold_run.settle_config(folder, plan, folds_file.digest(drawn))
     torch.manual_seed(fold)
     state = networks.build(plan.experiment).state_dict()
     state["head.logit.weight"] *= 300  # from probabilities of 0.01 to both sides of a half

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run
-from kernel_lib.data import cache, folds, rle
+from kernel_lib.artifacts import fold_run, folds_file
+from kernel_lib.data import cache, rle
 from kernel_lib.data.dataset import TrainingImages
 from kernel_lib.data.table import discover
 from kernel_lib.reporting import figures
@@ -31,11 +31,11 @@ def data(tmp_path):
     prepared = cache.prepare(source.train, tmp_path, SIZE, tmp_path / "cache", "train")
     drawn = prepared.table[["image_id", "height", "width", "area_px", "rle"]].assign(
         group="", fold=[0, 1, 0, 1]
-    )[list(folds.COLUMNS)]
-    folds.save(drawn, tmp_path / "work" / "folds.csv")
+    )[list(folds_file.COLUMNS)]
+    folds_file.save(drawn, tmp_path / "work" / "folds.csv")
     config = {
         "seed": SEED,
-        "folds_digest": folds.digest(drawn),
+        "folds_digest": folds_file.digest(drawn),
         "experiment": {"size": SIZE, "augment": "notes"},
     }
     storage.write_json(fold_run.fold_folder(tmp_path / "work", RUN, 0).config, config)

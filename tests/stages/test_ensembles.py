@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.artifacts.oof import load_per_image
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.data import folds, rle
+from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.postprocess import gate, metrics, votes
@@ -54,7 +54,7 @@ def table() -> pd.DataFrame:
         if i % 3 == 0:
             mask[4 : 9 + i // 3, 3:12] = 1
         rows.append((f"i{i:02d}", i % 2, "", SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
-    return pd.DataFrame(rows, columns=list(folds.COLUMNS))
+    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
 
 
 def level_map(seed: str, mask: np.ndarray, noise: int) -> np.ndarray:
@@ -71,10 +71,10 @@ def make_run(
     every empty image seems to have one.
     """
     drawn = table()
-    folds.save(drawn, work / "folds.csv")
+    folds_file.save(drawn, work / "folds.csv")
     for fold in (0, 1):
         folder = fold_run.fold_folder(work, run, fold)
-        config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": row}
+        config = {"run": run, "folds_digest": folds_file.digest(drawn), "experiment": row}
         storage.write_json(folder.config, config)
         held = drawn["fold"] == fold
         past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())

@@ -17,11 +17,10 @@ from click.testing import CliRunner
 
 from kernel_lib import checkpoints, storage
 from kernel_lib.__main__ import main
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from kernel_lib.plan import TrainPlan
 from kernel_lib.stages import gather as stage
@@ -37,7 +36,7 @@ DRAWN = pd.DataFrame(
 
 
 def table(work: Path, drawn: pd.DataFrame = DRAWN) -> Path:
-    folds.save(drawn, work / "folds.csv")
+    folds_file.save(drawn, work / "folds.csv")
     return work
 
 
@@ -52,7 +51,7 @@ def begun(work: Path, fold: int, run: str = RUN, seed: int = 1, **row) -> FoldRu
         experiment=ROW.model_copy(update=row),
         parameters=TrainParameters(seed=seed, n_folds=3),
     )
-    fold_run.settle_config(folder, plan, folds.digest(DRAWN))
+    fold_run.settle_config(folder, plan, folds_file.digest(DRAWN))
     return folder
 
 
@@ -197,7 +196,7 @@ def moved(b: Path) -> None:
     table(b, other)
     config = json.loads(fold_run.fold_folder(b, RUN, 1).config.read_text())
     storage.write_json(
-        fold_run.fold_folder(b, RUN, 1).config, config | {"folds_digest": folds.digest(other)}
+        fold_run.fold_folder(b, RUN, 1).config, config | {"folds_digest": folds_file.digest(other)}
     )
 
 

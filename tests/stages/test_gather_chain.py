@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from kernel_lib import checkpoints, storage
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
-from kernel_lib.data import folds
 from kernel_lib.stages import gather, inference, thresholds
 from kernel_lib.stages import train as train_stage
 from kernel_lib.training.clock import Clock
@@ -88,7 +87,7 @@ def at_once(project_root, place) -> list[str]:
 def test_jobs_that_start_together_in_empty_folders_agree_on_the_folds(place, at_once):
     work = place / "one"
     assert sorted(said.count("positive_share") for said in at_once) == [0, 0, 1], "drawn once"
-    digest = folds.digest(folds.load(work / "folds.csv"))
+    digest = folds_file.digest(folds_file.load(work / "folds.csv"))
     assert fold_run.names([work]) == [RUN, OTHER]
     for run, there in ((RUN, [0, 1]), (OTHER, [0])):
         found = fold_run.find([work], run)

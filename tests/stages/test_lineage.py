@@ -14,11 +14,11 @@ import torch
 import torchvision
 
 from kernel_lib import checkpoints, released, storage
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
-from kernel_lib.data import folds, rle
+from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks
@@ -58,10 +58,10 @@ def table(groups: bool = False) -> pd.DataFrame:
         fold = (i // 2) % 2
         group = f"patient{i // 2}" if groups else ""
         rows.append((f"i{i:02d}", fold, group, SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
-    return pd.DataFrame(rows, columns=list(folds.COLUMNS))
+    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
 
 
-DIGEST = folds.digest(table())
+DIGEST = folds_file.digest(table())
 
 
 def plan(run: str, weights: str = "none") -> TrainPlan:
@@ -316,7 +316,7 @@ def test_a_released_model_starts_a_run_and_its_lineage_comes_along(tmp_path, rel
     assert torch.equal(model.head.logit.weight, weight)
     assert "elsewhere" in lineage.images
     assert (lineage.known, lineage.ancestors) == (True, ("older", "small"))
-    folds.save(table(), tmp_path / "work" / "folds.csv")
+    folds_file.save(table(), tmp_path / "work" / "folds.csv")
     initial_weights.check(plan("child", name), [0], [tmp_path / "work"])
     with pytest.raises(InputError, match="nor a released model"):
         initial_weights.check(plan("other", "smaller"), [0], [tmp_path / "work"])
@@ -354,10 +354,10 @@ def test_a_released_model_of_another_encoder_is_refused(tmp_path, release_of):
 def predicted(work: Path, run: str, pasts: dict[int, Lineage] | None = None, groups=False) -> None:
     """Both folds of a run with maps of their held-out images, and the folds file."""
     drawn = table(groups)
-    folds.save(drawn, work / "folds.csv")
+    folds_file.save(drawn, work / "folds.csv")
     generator = np.random.default_rng(len(run))
     for fold in (0, 1):
-        folder = settled(work, run, fold, digest=folds.digest(drawn))
+        folder = settled(work, run, fold, digest=folds_file.digest(drawn))
         held = drawn["fold"] == fold
         own = Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
         past = (pasts or {}).get(fold, own)

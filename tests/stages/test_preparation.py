@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, fingerprint, folds, rle, table
@@ -72,14 +72,19 @@ def test_a_training_that_starts_while_another_draws_waits_and_takes_what_it_drew
     thread.join(60)
     assert len(refused) == 1
     assert "folds.csv has 2 folds, N_FOLDS is 3: -p N_FOLDS 2, or another" in refused[0]
-    assert folds.difference(folds.load(tmp_path / "folds.csv"), first[list(folds.COLUMNS)]) == ""
+    assert (
+        folds_file.difference(
+            folds_file.load(tmp_path / "folds.csv"), first[list(folds_file.COLUMNS)]
+        )
+        == ""
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["folds.csv"]
 
 
 def test_folds_of_an_earlier_kernel_are_copied_and_kept(tmp_path):
     work, earlier = tmp_path / "work", tmp_path / "earlier"
     before = settle(earlier, 3).assign(fold=[0, 0, 1, 1, 2, 2])
-    folds.save(before, earlier / "folds.csv")
+    folds_file.save(before, earlier / "folds.csv")
     taken = preparation.settle_folds(PREPARED, TrainParameters(n_folds=3), [work, earlier])
     assert taken["fold"].tolist() == [0, 0, 1, 1, 2, 2]
     assert (work / "folds.csv").read_bytes() == (earlier / "folds.csv").read_bytes()
@@ -94,7 +99,7 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
     first = preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
     storage.write_json(
         fold_run.fold_folder(tmp_path / place, "run", 0).config,
-        {"folds_digest": folds.digest(first)},
+        {"folds_digest": folds_file.digest(first)},
     )
     path = roots[0] / "folds.csv"
     path.rename(tmp_path / "away")
@@ -110,9 +115,9 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
 def test_another_folds_file_than_runs_here_were_trained_on_is_refused(tmp_path):
     first = settle(tmp_path, 2)
     storage.write_json(
-        fold_run.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds.digest(first)}
+        fold_run.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds_file.digest(first)}
     )
-    folds.save(first.assign(fold=1 - first["fold"]), tmp_path / "folds.csv")
+    folds_file.save(first.assign(fold=1 - first["fold"]), tmp_path / "folds.csv")
     with pytest.raises(InputError, match=r"folds\.csv is not the folds file that .*run/fold0"):
         settle(tmp_path, 2)
 
@@ -230,7 +235,7 @@ def test_placeholders_in_dicoms_are_no_patients_and_are_noted(tmp_path, capsys):
     work = tmp_path / "work"
     taken = settled(work, ["ANONYMOUS"] * 10 + ["P1", "P1", "0", ""])
     assert taken["group"].tolist() == [""] * 10 + ["P1", "P1", "", ""]
-    assert folds.load(work / "folds.csv")["group"].tolist() == taken["group"].tolist()
+    assert folds_file.load(work / "folds.csv")["group"].tolist() == taken["group"].tolist()
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2
     assert "10 of 14 images" in notes[0]
@@ -255,7 +260,7 @@ def test_unknown_patients_of_a_table_are_noted_and_a_second_run_accepts_them(tmp
         capsys.readouterr().out
     )
     again = settled(work, [""] * 6, table_of_groups)
-    assert folds.difference(again, taken[list(folds.COLUMNS)]) == ""
+    assert folds_file.difference(again, taken[list(folds_file.COLUMNS)]) == ""
 
 
 def test_images_of_the_same_pixels_are_drawn_into_one_fold(tmp_path, monkeypatch, capsys):
@@ -279,7 +284,7 @@ def test_folds_drawn_with_a_placeholder_as_a_patient_stay_valid(tmp_path):
     work = tmp_path / "work"
     before = settled(tmp_path / "other", [""] * 6, table_of_groups)
     before = before.assign(group=["a", "a", "0", "0", "b", "c"], fold=[0, 0, 1, 1, 0, 1])
-    folds.save(before, work / "folds.csv")
+    folds_file.save(before, work / "folds.csv")
     after = settled(work, [""] * 6, table_of_groups)
     assert after["group"].tolist() == ["a", "a", "0", "0", "b", "c"]
 

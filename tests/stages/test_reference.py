@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.data import folds, rle
+from kernel_lib.data import rle
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds as stage
@@ -69,14 +69,14 @@ def work(tmp_path_factory) -> Path:
          rle.encode(truth(i).astype(np.uint8)))
         for i in range(N)
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(folds.COLUMNS))
+    table = pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
     table["fold"] = [(i // 3) % 3 for i in range(N)]  # each fold holds every shape
-    folds.save(table, place / "folds.csv")
+    folds_file.save(table, place / "folds.csv")
     for run in RUNS:
         for fold in FOLDS:
             folder = fold_run.fold_folder(place, run, fold)
             storage.write_json(folder.config, {
-                "run": run, "fold": fold, "folds_digest": folds.digest(table),
+                "run": run, "fold": fold, "folds_digest": folds_file.digest(table),
                 "experiment": {"label_weight": 0.05},
             })  # fmt: skip
             storage.write_text(folder.log, "")

@@ -20,12 +20,12 @@ from nbconvert import HTMLExporter
 
 from kernel_lib import storage
 from kernel_lib.__main__ import main
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.data import fingerprint, folds, images, rle
+from kernel_lib.data import fingerprint, images, rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference.combine import test_masks as masks_of_test
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum, per_image_dice
@@ -58,7 +58,7 @@ def table() -> pd.DataFrame:
     for i, image_id in enumerate(image_ids()):
         mask = truth_of(i)
         rows.append((image_id, i % 2, "", *mask.shape, int(mask.sum()), rle.encode(mask)))
-    return pd.DataFrame(rows, columns=list(folds.COLUMNS))
+    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
 
 
 def level_map(run: str, i: int, alarm: bool = False) -> np.ndarray:
@@ -71,7 +71,7 @@ def make_run(work: Path, run: str, drawn: pd.DataFrame) -> None:
     """Two folds with held-out predictions and those of six test images."""
     for fold in (0, 1):
         folder = fold_run.fold_folder(work, run, fold)
-        config = {"run": run, "folds_digest": folds.digest(drawn), "experiment": {"name": run}}
+        config = {"run": run, "folds_digest": folds_file.digest(drawn), "experiment": {"name": run}}
         storage.write_json(folder.config, config)
         held = [i for i in range(N) if i % 2 == fold]
         seen = tuple(name for i, name in enumerate(image_ids()) if i not in held)
@@ -116,7 +116,7 @@ def work(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     drawn = table()
-    folds.save(drawn, folder / "folds.csv")
+    folds_file.save(drawn, folder / "folds.csv")
     for run in "abc":
         make_run(folder, run, drawn)
     return folder

@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
-from kernel_lib.data import folds
 from kernel_lib.data.table import discover
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.stages import past, preparation, thresholds, train
@@ -204,7 +203,7 @@ def section(work: Path, study: Study) -> str:
 
     Only what is trained to its end is in them.
     """
-    drawn = folds.load(work / "folds.csv")
+    drawn = folds_file.load(work / "folds.csv")
     rows = [
         _scored(work, names)
         for names in study.scored

@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kernel_lib.artifacts import folds_file
 from kernel_lib.artifacts.fold_run import FoldRun, find
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.data import cache, folds, table
+from kernel_lib.data import cache, table
 from kernel_lib.engine import Engine, engine, peak_memory, seed_everything
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import members, predictions, recipes, tta
@@ -478,7 +479,7 @@ def _trained(place: Place, run: str, took: float) -> Iterator[Row]:
     work = place.scratch / "work"
     for name, last in (("kept epochs", False), ("last epoch", True)):
         ensemble = members.gather([work], recipes.of_runs([run]))
-        held = out_of_fold(ensemble, [work], folds.find([work]), last=last)
+        held = out_of_fold(ensemble, [work], folds_file.find([work]), last=last)
         ids, parts = (held.table[column].tolist() for column in ("image_id", "fold"))
         groups = held.table["group"]
         report = nested_cv.honest(

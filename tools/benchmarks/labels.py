@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts import folds_file
 from kernel_lib.data import folds, rle
 from kernel_lib.data.masks import resize_mask
 
@@ -142,7 +143,7 @@ def print_folds(table: pd.DataFrame, n_folds: int = 5) -> None:
         f"{median:,.0f} px, furthest fold "
         f"{100 * (balance['median_area_px_1024'] / median - 1).abs().max():.2f} % off"
     )
-    print(f"digest of the folds {folds.digest(table)}")
+    print(f"digest of the folds {folds_file.digest(table)}")
 
 
 def main() -> None:

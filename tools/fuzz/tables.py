@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import folds, labels, patients, rle
+from kernel_lib.artifacts import folds_file
+from kernel_lib.data import labels, patients, rle
 from kernel_lib.postprocess import submission
 from tools.fuzz.case import Case, Desk, Target
 from tools.fuzz.mutate import damaged, garbled
@@ -196,7 +197,7 @@ def read_folds(desk: Desk) -> Case:
     for at in range(6):
         text, area = rng.choice((("-1", 0), ("0 3", 3), ("5 2 1 1", 3), ("250 6", 6)))
         rows.append((f"id{at}", at % 2, f"p{at % 2}", SIDE, SIDE, area, text))
-    lines = [",".join(folds.COLUMNS), *(",".join(map(str, row)) for row in rows)]
+    lines = [",".join(folds_file.COLUMNS), *(",".join(map(str, row)) for row in rows)]
     data = _changed(desk, ("\n".join(lines) + "\n").encode())
 
     def compare(table: pd.DataFrame, rows: list[list[str]]) -> str | None:
@@ -218,7 +219,7 @@ def read_folds(desk: Desk) -> Case:
             return "an id twice"
         return None
 
-    return _case(desk, data, folds.load, folds.COLUMNS, compare)
+    return _case(desk, data, folds_file.load, folds_file.COLUMNS, compare)
 
 
 TARGETS = {

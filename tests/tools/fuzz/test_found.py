@@ -22,10 +22,10 @@ from pydicom.encaps import encapsulate
 
 from kernel_lib import checkpoints
 from kernel_lib.__main__ import main
-from kernel_lib.artifacts import maps
+from kernel_lib.artifacts import folds_file, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import folds, images, labels, pictures
+from kernel_lib.data import images, labels, pictures
 from kernel_lib.data.dicom_levels import grey_levels
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -95,7 +95,7 @@ def test_an_image_s_own_shape_is_not_that_of_the_next(tmp_path):
 def test_a_folds_file_is_not_guessed_at(tmp_path, row, words):
     text = "image_id,fold,group,height,width,area_px,rle\na,0,,8,8,0,-1\n" + row + "\n"
     with pytest.raises(InputError, match=words):
-        folds.load(file_of(tmp_path, text))
+        folds_file.load(file_of(tmp_path, text))
 
 
 # --- Radiographs ----------------------------------------------------------------------------
