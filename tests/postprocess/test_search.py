@@ -274,10 +274,16 @@ def test_very_large_images_are_counted_exactly() -> None:
 
 def test_search_goes_through_json_but_for_its_surfaces() -> None:
     found = th.search([statistics(np.full((2, 2), 9, np.uint8), np.ones((2, 2)))])
-    plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert Triplet.from_json(plain["triplet"]) == found.triplet
-    assert plain["score"] == 1.0
-    assert set(plain["plateau"]) == {"within", "top", "bottom", "min_area_px"}
+    assert json.dumps(found.to_json(), allow_nan=False) == (
+        '{"triplet": {"top": 0.03333333333333333, "min_area_px": 1048576, '
+        '"bottom": 0.03333333333333333}, "score": 1.0, '
+        '"chosen": {"top": 0.00196078431372549, "min_area_px": 524288, '
+        '"bottom": 0.00196078431372549}, "chosen_score": 1.0, '
+        '"plateau": {"within": 0.001, "top": [0.00196078431372549, 0.9980392156862745], '
+        '"bottom": [0.00196078431372549, 0.03333333333333333], "min_area_px": [1, 1048576]}, '
+        '"chooser": {"levels": 8, "area_factor": 2.0, "standard_errors": 0.5, "within": 0.001}, '
+        '"n_images": 1, "single": false, "label_swept": false}'
+    )
 
 
 def test_thresholds_start_without_torch() -> None:
