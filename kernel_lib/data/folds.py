@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.data import cells, patients, rle
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.storage import write_text
 
@@ -83,7 +82,7 @@ def balance(table: pd.DataFrame) -> pd.DataFrame:
     as index.
     """
     positive = table["area_px"] > 0
-    scaled = table["area_px"] * FULL_AREA / (table["height"] * table["width"])
+    scaled = table["area_px"] * 1024**2 / (table["height"] * table["width"])
     by_fold = table["fold"]
     return pd.DataFrame(
         {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
+from kernel_lib.postprocess.units import FULL_AREA
 
 LEVELS = 255  # thresholds halfway between the 256 levels of a uint8 map
 KEEP_NONE = FULL_AREA + 1  # the least area that no image reaches

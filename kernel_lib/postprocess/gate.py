@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
+from kernel_lib.postprocess.units import FULL_AREA
 
 NO_LABEL = -1
 LOG2_FULL = 20  # log2 of the pixels of a 1024² image

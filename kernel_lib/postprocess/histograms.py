@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate
 from kernel_lib.postprocess.metrics import dice_of_counts
 from kernel_lib.postprocess.triplet import Triplet, checked_map, first_level
+from kernel_lib.postprocess.units import FULL_AREA
 
 # cv2 counts in float32, which is exact up to here.
 CV2_EXACT_PX = 1 << 24

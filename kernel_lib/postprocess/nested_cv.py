@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import cv_splits
 from kernel_lib.postprocess.bootstrap import N_BOOTSTRAP, SEED, Interval, Resampler
@@ -34,6 +33,7 @@ from kernel_lib.postprocess.plateau import Chooser
 from kernel_lib.postprocess.search import SearchResult, search, sweeps_label
 from kernel_lib.postprocess.strategies import Choice, Fitted, OneRule, Strategy
 from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
 ABOVE_HALF = Triplet(0.5, 0, 0.5)
 

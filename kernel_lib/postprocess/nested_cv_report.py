@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.postprocess import plain
 from kernel_lib.postprocess.bootstrap import Interval
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.units import FULL_AREA
 
 # Mask areas in px of 1024²: a tenth of the true ones lie below 2,000, a fifth below 3,500, and from
 # there each bin is an octave.

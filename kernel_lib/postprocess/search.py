@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import exhaustive as sums
 from kernel_lib.postprocess import label_threshold, plateau
@@ -23,6 +22,7 @@ from kernel_lib.postprocess.histograms import (
 )
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.progress import bar
 
 

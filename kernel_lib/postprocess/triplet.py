@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernel_lib.config import LARGEST_NUMBER
-from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate, plain
 from kernel_lib.postprocess.exhaustive import KEEP_NONE
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from kernel_lib.kaggle import paths
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
-from kernel_lib.postprocess.exhaustive import FULL_AREA
 from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.signals import Signals
 from kernel_lib.stages import past, report, session_budget
 

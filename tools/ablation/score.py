@@ -11,13 +11,13 @@ import pandas as pd
 from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.inference import out_of_fold
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, per_image_dice, stack
 from kernel_lib.postprocess.metrics import dice_of_counts
 from kernel_lib.postprocess.nested_cv import ABOVE_HALF, HonestReport, honest
 from kernel_lib.postprocess.triplet import apply_rule
+from kernel_lib.postprocess.units import FULL_AREA
 
 Columns = dict[str, list[float]]  # by name, one value an evaluation image, in the table's order
 Gate = Literal["none", "label", "sum"]
