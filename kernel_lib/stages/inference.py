@@ -47,7 +47,7 @@ class InferenceResult:
     folder: Path  # the ensemble's
     submission: Path
     summary: nested_cv.TestSummary  # the test masks beside those out of fold
-    honest: nested_cv.HonestReport
+    honest: nested_cv.NestedCVReport
     unreadable: tuple[str, ...]
     notes: tuple[str, ...]  # on the images
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC

@@ -29,7 +29,7 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
     """
     found, per_image = [], data.per_image
     ensemble, scored = data.decision.candidates, data.decision.scores.kept
-    choice_of_part = {rule.part: rule.choice for rule in scored.rules}
+    choice_of_part = {rule.fold: rule.choice for rule in scored.rules}
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
     kinds = {
