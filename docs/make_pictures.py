@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 
 from kernel_lib.data import table
-from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.metrics import dice
+from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting import figures
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.stages import predict_files, report

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from kernel_lib import storage
 from kernel_lib.artifacts.ensemble import MEMBERS, THRESHOLDS, Ensemble, Member, named_if_damaged
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet
@@ -21,8 +21,8 @@ from kernel_lib.postprocess.triplet import Triplet
 class Scores:
     """The nested cross-validated scores in a thresholds.json, and what they may claim."""
 
-    kept: HonestReport  # of the kept checkpoints, by whose rule is submitted
-    last: HonestReport  # of the last EMA weights
+    kept: NestedCVReport  # of the kept checkpoints, by whose rule is submitted
+    last: NestedCVReport  # of the last EMA weights
     past_known: bool  # False: a member may have been trained on these images
     kept_selected: bool  # whether the labels of these images selected an epoch, or may have
     last_selected: bool
@@ -36,7 +36,7 @@ class Scores:
         return f"{self.kept.n_images:,} of {self.of_images:,} images"
 
     @property
-    def first(self) -> HonestReport:
+    def first(self) -> NestedCVReport:
         """The score that comes first: the one in which no label selected an epoch, if any."""
         return self.last if self.kept_selected else self.kept
 
@@ -64,7 +64,7 @@ class Scores:
 
         Raises an error of `archives.FAULTS`, TypeError or AttributeError for a wrong document.
         """
-        kept, last = (HonestReport.from_json(document[name]) for name in ("honest", "last"))
+        kept, last = (NestedCVReport.from_json(document[name]) for name in ("honest", "last"))
         selected = document.get("epochs_selected", {"honest": True, "last": True})
         past_known, of_images = document["past_known"], document.get("of_images")
         scores = cls(kept, last, past_known, selected["honest"], selected["last"], of_images)

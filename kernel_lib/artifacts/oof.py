@@ -54,7 +54,7 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
         table = table.dropna(subset=["dice"])
         fold = table["image_id"].map(folds.set_index("image_id")["fold"])
         fits = (fold == table["fold"]) & fold.isin(decision.ensemble.folds)
-        fits &= table["part"].isin([rule.part for rule in decision.scores.kept.rules])
+        fits &= table["part"].isin([rule.fold for rule in decision.scores.kept.rules])
         if not fits.all():
             raise ValueError("its images or folds are not the ensemble's")
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kernel_lib.inference.ensemble_maps import alone
 from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.inference.recipes import Recipe
+from kernel_lib.postprocess.search import SearchOptions
 from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Strategy
 
 
@@ -14,11 +15,11 @@ def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Str
     `single` holds top == bottom in every rule.
     """
     ensemble = held.ensemble
-    how = {"single": single, "label": ensemble.gate != "none"}
+    options = SearchOptions(single=single, label=ensemble.gate != "none")
     n_members = len(ensemble.members)
     if ensemble.by_members:
         members = [held.gated(alone(n_members, at)) for at in range(n_members)]
-        return MemberVote(members, held.vote_counts, recipe.at_least, **how)
+        return MemberVote(members, held.vote_counts, recipe.at_least, options)
     if recipe.choose == "greedy":
-        return Greedy(held.gated, n_members, **how)
-    return OneRule(held.gated(ensemble.weights), **how)
+        return Greedy(held.gated, n_members, options)
+    return OneRule(held.gated(ensemble.weights), options)

@@ -1,4 +1,4 @@
-"""Bootstrap over patients: how far a mean over images may lie from what more images would give."""
+"""Bootstrap over patients: intervals of a mean over images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernel_lib.postprocess.serialization import JsonFloat
+
 LEVEL = 0.95
 N_BOOTSTRAP = 2000
 SEED = 20190904
@@ -16,23 +18,22 @@ SEED = 20190904
 class Interval(NamedTuple):
     """Lowest and highest value of a 95 % interval; both nan when there is nothing to draw from."""
 
-    low: float
-    high: float
+    low: JsonFloat
+    high: JsonFloat
 
 
 @dataclass(frozen=True)
 class Resampler:
-    """Draws whole groups with replacement.
+    """Draws complete groups with replacement.
 
-    All images of a patient come or stay away together: they resemble each other, and an interval
-    that ignores it is too narrow.
+    Images of a patient resemble each other: an interval that draws them apart is too narrow.
     """
 
     n_bootstrap: int = N_BOOTSTRAP
     seed: int = SEED
 
     def interval(self, values: np.ndarray, groups: np.ndarray) -> Interval:
-        """Percentile interval (95 %) of the mean over images; the same in whatever order.
+        """Return the percentile interval (95 %) of the mean over images, in any order the same.
 
         Shapes: values (N,), groups (N,) names.
         Source: Efron's percentile bootstrap, with clusters.
@@ -43,8 +44,8 @@ class Resampler:
         sums, counts = np.bincount(group, values), np.bincount(group)
         random = np.random.default_rng(self.seed)
         means = np.empty(self.n_bootstrap)
-        for draw in range(self.n_bootstrap):
-            drawn = random.integers(len(names), size=len(names))
-            means[draw] = sums[drawn].sum() / counts[drawn].sum()
+        for at in range(self.n_bootstrap):
+            sample = random.integers(len(names), size=len(names))
+            means[at] = sums[sample].sum() / counts[sample].sum()
         low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(float(low), float(high))

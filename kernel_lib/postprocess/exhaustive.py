@@ -1,10 +1,10 @@
-"""Every rule at once: the sum of dice over images for all (top, area, bottom), exactly.
+"""Exhaustive search: the sum of dice over images for all (top, area, bottom), exactly.
 
 An image's dice under a rule depends on two things only: whether its area at `top` reaches the
-minimum, and its dice at `bottom` if so. So the images are sorted on their area at each `top`, and a
+minimum, and its dice at `bottom` if so. So the images are sorted by their area at each `top`, and a
 prefix sum of what each gains by keeping its mask gives every minimum area and every `bottom` at
-once. Gains are whole numbers (multiples of 2^-44), so that sums do not depend on the images' order
-and equal means compare equal.
+once. Gains are integers (multiples of 2^-44): sums do not depend on the images' order, and equal
+means compare equal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
+from kernel_lib.postprocess.units import FULL_AREA
 
 LEVELS = 255  # thresholds halfway between the 256 levels of a uint8 map
 KEEP_NONE = FULL_AREA + 1  # the least area that no image reaches
@@ -40,7 +40,7 @@ class Problem:
     n_empty: int  # of those, images whose truth is empty
 
     def passing(self, gate: int) -> Problem:
-        """The problem of rules that leave out images whose label level is not above `gate`."""
+        """Return the problem of rules that leave out images whose label is not above `gate`."""
         has_mask, empty = self.label > gate, self.empty_label > gate
         return replace(
             self,
@@ -53,13 +53,13 @@ class Problem:
         )
 
     def mean(self, gained: np.ndarray | int) -> np.ndarray:
-        """Mean dice (0–1) from the sum of gains over predicting nothing anywhere."""
+        """Return the mean dice (0–1) from the sum of gains over predicting nothing anywhere."""
         return (gained + self.n_empty * self.unit) / (self.n_images * self.unit)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The best of each (top, bottom), and all sums over a grid of areas."""
+    """The best rule of each (top, bottom), and all sums over a grid of areas."""
 
     best: np.ndarray  # (255, 255) int64 [top, bottom] largest sum of gains
     best_area: np.ndarray  # (255, 255) int64 the largest area that reaches it
@@ -71,12 +71,12 @@ class Scan:
 
 
 def unit_for(n_images: int) -> int:
-    """Units in a dice of 1, such that sums over the images fit into 63 bits."""
+    """Return the units in a dice of 1 such that sums over the images fit into 63 bits."""
     return 1 << min(GAIN_BITS, 62 - int(n_images).bit_length())
 
 
 def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterable[int]) -> Scan:
-    """Sums of gains of every rule; `tops` is 0…254, wrapped in a progress bar or not.
+    """Return the sums of gains of every rule; `tops` is 0…254, in a progress bar or not.
 
     Shapes: area_grid (G,) int64 ascending, for the volume only: the best is over all areas.
     """
@@ -93,7 +93,7 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
         candidates = np.concatenate([[KEEP_NONE], ends, [0]])
         rows = np.zeros((len(candidates), sums.shape[1]), np.int64)
         rows[1:-1], rows[-1] = sums, keep_all[bottoms]
-        rows[1:-1] -= problem.unit * reaching(problem.empty_area[:, top], ends)[:, None]
+        rows[1:-1] -= problem.unit * n_reaching(problem.empty_area[:, top], ends)[:, None]
         best[top, bottoms] = rows.max(axis=0)
         # Equal means may differ by half a unit an image; the first that is as good has most area.
         as_good = rows >= best[top, bottoms] - problem.n_images
@@ -105,9 +105,10 @@ def scan(problem: Problem, area_grid: np.ndarray, *, single: bool, tops: Iterabl
 
 
 def peak(scan: Scan, n_images: int) -> tuple[int, int, int]:
-    """(top level, area, bottom level) of the best rule; ties: larger area, higher top and bottom.
+    """Return (top level, area, bottom level) of the best rule.
 
-    Rules tie when their mean dice differ by less than 2^-42, where equal fractions may be rounded.
+    Rules tie when their mean dice differ by less than 2^-42, where equal fractions may be rounded;
+    then the larger area wins, then the higher top, then the higher bottom.
     """
     largest = scan.best[scan.valid].max()
     tops, bottoms = np.nonzero(scan.valid & (scan.best >= largest - n_images))
@@ -116,15 +117,19 @@ def peak(scan: Scan, n_images: int) -> tuple[int, int, int]:
     return int(tops[at]), int(areas[at]), int(bottoms[at])
 
 
-def _sums_at(problem: Problem, top: int, bottoms: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Areas (K,) worth trying at one top, falling, and the gains (K, bottoms) of those who reach.
+def n_reaching(areas: np.ndarray, minima: np.ndarray) -> np.ndarray:
+    """Return how many of the areas reach each minimum."""
+    return len(areas) - np.searchsorted(np.sort(areas), minima, side="left")
 
-    Only areas of images with a mask are worth trying: between two of them a smaller minimum keeps
+
+def _sums_at(problem: Problem, top: int, bottoms: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Return areas (K,) to try at a top, falling, and the gains (K, bottoms) of reaching images.
+
+    Only areas of images with a mask are candidates: between two of them a smaller minimum keeps
     nothing more but images whose truth is empty.
     """
     area = problem.area[:, top]
-    order = np.argsort(-area, kind="stable")
-    order = order[: np.count_nonzero(area)]
+    order = np.argsort(-area, kind="stable")[: np.count_nonzero(area)]
     falling = area[order]
     sums = problem.gain[:, bottoms][order].cumsum(axis=0)
     last_of_tie = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)[: len(falling)])
@@ -134,12 +139,8 @@ def _sums_at(problem: Problem, top: int, bottoms: slice) -> tuple[np.ndarray, np
 def _on_grid(
     problem: Problem, top: int, ends: np.ndarray, sums: np.ndarray, area_grid: np.ndarray
 ) -> np.ndarray:
-    """Sums (G, bottoms) of one top at the areas of the grid."""
+    """Return the sums (G, bottoms) of one top at the areas of the grid."""
     padded = np.concatenate([np.zeros((1, sums.shape[1]), np.int64), sums])
     reached = len(ends) - np.searchsorted(ends[::-1], area_grid, side="left")
-    return padded[reached] - problem.unit * reaching(problem.empty_area[:, top], area_grid)[:, None]
-
-
-def reaching(areas: np.ndarray, minima: np.ndarray) -> np.ndarray:
-    """How many of the areas reach each minimum."""
-    return len(areas) - np.searchsorted(np.sort(areas), minima, side="left")
+    wrong = n_reaching(problem.empty_area[:, top], area_grid)
+    return padded[reached] - problem.unit * wrong[:, None]

@@ -1,8 +1,8 @@
-"""The label that may stand before a rule: who passes, and a label made of the map itself.
+"""The label before a rule: which images pass it, and a label computed from the map itself.
 
-A label is the probability that the image has a mask, kept as a level of 0–255 as a map's pixels
-are. An image passes a threshold t when its level is above 255·t; what does not pass gets an empty
-mask whatever its map says.
+A label is the probability that the image has a mask, stored as a level of 0–255 as a map's pixels
+are. An image passes a threshold t when its level is above 255·t; an image that does not pass gets
+an empty mask.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
+from kernel_lib.postprocess.units import FULL_AREA
 
 NO_LABEL = -1
 LOG2_FULL = 20  # log2 of the pixels of a 1024² image
 
 
 def label_level(prob: float) -> int:
-    """The level 0–255 of a label's probability, round(255 · p).
+    """Return the level 0–255 of a label's probability, round(255 · p).
 
-    Raises: InputError for what is no number of 0–1.
+    Raises: InputError for anything but a number of 0–1.
     """
     try:
         within = 0 <= float(prob) <= 1
@@ -37,9 +37,9 @@ def label_level(prob: float) -> int:
 
 
 def checked_level(label: int | None) -> int | None:
-    """A label's level as int, or None where there is none.
+    """Return a label's level as int, or None where there is none.
 
-    Raises: InputError for what is no whole number of 0–255.
+    Raises: InputError for anything but a whole number of 0–255.
     """
     if label is None:
         return None
@@ -55,15 +55,15 @@ def checked_level(label: int | None) -> int | None:
 
 
 def as_array(labels: Iterable[int | None]) -> np.ndarray:
-    """Labels (N,) int16 from levels of 0–255, -1 where there is none; InputError for others."""
-    levels = (checked_level(label) for label in labels)
+    """Return labels (N,) int16, -1 where there is none; `checked_level` says which it takes."""
+    levels = map(checked_level, labels)
     return np.array([NO_LABEL if level is None else level for level in levels], dtype=np.int16)
 
 
 def passes(label: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Whether images pass a label threshold (0–1); all do where it is None.
+    """Return whether images pass a label threshold (0–1); all do where it is None.
 
-    Shapes: label (N,) levels, -1 = none; the result (N,) bool.
+    Shapes: label (N,) levels, -1 = none → (N,) bool.
     Raises: InputError when there is a threshold and an image has no label.
     """
     if threshold is None:
@@ -78,13 +78,14 @@ def passes(label: np.ndarray, threshold: float | None) -> np.ndarray:
 
 
 def sum_level(hist: np.ndarray, n_px: int) -> int:
-    """A label level of 0–255 from the map's own sum of probabilities, so that it can gate itself.
+    """Return a label level of 0–255 from the map's sum of probabilities.
 
     round(255 · log2(1 + Σp) / 20) with Σp scaled to 1024²: 0 px is level 0, 2^20 px level 255, and
     a level is a step of 5.6 % in the sum.
 
     Shapes: hist (256,) pixels by level of the map at the image's own size, n_px = H·W of that.
-    Source: the notes' finding that a mask model's sum tells "has a mask" better than a classifier.
+    Source: the notes' finding that a mask model's sum predicts "has a mask" better than a
+    classifier.
     """
     sum_px = int(hist @ np.arange(256)) / 255 * (FULL_AREA / n_px)
     return min(round(255 * math.log2(1 + sum_px) / LOG2_FULL), 255)

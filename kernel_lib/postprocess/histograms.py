@@ -1,6 +1,6 @@
-"""What is kept of an image's map: two histograms, of all its pixels and of those in its true mask.
+"""Two histograms of an image's map, of all its pixels and of those in its true mask.
 
-They tell the area and the dice of its mask under every rule, without the map.
+They give the area and the dice of its mask under every rule, without the map.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate
 from kernel_lib.postprocess.metrics import dice_of_counts
 from kernel_lib.postprocess.triplet import Triplet, checked_map, first_level
+from kernel_lib.postprocess.units import FULL_AREA
 
-# cv2 counts in float32, which is exact up to here.
-CV2_EXACT_PX = 1 << 24
+CV2_EXACT_PX = 1 << 24  # cv2 counts in float32, which is exact up to here
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the search keeps of one image: (256,) int64 pixel counts by level."""
+    """What the search needs of one image: (256,) int64 pixel counts by level."""
 
     hist_all: np.ndarray
     hist_true: np.ndarray  # of the pixels in the true mask
@@ -34,7 +33,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Statistics of N images as arrays; what the functions below work on."""
+    """Statistics of N images as arrays."""
 
     hist_all: np.ndarray  # (N, 256) int64
     hist_true: np.ndarray  # (N, 256) int64
@@ -60,29 +59,27 @@ class Stacked:
         return bool((self.label != gate.NO_LABEL).all())
 
     def take(self, rows: np.ndarray) -> Stacked:
-        """The images at these indices, or where a boolean array is true."""
-        return Stacked(
-            self.hist_all[rows],
-            self.hist_true[rows],
-            self.n_px[rows],
-            self.has_truth[rows],
-            self.label[rows],
-        )
+        """Return the images at these indices, or where a boolean array is true."""
+        arrays = self.hist_all, self.hist_true, self.n_px, self.has_truth, self.label
+        return Stacked(*(array[rows] for array in arrays))
+
+
+AnyStatistics = Sequence[Statistics] | Stacked
 
 
 def statistics(prob: np.ndarray, mask: np.ndarray | None, label: int | None = None) -> Statistics:
-    """Histograms of one image's map, over all pixels and over its true mask.
+    """Return the histograms of one image's map, over all pixels and over its true mask.
 
     `label` is the image's label as a level 0–255, round(255 · p), where it has one.
 
     Shapes: prob (H, W) uint8, round(255 · p) at the image's own size; mask (H, W), nonzero = mask
     (all zero: truth is empty), or None when no truth is known.
-    Raises: InputError for another type or shape, or another level.
+    Raises: InputError for another type, shape or level.
     """
     prob, label = checked_map(prob), gate.checked_level(label)
-    no_px = np.zeros(256, dtype=np.int64)
+    hist_all, hist_true = _histogram(prob, None), np.zeros(256, dtype=np.int64)
     if mask is None:
-        return Statistics(_histogram(prob, None), no_px, prob.size, has_truth=False, label=label)
+        return Statistics(hist_all, hist_true, prob.size, has_truth=False, label=label)
     mask = np.asarray(mask)
     if mask.shape != prob.shape:
         raise InputError(
@@ -90,12 +87,13 @@ def statistics(prob: np.ndarray, mask: np.ndarray | None, label: int | None = No
         )
     if mask.dtype != np.uint8:
         mask = (mask != 0).view(np.uint8)
-    hist_true = _histogram(prob, mask) if mask.any() else no_px
-    return Statistics(_histogram(prob, None), hist_true, prob.size, label=label)
+    if mask.any():
+        hist_true = _histogram(prob, mask)
+    return Statistics(hist_all, hist_true, prob.size, label=label)
 
 
 def stack(stats: Iterable[Statistics] | Stacked) -> Stacked:
-    """Statistics of N ≥ 1 images as arrays; what is stacked already comes back as it is.
+    """Return the statistics of N ≥ 1 images as arrays; `Stacked` is returned as it is.
 
     Raises: InputError when there is no image.
     """
@@ -105,47 +103,19 @@ def stack(stats: Iterable[Statistics] | Stacked) -> Stacked:
     if not stats:
         raise InputError("no image to search over: predict some held-out images first")
     return Stacked(
-        np.stack([one.hist_all for one in stats]).astype(np.int64, copy=False),
-        np.stack([one.hist_true for one in stats]).astype(np.int64, copy=False),
-        np.array([one.n_px for one in stats], dtype=np.int64),
-        np.array([one.has_truth for one in stats], dtype=bool),
-        gate.as_array(one.label for one in stats),
+        np.stack([s.hist_all for s in stats]).astype(np.int64, copy=False),
+        np.stack([s.hist_true for s in stats]).astype(np.int64, copy=False),
+        np.array([s.n_px for s in stats], dtype=np.int64),
+        np.array([s.has_truth for s in stats], dtype=bool),
+        gate.as_array(s.label for s in stats),
     )
 
 
-def areas_above(stats: Sequence[Statistics] | Stacked, threshold: float) -> np.ndarray:
-    """Pixels (N,) int64 that exceed a threshold (0–1), in each image's own pixels."""
-    return stack(stats).hist_all[:, first_level(threshold) :].sum(axis=1)
+def with_truth(stats: AnyStatistics) -> Stacked:
+    """Return the images stacked.
 
-
-def kept(stats: Sequence[Statistics] | Stacked, triplet: Triplet) -> np.ndarray:
-    """Whether each image (N,) passes the rule's label, and reaches its least area above `top`.
-
-    Raises: InputError when the rule has a label threshold and an image no label.
+    Raises: InputError naming the first image whose truth is not known.
     """
-    stats = stack(stats)
-    reached = areas_above(stats, triplet.top) * FULL_AREA >= triplet.min_area_px * stats.n_px
-    return reached & gate.passes(stats.label, triplet.label)
-
-
-def areas(stats: Sequence[Statistics] | Stacked, triplet: Triplet) -> np.ndarray:
-    """Pixels (N,) int64 of each image's mask under the rule, in the image's own pixels."""
-    return np.where(kept(stats, triplet), areas_above(stats, triplet.bottom), 0)
-
-
-def per_image_dice(stats: Sequence[Statistics] | Stacked, triplet: Triplet) -> np.ndarray:
-    """Dice (N,) float64 (0–1) of each image's mask under the rule.
-
-    Raises: InputError when an image's truth is not known, or a label that the rule needs.
-    """
-    stats = with_truth(stats)
-    shared = stats.hist_true[:, first_level(triplet.bottom) :].sum(axis=1)
-    shared = np.where(kept(stats, triplet), shared, 0)
-    return dice_of_counts(shared, areas(stats, triplet), stats.true_px)
-
-
-def with_truth(stats: Sequence[Statistics] | Stacked) -> Stacked:
-    """The images stacked; InputError naming the first whose truth is not known."""
     stats = stack(stats)
     if not stats.has_truth.all():
         raise InputError(
@@ -155,15 +125,46 @@ def with_truth(stats: Sequence[Statistics] | Stacked) -> Stacked:
     return stats
 
 
+def gate_by_sum(stats: AnyStatistics) -> Stacked:
+    """Return the same images, labelled by their map's sum of probabilities (`gate.sum_level`)."""
+    stats = stack(stats)
+    levels = map(gate.sum_level, stats.hist_all, stats.n_px)
+    return replace(stats, label=gate.as_array(levels))
+
+
+def areas_above(stats: AnyStatistics, threshold: float) -> np.ndarray:
+    """Return the pixels (N,) int64 that exceed a threshold (0–1), in each image's own pixels."""
+    return stack(stats).hist_all[:, first_level(threshold) :].sum(axis=1)
+
+
+def kept(stats: AnyStatistics, triplet: Triplet) -> np.ndarray:
+    """Return whether each image (N,) passes the rule's label and reaches its area above `top`.
+
+    Raises: InputError when the rule has a label threshold and an image no label.
+    """
+    stats = stack(stats)
+    reached = areas_above(stats, triplet.top) * FULL_AREA >= triplet.min_area_px * stats.n_px
+    return reached & gate.passes(stats.label, triplet.label)
+
+
+def areas(stats: AnyStatistics, triplet: Triplet) -> np.ndarray:
+    """Return the pixels (N,) int64 of each image's mask under the rule, in its own pixels."""
+    return np.where(kept(stats, triplet), areas_above(stats, triplet.bottom), 0)
+
+
+def per_image_dice(stats: AnyStatistics, triplet: Triplet) -> np.ndarray:
+    """Return the dice (N,) float64 (0–1) of each image's mask under the rule.
+
+    Raises: InputError when an image lacks its truth, or a label that the rule needs.
+    """
+    stats = with_truth(stats)
+    shared = stats.hist_true[:, first_level(triplet.bottom) :].sum(axis=1)
+    shared = np.where(kept(stats, triplet), shared, 0)
+    return dice_of_counts(shared, areas(stats, triplet), stats.true_px)
+
+
 def _histogram(prob: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Pixels (256,) int64 by level, of all or of those where the mask is not 0."""
+    """Return the pixels (256,) int64 by level, of all or of those where the mask is not 0."""
     if prob.size < CV2_EXACT_PX:
         return cv2.calcHist([prob], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
     return np.bincount(prob.ravel() if mask is None else prob[mask != 0], minlength=256)
-
-
-def gate_by_sum(stats: Sequence[Statistics] | Stacked) -> Stacked:
-    """The same images, labelled by their own map's sum of probabilities as in `gate.sum_level`."""
-    stats = stack(stats)
-    levels = [gate.sum_level(*one) for one in zip(stats.hist_all, stats.n_px, strict=True)]
-    return replace(stats, label=gate.as_array(levels))

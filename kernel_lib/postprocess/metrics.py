@@ -1,4 +1,4 @@
-"""The competition's score, and the AUC of "has a mask"."""
+"""The competition's score, and the image-level ROC AUC."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernel_lib.errors import InputError
 def dice_of_counts(
     intersection: ArrayLike, predicted: ArrayLike, truth: ArrayLike
 ) -> np.ndarray | np.float64:
-    """Dice (0–1) from pixel counts; empty against empty is 1.
+    """Return the dice (0–1) from pixel counts; empty against empty is 1.
 
     Shapes: any that broadcast; the result has the broadcast shape.
     Source: competition page, "Evaluation": 2·|X∩Y| / (|X| + |Y|), and 1 when both are empty.
@@ -24,39 +24,33 @@ def dice_of_counts(
 
 
 def dice(pred_mask: np.ndarray, true_mask: np.ndarray) -> float:
-    """Dice (0–1) of one image's masks; empty against empty is 1.
+    """Return the dice (0–1) of one image's masks; empty against empty is 1.
 
     Shapes: both (H, W), nonzero = mask.
     Raises: InputError when the shapes differ.
     """
-    pred_mask, true_mask = np.asarray(pred_mask), np.asarray(true_mask)
-    if pred_mask.shape != true_mask.shape:
+    predicted, truth = np.asarray(pred_mask) != 0, np.asarray(true_mask) != 0
+    if predicted.shape != truth.shape:
         raise InputError(
-            f"the predicted mask is {pred_mask.shape}, the true one {true_mask.shape}: "
+            f"the predicted mask is {predicted.shape}, the true one {truth.shape}: "
             "bring both to the image's own size first"
         )
-    predicted, truth = pred_mask != 0, true_mask != 0
-    return float(
-        dice_of_counts(
-            np.count_nonzero(predicted & truth),
-            np.count_nonzero(predicted),
-            np.count_nonzero(truth),
-        )
-    )
+    counts = map(np.count_nonzero, (predicted & truth, predicted, truth))
+    return float(dice_of_counts(*counts))
 
 
 def mean_dice(dice: np.ndarray) -> float:
-    """The competition's score (0–1): mean over images, the same in whatever order; nan without any.
+    """Return the competition's score (0–1): the mean over images, nan without any.
 
-    Shapes: dice (N,), one an image.
+    Shapes: dice (N,), one an image; their order does not change the last digit.
     """
     return math.fsum(dice) / len(dice) if len(dice) else math.nan
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve (0–1) of scores against labels, ties counted half.
+    """Return the area under the ROC curve (0–1) of scores against labels, ties counted half.
 
-    Shapes: both (N,), labels nonzero = positive. nan when only one class is there.
+    Shapes: both (N,), labels nonzero = positive. nan when there is only one class.
     Raises: InputError when the lengths differ or a score is nan.
     Source: Mann–Whitney: the share of (positive, negative) pairs in the right order.
     """
@@ -69,7 +63,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
         raise InputError(f"score {int(np.argmax(np.isnan(scores)))} is nan: leave that image out")
     positive, negative = scores[labels], np.sort(scores[~labels])
     if not len(positive) or not len(negative):
-        return float("nan")
+        return math.nan
     below = np.searchsorted(negative, positive, side="left").sum()
     not_above = np.searchsorted(negative, positive, side="right").sum()
     return float((int(below) + int(not_above)) / (2 * len(positive) * len(negative)))

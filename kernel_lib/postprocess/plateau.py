@@ -1,25 +1,24 @@
-"""Choosing a rule from the plateau around the peak.
+"""The choice of a rule from the plateau around the peak.
 
-The peak of a searched surface owes part of its height to chance, and its neighbours do not share
-it. The chooser takes, among the rules nearly as good as the peak, the one whose neighbours score
-best on average.
+The peak of a searched surface owes part of its height to chance, which its neighbours do not share.
+Of the rules nearly as good as the peak, the one whose neighbours score best on average is chosen.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from kernel_lib.postprocess.exhaustive import KEEP_NONE, LEVELS, Problem, Scan
 
-# Means enter the smoothing as whole numbers, so that equal neighbourhoods tie exactly.
+# Means are smoothed as integers, so that equal neighbourhoods tie exactly.
 MEAN_UNIT = 1 << 30
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """How the chosen rule is found; the defaults are those of every figure in the project.
+    """Settings of the choice; the defaults are those of every figure in the project.
 
     A rule's neighbours lie within `levels` of its top and bottom (of 255) and within
     `area_factor` of its area, on the areas of `area_grid`. A rule is on the plateau when its mean
@@ -32,13 +31,9 @@ class Chooser:
     standard_errors: float = 0.5
     within: float = 0.001
 
-    def to_json(self) -> dict[str, float]:
-        """The settings as a dict for JSON."""
-        return asdict(self)
-
 
 def area_grid() -> np.ndarray:
-    """Areas (G,) int64 in px at 1024², rising by a quarter octave; the last keeps no image.
+    """Return areas (G,) int64 in px at 1024², rising by a quarter octave; the last keeps no image.
 
     Below 64 px, which no lesion is, they rise by whole octaves.
     """
@@ -47,11 +42,11 @@ def area_grid() -> np.ndarray:
 
 
 def tolerance(chooser: Chooser, peak_dice: np.ndarray) -> float:
-    """How far below the peak (dice, 0–1) the plateau reaches.
+    """Return how far below the peak (dice, 0–1) the plateau reaches.
 
     Shapes: peak_dice (N,), each image's dice under the peak.
     """
-    # Sorted, so that the images' order does not reach the last digit.
+    # Sorted, so that the images' order does not change the last digit.
     spread = float(np.std(np.sort(peak_dice), ddof=1)) if len(peak_dice) > 1 else 0.0
     return max(chooser.within, chooser.standard_errors * spread / len(peak_dice) ** 0.5)
 
@@ -59,7 +54,7 @@ def tolerance(chooser: Chooser, peak_dice: np.ndarray) -> float:
 def choose(
     means: np.ndarray, valid: np.ndarray, chooser: Chooser, floor: float
 ) -> tuple[int, int, int] | None:
-    """(top level, area, bottom level) of the chosen rule; None when only the peak is that good.
+    """Return (top level, area, bottom level) of the chosen rule; None if only the peak qualifies.
 
     Rules that score less than `floor` (mean dice, 0–1) are not on the plateau. Ties as for the
     peak: larger area, then higher top, then higher bottom.
@@ -77,7 +72,7 @@ def choose(
     smooth[~on_plateau[box]] = -1.0
     last_of_equals = np.flatnonzero(smooth == smooth.max())[-1]
     at = np.unravel_index(last_of_equals, smooth.shape)
-    area, top, bottom = (some.start + int(i) for some, i in zip(box, at, strict=True))
+    area, top, bottom = (axis.start + int(i) for axis, i in zip(box, at, strict=True))
     return top, int(grid[area]), top if means.shape[2] == 1 else bottom
 
 
@@ -88,9 +83,9 @@ def extent(
     peak: tuple[int, int, int],
     floor: float,
 ) -> dict[str, tuple[int, int]]:
-    """Lowest and highest top level, bottom level and area of rules that score at least `floor`.
+    """Return the lowest and highest top level, bottom level and area of rules that reach `floor`.
 
-    The areas are those of the grid; the peak (top, area, bottom) belongs to it in any case.
+    The areas are those of the grid; the peak (top, area, bottom) is included in any case.
 
     Shapes: means (G, 255, B) of `grid_means`, valid (255, B), surface (255, 255) mean dice, nan =
     no rule.
@@ -103,11 +98,11 @@ def extent(
         "bottom": np.append(np.flatnonzero(reached.any(axis=0)), peak[2]),
         "min_area_px": np.append(areas, peak[1]),
     }
-    return {name: (int(some.min()), int(some.max())) for name, some in values.items()}
+    return {name: (int(each.min()), int(each.max())) for name, each in values.items()}
 
 
 def grid_means(problem: Problem, scan: Scan) -> np.ndarray:
-    """Mean dice (G, 255, B) on the grid, int64 in MEAN_UNIT; 0 where no rule exists."""
+    """Return the mean dice (G, 255, B) on the grid, int64 in MEAN_UNIT; 0 where no rule exists."""
     means = problem.mean(scan.volume)
     means *= MEAN_UNIT
     np.rint(means, out=means)
@@ -136,7 +131,7 @@ def _neighbourhood_means(
         near,
         near if means.shape[2] > 1 else (np.array([0]), np.array([1])),
     )
-    windows = [(first[some], end[some]) for (first, end), some in zip(ends, box, strict=True)]
+    windows = [(first[inside], end[inside]) for (first, end), inside in zip(ends, box, strict=True)]
     reach = tuple(slice(first[0], end[-1]) for first, end in windows)
     windows = [(first - first[0], end - first[0]) for first, end in windows]
     total, count = means[reach], valid[reach[1:]].astype(np.int64)
@@ -149,7 +144,7 @@ def _neighbourhood_means(
 
 
 def _window_sums(values: np.ndarray, axis: int, first: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Sums of `values` from `first` up to `end` (not included) along one axis, in whole numbers."""
+    """Return the sums of `values` from `first` up to `end` (not included) along an axis."""
     values = np.moveaxis(values, axis, 0)
     sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype=values.dtype)
     np.cumsum(values, axis=0, out=sums[1:])

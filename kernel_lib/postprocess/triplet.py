@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from kernel_lib.config import LARGEST_NUMBER
-from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess import gate, plain
+from kernel_lib.postprocess import gate
 from kernel_lib.postprocess.exhaustive import KEEP_NONE
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
 
 @dataclass(frozen=True)
 class Triplet:
     """A rule: thresholds 0 ≤ bottom ≤ top ≤ 1, and an area ≥ 0 in px of a 1024² image.
 
-    `label` is a threshold 0–1 of the image's label; None asks for no label.
+    `label` is a threshold 0–1 of the image's label; None needs no label.
 
     Raises: InputError when a value is out of its bounds.
     Source: the first place of the competition (sneddy); top == bottom is one threshold, one area.
@@ -77,12 +77,15 @@ class Triplet:
         return f"{label}top {self.top:.4f}, {area}, bottom {self.bottom:.4f}"
 
     def to_json(self) -> dict[str, float | int]:
-        """The rule as a dict for JSON, without `label` where it asks for none."""
-        return plain.to_plain(self)
+        """Return the rule as a dict for JSON, without `label` where it is None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, values: dict) -> Triplet:
-        """The rule of a dict with top, min_area_px, bottom, perhaps label; else InputError."""
+        """Return the rule of a dict with top, min_area_px, bottom and perhaps label.
+
+        Raises: InputError for another dict.
+        """
         names = {"top", "min_area_px", "bottom"}
         if not isinstance(values, dict) or set(values) - {"label"} != names:
             raise InputError(
@@ -93,7 +96,7 @@ class Triplet:
 
 
 def apply_rule(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> np.ndarray:
-    """Mask (H, W) uint8 0/1 of a map under a rule.
+    """Return the mask (H, W) uint8 0/1 of a map under a rule.
 
     `label` is the image's label as a level, round(255 · p); a rule without `label` ignores it.
 
@@ -101,22 +104,23 @@ def apply_rule(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> 
     Raises: InputError for another type or shape, or when the rule needs a label and none is given.
     """
     prob = checked_map(prob)
-    level = gate.as_array([label])
-    if not gate.passes(level, triplet.label)[0]:
-        return np.zeros(prob.shape, dtype=np.uint8)
     above_top = np.count_nonzero(prob >= first_level(triplet.top))
-    if above_top * FULL_AREA < triplet.min_area_px * prob.size:
+    passes = gate.passes(gate.as_array([label]), triplet.label)[0]
+    if not passes or above_top * FULL_AREA < triplet.min_area_px * prob.size:
         return np.zeros(prob.shape, dtype=np.uint8)
     return (prob >= first_level(triplet.bottom)).view(np.uint8)
 
 
 def first_level(threshold: float) -> int:
-    """The lowest level that exceeds a threshold: 1–256, the last of which none reaches."""
+    """Return the lowest level that exceeds a threshold: 1–256, where no pixel reaches 256."""
     return math.floor(255 * threshold) + 1
 
 
 def checked_map(prob: np.ndarray) -> np.ndarray:
-    """The map, uint8 (H, W); InputError for another type or shape."""
+    """Return the map, uint8 (H, W).
+
+    Raises: InputError for another type or shape.
+    """
     prob = np.asarray(prob)
     if prob.dtype != np.uint8 or prob.ndim != 2 or not prob.size:
         raise InputError(

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kernel_lib.data.folds import balance
-from kernel_lib.data.units import AREA_UNIT
+from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting.overlays import Example, augmentations, examples
 from kernel_lib.reporting.picture import (
     DARK,

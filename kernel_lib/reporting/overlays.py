@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.postprocess.metrics import dice
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 from kernel_lib.reporting.picture import INK, PREDICTION, TRUTH, Picture, counted, panels, plain
 
 COLUMNS = 4

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.postprocess.nested_cv_report import AREA_EDGES
+from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting.picture import DARK, INK, LIGHT, Picture, counted, legend, panels, title
 
 AREA_LABEL = f"mask area, {AREA_UNIT}"

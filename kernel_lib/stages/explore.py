@@ -12,8 +12,8 @@ from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.config import ExploreParameters
 from kernel_lib.data import images, label_checks, labels, patients, rle, table
 from kernel_lib.data.table import Source
-from kernel_lib.data.units import AREA_UNIT
 from kernel_lib.kaggle import paths
+from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting import figures, findings
 from kernel_lib.reporting.picture import Picture, counted
 from kernel_lib.stages import explore_files

@@ -12,8 +12,8 @@ import pandas as pd
 
 from kernel_lib.data import images, label_checks, labels, rle
 from kernel_lib.data.table import Source
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.errors import InputError
+from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.progress import bar
 from kernel_lib.reporting.findings import Mean
 

@@ -34,8 +34,8 @@ from kernel_lib.kaggle import paths
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
-from kernel_lib.postprocess.exhaustive import FULL_AREA
 from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.signals import Signals
 from kernel_lib.stages import past, report, session_budget
 
@@ -47,7 +47,7 @@ class InferenceResult:
     folder: Path  # the ensemble's
     submission: Path
     summary: nested_cv.TestSummary  # the test masks beside those out of fold
-    honest: nested_cv.HonestReport
+    honest: nested_cv.NestedCVReport
     unreadable: tuple[str, ...]
     notes: tuple[str, ...]  # on the images
     summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC

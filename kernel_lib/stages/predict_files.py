@@ -40,8 +40,8 @@ from kernel_lib.inference.combine import test_masks
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
 from kernel_lib.parallel.world import World
-from kernel_lib.postprocess.exhaustive import FULL_AREA
 from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.released import Released
 from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import RESEARCH_ONLY

@@ -13,7 +13,7 @@ from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
-from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.released import SUFFIX, Released
 from kernel_lib.stages import initial_weights
 
@@ -80,7 +80,7 @@ def _without_paths(lineage: Lineage) -> Lineage:
     return lineage.model_copy(update={"ancestors": names})
 
 
-def _score(ensemble: Ensemble, report: HonestReport, folder: FoldRun, holds: bool) -> dict:
+def _score(ensemble: Ensemble, report: NestedCVReport, folder: FoldRun, holds: bool) -> dict:
     figures = report.to_json()
     kept = (
         "n_images", "n_nonempty", "honest", "interval", "all_empty", "share_true",

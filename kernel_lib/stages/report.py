@@ -182,7 +182,7 @@ def _search_again(data: ReportData) -> dict[str, SearchResult]:
     """Repeat the searches on what the thresholds stage kept, in seconds."""
     searches = zip(data.decision.searches.items(), data.statistics.searched, strict=True)
     return {
-        name: search.search(stats, single=how.single, label=how.label_swept)
+        name: search.search(stats, search.SearchOptions(how.single, how.label_swept))
         for (name, how), stats in searches
     }
 

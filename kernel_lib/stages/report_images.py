@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
-from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.postprocess import submission
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 from kernel_lib.reporting import figures
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
@@ -29,7 +29,7 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
     """
     found, per_image = [], data.per_image
     ensemble, scored = data.decision.candidates, data.decision.scores.kept
-    choice_of_part = {rule.part: rule.choice for rule in scored.rules}
+    choice_of_part = {rule.fold: rule.choice for rule in scored.rules}
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
     kinds = {

@@ -13,7 +13,7 @@ from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
-from kernel_lib.postprocess.nested_cv import HonestReport
+from kernel_lib.postprocess.nested_cv import NestedCVReport
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.submission import ScoreResult
 from kernel_lib.stages import past
@@ -49,7 +49,7 @@ def _claim(scores: Scores, selected: bool) -> str:
     return f"NOT HONEST ({'epochs selected' if scores.past_known else 'unknown past'})"
 
 
-def _what(report: HonestReport, selected: bool) -> str:
+def _what(report: NestedCVReport, selected: bool) -> str:
     low, high = report.interval
     text = f"chosen on other images; 95 % {low:.4f}-{high:.4f} over {report.resampled}"
     return f"{text}; epochs selected on these images" if selected else text
@@ -99,7 +99,7 @@ def gate_text(ensemble: Ensemble) -> str:
     return "the label of the members' own heads"
 
 
-def auc_text(report: HonestReport) -> str:
+def auc_text(report: NestedCVReport) -> str:
     """How well images with a mask are told from those without, by each means side by side."""
     by_label = "" if report.auc_label is None else f"{report.auc_label:.4f} by the label, "
     return (
@@ -108,14 +108,14 @@ def auc_text(report: HonestReport) -> str:
     )
 
 
-def chosen_by_part(ensemble: Ensemble, report: HonestReport) -> pd.DataFrame:
+def chosen_by_part(ensemble: Ensemble, report: NestedCVReport) -> pd.DataFrame:
     """What was chosen for each fold or part, without it, and how that scored there.
 
     `ensemble` holds the members among which was chosen.
     """
     rows = []
     for part in report.rules:
-        row = {"part": part.part, "dice": part.score.dice, "chosen on": part.n_chosen_on}
+        row = {"part": part.fold, "dice": part.score.dice, "chosen on": part.n_chosen_on}
         if part.weights is not None:
             named = zip(part.weights, ensemble.members, strict=True)
             row["weights"] = ", ".join(f"{w} · {m.run}" for w, m in named if w)

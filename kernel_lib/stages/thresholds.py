@@ -26,7 +26,7 @@ from kernel_lib.inference.recipes import Recipe
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.bootstrap import Resampler
-from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice, Fitted
 from kernel_lib.signals import Signals
@@ -56,12 +56,12 @@ class ThresholdsResult:
         return self.decision.scores
 
     @property
-    def honest(self) -> HonestReport:
+    def honest(self) -> NestedCVReport:
         """The score of the kept checkpoints."""
         return self.scores.kept
 
     @property
-    def last(self) -> HonestReport:
+    def last(self) -> NestedCVReport:
         """The score of the last EMA weights."""
         return self.scores.last
 
@@ -165,12 +165,12 @@ def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
 
 def _fit(
     part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
-) -> tuple[Fitted, HonestReport]:
+) -> tuple[Fitted, NestedCVReport]:
     """Return what is chosen on all images, and the honest score of choosing so."""
     strategy = selection.strategy_of(part, recipe, single=parameters.single)
     fitted = strategy.fit(np.arange(len(part.table)), progress)
     groups = part.table["group"]
-    return fitted, nested_cv.of_strategy(
+    return fitted, nested_cv.score_strategy(
         strategy,
         fitted,
         part.stats,

@@ -20,9 +20,9 @@ from kernel_lib.inference.tta import View
 from kernel_lib.models.losses import RowLoss
 from kernel_lib.models.networks import Logits
 from kernel_lib.parallel.world import ALONE, World
-from kernel_lib.postprocess import search
 from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
 from kernel_lib.postprocess.metrics import auc
+from kernel_lib.postprocess.search import SearchOptions, best_score
 from kernel_lib.postprocess.triplet import Triplet
 
 HALF = Triplet(top=0.5, min_area_px=0, bottom=0.5)
@@ -161,10 +161,10 @@ def _mask_scores(pairs: list[Statistics], gated: bool) -> dict[str, float]:
     halves = per_image_dice(stacked, HALF)
     positive = stacked.true_px > 0
     scores = {
-        "dice": search.best_score(stacked, single=True, label=False),
+        "dice": best_score(stacked, SearchOptions(single=True, label=False)),
         "dice_half": float(halves.mean()),
         "dice_nonempty": float(halves[positive].mean()) if positive.any() else 0.0,
     }
     if gated:
-        scores["dice_gated"] = search.best_score(stacked, single=True)
+        scores["dice_gated"] = best_score(stacked, SearchOptions(single=True))
     return scores

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kernel_lib.data.units import AREA_UNIT, FULL_AREA
 from kernel_lib.postprocess.histograms import areas, per_image_dice
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 from kernel_lib.viewer import document as page
 from kernel_lib.viewer.ranking import most_telling
 from kernel_lib.viewer.viewer_data import Viewed

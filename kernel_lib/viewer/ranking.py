@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.postprocess.histograms import Stacked, areas, areas_above, per_image_dice
 from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.units import FULL_AREA
 
 
 def most_telling(stats: Stacked, rule: Triplet) -> list[int]:

@@ -48,7 +48,7 @@ def searched() -> dict:
         for row in drawn.itertuples()
         for mask in [rle.decode(row.rle, (row.height, row.width))]
     ]
-    found = nested_cv.honest(stats, drawn["image_id"].tolist(), drawn["fold"].tolist(), None)
+    found = nested_cv.score_rule(stats, drawn["image_id"].tolist(), drawn["fold"].tolist(), None)
     scores = {name: found.to_json() for name in ("honest", "last")}
     return {"rule": RULE.to_json(), "search": {"single": False}, "past_known": True} | scores
 

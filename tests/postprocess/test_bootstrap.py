@@ -18,9 +18,9 @@ def test_interval_of_a_mean_has_the_width_that_theory_gives() -> None:
 
 def test_patients_whose_images_agree_widen_the_interval() -> None:
     values = np.repeat(np.random.default_rng(0).normal(0.8, 0.3, 200), 9)
-    alone = Resampler().interval(values, np.arange(1800))
-    together = Resampler().interval(values, np.repeat(np.arange(200), 9))
-    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(3, rel=0.2)
+    images = Resampler().interval(values, np.arange(1800))
+    patients = Resampler().interval(values, np.repeat(np.arange(200), 9))
+    assert (patients.high - patients.low) / (images.high - images.low) == pytest.approx(3, rel=0.2)
 
 
 def test_same_seed_same_interval() -> None:

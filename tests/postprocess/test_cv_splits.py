@@ -22,9 +22,11 @@ def test_lengths_and_ids_are_checked() -> None:
         cv_splits.checked_groups(["a", "b", "a"], [0] * 3, None, 3)
 
 
-def test_folds_are_the_parts_where_there_are_several() -> None:
-    part, method = cv_splits.parts_of(np.array([3, 1, 3]), np.array(["a", "b", "c"]), np.zeros(3))
-    assert part.tolist() == [3, 1, 3]
+def test_several_folds_are_taken_as_they_are() -> None:
+    outer, method = cv_splits.outer_folds(
+        np.array([3, 1, 3]), np.array(["a", "b", "c"]), np.zeros(3)
+    )
+    assert outer.tolist() == [3, 1, 3]
     assert "2 folds" in method
 
 
@@ -32,21 +34,21 @@ def test_one_fold_is_dealt_by_patient_and_area() -> None:
     random = np.random.default_rng(0)
     groups = random.integers(0, 200, 500).astype(str)
     area = np.where(random.random(500) < 0.22, random.integers(100, 50_000, 500), 0)
-    part, method = cv_splits.parts_of(np.full(500, 2), groups, area)
+    outer, method = cv_splits.outer_folds(np.full(500, 2), groups, area)
     assert "one fold" in method
     assert "5 patient-wise parts" in method
     for name in np.unique(groups):
-        assert len(np.unique(part[groups == name])) == 1
-    totals = np.bincount(part, area)
+        assert len(np.unique(outer[groups == name])) == 1
+    totals = np.bincount(outer, area)
     assert totals.max() < 1.5 * totals.min()
-    positives = np.bincount(part[area > 0])
+    positives = np.bincount(outer[area > 0])
     assert positives.max() < 1.6 * positives.min()
     order = random.permutation(500)  # the order of the images makes no difference
-    again, _ = cv_splits.parts_of(np.full(500, 2), groups[order], area[order])
-    np.testing.assert_array_equal(again, part[order])
+    again, _ = cv_splits.outer_folds(np.full(500, 2), groups[order], area[order])
+    np.testing.assert_array_equal(again, outer[order])
 
 
-def test_fewer_patients_than_parts() -> None:
-    part, method = cv_splits.parts_of(np.zeros(3, int), np.array(["a", "a", "b"]), np.zeros(3))
-    assert sorted(set(part.tolist())) == [0, 1]
+def test_fewer_patients_than_splits() -> None:
+    outer, method = cv_splits.outer_folds(np.zeros(3, int), np.array(["a", "a", "b"]), np.zeros(3))
+    assert sorted(set(outer.tolist())) == [0, 1]
     assert "2 patient-wise parts" in method

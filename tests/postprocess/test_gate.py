@@ -5,18 +5,9 @@ import pytest
 
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import gate
-from kernel_lib.postprocess.histograms import (
-    Stacked,
-    areas,
-    gate_by_sum,
-    kept,
-    per_image_dice,
-    stack,
-    statistics,
-)
+from kernel_lib.postprocess.histograms import areas, gate_by_sum, kept, per_image_dice, statistics
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
-
-FULL = 1024 * 1024
+from tests.postprocess.samples import FULL
 
 
 def test_a_label_is_a_level() -> None:
@@ -40,6 +31,8 @@ def test_a_mask_needs_a_label_above_the_threshold() -> None:
     assert masks == [[[0, 0]], [[0, 0]], [[1, 0]], [[1, 0]]]
     assert apply_rule(prob, Triplet(0.5, 0, 0.5), 0).tolist() == [[1, 0]]
     assert apply_rule(prob, Triplet(0.5, 0, 0.5, label=0), 0).tolist() == [[0, 0]]
+    assert gate.passes(np.array([-1, 3]), None).tolist() == [True, True]
+    assert gate.passes(np.array([0, 3, 4]), 3.5 / 255).tolist() == [False, False, True]
 
 
 def test_a_rule_with_a_label_refuses_an_image_without() -> None:
@@ -50,29 +43,6 @@ def test_a_rule_with_a_label_refuses_an_image_without() -> None:
     for under in (kept, areas, per_image_dice):
         with pytest.raises(InputError, match="image 1 of 2 has no label"):
             under(stats, rule)
-
-
-def test_the_label_of_a_rule_is_checked_and_written_only_where_it_is() -> None:
-    rule = Triplet(0.5, 10, 0.2, label=np.float32(0.75))
-    assert rule.to_json() == {"top": 0.5, "min_area_px": 10, "bottom": 0.2, "label": 0.75}
-    assert Triplet.from_json(rule.to_json()) == rule
-    bare = {"top": 0.5, "min_area_px": 10, "bottom": 0.2}
-    assert Triplet.from_json(bare).to_json() == bare
-    for wrong in (-0.1, 1.5, "high", float("nan")):
-        with pytest.raises(InputError, match="label is"):
-            Triplet(0.5, 10, 0.2, label=wrong)
-
-
-def test_labels_stay_with_their_images() -> None:
-    prob = np.zeros((2, 2), np.uint8)
-    stats = stack([statistics(prob, prob, label) for label in (7, None, 255)])
-    assert stats.label.tolist() == [7, -1, 255]
-    assert stats.label.dtype == np.int16
-    assert not stats.has_labels
-    assert stats.take(np.array([2, 0])).label.tolist() == [255, 7]
-    assert stats.take(np.array([True, False, True])).has_labels
-    without = Stacked(stats.hist_all, stats.hist_true, stats.n_px, stats.has_truth)
-    assert without.label.tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize(
@@ -103,8 +73,3 @@ def test_images_labelled_by_their_sum_are_what_one_map_gives() -> None:
         assert gate.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size) == level
         assert level == round(255 * np.log2(1 + prob.sum() / 255 * FULL / 600) / 20)
     assert (np.diff(stats.label) > 0).all()
-
-
-def test_passing_without_a_threshold_needs_no_label() -> None:
-    assert gate.passes(np.array([-1, 3]), None).tolist() == [True, True]
-    assert gate.passes(np.array([0, 3, 4]), 3.5 / 255).tolist() == [False, False, True]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kernel_lib.postprocess import metrics, nested_cv
-from kernel_lib.postprocess import search as th
 from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, stack, statistics
+from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.postprocess.strategies import (
     Choice,
     Greedy,
@@ -25,6 +25,7 @@ SIZE = 12
 N = 24
 EVERY = np.arange(N)
 FOLDS = EVERY % 3
+SINGLE = SearchOptions(single=True)
 
 
 def truth(seed: int = 0, n: int = N) -> np.ndarray:
@@ -40,10 +41,10 @@ def truth(seed: int = 0, n: int = N) -> np.ndarray:
 def members(masks: np.ndarray, noises: Sequence[int], seed: int = 1) -> np.ndarray:
     """(M, n, SIZE, SIZE) uint8 maps: the truth under noise of each member's own strength."""
     random = np.random.default_rng(seed)
-    drawn = [
+    maps = [
         np.clip(masks * 100.0 + random.integers(0, noise, masks.shape), 0, 255) for noise in noises
     ]
-    return np.array(drawn).astype(np.uint8)
+    return np.array(maps).astype(np.uint8)
 
 
 def stats(maps: np.ndarray, masks: np.ndarray) -> Stacked:
@@ -73,29 +74,27 @@ class Counts:
         self.rows.append(rows)
         counts = np.empty((len(rows), len(rules), 2), np.int64)
         for at, row in enumerate(rows):
-            drawn = [apply_rule(one[row], rule) for one, rule in zip(self.maps, rules, strict=True)]
+            voters = [apply_rule(m[row], rule) for m, rule in zip(self.maps, rules, strict=True)]
             for k in range(1, len(rules) + 1):
-                voted = np.sum(drawn, axis=0) >= k
+                voted = np.sum(voters, axis=0) >= k
                 counts[at, k - 1] = (voted & (self.masks[row] > 0)).sum(), voted.sum()
         return counts
 
 
 def greedy(maps: np.ndarray, masks: np.ndarray) -> Greedy:
-    return Greedy(Mixtures(maps, masks), len(maps), single=True)
+    return Greedy(Mixtures(maps, masks), len(maps), SINGLE)
 
 
 def vote(maps: np.ndarray, masks: np.ndarray, at_least: int | None = None) -> MemberVote:
-    return MemberVote(
-        [stats(one, masks) for one in maps], Counts(maps, masks), at_least, single=True
-    )
+    members = [stats(each, masks) for each in maps]
+    return MemberVote(members, Counts(maps, masks), at_least, SINGLE)
 
 
-def scored(strategy: Strategy, masks: np.ndarray, maps: np.ndarray) -> nested_cv.HonestReport:
-    facts = stats(np.rint(maps.mean(axis=0)).astype(np.uint8), masks)
-    ids = [str(row) for row in range(len(masks))]
-    folds = np.arange(len(masks)) % 3
-    found = strategy.fit(np.arange(len(masks)))
-    return nested_cv.of_strategy(strategy, found, facts, ids, folds.tolist(), None, Resampler(50))
+def scored(strategy: Strategy, masks: np.ndarray, maps: np.ndarray) -> nested_cv.NestedCVReport:
+    mean = stats(np.rint(maps.mean(axis=0)).astype(np.uint8), masks)
+    ids, folds = [str(row) for row in range(len(masks))], np.arange(len(masks)) % 3
+    fitted = strategy.fit(np.arange(len(masks)))
+    return nested_cv.score_strategy(strategy, fitted, mean, ids, folds, None, Resampler(50))
 
 
 def test_one_rule_is_what_honest_scores() -> None:
@@ -103,7 +102,9 @@ def test_one_rule_is_what_honest_scores() -> None:
     maps = members(masks, [150])
     report = scored(OneRule(stats(maps[0], masks)), masks, maps)
     ids = [str(row) for row in range(N)]
-    assert report == nested_cv.honest(stats(maps[0], masks), ids, FOLDS, None, n_bootstrap=50)
+    assert report == nested_cv.score_rule(
+        stats(maps[0], masks), ids, FOLDS, None, resampler=Resampler(50)
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -111,11 +112,11 @@ def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
     masks = truth(seed)
     maps = members(masks, [150, 150, 250], seed)
     strategy = greedy(maps, masks)
-    found = strategy.fit(EVERY)
+    fitted = strategy.fit(EVERY)
 
     def score(weights: Sequence[int]) -> float:
         mean = np.rint(np.average(maps, axis=0, weights=weights)).astype(np.uint8)
-        return th.search(stats(mean, masks), single=True).score
+        return search(stats(mean, masks), SINGLE).score
 
     # Step by step by hand, each step over all members.
     weights, best = np.zeros(3, int), -1.0
@@ -125,8 +126,8 @@ def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
         if max(scores) <= best + 1e-12:
             break
         best, weights = max(scores), steps[int(np.argmax(scores))]
-    assert found.choice.weights == in_least_terms(weights)
-    assert found.searches[0].score == pytest.approx(best, abs=1e-12)
+    assert fitted.choice.weights == in_least_terms(weights)
+    assert fitted.searches[0].score == pytest.approx(best, abs=1e-12)
 
 
 def test_of_equal_members_greedy_takes_the_first_alone() -> None:
@@ -151,12 +152,12 @@ def test_the_truth_of_a_fold_moves_nothing_that_is_chosen_for_it(kind, fold: int
     scrambled[fold == FOLDS] = 1 - masks[fold == FOLDS][::-1]
     first, again = (scored(kind(maps, some), some, maps) for some in (masks, scrambled))
     chosen, chosen_again = (
-        next(one.choice for one in report.rules if one.part == fold) for report in (first, again)
+        next(r.choice for r in report.rules if r.fold == fold) for report in (first, again)
     )
     assert chosen == chosen_again
     assert first.rules[fold].score != again.rules[fold].score
-    others = [one.choice for one in first.rules if one.part != fold]
-    assert others != [one.choice for one in again.rules if one.part != fold], "which do read it"
+    others = [rule.choice for rule in first.rules if rule.fold != fold]
+    assert others != [rule.choice for rule in again.rules if rule.fold != fold], "which do read it"
 
 
 def test_votes_are_counted_on_no_row_of_the_fold_they_are_chosen_for() -> None:
@@ -174,13 +175,13 @@ def test_votes_are_counted_on_no_row_of_the_fold_they_are_chosen_for() -> None:
 def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
     masks = truth(seed)
     maps = members(masks, [200, 220, 250], seed)
-    found = vote(maps, masks).fit(EVERY)
+    fitted = vote(maps, masks).fit(EVERY)
     scores = []
     for k in (1, 2, 3):
         dice = [
             metrics.dice(
                 np.sum(
-                    [apply_rule(m[row], r) for m, r in zip(maps, found.choice.rules, strict=True)],
+                    [apply_rule(m[row], r) for m, r in zip(maps, fitted.choice.rules, strict=True)],
                     axis=0,
                 )
                 >= k,
@@ -190,11 +191,11 @@ def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
         ]
         scores.append(metrics.mean_dice(dice))
     best = max(k for k in (1, 2, 3) if scores[k - 1] >= max(scores) - 1e-12)
-    assert found.choice.at_least == best
-    decided = vote(maps, masks).apply(found.choice, EVERY)
-    assert metrics.mean_dice(decided.dice) == pytest.approx(scores[best - 1], abs=1e-12)
-    rules = [th.search(stats(m, masks), single=True).chosen for m in maps]
-    assert list(found.choice.rules) == rules
+    assert fitted.choice.at_least == best
+    outcome = vote(maps, masks).apply(fitted.choice, EVERY)
+    assert metrics.mean_dice(outcome.dice) == pytest.approx(scores[best - 1], abs=1e-12)
+    rules = [search(stats(m, masks), SINGLE).chosen for m in maps]
+    assert list(fitted.choice.rules) == rules
 
 
 def test_votes_of_equal_members_draw_what_one_draws() -> None:
@@ -203,9 +204,9 @@ def test_votes_of_equal_members_draw_what_one_draws() -> None:
     strategy = vote(maps, masks)
     choice = strategy.fit(EVERY).choice
     assert choice.at_least == 3
-    alone = OneRule(stats(maps[0], masks), single=True)
-    one = alone.apply(Choice(choice.rules[0]), EVERY)
-    for got, wanted in zip(strategy.apply(choice, EVERY), one, strict=True):
+    rule = OneRule(stats(maps[0], masks), SINGLE)
+    single = rule.apply(Choice(choice.rules[0]), EVERY)
+    for got, wanted in zip(strategy.apply(choice, EVERY), single, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 

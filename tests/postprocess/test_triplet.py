@@ -1,6 +1,8 @@
-"""A rule in words."""
+"""The rule: its bounds, its words, its JSON, and the masks that it makes."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -8,15 +10,14 @@ import pytest
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.strategies import Choice
-from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import scores
-
-NOTHING = Triplet(0.998, 1024 * 1024 + 1, 0.998)
+from tests.postprocess.samples import FULL, NOTHING
 
 
 @pytest.mark.parametrize(
     ("rule", "keeps_none"),
-    [(NOTHING, True), (Triplet(0.5, 1024 * 1024, 0.5), False), (Triplet(0.5, 0, 0.5), False)],
+    [(NOTHING, True), (Triplet(0.5, FULL, 0.5), False), (Triplet(0.5, 0, 0.5), False)],
 )
 def test_a_rule_that_predicts_nothing_is_named_as_that(rule, keeps_none):
     assert rule.keeps_none == keeps_none
@@ -32,14 +33,72 @@ def test_a_label_threshold_comes_first():
 def test_each_member_s_rule_that_predicts_nothing_is_named():
     members = (Member(run="a", folds=(0,)), Member(run="b", folds=(0,)))
     both = Ensemble(name="x", members=members, combine="member_vote", folds_digest="")
-    some = Choice(rules=(Triplet(0.5, 10, 0.5), NOTHING), at_least=1)
-    first, second, vote = scores.rule_lines(both, some)
+    choice = Choice(rules=(Triplet(0.5, 10, 0.5), NOTHING), at_least=1)
+    first, second, vote = scores.rule_lines(both, choice)
     assert "predicts nothing" not in first
     assert "predicts nothing" in second
     assert "at least 1 of 2" in vote
 
 
-@pytest.mark.parametrize("area", [-1, 0.5, "x", None, True, np.bool_(True), 10**30])
+@pytest.mark.parametrize("area", [-1, 0.5, 10.5, "x", None, True, np.bool_(True), 10**30])
 def test_an_area_that_no_image_can_have_is_refused(area):
     with pytest.raises(InputError, match="min_area_px"):
         Triplet(0.5, area, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((1.2, 0, 0.5), "top is 1.2"),
+        ((0.5, 0, -0.1), "bottom is -0.1"),
+        ((float("nan"), 0, 0.5), "top is nan"),
+        (("high", 0, 0.5), "top is 'high'"),
+        ((0.3, 0, 0.5), "above top"),
+        *(((0.5, 10, 0.2, wrong), "label is") for wrong in (-0.1, 1.5, "high", float("nan"))),
+    ],
+)
+def test_a_threshold_out_of_bounds_is_refused(values: tuple, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Triplet(*values)
+
+
+def test_a_rule_goes_through_json() -> None:
+    bare = {"top": 0.75, "min_area_px": 2000, "bottom": 0.3}
+    rule = Triplet(np.float32(0.75), np.int64(2000), 0.3)
+    assert json.loads(json.dumps(rule.to_json())) == bare
+    assert Triplet.from_json(bare) == rule
+    labelled = Triplet(0.75, 2000, 0.3, label=np.float32(0.5))
+    assert labelled.to_json() == bare | {"label": 0.5}
+    assert Triplet.from_json(labelled.to_json()) == labelled
+    for wrong in ({"top": 0.5}, {**bare, "area": 3}, [1, 2, 3], None):
+        with pytest.raises(InputError, match="exactly"):
+            Triplet.from_json(wrong)
+
+
+def test_area_is_stated_for_1024_and_scaled_exactly() -> None:
+    prob = np.zeros((300, 100), np.uint8)
+    prob.flat[:3] = 200
+    enough = 3 * FULL // prob.size
+    assert apply_rule(prob, Triplet(0.5, enough, 0.5)).sum() == 3
+    assert apply_rule(prob, Triplet(0.5, enough + 1, 0.5)).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "mask"),
+    [
+        (Triplet(0.5, 0, 0.5), [0, 0, 0, 1, 1, 1]),  # a pixel must lie above a threshold
+        (Triplet(0, 0, 0), [0, 1, 1, 1, 1, 1]),
+        (Triplet(1, 0, 1), [0, 0, 0, 0, 0, 0]),
+        (Triplet(254.5 / 255, 0, 253.5 / 255), [0, 0, 0, 0, 1, 1]),
+        # Kept by its top, cut at its bottom.
+        (Triplet(0.7, FULL // 3, 0.3), [0, 0, 1, 1, 1, 1]),
+        (Triplet(0.7, FULL // 3 + 1, 0.3), [0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_masks_by_hand(rule: Triplet, mask: list[int]) -> None:
+    assert apply_rule(np.array([[0, 1, 127, 128, 254, 255]], np.uint8), rule).tolist() == [mask]
+
+
+def test_a_map_of_another_shape_is_refused() -> None:
+    with pytest.raises(InputError, match="uint8"):
+        apply_rule(np.zeros((1, 4, 4), np.uint8), Triplet(0.5, 0, 0.5))

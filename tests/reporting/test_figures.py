@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from kernel_lib.data import folds
+from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import areas, statistics
-from kernel_lib.postprocess.nested_cv import honest, summary_of_areas
-from kernel_lib.postprocess.search import search
+from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
+from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.reporting import figures
 from kernel_lib.reporting.figures import Example, Picture
 
@@ -136,7 +137,7 @@ def test_threshold_surface_tells_the_label_s_threshold() -> None:
 @pytest.mark.parametrize("n", [30, 1])
 @pytest.mark.parametrize("single", [False, True])
 def test_threshold_surface(n: int, single: bool) -> None:
-    result = search(stats_of(n), single=single)
+    result = search(stats_of(n), SearchOptions(single=single))
     sentence = drawn(figures.threshold_surface(result))
     assert f"{result.score:.4f}" in sentence
     assert f"{result.chosen_score:.4f}" in sentence
@@ -178,8 +179,8 @@ def test_an_extreme_area_stays_in_the_chart() -> None:
 @pytest.fixture(scope="module")
 def report():
     n = 30
-    ids = [f"id{k}" for k in range(n)]
-    return honest(stats_of(n), ids, np.arange(n) % 3, [f"p{k}" for k in range(n)], n_bootstrap=50)
+    ids, groups = ([f"{kind}{k}" for k in range(n)] for kind in ("id", "p"))
+    return score_rule(stats_of(n), ids, np.arange(n) % 3, groups, resampler=Resampler(50))
 
 
 def test_scores_of_a_report_and_of_its_json(report) -> None:

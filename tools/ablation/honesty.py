@@ -26,12 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from kernel_lib.artifacts import maps
-from kernel_lib.postprocess import nested_cv, search
+from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, per_image_dice
-from kernel_lib.postprocess.nested_cv_report import HonestReport
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport
+from kernel_lib.postprocess.search import SearchOptions, best_score
 from kernel_lib.postprocess.strategies import Choice, Fitted, Greedy, MemberVote, OneRule, Strategy
 from kernel_lib.postprocess.triplet import Triplet, first_level
+from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.progress import bar
 from tools.ablation import jobs
 
@@ -40,6 +42,7 @@ PIXELS = 256  # of an image; their order does not matter to any rule
 FOLDS = 5
 EPOCHS = 10  # among which one is selected
 NEW_PER_SET = 2  # new images for each image of a set
+SINGLE = SearchOptions(single=True, label=False)  # rules of one threshold and one area
 SHARE = 0.2  # of images with a mask
 _N_FIXED = 3000  # images on which the choice of the control variate is made
 
@@ -73,7 +76,7 @@ class Sample:
         agreeing = np.zeros((len(rows), PIXELS), np.int64)
         for rule, levels in zip(rules, self.levels[:, rows], strict=True):
             kept = (levels >= first_level(rule.top)).sum(axis=1) / PIXELS
-            kept = kept * search.FULL_AREA >= rule.min_area_px
+            kept = kept * FULL_AREA >= rule.min_area_px
             agreeing += (levels >= first_level(rule.bottom)) & kept[:, None]
         each = [agreeing >= k for k in range(1, len(rules) + 1)]
         truth = self.truth[rows]
@@ -132,16 +135,16 @@ class SimulatedStrategy:
 
 
 def _one_rule(sample: Sample, labelled: bool = False, single: bool = False) -> Strategy:
-    return OneRule(sample.stats(_equal(sample), labelled), label=labelled, single=single)
+    return OneRule(sample.stats(_equal(sample), labelled), SearchOptions(single, labelled))
 
 
 def _greedy(sample: Sample) -> Strategy:
-    return Greedy(cache(sample.stats), len(sample.levels), label=False, single=True)
+    return Greedy(cache(sample.stats), len(sample.levels), SINGLE)
 
 
 def _vote(sample: Sample) -> Strategy:
     members = [sample.stats(row) for row in np.eye(len(sample.levels))]
-    return MemberVote(members, sample.vote_counts, label=False, single=False)
+    return MemberVote(members, sample.vote_counts, options=SearchOptions(label=False))
 
 
 def _equal(sample: Sample) -> list[float]:
@@ -203,7 +206,7 @@ def simulate(cell: str, informative: bool, number: int, images: int) -> dict:
 
 def _of_strategy(
     random: np.random.Generator, cell: str, informative: bool, images: int
-) -> tuple[HonestReport, float]:
+) -> tuple[NestedCVReport, float]:
     """Return the report on a set, and what its choice scores on new images, controlled."""
     simulated = STRATEGIES[cell]
     sampled, new = (
@@ -222,7 +225,7 @@ def _of_strategy(
 
 def _of_epochs(
     random: np.random.Generator, select: bool, informative: bool, images: int
-) -> tuple[HonestReport, float]:
+) -> tuple[NestedCVReport, float]:
     """Return the same where each fold's epoch is its last, or the best on its own images."""
     qualities = random.normal(0, 0.15, (FOLDS, EPOCHS))  # epochs differ in truth, too
     size = images // FOLDS
@@ -232,12 +235,12 @@ def _of_epochs(
         each = [epochs.stats(one) for one in np.eye(EPOCHS)]
         at = EPOCHS - 1
         if select:
-            at = int(np.argmax([search.best_score(one, single=True) for one in each]))
+            at = int(np.argmax([best_score(one, SINGLE) for one in each]))
         chosen.append(at)
         parts.append(each[at])
         last.append(each[-1])
     facts = _joined(parts)
-    strategy = OneRule(facts, label=False, single=True)
+    strategy = OneRule(facts, SINGLE)
     found = strategy.fit(np.arange(len(facts)))
     report = _report(strategy, found, facts, np.repeat(np.arange(FOLDS), size))
     fixed, on_new, fixed_new = _fixed("one", informative).triplet, [], []
@@ -258,9 +261,11 @@ def _joined(parts: Sequence[Stacked]) -> Stacked:
     return Stacked(*(np.concatenate([getattr(one, name) for one in parts]) for name in fields))
 
 
-def _report(strategy: Strategy, found: Fitted, facts: Stacked, folds: np.ndarray) -> HonestReport:
+def _report(strategy: Strategy, found: Fitted, facts: Stacked, folds: np.ndarray) -> NestedCVReport:
     ids = [str(i) for i in range(len(facts))]
-    return nested_cv.of_strategy(strategy, found, facts, ids, folds, None, Resampler(n_bootstrap=1))
+    return nested_cv.score_strategy(
+        strategy, found, facts, ids, folds, None, Resampler(n_bootstrap=1)
+    )
 
 
 @cache

@@ -11,13 +11,15 @@ import pandas as pd
 from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
-from kernel_lib.data.units import FULL_AREA
 from kernel_lib.inference import out_of_fold
 from kernel_lib.postprocess import votes
+from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, per_image_dice, stack
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.nested_cv import ABOVE_HALF, HonestReport, honest
+from kernel_lib.postprocess.nested_cv import ABOVE_HALF, NestedCVReport, score_rule
+from kernel_lib.postprocess.search import SearchOptions
 from kernel_lib.postprocess.triplet import apply_rule
+from kernel_lib.postprocess.units import FULL_AREA
 
 Columns = dict[str, list[float]]  # by name, one value an evaluation image, in the table's order
 Gate = Literal["none", "label", "sum"]
@@ -108,22 +110,23 @@ def statistics(
     return stack(maps.statistics(one, text, one.shape, p) for one, text, p in rows)
 
 
-def _honest(stats: Stacked, truth: pd.DataFrame, gated: bool, single: bool) -> HonestReport:
+def _honest(stats: Stacked, truth: pd.DataFrame, gated: bool, single: bool) -> NestedCVReport:
     """Every image scored by a rule that was chosen on four fifths of the other patients."""
-    return honest(
+    return score_rule(
         stats,
         truth["image_id"].tolist(),
         np.zeros(len(truth), int),
         truth["group"].tolist(),
-        single=single,
-        n_bootstrap=1,  # intervals are of differences, and made elsewhere
-        label=gated,
+        SearchOptions(single=single, label=gated),
+        Resampler(n_bootstrap=1),  # intervals are of differences, and made elsewhere
     )
 
 
-def _masks(levels: Sequence[np.ndarray], stats: Stacked, report: HonestReport) -> list[np.ndarray]:
+def _masks(
+    levels: Sequence[np.ndarray], stats: Stacked, report: NestedCVReport
+) -> list[np.ndarray]:
     """Each image's mask (H, W) 0/1 by the rule of its part."""
-    rules = {rule.part: rule.triplet for rule in report.rules}
+    rules = {rule.fold: rule.triplet for rule in report.rules}
     rows = zip(levels, stats.label, report.per_image["part"], strict=True)
     masks = []
     for level_map, label, part in rows:

@@ -37,6 +37,7 @@ from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks
 from kernel_lib.postprocess import nested_cv
+from kernel_lib.postprocess.search import SearchOptions
 from kernel_lib.stages import train
 from kernel_lib.training import step
 from tools.benchmarks import gpu
@@ -482,8 +483,12 @@ def _trained(place: Place, run: str, took: float) -> Iterator[Row]:
         held = out_of_fold(ensemble, [work], folds_file.find([work]), last=last)
         ids, parts = (held.table[column].tolist() for column in ("image_id", "fold"))
         groups = held.table["group"]
-        report = nested_cv.honest(
-            held.stats, ids, parts, groups.tolist() if (groups != "").any() else None, label=False
+        report = nested_cv.score_rule(
+            held.stats,
+            ids,
+            parts,
+            groups.tolist() if (groups != "").any() else None,
+            SearchOptions(label=False),
         )
         low, high = report.interval
         yield {"what": f"dice of {run}, {name}, {report.n_images} held-out images",

@@ -52,7 +52,7 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     took = timed(
         {
-            "search": lambda: th.search(stats, single=False),
+            "search": lambda: th.search(stats),
             "histograms": histograms(arguments.maps),
             "loop": grid_points(min(arguments.maps, LOOPED)),
         },
@@ -93,7 +93,7 @@ def time_search(stats: Stacked) -> dict[bool, float]:
     seconds = {}
     for single in (False, True):
         start = time.perf_counter()
-        found = th.search(stats, single=single)
+        found = th.search(stats, th.SearchOptions(single=single))
         seconds[single] = time.perf_counter() - start
         print(f"peak {found.score:.6f} {found.triplet}")
         print(f"choice {found.chosen_score:.6f} {found.chosen}")

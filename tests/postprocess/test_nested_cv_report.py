@@ -1,0 +1,29 @@
+"""Reports keep the form in which they lie in thresholds.json and test.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernel_lib.errors import InputError
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport, TestSummary
+
+# As an earlier version wrote them.
+WRITTEN = json.loads(Path(__file__).with_name("written.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_report_is_read_and_written_as_before(name: str) -> None:
+    kind = TestSummary if "test" in name else NestedCVReport
+    report = kind.from_json(WRITTEN[name])
+    written = json.dumps(report.to_json(), indent=1, allow_nan=False)
+    assert written == json.dumps(WRITTEN[name], indent=1)
+
+
+@pytest.mark.parametrize("kind", [NestedCVReport, TestSummary])
+@pytest.mark.parametrize("damaged", [None, [], "x", 3, {}, {"n_images": 3}])
+def test_what_is_no_report_is_refused(kind: type, damaged: object) -> None:
+    with pytest.raises(InputError, match=kind.__name__):
+        kind.from_json(damaged)
