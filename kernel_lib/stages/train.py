@@ -19,7 +19,7 @@ from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment, shared_memory
-from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -108,7 +108,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         with Signals().caught():
             came = launch.run("train", parameters, n)
         return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
-    chosen = engine(own_device(parameters.device), parameters.precision)
+    chosen = choose_engine(own_device(parameters.device), parameters.precision)
     for one in chain:
         row, n_workers = one.experiment, predictions.workers(parameters.workers, chosen)
         # Images and masks; to score held-out images, twice as many images.

@@ -27,7 +27,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses, sync_norm
 from kernel_lib.models.networks import Logits
@@ -272,7 +272,7 @@ def training(
         held_rows=np.arange(held_from, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",)),
-        engine=engine("cpu"),
+        engine=choose_engine("cpu"),
         workers=0,
         world=world,
     )  # fmt: skip

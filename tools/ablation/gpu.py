@@ -7,7 +7,7 @@ import time
 import torch
 
 from kernel_lib.config import Experiment
-from kernel_lib.engine import Engine, engine, seed_everything
+from kernel_lib.engine import Engine, choose_engine, seed_everything
 from kernel_lib.models import losses, networks
 from tools.ablation.score import Columns
 
@@ -19,7 +19,7 @@ def speeds(row: Experiment, rounds: int = 3) -> Columns:
     found: Columns = {"free": [], "deterministic": []}
     for _ in range(rounds):
         for name, column in found.items():
-            column.append(images_per_second(row, engine(), name == "deterministic"))
+            column.append(images_per_second(row, choose_engine(), name == "deterministic"))
     seed_everything(0, deterministic=False)
     return found
 

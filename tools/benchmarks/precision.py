@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.training import schedule
@@ -33,8 +33,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     ways = {
-        "float32": engine("cpu", "float32").autocast,
-        "ours": engine("cpu", "bfloat16").autocast,
+        "float32": choose_engine("cpu", "float32").autocast,
+        "ours": choose_engine("cpu", "bfloat16").autocast,
         "plain": lambda: torch.autocast("cpu", torch.bfloat16),
     }
     took = timed({name: step(way, given.size, given.batch) for name, way in ways.items()},
