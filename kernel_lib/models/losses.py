@@ -33,7 +33,7 @@ Loss = Callable[..., torch.Tensor]  # logits, masks, its own options → scalar
 # counts of this process's part of a batch → those of the whole batch, in the same shape
 Total = Callable[[torch.Tensor], torch.Tensor]
 # output, masks (B, 1, H, W), labels (B,) → scalar
-RowLoss = Callable[[Logits, torch.Tensor, torch.Tensor], torch.Tensor]
+TrainingLoss = Callable[[Logits, torch.Tensor, torch.Tensor], torch.Tensor]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -176,7 +176,7 @@ def check(row: Experiment) -> None:
         options_of.check(f"loss {name!r}", LOSSES[name], options)
 
 
-def of_row(row: Experiment, total: Total = whole) -> RowLoss:
+def build(row: Experiment, total: Total = whole) -> TrainingLoss:
     """The loss that the row trains with, in float32 whatever the network computed in.
 
     Σ weight · loss of the mask, over all images or over non-empty ones (`mask_loss_images`),

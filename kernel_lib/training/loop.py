@@ -249,7 +249,7 @@ class Training:
                 plain_loader(held, batch_size, job.workers, on_gpu),
                 job.prepared.mask,
                 job.truth,
-                losses.of_row(self.row),
+                losses.build(self.row),
                 self.views,
                 job.engine,
                 self.world,

@@ -49,7 +49,7 @@ class Step:
             # of an epoch may be smaller: a graph for each size, each as fast as it can be.
             model.compile(backend=COMPILER, dynamic=False)
         self.parallel = data_parallel(model, self.world)
-        self.loss = losses.of_row(self.row, self.world.total)
+        self.loss = losses.build(self.row, self.world.total)
         self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))
 
     def take(

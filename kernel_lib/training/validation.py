@@ -17,7 +17,7 @@ from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError, nearest
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
-from kernel_lib.models.losses import RowLoss
+from kernel_lib.models.losses import TrainingLoss
 from kernel_lib.models.networks import Logits
 from kernel_lib.parallel.world import ALONE, World
 from kernel_lib.postprocess import search
@@ -69,7 +69,7 @@ def validate(
     loader: DataLoader,
     masks: Callable[[int], np.ndarray],
     truth: pd.DataFrame,
-    loss: RowLoss,
+    loss: TrainingLoss,
     views: Sequence[View],
     engine: Engine,
     world: World = ALONE,

@@ -115,7 +115,7 @@ def spread(experiment: Experiment, output: Logits, masks, labels, cuts: list[int
 
     def piece(rank: int) -> None:
         mine = slice(edges[rank], edges[rank + 1])
-        loss = losses.of_row(experiment, together.total_of(rank))
+        loss = losses.build(experiment, together.total_of(rank))
         shown = Logits(output.mask[mine], output.label[mine], tuple(s[mine] for s in output.sides))
         parts[rank] = loss(shown, masks[mine], labels[mine])
 
@@ -147,7 +147,7 @@ def test_the_parts_of_a_spread_batch_sum_to_its_loss_and_gradient(names, images,
     for leaf in leaves:
         leaf.requires_grad_()
     output = Logits(leaves[0], leaves[2], (leaves[1],))
-    whole = losses.of_row(experiment)(output, masks, labels)
+    whole = losses.build(experiment)(output, masks, labels)
     parts = sum(spread(experiment, output, masks, labels, cuts))
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
     expected = torch.autograd.grad(whole, leaves, retain_graph=True)

@@ -119,7 +119,7 @@ def _after_steps(row: Experiment) -> dict[str, torch.Tensor]:
     seed_everything(3, deterministic=True)
     on = choose_engine(DEVICE)
     model = networks.build(row).to(on.device).train()
-    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.of_row(row)
+    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.build(row)
     images = on.to_device(torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8))
     masks = on.to_device(torch.randint(0, 2, (4, 1, 64, 64), dtype=torch.uint8))
     labels = torch.tensor([1.0, 0.0, 1.0, 1.0], device=on.device)

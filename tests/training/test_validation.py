@@ -44,7 +44,7 @@ def scores(
         for i in range(0, len(images), batch)
     ]
     return validate(
-        model or Copy(), batches, lambda i: small[i], truth, losses.of_row(row),
+        model or Copy(), batches, lambda i: small[i], truth, losses.build(row),
         tta.views("none"), choose_engine("cpu"),
     )  # fmt: skip
 

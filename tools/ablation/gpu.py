@@ -33,7 +33,7 @@ def images_per_second(
     """
     seed_everything(0, deterministic)
     model = networks.build(row).to(chosen.device).train()
-    optimizer, loss = torch.optim.SGD(model.parameters(), row.lr), losses.of_row(row)
+    optimizer, loss = torch.optim.SGD(model.parameters(), row.lr), losses.build(row)
     shape = (row.batch_size, 1, row.size, row.size)
     images = chosen.to_device(torch.randint(0, 256, shape, dtype=torch.uint8))
     masks = chosen.to_device(torch.randint(0, 2, shape, dtype=torch.uint8))

@@ -53,7 +53,7 @@ def step(
     torch.manual_seed(0)
     model = networks.build(ROW).train()
     optimizer = schedule.optimizer(networks.parameter_groups(model, ROW), ROW)
-    loss = losses.of_row(ROW)
+    loss = losses.build(ROW)
     shape = (batch, 1, size, size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     images = images.to(memory_format=torch.channels_last)

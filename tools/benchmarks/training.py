@@ -111,7 +111,7 @@ def bare_loop(
         model.compile(backend=step.COMPILER, dynamic=False)
     optimizer = schedule.optimizer(networks.parameter_groups(model, row), row)
     scaler = torch.amp.GradScaler(on.device.type, enabled=on.scales)
-    loss = losses.of_row(row)
+    loss = losses.build(row)
     count = min(len(prepared), max(POOL, row.batch_size))
     images, masks = (
         on.to_device(torch.from_numpy(np.stack([get(i) for i in range(count)])).unsqueeze(1))
