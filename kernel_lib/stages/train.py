@@ -243,8 +243,8 @@ def _in_folder(
         return False
     kept = training.position.kept
     epochs = ", ".join(str(epoch) for epoch in sorted(one["epoch"] for one in kept))
-    best = f", best {training.row.monitor} {kept[0]['value']:.4f}" * validation.selects(
-        training.row.monitor
+    best = f", best {training.experiment.monitor} {kept[0]['value']:.4f}" * validation.selects(
+        training.experiment.monitor
     )
     print(f"{folder.name}: ended after {training.position.ended}; kept epochs: {epochs}{best}")
     return _predict_held_out(job, training, session.clock)
@@ -290,23 +290,23 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
         meta = job.world.agreed(
             partial(
                 predictions.describe,
-                job.folder, training.row, sources or [job.folder.last], lineage,
+                job.folder, training.experiment, sources or [job.folder.last], lineage,
             )
         )  # fmt: skip
         if job.world.agreed(partial(predictions.already, target, meta, len(job.held_rows))):
             continue
-        looks = len(tta.views(training.row.tta)) * len(sources or [1])
+        looks = len(tta.views(training.experiment.tta)) * len(sources or [1])
         needed = training.position.history[-1]["val_seconds"] * looks
         if not clock.allows_whole(needed, "predicting the held-out images"):
             return False
         models = (
-            predictions.load_models(training.row, sources, job.engine)
+            predictions.load_models(training.experiment, sources, job.engine)
             if sources
             else [training.ema.model]
         )
         where = (job.prepared, job.held_rows, job.engine, job.workers)
         predictions.write(
-            target, models, training.row, *where, meta, world=job.world, held_out=True
+            target, models, training.experiment, *where, meta, world=job.world, held_out=True
         )
     return True
 
