@@ -182,8 +182,8 @@ def check(decided: TrainPlan) -> None:
     model = networks.build(row)  # which refuses an encoder that does not fit
     sizes = {view.size_of((row.size, row.size))[0] for view in tta.views(row.tta)}
     networks.check_sizes(model, row, sizes)
-    if note := getattr(model, "note", None):
-        print(note)
+    if model.note:
+        print(model.note)
     validation.check(row)
 
 
@@ -198,10 +198,10 @@ def _one_fold(
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
-    if (~held).sum() == 1 and networks.needs_pairs(row):
+    if (~held).sum() < (least := networks.min_batch(row)):
         raise InputError(
             f"fold {fold} trains on one image, and a batch norm of {row.network} at {row.size} px "
-            "needs two: give more images, or -p FREEZE_BATCH_NORM True"
+            f"needs {least}: give more images, or -p FREEZE_BATCH_NORM True"
         )
     for does, part in (("trains on", ~held), ("holds out", held)):
         if not truth["positive"].to_numpy()[part].any():

@@ -387,7 +387,10 @@ def test_batches_weighted_by_their_shares_make_the_whole_s_loss(name):
         ({"loss": {"zzz": 1.0}}, "nearest: bce, dice, focal, lovasz, weighted_bce"),
         ({"loss": {"bce": 0.0}}, "loss 'bce' weighs 0.0: give it more than 0"),
         ({"loss": {"bce": -1.0}}, "loss 'bce' weighs -1.0"),
-        ({"loss_options": {"dice": {"smooth": 1.0}}}, r"'dice', which the row does not use \(its "),
+        (
+            {"loss_options": {"dice": {"smooth": 1.0}}},
+            r"'dice', which the experiment does not use \(its ",
+        ),
         ({"loss_options": {"bce": {"smooth": 1.0}}}, "'bce' has no option 'smooth'; it has none"),
         (
             {"loss": {"weighted_bce": 1.0}, "loss_options": {"weighted_bce": {"positiv": 1.0}}},
