@@ -72,7 +72,7 @@ class Engine:
         return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)
 
 
-def engine(device: str = "auto", precision: str = "auto") -> Engine:
+def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
     """The engine asked for; `auto` takes a GPU and its natural precision.
 
     bfloat16 where the GPU computes it natively (compute capability 8 and above), which a T4 does

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kernel_lib.engine import (
     DepthwiseInFloat32,
-    engine,
+    choose_engine,
     memory_named,
     random_states,
     restore_random_states,
@@ -71,11 +71,11 @@ def test_random_states_come_back_also_through_a_file(tmp_path):
 
 
 def test_a_cpu_computes_in_float32_unless_told():
-    chosen = engine("cpu")
+    chosen = choose_engine("cpu")
     assert (chosen.device.type, chosen.dtype, chosen.scales) == ("cpu", torch.float32, False)
     with chosen.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    half = engine("cpu", "bfloat16")
+    half = choose_engine("cpu", "bfloat16")
     with half.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert not half.scales
@@ -88,19 +88,19 @@ def test_a_cpu_computes_in_float32_unless_told():
 def test_a_t4_has_no_bfloat16_of_its_own(monkeypatch, capability, dtype, scales):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch, "empty", lambda *args, **how: None)
-    chosen = engine("cuda")
+    chosen = choose_engine("cuda")
     assert (chosen.dtype, chosen.scales) == (dtype, scales)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:9", ""])
 def test_a_device_that_is_not_there_is_refused_with_the_mend(device):
     with pytest.raises(InputError, match=r"DEVICE .* is not there .*-p DEVICE cpu"):
-        engine(device)
+        choose_engine(device)
 
 
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="PRECISION float16 needs a GPU; -p PRECISION float32"):
-        engine("cpu", "float16")
+        choose_engine("cpu", "float16")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_depthwise_convolution_is_computed_in_float32_under_bfloat16(how):
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, 3, groups=8, **how)
     x = torch.randn(2, 8, 9, 9).bfloat16()
-    with engine("cpu", "bfloat16").autocast():
+    with choose_engine("cpu", "bfloat16").autocast():
         found = conv(x)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, conv(x.float()).bfloat16()), "float32, rounded once"
@@ -185,13 +185,13 @@ def test_a_full_memory_s_mend_of_a_prediction_is_half_its_batch():
 KEPT = """
 import ctypes, sys
 import torch
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 if not hasattr(ctypes.CDLL(None), "mallopt"):
     sys.exit(77)
 def held():
     with open("/proc/self/status") as file:
         return 1024 * int(file.read().split("VmRSS:")[1].split()[0])
-engine("cpu")
+choose_engine("cpu")
 def several():
     return [torch.ones(24 << 20, dtype=torch.uint8) for _ in range(8)]
 for _ in range(3):

@@ -80,7 +80,7 @@ def test_it_builds_runs_both_ways_and_every_parameter_gets_a_gradient(row):
     assert bool(output.sides) == (row.side_weight > 0)
     planes = [] if output.mask is None else [output.mask, *output.sides]
     assert {p.shape for p in planes} <= {(2, 1, 64, 64)}
-    loss = losses.of_row(row)(output, masks, labels)
+    loss = losses.build(row)(output, masks, labels)
     assert loss.dtype == torch.float32
     assert loss.ndim == 0
     loss.backward()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.errors import InputError
@@ -27,7 +27,7 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
     found = {run: _predicted(roots, run) for run in names}
     rows = {run: _row(folders) for run, folders in found.items()}
     for run, row in rows.items():
-        _refuse_maskless(run, row)
+        _refuse_maskless(run, row, found[run])
     gate, gate_runs = _gate(recipe.gate, rows)
     gates = {run: _gate_folds(roots, run, rows) for run in gate_runs}
     weights = [member.weight for member in recipe.members]
@@ -100,14 +100,14 @@ def _one_digest(found: Mapping[str, Mapping[int, FoldRun]]) -> str:
     return next(iter(digests))
 
 
-def _refuse_maskless(run: str, row: Mapping[str, Any]) -> None:
+def _refuse_maskless(run: str, row: Mapping[str, Any], folders: Mapping[int, FoldRun]) -> None:
     """Refuse a run that draws no masks of the competition's images."""
     if row.get("images") == "nih":
         raise InputError(
             f"run {run} was trained on NIH images and predicts none of the competition's: name the "
             "run of masks that starts from it"
         )
-    if row.get("network") == "Classifier":
+    if not maps.Maps(next(iter(folders.values())).oof).has_maps:
         raise InputError(
             f"run {run} is a classifier and draws no masks: name the run of masks whose row has it "
             "as its gate, and its label gates them"

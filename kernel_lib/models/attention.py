@@ -1,4 +1,4 @@
-"""What a decoder lets through of a skip connection."""
+"""Attention gate on the skip connections of a decoder."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-OPEN = 3.0  # sigmoid(3) = 0.95
+OPEN_BIAS = 3.0  # sigmoid(3) = 0.95
 
 
 class AttentionGate(nn.Module):
-    """An additive attention gate on a skip (Oktay 2018): each of its pixels times a share in 0–1.
+    """Additive attention gate (Oktay 2018): multiplies each pixel of a skip by a weight in 0–1.
 
-    The share is α = σ(ψ · ReLU(W_x x + W_g g)), computed on the grid of the gating signal g, which
-    is half the skip's, and brought bilinearly to the skip's. As in the paper it starts open, so
-    that training begins as a plain U-Net. The 1×1 convolution that its authors' code puts behind
-    the gate is left out: the decoder's next convolution does that, and a gate that is wholly open
-    is then exactly the plain skip.
+    The weight is α = σ(ψ · ReLU(W_x x + W_g g)), computed on the grid of the gating signal g (half
+    the size of the skip) and upsampled bilinearly. As in the paper the gate starts open, so that
+    training begins as a plain U-Net. The authors' 1×1 convolution behind the gate is left out: the
+    next convolution of the decoder does the same, and an open gate is exactly the plain skip.
     """
 
     def __init__(self, skip_channels: int, gating_channels: int) -> None:
@@ -25,17 +24,14 @@ class AttentionGate(nn.Module):
         self.skip = nn.Conv2d(skip_channels, channels, kernel_size=2, stride=2, bias=False)
         self.gating = nn.Conv2d(gating_channels, channels, kernel_size=1)
         self.psi = nn.Conv2d(channels, 1, kernel_size=1)
-        nn.init.constant_(self.psi.bias, OPEN)
+        nn.init.constant_(self.psi.bias, OPEN_BIAS)
 
     def forward(self, skip: torch.Tensor, gating: torch.Tensor) -> torch.Tensor:
-        """Skip (B, C, H, W) and gating signal (B, G, H/2, W/2) to the gated skip (B, C, H, W)."""
+        """Return the gated skip (B, C, H, W) of a skip (B, C, H, W) and signal (B, G, H/2, W/2)."""
         return skip * self.coefficients(skip, gating)
 
     def coefficients(self, skip: torch.Tensor, gating: torch.Tensor) -> torch.Tensor:
-        """What share of each pixel passes, 0–1.
-
-        Shape: (B, C, H, W), (B, G, H/2, W/2) → (B, 1, H, W).
-        """
-        heard = F.relu(self.skip(skip) + self.gating(gating))  # (B, C/2, H/2, W/2)
-        share = torch.sigmoid(self.psi(heard))
-        return F.interpolate(share, size=skip.shape[2:], mode="bilinear", align_corners=False)
+        """Return the weight of each pixel, 0–1. Shapes as `forward` → (B, 1, H, W)."""
+        hidden = F.relu(self.skip(skip) + self.gating(gating))  # (B, C/2, H/2, W/2)
+        weight = torch.sigmoid(self.psi(hidden))
+        return F.interpolate(weight, size=skip.shape[2:], mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What stands between a decoder and its logits."""
+"""Heads: layers that turn decoder or encoder features into logits."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-PRIOR = 0.01  # about the share of pixels that lie in a pneumothorax
-POSITIVE = 0.22  # share of the competition's images that have one
+PIXEL_PRIOR = 0.01  # approximate share of pixels that lie in a pneumothorax
+IMAGE_PRIOR = 0.22  # share of the competition's images with a pneumothorax
 
 
-def rarely(logit: nn.Conv2d | nn.Linear, share: float = PRIOR) -> nn.Conv2d | nn.Linear:
-    """A last layer that starts by predicting the prior `share`, not one half (Lin 2017).
+def init_prior(layer: nn.Conv2d | nn.Linear, prior: float = PIXEL_PRIOR) -> nn.Conv2d | nn.Linear:
+    """Initialise a last layer so that it predicts `prior` instead of one half, and return it.
 
-    The first epochs are then spent on what a pneumothorax looks like rather than on its rarity.
+    The first epochs then learn what a pneumothorax looks like rather than its rarity (Lin 2017).
     """
-    nn.init.normal_(logit.weight, std=0.01)
-    nn.init.constant_(logit.bias, math.log(share / (1 - share)))
-    return logit
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, math.log(prior / (1 - prior)))
+    return layer
 
 
-def resized(planes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Features or logits (B, C, h, w) brought bilinearly to (B, C, *size)."""
+def resize(planes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resize features or logits bilinearly. Shape: (B, C, h, w) → (B, C, *size)."""
     if planes.shape[2:] == torch.Size(size):
         return planes
     return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
 
 
 class Hypercolumn(nn.Module):
-    """Mask logits from all decoder levels at once (Hariharan 2015), at the finest level's size.
+    """Mask logits from all decoder levels (Hariharan 2015), at the size of the finest level.
 
-    Concatenating upsampled levels and reducing them by a 1×1 convolution is linear in each level
-    and acts on each pixel alone, as bilinear upsampling does; so the levels are reduced first,
-    then upsampled and summed: the same function, without 496 channels at full size.
+    A 1×1 convolution of concatenated, upsampled levels is linear in each level, and so is bilinear
+    upsampling. Each level is therefore reduced first, then upsampled and summed: the same function
+    without 496 channels at full size.
     """
 
     def __init__(self, level_channels: Sequence[int], channels: int = 32) -> None:
@@ -44,46 +44,45 @@ class Hypercolumn(nn.Module):
             nn.Conv2d(c, channels, kernel_size=1, bias=False) for c in level_channels
         )
         self.norm = nn.BatchNorm2d(channels)
-        self.logit = rarely(nn.Conv2d(channels, 1, kernel_size=1))
+        self.logit = init_prior(nn.Conv2d(channels, 1, kernel_size=1))
 
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Levels (B, C_i, H_i, W_i), coarse to fine, to (B, 1, H, W) logits."""
+        """Return (B, 1, H, W) logits of levels (B, C_i, H_i, W_i), coarse to fine."""
         size = levels[-1].shape[2:]
         total = self.reduce[-1](levels[-1])  # (B, channels, H, W)
         for conv, level in zip(self.reduce[:-1], levels[:-1], strict=True):
-            total = total + resized(conv(level), size)
+            total = total + resize(conv(level), size)
         return self.logit(F.relu(self.norm(total)))
 
 
 class SideMasks(nn.Module):
-    """Deep supervision (Lee 2015): mask logits of each level by itself, by a 1×1 convolution.
+    """Deep supervision (Lee 2015): mask logits of each level, by a 1×1 convolution.
 
-    They teach and do not predict, so they are computed in training only: prediction does not pay
-    for them, and validation's loss has no side term.
+    Computed in training only: prediction does not use them, and the validation loss has no term
+    for them.
     """
 
     def __init__(self, level_channels: Sequence[int]) -> None:
         super().__init__()
-        self.logits = nn.ModuleList(rarely(nn.Conv2d(c, 1, kernel_size=1)) for c in level_channels)
+        self.logits = nn.ModuleList(
+            init_prior(nn.Conv2d(c, 1, kernel_size=1)) for c in level_channels
+        )
 
-    def forward(
-        self, levels: Sequence[torch.Tensor], size: Sequence[int]
-    ) -> tuple[torch.Tensor, ...]:
-        """Levels (B, C_i, H_i, W_i) to as many (B, 1, *size) logits in that order; () in eval."""
+    def forward(self, levels: Sequence[torch.Tensor], size: Sequence[int]) -> tuple:
+        """Return (B, 1, *size) logits for each level (B, C_i, H_i, W_i), in order; () in eval."""
         if not self.training:
             return ()
-        return tuple(
-            resized(conv(level), size) for conv, level in zip(self.logits, levels, strict=True)
-        )
+        pairs = zip(self.logits, levels, strict=True)
+        return tuple(resize(conv(level), size) for conv, level in pairs)
 
 
 class LabelHead(nn.Module):
-    """The logit of "has a pneumothorax": one linear layer on the mean over all pixels."""
+    """Logit of "has a pneumothorax": a linear layer on the mean over all pixels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.logit = rarely(nn.Linear(channels, 1), POSITIVE)
+        self.logit = init_prior(nn.Linear(channels, 1), IMAGE_PRIOR)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) features to (B,) logits."""
+        """Return (B,) logits of (B, C, h, w) features."""
         return self.logit(features.mean(dim=(2, 3)))[:, 0]

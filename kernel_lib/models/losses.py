@@ -1,21 +1,21 @@
-"""Losses by name, and the loss of a row. A new loss is a function here and a line in `LOSSES`.
+"""Losses by name, and the loss of an experiment. A new loss is a function and a line in `LOSSES`.
 
-Every loss takes logits (B, 1, H, W) and masks (B, 1, H, W) in 0/1, both float32 and B at least 1,
-and returns a scalar. Its options are its keyword-only arguments: their names, bounds and defaults
-stand in its signature and nowhere else.
+A loss takes logits (B, 1, H, W) and masks (B, 1, H, W) in 0/1, both float32 with B at least 1, and
+returns a scalar. Its options are its keyword-only arguments; their bounds and defaults are in the
+signature.
 
-The training loop weighs the batches of one step by their shares of its images. For `bce`, `dice`,
-`focal` and `lovasz` over all images, and for the label, that is exactly the loss of the step's
-images as one batch. `weighted_bce`, and every term that counts non-empty images alone, is a mean
-over what its batch happens to hold: there it is an approximation, in which a batch's few positives
-weigh as much as another's many.
+Training weights the batches of an optimiser step by their share of its images. For `bce`, `dice`,
+`focal` and `lovasz` over all images, and for the label, this equals the loss of one large batch.
+`weighted_bce`, and every term over positive images only, is a mean over the content of its batch,
+where this is an approximation: the few positives of one batch weigh as much as the many of another.
 
-A batch may be spread over several processes. Each then computes its part, and for every loss the
-parts sum to that of the whole batch: what a mean divides by is counted over all (`Total`).
+A batch may be split over several processes. Each then computes its part, with denominators counted
+over all of them (`Total`), and the parts sum to the loss of the complete batch.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -29,23 +29,23 @@ from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError, nearest
 from kernel_lib.models.networks import Logits
 
-Loss = Callable[..., torch.Tensor]  # logits, masks, its own options → scalar
-# counts of this process's part of a batch → those of the whole batch, in the same shape
+Loss = Callable[..., torch.Tensor]  # logits, masks, options → scalar
+# counts in this process's part of a batch → counts in the complete batch, same shape
 Total = Callable[[torch.Tensor], torch.Tensor]
 # output, masks (B, 1, H, W), labels (B,) → scalar
-RowLoss = Callable[[Logits, torch.Tensor, torch.Tensor], torch.Tensor]
+TrainingLoss = Callable[[Logits, torch.Tensor, torch.Tensor], torch.Tensor]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def whole(counts: torch.Tensor) -> torch.Tensor:
-    """The `Total` of one process: its part is the batch."""
+def single_process(counts: torch.Tensor) -> torch.Tensor:
+    """Return the counts unchanged: the `Total` of a process that has the complete batch."""
     return counts
 
 
 def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy from logits z, mean over pixels; 0 or more, ln 2 at logit 0.
+    """Return the binary cross-entropy, mean over pixels; at least 0, ln 2 at logit 0.
 
     All-empty masks: mean ln(1 + e^z); all-full: mean ln(1 + e^−z).
     Shape: (B, 1, H, W), (B, 1, H, W) → scalar; or (B,), (B,) for labels.
@@ -54,11 +54,11 @@ def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def dice(logits: torch.Tensor, masks: torch.Tensor, *, smooth: Positive = 1.0) -> torch.Tensor:
-    """Soft dice loss, 1 − (2 Σpy + s) / (Σp + Σy + s) in each image, mean over images; 0–1.
+    """Return the soft dice loss, 1 − (2 Σpy + s) / (Σp + Σy + s), mean over images; 0–1.
 
-    An empty mask gives Σp / (Σp + s): next to 1 and almost flat until less than about s pixels
-    are predicted in all, and 0 for none; so alone it hardly teaches emptiness. A full one of N
-    pixels gives (N − Σp) / (N + Σp + s). A larger `smooth`, in pixels, widens the slope.
+    An empty mask gives Σp / (Σp + s): 0 for an empty prediction, close to 1 and almost flat above
+    about s predicted pixels, so this loss alone hardly teaches emptiness. A full mask of N pixels
+    gives (N − Σp) / (N + Σp + s). A larger `smooth`, in pixels, widens the slope.
     Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Reference: Milletari 2016, without the squares.
     """
     prob, truth = torch.sigmoid(logits).flatten(1), masks.flatten(1)  # (B, H·W)
@@ -68,30 +68,30 @@ def dice(logits: torch.Tensor, masks: torch.Tensor, *, smooth: Positive = 1.0) -
 
 
 def focal(logits: torch.Tensor, masks: torch.Tensor, *, gamma: NotNegative = 2.0) -> torch.Tensor:
-    """Focal loss, (1 − p_t)^γ · −ln p_t with p_t the true class's probability, mean over pixels.
+    """Return (1 − p_t)^γ · −ln p_t with the true class's probability p_t, mean over pixels.
 
-    0 or more, ln 2 / 2^γ at logit 0; γ = 0 is `bce`. No class weights (α). With p = σ(z),
+    At least 0, ln 2 / 2^γ at logit 0; γ = 0 is `bce`. No class weights (α). With p = σ(z),
     all-empty masks give mean p^γ ln(1 + e^z), all-full ones mean (1 − p)^γ ln(1 + e^−z).
     Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Reference: Lin 2017.
     """
     margin = logits * (2 * masks - 1)  # z where the truth is 1, −z where it is 0
-    # 1 − p_t = exp(−ln(1 + e^margin)): a power of a probability that rounds to 0 has, for γ < 1,
+    # 1 − p_t as exp(−ln(1 + e^margin)): for γ < 1 the power of a probability that rounds to 0 has
     # no gradient.
     return (torch.exp(-gamma * F.softplus(margin)) * F.softplus(-margin)).mean()
 
 
 def lovasz(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Symmetric Lovász hinge, ½[L(z, y) + L(−z, 1 − y)] in each image, mean over images.
+    """Return the symmetric Lovász hinge, ½[L(z, y) + L(−z, 1 − y)], mean over images.
 
-    L is the Lovász extension of the Jaccard loss over hinge errors 1 − z(2y − 1). 0 or more, 1 at
+    L is the Lovász extension of the Jaccard loss over hinge errors 1 − z(2y − 1). At least 0, 1 at
     logit 0; with every logit ±m, m ≥ 1, it is (1 + m)/2 times the sum of the Jaccard losses of
     mask and background. An empty mask gives ½[relu(1 + max z) + mean relu(1 + z)], so half of its
-    gradient falls on the one highest pixel; a full mask ½[relu(1 − min z) + mean relu(1 − z)].
+    gradient is that of the highest pixel; a full mask ½[relu(1 − min z) + mean relu(1 − z)].
     Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Reference: Berman 2018.
     """
     truth = masks.flatten(1)  # (B, H·W)
-    # −z and 1 − y have the errors of z and y, so one sort serves both halves. The order among
-    # equal errors does not change the value; stable, it does not change from run to run either.
+    # −z and 1 − y have the errors of z and y, so one sort serves both halves. The order of equal
+    # errors does not change the value; a stable sort makes it the same in every run.
     errors = 1 - logits.flatten(1) * (2 * truth - 1)
     errors, order = errors.sort(dim=1, descending=True, stable=True)
     inside = truth.gather(1, order) > 0
@@ -100,20 +100,20 @@ def lovasz(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def _jaccard_steps(inside: torch.Tensor) -> torch.Tensor:
-    """What each pixel adds to the Jaccard loss of a class when pixels go wrong in this order.
+    """Return the increase of a class's Jaccard loss at each pixel, as pixels become wrong in order.
 
     `inside` (B, N) says whether the k-th pixel belongs to the class. After k errors the loss is
-    1 − (total − missed) / (total + added). Steps sum to 1 in each image: all wrong costs 1, and
-    for a class without a pixel so does the first error.
+    1 − (total − missed) / (total + added). The steps of an image sum to 1; for a class without a
+    pixel the first error costs 1.
     """
-    # Integers: exact, and torch has no deterministic cumulative sum of floats on a GPU.
+    # Integers are exact, and torch has no deterministic cumulative sum of floats on a GPU.
     missed = inside.cumsum(dim=1, dtype=torch.int32)  # (B, N)
     total = missed[:, -1:]
     wrong = torch.arange(1, inside.shape[1] + 1, dtype=torch.int32, device=inside.device)
     left = (total - missed).float()
     union = (total + wrong - missed).float()
-    # The differences are written out: at 1024² they are about 1e-6, and subtracting one loss near
-    # 1 from the next would leave them a digit or two of float32.
+    # Differences in closed form: at 1024² they are about 1e-6, and subtracting consecutive losses
+    # near 1 would leave one or two digits of float32.
     outside_step = left / (union * (union - 1).clamp(min=1))
     return torch.where(inside | (union == 1), 1 / union, outside_step)
 
@@ -121,17 +121,17 @@ def _jaccard_steps(inside: torch.Tensor) -> torch.Tensor:
 def weighted_bce(
     logits: torch.Tensor,
     masks: torch.Tensor,
-    total: Total = whole,
+    total: Total = single_process,
     *,
     positive: Positive = 0.25,
     negative: Positive = 0.75,
 ) -> torch.Tensor:
-    """`positive` × mean cross-entropy of positive pixels + `negative` × that of negative ones.
+    """Return `positive` × mean cross-entropy of positive pixels + `negative` × that of negatives.
 
-    The means run over the whole batch, not over images, and a class without a pixel gives 0. 0 or
-    more, (positive + negative) · ln 2 at logit 0 with both classes there. All-empty masks:
-    negative × mean ln(1 + e^z); all-full: positive × mean ln(1 + e^−z). Of a batch spread over
-    processes it gives this one's part, from its images, of which there may be none.
+    The means are over the batch, not over images; a class without a pixel gives 0. At least 0,
+    (positive + negative) · ln 2 at logit 0 with both classes present. All-empty masks:
+    negative × mean ln(1 + e^z); all-full: positive × mean ln(1 + e^−z). Of a batch split over
+    processes it returns the part of this one's images, of which there may be none.
     Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Source: the notes' v6, after Heng.
     """
     each = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
@@ -150,104 +150,101 @@ LOSSES: dict[str, Loss] = {
     "lovasz": lovasz,
     "weighted_bce": weighted_bce,
 }
-BY_COUNTS = ("weighted_bce",)  # no means over images: they take a `Total` as a third argument
 
 
-def check(row: Experiment) -> None:
-    """InputError for losses, weights or options of a row that cannot be trained with.
+def check(experiment: Experiment) -> None:
+    """Raise InputError for losses, weights or options that cannot be trained with.
 
-    An unknown loss or option, with the nearest names; an option outside its bounds, or of a loss
-    that the row does not use; a weight that is not above 0; a row that weighs nothing at all. That
-    all numbers are finite is the row's own rule.
+    These are an unknown loss or option, an option out of bounds or of an unused loss, a weight that
+    is not above 0, and an experiment without any term.
     """
-    for name, weight in row.loss.items():
+    for name, weight in experiment.loss.items():
         if name not in LOSSES:
             raise InputError(f"loss {name!r} is unknown; nearest: {nearest(name, LOSSES)}")
         if weight <= 0:
             raise InputError(f"loss {name!r} weighs {weight}: give it more than 0, or leave it out")
-    if not row.loss and row.label_weight == 0:
-        raise InputError("the row weighs neither a mask loss nor a label: set loss or label_weight")
-    for name, options in row.loss_options.items():
-        if name not in row.loss:
+    if not experiment.loss and experiment.label_weight == 0:
+        raise InputError(
+            "the experiment weighs neither a mask loss nor a label: set loss or label_weight"
+        )
+    for name, options in experiment.loss_options.items():
+        if name not in experiment.loss:
             raise InputError(
-                f"loss_options sets {name!r}, which the row does not use (its losses: "
-                f"{', '.join(row.loss) or 'none'}): leave it out, or add it to loss"
+                f"loss_options sets {name!r}, which the experiment does not use (its losses: "
+                f"{', '.join(experiment.loss) or 'none'}): leave it out, or add it to loss"
             )
         options_of.check(f"loss {name!r}", LOSSES[name], options)
 
 
-def of_row(row: Experiment, total: Total = whole) -> RowLoss:
-    """The loss that the row trains with, in float32 whatever the network computed in.
+def build(experiment: Experiment, total: Total = single_process) -> TrainingLoss:
+    """Return the loss of an experiment, computed in float32 whatever the network computed in.
 
-    Σ weight · loss of the mask, over all images or over non-empty ones (`mask_loss_images`),
-    + label_weight · BCE of the label, + side_weight · the same mask losses of every side mask, over
-    non-empty images only. Non-empty is what the labels say, not the resized masks. Where a batch
-    has no such image these terms are 0, and so are their gradients. A classifier has the label's
-    term alone; an output without side masks (validation needs none) has none of theirs.
+    Σ weight · mask loss, over all images or positive ones (`mask_loss_images`), + label_weight ·
+    BCE of the label, + side_weight · the same mask losses of every side mask, over positive images
+    only. An image is positive by its label, not by its resized mask. Terms over positive images,
+    and their gradients, are 0 where a batch has none. A network without masks has only the term of
+    the label; an output without side masks (in validation) has no term for them.
 
-    With a `total` over processes it is this one's part of the batch's loss; every process must
-    call it, one without an image too.
+    With a `total` over processes it returns this one's part of the loss; every process must call
+    it, even without an image.
 
-    Raises InputError as `check` does; and on the first batch, where the row weighs a label that
-    the network does not give, or nothing that it gives.
+    Raises:
+        InputError: as `check`, and on the first batch if the network lacks an output that the
+            experiment weighs, or every one.
     """
-    check(row)
-    terms = [(weight, _part(name, row, total)) for name, weight in row.loss.items()]
+    check(experiment)
+    terms = [(weight, _part(name, experiment, total)) for name, weight in experiment.loss.items()]
 
     def loss(output: Logits, masks: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        nonempty = labels > 0  # (B,)
-        counts = torch.stack([torch.ones_like(nonempty).sum(), nonempty.sum()])
-        of_all, of_nonempty = counts / total(counts).clamp(min=1)  # this process's shares, 0–1
+        positive = labels > 0  # (B,)
+        counts = torch.stack([torch.ones_like(positive).sum(), positive.sum()])
+        share, positive_share = counts / total(counts).clamp(min=1)  # of this process, 0–1
         parts = []
         if output.mask is not None and terms:
-            if row.mask_loss_images == "nonempty":
-                shown = (output.mask[nonempty], masks[nonempty], of_nonempty)
+            if experiment.mask_loss_images == "nonempty":
+                parts.append(
+                    _weighted(terms, output.mask[positive], masks[positive], positive_share)
+                )
             else:
-                shown = (output.mask, masks, of_all)
-            parts.append(_weighted(terms, *shown))
-            if row.side_weight > 0:
+                parts.append(_weighted(terms, output.mask, masks, share))
+            if experiment.side_weight > 0:
                 parts += [
-                    row.side_weight * _weighted(terms, side[nonempty], masks[nonempty], of_nonempty)
+                    experiment.side_weight
+                    * _weighted(terms, side[positive], masks[positive], positive_share)
                     for side in output.sides
                 ]
-        if row.label_weight > 0:
-            parts.append(row.label_weight * _label_loss(row, output, labels, of_all))
+        if experiment.label_weight > 0:
+            if output.label is None:
+                raise InputError(
+                    f"label_weight is {experiment.label_weight}, but {experiment.network} gives no "
+                    "label: set it to 0, or take a network with a label head"
+                )
+            label_loss = _share_of_mean(bce, output.label.float(), labels.float(), share)
+            parts.append(experiment.label_weight * label_loss)
         if not parts:
-            raise InputError(f"{row.network} gives no mask: set label_weight above 0")
+            raise InputError(f"{experiment.network} gives no mask: set label_weight above 0")
         return torch.stack(parts).sum()
 
     return loss
 
 
+# logits, masks, their share of the batch's images → their part of the loss
 Part = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _part(name: str, row: Experiment, total: Total) -> Part:
-    """A loss's part from logits, masks, and the share of the batch's images that these are."""
-    loss = partial(LOSSES[name], **row.loss_options.get(name, {}))
-    if name in BY_COUNTS:
+def _part(name: str, experiment: Experiment, total: Total) -> Part:
+    loss = partial(LOSSES[name], **experiment.loss_options.get(name, {}))
+    if "total" in inspect.signature(loss).parameters:  # no mean over images
         return lambda logits, masks, share: loss(logits, masks, total)
-    return partial(_of_mean, loss)
+    return partial(_share_of_mean, loss)
 
 
-def _of_mean(
+def _share_of_mean(
     loss: Loss, logits: torch.Tensor, truth: torch.Tensor, share: torch.Tensor
 ) -> torch.Tensor:
-    """The part of a mean over images; without an image 0."""
     if not len(logits):
-        return logits.sum()  # still in the graph: every parameter gets its gradient of zeros
+        return logits.sum()  # 0, still in the graph: every parameter gets a gradient of zeros
     return share * loss(logits, truth)
-
-
-def _label_loss(
-    row: Experiment, output: Logits, labels: torch.Tensor, share: torch.Tensor
-) -> torch.Tensor:
-    if output.label is None:
-        raise InputError(
-            f"label_weight is {row.label_weight}, but {row.network} gives no label: set it to 0, "
-            "or take a network with a label head"
-        )
-    return _of_mean(bce, output.label.float(), labels.float(), share)
 
 
 def _weighted(
@@ -256,6 +253,6 @@ def _weighted(
     masks: torch.Tensor,
     share: torch.Tensor,
 ) -> torch.Tensor:
-    """Σ weight · loss's part of these images (B, 1, H, W), in float32; 0 where there are none."""
+    """Return Σ weight · part of these images (B, 1, H, W), in float32; 0 without an image."""
     logits, masks = logits.float(), masks.float()
     return torch.stack([weight * part(logits, masks, share) for weight, part in terms]).sum()

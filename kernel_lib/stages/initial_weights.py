@@ -213,8 +213,9 @@ def _parent(
             f"{parent.name} was trained on another folds file: its fold {fold} is not this one; "
             "train both in one WORK_DIR"
         )
-    from_classifier = config["experiment"]["network"] == "Classifier"
-    return best_kept(parent), from_classifier and row.network != "Classifier"
+    parent_network = networks.network_class(config["experiment"]["network"])
+    has_mask = networks.network_class(row.network).has_mask
+    return best_kept(parent), has_mask and not parent_network.has_mask
 
 
 def best_kept(folder: FoldRun) -> Path:

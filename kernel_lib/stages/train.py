@@ -19,7 +19,7 @@ from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment, shared_memory
-from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -108,7 +108,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         with Signals().caught():
             came = launch.run("train", parameters, n)
         return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
-    chosen = engine(own_device(parameters.device), parameters.precision)
+    chosen = choose_engine(own_device(parameters.device), parameters.precision)
     for one in chain:
         row, n_workers = one.experiment, predictions.workers(parameters.workers, chosen)
         # Images and masks; to score held-out images, twice as many images.
@@ -182,8 +182,8 @@ def check(decided: TrainPlan) -> None:
     model = networks.build(row)  # which refuses an encoder that does not fit
     sizes = {view.size_of((row.size, row.size))[0] for view in tta.views(row.tta)}
     networks.check_sizes(model, row, sizes)
-    if note := getattr(model, "note", None):
-        print(note)
+    if model.note:
+        print(model.note)
     validation.check(row)
 
 
@@ -198,10 +198,10 @@ def _one_fold(
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
-    if (~held).sum() == 1 and networks.needs_pairs(row):
+    if (~held).sum() < (least := networks.min_batch(row)):
         raise InputError(
             f"fold {fold} trains on one image, and a batch norm of {row.network} at {row.size} px "
-            "needs two: give more images, or -p FREEZE_BATCH_NORM True"
+            f"needs {least}: give more images, or -p FREEZE_BATCH_NORM True"
         )
     for does, part in (("trains on", ~held), ("holds out", held)):
         if not truth["positive"].to_numpy()[part].any():
@@ -243,8 +243,8 @@ def _in_folder(
         return False
     kept = training.position.kept
     epochs = ", ".join(str(epoch) for epoch in sorted(one["epoch"] for one in kept))
-    best = f", best {training.row.monitor} {kept[0]['value']:.4f}" * validation.selects(
-        training.row.monitor
+    best = f", best {training.experiment.monitor} {kept[0]['value']:.4f}" * validation.selects(
+        training.experiment.monitor
     )
     print(f"{folder.name}: ended after {training.position.ended}; kept epochs: {epochs}{best}")
     return _predict_held_out(job, training, session.clock)
@@ -290,23 +290,23 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
         meta = job.world.agreed(
             partial(
                 predictions.describe,
-                job.folder, training.row, sources or [job.folder.last], lineage,
+                job.folder, training.experiment, sources or [job.folder.last], lineage,
             )
         )  # fmt: skip
         if job.world.agreed(partial(predictions.already, target, meta, len(job.held_rows))):
             continue
-        looks = len(tta.views(training.row.tta)) * len(sources or [1])
+        looks = len(tta.views(training.experiment.tta)) * len(sources or [1])
         needed = training.position.history[-1]["val_seconds"] * looks
         if not clock.allows_whole(needed, "predicting the held-out images"):
             return False
         models = (
-            predictions.load_models(training.row, sources, job.engine)
+            predictions.load_models(training.experiment, sources, job.engine)
             if sources
             else [training.ema.model]
         )
         where = (job.prepared, job.held_rows, job.engine, job.workers)
         predictions.write(
-            target, models, training.row, *where, meta, world=job.world, held_out=True
+            target, models, training.experiment, *where, meta, world=job.world, held_out=True
         )
     return True
 

@@ -61,23 +61,23 @@ class Training:
         """
         self.job, self.clock, self.world = job, clock, job.world
         self.signals = signals or Signals()
-        self.row = job.plan.experiment
+        self.experiment = job.plan.experiment
         self.seed = job.plan.parameters.seed
-        self.key = better(self.row.monitor)
+        self.key = better(self.experiment.monitor)
         self.views = tta.views("none")
         self.model = start.to(job.engine.device)
         self.optimizer = schedule.optimizer(
-            networks.parameter_groups(self.model, self.row), self.row
+            networks.parameter_groups(self.model, self.experiment), self.experiment
         )
         self.scaler = torch.amp.GradScaler(job.engine.device.type, enabled=job.engine.scales)
-        self.ema = Ema(self.model, self.row.ema_decay)
-        if self.world.size > 1 and not self.row.freeze_batch_norm:
+        self.ema = Ema(self.model, self.experiment.ema_decay)
+        if self.world.size > 1 and not self.experiment.freeze_batch_norm:
             sync_norm.synchronise(self.model)
         self.step = Step(job, self.model, self.optimizer, self.scaler)
         self.position = Position()
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session
         self.saved_at = clock.spent()
-        self.images = TrainingImages(job.prepared, self.row.augment, self.seed)
+        self.images = TrainingImages(job.prepared, self.experiment.augment, self.seed)
         # By cache row: as it is now, and as it was when the present epoch began.
         self.hardness = torch.full((len(job.truth),), sampling.UNSEEN)
         self.hardness_before = self.hardness.clone()
@@ -93,7 +93,7 @@ class Training:
 
         Once a signal asks it to end it saves, and raises what the signal raises.
         """
-        row = self.row
+        row = self.experiment
         with (
             self.signals.deferred(),
             memory_named(row.size, row.batch_size, row.accumulate),
@@ -111,12 +111,12 @@ class Training:
     @property
     def kept_lineage(self) -> Lineage:
         """The lineage of the kept checkpoints, which labels may have selected."""
-        return self._lineage(selects(self.row.monitor))
+        return self._lineage(selects(self.experiment.monitor))
 
     @property
     def last_lineage(self) -> Lineage:
         """The lineage of the last weights, which labels chose where they ended the training."""
-        stopped_early = bool(self.position.ended) and self.position.epoch < self.row.epochs
+        stopped_early = bool(self.position.ended) and self.position.epoch < self.experiment.epochs
         return self._lineage(stopped_early)
 
     def _lineage(self, chosen: bool) -> Lineage:
@@ -141,7 +141,7 @@ class Training:
 
     def _train_epoch(self) -> bool:
         """The present epoch's remaining steps; False where the clock stopped it, all saved."""
-        at, row, device = self.position, self.row, self.job.engine
+        at, row, device = self.position, self.experiment, self.job.engine
         order = sampling.epoch_order(row.sampling, row.sampling_options, self._shown(), self.seed)
         keys = np.stack([np.full_like(order, at.epoch), order, sampling.turns(order)], axis=1)
         steps = sampling.groups(sampling.batches(keys, row.batch_size), row.accumulate)
@@ -188,7 +188,7 @@ class Training:
             positive=self.job.truth["positive"].to_numpy()[rows] > 0,
             hardness=self.hardness_before.numpy()[rows],
             epoch=self.position.epoch,
-            epochs=self.row.epochs,
+            epochs=self.experiment.epochs,
         )
 
     def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
@@ -213,7 +213,7 @@ class Training:
             raise
         line = {
             "epoch": at.epoch + 1,
-            "lr": schedule.rate(self.row, at.epoch),  # at the epoch's start
+            "lr": schedule.rate(self.experiment, at.epoch),  # at the epoch's start
             "train_loss": at.loss_sum / max(at.images, 1),
             **scores,
             "seconds": at.seconds,
@@ -224,7 +224,7 @@ class Training:
             "best": False,
         }
         line["best"] = self._keep(line)
-        at.kept, dropped = at.kept[: self.row.keep], at.kept[self.row.keep :]
+        at.kept, dropped = at.kept[: self.experiment.keep], at.kept[self.experiment.keep :]
         at.history.append(line)
         at.epoch, at.step, at.loss_sum, at.images, at.seconds = at.epoch + 1, 0, 0.0, 0, 0.0
         at.skipped = 0
@@ -240,7 +240,7 @@ class Training:
 
     def _validate(self) -> dict[str, float]:
         job, on_gpu = self.job, self.job.engine.device.type == "cuda"
-        batch_size = 2 * self.row.batch_size
+        batch_size = 2 * self.experiment.batch_size
         held = PlainImages(job.prepared, self.world.batches(job.held_rows, batch_size))
         # Of several ranks one alone must not leave: they end together, between two batches.
         with self.signals.at_once() if self.world.size == 1 else nullcontext():
@@ -249,7 +249,7 @@ class Training:
                 plain_loader(held, batch_size, job.workers, on_gpu),
                 job.prepared.mask,
                 job.truth,
-                losses.of_row(self.row),
+                losses.build(self.experiment),
                 self.views,
                 job.engine,
                 self.world,
@@ -262,11 +262,11 @@ class Training:
         Nothing counts before `min_epochs`: the notes' author saw early, lucky epochs win.
         """
         at, epoch = self.position, line["epoch"]
-        if epoch < self.row.min_epochs or not math.isfinite(line[self.row.monitor]):
+        if epoch < self.experiment.min_epochs or not math.isfinite(line[self.experiment.monitor]):
             return False
-        at.kept.append({"epoch": epoch, "value": line[self.row.monitor]})
+        at.kept.append({"epoch": epoch, "value": line[self.experiment.monitor]})
         at.kept.sort(key=lambda k: (-self.key(k["value"]), k["epoch"]))
-        if all(k["epoch"] != epoch for k in at.kept[: self.row.keep]):
+        if all(k["epoch"] != epoch for k in at.kept[: self.experiment.keep]):
             return False
         state = {"model": self.ema.model.state_dict(), **line}
         path, lineage = self.job.folder.best(epoch), self.kept_lineage
@@ -275,10 +275,10 @@ class Training:
 
     def _why_ended(self) -> str:
         at = self.position
-        if at.epoch >= self.row.epochs:
-            return f"all {self.row.epochs} epochs"
-        if at.kept and at.epoch - at.kept[0]["epoch"] >= self.row.patience:
-            return f"no better {self.row.monitor} for {self.row.patience} epochs"
+        if at.epoch >= self.experiment.epochs:
+            return f"all {self.experiment.epochs} epochs"
+        if at.kept and at.epoch - at.kept[0]["epoch"] >= self.experiment.patience:
+            return f"no better {self.experiment.monitor} for {self.experiment.patience} epochs"
         return ""
 
     def _save(self) -> None:

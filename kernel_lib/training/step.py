@@ -41,7 +41,7 @@ class Step:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        self.job, self.row, self.world = job, job.plan.experiment, job.world
+        self.job, self.experiment, self.world = job, job.plan.experiment, job.world
         self.scaler = scaler
         self.steps = nan_guard.Steps(model, optimizer, scaler)
         if job.plan.parameters.compile:
@@ -49,7 +49,7 @@ class Step:
             # of an epoch may be smaller: a graph for each size, each as fast as it can be.
             model.compile(backend=COMPILER, dynamic=False)
         self.parallel = data_parallel(model, self.world)
-        self.loss = losses.of_row(self.row, self.world.total)
+        self.loss = losses.build(self.experiment, self.world.total)
         self.positive = torch.from_numpy(job.truth["positive"].to_numpy(dtype=np.float32))
 
     def take(
@@ -75,7 +75,7 @@ class Step:
                     position.loss_sum += value * len(batch)
                     position.images += len(batch)
             seen = self._where(position, np.concatenate(step))
-            taken = self.steps.take(values, self.row.clip_grad_norm, seen)
+            taken = self.steps.take(values, self.experiment.clip_grad_norm, seen)
         position.skipped += not taken
         return taken
 
@@ -109,7 +109,7 @@ class Step:
         self.steps.check_loss(value, self._where(position, batch))
         # The parts are to be summed, and DistributedDataParallel takes the mean.
         self.scaler.scale(loss * (weight * self.world.size)).backward()
-        if self.row.sampling in sampling.BY_HARDNESS and math.isfinite(value):
+        if self.experiment.sampling in sampling.BY_HARDNESS and math.isfinite(value):
             mine = hardness_of(output, target, labels).cpu()
             hardness[torch.from_numpy(rows)] = torch.cat(self.world.gathered(mine))
         return value
@@ -122,5 +122,5 @@ class Step:
         part = self.world.share(count)
         if part.start < part.stop:
             return next(stream)
-        none = torch.zeros((0, 1, self.row.size, self.row.size), dtype=torch.uint8)
+        none = torch.zeros((0, 1, self.experiment.size, self.experiment.size), dtype=torch.uint8)
         return none, none, torch.zeros(0, dtype=torch.int64)

@@ -17,7 +17,8 @@ from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError, nearest
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
-from kernel_lib.models.losses import RowLoss
+from kernel_lib.models import networks
+from kernel_lib.models.losses import TrainingLoss
 from kernel_lib.models.networks import Logits
 from kernel_lib.parallel.world import ALONE, World
 from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
@@ -53,7 +54,10 @@ def selects(monitor: str) -> bool:
 def check(row: Experiment) -> None:
     """Refuse a monitor that does not exist, or that the row's network does not give."""
     better(row.monitor)
-    has = {"mask": row.network != "Classifier", "label": row.label_weight > 0}
+    has = {
+        "mask": networks.network_class(row.network).has_mask,
+        "label": row.label_weight > 0,
+    }
     needs = MONITORS[row.monitor][1]
     if not all(given for name, given in has.items() if name in needs):
         fits = [m for m, (_, n) in MONITORS.items() if all(has[k] for k in has if k in n)]
@@ -69,7 +73,7 @@ def validate(
     loader: DataLoader,
     masks: Callable[[int], np.ndarray],
     truth: pd.DataFrame,
-    loss: RowLoss,
+    loss: TrainingLoss,
     views: Sequence[View],
     engine: Engine,
     world: World = ALONE,

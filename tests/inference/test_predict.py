@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from kernel_lib.artifacts import maps
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.inference import tta
 from kernel_lib.inference.predict import mean_logits, predict
 from kernel_lib.models.networks import Logits
 
-CPU = engine("cpu")
+CPU = choose_engine("cpu")
 IDS = [f"image{i}" for i in range(15)]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernel_lib.artifacts.maps import Maps
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions
 from kernel_lib.models.networks import Logits
@@ -35,7 +35,7 @@ def write(
     target: Path, model: nn.Module, batch_size: int | None = None, trained: int = 2,
     held_out: bool = False,
 ) -> None:  # fmt: skip
-    rows, on = range(7, 10), engine("cpu")
+    rows, on = range(7, 10), choose_engine("cpu")
     predictions.write(
         target, [model], row(batch_size=trained), FakePrepared(), rows, on, 0, META, batch_size,
         held_out=held_out,

@@ -98,7 +98,7 @@ def test_no_loss_needs_what_stops_in_deterministic_mode(name):
     output = networks.Logits(mask, torch.zeros(3, requires_grad=True), (side,))
     labels = torch.tensor([1.0, 0.0, 1.0])
     for images in ("all", "nonempty"):
-        loss = losses.of_row(row.differing(name="small", mask_loss_images=images))
+        loss = losses.build(row.differing(name="small", mask_loss_images=images))
         assert not stopping(backward_names(loss(output, torch.zeros(3, 1, 8, 8), labels)))
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, rarely, resized
+from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, init_prior, resize
 
 
 def test_it_equals_the_concatenated_hypercolumn():
@@ -39,21 +39,19 @@ def test_every_level_is_heard():
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 1, 1), nn.Linear(3, 1)], ids=["conv", "linear"])
 @given(share=st.floats(0.001, 0.999))
 def test_a_last_layer_starts_at_the_prior(layer, share):
-    assert rarely(layer, share) is layer
+    assert init_prior(layer, share) is layer
     assert torch.sigmoid(layer.bias).item() == pytest.approx(share, rel=1e-4)
     assert layer.weight.abs().max() < 0.1
 
 
 def test_a_constant_plane_stays_that_at_any_size():
-    assert torch.equal(
-        resized(torch.full((1, 2, 2, 3), 0.5), (8, 5)), torch.full((1, 2, 8, 5), 0.5)
-    )
+    assert torch.equal(resize(torch.full((1, 2, 2, 3), 0.5), (8, 5)), torch.full((1, 2, 8, 5), 0.5))
 
 
 def test_a_plane_of_the_right_size_is_handed_back():
     plane = torch.rand(1, 1, 4, 6)
-    assert resized(plane, (4, 6)) is plane
-    assert resized(plane, plane.shape[2:]) is plane
+    assert resize(plane, (4, 6)) is plane
+    assert resize(plane, plane.shape[2:]) is plane
 
 
 def test_a_label_is_one_linear_layer_on_the_mean_over_pixels():

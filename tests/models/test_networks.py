@@ -405,7 +405,7 @@ def test_deeplab_takes_an_encoder_that_cannot_be_dilated_at_stride_32(encoder):
 def test_deeplab_dilates_an_encoder_that_can_be_and_has_no_note():
     model = networks.build(DEEPLAB)
     assert model.encoder.output_stride == 16
-    assert not hasattr(model, "note")
+    assert model.note is None
 
 
 @pytest.mark.slow
@@ -447,10 +447,11 @@ def test_a_network_that_cannot_take_a_step_is_refused_before_any_data(monkeypatc
 
 
 def test_a_decoder_that_cannot_be_built_is_the_encoder_s_fault(monkeypatch):
-    def built(row):
-        raise TypeError("unsupported operand")
+    class Broken(networks.UNet):
+        def __init__(self, experiment):
+            raise TypeError("unsupported operand")
 
-    monkeypatch.setitem(networks.NETWORKS, "UNet", built)
+    monkeypatch.setitem(networks.NETWORKS, "UNet", Broken)
     with pytest.raises(InputError, match=r"does not fit UNet at 64 px \(unsupported operand\)"):
         networks.build(UNET)
 
@@ -522,14 +523,14 @@ def test_a_classifier_without_a_label_or_with_side_masks_is_refused():
 @pytest.mark.parametrize("row", PLAIN, ids=title)
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_who_needs_pairs_cannot_train_on_one_image_and_all_others_can(row, size, frozen):
+def test_a_batch_below_the_least_cannot_be_trained_on(row, size, frozen):
     row = row.differing(name="x", size=size, freeze_batch_norm=frozen)
     model = networks.build(row).train()
     if frozen:
         for norm in networks.batch_norms(model):
             norm.eval()
     alone = row.differing(name="x", batch_size=1)
-    if networks.needs_pairs(row):
+    if networks.min_batch(row) == 2:
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             model(levels(1, size))
         with pytest.raises(InputError, match=f"BATCH_SIZE 1 .* {row.network} at {size} px"):
@@ -537,6 +538,5 @@ def test_who_needs_pairs_cannot_train_on_one_image_and_all_others_can(row, size,
     else:
         assert all(torch.isfinite(t).all() for t in everything(model(levels(1, size))))
         networks.check(alone)
-    assert networks.needs_pairs(row) == (
-        not frozen and (row.network == DEEPLAB.network or size == 32)
-    )
+    needs_two = not frozen and (row.network == DEEPLAB.network or size == 32)
+    assert networks.min_batch(row) == (2 if needs_two else 1)

@@ -27,7 +27,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses, sync_norm
 from kernel_lib.models.networks import Logits
@@ -115,7 +115,7 @@ def spread(experiment: Experiment, output: Logits, masks, labels, cuts: list[int
 
     def piece(rank: int) -> None:
         mine = slice(edges[rank], edges[rank + 1])
-        loss = losses.of_row(experiment, together.total_of(rank))
+        loss = losses.build(experiment, together.total_of(rank))
         shown = Logits(output.mask[mine], output.label[mine], tuple(s[mine] for s in output.sides))
         parts[rank] = loss(shown, masks[mine], labels[mine])
 
@@ -147,7 +147,7 @@ def test_the_parts_of_a_spread_batch_sum_to_its_loss_and_gradient(names, images,
     for leaf in leaves:
         leaf.requires_grad_()
     output = Logits(leaves[0], leaves[2], (leaves[1],))
-    whole = losses.of_row(experiment)(output, masks, labels)
+    whole = losses.build(experiment)(output, masks, labels)
     parts = sum(spread(experiment, output, masks, labels, cuts))
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
     expected = torch.autograd.grad(whole, leaves, retain_graph=True)
@@ -272,7 +272,7 @@ def training(
         held_rows=np.arange(held_from, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",)),
-        engine=engine("cpu"),
+        engine=choose_engine("cpu"),
         workers=0,
         world=world,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from torch import nn
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Experiment
-from kernel_lib.engine import engine, memory_named, seed_everything
+from kernel_lib.engine import choose_engine, memory_named, seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
@@ -55,7 +55,7 @@ def _as_before() -> Iterator[None]:
 def test_a_deterministic_training_stopped_and_resumed_ends_with_the_same_bits(
     tmp_path, precision, stop_after
 ):
-    how = {"on": engine(DEVICE, precision), "deterministic": True}
+    how = {"on": choose_engine(DEVICE, precision), "deterministic": True}
     assert training(tmp_path / "whole", **how).run()
     assert not training(tmp_path / "parts", clock=StepsClock(stop_after), **how).run()
     resumed = training(tmp_path / "parts", **how)
@@ -69,7 +69,7 @@ def test_a_deterministic_training_stopped_and_resumed_ends_with_the_same_bits(
 
 @only_on_a_gpu
 def test_a_float16_overflow_is_skipped_and_the_scale_halved(tmp_path):
-    job = training(tmp_path, on=engine(DEVICE, "float16"))
+    job = training(tmp_path, on=choose_engine(DEVICE, "float16"))
     job.scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**40)  # which overflows at once
     job.step.scaler = job.step.steps.scaler = job.scaler
     job._train_epoch()
@@ -79,7 +79,7 @@ def test_a_float16_overflow_is_skipped_and_the_scale_halved(tmp_path):
 
 
 def test_an_epoch_s_line_tells_the_most_memory(tmp_path):
-    job = training(tmp_path, on=engine(DEVICE))
+    job = training(tmp_path, on=choose_engine(DEVICE))
     assert job.run()
     keys = {"memory_mb"} | ({"gpu_memory_mb"} if DEVICE == "cuda" else set())
     assert all(line[key] > 0 for line in job.job.folder.read_log() for key in keys)
@@ -94,7 +94,7 @@ def test_a_full_memory_names_size_batch_and_accumulation():
 
 def test_a_network_s_weights_and_losses_have_the_precision_they_should(tmp_path):
     """Arithmetic in half precision, weights, their average and the loss in float32."""
-    job = training(tmp_path, on=engine(DEVICE, "bfloat16"))
+    job = training(tmp_path, on=choose_engine(DEVICE, "bfloat16"))
     kinds = []
     job.model.rest[3].register_forward_hook(lambda module, given, out: kinds.append(out.dtype))
     assert job._train_epoch()
@@ -117,9 +117,9 @@ def test_the_deterministic_step_of_a_real_network_repeats_bit_for_bit(tmp_path):
 
 def _after_steps(row: Experiment) -> dict[str, torch.Tensor]:
     seed_everything(3, deterministic=True)
-    on = engine(DEVICE)
+    on = choose_engine(DEVICE)
     model = networks.build(row).to(on.device).train()
-    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.of_row(row)
+    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.build(row)
     images = on.to_device(torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8))
     masks = on.to_device(torch.randint(0, 2, (4, 1, 64, 64), dtype=torch.uint8))
     labels = torch.tensor([1.0, 0.0, 1.0, 1.0], device=on.device)
@@ -215,7 +215,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(project_root, place):
 @only_on_a_gpu
 def test_a_compiled_step_is_that_of_the_network(tmp_path):
     """With torch's own compiler; the losses agree to what half precision gives."""
-    on = engine(DEVICE, "bfloat16")  # in float16 either might skip a step that the other takes
+    # In float16 either might skip a step that the other takes.
+    on = choose_engine(DEVICE, "bfloat16")
     plain, compiled = (training(tmp_path / str(how), on=on, compile=how) for how in (False, True))
     for one in (plain, compiled):
         one.model.rest[2].p = 0.0

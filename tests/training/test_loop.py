@@ -17,7 +17,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
-from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
@@ -90,7 +90,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
         held_rows=np.arange(7, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",), chosen_on=("elsewhere",)),
-        engine=on or engine("cpu"),
+        engine=on or choose_engine("cpu"),
         workers=0,
     )
     return Training(job, TinyNet(), clock or Clock(None))

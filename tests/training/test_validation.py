@@ -8,7 +8,7 @@ from torch import nn
 
 from kernel_lib.config import Experiment
 from kernel_lib.data import rle
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses
@@ -44,8 +44,8 @@ def scores(
         for i in range(0, len(images), batch)
     ]
     return validate(
-        model or Copy(), batches, lambda i: small[i], truth, losses.of_row(row),
-        tta.views("none"), engine("cpu"),
+        model or Copy(), batches, lambda i: small[i], truth, losses.build(row),
+        tta.views("none"), choose_engine("cpu"),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from kernel_lib.config import Experiment
-from kernel_lib.engine import Engine, engine, seed_everything
+from kernel_lib.engine import Engine, choose_engine, seed_everything
 from kernel_lib.models import losses, networks
 from tools.ablation.score import Columns
 
@@ -19,7 +19,7 @@ def speeds(row: Experiment, rounds: int = 3) -> Columns:
     found: Columns = {"free": [], "deterministic": []}
     for _ in range(rounds):
         for name, column in found.items():
-            column.append(images_per_second(row, engine(), name == "deterministic"))
+            column.append(images_per_second(row, choose_engine(), name == "deterministic"))
     seed_everything(0, deterministic=False)
     return found
 
@@ -33,7 +33,7 @@ def images_per_second(
     """
     seed_everything(0, deterministic)
     model = networks.build(row).to(chosen.device).train()
-    optimizer, loss = torch.optim.SGD(model.parameters(), row.lr), losses.of_row(row)
+    optimizer, loss = torch.optim.SGD(model.parameters(), row.lr), losses.build(row)
     shape = (row.batch_size, 1, row.size, row.size)
     images = chosen.to_device(torch.randint(0, 256, shape, dtype=torch.uint8))
     masks = chosen.to_device(torch.randint(0, 2, shape, dtype=torch.uint8))

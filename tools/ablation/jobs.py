@@ -131,10 +131,10 @@ def _train(
 def _predict(row: Experiment, folder: FoldRun, target: Path, place: Place) -> None:
     """Maps of the evaluation images by the run's kept checkpoints."""
     from kernel_lib import checkpoints
-    from kernel_lib.engine import engine
+    from kernel_lib.engine import choose_engine
     from kernel_lib.inference import predictions
 
-    chosen, kept = engine(), folder.kept()
+    chosen, kept = choose_engine(), folder.kept()
     prepared = setting.prepare(place, "own", row.size, "test")
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[-1]))
     models = predictions.load_models(row, kept, chosen)

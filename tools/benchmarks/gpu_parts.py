@@ -30,7 +30,7 @@ from kernel_lib.artifacts import folds_file
 from kernel_lib.artifacts.fold_run import FoldRun, find
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, table
-from kernel_lib.engine import Engine, engine, peak_memory, seed_everything
+from kernel_lib.engine import Engine, choose_engine, peak_memory, seed_everything
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import members, predictions, recipes, tta
 from kernel_lib.inference.out_of_fold import out_of_fold
@@ -119,7 +119,7 @@ class Place:
         self.given, self.scratch = given, given.scratch
         self.ends = time.monotonic() + given.limit_s
         self.scale = scale(given.device)
-        self.engine = engine(given.device)
+        self.engine = choose_engine(given.device)
         self.workers = predictions.workers(None, self.engine)
 
     def left(self) -> float:

@@ -31,7 +31,7 @@ from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, TrainParameters
 from kernel_lib.data import cache, rle, table
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import predict, predictions, tta
 from kernel_lib.stages import inference, report
@@ -99,7 +99,7 @@ class Place:
 
     def bare_pass(self) -> Callable[[], None]:
         """All test images as tensors in memory through the network."""
-        chosen, size = engine("cpu"), 2 * self.row.batch_size
+        chosen, size = choose_engine("cpu"), 2 * self.row.batch_size
         (model,) = predictions.load_models(self.row, self.fold.kept(), chosen)
         test = table.discover(self.root / "data").test
         prepared = cache.prepare(

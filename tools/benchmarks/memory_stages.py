@@ -57,10 +57,10 @@ def of_model(size: int) -> int:
     """Bytes that the network itself takes: its weights, and one predicted batch passing through."""
     import torch
 
-    from kernel_lib.engine import engine
+    from kernel_lib.engine import choose_engine
     from kernel_lib.models import networks
 
-    row, chosen = tiny(size), engine("cpu")
+    row, chosen = tiny(size), choose_engine("cpu")
     before = fields(os.getpid(), "status")["VmRSS"]
     model = networks.build(row).eval()
     batch = torch.zeros((2 * row.batch_size, 1, size, size), dtype=torch.uint8)

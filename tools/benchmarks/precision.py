@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from kernel_lib.engine import engine
+from kernel_lib.engine import choose_engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.training import schedule
@@ -33,8 +33,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     ways = {
-        "float32": engine("cpu", "float32").autocast,
-        "ours": engine("cpu", "bfloat16").autocast,
+        "float32": choose_engine("cpu", "float32").autocast,
+        "ours": choose_engine("cpu", "bfloat16").autocast,
         "plain": lambda: torch.autocast("cpu", torch.bfloat16),
     }
     took = timed({name: step(way, given.size, given.batch) for name, way in ways.items()},
@@ -53,7 +53,7 @@ def step(
     torch.manual_seed(0)
     model = networks.build(ROW).train()
     optimizer = schedule.optimizer(networks.parameter_groups(model, ROW), ROW)
-    loss = losses.of_row(ROW)
+    loss = losses.build(ROW)
     shape = (batch, 1, size, size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     images = images.to(memory_format=torch.channels_last)

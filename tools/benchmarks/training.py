@@ -22,7 +22,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, table
-from kernel_lib.engine import Engine, engine
+from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan
@@ -54,8 +54,8 @@ def compare(source: table.Source, size: int, folder: Path) -> None:
     prepared = cache.prepare(
         source.train, source.root, size, folder / "cache", "train", progress=False
     )
-    ours = our_loop(training(row, prepared, folder / str(size), engine("cpu")))
-    took = timed({"ours": ours, "bare": bare_loop(row, prepared, engine("cpu"))}, ROUNDS)
+    ours = our_loop(training(row, prepared, folder / str(size), choose_engine("cpu")))
+    took = timed({"ours": ours, "bare": bare_loop(row, prepared, choose_engine("cpu"))}, ROUNDS)
     rate = {name: IMAGES / took.seconds(name) for name in ("ours", "bare")}
     figure(
         f"the training loop at {size}²", f"{rate['ours']:.2f} images/s",
@@ -111,7 +111,7 @@ def bare_loop(
         model.compile(backend=step.COMPILER, dynamic=False)
     optimizer = schedule.optimizer(networks.parameter_groups(model, row), row)
     scaler = torch.amp.GradScaler(on.device.type, enabled=on.scales)
-    loss = losses.of_row(row)
+    loss = losses.build(row)
     count = min(len(prepared), max(POOL, row.batch_size))
     images, masks = (
         on.to_device(torch.from_numpy(np.stack([get(i) for i in range(count)])).unsqueeze(1))
