@@ -20,7 +20,8 @@ from timm.data.constants import (
 )
 from torch import nn
 
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import nearest
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

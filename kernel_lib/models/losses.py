@@ -24,10 +24,10 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from kernel_lib import options as options_of
 from kernel_lib.config import Experiment
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
 from kernel_lib.models.networks import Logits
+from kernel_lib.registry import check_options, lookup
 
 Loss = Callable[..., torch.Tensor]  # logits, masks, its own options → scalar
 # counts of this process's part of a batch → those of the whole batch, in the same shape
@@ -161,8 +161,7 @@ def check(row: Experiment) -> None:
     all numbers are finite is the row's own rule.
     """
     for name, weight in row.loss.items():
-        if name not in LOSSES:
-            raise InputError(f"loss {name!r} is unknown; nearest: {nearest(name, LOSSES)}")
+        lookup("loss", name, LOSSES)
         if weight <= 0:
             raise InputError(f"loss {name!r} weighs {weight}: give it more than 0, or leave it out")
     if not row.loss and row.label_weight == 0:
@@ -173,7 +172,7 @@ def check(row: Experiment) -> None:
                 f"loss_options sets {name!r}, which the row does not use (its losses: "
                 f"{', '.join(row.loss) or 'none'}): leave it out, or add it to loss"
             )
-        options_of.check(f"loss {name!r}", LOSSES[name], options)
+        check_options(f"loss {name!r}", LOSSES[name], options)
 
 
 def of_row(row: Experiment, total: Total = whole) -> RowLoss:

@@ -19,6 +19,7 @@ from kernel_lib.models import encoders
 from kernel_lib.models.attention import AttentionGate
 from kernel_lib.models.encoders import input_statistics
 from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, rarely, resized
+from kernel_lib.registry import lookup
 
 ASPP_CHANNELS = 256
 
@@ -217,8 +218,7 @@ def check(row: Experiment) -> None:
 
     So too for heads that the network cannot have, and for batches too small for its batch norm.
     """
-    if row.network not in NETWORKS:
-        raise InputError(f"network {row.network!r} is none of {', '.join(NETWORKS)}")
+    lookup("network", row.network, NETWORKS)
     if row.network == "Classifier" and row.label_weight == 0:
         raise InputError(
             "label_weight 0 leaves a Classifier nothing to learn: give its row one above 0, say 1"
