@@ -12,7 +12,8 @@ import click
 from kernel_build import bundle, check, metadata, names, offline, parameters, wheels
 from kernel_build.plan import plan
 from kernel_build.rehearse import rehearse
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import nearest
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(file_okay=False, path_type=Path)

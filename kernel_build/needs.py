@@ -14,11 +14,12 @@ from kernel_lib.config import (
     ThresholdsParameters,
     TrainParameters,
 )
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
 from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle.paths import INPUT, WEIGHT_ENDINGS, WORKING
 from kernel_lib.plan import RUN_NAME, TrainPlan, plan
+from kernel_lib.registry import nearest
 
 _PARAMETERS = {
     "train": TrainParameters,

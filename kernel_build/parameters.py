@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 from collections.abc import Iterable
 
@@ -11,6 +10,7 @@ from kernel_build.boot import cells_of
 from kernel_lib.config import parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
+from kernel_lib.registry import lookup
 
 Value = str | int | float | bool | None
 _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
@@ -106,15 +106,12 @@ def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str
     """
     values: dict[str, Value] = {}
     for name, text in given:
-        if name not in names:
-            near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.0)
-            mend = f"the nearest is {near[0]}" if near else "it has none at all"
-            raise InputError(f"{notebook} has no parameter {name}; {mend}")
+        annotation = lookup(f"{notebook}: parameter", name, names)
         value = parse_value(text)
-        if not _allowed(value, ast.parse(names[name] or "object", mode="eval").body):
+        if not _allowed(value, ast.parse(annotation or "object", mode="eval").body):
             raise InputError(
                 f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} says "
-                f"{name}: {names[name]}; give a value of that type"
+                f"{name}: {annotation}; give a value of that type"
             )
         values[name] = value
     return values

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import nearest
 
 
 class Commands(click.Group):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +17,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from kernel_lib.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 # Of glibc's mallopt: from what size a block is mapped by itself, how much that is free goes back.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
@@ -172,6 +176,8 @@ def _peak_bytes() -> int:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
+        if resource is None:
+            return 0  # unknown
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from kernel_lib.config import LONGEST_JSON, Experiment, explain
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import lookup
 
 _ONE = '{"name": "mine", "parent": "UNetResNet34_512_v1", "lr": 0.01}'
 STARTS = ("imagenet", "none")  # what `weights` may be beside names
@@ -84,8 +85,8 @@ def check(text: str, shipped: Mapping[str, Experiment]) -> dict[str, Experiment]
         parent = parents[name] = row.get("parent")
         if parent is not None and not isinstance(parent, str):
             raise InputError(f"EXPERIMENT {name}: parent = {parent!r}: give an experiment's name")
-        if parent is not None and parent not in given:
-            _known(parent, shipped, f"EXPERIMENT {name}: parent", given)
+        if parent is not None:
+            lookup(f"EXPERIMENT {name}: parent", parent, {**given, **shipped})
     own: dict[str, Experiment] = {}
     for name in _order({name: [parent] for name, parent in parents.items()}, "parent"):
         parent = own.get(parents[name]) or shipped.get(parents[name])
@@ -94,7 +95,7 @@ def check(text: str, shipped: Mapping[str, Experiment]) -> dict[str, Experiment]
     known = {**shipped, **own}
     for name, row in own.items():
         if row.gate is not None:
-            gate = _known(row.gate, known, f"EXPERIMENT {name}: gate")
+            gate = lookup(f"EXPERIMENT {name}: gate", row.gate, known)
             if not gate.label_weight:
                 raise InputError(
                     f"EXPERIMENT {name}: gate {row.gate} predicts no label (its label_weight is 0)"
@@ -152,15 +153,6 @@ def _check_name(row: Experiment, shipped: Mapping[str, Experiment]) -> None:
             f"EXPERIMENT {row.name} has {wrong[0]} in its name, and its size is {row.size}; write "
             f'"size": {wrong[0]}, or another name'
         )
-
-
-def _known(
-    name: str, known: Mapping[str, Experiment], what: str, more: Iterable[str] = ()
-) -> Experiment:
-    """Return the experiment of that name; InputError with the nearest names otherwise."""
-    if name in known:
-        return known[name]
-    raise InputError(f"{what} {name!r} is no experiment; nearest: {nearest(name, [*more, *known])}")
 
 
 def _order(refers: Mapping[str, Iterable[str | None]], by: str) -> list[str]:

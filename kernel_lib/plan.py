@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from kernel_lib import experiment_file
 from kernel_lib.config import Experiment, Frozen, TrainParameters, explain
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import lookup
 
 # What a parameter of the same name overrides in the row, in the order of the run's suffixes.
 OVERRIDES = (
@@ -174,12 +175,7 @@ def scaled_min_epochs(row: Experiment, epochs: int) -> int:
 
 def find_row(name: str, rows: Mapping[str, Experiment]) -> Experiment:
     """The row of that name; InputError with the nearest names otherwise."""
-    if name in rows:
-        return rows[name]
-    raise InputError(
-        f"EXPERIMENT {name!r} is no row of experiments.py; nearest: {nearest(name, rows)}; "
-        "-p EXPERIMENT also takes a JSON file of your own"
-    )
+    return lookup("EXPERIMENT", name, rows, "; -p EXPERIMENT also takes a JSON file of your own")
 
 
 def suffix(field: str, value: Any) -> str:

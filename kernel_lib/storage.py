@@ -1,9 +1,8 @@
-"""Writes that appear whole or not at all, and folders that one process at a time works in."""
+"""Writes that appear complete or not at all, and folders that one process at a time works in."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -14,26 +13,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from kernel_lib.errors import InputError
 
-# A killed process's forked children look after their parent every five seconds.
-ORPHANS_END_S = 15.0
+# By hand: filelock 3.29, which Kaggle's image has, empties a held file as another process asks for
+# it. That loses the holder's name, and would lose the part of a file that a process is writing.
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None
+
+ORPHANS_END_S = 15.0  # a killed process's forked children look for it every five seconds
 
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO]:
-    """A file that takes its name only once it is complete and on the disk.
+    """Open a file that takes its name only once it is complete and on the disk.
 
-    Written beside `path` under a temporary name, flushed, then renamed: a reader, or a process
-    started after a kill, sees the old file or the new one and never a part. Whatever breaks
-    inside removes the temporary file and leaves the old one as it was; what a killed process left
-    goes with the next write. Raises InputError, with what it needs and what is free, where the
-    disk is full, and with the reason where no file can be made there.
+    It is written beside `path` under a temporary name, flushed, then renamed: a reader, or a
+    process started after a kill, sees the old file or the new one and never a part. An exception
+    inside removes the temporary file and leaves the old one as it was; the next write removes what
+    a killed process left.
+
+    Raises:
+        InputError: The disk is full (with the room needed and free), or no file can be made there.
     """
     path = Path(path)
     name, written = None, 0
@@ -44,9 +51,11 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
             yield file
             file.flush()
             os.fsync(file.fileno())
-            # mkstemp makes files private; artefacts are for whoever may read the folder.
+            # mkstemp makes files private; artefacts are for all who may read the folder.
             os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)  # before the lock on it goes
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            os.replace(name, path)  # before its lock goes
     except BaseException as error:
         if name is not None and os.path.exists(name):
             written = os.stat(name).st_size
@@ -59,40 +68,40 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """InputError where no file can be made in a folder, before hours are spent on what it is for.
+    """Raise InputError where no file can be made in a folder, before hours are spent on one.
 
-    The folder need not be there yet, and is not made. `setting` names it: a notebook's parameter,
-    or a command's option with its dashes.
+    The folder need not exist, and is not made. `setting` is the notebook's parameter that names
+    it, or a command's option with its dashes.
     """
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        with named_if_full(folder), tempfile.TemporaryFile(dir=there):
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        with named_if_full(folder), tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        given = setting if setting.startswith("-") else f"-p {setting}"
+        option = setting if setting.startswith("-") else f"-p {setting}"
         raise InputError(
             f"{setting} {folder} cannot be written ({error.strerror or error}): fix that, or "
-            f"{given} another folder"
+            f"{option} another folder"
         ) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, complete or not at all."""
     with atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any, default: Callable | None = None) -> None:
-    """Write indented JSON, whole or not at all; NaN is refused, since JSON has none."""
+    """Write indented JSON, complete or not at all; NaN raises ValueError, since JSON has none."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, default=default) + "\n")
 
 
 @contextmanager
 def replace_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """A folder to write files in that then replace those of `folder`, by name in order.
+    """Give a folder to write files in that then replace those of `folder`, in order of name.
 
-    Where something breaks, a full disk say, all of `folder` stays as it was. `without` names files
-    that are removed before the first is replaced. For one process at a time (`folder_lock`).
+    After an exception, of a full disk say, all of `folder` is as it was. `without` names files that
+    are removed before the first is replaced. For one process at a time (`folder_lock`).
     """
     with _aside(folder) as aside:
         yield aside
@@ -105,11 +114,10 @@ def replace_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which then takes the place of `folder` and of all that it held.
+    """Give an empty folder to fill, which then takes the place of `folder` and all that it held.
 
-    Where something breaks, or the process is killed, `folder` is the old one or the new one, or is
-    the old one again once `tidy` has been called, as the next call does. For one process at a time
-    (`folder_lock`).
+    After an exception `folder` is the old one; after a kill it is the old or the new one, once the
+    next call, or `tidy`, has put it back. For one process at a time (`folder_lock`).
     """
     tidy(folder)
     try:
@@ -133,7 +141,7 @@ def tidy(folder: Path) -> None:
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """An empty folder beside that one, of which nothing stays."""
+    """Give an empty folder beside that one, and remove it with all that it then holds."""
     aside = _part_of(folder)
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process
     try:
@@ -154,7 +162,7 @@ def _before(folder: Path) -> Path:
 
 @contextmanager
 def named_if_full(path: Path) -> Iterator[None]:
-    """InputError that `path` cannot be written, where what is done meanwhile fills its disk."""
+    """Raise InputError that `path` cannot be written where the disk fills up meanwhile."""
     try:
         yield
     except OSError as error:
@@ -164,7 +172,7 @@ def named_if_full(path: Path) -> Iterator[None]:
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error: what closes a broken file may raise another."""
+    """Return whether a full disk caused an error; closing a broken file may raise another."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -173,76 +181,81 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def room(path: Path) -> str:
-    """What a full disk says of itself: the one on which `path` lies, or would."""
+    """Return in words how full the disk is on which `path` lies, or would."""
     place = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    # A disk counts files too; one that does not has none of them at all.
-    counted = os.statvfs(place)
-    if counted.f_files and not counted.f_favail:
-        return f"its disk is full, with room for no other file, {free / 1e6:.1f} MB free"
-    return f"its disk is full, with {free / 1e6:.1f} MB free"
+    free = f"{shutil.disk_usage(place).free / 1e6:.1f} MB free"
+    if hasattr(os, "statvfs"):
+        counts = os.statvfs(place)
+        if counts.f_files and not counts.f_favail:  # 0 files: a disk that does not count them
+            return f"its disk is full, with room for no other file, {free}"
+    return f"its disk is full, with {free}"
 
 
 @contextmanager
 def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Write in a folder as the only process, by a hidden file beside it, held and then removed.
+    """Hold a folder as the only process, by a hidden file beside it, locked and then removed.
 
-    A killed process leaves that file and not the hold. Where another process holds it, `wait` says
-    so and waits; without it an InputError names that process. Processes of other machines count
-    where the file system they share passes locks on.
+    A killed process leaves the file and no lock. Processes of other machines count where the file
+    system that they share passes locks on; on Windows nothing is locked.
+
+    Raises:
+        InputError: Another process, which the message names, holds the folder, unless `wait` asks
+            to print that and wait; or no file can be made there.
     """
-    lock = folder.with_name(f".{folder.name}.lock")
+    if fcntl is None:
+        yield
+        return
+    path = folder.with_name(f".{folder.name}.lock")
     try:
         with named_if_full(folder):
-            handle = _taken(lock, folder, wait)
+            handle = _open_locked(path, folder, wait)
     except OSError as error:
         raise InputError(_cannot(folder, error)) from error
     try:
         yield
     finally:
         try:
-            lock.unlink(missing_ok=True)  # still held: whoever waits for this file looks again
+            path.unlink(missing_ok=True)  # still locked: a process that waits for it looks again
         finally:
             os.close(handle)
 
 
-def _taken(lock: Path, folder: Path, wait: bool) -> int:
-    """An open, held lock file that says who holds it."""
-    patience = time.monotonic() + ORPHANS_END_S
+def _open_locked(path: Path, folder: Path, wait: bool) -> int:
+    """Return an open, locked file that names this process."""
+    deadline = time.monotonic() + ORPHANS_END_S
     while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not _held(handle):
+            locked = _lock(handle)
+            if not locked:
                 owner = _owner(handle)
                 if wait:
-                    print(f"{folder}: waiting for {_named(owner)}", flush=True)
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                elif _gone(owner) and time.monotonic() < patience:
+                    print(f"{folder}: waiting for {_described(owner)}", flush=True)
+                    locked = _lock(handle, wait=True)
+                elif _is_gone(owner) and time.monotonic() < deadline:
                     time.sleep(0.1)  # its children hold on for a moment
-                    os.close(handle)
-                    continue
                 else:
                     raise InputError(
-                        f"{folder} is being worked in by {_named(owner)}: wait until it has ended, "
-                        "or end it; two would write over each other"
+                        f"{folder} is being worked in by {_described(owner)}: wait until it has "
+                        "ended, or end it; two would write over each other"
                     )
-            if _is_at(handle, lock):
-                _sign(handle, lock)
+            if locked and _is_at(handle, path):
+                _sign(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # of the one before, who removed it
+        os.close(handle)  # not locked yet, or of the holder before, who removed it
 
 
-def _sign(handle: int, lock: Path) -> None:
-    """Say in a held lock file who holds it; where there is no room for that it goes again."""
+def _sign(handle: int, path: Path) -> None:
+    """Write this process into a locked file, or remove the file where the disk is full."""
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_self()).encode(), 0)
     except OSError:
-        lock.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
 
 
@@ -258,18 +271,18 @@ def _self() -> dict[str, Any]:
 def _owner(handle: int) -> dict[str, Any]:
     try:
         return json.loads(os.pread(handle, 4096, 0))
-    except ValueError:  # it was taken this moment
+    except ValueError:  # locked this moment, and not signed yet
         return {}
 
 
-def _named(owner: dict[str, Any]) -> str:
+def _described(owner: dict[str, Any]) -> str:
     if not owner:
         return "another process"
     return f"process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
 
 
-def _gone(owner: dict[str, Any]) -> bool:
-    """Whether the process was one of this machine and is no more."""
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Return whether the process was one of this machine and has ended."""
     if not owner or owner["host"] != socket.gethostname():
         return False
     try:
@@ -281,19 +294,21 @@ def _gone(owner: dict[str, Any]) -> bool:
     return False
 
 
-def _held(handle: int) -> bool:
-    """Take an open file's lock unless another holds it; where there are no locks it is taken."""
+def _lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file unless another process has; without locks of files all are free."""
+    if fcntl is None:
+        return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError:
+    except OSError:  # a file system without locks
         pass
     return True
 
 
 def _is_at(handle: int, path: Path | str) -> bool:
-    """Whether an open file still has that name."""
+    """Return whether an open file still has that name."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -301,20 +316,21 @@ def _is_at(handle: int, path: Path | str) -> bool:
 
 
 def _part(path: Path) -> tuple[int, str]:
-    """A new temporary file beside `path`, held; those of it that nobody holds are removed."""
-    for left in glob.glob(str(path.parent / f".{glob.escape(path.name)}.*.part")):
+    """Return a new, locked temporary file beside `path`; remove those that no process locks."""
+    for stale in glob.glob(str(path.parent / f".{glob.escape(path.name)}.*.part")):
         try:
-            handle = os.open(left, os.O_RDONLY)
+            handle = os.open(stale, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        if _held(handle):
-            Path(left).unlink(missing_ok=True)
+        if _lock(handle):
+            with suppress(PermissionError):  # on Windows it is open
+                Path(stale).unlink(missing_ok=True)
         os.close(handle)
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        if _held(handle) and _is_at(handle, name):
+        if _lock(handle) and _is_at(handle, name):
             return handle, name
-        os.close(handle)  # another process took it for a left one
+        os.close(handle)  # another process took it for a stale one
 
 
 def _cannot(path: Path, error: OSError) -> str:

@@ -193,7 +193,7 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("train", "-p", "SIZES", "1024"), "Error: notebooks/train.py has no parameter SIZES"),
+        (("train", "-p", "SIZES", "1024"), "notebooks/train.py: parameter 'SIZES' is unknown"),
         (("train", "-p", "SIZE", "big"), "SIZE: int"),
         (("trian",), "'trian' is neither a stage (train, thresholds, inference) nor a command"),
         (("chek",), "(build, check, offline, plan, rehearse); nearest: check"),

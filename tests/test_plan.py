@@ -127,7 +127,7 @@ def test_impossible_numbers_are_refused_by_name_and_value(field, value):
 
 
 def test_an_unknown_experiment_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match=r"'UNetResnet34_512_v1' is no row.*UNetResNet34_512_v1"):
+    with pytest.raises(InputError, match=r"'UNetResnet34_512_v1' is unknown.*UNetResNet34_512_v1"):
         planned(experiment="UNetResnet34_512_v1")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from kernel_lib.errors import InputError
+from kernel_lib.registry import lookup
 
 # albumentations looks for a newer version of itself on the network when imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -129,10 +129,8 @@ class Augment:
     """
 
     def __init__(self, name: str) -> None:
-        if name not in AUGMENTATIONS:
-            raise InputError(f"AUGMENT {name!r} is none of {', '.join(AUGMENTATIONS)}")
         self.name = name
-        self._transform = AUGMENTATIONS[name]()
+        self._transform = lookup("AUGMENT", name, AUGMENTATIONS)()
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, seed: int

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.registry import lookup
 
 Size = tuple[int, int]  # (H, W)
 
@@ -89,12 +89,9 @@ def views(name: str) -> tuple[View, ...]:
     """
     joined = (_IMAGE,)
     for part in name.split("+"):
-        if part not in TTA:
-            where = "" if part == name else f" in {name!r}"
-            raise InputError(
-                f"TTA {part!r}{where} is unknown; nearest: {nearest(part, TTA)} (names join with +)"
-            )
-        joined = tuple(before._joined(view) for before in joined for view in TTA[part])
+        kind = "TTA" if part == name else f"TTA {name!r}:"
+        views_of_part = lookup(kind, part, TTA, " (names join with +)")
+        joined = tuple(before._joined(view) for before in joined for view in views_of_part)
     return tuple(dict.fromkeys(joined))
 
 

@@ -12,7 +12,8 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from timm.data import constants
 from torch import nn
 
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import nearest
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -24,10 +24,10 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from kernel_lib import options as options_of
 from kernel_lib.config import Experiment
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
 from kernel_lib.models.networks import Logits
+from kernel_lib.registry import check_options, lookup
 
 Loss = Callable[..., torch.Tensor]  # logits, masks, options → scalar
 # counts in this process's part of a batch → counts in the complete batch, same shape
@@ -159,8 +159,7 @@ def check(experiment: Experiment) -> None:
     is not above 0, and an experiment without any term.
     """
     for name, weight in experiment.loss.items():
-        if name not in LOSSES:
-            raise InputError(f"loss {name!r} is unknown; nearest: {nearest(name, LOSSES)}")
+        lookup("loss", name, LOSSES)
         if weight <= 0:
             raise InputError(f"loss {name!r} weighs {weight}: give it more than 0, or leave it out")
     if not experiment.loss and experiment.label_weight == 0:
@@ -173,7 +172,7 @@ def check(experiment: Experiment) -> None:
                 f"loss_options sets {name!r}, which the experiment does not use (its losses: "
                 f"{', '.join(experiment.loss) or 'none'}): leave it out, or add it to loss"
             )
-        options_of.check(f"loss {name!r}", LOSSES[name], options)
+        check_options(f"loss {name!r}", LOSSES[name], options)
 
 
 def build(experiment: Experiment, total: Total = single_process) -> TrainingLoss:

@@ -22,6 +22,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.models import encoders
 from kernel_lib.models.attention import AttentionGate
 from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, init_prior, resize
+from kernel_lib.registry import lookup
 
 ASPP_CHANNELS = 256
 
@@ -228,9 +229,7 @@ NETWORKS: dict[str, type[Network]] = {
 
 def network_class(name: str) -> type[Network]:
     """Return the network of that name; InputError with the known names if there is none."""
-    if name not in NETWORKS:
-        raise InputError(f"network {name!r} is none of {', '.join(NETWORKS)}")
-    return NETWORKS[name]
+    return lookup("network", name, NETWORKS)
 
 
 def check(experiment: Experiment) -> None:

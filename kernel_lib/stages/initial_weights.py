@@ -16,12 +16,13 @@ from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.data.labels import read_groups
 from kernel_lib.engine import seed_everything
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
 from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths
 from kernel_lib.models import imagenet, networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
+from kernel_lib.registry import nearest
 from kernel_lib.released import Released
 from kernel_lib.stages import past, preparation
 from kernel_lib.stages.preparation import TrainingSet

@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from kernel_lib import options as options_of
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
+from kernel_lib.registry import check_options, lookup
 
 # The hardness of an image that the run has not looked at: nothing is known against it, so a first
 # epoch of `hard` shows each image once, as `all` does.
@@ -125,9 +125,7 @@ BY_HARDNESS = ("hard",)  # samplers that ask for it; the others spare the counti
 
 def check(name: str, options: Mapping[str, float]) -> None:
     """InputError for a sampler or an option that does not exist, or a value out of its bounds."""
-    if name not in SAMPLERS:
-        raise InputError(f"sampling {name!r} is unknown; nearest: {nearest(name, SAMPLERS)}")
-    options_of.check(f"sampling {name!r}", SAMPLERS[name], options)
+    check_options(f"sampling {name!r}", lookup("sampling", name, SAMPLERS), options)
 
 
 def epoch_order(

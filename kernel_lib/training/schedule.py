@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from kernel_lib.config import Experiment
-from kernel_lib.errors import InputError
+from kernel_lib.registry import lookup
 
 # (progress 0–1, factor at the end) → factor of the row's rate
 Schedule = Callable[[float, float], float]
@@ -45,12 +45,8 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 def check(row: Experiment) -> None:
     """InputError for an optimiser or schedule that does not exist."""
-    for kind, name, known in (
-        ("optimizer", row.optimizer, OPTIMIZERS),
-        ("schedule", row.schedule, SCHEDULES),
-    ):
-        if name not in known:
-            raise InputError(f"{kind} {name!r} is none of {', '.join(known)}")
+    lookup("optimizer", row.optimizer, OPTIMIZERS)
+    lookup("schedule", row.schedule, SCHEDULES)
 
 
 def optimizer(groups: list[dict], row: Experiment) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from kernel_lib.artifacts import maps
 from kernel_lib.config import Experiment
 from kernel_lib.engine import Engine
-from kernel_lib.errors import InputError, nearest
+from kernel_lib.errors import InputError
 from kernel_lib.inference.predict import mean_logits
 from kernel_lib.inference.tta import View
 from kernel_lib.models import networks
@@ -25,6 +25,7 @@ from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
 from kernel_lib.postprocess.metrics import auc
 from kernel_lib.postprocess.search import SearchOptions, best_score
 from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.registry import lookup
 
 HALF = Triplet(top=0.5, min_area_px=0, bottom=0.5)
 # What may be monitored: whether more is better, and what the network must give for it.
@@ -41,9 +42,8 @@ MONITORS = {
 
 def better(monitor: str) -> Callable[[float], float]:
     """A key that is larger for a better value; InputError for a metric that does not exist."""
-    if monitor not in MONITORS:
-        raise InputError(f"MONITOR {monitor!r} is unknown; nearest: {nearest(monitor, MONITORS)}")
-    return lambda value: MONITORS[monitor][0] * value
+    sign, _ = lookup("MONITOR", monitor, MONITORS)
+    return lambda value: sign * value
 
 
 def selects(monitor: str) -> bool:

@@ -101,5 +101,5 @@ def test_an_item_s_seed_depends_on_seed_epoch_and_image():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="AUGMENT 'note' is none of notes, flips"):
+    with pytest.raises(InputError, match="AUGMENT 'note' is unknown; nearest: notes"):
         augment.Augment("note")

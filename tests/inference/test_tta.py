@@ -164,9 +164,9 @@ def test_flip_and_scale_do_not_mind_their_order():
     ("name", "message"),
     [
         ("hflp", "TTA 'hflp' is unknown; nearest: hflip"),
-        ("hflip+multscale", r"TTA 'multscale' in 'hflip\+multscale' is unknown; nearest: multisc"),
+        ("hflip+multscale", r"TTA 'hflip\+multscale': 'multscale' is unknown; nearest: multisc"),
         ("", "TTA '' is unknown; nearest: none, hflip, vflip, flips, multiscale"),
-        ("hflip+", r"TTA '' in 'hflip\+' is unknown.*names join with \+"),
+        ("hflip+", r"TTA 'hflip\+': '' is unknown.*names join with \+"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, message):

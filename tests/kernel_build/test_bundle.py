@@ -94,7 +94,7 @@ def test_a_notebook_is_measured_as_the_cli_sends_it(project: Path):
 
 
 def test_an_unknown_parameter_stops_before_anything_is_written(project: Path):
-    with pytest.raises(InputError, match=r"notebooks/train\.py has no parameter SIZES; .* SIZE"):
+    with pytest.raises(InputError, match=r"notebooks/train\.py: parameter .SIZES. is .* SIZE"):
         bundle.build(project, "train", "script", given=(("SIZES", "1024"),))
     assert not (project / "build").exists()
 

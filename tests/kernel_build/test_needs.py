@@ -70,7 +70,11 @@ def test_nih_rows_need_a_data_set():
 @pytest.mark.parametrize(
     ("stage", "values", "words"),
     [
-        ("train", {"EXPERIMENT": "UNetResNet34_512_v9"}, "no row of experiments"),
+        (
+            "train",
+            {"EXPERIMENT": "UNetResNet34_512_v9"},
+            "'UNetResNet34_512_v9' is unknown",
+        ),
         ("train", {"SIZE": 500}, "the nearest that is: 512"),
         ("train", {"FOLD": 5}, "FOLD 5 is not below N_FOLDS 5"),
         ("train", {"LOSS": "bse"}, "loss 'bse' is unknown; nearest: bce"),
@@ -78,10 +82,10 @@ def test_nih_rows_need_a_data_set():
         ("train", {"ENCODER": "tu-vit_tiny_patch16_224"}, "does not fit UNet at 512 px"),
         ("train", {"ENCODER": "tu-mobilenetv2_035"}, "nobody publishes ImageNet weights"),
         ("train", {"SAMPLING": "nonemtpy"}, "nearest: nonempty"),
-        ("train", {"AUGMENT": "nots"}, "is none of notes"),
+        ("train", {"AUGMENT": "nots"}, "nearest: notes"),
         ("train", {"MONITOR": "dise"}, "nearest: dice"),
         ("train", {"TTA": "hflop"}, "hflop"),
-        ("train", {"OPTIMIZER": "adam"}, "is none of"),
+        ("train", {"OPTIMIZER": "adam"}, "optimizer 'adam' is unknown; nearest: adamw"),
         ("train", {"WEIGHTS": "imagenett"}, "'imagenett' is neither .* nearest: imagenet"),
         ("train", {"WEIGHTS": "a.pth"}, "WEIGHTS a.pth is not there on Kaggle"),
         ("train", {"WEIGHTS": "none", "WEIGHTS_ARE": "imagenet"}, "leave WEIGHTS_ARE out"),

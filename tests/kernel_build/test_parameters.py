@@ -95,7 +95,7 @@ def test_an_ill_typed_value_is_refused_with_the_type(name: str, text: str):
 
 @pytest.mark.parametrize("wrong", ["SIZES", "size", "SZIE"])
 def test_an_unknown_name_is_refused_with_the_nearest(wrong: str):
-    with pytest.raises(InputError, match=f"no parameter {wrong}; the nearest is SIZE"):
+    with pytest.raises(InputError, match=f"parameter '{wrong}' is unknown; nearest: .*SIZE"):
         parameters.check([(wrong, "1024")], NAMES, "notebooks/train.py")
 
 

@@ -377,7 +377,7 @@ def test_a_classifier_s_encoder_can_start_a_mask_model(row):
 
 
 def test_an_unknown_network_or_encoder_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="network 'Unet' is none of UNet, AttentionUNet"):
+    with pytest.raises(InputError, match="network 'Unet' is unknown; nearest: UNet, AttentionUNet"):
         networks.build(UNET.differing(name="x", network="Unet"))
     with pytest.raises(InputError, match=r"ENCODER 'resnet43' is unknown; nearest: .*resnet34"):
         networks.build(UNET.differing(name="x", encoder="resnet43"))

@@ -44,5 +44,5 @@ def test_each_group_has_its_share_of_the_rate(name):
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"schedule": "step"}])
 def test_an_unknown_name_is_refused(wrong):
-    with pytest.raises(InputError, match="is none of"):
+    with pytest.raises(InputError, match="is unknown; nearest: "):
         schedule.check(ROW.differing(name="y", **wrong))
