@@ -48,7 +48,12 @@ class Known:
     left_out: list[str]
     scores: pd.DataFrame
     by_part: pd.DataFrame
-    summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
+    summary: tuple[tuple[str, str], ...]  # name and text of rule, weights, gate, image-level AUC
+
+    @property
+    def summary_lines(self) -> tuple[str, ...]:
+        """The summary as lines."""
+        return tuple(f"{name}: {text}" for name, text in self.summary)
 
     @property
     def scored(self) -> nested_cv.HonestReport:
@@ -69,7 +74,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
     with ensembles.named_if_damaged(folder / "thresholds.json"):
         listed = scores.table(both)
         by_part = scores.chosen_by_part(among, both.kept)
-        lines = tuple(scores.summary_lines(ensemble, choice, both))
+        summary = tuple(scores.summary_items(ensemble, choice, both))
     check_predicted_by(document, ensemble, roots)
     drawn = folds.find(roots, ensemble.folds_digest)
     per_image = read_per_image(folder)
@@ -92,7 +97,7 @@ def read(folder: Path, roots: Sequence[Path]) -> Known:
         left_out=list(LeftOut.load(roots).lines),
         scores=listed,
         by_part=by_part,
-        summary_lines=lines,
+        summary=summary,
     )
 
 
@@ -117,7 +122,7 @@ def write(
         "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
         "combine": ensemble.combine,
     }
-    meta |= dict(line.split(": ", 1) for line in known.summary_lines)
+    meta |= dict(known.summary)
     target = folder / "report.html"
     found = _sections(known, folder, roots, source, searches)
     report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
