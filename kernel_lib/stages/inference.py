@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,8 @@ from kernel_lib.artifacts.lineage import check_lineage, stated_lineage
 from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
-from kernel_lib.data.labels import Sample
+from kernel_lib.data.images import Skipped
+from kernel_lib.data.labels import Sample, read_sample
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
@@ -69,12 +70,17 @@ class Predicted:
     """The test images, once every member's fold has said what it sees in them."""
 
     images: pd.DataFrame  # image_id, height, width
-    unreadable: dict[str, str]  # image id to the reason
+    skipped: list[Skipped]  # those that cannot be read
     notes: list[str]  # what was changed in images, or is doubted
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The ids of the images that cannot be read, sorted."""
+        return tuple(sorted(image.image_id for image in self.skipped))
 
     def to_json(self) -> dict:
         """What one of several processes tells the one that started it."""
-        return {"images": len(self.images), "unreadable": sorted(self.unreadable)}
+        return {"images": len(self.images), "unreadable": self.unreadable}
 
 
 def predict(parameters: InferenceParameters) -> Predicted:
@@ -105,55 +111,61 @@ def run(parameters: InferenceParameters) -> InferenceResult:
             "predict; of several that torchrun starts, `predict-test` is the command"
         )
     asked = _asked(parameters)
-    with Signals().caught(), storage.folder_lock(asked.folder):
-        result = _infer(asked)
-    print(result)
-    session_budget.say(asked.roots[0])
-    return result
-
-
-def _infer(asked: Asked) -> InferenceResult:
-    ensemble, folder = asked.ensemble, asked.folder
-    # All that the report needs, refused before hours are spent on predicting.
-    known = report.load(asked.earlier, asked.roots)
-    trained_on = _trained_on(asked)
-    predicted = _predict(asked)
-    unreadable = predicted.unreadable
-    _take_along(asked.earlier, folder)
-    areas, found, wanted = [], {}, set(asked.sample)
-    for image_id, mask in test_masks(ensemble, asked.test_roots, predicted.images, asked.choice):
-        if image_id in unreadable:
-            mask[:] = 0
-        found[image_id] = rle.encode(mask)
-        if image_id in wanted:
-            areas.append(int(mask.sum()) * FULL_AREA / mask.size)
-    summary = nested_cv.summary_of_areas(np.array(areas), known.decision.scores.kept)
-    for warning in summary.warnings:
-        print(f"warning: {warning}")
-    test = TestRun(summary, tuple(sorted(unreadable)), tuple(areas), tuple(trained_on))
-    target = asked.output / SUBMISSION
-    with storage.replace_files(asked.output) as aside:
-        written = aside / target.name
-        form = asked.form or asked.sample
-        submission.write(written, form, [found[image_id] for image_id in asked.sample])
-        _check(written, asked, predicted.images)
-        test.save(aside)
-    if asked.output == folder:  # another data set is none of the training report's
-        report.write(folder, report.load(folder, asked.roots), source=asked.source)
-    return InferenceResult(
+    folder = asked.folder
+    with Signals().caught(), storage.folder_lock(folder):
+        # All that the report needs, refused before hours are spent on predicting.
+        known = report.load(asked.earlier, asked.roots)
+        trained_on = _trained_on(asked)
+        predicted = _predict(asked)
+        masks, areas = _masks(asked, predicted)
+        oof_score = known.decision.scores.kept
+        summary = nested_cv.summary_of_areas(np.array(areas), oof_score)
+        for warning in summary.warnings:
+            print(f"warning: {warning}")
+        _take_along(asked.earlier, folder)
+        _save(asked, predicted, masks, TestRun(summary, predicted.unreadable, areas, trained_on))
+        if asked.output == folder:  # another data set is not part of the training's report
+            report.write(folder, report.load(folder, asked.roots), asked.source)
+    result = InferenceResult(
         folder=folder,
-        submission=target,
+        submission=asked.output / SUBMISSION,
         summary=summary,
-        honest=known.decision.scores.kept,
-        unreadable=test.unreadable,
+        honest=oof_score,
+        unreadable=predicted.unreadable,
         notes=tuple(predicted.notes),
         summary_lines=known.summary_lines,
         source=asked.source,
         roots=tuple(asked.test_roots),
     )
+    print(result)
+    session_budget.say(asked.roots[0])
+    return result
 
 
-def _trained_on(asked: Asked) -> list[str]:
+def _masks(asked: Asked, predicted: Predicted) -> tuple[dict[str, str], tuple[float, ...]]:
+    """Return each test image's RLE, and the areas (px of 1024²) of those that the sample names."""
+    unreadable, wanted = frozenset(predicted.unreadable), frozenset(asked.sample)
+    rles, areas = {}, []
+    masks = test_masks(asked.ensemble, asked.test_roots, predicted.images, asked.choice)
+    for image_id, mask in masks:
+        if image_id in unreadable:
+            mask[:] = 0
+        rles[image_id] = rle.encode(mask)
+        if image_id in wanted:
+            areas.append(int(mask.sum()) * FULL_AREA / mask.size)
+    return rles, tuple(areas)
+
+
+def _save(asked: Asked, predicted: Predicted, rles: Mapping[str, str], test: TestRun) -> None:
+    """Write the submission, checked, and what is to be known of it."""
+    with storage.replace_files(asked.output) as aside:
+        written = aside / SUBMISSION
+        submission.write(written, asked.form or asked.sample, [rles[i] for i in asked.sample])
+        _check(written, asked, predicted.images)
+        test.save(aside)
+
+
+def _trained_on(asked: Asked) -> tuple[str, ...]:
     """A line for each test image that a member, or what it descends from, was trained on."""
     folders = [
         fold_run.find(asked.roots, member.run)[fold]
@@ -171,7 +183,7 @@ def _trained_on(asked: Asked) -> list[str]:
             "note: not all that the members were trained on is known by its pixels: a test image "
             "among it, under another id, is not noticed"
         )
-    return found
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -231,7 +243,7 @@ def _asked(parameters: InferenceParameters) -> Asked:
     if n_ranks() == 1:
         for problem in source.problems:
             print(f"note: {problem}")
-    form = None if source.sample is None else table.read_sample(source.sample)
+    form = None if source.sample is None else read_sample(source.sample)
     if form is None:
         print("no sample submission: one row for each test image, by id")
     check_members(decision, roots)
@@ -302,9 +314,9 @@ def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
                 prepare = partial(prepared_images, row.size, asked)
                 by_size[row.size] = world.agreed(prepare)
             _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
-    unreadable = {k: why for one in by_size.values() for k, why in one.unreadable.items()}
+    skipped = {image.image_id: image for part in by_size.values() for image in part.skipped}
     last = by_size[row.size]
-    return Predicted(last.table, unreadable, last.notes)
+    return Predicted(last.table, list(skipped.values()), last.notes)
 
 
 def prepared_images(size: int, asked: Asked) -> cache.Prepared:
