@@ -34,11 +34,11 @@ def planned(rows: dict | list, **parameters) -> TrainPlan:
 
 
 def test_a_row_is_a_difference_from_its_parent():
-    decided = planned(MINE, seed=7)
-    assert decided.run == "mine_384_seed7"
+    result = planned(MINE, seed=7)
+    assert result.run == "mine_384_seed7"
     expected = EXPERIMENTS[UNET].differing(name="mine_384", size=384, lr=0.5, says="")
-    assert decided.experiment == expected
-    assert decided.row == "mine_384"
+    assert result.experiment == expected
+    assert result.row == "mine_384"
 
 
 def test_a_row_without_a_parent_differs_from_the_defaults():
@@ -48,9 +48,9 @@ def test_a_row_without_a_parent_differs_from_the_defaults():
 
 
 def test_overrides_and_sizes_apply_to_the_row_itself():
-    decided = planned(MINE, size=512, lr=0.02)
-    assert decided.run == "mine_384_size512_lr0.02_seed3456"
-    assert decided.experiment.name == "mine_384", "not the shipped experiment of that size"
+    result = planned(MINE, size=512, lr=0.02)
+    assert result.run == "mine_384_size512_lr0.02_seed3456"
+    assert result.experiment.name == "mine_384", "not the shipped experiment of that size"
 
 
 @pytest.mark.parametrize(
@@ -63,32 +63,32 @@ def test_overrides_and_sizes_apply_to_the_row_itself():
     ],
 )  # fmt: skip
 def test_options_of_another_loss_are_not_inherited(changes, expected):
-    decided = planned({"name": "mine", "parent": "UNetResNet34_512_v6", **changes})
-    assert decided.experiment.loss_options == expected
+    result = planned({"name": "mine", "parent": "UNetResNet34_512_v6", **changes})
+    assert result.experiment.loss_options == expected
 
 
 def test_rows_of_a_list_refer_to_each_other_and_the_last_is_trained():
-    decided = planned(CHAIN, seed=1, fold=0)
-    assert decided.run == "second_seed1"
-    assert decided.experiment.weights == "first_seed1"
-    assert decided.experiment.gate == "gate_seed1"
-    assert [one.run for one in decided.needs()] == ["first_seed1", "gate_seed1"]
+    result = planned(CHAIN, seed=1, fold=0)
+    assert result.run == "second_seed1"
+    assert result.experiment.weights == "first_seed1"
+    assert result.experiment.gate == "gate_seed1"
+    assert [one.run for one in result.needs()] == ["first_seed1", "gate_seed1"]
     reversed_list = planned([CHAIN[2], CHAIN[0], CHAIN[1]], seed=1, fold=0)
     assert reversed_list.run == "first_seed1", "order is free, but for the last"
 
 
 def test_the_parameters_of_a_needed_run_train_it_alone():
-    decided = planned(CHAIN, seed=1, fold=0)
-    for needed in decided.needs():
+    result = planned(CHAIN, seed=1, fold=0)
+    for needed in result.needs():
         assert plan(needed.parameters, EXPERIMENTS) == needed
-    assert list(experiment_file.read(decided.parent.parameters.experiment)) == ["first"]
-    assert f"-p EXPERIMENT '{decided.parent.parameters.experiment}' " in how_to_make(decided.parent)
+    assert list(experiment_file.read(result.parent.parameters.experiment)) == ["first"]
+    assert f"-p EXPERIMENT '{result.parent.parameters.experiment}' " in how_to_make(result.parent)
 
 
 def test_a_shipped_parent_in_training_is_named_as_such():
-    decided = planned({"name": "mine", "parent": UNET, "weights": "UNetResNet34_512_v2"})
-    assert decided.parent.parameters.experiment == "UNetResNet34_512_v2"
-    assert decided.experiment.weights == "UNetResNet34_512_v2_seed3456"
+    result = planned({"name": "mine", "parent": UNET, "weights": "UNetResNet34_512_v2"})
+    assert result.parent.parameters.experiment == "UNetResNet34_512_v2"
+    assert result.experiment.weights == "UNetResNet34_512_v2_seed3456"
 
 
 def test_a_copy_of_a_shipped_experiment_keeps_its_name():

@@ -81,7 +81,7 @@ def test_each_fault_of_the_metadata_is_a_line(kernel: bundle.Kernel, change: dic
     [
         ("train", ("SEED", "-1"), "SEED = -1: "),
         ("train", ("LR", "inf"), "LR = inf: "),
-        ("train", ("EXPERIMENT", "demo"), "EXPERIMENT 'demo' is no row"),
+        ("train", ("EXPERIMENT", "demo"), "EXPERIMENT 'demo' is not"),
         ("train", ("EXPERIMENT", "lite0_256"), "needs ImageNet weights of timm-tf_efficientnet_"),
         ("thresholds", ("GATE", "lable"), "GATE = 'lable': "),
     ],
@@ -97,7 +97,7 @@ def test_a_default_that_was_changed_after_the_build_is_found(kernel: bundle.Kern
     text = kernel.code_file.read_text()
     kernel.code_file.write_text(text.replace("demo_UNetResNet10_128_v1", "demo_UNet"))
     (problem,) = of(kernel.folder)
-    assert problem.startswith("EXPERIMENT 'demo_UNet' is no row")
+    assert problem.startswith("EXPERIMENT 'demo_UNet' is not")
     kernel.code_file.write_text(text.replace("SEED: int = 3456", "SEED: int = ="))
     (problem,) = of(kernel.folder)
     assert problem.startswith(f"{kernel.code_file.name}: line 2 is not Python")

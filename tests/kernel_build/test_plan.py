@@ -218,7 +218,7 @@ def test_it_says_when_the_quota_is_full_again():
             (ROW, "--seconds-per-epoch", "3", "--log", "UNet=x"),
             "'UNet' is no row of this plan; wri",
         ),
-        (("UNet", "--seconds-per-epoch", "3"), "'UNet' is no row of experiments.py"),
+        (("UNet", "--seconds-per-epoch", "3"), "'UNet' is not an experiment"),
         ((ROW, "--seconds-per-epoch", "3", "--session-hours", "0.5"), "0.5 leaves no hours"),
         ((ROW, "--seconds-per-epoch", "3", "--session-hours", "inf"), "inf leaves no hours"),
         ((ROW, "--seconds-per-epoch", "3", "--model", "a/b/c/1"), "'a/b/c/1' is not OWNER/MODEL/"),
