@@ -113,7 +113,7 @@ def test_min_epochs_not_below_epochs_is_refused(wrong):
 
 @pytest.mark.parametrize(("size", "near"), [(500, 512), (1000, 992), (33, 32)])
 def test_a_size_not_divisible_by_32_is_refused_with_the_nearest(size, near):
-    with pytest.raises(InputError, match=f"SIZE = {size}: .* the nearest that is: {near}"):
+    with pytest.raises(InputError, match=f"SIZE = {size}: .* the nearest is {near}"):
         planned(size=size)
 
 
