@@ -34,7 +34,7 @@ help:
 	@echo "make setup      the environment alone    make bench     speed and memory, in an hour"
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
-	@echo "make ablation   the notes' claims tried, in hours, SEEDS=3; make ablation-quick: minutes"
+	@echo "make ablation   claims of the reference solution tried, in hours, SEEDS=3; make ablation-quick: minutes"
 	@echo "make real       the lite0 experiments on real radiographs, in hours, DATA=FOLDER;"
 	@echo "                with GPU=1 that for a GPU"
 	@echo "make honesty    do honest scores hold on new images? simulated, in hours, SETS=400"

@@ -1,4 +1,4 @@
-"""Command line: library + notebook + parameters -> one file that Kaggle can run, and its push."""
+"""Build, check and rehearse kernels: library, notebook and parameters in one file for Kaggle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kernel_lib.registry import nearest
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-OWNER = click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME or kaggle.json.")
+OWNER = click.option("--owner", help="Kaggle user name [KAGGLE_USERNAME or kaggle.json].")
 
 
 class BuildUnlessNamed(click.Group):
-    """A group whose `build` need not be said: a stage, or an option, is build's argument."""
+    """A group that runs `build` where the first argument is a stage or an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] in metadata.STAGES or args[0].startswith("-"):
@@ -40,7 +40,7 @@ class BuildUnlessNamed(click.Group):
 
 
 def plainly(command: Callable) -> Callable:
-    """A command whose InputError is one line and status 1."""
+    """Show the command's InputErrors as one line with status 1."""
 
     @functools.wraps(command)
     def run(*arguments, **options):
@@ -54,71 +54,55 @@ def plainly(command: Callable) -> Callable:
 
 @click.group(cls=BuildUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """What `kaggle kernels push` needs: kernels as one file each.
+    """Build kernels for `kaggle kernels push`, each as one file.
 
-    `build_kernel.py STAGE …` is `build_kernel.py build STAGE …`.
+    `build_kernel.py STAGE …` is short for `build_kernel.py build STAGE …`.
     """
 
 
 @main.command()
 @click.argument("stage", required=False, type=click.Choice(list(metadata.STAGES)))
 @click.option(
-    "-p",
-    "given",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="Bake in a parameter of the notebook, read as papermill reads it; may be repeated.",
-)
+    "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
+    help="Set a parameter of the notebook, parsed as papermill does; repeatable.",
+)  # fmt: skip
 @click.option(
-    "--kind",
-    type=click.Choice(metadata.KINDS),
-    help="Default: notebook for a stage, both for all stages.",
-)
+    "--kind", type=click.Choice(metadata.KINDS),
+    help="Kind of kernel [notebook for a stage, both for all stages].",
+)  # fmt: skip
 @OWNER
-@click.option("--out", type=FOLDER, help="Where the kernels' folders go; default: build here.")
-@click.option("--slug", help="The kernel's name; default: that of its run or ensemble.")
+@click.option("--out", type=FOLDER, help="Folder of the kernels' folders [build].")
+@click.option("--slug", help="The kernel's name [that of its run or ensemble].")
 @click.option(
-    "--data",
-    metavar="OWNER/SLUG",
-    help="The data set to read, or another competition's slug; default: the competition.",
-)
+    "--data", metavar="OWNER/SLUG",
+    help="The data set to read, or another competition's slug [the competition].",
+)  # fmt: skip
 @click.option(
-    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="One more data set."
-)
+    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG",
+    help="A data set to attach; repeatable.",
+)  # fmt: skip
 @click.option(
-    "--kernel-source",
-    "kernels",
-    multiple=True,
-    metavar="OWNER/SLUG",
-    help="A kernel whose output this one takes; default: those of the stages before.",
-)
+    "--kernel-source", "kernels", multiple=True, metavar="OWNER/SLUG",
+    help="A kernel whose output to attach; repeatable [those of the stages before].",
+)  # fmt: skip
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
-    help="A Kaggle Model to attach, such as one of encoder weights.",
-)
-@click.option("--offline", "attached", type=FOLDER, help="A data set of `offline`, to be attached.")
+    "--model", "models", multiple=True, metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
+    help="A Kaggle Model to attach, such as encoder weights; repeatable.",
+)  # fmt: skip
+@click.option("--offline", "attached", type=FOLDER, help="A folder of `offline` to attach.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 @click.option(
-    "--root",
-    "fill_root",
-    is_flag=True,
-    help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there pushes "
-    "the train notebook.",
-)
+    "--root", "fill_root", is_flag=True,
+    help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there then "
+    "pushes the train notebook.",
+)  # fmt: skip
 @plainly
-def build(
-    stage, given, kind, owner, out, slug, data, datasets, kernels, models, attached,
-    without_wheel, fill_root,
-) -> None:  # fmt: skip
-    """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
-    from kernel_build import needs  # half a second to import, and only a build asks
+def build(stage, given, kind, owner, out, slug, attached, without_wheel, fill_root, **inputs):
+    """Write one folder per kernel for `kaggle kernels push`, of STAGE or of all stages."""
+    from kernel_build import needs  # takes half a second to import
 
     if not stage and (given or slug):
-        raise InputError("-p and --slug are of one kernel; name its STAGE")
+        raise InputError("-p and --slug need a single kernel: name its STAGE")
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
         click.echo(
@@ -129,26 +113,26 @@ def build(
         raise InputError("--root writes the owner: give --owner NAME or set KAGGLE_USERNAME")
     wanted = offline.manifest(attached) if attached else None
     if wanted:
-        datasets = (*datasets, wanted["dataset"])
-    of, fold = _subject(stage, given) if given else (None, None)
+        inputs["datasets"] = (*inputs["datasets"], wanted["dataset"])
+    subject, fold = _subject(stage, given) if given else (None, None)
     kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
-    for one_stage in (stage,) if stage else tuple(metadata.STAGES):
-        needs_network = one_stage in metadata.GPU_STAGES
+    for stage_name in (stage,) if stage else tuple(metadata.STAGES):
+        needs_network = stage_name in metadata.GPU_STAGES
         carried = () if without_wheel or not needs_network else (wheels.carried(ROOT),)
-        for one_kind in kinds:
+        for kernel_kind in kinds:
             kernel = bundle.build(
                 ROOT,
-                one_stage,
-                one_kind,
+                stage_name,
+                kernel_kind,
                 given=given,
                 owner=known and known[0],
                 out=out,
-                slug=slug or names.slug(one_stage, one_kind, of, fold),
-                sources=metadata.Sources(data, datasets, kernels, models),
+                slug=slug or names.slug(stage_name, kernel_kind, subject, fold),
+                sources=metadata.Sources(**inputs),
                 cargo=bundle.Cargo(carried, wanted if needs_network else None),
                 needs=functools.partial(needs.unmet, offline=wanted),
             )
-            _tell(kernel)
+            _print_built(kernel)
     if fill_root and metadata.fill_owner(ROOT, known[0]):
         click.echo(f"owner {known[0]} ({known[1]}) filled into {metadata.FILE}")
 
@@ -157,40 +141,46 @@ def build(
 @click.argument("folders", nargs=-1, type=FOLDER)
 @plainly
 def check_folders(folders) -> None:
-    """Say what Kaggle would refuse, or silently accept, of FOLDERS; default: all that are built.
+    """Print what Kaggle would refuse, or accept silently, in FOLDERS [all that are built].
 
-    Status 1 where there is anything to mend.
+    Status 1 if there is anything to fix.
     """
-    found = check.check(folders or check.built(ROOT))
-    for folder, problems in found.items():
+    by_folder = check.check(folders or check.built(ROOT))
+    for folder, problems in by_folder.items():
         for note in check.notes(folder):
             click.echo(f"{_shown(folder)}: note: {note}")
         for problem in problems:
             click.echo(f"{_shown(folder)}: {problem}")
         if not problems:
             click.echo(f"{_shown(folder)}: fine")
-    if any(found.values()):
+    if any(by_folder.values()):
         raise SystemExit(1)
 
 
 @main.command("offline")
 @click.argument("out", type=FOLDER)
 @click.option("--weights", multiple=True, type=FILE, help="A file of encoder weights.")
-@click.option("--fetch", multiple=True, metavar="ENCODER", help="torchvision's ImageNet weights.")
 @click.option(
-    "--wheel", "named", multiple=True, metavar="NAME==VERSION", help="A wheel for Kaggle's Python."
+    "--fetch", multiple=True, metavar="ENCODER", help="Download torchvision's ImageNet weights."
+)
+@click.option(
+    "--wheel",
+    "named",
+    multiple=True,
+    metavar="NAME==VERSION",
+    help="Download a wheel for Kaggle's Python.",
 )
 @OWNER
 @click.option("--slug", default=offline.SLUG, show_default=True, help="The data set's name.")
 @plainly
 def write_offline(out, weights, fetch, named, owner, slug) -> None:
-    """Write OUT, a data set of weights and wheels for kernels without internet."""
+    """Write a data set of weights and wheels into OUT, for kernels without internet."""
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
-        raise InputError("whose data set is it? give --owner NAME or set KAGGLE_USERNAME")
+        raise InputError("owner of the data set unknown: give --owner NAME or set KAGGLE_USERNAME")
     contents = offline.Contents(weights, fetch, named)
-    said = offline.write(out, contents, owner=known[0], slug=slug, cache=wheels.cache_folder())
-    for line in said:
+    cache = wheels.cache_folder()
+    for line in offline.write(out, contents, owner=known[0], slug=slug, cache=cache):
         click.echo(line)
     click.echo(f"  kaggle datasets create -p {_shown(out)}")
     click.echo(f"  python build_kernel.py train --offline {_shown(out)}")
@@ -212,20 +202,20 @@ def _subject(stage: str, given: tuple[tuple[str, str], ...]) -> tuple[str | None
     return names.ensemble(values), None
 
 
-def _tell(kernel: bundle.Kernel) -> None:
-    """Say what was built, what it takes in, and how it is pushed."""
+def _print_built(kernel: bundle.Kernel) -> None:
+    """Print what was built, its inputs, and the command that pushes it."""
     click.echo(
         f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, {kernel.members} library files"
     )
-    inputs = [one for key in metadata.SOURCES for one in kernel.metadata[key]]
+    inputs = [name for key in metadata.SOURCES for name in kernel.metadata[key]]
     click.echo(f"  from {', '.join(inputs) or 'nothing'}")
-    for words in (*metadata.notes(kernel.metadata), *kernel.unmet):
-        click.echo(f"  {words}")
+    for note in (*metadata.notes(kernel.metadata), *kernel.unmet):
+        click.echo(f"  {note}")
     click.echo(f"  kaggle kernels push -p {_shown(kernel.folder)}")
 
 
 def _shown(path: Path) -> Path:
-    """A path as it can be typed: relative where it lies below the current folder."""
+    """Return a path as a user would type it: relative if it is below the current folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -1,4 +1,4 @@
-"""The rows as a table for people: what each is, where it starts, and what the notes reported."""
+"""The table of experiments: what each is, where it starts, the reference solution's score."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Iterator, Mapping
 
 from kernel_lib.config import Experiment
 
-HEAD = ("row", "what it is", "starts from", "public LB in the notes (theirs)")
+HEAD = ("experiment", "what it is", "starts from", "public LB of the reference solution")
 
 
-def as_markdown(rows: Mapping[str, Experiment]) -> str:
-    """One line a row, in the registry's order."""
-    lines = [HEAD, ("---",) * len(HEAD), *_cells(rows)]
+def as_markdown(experiments: Mapping[str, Experiment]) -> str:
+    """Return the table as Markdown, in the registry's order."""
+    lines = [HEAD, ("---",) * len(HEAD), *_cells(experiments)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cells(rows: Mapping[str, Experiment]) -> Iterator[tuple[str, ...]]:
-    for row in rows.values():
-        yield f"`{row.name}`", row.says, _start(row, rows), row.leaderboard or "–"
+def _cells(experiments: Mapping[str, Experiment]) -> Iterator[tuple[str, ...]]:
+    for name, experiment in experiments.items():
+        start = _start(experiment, experiments)
+        yield f"`{name}`", experiment.says, start, experiment.leaderboard or "–"
 
 
-def _start(row: Experiment, rows: Mapping[str, Experiment]) -> str:
-    """Its weights, and the classifier before it where it has one."""
+def _start(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
+    """Return the initial weights, and the classifier that gates where there is one."""
+    weights = experiment.weights
     names = {"imagenet": "ImageNet", "none": "scratch"}
-    start = f"`{row.weights}`" if row.weights in rows else names.get(row.weights, row.weights)
-    return start + (f"; gated by `{row.gate}`" if row.gate else "")
+    start = f"`{weights}`" if weights in experiments else names.get(weights, weights)
+    return start + (f"; gated by `{experiment.gate}`" if experiment.gate else "")

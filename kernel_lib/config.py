@@ -1,7 +1,7 @@
-"""What may be set, checked: experiment rows, and the parameters of the notebooks.
+"""Experiments and the notebooks' parameters, with their checks.
 
-A row (`Experiment`) says all that a training needs. The parameters are what a person may say to a
-notebook; `None` means "as the row says". `plan.plan` joins the two and names the run.
+An `Experiment` holds all that a training needs. Parameters are what a user may set in a notebook;
+`None` keeps the experiment's value. `plan.plan` joins the two and names the run.
 """
 
 from __future__ import annotations
@@ -26,54 +26,53 @@ from kernel_lib import notebook
 from kernel_lib.errors import InputError
 
 NAME = r"^[A-Za-z0-9_.+-]+$"  # of an experiment, a run or an ensemble: it becomes a folder
-LARGEST_NUMBER = 2**31 - 1  # of seeds too: NumPy's and torch's generators all take it
+LARGEST_NUMBER = 2**31 - 1  # a seed that NumPy's and torch's generators all take
 LONGEST_TEXT = 4096  # as long as a path may be
 LONGEST_JSON = 65_536  # of an EXPERIMENT that is JSON text
-# mean: of probabilities, then one rule; vote: of the folds' own masks, on test images; member_vote:
-# each member's mask by its own rule, pixels of enough of them; member_union: masks that agree
+# mean: of probabilities, then one rule; vote: of the folds' masks, on test images; member_vote: of
+# the members' masks, each by its own rule; member_union: the union of members' masks that agree
 Combine = Literal["mean", "vote", "member_vote", "member_union"]
 Choose = Literal["none", "greedy"]  # members and weights of a mean
-Gate = Literal["auto", "none", "label", "sum"]  # what may empty an image before the triplet
+Gate = Literal["auto", "none", "label", "sum"]  # what may empty an image before the rule
 
 
 class Frozen(BaseModel):
-    """Strictly typed, unchangeable, and deaf to no key: an unknown one is an error."""
+    """A strictly typed, immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _can_be_used(cls, value: Any, field: ValidationInfo) -> Any:
-        """What every number and text must keep to, whatever else its field asks for."""
+    def _is_within_limits(cls, value: Any, field: ValidationInfo) -> Any:
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-            raise ValueError(f"beyond {LARGEST_NUMBER:,}, where numbers end")
+            raise ValueError(f"beyond {LARGEST_NUMBER:,}, the largest number allowed")
         longest = LONGEST_JSON if field.field_name == "experiment" else LONGEST_TEXT
         if isinstance(value, str) and ("\0" in value or len(value) > longest):
-            raise ValueError(f"no text of at most {longest:,} characters without zeros")
+            raise ValueError(f"must have at most {longest:,} characters, none of them NUL")
         return value
 
 
 class Experiment(Frozen):
-    """One row: every number that a training needs, and what the notes reported for it."""
+    """All that a training needs, and the score that the reference solution reported for it."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     name: str = Field(pattern=NAME)
-    parent: str | None = None  # the row that this one was written as a difference from
-    says: str = ""  # one line of prose
-    leaderboard: str | None = None  # public LB, the notes' figure, never ours
+    parent: str | None = None  # the experiment that this one is written as a difference from
+    says: str = ""  # one line of description
+    leaderboard: str | None = None  # public LB that the reference solution reported, never ours
 
     network: str = "UNet"
     encoder: str = "resnet34"
-    # scSE squeezes channels sixteenfold, so a level has at least 16.
+    # scSE divides channels by 16, so each level needs at least 16.
     decoder_channels: tuple[Annotated[int, Field(ge=16)], ...] = Field(
         (256, 128, 64, 32, 16), strict=False, min_length=1, max_length=5
     )
     centre_block: bool = True  # two convolutions between encoder and decoder of a U-Net
-    # imagenet, none, a file, a run, or a row: then the run of that row with the same seed and fold
+    # imagenet, none, a file, a run, or an experiment: its run with the same seed and fold
     weights: str = "imagenet"
     images: Literal["competition", "nih"] = "competition"  # what it is trained on
-    gate: str | None = None  # the row of the classifier whose label empties images
+    gate: str | None = None  # the experiment of the classifier that may empty images
 
     size: int = Field(512, ge=32, le=2048)
     loss: dict[str, float] = Field(default_factory=lambda: {"bce": 1.0}, min_length=1)
@@ -103,7 +102,7 @@ class Experiment(Frozen):
     freeze_batch_norm: bool = False
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
-    monitor: str = "epoch"  # the last epochs are kept, and no label of a held-out image chooses
+    monitor: str = "epoch"  # the last epochs are kept, not selected by held-out labels
     keep: int = Field(3, ge=1)
     tta: str = "hflip"
 
@@ -112,43 +111,43 @@ class Experiment(Frozen):
     def _size_is_a_multiple_of_32(cls, size: int) -> int:
         if size % 32:
             near = max(32, round(size / 32) * 32)
-            raise ValueError(f"{size} is not divisible by 32; the nearest that is: {near}")
+            raise ValueError(f"must be divisible by 32; the nearest is {near}")
         return size
 
     @model_validator(mode="after")
-    def _something_can_be_kept(self) -> Self:
+    def _min_epochs_is_below_epochs(self) -> Self:
         if self.min_epochs >= self.epochs:
             raise ValueError(
-                f"min_epochs {self.min_epochs} is not below epochs {self.epochs}, so nothing "
-                "would ever be kept as best; lower MIN_EPOCHS or raise EPOCHS"
+                f"min_epochs {self.min_epochs} is not below epochs {self.epochs}, so no epoch "
+                "would ever be kept: lower MIN_EPOCHS or raise EPOCHS"
             )
         return self
 
     def differing(self, **changes: Any) -> Experiment:
-        """A row that states only how it differs from this one, its parent; checked anew."""
+        """Return an experiment that differs from this one, its parent, in `changes`."""
         inherited = self.model_dump() | {"leaderboard": None, "parent": self.name}
         return Experiment.model_validate(inherited | changes)
 
 
 class Parameters(Frozen):
-    """What a notebook's `parameters` cell holds: one field for each upper-case name."""
+    """A notebook's `parameters` cell: one field for each upper-case name."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _is_not_empty(cls, value: Any) -> Any:
-        """An empty text is what an unset variable of a shell leaves."""
-        if isinstance(value, str) and not value.strip():
-            raise ValueError("is empty: give it, or leave it out; is a variable unset?")
+        if isinstance(value, str) and not value.strip():  # an unset shell variable
+            raise ValueError("is empty: give a value or leave it out (is a variable unset?)")
         return value
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Check every upper-case name of a notebook; an unknown one stops with the nearest right.
+        """Return the parameters of a notebook, from its upper-case names.
 
-        Every notebook calls this first: from here on Ctrl-C ends its cells in good order.
-        Raises InputError naming each wrong parameter, its value and the fix.
+        Every notebook calls this first; it also makes Ctrl-C end the running cell cleanly.
+
+        Raises: InputError naming each wrong parameter, its value and the fix.
         """
         notebook.let_cells_end()
         given = {k.lower(): v for k, v in namespace.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", k)}
@@ -159,13 +158,13 @@ class Parameters(Frozen):
 
     @classmethod
     def described(cls) -> list[tuple[str, str]]:
-        """Return name, and type with default, of every parameter, for a command's help."""
+        """Return name, and type with default, of each parameter, for a command's help."""
         fields = cls.model_fields.items()
         return [(k.upper(), f"{_type_text(f.annotation)} [{f.default}]") for k, f in fields]
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Self:
-        """The parameters of these values by name; InputError naming each wrong one and the fix."""
+        """Return the parameters with these values; raise InputError naming each wrong one."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -173,7 +172,7 @@ class Parameters(Frozen):
 
 
 class TrainParameters(Parameters):
-    """Parameters of `notebooks/train`: prepare, train a fold or all, predict what was held out."""
+    """Parameters of `notebooks/train`: prepare, train folds, predict held-out images."""
 
     experiment: str = "UNetResNet34_512_v1"  # a name, the path of a JSON file, or its text
     name: str | None = Field(None, pattern=NAME)  # of the run; None: of experiment and overrides
@@ -185,7 +184,7 @@ class TrainParameters(Parameters):
     cache_dir: str | None = None
     groups: str | None = None  # table of image id and patient; nih_id.csv is one
 
-    # None: as the row says
+    # None: the experiment's value
     size: int | None = None
     encoder: str | None = None
     weights: str | None = None
@@ -207,110 +206,108 @@ class TrainParameters(Parameters):
     tta: str | None = None
 
     weights_dir: str | None = None
-    # What a file of weights without a published hash holds; None: not known
+    # What a weights file without a published hash holds; None: unknown
     weights_are: Literal["imagenet"] | None = None
-    with_parents: bool = False  # train first what the row starts from, and what gates it
-    parent_weights: str | None = None  # what the first of the parents starts from
-    nih_dir: str | None = None  # NIH ChestX-ray14, for rows that are trained on it
+    with_parents: bool = False  # first train the runs that this one starts from or is gated by
+    parent_weights: str | None = None  # initial weights of the first parent
+    nih_dir: str | None = None  # NIH ChestX-ray14, for experiments that train on it
     max_hours: float | None = Field(None, gt=0)
     save_minutes: float = Field(10.0, gt=0)
     on_bad_file: Literal["stop", "skip"] = "stop"
-    masks_are: Literal["right", "inverted"] | None = None  # None: what looks wrong is refused
+    masks_are: Literal["right", "inverted"] | None = None  # None: refuse masks that look wrong
     deterministic: bool = False
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     compile: bool = False  # torch.compile the network for training
     device: str = "auto"
-    processes: int | None = Field(None, ge=1)  # None: one for each GPU
+    processes: int | None = Field(None, ge=1)  # None: one per GPU
     workers: int | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
 
 
 class ThresholdsParameters(Parameters):
-    """Parameters of `notebooks/thresholds`: gather out-of-fold maps, search, score honestly."""
+    """Parameters of `notebooks/thresholds`: combine held-out predictions, search, score."""
 
-    runs: str | None = None  # names, comma-separated; None: the only run there is
-    # Its name, a shipped recipe's, or a recipe's file; None: the run's name, or the runs' joined
+    runs: str | None = None  # names, comma-separated; None: the only run in the folder
+    # A name, a shipped recipe's name, or a recipe file; None: named after its runs
     ensemble: str | None = Field(None, pattern=rf"{NAME}|\.json$")
     work_dir: str | None = None
-    data_dir: str | None = None  # only for pictures of images in the report
-    combine: Combine | None = None  # None: as the recipe says, else mean
-    choose: Choose | None = None  # None: as the recipe says, else none
-    at_least: int | None = Field(
-        None, ge=1
-    )  # of a member vote; None: as the recipe says, or chosen
-    gate: Gate = "auto"  # auto: as the recipe or the runs' rows say
-    single: bool = False  # one threshold with one area, the notes' rule
+    data_dir: str | None = None  # only for images in the report
+    combine: Combine | None = None  # None: the recipe's, else mean
+    choose: Choose | None = None  # None: the recipe's, else none
+    at_least: int | None = Field(None, ge=1)  # minimum votes; None: the recipe's, or chosen
+    gate: Gate = "auto"  # auto: as the recipe or the experiments say
+    single: bool = False  # one threshold (top = bottom) and a minimum area
     bootstrap: int = Field(2000, ge=100)
     allow_unknown_past: bool = False
 
 
 class InferenceParameters(Parameters):
-    """Parameters of `notebooks/inference`: test images to a checked submission and a report."""
+    """Parameters of `notebooks/inference`: predict test images, write submission and report."""
 
-    ensemble: str | None = Field(None, pattern=NAME)  # None: the only one there is
+    ensemble: str | None = Field(None, pattern=NAME)  # None: the only one in the folder
     data_dir: str | None = None
     work_dir: str | None = None
     cache_dir: str | None = None
-    sample: str | None = None  # None: the sample submission found beside the data
-    # None: ensembles/<ensemble>; else the folder outputs/<name> in it, beside that
+    sample: str | None = None  # None: the sample submission in the data folder
+    # None: write to ensembles/<ensemble>; else to outputs/<name> in that folder
     output: str | None = Field(None, pattern=r"^[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$")
-    tta: str | None = None  # None: as the members' rows say
+    tta: str | None = None  # None: as the members' experiments say
     batch_size: int | None = Field(None, ge=1)
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
-    processes: int | None = Field(None, ge=1)  # None: one for each GPU
+    processes: int | None = Field(None, ge=1)  # None: one per GPU
     workers: int | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
 
 
 class PredictParameters(InferenceParameters):
-    """What each of several processes of `predict` is given: files, and who predicts."""
+    """Parameters of each process of the command `predict`."""
 
-    listed: dict[str, str]  # the name that a file's mask is written under, to the file
-    scratch: str  # where maps and decoded images go
+    listed: dict[str, str]  # name of a mask to the image's file
+    scratch: str  # folder of probability maps and decoded images
     ensemble_folder: str | None = None
     model: str | None = None  # a released model's name or file
 
 
 class ExploreParameters(Parameters):
-    """Parameters of `notebooks/explore`: a look at data as found, and at an ensemble's masks."""
+    """Parameters of `notebooks/explore`: check a data folder, view an ensemble's masks."""
 
     data_dir: str | None = None
-    work_dir: str | None = None  # only to look for the ensemble
+    work_dir: str | None = None  # only to find the ensemble
     groups: str | None = None  # table of image id and patient, to count patients
-    masks_are: Literal["right", "inverted"] | None = None  # None: what looks wrong is listed
-    sample_images: int = Field(200, ge=1)  # files that are opened
-    seed: int = Field(0, ge=0)  # of the draw of those files
+    masks_are: Literal["right", "inverted"] | None = None  # None: list masks that look wrong
+    sample_images: int = Field(200, ge=1)  # files to open
+    seed: int = Field(0, ge=0)  # of their random choice
     ensemble: str | None = Field(None, pattern=NAME)  # None: no viewer
-    ids: str | None = None  # images in the viewer, comma-separated; None: the most telling
+    ids: str | None = None  # of the viewer, comma-separated; None: the most informative
     max_mb: float = Field(25.0, gt=0)  # of the viewer
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """A JSON object of parameters, by lower-case name.
+    """Return a JSON object of parameters by lower-case name.
 
-    Raises: ValueError for another JSON, or a name that stands twice.
+    Raises: ValueError for other JSON, or a name that occurs twice.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         for name, value in pairs:
-            if name.lower() in found:
+            if name.lower() in values:
                 raise ValueError(f"it holds {name[:100]} twice")
-            found[name.lower()] = value
-        return found
+            values[name.lower()] = value
+        return values
 
     try:
-        values = json.loads(text, object_pairs_hook=once)
+        values = json.loads(text, object_pairs_hook=unique)
     except RecursionError:
-        raise ValueError("its brackets are nested too deep") from None
+        raise ValueError("its brackets are nested too deeply") from None
     if not isinstance(values, dict):
-        raise ValueError('it holds no object of parameters, as {"SIZE": 1024} is one')
+        raise ValueError('it must be an object of parameters, such as {"SIZE": 1024}')
     return values
 
 
 def parse_value(text: str) -> str | int | float | bool | None:
-    """Return one value of `-p NAME VALUE`, by papermill's rules: `007` is 7, `[3,4]` a text."""
+    """Return the value of `-p NAME VALUE` as papermill parses it: `007` is 7, `[3,4]` text."""
     literals = {"True": True, "False": False, "None": None}
     if text in literals:
         return literals[text]
@@ -328,9 +325,9 @@ def explain(
     what: str = "parameter",
     written: Callable[[str], str] = str.upper,
 ) -> str:
-    """Return every fault of a validation: the parameter, its value and how to fix it.
+    """Return all faults of a validation as text: the parameter, its value and the fix.
 
-    `what` calls the fields so, and `written` gives a field's name as its reader writes it.
+    `what` is the noun for a field, and `written` spells its name as the user does.
     """
     lines = []
     for fault in error.errors():
@@ -343,7 +340,9 @@ def explain(
         else:
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
-                message = f"is no text: quote it in JSON, or give -r {written(field)} TEXT, not -p"
+                message = (
+                    f"must be text: quote it in JSON, or give -r {written(field)} TEXT, not -p"
+                )
             shown = f"{written(field)} = {_shown(fault['input'])}: " if field else ""
             lines.append(f"{shown}{message}")
     return "; ".join(lines)
@@ -359,9 +358,9 @@ def _type_text(annotation: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: cut where it is long, its type where it cannot be written."""
+    """Return a value as text for a message: shortened, or its type if it has no text."""
     try:
         text = repr(value)
-    except Exception:  # a number of too many digits, or somebody's object
+    except Exception:  # an int of too many digits, or an object whose repr fails
         return f"a {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:200]}…"

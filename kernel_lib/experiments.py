@@ -1,8 +1,9 @@
-"""The rows of the notes, as differences from a parent; nothing but rows.
+"""The shipped experiments, each as a difference from its parent.
 
-`leaderboard` is the public leaderboard's dice as the notes report it for several seeds: theirs,
-never ours. What the notes leave out (momentum, decay, schedule) is their author's published recipe,
-and where that is silent too, the row says what was chosen.
+Most are those of the reference solution, https://github.com/niudd/SIIM; `leaderboard` is the dice
+on the public leaderboard that it reports, for several seeds, never ours. What its README leaves out
+(momentum, weight decay, schedule) is from its code, and otherwise our choice, which the experiment
+states.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _DEEPLAB = _UNET.differing(
 )
 _DEEPLAB_1024_V2 = _DEEPLAB.differing(
     name="deeplabv3plus_resnet_1024_v2",
-    says="straight at 1024, the notes' best",
+    says="straight at 1024, the best single model of the reference solution",
     leaderboard="0.8614 / 0.8597 / 0.8603 / 0.8632, seed 4567: 0.8548",
     **_DEEPLAB_1024,
 )
@@ -109,7 +110,7 @@ _ROWS = (
     ),
     _UNET.differing(
         name="UNetResNet34_512_v5_focal",
-        says="focal loss, the notes' other v5",
+        says="focal loss, the other v5 of the reference solution",
         loss={"focal": 1.0},
     ),
     _UNET.differing(
@@ -184,7 +185,7 @@ _ROWS = (
     ),
     _UNET.differing(
         name="attention_UNetResNet34_512_v1",
-        says="attention U-Net: gates on the skips; the notes' to-do",
+        says="attention U-Net: gates on the skips; on the reference solution's to-do list",
         network="AttentionUNet",
     ),
     _CLASSIFIER,

@@ -1,4 +1,4 @@
-"""Rows and parameters joined: which run it is, with which numbers, and what it needs first."""
+"""Join experiments and parameters: which run it is, with which numbers, and what it needs first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from kernel_lib.config import Experiment, Frozen, TrainParameters, explain
 from kernel_lib.errors import InputError
 from kernel_lib.registry import lookup
 
-# What a parameter of the same name overrides in the row, in the order of the run's suffixes.
+# Parameters that override the experiment's field of the same name, in the order of the run's
+# suffixes.
 OVERRIDES = (
     "size", "encoder", "weights", "loss", "sampling", "epochs", "min_epochs", "patience",
     "batch_size", "accumulate", "optimizer", "lr", "schedule", "augment", "ema_decay",
@@ -25,8 +26,8 @@ _SHORT = {"min_epochs": "min", "batch_size": "batch", "accumulate": "acc", "opti
           "schedule": "", "encoder": "", "ema_decay": "ema", "freeze_batch_norm": "frozenbn",
           "weights": "from"}  # fmt: skip
 RUN_NAME = re.compile(r"(?P<head>.+)_seed(?P<seed>\d+)")  # as `plan` names each run
-LONGEST_NAME = 200  # a run is a folder, and file systems end at 255 bytes
-# Rows of one system at several sizes agree in these; what a larger size needs may differ.
+LONGEST_NAME = 200  # a run is a folder, and file systems allow 255 bytes
+# Experiments that differ in size only agree in these; what a larger size needs may differ.
 _SYSTEM = (
     "network", "encoder", "weights", "images", "gate", "loss", "loss_options", "mask_loss_images",
     "label_weight", "side_weight", "sampling", "sampling_options",
@@ -34,14 +35,14 @@ _SYSTEM = (
 
 
 class TrainPlan(Frozen):
-    """A run that is decided: its name, its row with all overrides, and its parameters."""
+    """A run: its name, its experiment with all overrides, its parameters, and what it needs."""
 
     run: str
     experiment: Experiment
     parameters: TrainParameters
-    parent: TrainPlan | None = None  # the run that it starts from, where a row names one
-    gate: TrainPlan | None = None  # the classifier's run whose label gates its masks
-    says: tuple[str, ...] = Field((), strict=False)  # what a person should know before it starts
+    parent: TrainPlan | None = None  # the run whose weights it starts from
+    gate: TrainPlan | None = None  # the classifier's run that gates its masks
+    notes: tuple[str, ...] = Field((), strict=False)  # printed before it starts
 
     @property
     def row(self) -> str:
@@ -49,106 +50,146 @@ class TrainPlan(Frozen):
         return experiment_file.trained(self.parameters.experiment)
 
     def needs(self) -> tuple[TrainPlan, ...]:
-        """Runs that are to be there first, in the order in which they are trained."""
-        direct = [p for p in (self.parent, self.gate) if p is not None]
-        by_run = {n.run: n for p in direct for n in (*p.needs(), p)}
+        """Return the runs that must be trained first, in order."""
+        direct = [plan for plan in (self.parent, self.gate) if plan is not None]
+        by_run = {needed.run: needed for plan in direct for needed in (*plan.needs(), plan)}
         return tuple(by_run.values())
 
 
-def plan(parameters: TrainParameters, rows: Mapping[str, Experiment]) -> TrainPlan:
-    """Join parameters and rows. Raises InputError for an unknown row or impossible numbers.
+def plan(parameters: TrainParameters, shipped: Mapping[str, Experiment]) -> TrainPlan:
+    """Join parameters with the shipped experiments, or with those of EXPERIMENT as JSON text.
 
-    `rows` are the shipped experiments; EXPERIMENT may be a JSON text with others.
-    A row that starts from another row starts from that row's run with the same seed and the same
-    overrides (but WEIGHTS, which says where this run starts, and PARENT_WEIGHTS, where the first of
-    its parents does).
+    An experiment that starts from another one starts from that one's run with the same seed and
+    overrides, except WEIGHTS (where this run starts) and PARENT_WEIGHTS (where the first of its
+    parents starts).
+
+    Raises: InputError for an unknown experiment or impossible numbers.
     """
     own: dict[str, Experiment] = {}
     if experiment_file.is_json(parameters.experiment):
-        own = experiment_file.check(parameters.experiment, rows)
-    shipped, rows = rows, {**rows, **own}
-    row = rows[list(own)[-1]] if own else find_row(parameters.experiment, rows)
-    if parameters.parent_weights in rows:  # which would start from itself, without end
+        own = experiment_file.check(parameters.experiment, shipped)
+    known = {**shipped, **own}
+    base = known[list(own)[-1]] if own else find_experiment(parameters.experiment, shipped)
+    if parameters.parent_weights in known:  # the parents would start from it, too, without end
         raise InputError(
-            f"PARENT_WEIGHTS {parameters.parent_weights} is a row: give a file, a run, imagenet or "
-            "none; the rows that a row starts from are its own"
+            f"PARENT_WEIGHTS {parameters.parent_weights} is an experiment: give a file, a run, "
+            "imagenet or none; an experiment's parents are its own"
         )
+    base, notes, own_size = _of_size(base, parameters.size, {} if own else shipped)
+    overrides, more = _overrides(parameters, base)
+    experiment = _with(base, overrides)
+    # A SIZE that selects an experiment leaves its parents at their own sizes.
+    theirs = parameters.model_copy(update={"size": None}) if own_size else parameters
+    parent = gate = None
+    if experiment.weights in known:
+        parent = plan(_of_needed(experiment.weights, theirs, known, own), shipped)
+        experiment = experiment.model_copy(update={"weights": parent.run})
+    if experiment.gate is not None:
+        gate = plan(_of_needed(experiment.gate, theirs, known, own), shipped)
+        experiment = experiment.model_copy(update={"gate": gate.run})
+    result = TrainPlan(
+        run=_run_name(parameters, base, overrides, shipped),
+        experiment=experiment,
+        parameters=parameters,
+        parent=parent,
+        gate=gate,
+        notes=(*notes, *more),
+    )
+    if any(other.run == result.run for other in result.needs()):
+        raise InputError(
+            f"NAME {parameters.name} is the name of a run that this one needs: choose another NAME"
+        )
+    return result
+
+
+def _of_size(
+    base: Experiment, size: int | None, shipped: Mapping[str, Experiment]
+) -> tuple[Experiment, list[str], bool]:
+    """Return the experiment for SIZE, what to print of it, and whether that size is its own.
+
+    An experiment of the same system at that size is taken where `shipped` holds one: first the one
+    of the same name with the size exchanged, then one that is written as a difference from this one
+    or from its parent, or the parent itself.
+    """
+    if size is None or size == base.size:
+        return base, [], True
+    renamed = base.name.replace(f"_{base.size}_", f"_{size}_")
+    family = {base.name, base.parent} - {None}
+    for other in sorted(shipped.values(), key=lambda other: other.name != renamed):
+        related = other.name == renamed or family & {other.name, other.parent}
+        same = all(getattr(other, field) == getattr(base, field) for field in _SYSTEM)
+        if related and other.size == size and same:
+            return other, [f"SIZE {size} selects the experiment {other.name}"], True
+    lack = f"no experiment {base.name} at {size} px: " if shipped else ""
+    return base, [f"{lack}{base.name} with another size"], False
+
+
+def _overrides(parameters: TrainParameters, base: Experiment) -> tuple[dict[str, Any], list[str]]:
+    """Return the experiment's fields that the parameters change, and what to print of them."""
     given = {k: v for k in OVERRIDES if (v := getattr(parameters, k)) is not None}
-    says: list[str] = []
-    own_size = True
-    if "size" in given and given["size"] != row.size:
-        row, own_size = (row, False) if own else _row_of_size(row, given["size"], shipped)
-        if own_size:
-            says.append(f"SIZE {given['size']} selects the row {row.name}")
-        else:
-            whose = "" if own else f"the notes have no {row.name} at {given['size']}: "
-            says.append(f"{whose}{row.name} with another size")
+    notes = []
     if "loss" in given:
         given["loss"] = _parse_loss(given["loss"])
     if "epochs" in given and "min_epochs" not in given:
-        scaled = scaled_min_epochs(row, given["epochs"])
-        says.append(
-            f"EPOCHS {given['epochs']} given alone: min_epochs scaled from {row.min_epochs} of "
-            f"{row.epochs} to {scaled}"
+        scaled = given["epochs"] * base.min_epochs // base.epochs
+        given["min_epochs"] = min(given["epochs"] - 1, scaled)
+        notes.append(
+            f"EPOCHS {given['epochs']} without MIN_EPOCHS: min_epochs scaled from "
+            f"{base.min_epochs} of {base.epochs} to {given['min_epochs']}"
         )
-        given["min_epochs"] = scaled
-    changes = {k: v for k, v in given.items() if v != getattr(row, k)}
+    changed = {k: v for k, v in given.items() if v != getattr(base, k)}
     # Options belong to the names that they were written for.
-    changes |= {f"{k}_options": {} for k in ("loss", "sampling") if k in changes}
+    options = {f"{k}_options": {} for k in ("loss", "sampling") if k in changed}
+    return changed | options, notes
+
+
+def _with(base: Experiment, overrides: Mapping[str, Any]) -> Experiment:
     try:
-        experiment = Experiment.model_validate(row.model_dump() | changes)
+        return Experiment.model_validate(base.model_dump() | overrides)
     except ValidationError as error:
         raise InputError(explain(error, sorted(Experiment.model_fields))) from None
-    # A size that selected a row says nothing of its parents' sizes.
-    theirs = parameters.model_copy(update={"size": None if own_size else parameters.size})
-    parent = gate = None
-    if experiment.weights in rows:
-        parent = plan(_of_needed(experiment.weights, theirs, rows, own), shipped)
-        experiment = experiment.model_copy(update={"weights": parent.run})
-    if experiment.gate is not None:
-        gate = plan(_of_needed(experiment.gate, theirs, rows, own), shipped)
-        experiment = experiment.model_copy(update={"gate": gate.run})
-    # As a person gave them; what a parameter implies for another shows in no name.
-    named = {k: v for k in OVERRIDES if k in changes and (v := getattr(parameters, k)) is not None}
+
+
+def _run_name(
+    parameters: TrainParameters,
+    base: Experiment,
+    overrides: Mapping[str, Any],
+    shipped: Mapping[str, Experiment],
+) -> str:
+    """Return the run's name, which shows what was given, not what one parameter implies."""
     name = parameters.name
-    if name in shipped and (name != row.name or named):
+    given = {
+        k: v for k in OVERRIDES if k in overrides and (v := getattr(parameters, k)) is not None
+    }
+    if name in shipped and (name != base.name or given):
         raise InputError(
-            f"NAME {name} is a shipped experiment, and this run is another: choose another NAME"
+            f"NAME {name} is a shipped experiment, and this run differs from it: choose another "
+            "NAME"
         )
-    suffixes = "".join(f"_{suffix(k, v)}" for k, v in named.items())
-    run = f"{name or row.name + suffixes}_seed{parameters.seed}"
+    suffixes = "".join(f"_{suffix(field, value)}" for field, value in given.items())
+    run = f"{name or base.name + suffixes}_seed{parameters.seed}"
     if len(run) > LONGEST_NAME:
         raise InputError(
             f"the run would be named {run[:60]}…, {len(run)} characters, at most {LONGEST_NAME}: "
             "name it with -p NAME SHORT, or override less (parents have names of their own)"
         )
-    decided = TrainPlan(
-        run=run,
-        experiment=experiment,
-        parameters=parameters,
-        parent=parent,
-        gate=gate,
-        says=tuple(says),
-    )
-    if any(one.run == run for one in decided.needs()):
-        raise InputError(f"NAME {name} is that of a run that this one needs: choose another NAME")
-    return decided
+    return run
 
 
 def _of_needed(
     name: str,
     parameters: TrainParameters,
-    rows: Mapping[str, Experiment],
+    known: Mapping[str, Experiment],
     own: Mapping[str, Experiment],
 ) -> TrainParameters:
-    """Return the parameters of a run that another one needs: the same, for another row."""
+    """Return the parameters of a run that another one needs: the same, for another experiment."""
     changes = {
         "experiment": (
             experiment_file.select(parameters.experiment, name, own) if name in own else name
         ),
         "name": None,
-        "weights": None if rows[name].weights in rows else parameters.parent_weights,
-        # These make the child what it is; the parent is what its own row says.
+        "weights": None if known[name].weights in known else parameters.parent_weights,
+        # These make the child what it is; the parent keeps its own.
         "loss": None,
         "sampling": None,
         "monitor": None,
@@ -157,7 +198,7 @@ def _of_needed(
 
 
 def how_to_make(needed: TrainPlan) -> str:
-    """The words of a command that trains what is missing."""
+    """Return the parameters of the command that trains a missing run."""
     parameters, defaults = needed.parameters, TrainParameters.model_fields
     given = {
         k: v
@@ -168,24 +209,19 @@ def how_to_make(needed: TrainPlan) -> str:
     return f"train it first with {words}, or all of them with -p WITH_PARENTS True"
 
 
-def scaled_min_epochs(row: Experiment, epochs: int) -> int:
-    """The row's share of epochs in which nothing is kept, for another number of epochs."""
-    return min(epochs - 1, math.floor(epochs * row.min_epochs / row.epochs))
-
-
-def find_row(name: str, rows: Mapping[str, Experiment]) -> Experiment:
-    """The row of that name; InputError with the nearest names otherwise."""
-    return lookup("EXPERIMENT", name, rows, "; -p EXPERIMENT also takes a JSON file of your own")
+def find_experiment(name: str, known: Mapping[str, Experiment]) -> Experiment:
+    """Return the experiment of that name; raise InputError with the nearest names otherwise."""
+    return lookup("EXPERIMENT", name, known, "; -p EXPERIMENT also takes a JSON file of your own")
 
 
 def suffix(field: str, value: Any) -> str:
-    """How an override shows in a run's name: `epochs3`, `lr0.001`, `adamw`."""
+    """Return how an override shows in a run's name: `epochs3`, `lr0.001`, `adamw`."""
     text = re.sub(r"[^A-Za-z0-9.+-]+", "-", str(value)).strip("-")
     return f"{_SHORT.get(field, field)}{text}"
 
 
 def _parse_loss(text: str) -> dict[str, float]:
-    """`3*bce+dice` as weights by name; InputError naming the term that is none."""
+    """Return `3*bce+dice` as weights by name; raise InputError naming the wrong term."""
     weights: dict[str, float] = {}
     for term in text.split("+"):
         weight, star, name = term.rpartition("*")
@@ -196,28 +232,8 @@ def _parse_loss(text: str) -> dict[str, float]:
         name = name.strip()
         if not math.isfinite(value) or not name or name in weights:
             raise InputError(
-                f"LOSS {text!r}: {term!r} is no term; write names with weights, each once, such as "
-                "3*bce+dice+4*focal"
+                f"LOSS {text!r}: cannot read {term!r}; write names with weights, each once, such "
+                "as 3*bce+dice+4*focal"
             )
         weights[name] = value
     return weights
-
-
-def _row_of_size(
-    row: Experiment, size: int, rows: Mapping[str, Experiment]
-) -> tuple[Experiment, bool]:
-    """The notes' row of the same system at another size, and whether there is one.
-
-    The same name with the size exchanged comes first, then a row that was written as a difference
-    from this one or from its parent, or the parent itself. A row that starts elsewhere, or learns
-    otherwise, is another system.
-    """
-    renamed = row.name.replace(f"_{row.size}_", f"_{size}_")
-    family = {row.name, row.parent} - {None}
-    related = sorted(rows.values(), key=lambda other: other.name != renamed)
-    for other in related:
-        if other.name != renamed and not family & {other.name, other.parent}:
-            continue
-        if other.size == size and all(getattr(other, k) == getattr(row, k) for k in _SYSTEM):
-            return other, True
-    return row, False

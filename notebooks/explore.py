@@ -13,8 +13,8 @@
 
 # %% [markdown]
 # # Explore
-# A data folder as found, before anything is trained on it: what is there, what is wrong with it,
-# and whether the masks lie on the lungs. Then the masks of an ensemble, where there is one.
+# Check a data folder before training on it: what it contains, what is wrong with it, and whether
+# the masks lie on the lungs. Then view the masks of an ensemble, if you name one.
 
 # %% tags=["local"]
 import os
@@ -22,7 +22,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+# Find the library in this notebook's clone, by the notebook's path in papermill's command line.
 starter = f"/proc/{os.getppid()}/cmdline"
 words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
 paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
@@ -35,17 +35,17 @@ if find_spec("kernel_lib") is None:
 from typing import Optional
 
 DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
-WORK_DIR: Optional[str] = None  # where the ensemble is looked for
-GROUPS: Optional[str] = None  # table of image and patient, such as nih_id.csv
-MASKS_ARE: Optional[str] = None  # right or inverted, as for training
-SAMPLE_IMAGES: int = 200  # files that are opened
-SEED: int = 0  # of their draw
-ENSEMBLE: Optional[str] = None  # whose masks are shown; None: no viewer
-IDS: Optional[str] = None  # images in the viewer, comma-separated; None: the most telling
-MAX_MB: float = 25.0  # of the viewer
+WORK_DIR: Optional[str] = None  # only to find the ensemble
+GROUPS: Optional[str] = None  # table of image and patient ids, such as nih_id.csv
+MASKS_ARE: Optional[str] = None  # right or inverted, as in training
+SAMPLE_IMAGES: int = 200  # files to open
+SEED: int = 0  # of their random choice
+ENSEMBLE: Optional[str] = None  # whose masks to view; None: no viewer
+IDS: Optional[str] = None  # of the viewer, comma-separated; None: the most informative
+MAX_MB: float = 25.0  # size limit of the viewer
 
 # %% [markdown]
-# Every name above is checked before anything is read.
+# A misspelt or ill-typed parameter stops the notebook here.
 
 # %%
 from kernel_lib.config import ExploreParameters
@@ -53,8 +53,8 @@ from kernel_lib.config import ExploreParameters
 parameters = ExploreParameters.from_namespace(globals())
 
 # %% [markdown]
-# Every row of the tables is read, and some of the files are opened. The counts should be those that
-# the data's source gives, and nothing should be bad.
+# All rows of the tables are read and some of the files are opened. The counts should match those
+# of the data's source, and no file should be bad.
 
 # %%
 from kernel_lib.stages import explore
@@ -62,40 +62,41 @@ from kernel_lib.stages import explore
 result = explore.run(parameters)
 
 # %% [markdown]
-# Kinds and sizes of the files that were opened: one row is the common case.
+# Kinds and sizes of the opened files: usually the table has one row.
 
 # %%
 result.kinds
 
 # %% [markdown]
-# Files that cannot be read and labels that do not fit their image: the table should have no row.
+# Unreadable files, and labels that do not fit their image: the table should be empty.
 
 # %%
 print(result.faults())
 
 # %% [markdown]
-# The competition's masks have a median of 8,630 px of 1024², 5 % lie below 1,363 and 5 % above 45,772.
+# For comparison, the competition's mask areas, in px of a 1024 × 1024 image: median 8,630; 5 % are
+# below 1,363 and 5 % above 45,772.
 
 # %%
 result.areas
 
 # %% [markdown]
-# Where a mask lies elsewhere than along a lung's rim, labels and images do not belong together, or
-# the images have another size than their labels were drawn on.
+# Masks should lie along a lung's edge. Elsewhere, labels and images do not belong together, or the
+# labels were drawn at another size.
 
 # %%
 result.masks
 
 # %% [markdown]
-# All masks at once: two clouds abreast on the lungs, as in the first picture, and not as in the
-# last.
+# The mean of all masks should show two clouds side by side on the lungs, as in the first picture,
+# not as in the last.
 
 # %%
 result.means
 
 # %% [markdown]
 # ## Masks of an ensemble
-# Every image with its true mask and what the ensemble makes of it.
+# Every image with its ground truth and the ensemble's prediction.
 
 # %%
 explore.viewer(parameters)

@@ -13,8 +13,8 @@
 
 # %% [markdown]
 # # Inference
-# Predict the test images with every fold, apply the rule that was chosen out of fold, and write a
-# submission that is checked against the sample.
+# Predict the test images with every fold, apply the post-processing rule that was chosen on held-out
+# images, and write a submission that is checked against the sample.
 
 # %% tags=["local"]
 import os
@@ -22,7 +22,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+# Find the library in this notebook's clone, by the notebook's path in papermill's command line.
 starter = f"/proc/{os.getppid()}/cmdline"
 words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
 paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
@@ -34,22 +34,22 @@ if find_spec("kernel_lib") is None:
 # %% tags=["parameters"]
 from typing import Optional
 
-ENSEMBLE: Optional[str] = None  # None: the only one there is
+ENSEMBLE: Optional[str] = None  # None: the only one in WORK_DIR
 DATA_DIR: Optional[str] = None  # None: Kaggle's mounts
 WORK_DIR: Optional[str] = None
 CACHE_DIR: Optional[str] = None
-SAMPLE: Optional[str] = None  # None: the sample submission beside the data
-OUTPUT: Optional[str] = None  # a name: beside an earlier data set's results, not over them
-TTA: Optional[str] = None  # None: as the runs' rows say
+SAMPLE: Optional[str] = None  # None: the sample submission in the data folder
+OUTPUT: Optional[str] = None  # a name, to keep the results of another data set apart
+TTA: Optional[str] = None  # None: as the experiments say
 BATCH_SIZE: Optional[int] = None
 PRECISION: str = "auto"
 DEVICE: str = "auto"
-PROCESSES: Optional[int] = None  # None: one for each GPU
+PROCESSES: Optional[int] = None  # None: one per GPU
 WORKERS: Optional[int] = None
 THREADS: Optional[int] = None
 
 # %% [markdown]
-# Every name above is checked before anything is read.
+# A misspelt or ill-typed parameter stops the notebook here.
 
 # %%
 from kernel_lib.config import InferenceParameters
@@ -57,7 +57,7 @@ from kernel_lib.config import InferenceParameters
 parameters = InferenceParameters.from_namespace(globals())
 
 # %% [markdown]
-# One row an image, in the sample's order; masks are never split.
+# The submission has one row per image, in the sample's order; a mask is never split.
 
 # %%
 from kernel_lib.reporting import figures
@@ -66,14 +66,14 @@ from kernel_lib.stages import inference
 result = inference.run(parameters)
 
 # %% [markdown]
-# Test masks should look like those out of fold: a different share means different images, or maps
-# smoothed by averaging folds.
+# The share of images with a mask should be as on the held-out images. Another share means that the
+# test images differ, or that averaging the folds smoothed the probability maps.
 
 # %%
 figures.share_nonempty(result.honest, result.summary)
 
 # %% [markdown]
-# Masks that went into the submission, over their images: they should lie on the lungs.
+# Masks of the submission over their images: they should lie along the lungs' edges.
 
 # %%
 from kernel_lib.stages import report_images
@@ -81,7 +81,7 @@ from kernel_lib.stages import report_images
 report_images.on_test(result.submission, result.source)
 
 # %% [markdown]
-# The test images, their maps and masks, to look through.
+# The test images with their probability maps and masks.
 
 # %%
 from kernel_lib.viewer.document import viewer_or_why

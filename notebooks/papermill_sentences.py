@@ -1,6 +1,6 @@
-"""In papermill's own process: an error of ours is its sentence, without papermill's own frames.
+"""Show an InputError of a notebook as one line on papermill's console, without papermill's frames.
 
-A notebook cannot reach the process that runs it. `make setup` therefore copies this file into the
+A notebook cannot change the process that runs it. `make setup` therefore copies this file into the
 environment, with a `.pth` file by which every Python there imports it at its start.
 """
 
@@ -14,7 +14,7 @@ def show(
     trace: TracebackType | None,
     before=sys.excepthook,
 ) -> None:
-    """Print the sentence of an InputError in a notebook; show any other error as before."""
+    """Print only the message of a notebook's InputError; show any other error as before."""
     shown = getattr(error, "traceback", None)  # what the cell shows, as PapermillExecutionError
     if shown and shown == [f"Error: {getattr(error, 'evalue', None)}"]:
         print(shown[0], file=sys.stderr)

@@ -13,8 +13,12 @@
 
 # %% [markdown]
 # # Thresholds
-# Gather what the runs predicted for images they never saw, search every rule, and score the choice
-# honestly. No GPU is needed.
+# Combine the runs' predictions of held-out images, search for the best post-processing rule, and
+# estimate its score by nested cross-validation. No GPU is needed.
+#
+# The rule works on a probability map. **Detection threshold** (`top`) and **minimum area**
+# (`min_area_px`, in px of a 1024 × 1024 image): the image gets a mask only if at least so many pixels
+# exceed `top`. **Mask threshold** (`bottom`): the mask is then all pixels above `bottom`.
 
 # %% tags=["local"]
 import os
@@ -22,7 +26,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# The library lies in this notebook's clone; what started the kernel, papermill, has its path.
+# Find the library in this notebook's clone, by the notebook's path in papermill's command line.
 starter = f"/proc/{os.getppid()}/cmdline"
 words = Path(starter).read_bytes().split(b"\0") if os.access(starter, os.R_OK) else []
 paths = (globals().get("__file__", ""), *map(os.fsdecode, words))
@@ -34,20 +38,20 @@ if find_spec("kernel_lib") is None:
 # %% tags=["parameters"]
 from typing import Optional
 
-RUNS: Optional[str] = None  # run names, comma-separated; None: the only one
-ENSEMBLE: Optional[str] = None  # its name; without RUNS a recipe: notes_best, my/own.json
+RUNS: Optional[str] = None  # run names, comma-separated; None: the only run
+ENSEMBLE: Optional[str] = None  # a name; without RUNS a recipe: notes_best, my/own.json
 WORK_DIR: Optional[str] = None
-DATA_DIR: Optional[str] = None  # only for pictures in the report
-COMBINE: Optional[str] = None  # mean (None without a recipe), vote, member_vote, member_union
+DATA_DIR: Optional[str] = None  # only for images in the report
+COMBINE: Optional[str] = None  # mean (the default), vote, member_vote, member_union
 CHOOSE: Optional[str] = None  # greedy: members and weights of a mean; None: the recipe's, or none
-AT_LEAST: Optional[int] = None  # members that must agree; None: the recipe's, or chosen
-GATE: str = "auto"  # none, label or sum: what empties an image; auto: as the recipe or the rows say
-SINGLE: bool = False  # one threshold with one area, the notes' rule
+AT_LEAST: Optional[int] = None  # minimum votes; None: the recipe's, or chosen
+GATE: str = "auto"  # classifier gating: none, label, sum; auto: by recipe or experiments
+SINGLE: bool = False  # one threshold and a minimum area, no separate bottom
 BOOTSTRAP: int = 2000
 ALLOW_UNKNOWN_PAST: bool = False
 
 # %% [markdown]
-# Every name above is checked before anything is read.
+# A misspelt or ill-typed parameter stops the notebook here.
 
 # %%
 from kernel_lib.config import ThresholdsParameters
@@ -55,9 +59,9 @@ from kernel_lib.config import ThresholdsParameters
 parameters = ThresholdsParameters.from_namespace(globals())
 
 # %% [markdown]
-# The honest row is the one to believe: each image is scored by what was chosen without it. Below
-# it stand the rule with its label threshold, what gates, and how well each means tells images with
-# a mask from those without.
+# Believe the nested cross-validated ("honest") score: each image is scored with a rule that was
+# chosen on other folds. Below it: the rule, what gates it, and the image-level ROC AUC of each way to
+# tell images with a mask from those without.
 
 # %%
 from kernel_lib.reporting import figures
@@ -66,25 +70,25 @@ from kernel_lib.stages import thresholds
 result = thresholds.run(parameters)
 
 # %% [markdown]
-# The chosen rule should lie inside the plateau, not on a lonely peak.
+# The chosen rule should lie inside a plateau of good scores, not on an isolated peak.
 
 # %%
 figures.threshold_surface(result.search)
 
 # %% [markdown]
-# What was chosen for each fold, on the other folds.
+# The rule of each fold, chosen on the other folds: they should be similar.
 
 # %%
 print(result.by_part().to_string(index=False))
 
 # %% [markdown]
-# What the search adds over probability > 0.5, and what it only seems to add.
+# The gain of the search over a threshold of 0.5; the score in sample overstates it.
 
 # %%
 figures.scores(result.scores.first, result.scores.first_is_honest)
 
 # %% [markdown]
-# Small masks are the hard ones: dice should rise with the area, and few large masks be missed.
+# Small masks are the hard ones: dice should rise with the area, with few large false negatives.
 
 # %%
 from kernel_lib.stages import agreement
@@ -92,22 +96,22 @@ from kernel_lib.stages import agreement
 figures.dice_against_area(result.per_image)
 
 # %% [markdown]
-# Where several members speak: how alike their masks are. Members that all say the same gain nothing
-# from each other.
+# With several members: how similar their masks are. Members that always agree add nothing to each
+# other.
 
 # %%
 members = agreement.of_folder(result.folder)
 members.matrices()
 
 # %% [markdown]
-# Whether their votes tell more than one of them: the bars should climb from left to right.
+# Masks that more members agree on should be better: the bars should rise from left to right.
 
 # %%
 members.votes()
 
 # %% [markdown]
-# Every held-out image, with sliders for the rule: move them and see what it costs. `ids=["…"]` embeds
-# the images that you name; with a running kernel `kernel_lib.viewer.picker.picker` shows any.
+# Every held-out image, with sliders for the rule that update all scores. `ids=["…"]` embeds the
+# images that you name; with a running kernel, `kernel_lib.viewer.picker.picker` shows any image.
 
 # %%
 from kernel_lib.viewer.document import viewer_or_why

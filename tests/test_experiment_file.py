@@ -34,11 +34,11 @@ def planned(rows: dict | list, **parameters) -> TrainPlan:
 
 
 def test_a_row_is_a_difference_from_its_parent():
-    decided = planned(MINE, seed=7)
-    assert decided.run == "mine_384_seed7"
+    result = planned(MINE, seed=7)
+    assert result.run == "mine_384_seed7"
     expected = EXPERIMENTS[UNET].differing(name="mine_384", size=384, lr=0.5, says="")
-    assert decided.experiment == expected
-    assert decided.row == "mine_384"
+    assert result.experiment == expected
+    assert result.row == "mine_384"
 
 
 def test_a_row_without_a_parent_differs_from_the_defaults():
@@ -48,9 +48,9 @@ def test_a_row_without_a_parent_differs_from_the_defaults():
 
 
 def test_overrides_and_sizes_apply_to_the_row_itself():
-    decided = planned(MINE, size=512, lr=0.02)
-    assert decided.run == "mine_384_size512_lr0.02_seed3456"
-    assert decided.experiment.name == "mine_384", "not the shipped experiment of that size"
+    result = planned(MINE, size=512, lr=0.02)
+    assert result.run == "mine_384_size512_lr0.02_seed3456"
+    assert result.experiment.name == "mine_384", "not the shipped experiment of that size"
 
 
 @pytest.mark.parametrize(
@@ -63,32 +63,32 @@ def test_overrides_and_sizes_apply_to_the_row_itself():
     ],
 )  # fmt: skip
 def test_options_of_another_loss_are_not_inherited(changes, expected):
-    decided = planned({"name": "mine", "parent": "UNetResNet34_512_v6", **changes})
-    assert decided.experiment.loss_options == expected
+    result = planned({"name": "mine", "parent": "UNetResNet34_512_v6", **changes})
+    assert result.experiment.loss_options == expected
 
 
 def test_rows_of_a_list_refer_to_each_other_and_the_last_is_trained():
-    decided = planned(CHAIN, seed=1, fold=0)
-    assert decided.run == "second_seed1"
-    assert decided.experiment.weights == "first_seed1"
-    assert decided.experiment.gate == "gate_seed1"
-    assert [one.run for one in decided.needs()] == ["first_seed1", "gate_seed1"]
+    result = planned(CHAIN, seed=1, fold=0)
+    assert result.run == "second_seed1"
+    assert result.experiment.weights == "first_seed1"
+    assert result.experiment.gate == "gate_seed1"
+    assert [one.run for one in result.needs()] == ["first_seed1", "gate_seed1"]
     reversed_list = planned([CHAIN[2], CHAIN[0], CHAIN[1]], seed=1, fold=0)
     assert reversed_list.run == "first_seed1", "order is free, but for the last"
 
 
 def test_the_parameters_of_a_needed_run_train_it_alone():
-    decided = planned(CHAIN, seed=1, fold=0)
-    for needed in decided.needs():
+    result = planned(CHAIN, seed=1, fold=0)
+    for needed in result.needs():
         assert plan(needed.parameters, EXPERIMENTS) == needed
-    assert list(experiment_file.read(decided.parent.parameters.experiment)) == ["first"]
-    assert f"-p EXPERIMENT '{decided.parent.parameters.experiment}' " in how_to_make(decided.parent)
+    assert list(experiment_file.read(result.parent.parameters.experiment)) == ["first"]
+    assert f"-p EXPERIMENT '{result.parent.parameters.experiment}' " in how_to_make(result.parent)
 
 
 def test_a_shipped_parent_in_training_is_named_as_such():
-    decided = planned({"name": "mine", "parent": UNET, "weights": "UNetResNet34_512_v2"})
-    assert decided.parent.parameters.experiment == "UNetResNet34_512_v2"
-    assert decided.experiment.weights == "UNetResNet34_512_v2_seed3456"
+    result = planned({"name": "mine", "parent": UNET, "weights": "UNetResNet34_512_v2"})
+    assert result.parent.parameters.experiment == "UNetResNet34_512_v2"
+    assert result.experiment.weights == "UNetResNet34_512_v2_seed3456"
 
 
 def test_a_copy_of_a_shipped_experiment_keeps_its_name():
@@ -102,7 +102,7 @@ def test_a_copy_of_a_shipped_experiment_keeps_its_name():
     [
         ({"encodr": "resnet18"}, "EXPERIMENT mine: unknown field encodr; the nearest is encoder"),
         ({"size": "512"}, "EXPERIMENT mine: size = '512': Input should be a valid integer"),
-        ({"size": 500}, "size = 500: 500 is not divisible by 32; the nearest that is: 512"),
+        ({"size": 500}, "size = 500: .*the nearest is 512"),
         ({"lr": 0}, "lr = 0: Input should be greater than 0"),
         ({"epochs": 3}, "min_epochs 45 is not below epochs 3"),
         ({"decoder_channels": [64, 8]}, "decoder_channels = 8: .* greater than or equal to 16"),
@@ -110,16 +110,16 @@ def test_a_copy_of_a_shipped_experiment_keeps_its_name():
         ({"self": 1}, "unknown field self"),
         ({"parent": "UNetResNet34_512_v7"}, "parent 'UNetResNet34_512_v7' is unknown.*UNetResNet"),
         ({"parent": 5}, "parent = 5: give an experiment's name"),
-        ({"parent": "mine"}, "EXPERIMENT mine → mine: a circle by parent"),
-        ({"weights": "mine"}, "EXPERIMENT mine → mine: a circle by weights or gate"),
-        ({"gate": "mine", "label_weight": 1.0}, "mine → mine: a circle by weights or gate"),
-        ({"gate": "two_step_classifer"}, "gate .* is unknown; nearest: two_step_classifier_"),
+        ({"parent": "mine"}, "EXPERIMENT mine → mine: a cycle by parent"),
+        ({"weights": "mine"}, "EXPERIMENT mine → mine: a cycle by weights or gate"),
+        ({"gate": "mine", "label_weight": 1.0}, "mine → mine: a cycle by weights or gate"),
+        ({"gate": "two_step_classifer"}, "gate .*; nearest: two_step_classifier_"),
         ({"gate": UNET}, f"gate {UNET} predicts no label"),
         ({"name": "a/b"}, "EXPERIMENT a/b: name = 'a/b': "),
-        ({"name": "mine_384"}, "mine_384 has 384 in its name, and its size is 512"),
+        ({"name": "mine_384"}, "mine_384 has 384 in its name, but its size is 512"),
         ({"name": "mine_384_v1"}, "mine_384_v1 has 384 in its name"),
         ({"name": "mine_512_384"}, "mine_512_384 has 384 in its name"),
-        ({"name": UNET}, f"{UNET} is the name of a shipped experiment with another content"),
+        ({"name": UNET}, f"{UNET} is the name of a shipped experiment"),
         ({"name": "imagenet"}, "name 'imagenet' is a value of weights"),
         ({"name": ""}, "EXPERIMENT has no name"),
         ({"name": 5}, "EXPERIMENT has no name"),
@@ -139,11 +139,11 @@ def test_a_number_that_is_no_size_is_part_of_the_name(name):
     ("rows", "words"),
     [
         ([{"name": "a"}, {"lr": 0.1}], "EXPERIMENT 2 of 2 has no name"),
-        ([{"name": "a"}, {"name": "a"}], "a stands twice"),
-        ([{"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}], "circle by parent"),
-        ([{"name": "a", "weights": "b"}, {"name": "b", "weights": "a"}], "circle by weights"),
+        ([{"name": "a"}, {"name": "a"}], "a occurs twice"),
+        ([{"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}], "cycle by parent"),
+        ([{"name": "a", "weights": "b"}, {"name": "b", "weights": "a"}], "cycle by weights"),
         # b starts from itself, as it inherits
-        ([{"name": "a", "weights": "b"}, {"name": "b", "parent": "a"}], "circle by weights"),
+        ([{"name": "a", "weights": "b"}, {"name": "b", "parent": "a"}], "cycle by weights"),
         ([{"name": "first"}, {"name": "b", "parent": "frist"}], "nearest: first"),
         ([], "without an experiment"),
         ([1], "without an experiment"),
@@ -157,9 +157,9 @@ def test_a_fault_of_a_list_is_named(rows, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is not JSON that can be used: Expecting property name"),
+        ("{", "EXPERIMENT is not valid JSON: Expecting property name"),
         ('{"name": "a", "name": "b"}', "it holds name twice"),
-        ('{"name": "a", "lr": NaN}', "NaN is no finite number"),
+        ('{"name": "a", "lr": NaN}', "NaN is not a finite number"),
         ('{"name": "a", "lr": 1e999}', "lr = inf: Input should be a finite number"),
         ("[" * 100_000, "nested too deep"),
     ],
@@ -181,7 +181,7 @@ def test_a_file_s_text_takes_the_place_of_its_path(tmp_path):
     ("text", "words"),
     [
         (None, "mine.json does not exist"),
-        ("UNet", "mine.json: EXPERIMENT is not JSON"),
+        ("UNet", "mine.json: EXPERIMENT is not "),
         ('"UNet"', "mine.json: EXPERIMENT is JSON without an experiment"),
         ('{"name": "a", "says": "%s"}' % ("x" * LONGEST_JSON), "mine.json: .* characters"),
         (b"\xff", "mine.json cannot be read"),

@@ -19,14 +19,13 @@ HEAVY = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch"
 VOTE = ("--at-least", "1", "-o", "out.csv")
 
 
-def run(root: Path, *arguments: str, **how) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=False, **how
-    )
+def run(root: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, **options)
 
 
 def cli(root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """The command line, where importing anything heavy is an error."""
+    """Run the command line with every import of a heavy package an error."""
     code = (
         "import sys, runpy\n"
         f"for name in {HEAVY!r}: sys.modules[name] = None\n"
@@ -37,13 +36,13 @@ def cli(root: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """By name, what the files of a folder hold."""
+    """Return the contents of a folder's files by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
-    """A sample, labels as the real file has them, and a submission that is half right."""
+    """Return a folder with a sample, labels as published, a right and a wrong submission."""
     (tmp_path / "sample.csv").write_text("ImageId,EncodedPixels\na,-1\nb,-1\nc,-1\n")
     (tmp_path / "labels.csv").write_text("ImageId, EncodedPixels\na, 0 10\na, 20 10\nb, -1\n")
     (tmp_path / "right.csv").write_text("ImageId,EncodedPixels\na,0 20\nb,-1\nc,-1\n")
@@ -65,7 +64,7 @@ def test_score_prints_the_mean_dice_with_many_digits_and_without_torch(project_r
     assert done.returncode == 0, done.stderr
     # a: 10 of 20 and 20 are shared: 0.5; b: empty against empty: 1
     assert done.stdout.splitlines()[0] == "mean dice 0.75000000 over 2 images"
-    assert "non-empty 0.50000000 over 1 images" in done.stdout
+    assert "positives 0.50000000 over 1 images" in done.stdout
     assert "1 images without a label" in done.stdout
 
 
@@ -79,7 +78,7 @@ def test_validate_and_score_warn_of_masks_drawn_at_another_size(project_root, ta
     small.write_text("ImageId,EncodedPixels\na,2080 30 34 30 34 30 34 30\nb,-1\nc,-1\n")
     for arguments in (("validate", "--sample", sample), ("score", sample)):
         done = cli(project_root, arguments[0], str(small), *arguments[1:], "--shape", "256", "256")
-        (warning,) = [one for one in done.stdout.splitlines() if one.startswith("warning: ")]
+        (warning,) = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
         assert "small.csv" in warning
         assert "64 px" in warning
 
@@ -130,7 +129,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("score", "labels.csv", "text.csv"), "text.csv"),
         (("validate", "right.csv", "--sample", "text.csv"), "text.csv"),
         (("validate", "right.csv"), "--sample"),
-        (("train", "text.csv"), "is not JSON"),
+        (("train", "text.csv"), "text.csv is not"),
         (("train", "list.json"), "list.json"),
         (("train", "train.ipynb"), "train.ipynb is a notebook"),
         (("train", "typo.json"), "unknown parameter SIZES; the nearest is SIZE"),
@@ -163,7 +162,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
         (("score", "right.csv"), "LABELS"),
         (("score", "right.csv", "labels.csv", "--split", "test"), "--split test"),
         (("score", "right.csv", ".", "--split", "test"), "no images"),
-        (("scor",), "'scor' is no command; nearest: score"),
+        (("scor",), "nearest: score"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
@@ -251,8 +250,9 @@ def test_the_command_line_works_from_anywhere(project_root, tables):
     assert "mean dice 0.75000000" in done.stdout, done.stderr
 
 
-def test_the_experiments_are_listed_as_the_readme_has_them(project_root):
+def test_the_experiments_are_listed_as_in_the_docs(project_root):
     done = cli(project_root, "experiments")
     assert done.returncode == 0, done.stderr
     assert "`two_step_classifier_512_v1` | " in done.stdout
-    assert done.stdout in (project_root / "README.md").read_text(encoding="utf-8")
+    documented = project_root / "docs" / "experiments.md"
+    assert done.stdout in documented.read_text(encoding="utf-8")

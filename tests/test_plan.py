@@ -18,10 +18,10 @@ def planned(**parameters) -> TrainPlan:
 
 
 def test_the_default_run_is_named_by_row_and_seed():
-    decided = planned()
-    assert decided.run == f"{DEFAULT}_seed3456"
-    assert decided.experiment == EXPERIMENTS[DEFAULT]
-    assert decided.says == ()
+    result = planned()
+    assert result.run == f"{DEFAULT}_seed3456"
+    assert result.experiment == EXPERIMENTS[DEFAULT]
+    assert result.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -35,18 +35,19 @@ def test_the_default_run_is_named_by_row_and_seed():
     ],
 )
 def test_size_selects_the_row_that_the_notes_have(experiment, size, row):
-    decided = planned(experiment=experiment, size=size)
-    assert decided.run == f"{row}_seed3456"
-    assert decided.experiment == EXPERIMENTS[row]
-    assert decided.says == (f"SIZE {size} selects the row {row}",)
+    result = planned(experiment=experiment, size=size)
+    assert result.run == f"{row}_seed3456"
+    assert result.experiment == EXPERIMENTS[row]
+    assert result.notes == (f"SIZE {size} selects the experiment {row}",)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 640])
 def test_a_size_that_the_notes_lack_is_an_override_and_says_so(size):
-    decided = planned(size=size)
-    assert decided.run == f"{DEFAULT}_size{size}_seed3456"
-    assert decided.experiment == EXPERIMENTS[DEFAULT].model_copy(update={"size": size})
-    assert decided.says == (f"the notes have no {DEFAULT} at {size}: {DEFAULT} with another size",)
+    result = planned(size=size)
+    assert result.run == f"{DEFAULT}_size{size}_seed3456"
+    assert result.experiment == EXPERIMENTS[DEFAULT].model_copy(update={"size": size})
+    (note,) = result.notes
+    assert f"{DEFAULT} with another size" in note
 
 
 def test_the_row_s_own_size_changes_nothing():
@@ -66,10 +67,10 @@ def test_every_override_shows_in_the_name_and_no_two_alike():
     names = set()
     for field, value in values.items():
         extra = {"epochs": 50} if field == "min_epochs" else {}
-        decided = planned(**{field: value}, **extra)
-        assert getattr(decided.experiment, field) == parsed[field]
-        assert plans.suffix(field, value) in decided.run
-        names.add(decided.run)
+        result = planned(**{field: value}, **extra)
+        assert getattr(result.experiment, field) == parsed[field]
+        assert plans.suffix(field, value) in result.run
+        names.add(result.run)
     assert len(names) == len(values)
     together = planned(**values)
     assert {k: getattr(together.experiment, k) for k in values} == parsed
@@ -91,17 +92,17 @@ def test_a_file_of_weights_makes_a_name_that_is_one_folder():
 
 @pytest.mark.parametrize(("epochs", "expected"), [(35, 22), (7, 4), (2, 1), (1, 0), (140, 90)])
 def test_epochs_alone_scale_min_epochs_and_say_so(epochs, expected):
-    decided = planned(epochs=epochs)
-    assert decided.experiment.min_epochs == expected
-    assert f"min_epochs scaled from 45 of 70 to {expected}" in decided.says[0]
-    assert decided.run == f"{DEFAULT}_epochs{epochs}_seed3456"
+    result = planned(epochs=epochs)
+    assert result.experiment.min_epochs == expected
+    assert f"min_epochs scaled from 45 of 70 to {expected}" in result.notes[0]
+    assert result.run == f"{DEFAULT}_epochs{epochs}_seed3456"
 
 
 def test_min_epochs_given_is_taken_as_it_is():
-    decided = planned(epochs=20, min_epochs=12)
-    assert (decided.experiment.epochs, decided.experiment.min_epochs) == (20, 12)
-    assert decided.says == ()
-    assert decided.run == f"{DEFAULT}_epochs20_min12_seed3456"
+    result = planned(epochs=20, min_epochs=12)
+    assert (result.experiment.epochs, result.experiment.min_epochs) == (20, 12)
+    assert result.notes == ()
+    assert result.run == f"{DEFAULT}_epochs20_min12_seed3456"
 
 
 @pytest.mark.parametrize("wrong", [{"min_epochs": 70}, {"epochs": 5, "min_epochs": 5}])
@@ -112,7 +113,7 @@ def test_min_epochs_not_below_epochs_is_refused(wrong):
 
 @pytest.mark.parametrize(("size", "near"), [(500, 512), (1000, 992), (33, 32)])
 def test_a_size_not_divisible_by_32_is_refused_with_the_nearest(size, near):
-    with pytest.raises(InputError, match=f"SIZE = {size}: .* the nearest that is: {near}"):
+    with pytest.raises(InputError, match=f"SIZE = {size}: .* the nearest is {near}"):
         planned(size=size)
 
 
@@ -131,71 +132,71 @@ def test_an_unknown_experiment_is_refused_with_the_nearest():
         planned(experiment="UNetResnet34_512_v1")
 
 
-def needed(decided: TrainPlan) -> list[str]:
-    return [one.run for one in decided.needs()]
+def needed(result: TrainPlan) -> list[str]:
+    return [one.run for one in result.needs()]
 
 
 def test_a_row_that_starts_from_a_row_starts_from_that_row_s_run():
-    decided = planned(experiment="UNetResNet34_512_v3", seed=7, fold=1)
-    assert decided.run == "UNetResNet34_512_v3_seed7"
-    assert decided.experiment.weights == "UNetResNet34_512_v1_seed7"
-    assert decided.parent.experiment == EXPERIMENTS["UNetResNet34_512_v1"]
-    assert (decided.parent.parameters.fold, decided.gate) == (1, None)
-    assert needed(decided) == ["UNetResNet34_512_v1_seed7"]
+    result = planned(experiment="UNetResNet34_512_v3", seed=7, fold=1)
+    assert result.run == "UNetResNet34_512_v3_seed7"
+    assert result.experiment.weights == "UNetResNet34_512_v1_seed7"
+    assert result.parent.experiment == EXPERIMENTS["UNetResNet34_512_v1"]
+    assert (result.parent.parameters.fold, result.gate) == (1, None)
+    assert needed(result) == ["UNetResNet34_512_v1_seed7"]
 
 
 def test_overrides_reach_the_parents_but_not_where_they_start_or_what_they_learn():
-    decided = planned(
+    result = planned(
         experiment="UNetResNet34_512_v3", size=64, epochs=2, encoder="resnet18", loss="dice",
         sampling="hard", monitor="val_loss", parent_weights="none",
     )  # fmt: skip
-    assert decided.run == (
+    assert result.run == (
         "UNetResNet34_512_v3_size64_resnet18_lossdice_samplinghard_epochs2_monitorval-loss_seed3456"
     )
-    assert needed(decided) == ["UNetResNet34_512_v1_size64_resnet18_fromnone_epochs2_seed3456"]
-    assert decided.parent.experiment.loss == {"bce": 1.0}
+    assert needed(result) == ["UNetResNet34_512_v1_size64_resnet18_fromnone_epochs2_seed3456"]
+    assert result.parent.experiment.loss == {"bce": 1.0}
 
 
 def test_weights_given_take_the_parent_s_place():
-    decided = planned(experiment="UNetResNet34_512_v3", weights="none")
-    assert (decided.parent, decided.experiment.weights) == (None, "none")
+    result = planned(experiment="UNetResNet34_512_v3", weights="none")
+    assert (result.parent, result.experiment.weights) == (None, "none")
     other = planned(experiment="UNetResNet34_512_v3", weights="UNetResNet34_512_v2")
     assert needed(other) == ["UNetResNet34_512_v2_seed3456"], "a row's name is its run"
 
 
 def test_a_warm_start_keeps_its_parent_s_own_size():
     name = "deeplabv3plus_resnet_1024_v1"
-    for decided in (planned(experiment=name), planned(experiment=name, size=1024)):
-        assert decided.run == f"{name}_seed3456"
-        assert needed(decided) == ["deeplabv3plus_resnet_512_v1_seed3456"]
-        assert decided.parent.experiment.size == 512
+    for result in (planned(experiment=name), planned(experiment=name, size=1024)):
+        assert result.run == f"{name}_seed3456"
+        assert needed(result) == ["deeplabv3plus_resnet_512_v1_seed3456"]
+        assert result.parent.experiment.size == 512
 
 
 def test_a_gated_row_needs_its_classifier():
-    decided = planned(experiment="two_step", weights="none", parent_weights="none")
-    assert needed(decided) == ["two_step_classifier_512_v1_fromnone_seed3456"]
-    assert decided.experiment.gate == decided.gate.run
-    assert decided.parent is None
+    result = planned(experiment="two_step", weights="none", parent_weights="none")
+    assert needed(result) == ["two_step_classifier_512_v1_fromnone_seed3456"]
+    assert result.experiment.gate == result.gate.run
+    assert result.parent is None
 
 
 def test_chains_are_in_the_order_of_training_and_name_no_run_twice():
     rows = {"a": Experiment(name="a", weights="none")}
     rows["b"] = rows["a"].differing(name="b", weights="a")
     rows["c"] = rows["a"].differing(name="c", weights="b", gate="a")
-    decided = plan(TrainParameters(experiment="c", seed=1), rows)
-    assert needed(decided) == ["a_seed1", "b_seed1"]
+    result = plan(TrainParameters(experiment="c", seed=1), rows)
+    assert needed(result) == ["a_seed1", "b_seed1"]
 
 
 def test_the_words_that_make_a_parent_are_a_command_that_names_it():
-    decided = planned(experiment="UNetResNet34_512_v3", size=64, fold=2, parent_weights="none")
-    words = plans.how_to_make(decided.parent)
+    result = planned(experiment="UNetResNet34_512_v3", size=64, fold=2, parent_weights="none")
+    words = plans.how_to_make(result.parent)
     assert words.startswith(
         "train it first with -p EXPERIMENT UNetResNet34_512_v1 -p FOLD 2 -p SIZE 64 -p WEIGHTS none"
     )
     given = dict(zip(*[iter(words.split(", or")[0].removeprefix("train it first with -p ")
                             .replace(" -p ", " ").split())] * 2, strict=True))  # fmt: skip
     parameters = {k.lower(): int(v) if v.isdigit() else v for k, v in given.items()}
-    assert planned(**parameters).run == decided.parent.run
+    assert planned(**parameters).run == result.parent.run
 
 
 @pytest.mark.parametrize(
@@ -208,30 +209,30 @@ def test_the_words_that_make_a_parent_are_a_command_that_names_it():
     ],
 )
 def test_a_loss_is_a_sum_of_names_with_weights(text, weights):
-    decided = planned(experiment="UNetResNet34_512_v6", loss=text)
-    assert decided.experiment.loss == weights
-    assert decided.experiment.loss_options == {}, "they were the row's own loss's"
+    result = planned(experiment="UNetResNet34_512_v6", loss=text)
+    assert result.experiment.loss == weights
+    assert result.experiment.loss_options == {}, "they were the row's own loss's"
 
 
 @pytest.mark.parametrize("text", ["+", "bce+", "two*bce", "bce+bce", "nan*bce", "*bce"])
 def test_what_is_no_sum_of_losses_is_refused(text):
-    with pytest.raises(InputError, match=r"LOSS .* is no term; write names with weights"):
+    with pytest.raises(InputError, match=r"LOSS .*; write names with weights"):
         planned(loss=text)
 
 
 def test_a_name_takes_the_place_of_experiment_and_overrides():
-    decided = planned(name="short", size=64, lr=0.5, epochs=3, seed=7)
-    assert decided.run == "short_seed7"
+    result = planned(name="short", size=64, lr=0.5, epochs=3, seed=7)
+    assert result.run == "short_seed7"
     same = planned(size=64, lr=0.5, epochs=3, seed=7)
-    assert decided.experiment == same.experiment
-    assert decided.parameters.experiment == DEFAULT
+    assert result.experiment == same.experiment
+    assert result.parameters.experiment == DEFAULT
 
 
 def test_a_name_is_the_run_s_own_and_not_its_parents():
-    decided = planned(name="short", experiment="UNetResNet34_512_v3", size=64)
-    assert decided.run == "short_seed3456"
-    assert needed(decided) == ["UNetResNet34_512_v1_size64_seed3456"]
-    assert "NAME" not in plans.how_to_make(decided.parent)
+    result = planned(name="short", experiment="UNetResNet34_512_v3", size=64)
+    assert result.run == "short_seed3456"
+    assert needed(result) == ["UNetResNet34_512_v1_size64_seed3456"]
+    assert "NAME" not in plans.how_to_make(result.parent)
 
 
 def test_a_name_may_be_that_of_the_experiment_itself():
@@ -245,7 +246,7 @@ def test_a_name_may_be_that_of_the_experiment_itself():
         ({"name": DEFAULT, "size": 1024}, f"NAME {DEFAULT} is a shipped experiment"),
         ({"name": "UNetResNet34_512_v2"}, "NAME UNetResNet34_512_v2 is a shipped experiment"),
         ({"name": "UNetResNet34_512_v1_size64", "size": 64, "experiment": "UNetResNet34_512_v3"},
-         "NAME UNetResNet34_512_v1_size64 is that of a run that this one needs"),
+         "NAME UNetResNet34_512_v1_size64 is the name of a run that this one needs"),
         ({"name": "x" * 200}, "at most 200"),
     ],
 )  # fmt: skip

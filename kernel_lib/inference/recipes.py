@@ -15,7 +15,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Choose, Combine, Frozen, Gate, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import find_row, plan
+from kernel_lib.plan import find_experiment, plan
 
 SHIPPED = Path(__file__).parent.parent / "ensembles"
 
@@ -41,7 +41,7 @@ class RecipeMember(Frozen):
         if by_row not in ((True, True), (False, False)) or any(by_row) == (self.run is not None):
             raise ValueError('a member is {"experiment": row, "seed": n} or {"run": name}')
         if self.experiment is not None:
-            find_row(self.experiment, EXPERIMENTS)
+            find_experiment(self.experiment, EXPERIMENTS)
         return self
 
     @property

@@ -159,8 +159,8 @@ def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Sess
 
 def _train(decided: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainResult:
     """The wanted folds of one run, one after the other."""
-    for sentence in decided.says:
-        print(sentence)
+    for note in decided.notes:
+        print(note)
     print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
     images = session.world.agreed(lambda: preparation.training_images(decided, session.roots))
     finished = []

@@ -173,7 +173,7 @@ TO_DO: tuple[Line, ...] = (
         "missed masks come oftener; so do wrong alarms, and every epoch is longer",
     ),
     Claim(
-        "(of the winner, not the notes) a falling share of positives",
+        "(of the winner, not the reference solution) a falling share of positives",
         "0.8 to 0.4 positive against as they are", "positive_share:dice", "unet:dice", "open",
         "more masks are seen in as many steps, at the price of more false alarms",
     ),
@@ -186,7 +186,7 @@ KNOWLEDGE: tuple[Line, ...] = (
         "an empty image with one stray pixel scores 0: the least area removes such masks",
     ),
     Claim(
-        "one threshold and one area is enough (the notes' rule)",
+        "one threshold and one area is enough (the reference solution's rule)",
         "triplet against one threshold and one area",
         "unet:dice", "unet_single_rule:dice", "no gain",
         "with few images the third number is chosen by chance as much as by reason",
@@ -216,7 +216,7 @@ KNOWLEDGE: tuple[Line, ...] = (
     Claim(
         "warm start at the large size", "96 then 192 for a third of the epochs against 192 from "
         "scratch", "deeplab_large_warm:dice", "deeplab_large:dice", "less",
-        "the notes' scratch run had more epochs at the large size and won",
+        "the reference solution's run from scratch had more epochs at the large size and won",
         "where epochs are few, those at the small size are the cheaper ones",
     ),
     Claim(
@@ -383,7 +383,7 @@ CURRENT_BEST: tuple[Line, ...] = (
     ),
     Spread(
         "seed 4567 is lower: train again?", "deeplab",
-        "one of five is always the least; by the rule used here the notes' own 0.8548 among "
+        "one of five is always the least; by the rule used here the reported 0.8548 among "
         "0.8597 to 0.8632 is no outlier (3.4, the bound is 3.5)",
     ),
     Spread(

@@ -124,7 +124,7 @@ def render(
     drawn = how.own
     true_share = float(np.mean(results.draws.true_area_px > 0))
     text = [
-        "## What the notes claim, tried",
+        "## Claims of the reference solution, tried",
         "",
         "`make ablation`. **Phantoms are not patients**: these are small networks, trained from "
         "scratch on drawn chests; a line here says whether a claim shows in that, and nothing of "
