@@ -147,31 +147,31 @@ def _sections(
     predicted = _test_areas(folder) if test is not None else None
     found = [
         Section("Scores", known.scores),
-        Section("Scores, drawn", figures.scores(known.both.first, known.both.first_is_honest)),
-        Section("How the honest score was made", _method(known)),
-        Section("Chosen for each part", known.by_part),
+        Section("Score chart", figures.scores(known.both.first, known.both.first_is_honest)),
+        Section('How the nested cross-validated ("honest") score was computed', _method(known)),
+        Section("Rule chosen for each fold", known.by_part),
         Section("Learning curves", figures.learning_curves(known.logs)),
         Section("Thresholds", _surfaces(searches)),
-        Section("Dice and area", figures.dice_against_area(per_image)),
-        Section("Missed, by size", figures.false_negatives_by_size(per_image)),
+        Section("Dice against area", figures.dice_against_area(per_image)),
+        Section("False negatives by size", figures.false_negatives_by_size(per_image)),
         Section("Share of images with a mask", figures.share_nonempty(scored, test)),
-        Section("Areas of masks", _areas_picture(per_image, predicted)),
+        Section("Mask areas", _areas_picture(per_image, predicted)),
         Section("Folds", figures.folds(known.drawn)),
     ]
     if len(ensemble.members) > 1:
         alike = agreement.of_folder(folder, roots)
         if pictures := tuple(filter(None, (alike.matrices(), alike.votes()))):
-            found.append(Section("The members' agreement", pictures))
+            found.append(Section("Member agreement", pictures))
     if source is not None:
         found += report_images.out_of_fold(
             known.among, roots, source, known.drawn, per_image, scored
         )
         if test is not None:
             drawn = report_images.on_test(folder / "submission.csv", source)
-            found.append(Section("Test images with a mask", drawn))
+            found.append(Section("Test images with a predicted mask", drawn))
         found.append(Section("Augmentations of one image", _augmented(ensemble, roots, source)))
     if known.left_out:
-        found.append(Section("Training images left out", known.left_out))
+        found.append(Section("Excluded training images", known.left_out))
     if test is not None:
         found += _test_problems(folder, test)
     return found
@@ -212,22 +212,24 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
 def _method(known: Known) -> str:
     both = known.both
     warning = "" if both.past_known else "NOT HONEST: what a member descends from is unknown. "
-    selected = "No label of a held-out image selected an epoch."
+    selected = "No epoch was selected on labels of held-out images."
     if both.kept_selected:
         gap = both.kept.honest.dice - both.last.honest.dice
         selected = (
-            "Labels of these images selected epochs, or may have: the kept epochs score "
-            f"{gap:+.4f} against the last weights, which is what selection gains and its optimism."
+            "Epochs were, or may have been, selected on labels of these images: the selected "
+            f"checkpoints score {gap:+.4f} against the last ones, which is the gain of the "
+            "selection and its optimism."
         )
     if both.last_selected:
         selected += (
-            " The last weights are not free of it either: training ended early by those labels, or "
-            "began from weights that they selected."
+            " The last checkpoints are not free of it either: these labels stopped the training "
+            "early, or selected the weights that it started from."
         )
     return (
-        f"{warning}{known.scored.method} A rule keeps a mask where at least its area (px of 1024²) "
-        "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
-        "exceed that has no mask. Submitted with: "
+        f"{warning}{known.scored.method} A mask is kept if at least the minimum area (px of 1024²) "
+        "exceeds the detection threshold (top), and then covers what exceeds the mask threshold "
+        "(bottom); with a classification threshold (label), an image whose probability does not "
+        "exceed it has no mask. Rule of the submission: "
         f"{'; '.join(known.summary_lines)}. "
         f"{selected}"
     )
@@ -323,7 +325,7 @@ def _test_problems(folder: Path, test: nested_cv.TestSummary) -> list[Section]:
     trained_on = noted.get("trained_on", [])  # of an earlier version: not looked for
     lines = [*test.warnings, *([past.leak(trained_on)] if trained_on else []), *trained_on]
     lines += [f"empty mask, unreadable image: {name}" for name in noted["unreadable"]]
-    return [Section("Test images: what to know", lines)] if lines else []
+    return [Section("Notes on the test images", lines)] if lines else []
 
 
 def _test_areas(folder: Path) -> np.ndarray:

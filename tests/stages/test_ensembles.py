@@ -348,7 +348,7 @@ def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
     assert "weights" in result.by_part()
     assert "chosen with it, greedily" in result.honest.method
     page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
-    assert "Chosen for each part" in page
+    assert "Rule chosen for each fold" in page
 
 
 def test_a_shipped_recipe_is_taken_by_its_name_and_says_what_is_missing(tmp_path):
@@ -592,7 +592,7 @@ def test_of_many_images_some_are_compared_and_of_one_member_none(tmp_path):
     result = choose_rule(tmp_path, runs="a,b")
     few = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice, most=5)
     every = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice)
-    assert "5 images drawn evenly from 24" in few.votes().sentence
+    assert "5 images sampled evenly from 24" in few.votes().sentence
     assert few.dice.tolist() == every.dice[[0, 6, 12, 17, 23]].tolist()
     alone = choose_rule(tmp_path, runs="a")
     assert agreement.of_folder(alone.folder, [tmp_path]).matrices() is None
