@@ -24,7 +24,7 @@ from kernel_lib.postprocess import gate, metrics, votes
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.viewer.viewer_data import held_out
+from kernel_lib.viewer.load import load_held_out
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -545,7 +545,10 @@ def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, n
     archive = maps.Maps(path)
     shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
     maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
-    for read in (lambda: report.read(folder, [tmp_path]), lambda: held_out(folder, [tmp_path])):
+    for read in (
+        lambda: report.read(folder, [tmp_path]),
+        lambda: load_held_out(folder, [tmp_path]),
+    ):
         with pytest.raises(InputError, match=r"runs/a/fold1 was trained again .*thresholds stage"):
             read()
 
