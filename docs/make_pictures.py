@@ -40,8 +40,8 @@ def main(demo: Path, out: Path) -> None:
     )
     by_title = {section.title: section.body for section in found}
     save(by_title["Thresholds"][0], out / "thresholds.png")
-    save(by_title["Scores, drawn"], out / "scores.png")
-    save(by_title["Masks drawn best"], out / "masks.png")
+    save(by_title["Score chart"], out / "scores.png")
+    save(by_title["Highest-Dice predictions"], out / "masks.png")
     look(ensemble, demo / "data", out / "viewer.png")
     save(failures(), paths.models_dir() / "failures.png")
 
@@ -92,7 +92,7 @@ def failures(count: int = 6) -> Picture:
     shown.sort(key=lambda each: each[0])
     return figures.examples(
         [
-            figures.Example(case.image_id, one.image, one.mask, None, mask, f"dice {value:.2f}")
+            figures.Example(case.image_id, one.image, one.mask, None, mask, f"Dice {value:.2f}")
             for value, case, one, mask in shown[:count]
         ]
     )

@@ -1,4 +1,4 @@
-"""How far an ensemble's members agree, with each other and with the truth."""
+"""Agreement of an ensemble's members with each other and with the ground truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 
 from kernel_lib.data import rle
 from kernel_lib.postprocess.votes import dice
-from kernel_lib.reporting.picture import DARK, INK, Picture, counted, legend, panels, plain, title
+from kernel_lib.reporting.picture import (
+    DARK,
+    INK,
+    Picture,
+    counted,
+    escape_dollars,
+    label_axes,
+    legend,
+    panels,
+)
 
 LONGEST_NAME = 30  # of a member, beside a matrix
 
@@ -21,40 +30,52 @@ class Agreement:
     """The masks of n members for N images, compared pair by pair."""
 
     names: tuple[str, ...]
-    dice: np.ndarray  # (N, n + 1, n) 0–1, of each member, and last of the truth, with each member
+    dice: np.ndarray  # (N, n + 1, n) 0–1, of each member, last the ground truth, with each member
     has_mask: np.ndarray  # (N, n) bool
-    positive: np.ndarray  # (N,) bool, by the truth
-    n_images: int  # of which these N were drawn evenly
-    rule: str  # whose rule makes the masks, in words
+    positive: np.ndarray  # (N,) bool, by the ground truth
+    n_images: int  # from which these N were sampled evenly
+    rule: str  # the rule that made the masks, in words
 
     def matrices(self) -> Picture | None:
-        """Mean dice of each pair of members, and of the truth with each; the numbers in the cells.
+        """Draw the mean Dice of each pair of members, and of the ground truth with each member.
 
-        Once over all images, once over those with a true mask. None of one member or no image.
+        One matrix for all images, one for positive images. None for one member or no image.
         """
         n = len(self.names)
         if n < 2 or not len(self.dice):
             return None
-        kinds = [("All images", self.dice)]
+        groups = [("All images", self.dice)]
         if self.positive.any():
-            kinds.append(("Images with a true mask", self.dice[self.positive]))
+            groups.append(("Positive images", self.dice[self.positive]))
         side = max(2.6, 0.62 * n)
-        figure, axes = panels(1, len(kinds), width=2.4 + side * len(kinds), height=side + 0.9)
-        means = [pairs.mean(axis=0) for _, pairs in kinds]
-        low = min(mean.min() for mean in means)
-        for one, (name, pairs), mean in zip(axes[0], kinds, means, strict=True):
-            _cells(one, mean, low)
-            title(one, f"{name}: {len(pairs):,}", x="member")
-            one.set_xticks(range(n), [str(k + 1) for k in range(n)])
-            one.set_yticks(range(n + 1), [])
+        figure, grid = panels(1, len(groups), width=2.4 + side * len(groups), height=side + 0.9)
+        means = [pairs.mean(axis=0) for _, pairs in groups]
+        lowest = min(mean.min() for mean in means)
+        for axes, (name, pairs), mean in zip(grid[0], groups, means, strict=True):
+            _draw_matrix(axes, mean, lowest)
+            label_axes(axes, f"{name}: {len(pairs):,}", x="member")
+            axes.set_xticks(range(n), [str(k + 1) for k in range(n)])
+            axes.set_yticks(range(n + 1), [])
         labels = [f"{k}  {name}" for k, name in enumerate(_shortened(self.names), 1)]
-        axes[0, 0].set_yticks(range(n + 1), [plain(label) for label in [*labels, "with the truth"]])
-        return Picture(figure, _pairs_read(self, means[0], means[-1]))
+        labels = [escape_dollars(label) for label in [*labels, "ground truth"]]
+        grid[0, 0].set_yticks(range(n + 1), labels)
+        members = ~np.eye(n, dtype=bool)
+        text = (
+            f"{self._images}: the mask of each member under {self.rule}. Mean Dice is "
+            f"{_range(means[0][:n][members])} between two members and {_range(means[0][n])} "
+            "between a member and the ground truth"
+        )
+        if self.positive.any():
+            text += (
+                f"; on positive images {_range(means[1][:n][members])} and {_range(means[1][n])}"
+            )
+        text += ". Among equally good members, those that agree least improve an ensemble most."
+        return Picture(figure, text)
 
     def votes(self) -> Picture | None:
-        """How many images truly have a mask, of those in which exactly k members see one.
+        """Plot the share of positive images among those that exactly k members predict positive.
 
-        None of one member or no image.
+        None for one member or no image.
         """
         n, total = len(self.names), len(self.has_mask)
         if n < 2 or not total:
@@ -62,126 +83,98 @@ class Agreement:
         k = self.has_mask.sum(axis=1)
         counts = np.bincount(k, minlength=n + 1)
         true = np.bincount(k[self.positive], minlength=n + 1)
-        shares = true / np.maximum(counts, 1)
-        figure, axes = panels(1, 1, height=3.2)
-        one = axes[0, 0]
-        one.bar(range(n + 1), shares, color=DARK, width=0.7)
-        overall = self.positive.mean()
-        one.axhline(overall, color=INK, linestyle="--", linewidth=1.2, label="of all images")
-        for place, (number, of_them) in enumerate(zip(counts, true, strict=True)):
-            text = f"{of_them:,} of {number:,}" if number else "none"
-            one.annotate(text, (place, shares[place] + 0.02), ha="center", fontsize=8.5, color=INK)
-        one.set_ylim(0, 1.12)
-        one.set_xticks(range(n + 1))
-        title(
-            one,
-            "Images that truly have a mask, by how many members see one",
-            x=f"members of {n} that see a mask",
-            y="share with a true mask",
+        shares, prevalence = true / np.maximum(counts, 1), self.positive.mean()
+        figure, grid = panels(1, 1, height=3.2)
+        axes = grid[0, 0]
+        bars = axes.bar(range(n + 1), shares, color=DARK, width=0.7)
+        texts = [f"{a:,} of {b:,}" if b else "none" for a, b in zip(true, counts, strict=True)]
+        axes.bar_label(bars, texts, padding=2, fontsize=8.5, color=INK)
+        axes.axhline(prevalence, color=INK, linestyle="--", linewidth=1.2, label="of all images")
+        axes.set_ylim(0, 1.12)
+        axes.set_xticks(range(n + 1))
+        label_axes(
+            axes,
+            "Positive images, by how many members predict a mask",
+            x=f"members of {n} that predict a mask",
+            y="share with a ground-truth mask",
         )
-        legend(one, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return Picture(figure, _votes_read(self, counts, true))
+        legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        listed = ", ".join(f"{shares[k]:.0%} where {k} do" for k in range(n + 1) if counts[k])
+        return Picture(
+            figure,
+            f"{self._images}: {prevalence:.1%} are positive. A single member predicts a mask in "
+            f"{_range(self.has_mask.mean(axis=0), '.1%')}, at least one of {n} in "
+            f"{1 - counts[0] / total:.1%}, all of them in {counts[n] / total:.1%}. By the number "
+            f"of members that predict a mask, the share of positive images is {listed}.",
+        )
+
+    @property
+    def _images(self) -> str:
+        n = len(self.positive)
+        if n == self.n_images:
+            return counted(n, "image")
+        return f"{n:,} images sampled evenly from {self.n_images:,}"
 
 
-def compared(many: Sequence[rle.Runs], truth: rle.Runs) -> np.ndarray:
-    """Dice (0–1) of one image's n masks with each other, and last of the truth with each.
+def pairwise_dice(masks: Sequence[rle.Runs], truth: rle.Runs) -> np.ndarray:
+    """Return the Dice (0–1) of an image's n masks with each other, last of the truth with each.
 
     Shapes: runs (m, 2) each → (n + 1, n). Empty against empty is 1.
     """
-    n = len(many)
-    found = np.ones((n + 1, n))
-    for one in range(n):
-        for other in range(one):
-            found[one, other] = found[other, one] = dice(many[one], many[other])
-        found[n, one] = dice(truth, many[one])
-    return found
+    n = len(masks)
+    pairs = np.ones((n + 1, n))
+    for i, mask in enumerate(masks):
+        for j in range(i):
+            pairs[i, j] = pairs[j, i] = dice(mask, masks[j])
+        pairs[n, i] = dice(truth, mask)
+    return pairs
 
 
-def measured(
+def measure(
     names: Sequence[str],
     images: Iterable[tuple[Sequence[rle.Runs], rle.Runs]],
     n_images: int,
     rule: str,
 ) -> Agreement:
-    """The agreement over images, each given as its members' runs and the true ones."""
+    """Return the agreement over images, each given as (masks of the members, ground truth)."""
     pairs, has_mask, positive = [], [], []
-    for many, truth in images:
-        pairs.append(compared(many, truth))
-        has_mask.append([len(runs) > 0 for runs in many])
+    for masks, truth in images:
+        pairs.append(pairwise_dice(masks, truth))
+        has_mask.append([len(runs) > 0 for runs in masks])
         positive.append(len(truth) > 0)
     n = len(names)
     return Agreement(
-        tuple(names),
-        np.array(pairs, dtype=float).reshape(-1, n + 1, n),
-        np.array(has_mask, dtype=bool).reshape(-1, n),
-        np.array(positive, dtype=bool),
-        n_images,
-        rule,
+        names=tuple(names),
+        dice=np.array(pairs, dtype=float).reshape(-1, n + 1, n),
+        has_mask=np.array(has_mask, dtype=bool).reshape(-1, n),
+        positive=np.array(positive, dtype=bool),
+        n_images=n_images,
+        rule=rule,
     )
 
 
-def _cells(axes: Axes, mean: np.ndarray, low: float) -> None:
-    """A matrix in colours and numbers, its last row, that of the truth, set apart."""
-    axes.imshow(mean, cmap="cividis", vmin=min(low, 0.999), vmax=1.0, aspect="auto")
+def _draw_matrix(axes: Axes, mean: np.ndarray, lowest: float) -> None:
+    """Draw a matrix (n + 1, n) with its numbers; a line sets the last row apart."""
+    axes.imshow(mean, cmap="cividis", vmin=min(lowest, 0.999), vmax=1.0, aspect="auto")
     digits = 3 if mean.shape[1] <= 8 else 2
     for (row, column), value in np.ndenumerate(mean):
-        dark = value < (low + 1) / 2
-        text = f"{value:.{digits}f}"
-        colour = "white" if dark else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=colour)
+        colour = "white" if value < (lowest + 1) / 2 else "black"
+        style = {"ha": "center", "va": "center", "fontsize": 8.5, "color": colour}
+        axes.text(column, row, f"{value:.{digits}f}", **style)
     axes.axhline(mean.shape[1] - 0.5, color="white", linewidth=4)
     axes.grid(False)
 
 
-def _pairs_read(found: Agreement, mean: np.ndarray, of_positive: np.ndarray) -> str:
-    n = len(found.names)
-    pairs = mean[:n][~np.eye(n, dtype=bool)]
-    text = (
-        f"{_drawn(found)}: each member's mask under {found.rule}. Two members' masks agree with a "
-        f"mean dice of {_span(pairs)}, the truth with each of them with "
-        f"{_span(mean[n])}"
-    )
-    if found.positive.any():
-        theirs = of_positive[:n][~np.eye(n, dtype=bool)]
-        text += (
-            f"; on images with a true mask {_span(theirs)}, and "
-            f"{_span(of_positive[n])} with the truth"
-        )
-    return f"{text}. Of equally good members those that agree least help each other most."
-
-
-def _votes_read(found: Agreement, counts: np.ndarray, true: np.ndarray) -> str:
-    n, total = len(found.names), len(found.has_mask)
-    alone = found.has_mask.mean(axis=0)
-    right = ", ".join(
-        f"{share / number:.0%} where {k} do"
-        for k, (share, number) in enumerate(zip(true, counts, strict=True))
-        if number
-    )
-    return (
-        f"{_drawn(found)}: {found.positive.mean():.1%} have a true mask. A member alone sees one "
-        f"in {_span(alone, '.1%')}, at least one of {n} in "
-        f"{1 - counts[0] / total:.1%}, all of them in {counts[n] / total:.1%}. By how many see "
-        f"one, a mask is truly there in {right}."
-    )
-
-
-def _span(values: np.ndarray, form: str = ".3f") -> str:
-    """'0.812 to 0.853', or one number where both would read alike."""
+def _range(values: np.ndarray, form: str = ".3f") -> str:
+    """Return '0.812 to 0.853', or a single number where both ends read alike."""
     ends = format(values.min(), form), format(values.max(), form)
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
-def _drawn(found: Agreement) -> str:
-    if len(found.positive) == found.n_images:
-        return counted(found.n_images, "image")
-    return f"{len(found.positive):,} images drawn evenly from {found.n_images:,}"
-
-
 def _shortened(names: Sequence[str]) -> list[str]:
-    """Return long names without the beginning that these share; of what is still long both ends."""
-    many = [name for name in names if len(name) > LONGEST_NAME]
-    shared = os.path.commonprefix(many) if len(many) > 1 else ""  # noqa: RUF071 (no paths)
+    """Return long names without their common prefix; those still long keep both ends."""
+    long = [name for name in names if len(name) > LONGEST_NAME]
+    shared = os.path.commonprefix(long) if len(long) > 1 else ""  # noqa: RUF071 (no paths)
     cut, half = shared.rfind("_") + 1, LONGEST_NAME // 2
-    shown = [f"…{name[cut:]}" if cut and name in many else name for name in names]
+    shown = [f"…{name[cut:]}" if cut and name in long else name for name in names]
     return [s if len(s) <= LONGEST_NAME else f"{s[:half]}…{s[1 - half :]}" for s in shown]

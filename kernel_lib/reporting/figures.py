@@ -11,6 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kernel_lib.data.folds import balance
+from kernel_lib.postprocess.bootstrap import Interval
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport, TestSummary
+from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting.overlays import Example, augmentations, examples
 from kernel_lib.reporting.picture import (
@@ -21,11 +24,11 @@ from kernel_lib.reporting.picture import (
     MIDDLE,
     Picture,
     counted,
+    escape_dollars,
+    label_axes,
     legend,
     panels,
-    plain,
     shades,
-    title,
 )
 from kernel_lib.reporting.sizes import dice_against_area, false_negatives_by_size, mask_areas
 
@@ -44,273 +47,244 @@ __all__ = [
     "threshold_surface",
 ]
 
+LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "dice", "dice_half", "dice_nonempty",
+               "images_per_second", "best"]  # fmt: skip
+
 
 def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
-    """Losses, held-out dice (0–1) and rate by epoch, a line a run; kept epochs are marked.
+    """Plot losses, held-out Dice (0–1) and learning rate by epoch, a line for each run.
 
-    `logs` holds the lines of each run's or fold's log: epoch, lr, train_loss, val_loss, dice,
-    dice_half, dice_nonempty, images_per_second, best. What a line lacks is not drawn.
+    `logs` holds the log lines of each run or fold, with the keys `LOG_COLUMNS`; missing values are
+    not drawn. Kept checkpoints are ringed.
     """
-    logs = {name: list(lines) for name, lines in logs.items() if len(lines)}
-    if not logs:
-        return Picture(None, "No learning curve: no epoch has ended yet.")
-    figure, axes = panels(2, 2, height=2.9)
-    (loss, score), (nonempty, rate) = axes
-    for place, (name, lines) in enumerate(logs.items()):
-        look = {"color": shades(len(logs))[place], "marker": ".", "markersize": 6}
-        if len(logs) > 1:  # dashes first, then markers: no two runs differ in colour alone
-            look["linestyle"] = DASHES[place % len(DASHES)]
-        if len(logs) > len(DASHES):
-            marker = MARKERS[place // len(DASHES) % len(MARKERS)]
-            look |= {"marker": marker, "markersize": 4}
-        epochs = _column(lines, "epoch")
-        faint = {**look, "linewidth": 0.9, "markersize": 3, "alpha": 0.75}
-        loss.plot(epochs, _column(lines, "train_loss"), **faint)
-        loss.plot(epochs, _column(lines, "val_loss"), linewidth=2, label=plain(name), **look)
-        kept = np.array([bool(line.get("best")) for line in lines])
-        for one, key in ((score, "dice"), (nonempty, "dice_nonempty")):
-            values = _column(lines, key)
-            one.plot(epochs, values, linewidth=2, **look)
+    tables = {
+        name: pd.DataFrame(list(lines), columns=LOG_COLUMNS).astype(float)
+        for name, lines in logs.items()
+        if len(lines)
+    }
+    if not tables:
+        return Picture(None, "No learning curves: no epoch has finished yet.")
+    figure, grid = panels(2, 2, height=2.9)
+    (loss, score), (positive, rate) = grid
+    for k, (name, log) in enumerate(tables.items()):
+        look = {"color": shades(len(tables))[k], "marker": ".", "markersize": 6}
+        if len(tables) > 1:  # dashes first, then markers: no two runs differ in colour alone
+            look["linestyle"] = DASHES[k % len(DASHES)]
+        if len(tables) > len(DASHES):
+            look |= {"marker": MARKERS[k // len(DASHES) % len(MARKERS)], "markersize": 4}
+        thin = {**look, "linewidth": 0.9, "markersize": 3, "alpha": 0.75}
+        loss.plot(log.epoch, log.train_loss, **thin)
+        loss.plot(log.epoch, log.val_loss, linewidth=2, label=escape_dollars(name), **look)
+        kept = log[log.best == 1]
+        for axes, key in ((score, "dice"), (positive, "dice_nonempty")):
+            axes.plot(log.epoch, log[key], linewidth=2, **look)
             ring = {"s": 60, "facecolors": "none", "edgecolors": INK, "linewidths": 1.3}
-            label = "kept at its end" if one is score and not place else None
-            one.scatter(epochs[kept], values[kept], zorder=3, label=label, **ring)
-        half = "probability > 0.5" if not place else None
-        score.plot(epochs, _column(lines, "dice_half"), label=half, **faint)
-        rate.plot(epochs, _column(lines, "lr"), linewidth=1.5, **look)
-    title(loss, "Loss: held out (thick), training (thin)", x="epoch", y="loss")
-    title(score, "Held-out dice at its best threshold (thick)", x="epoch", y="mean dice")
-    title(nonempty, "Held-out dice of non-empty images", x="epoch", y="mean dice")
-    title(rate, "Learning rate", x="epoch", y="rate")
-    for one in axes.flat:
-        one.xaxis.get_major_locator().set_params(integer=True)
-    if len(logs) <= len(DASHES):
+            label = "checkpoint kept" if axes is score and k == 0 else None
+            axes.scatter(kept.epoch, kept[key], zorder=3, label=label, **ring)
+        half = "probability > 0.5" if k == 0 else None
+        score.plot(log.epoch, log.dice_half, label=half, **thin)
+        rate.plot(log.epoch, log.lr, linewidth=1.5, **look)
+    label_axes(loss, "Loss: held out (thick), training (thin)", x="epoch", y="loss")
+    label_axes(score, "Held-out Dice at its best threshold (thick)", x="epoch", y="mean Dice")
+    label_axes(positive, "Held-out Dice of positive images", x="epoch", y="mean Dice")
+    label_axes(rate, "Learning rate", x="epoch", y="rate")
+    for axes in grid.flat:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(tables) <= len(DASHES):
         legend(loss)
-    elif len(logs) <= 3 * len(DASHES):  # of more the names would fill the picture
+    elif len(tables) <= 3 * len(DASHES):  # more names would fill the picture
         figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                       frameon=False, fontsize=7.5)  # fmt: skip
     legend(score, loc="lower right")
-    return Picture(figure, " ".join(_epochs_read(name, lines) for name, lines in logs.items()))
+    return Picture(figure, " ".join(_describe_log(name, log) for name, log in tables.items()))
 
 
-def _epochs_read(name: str, lines: Sequence[Mapping[str, Any]]) -> str:
-    epochs, dice = _column(lines, "epoch"), _column(lines, "dice")
-    text = f"{name}: {counted(len(lines), 'epoch')}"
-    if np.isfinite(dice).any():
-        at = int(np.nanargmax(dice))
-        text += f", best held-out dice {dice[at]:.4f} in epoch {epochs[at]:.0f}"
-        half, nonempty = (_column(lines, key)[at] for key in ("dice_half", "dice_nonempty"))
-        if np.isfinite(half):
-            text += f" ({half:.4f} at probability > 0.5)"
-        if np.isfinite(nonempty):
-            text += f", {nonempty:.4f} on non-empty images"
-    losses = [_column(lines, key)[-1] for key in ("train_loss", "val_loss")]
-    if all(np.isfinite(losses)):
-        text += f"; last loss {losses[0]:.4f} in training, {losses[1]:.4f} held out"
-    speed = _column(lines, "images_per_second")
-    if np.isfinite(speed).any():
-        text += f"; {np.nanmedian(speed):.1f} images/s"
+def _describe_log(name: str, log: pd.DataFrame) -> str:
+    text = f"{name}: {counted(len(log), 'epoch')}"
+    if log.dice.notna().any():
+        best = log.loc[log.dice.idxmax()]
+        text += f", best held-out Dice {best.dice:.4f} in epoch {best.epoch:.0f}"
+        if math.isfinite(best.dice_half):
+            text += f" ({best.dice_half:.4f} at probability > 0.5)"
+        if math.isfinite(best.dice_nonempty):
+            text += f", {best.dice_nonempty:.4f} on positive images"
+    last = log.iloc[-1]
+    if math.isfinite(last.train_loss) and math.isfinite(last.val_loss):
+        text += f"; last loss {last.train_loss:.4f} in training, {last.val_loss:.4f} held out"
+    if log.images_per_second.notna().any():
+        text += f"; {log.images_per_second.median():.1f} images/s"
     return text + "."
 
 
-def threshold_surface(result: Any) -> Picture:
-    """Mean dice (0–1) over all pairs bottom ≤ top, each with its best area; peak and choice marked.
+def threshold_surface(result: SearchResult) -> Picture:
+    """Plot mean Dice (0–1) over all pairs bottom ≤ top, each with its best minimum area.
 
-    Takes a SearchResult of `postprocess.thresholds`; a search of one threshold is drawn as a line.
+    The peak and the chosen rule are marked; a search of one threshold is drawn as a line.
     """
     surface = np.asarray(result.surface, dtype=np.float64)
     if not np.isfinite(surface).any():
-        return Picture(None, "No surface of thresholds: nothing was searched.")
-    figure, axes = panels(1, 1, width=7.2, height=5.2)
-    one = axes[0, 0]
+        return Picture(None, "No threshold surface: nothing was searched.")
+    figure, grid = panels(1, 1, width=7.2, height=5.2)
+    axes = grid[0, 0]
     rules = (("peak", result.triplet, "*", 190), ("chosen", result.chosen, "o", 90))
     if np.isfinite(surface[~np.eye(len(surface), dtype=bool)]).any():
-        _draw_surface(figure, one, surface, result)
+        _draw_surface(axes, surface, result.plateau)
         for name, rule, marker, area in rules:
             mark = {"marker": marker, "s": area, "edgecolors": "white", "facecolors": INK}
-            one.scatter(rule.bottom, rule.top, label=name, zorder=3, **mark)
-        title(one, "Mean dice in sample", x="bottom: the mask", y="top: the decision")
-        legend(one, loc="lower right")
+            axes.scatter(rule.bottom, rule.top, label=name, zorder=3, **mark)
+        label_axes(axes, "Mean Dice in sample",
+                   x="mask threshold (bottom)", y="detection threshold (top)")  # fmt: skip
+        legend(axes, loc="lower right")
     else:
         thresholds = (np.arange(len(surface)) + 0.5) / 255
-        one.plot(thresholds, np.diag(surface), color=DARK, linewidth=2)
+        axes.plot(thresholds, np.diag(surface), color=DARK, linewidth=2)
         values = (result.score, result.chosen_score)
         for (name, rule, marker, area), value in zip(rules, values, strict=True):
-            one.scatter(rule.top, value, marker=marker, s=area, color=INK, label=name, zorder=3)
-        title(one, "Mean dice in sample, at each threshold's best area", x="threshold", y="dice")
-        legend(one)
-    return Picture(
-        figure,
-        f"The peak, {result.score:.4f}, lies at {result.triplet}; chosen from the plateau "
-        f"around it is {result.chosen}, with {result.chosen_score:.4f}. "
-        + _plateau_read(result.plateau),
+            axes.scatter(rule.top, value, marker=marker, s=area, color=INK, label=name, zorder=3)
+        title = "Mean Dice in sample, at the best minimum area of each threshold"
+        label_axes(axes, title, x="threshold", y="mean Dice")
+        legend(axes)
+    text = (
+        f"The peak, mean Dice {result.score:.4f}, is at {result.triplet}; the rule chosen from the "
+        f"plateau around it is {result.chosen}, with {result.chosen_score:.4f}."
     )
+    return Picture(figure, f"{text} {_describe_plateau(result.plateau)}".rstrip())
 
 
-def _draw_surface(figure: Any, axes: Axes, surface: np.ndarray, result: Any) -> None:
-    top = float(np.nanmax(surface))
-    # Only the upper part is told apart: the slopes towards "everything" would eat all the colours.
-    floor = max(float(np.nanmin(surface)), top - 0.06)
-    seen = {"cmap": "cividis", "vmin": min(floor, top - 1e-6), "vmax": top}
-    image = axes.imshow(surface, origin="lower", extent=(0, 1, 0, 1), aspect="equal", **seen)
-    figure.colorbar(image, ax=axes, label="mean dice", extend="min", shrink=0.9)
-    within = (result.plateau or {}).get("within")
-    if within and np.nanmin(surface) < top - within:
+def _draw_surface(axes: Axes, surface: np.ndarray, plateau: Mapping[str, Any] | None) -> None:
+    peak = float(np.nanmax(surface))
+    # Colours cover the upper part only: the slopes towards an all-positive rule would use them up.
+    floor = min(max(float(np.nanmin(surface)), peak - 0.06), peak - 1e-6)
+    image = axes.imshow(surface, origin="lower", extent=(0, 1, 0, 1), aspect="equal",
+                        cmap="cividis", vmin=floor, vmax=peak)  # fmt: skip
+    axes.figure.colorbar(image, ax=axes, label="mean Dice", extend="min", shrink=0.9)
+    within = (plateau or {}).get("within")
+    if within and np.nanmin(surface) < peak - within:
         at = (np.arange(len(surface)) + 0.5) / len(surface)
         look = {"colors": "white", "linewidths": 1.1, "linestyles": "--"}
-        axes.contour(at, at, np.nan_to_num(surface, nan=-1.0), [top - within], **look)
+        axes.contour(at, at, np.nan_to_num(surface, nan=-1.0), [peak - within], **look)
     axes.grid(False)
 
 
-def _plateau_read(plateau: Mapping[str, Any] | None) -> str:
+def _describe_plateau(plateau: Mapping[str, Any] | None) -> str:
     if not plateau:
-        return "Nothing is known of the plateau."
-    (top, bottom), (low, high) = plateau["top"], plateau["bottom"]
-    area = plateau["min_area_px"]
+        return ""
+    (top_low, top_high), (low, high) = plateau["top"], plateau["bottom"]
+    smallest, largest = plateau["min_area_px"]
     return (
-        f"Within {plateau['within']:.4f} of the peak (dashed) lie rules with top {top:.2f} to "
-        f"{bottom:.2f}, bottom {low:.2f} to {high:.2f} and areas of {area[0]:,} to {area[1]:,} "
-        f"{AREA_UNIT}."
+        f"Rules within {plateau['within']:.4f} of the peak (dashed line) have detection thresholds "
+        f"(top) of {top_low:.2f} to {top_high:.2f}, mask thresholds (bottom) of {low:.2f} to "
+        f"{high:.2f} and minimum areas of {smallest:,} to {largest:,} {AREA_UNIT}."
     )
 
 
-def share_nonempty(oof: Any, test: Any = None) -> Picture:
-    """Shares (0–1) of images with a mask: true, predicted out of fold, predicted on test.
-
-    `oof` is an HonestReport and `test` a TestSummary of `postprocess`, or mappings with their
-    fields: share_true, share_predicted, share_interval; share_predicted, share_expected, warnings.
-    """
+def share_nonempty(oof: NestedCVReport, test: TestSummary | None = None) -> Picture:
+    """Plot shares (0–1) of positive images: ground truth, predicted out of fold and on test."""
     rows = [
-        ("truth, out of fold", _number(oof, "share_true"), None),
-        ("predicted, out of fold", _number(oof, "share_predicted"), _pair(oof, "share_interval")),
+        ("ground truth, out of fold", oof.share_true, None),
+        ("predicted, out of fold", oof.share_predicted, _finite(oof.share_interval)),
     ]
     if test is not None:
-        expected = _pair(test, "share_expected")
-        rows.append(("predicted, test", _number(test, "share_predicted"), None))
-        if expected:
+        rows.append(("predicted, test", test.share_predicted, None))
+        if expected := _finite(test.share_expected):
             rows.append(("expected on test", sum(expected) / 2, expected))
-    rows = [row for row in rows if math.isfinite(row[1])]
-    if not rows:
-        return Picture(None, "No shares of non-empty images: nothing was predicted yet.")
-    figure, axes = panels(1, 1, height=0.9 + 0.45 * len(rows))
-    _points(axes[0, 0], rows, hollow={"expected on test"})
-    title(axes[0, 0], "Share of images with a mask", x="share of images")
+    figure, grid = panels(1, 1, height=0.9 + 0.45 * len(rows))
+    _draw_points(grid[0, 0], rows, hollow=("expected on test",))
+    label_axes(grid[0, 0], "Share of images with a mask", x="share of images")
     text = "; ".join(
-        f"{name}: {value:.1%}" + (f" ({low_high[0]:.1%} to {low_high[1]:.1%})" if low_high else "")
-        for name, value, low_high in rows
+        f"{name}: {value:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
+        for name, value, interval in rows
         if name != "expected on test"
     )
-    warnings = [str(one) for one in (_field(test, "warnings") or ())] if test is not None else []
+    warnings = () if test is None else test.warnings
     return Picture(figure, " ".join([f"Images with a mask: {text}.", *warnings]))
 
 
-def scores(honest: Any, is_honest: bool = True) -> Picture:
-    """Mean dice (0–1) of all-empty, probability > 0.5, the rule in sample, and the honest score.
+def scores(report: NestedCVReport, is_honest: bool = True) -> Picture:
+    """Plot mean Dice (0–1) of the empty baseline, probability > 0.5 and the post-processing rule.
 
-    `honest` is a HonestReport of `postprocess`, or a mapping with its fields, whose honest
-    score is said not to be that unless `is_honest`.
+    The rule has two scores: in sample, and nested cross-validated ("honest"); the figure states
+    that the latter is not honest unless `is_honest`.
     """
-    kinds = (
-        ("all empty", "all_empty"),
-        ("probability > 0.5", "above_half"),
-        ("searched rule, in sample", "in_sample"),
-        ("searched rule, honest" if is_honest else "searched rule, NOT HONEST", "honest"),
+    rows = (
+        ("empty baseline", report.all_empty),
+        ("probability > 0.5", report.above_half),
+        ("rule, in sample", report.in_sample),
+        (f"rule, nested CV{' (honest)' if is_honest else ', NOT HONEST'}", report.honest),
     )
-    found = [(name, _field(honest, key)) for name, key in kinds]
-    rows = [(name, _number(s, "dice"), _number(s, "dice_nonempty")) for name, s in found if s]
-    rows = [row for row in rows if math.isfinite(row[1])]
-    if not rows:
-        return Picture(None, "No scores: nothing was predicted out of fold yet.")
-    interval = _pair(honest, "interval")
-    figure, axes = panels(1, 2, height=2.6)
-    left, right = axes[0]
-    bars = [(name, dice, interval if "honest" in name.lower() else None) for name, dice, _ in rows]
-    _points(left, bars)
-    _points(right, [(name, nonempty, None) for name, _, nonempty in rows])
+    intervals = (None, None, None, _finite(report.interval))
+    figure, grid = panels(1, 2, height=2.6)
+    left, right = grid[0]
+    _draw_points(
+        left,
+        [(name, s.dice, interval) for (name, s), interval in zip(rows, intervals, strict=True)],
+    )
+    _draw_points(right, [(name, score.dice_nonempty, None) for name, score in rows])
     right.set_yticklabels([])
-    title(left, "All images", x="mean dice")
-    title(right, "Images with a true mask", x="mean dice")
-    parts = [f"{name} {dice:.4f} ({_as_text(nonempty)})" for name, dice, nonempty in rows]
-    text = f"Mean dice, and beside it that of non-empty images: {', '.join(parts)}."
-    if interval:
-        text += f" Its 95 % interval is {interval[0]:.4f} to {interval[1]:.4f}."
+    label_axes(left, "All images", x="mean Dice")
+    label_axes(right, "Positive images", x="mean Dice")
+    listed = [f"{name} {s.dice:.4f} ({_format(s.dice_nonempty)})" for name, s in rows]
+    text = f"Mean Dice of all images (of positive images): {', '.join(listed)}."
+    if interval := intervals[-1]:
+        text += f" The 95 % interval of the last is {interval[0]:.4f} to {interval[1]:.4f}."
     return Picture(figure, text)
 
 
 def folds(table: pd.DataFrame) -> Picture:
-    """Images, share of positives and median mask area of each fold, to show that they are even.
+    """Plot images, share of positives and median mask area of each fold.
 
-    Shapes: table as `data.folds.load` gives it.
+    Shapes: table as `data.folds.load` returns it.
     """
     if table.empty:
         return Picture(None, "No folds: the table of folds is empty.")
-    even = balance(table)
-    figure, axes = panels(1, 3, height=2.7)
-    kinds = (
+    summary = balance(table)
+    figure, grid = panels(1, 3, height=2.7)
+    columns = (
         ("images", "Images", "{:,.0f}"),
         ("positive_share", "Share with a mask", "{:.1%}"),
         ("median_area_px_1024", f"Median mask area, {AREA_UNIT}", "{:,.0f}"),
     )
-    names = [str(fold) for fold in even.index]
-    for one, (key, text, form) in zip(axes[0], kinds, strict=True):
-        values = even[key].to_numpy(float)
-        one.bar(names, np.nan_to_num(values), color=DARK, width=0.65)
-        for place, value in enumerate(values):
-            shown = form.format(value) if math.isfinite(value) else "none"
-            at = (place, value if math.isfinite(value) else 0)
-            style = {"textcoords": "offset points", "xytext": (0, 2), "ha": "center"}
-            one.annotate(shown, at, fontsize=8, **style)
-        one.margins(y=0.12)
-        title(one, text, x="fold")
-    shares, median = even["positive_share"], even["median_area_px_1024"]
+    names = [str(fold) for fold in summary.index]
+    for axes, (key, title, form) in zip(grid[0], columns, strict=True):
+        values = summary[key].to_numpy(float)
+        bars = axes.bar(names, np.nan_to_num(values), color=DARK, width=0.65)
+        texts = [form.format(value) if math.isfinite(value) else "none" for value in values]
+        axes.bar_label(bars, texts, padding=2, fontsize=8)
+        axes.margins(y=0.12)
+        label_axes(axes, title, x="fold")
+    shares, median = summary["positive_share"], summary["median_area_px_1024"]
     return Picture(
         figure,
-        f"{counted(len(table), 'image')} of {counted(int(even['groups'].sum()), 'group')} in "
-        f"{counted(len(even), 'fold')} of {even['images'].min():,} to {even['images'].max():,} "
-        f"images; {shares.min():.1%} to {shares.max():.1%} have a mask, of a median area of "
-        f"{_as_text(median.min(), ',.0f')} to {_as_text(median.max(), ',.0f')} {AREA_UNIT}.",
+        f"{counted(len(table), 'image')} of {counted(int(summary['groups'].sum()), 'group')} in "
+        f"{counted(len(summary), 'fold')} of {summary['images'].min():,} to "
+        f"{summary['images'].max():,} images; {shares.min():.1%} to {shares.max():.1%} have a mask,"
+        f" of a median area of {_format(median.min(), ',.0f')} to {_format(median.max(), ',.0f')} "
+        f"{AREA_UNIT}.",
     )
 
 
-def _points(
-    axes: Axes, rows: Sequence[tuple[str, float, tuple | None]], hollow: set[str] | None = None
+def _draw_points(
+    axes: Axes, rows: Sequence[tuple[str, float, tuple | None]], hollow: Sequence[str] = ()
 ) -> None:
-    """A row a value, told apart by marker, with its interval as a bar; the first on top."""
-    for place, (name, value, interval) in enumerate(rows):
-        y = len(rows) - 1 - place
+    """Draw a row for each (name, value, interval) from the top; `hollow` rows have no point."""
+    for k, (name, value, interval) in enumerate(rows):
+        y = len(rows) - 1 - k
         if interval:
             axes.plot(interval, [y, y], color=MIDDLE, linewidth=5, solid_capstyle="butt")
-        if name in (hollow or ()) or not math.isfinite(value):
+        if name in hollow or not math.isfinite(value):
             continue
-        axes.plot(value, y, MARKERS[place % len(MARKERS)], color=DARK, markersize=8)
+        axes.plot(value, y, MARKERS[k % len(MARKERS)], color=DARK, markersize=8)
         style = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
         axes.annotate(f"{value:.3f}", (value, y), fontsize=8.5, color=INK, **style)
-    names = [plain(name) for name, _, _ in rows]
+    names = [escape_dollars(name) for name, _, _ in rows]
     axes.set_yticks(range(len(rows) - 1, -1, -1), names)
     axes.set_ylim(-0.6, len(rows) - 0.3)
     axes.margins(x=0.15)
 
 
-def _column(lines: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    values = (line.get(key) for line in lines)
-    return np.array([math.nan if value is None else float(value) for value in values])
+def _finite(interval: Interval) -> Interval | None:
+    return interval if all(map(math.isfinite, interval)) else None
 
 
-def _field(source: Any, name: str) -> Any:
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-
-
-def _number(source: Any, name: str) -> float:
-    value = _field(source, name)
-    return math.nan if value is None else float(value)
-
-
-def _pair(source: Any, name: str) -> tuple[float, float] | None:
-    """Both ends of an interval, None where it is missing or not finite."""
-    value = _field(source, name)
-    if value is None or any(end is None or not math.isfinite(end) for end in value):
-        return None
-    return float(value[0]), float(value[1])
-
-
-def _as_text(value: float, form: str = ".4f") -> str:
+def _format(value: float, form: str = ".4f") -> str:
     return format(value, form) if math.isfinite(value) else "none"

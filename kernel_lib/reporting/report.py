@@ -1,10 +1,10 @@
-"""One self-contained HTML page of sentences, pictures and tables."""
+"""A self-contained HTML page of sentences, pictures and tables."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 from kernel_lib.reporting.picture import RESEARCH_ONLY, Picture
 from kernel_lib.storage import write_text
 
-MAX_ROWS = 200  # of a table; a report is for reading
+MAX_ROWS = 200  # shown of a table
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff;
@@ -41,10 +41,9 @@ ul.problems { border-left: 4px solid #b26a00; padding: .4rem 0 .4rem 2rem; backg
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it.
+    """A heading with its body: a Picture, table, text, list of problems, or a tuple of these.
 
-    The body is a Picture, a table, a text (paragraphs parted by an empty line), a list of problems,
-    or a tuple of such. All text is shown as it stands: nothing in it is taken for HTML.
+    Paragraphs of a text are separated by an empty line. All text is escaped.
     """
 
     title: str
@@ -54,30 +53,32 @@ class Section:
 def write_report(
     path: Path, title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the page, whole or not at all; `meta` stands at its top as names and values.
+    """Write the page atomically; `meta` is listed at its top as names and values.
 
-    Raises: TypeError for a body of another kind.
+    Raises: TypeError for a body of another type.
     """
     write_text(Path(path), page(title, sections, meta))
 
 
 def page(title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None = None) -> str:
-    """The whole HTML page; everything is inside, nothing is loaded from elsewhere."""
+    """Return the complete HTML page, which loads nothing from elsewhere."""
     name = html.escape(title)
-    links = "".join(
-        f'<li><a href="#part-{number}">{html.escape(one.title)}</a></li>'
-        for number, one in enumerate(sections, 1)
-    )
-    parts = "\n".join(
-        f'<section id="part-{number}"><h2>{html.escape(one.title)}</h2>\n{_body(one)}</section>'
-        for number, one in enumerate(sections, 1)
+    links, parts = [], []
+    for number, section in enumerate(sections, 1):
+        heading = html.escape(section.title)
+        links.append(f'<li><a href="#part-{number}">{heading}</a></li>')
+        body = _body(section)
+        parts.append(f'<section id="part-{number}"><h2>{heading}</h2>\n{body}</section>')
+    rows = "".join(
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_cell(value))}</dd>"
+        for name, value in (meta or {}).items()
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body><h1>{name}</h1>\n{_meta(meta or {})}\n"
-        f"<nav><ol>{links}</ol></nav>\n{parts}\n"
+        f"<body><h1>{name}</h1>\n{f'<dl>{rows}</dl>' if rows else ''}\n"
+        f"<nav><ol>{''.join(links)}</ol></nav>\n{chr(10).join(parts)}\n"
         f"<footer>{RESEARCH_ONLY}</footer>\n</body></html>\n"
     )
 
@@ -93,12 +94,12 @@ def _part(section: Section, body: Any) -> str:
     if isinstance(body, pd.DataFrame):
         return _table(body)
     if isinstance(body, str):
-        paragraphs = [one.strip("\n") for one in body.split("\n\n") if one.strip()]
-        return "\n".join(f"<p>{html.escape(one)}</p>" for one in paragraphs)
+        paragraphs = [text.strip("\n") for text in body.split("\n\n") if text.strip()]
+        return "\n".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
     if isinstance(body, list):
         if not body:
             return "<p>No problems.</p>"
-        items = "".join(f"<li>{html.escape(str(one))}</li>" for one in body)
+        items = "".join(f"<li>{html.escape(str(problem))}</li>" for problem in body)
         return f'<ul class="problems">{items}</ul>'
     raise TypeError(
         f"the section {section.title!r} holds a {type(body).__name__}: "
@@ -106,42 +107,28 @@ def _part(section: Section, body: Any) -> str:
     )
 
 
-def _meta(meta: Mapping[str, Any]) -> str:
-    if not meta:
-        return ""
-    rows = "".join(
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_cell(value))}</dd>"
-        for name, value in meta.items()
-    )
-    return f"<dl>{rows}</dl>"
-
-
 def _table(table: pd.DataFrame) -> str:
-    """A table's rows without its index; numbers to the right, the last rows of many left out."""
+    """Return the first rows of a table without its index, numbers aligned right."""
     if table.empty:
         return "<p>The table is empty.</p>"
-    right = [pd.api.types.is_numeric_dtype(table.iloc[:, k]) for k in range(table.shape[1])]
-    kinds = [' class="number"' if number else "" for number in right]
-    head = "".join(
-        f"<th{kind}>{html.escape(str(name))}</th>"
-        for name, kind in zip(table.columns, kinds, strict=True)
-    )
-    rows = []
-    for values in table.head(MAX_ROWS).itertuples(index=False, name=None):
-        cells = zip(values, kinds, strict=True)
-        texts = (f"<td{kind}>{html.escape(_cell(value))}</td>" for value, kind in cells)
-        rows.append(f"<tr>{''.join(texts)}</tr>")
-    left_out = ""
-    if len(table) > MAX_ROWS:
-        left_out = f"<p>The first {MAX_ROWS} of {len(table):,} rows.</p>"
+    numeric = map(pd.api.types.is_numeric_dtype, table.dtypes)
+    kinds = [' class="number"' if is_number else "" for is_number in numeric]
+
+    def row(tag: str, texts: Iterable[str]) -> str:
+        cells = zip(kinds, texts, strict=True)
+        return f"<tr>{''.join(f'<{tag}{kind}>{html.escape(t)}</{tag}>' for kind, t in cells)}</tr>"
+
+    head = row("th", map(str, table.columns))
+    shown = table.head(MAX_ROWS).itertuples(index=False, name=None)
+    rows = "".join(row("td", map(_cell, values)) for values in shown)
+    note = f"<p>The first {MAX_ROWS} of {len(table):,} rows.</p>" if len(table) > MAX_ROWS else ""
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{left_out}"
+        f'<div class="wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>{note}'
     )
 
 
 def _cell(value: Any) -> str:
-    """A number with the digits that matter, anything else as it is."""
+    """Return a number with six significant digits, anything else as text, a missing value as –."""
     if value is None or value is pd.NA or value is pd.NaT:
         return "–"
     if isinstance(value, float):  # NumPy's float64 as well

@@ -35,7 +35,7 @@ def of_folder(folder: Path, roots: Sequence[Path] | None = None) -> Agreement:
     decision = Decision.load(folder)
     ensemble = decision.ensemble
     if len(ensemble.members) < 2:
-        return agreement.measured([ensemble.members[0].run], [], 0, "its rule")
+        return agreement.measure([ensemble.members[0].run], [], 0, "its rule")
     drawn = folds_file.find(roots, ensemble.folds_digest)
     return of_members(ensemble, roots, drawn, decision.choice)
 
@@ -68,7 +68,7 @@ def of_members(
     images = list(everything.iloc[rows].itertuples(index=False))
     with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
         done = bar(pool.map(one, images), total=len(images), desc="agreement", unit="image")
-        return agreement.measured(
+        return agreement.measure(
             [m.run for m in ensemble.members],
             done,
             len(everything),

@@ -14,7 +14,7 @@ from kernel_lib.data import images, label_checks, labels, patients, rle, table
 from kernel_lib.data.table import Source
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.units import AREA_UNIT
-from kernel_lib.reporting import figures, findings
+from kernel_lib.reporting import figures, mean_images
 from kernel_lib.reporting.picture import Picture, counted
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
@@ -64,7 +64,7 @@ def run(parameters: ExploreParameters) -> Explored:
         bad=bad,
         areas=_areas(source, masked),
         masks=masks,
-        means=findings.means(opened.mean, explore_files.mean_mask(masked)),
+        means=mean_images.plot_means(opened.mean, explore_files.mean_mask(masked)),
     )
     print(result)
     return result

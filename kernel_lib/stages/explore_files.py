@@ -15,14 +15,14 @@ from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.progress import bar
-from kernel_lib.reporting.findings import Mean
+from kernel_lib.reporting.mean_images import RunningMean
 
 
 @dataclass
 class Opened:
     """Files that were opened, and what turned out to be wrong."""
 
-    mean: Mean = field(default_factory=Mean)
+    mean: RunningMean = field(default_factory=RunningMean)
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the readable ones
     kinds: dict[str, str] = field(default_factory=dict)
     patients: dict[str, str] = field(default_factory=dict)  # that DICOMs name, by image id
@@ -133,9 +133,9 @@ def masked(source: Source, opened: Opened, masks_are: str | None) -> list[Masked
     return found
 
 
-def mean_mask(found: list[Masked]) -> Mean:
+def mean_mask(found: list[Masked]) -> RunningMean:
     """The mean of all masks."""
-    mean = Mean()
+    mean = RunningMean()
     for one in bar(found, desc="masks", unit="mask"):
         mean.add(rle.mask_of(one.runs, one.shape))
     return mean

@@ -112,32 +112,32 @@ def sections(
     scored = data.decision.scores
     shown = [
         Section("Scores", data.scores),
-        Section("Scores, drawn", figures.scores(scored.first, scored.first_is_honest)),
-        Section("How the honest score was made", _method(data)),
-        Section("Chosen for each part", data.by_fold),
+        Section("Score chart", figures.scores(scored.first, scored.first_is_honest)),
+        Section('How the nested cross-validated ("honest") score was computed', _method(data)),
+        Section("Rule chosen for each fold", data.by_fold),
         Section("Learning curves", figures.learning_curves(data.logs)),
         Section("Thresholds", _surfaces(searches or _search_again(data))),
-        Section("Dice and area", figures.dice_against_area(per_image)),
-        Section("Missed, by size", figures.false_negatives_by_size(per_image)),
+        Section("Dice against area", figures.dice_against_area(per_image)),
+        Section("False negatives by size", figures.false_negatives_by_size(per_image)),
         Section(
             "Share of images with a mask",
             figures.share_nonempty(scored.kept, test.summary if test else None),
         ),
-        Section("Areas of masks", _areas_picture(per_image, test.areas if test else None)),
+        Section("Mask areas", _areas_picture(per_image, test.areas if test else None)),
         Section("Folds", figures.folds(data.folds)),
     ]
     if len(ensemble.members) > 1:
         alike = agreement.of_members(ensemble, data.roots, data.folds, data.decision.choice)
         if pictures := tuple(filter(None, (alike.matrices(), alike.votes()))):
-            shown.append(Section("The members' agreement", pictures))
+            shown.append(Section("Member agreement", pictures))
     if source is not None:
         shown += report_images.out_of_fold(data, source)
         if test is not None:
             drawn = report_images.on_test(folder / SUBMISSION, source)
-            shown.append(Section("Test images with a mask", drawn))
+            shown.append(Section("Test images with a predicted mask", drawn))
         shown.append(Section("Augmentations of one image", _augmented(data, source)))
     if data.left_out.lines:
-        shown.append(Section("Training images left out", list(data.left_out.lines)))
+        shown.append(Section("Excluded training images", list(data.left_out.lines)))
     if test is not None:
         shown += _test_problems(test)
     return shown
@@ -152,22 +152,24 @@ def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Pictu
 def _method(data: ReportData) -> str:
     both = data.decision.scores
     warning = "" if both.past_known else "NOT HONEST: what a member descends from is unknown. "
-    selected = "No label of a held-out image selected an epoch."
+    selected = "No epoch was selected on labels of held-out images."
     if both.kept_selected:
         gap = both.kept.honest.dice - both.last.honest.dice
         selected = (
-            "Labels of these images selected epochs, or may have: the kept epochs score "
-            f"{gap:+.4f} against the last weights, which is what selection gains and its optimism."
+            "Epochs were, or may have been, selected on labels of these images: the selected "
+            f"checkpoints score {gap:+.4f} against the last ones, which is the gain of the "
+            "selection and its optimism."
         )
     if both.last_selected:
         selected += (
-            " The last weights are not free of it either: training ended early by those labels, or "
-            "began from weights that they selected."
+            " The last checkpoints are not free of it either: these labels stopped the training "
+            "early, or selected the weights that it started from."
         )
     return (
-        f"{warning}{both.kept.method} A rule keeps a mask where at least its area (px of 1024²) "
-        "exceeds top, and cuts it at bottom; where it has a label, an image whose label does not "
-        "exceed that has no mask. Submitted with: "
+        f"{warning}{both.kept.method} A mask is kept if at least the minimum area (px of 1024²) "
+        "exceeds the detection threshold (top), and then covers what exceeds the mask threshold "
+        "(bottom); with a classification threshold (label), an image whose probability does not "
+        "exceed it has no mask. Rule of the submission: "
         f"{'; '.join(data.summary_lines)}. "
         f"{selected}"
     )
@@ -211,4 +213,4 @@ def _test_problems(test: TestRun) -> list[Section]:
     leaks = [past.leak(test.trained_on), *test.trained_on] if test.trained_on else []
     lines = [*test.summary.warnings, *leaks]
     lines += [f"empty mask, unreadable image: {name}" for name in test.unreadable]
-    return [Section("Test images: what to know", lines)] if lines else []
+    return [Section("Notes on the test images", lines)] if lines else []

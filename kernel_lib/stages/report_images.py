@@ -22,7 +22,7 @@ SHOWN = 6  # images of a kind
 
 
 def out_of_fold(data: ReportData, source: Source) -> list[Section]:
-    """Radiographs out of fold: masks missed, drawn worst and best, and false alarms.
+    """Return sections of radiographs: false negatives, lowest and highest Dice, false positives.
 
     Each mask is that of the choice which scored the image, made without it; beside it the map of
     the members' mean.
@@ -33,12 +33,12 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
     kinds = {
-        "The largest masks that were missed": positive[positive["predicted_px"] == 0].nlargest(
+        "Largest false negatives": positive[positive["predicted_px"] == 0].nlargest(
             SHOWN, "truth_px"
         ),
-        "Masks drawn worst": positive[positive["predicted_px"] > 0].nsmallest(SHOWN, "dice"),
-        "Masks drawn best": positive[positive["predicted_px"] > 0].nlargest(SHOWN, "dice"),
-        "The largest false alarms": per_image[
+        "Lowest-Dice predictions": positive[positive["predicted_px"] > 0].nsmallest(SHOWN, "dice"),
+        "Highest-Dice predictions": positive[positive["predicted_px"] > 0].nlargest(SHOWN, "dice"),
+        "Largest false positives": per_image[
             (per_image["truth_px"] == 0) & (per_image["predicted_px"] > 0)
         ].nlargest(SHOWN, "predicted_px"),
     }
@@ -59,7 +59,7 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
                     truth=rle.decode(label["rle"], shape),
                     prob=prob,
                     mask=mask_of(ensemble_maps, row.image_id, shape, choice, weights),
-                    caption=f"dice {row.dice:.2f}, true {row.truth_px:,.0f} {AREA_UNIT}",
+                    caption=f"Dice {row.dice:.2f}, ground truth {row.truth_px:,.0f} {AREA_UNIT}",
                 )
             )
         found.append(Section(title, figures.examples(shown)))

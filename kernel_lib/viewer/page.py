@@ -16,11 +16,11 @@ import numpy as np
 from kernel_lib.errors import InputError
 from kernel_lib.reporting.picture import RESEARCH_ONLY
 
-# In one scope of their own, in this order.
+# Concatenated in this order, in one function scope.
 SCRIPTS = (
-    "viewer_numbers.js",
+    "viewer_metrics.js",
     "viewer_picture.js",
-    "viewer_words.js",
+    "viewer_texts.js",
     "viewer_list.js",
     "viewer_panes.js",
     "viewer_panel.js",
@@ -30,10 +30,11 @@ SCRIPTS = (
 
 
 def page(payload: dict[str, Any]) -> str:
-    """The whole HTML page of a payload of JSON values; it loads nothing from elsewhere.
+    """Return the complete HTML page of a payload of JSON values; it loads nothing from elsewhere.
 
-    Nothing in the payload is taken for HTML. Its numbers come from `pack`.
-    Raises: InputError for a number that JSON does not know, nan or infinite.
+    All text of the payload is escaped; its numbers come from `pack`.
+
+    Raises: InputError for a number that JSON lacks, nan or infinite.
     """
     try:
         data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
@@ -46,21 +47,22 @@ def page(payload: dict[str, Any]) -> str:
     parts = {
         "style": _asset("viewer.css"),
         "about": RESEARCH_ONLY,
-        "payload": data.replace("<", "\\u003c"),  # no </script> nor <!-- can stand in it
+        "payload": data.replace("<", "\\u003c"),  # rules out </script> and <!--
         "script": f'"use strict";\n(() => {{\n{scripts}}})();',
     }
     template = _asset("viewer.html").replace(
         "<title>Viewer</title>", f"<title>{html.escape(str(payload['title']))}</title>"
     )
-    # In one go: what is put in is not looked through again.
-    return re.sub(r"<!-- (\w+) -->", lambda place: parts[place[1]], template)
+    # In one pass, so that inserted text is not searched again.
+    return re.sub(r"<!-- (\w+) -->", lambda match: parts[match[1]], template)
 
 
 def pack(arrays: Sequence[np.ndarray]) -> str:
-    """Whole numbers, one array after the other, as the payload's `packed`.
+    """Return integers, one array after the other, as the payload's `packed`.
 
     Base64 of a zlib stream of int32, little-endian, as four planes: all lowest bytes first, then
     all second bytes, and so on, since most counts are small and so most planes are zeros.
+
     Raises: InputError for a number beyond int32.
     """
     flat = np.concatenate([np.ravel(array) for array in arrays])

@@ -1,4 +1,4 @@
-"""In a live notebook: every image at hand, whatever a saved page could hold."""
+"""A viewer with a list of all images, for a notebook with a running kernel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from kernel_lib.postprocess.histograms import areas, per_image_dice
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
-from kernel_lib.viewer import document as page
-from kernel_lib.viewer.ranking import most_telling
-from kernel_lib.viewer.viewer_data import Viewed
+from kernel_lib.viewer import document
+from kernel_lib.viewer.data import ViewerData
+from kernel_lib.viewer.load import load_viewer_data
+from kernel_lib.viewer.ranking import rank_images
 
 
 def picker(
@@ -17,46 +18,46 @@ def picker(
     *,
     test: bool = False,
     data_dir: Path | str | None = None,
-    size: int = page.SIDE_PX,
+    size: int = document.SIDE_PX,
 ) -> Any:
-    """A list of all images, most telling first, and the viewer of the chosen one below it.
+    """Return a list of all images in the order of `rank_images`, and the viewer of the chosen one.
 
-    Reads a picture when it is chosen, so it needs a running kernel. Where ipywidgets is missing it
-    is `viewer(folder, …)`, whose `ids=[…]` embeds the images asked for. Raises as that does.
+    Without ipywidgets it is `viewer(folder, …)`, whose `ids=[…]` embeds the images asked for;
+    raises as that does.
     """
     try:
         import ipywidgets
     except ImportError:
-        return page.viewer(folder, test=test, data_dir=data_dir, size=size)
-    seen = page.view(folder, test=test, data_dir=data_dir)
-    rows = most_telling(seen.stats[0], seen.voices[0].rule)
-    options = list(zip(_labels(seen, rows), rows, strict=True))
-    chosen = ipywidgets.Combobox(
-        options=[label for label, _ in options],
-        value=options[0][0],
+        return document.viewer(folder, test=test, data_dir=data_dir, size=size)
+    data = load_viewer_data(folder, test=test, data_dir=data_dir)
+    ids, labels = data.table["image_id"], _labels(data)
+    rows = rank_images(data.stats[0], data.models[0].rule)
+    id_of_label = {labels[row]: ids.iloc[row] for row in rows}
+    combobox = ipywidgets.Combobox(
+        options=list(id_of_label),
+        value=next(iter(id_of_label)),
         description="image",
         ensure_option=False,
         layout=ipywidgets.Layout(width="100%"),
     )
-    shown = ipywidgets.HTML()
-    row_of = dict(options)
+    frame = ipywidgets.HTML()
 
     def draw(change: dict) -> None:
-        row = row_of.get(change["new"])
-        if row is not None:  # while it is being typed, it is none
-            image_id = seen.table["image_id"].iloc[row]
-            shown.value = page.show(seen, ids=[image_id], size=size, max_mb=1000)._repr_html_()
+        image_id = id_of_label.get(change["new"])
+        if image_id is not None:  # None while a label is being typed
+            made = document.render(data, ids=[image_id], size=size, max_mb=1000)
+            frame.value = made._repr_html_()
 
-    chosen.observe(draw, "value")
-    draw({"new": chosen.value})
-    return ipywidgets.VBox([chosen, shown])
+    combobox.observe(draw, "value")
+    draw({"new": combobox.value})
+    return ipywidgets.VBox([combobox, frame])
 
 
-def _labels(seen: Viewed, rows: list[int]) -> list[str]:
-    """An image's line in the list: its id, and how its mask fares under the chosen rule."""
-    ids, rule = seen.table["image_id"].tolist(), seen.voices[0].rule
-    if not seen.truth:
-        area_px = areas(seen.stats[0], rule) * (FULL_AREA / seen.stats[0].n_px)
-        return [f"{ids[row]} · {area_px[row]:,.0f} {AREA_UNIT}" for row in rows]
-    dice = per_image_dice(seen.stats[0], rule)
-    return [f"{ids[row]} · dice {dice[row]:.3f}" for row in rows]
+def _labels(data: ViewerData) -> list[str]:
+    """Return each image's id with the Dice, or the area, of its mask."""
+    stats, rule, ids = data.stats[0], data.models[0].rule, data.table["image_id"]
+    if data.has_truth:
+        dice = per_image_dice(stats, rule)
+        return [f"{i} · Dice {value:.3f}" for i, value in zip(ids, dice, strict=True)]
+    area_px = areas(stats, rule) * FULL_AREA / stats.n_px
+    return [f"{i} · {area:,.0f} {AREA_UNIT}" for i, area in zip(ids, area_px, strict=True)]

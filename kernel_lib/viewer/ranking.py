@@ -1,9 +1,8 @@
-"""Which images are worth a look: the worst, the missed, false alarms, border cases, the best."""
+"""The order in which images are worth a look."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,42 +11,41 @@ from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.postprocess.units import FULL_AREA
 
 
-def most_telling(stats: Stacked, rule: Triplet) -> list[int]:
-    """Rows of all N images, the most telling first: one of each kind in turn.
+def rank_images(stats: Stacked, rule: Triplet) -> list[int]:
+    """Return the rows of all N images, one of each kind in turn.
 
-    With truth: masks drawn worst, the largest missed, the largest false alarms, border cases
-    (areas above `top` nearest the least area, where a little decides), drawn best, and empty ones
-    rightly so. Without: the largest masks, border cases, the smallest masks, and empty ones.
+    With ground truth: lowest Dice, largest false negatives, largest false positives, borderline
+    (area above `top` nearest to the minimum area), highest Dice, and true negatives. Without:
+    the largest masks, borderline, the smallest masks, and empty ones.
     """
-    area = areas(stats, rule) * (FULL_AREA / stats.n_px)
-    drawn = area > 0
-    above = areas_above(stats, rule.top) * (FULL_AREA / stats.n_px)
-    nearness = np.abs(np.log((above + 1) / (rule.min_area_px + 1)))
-    border = _ordered(above > 0, nearness)
-    if not stats.has_truth.all():
-        kinds = [_ordered(drawn, -area), border, _ordered(drawn, area), _ordered(~drawn, nearness)]
-        return _in_turns(kinds)
-    dice, truth = per_image_dice(stats, rule), stats.true_px * (FULL_AREA / stats.n_px)
-    both, neither = drawn & (truth > 0), ~drawn & (truth == 0)
-    return _in_turns(
-        [
-            _ordered(both, dice),
-            _ordered(~drawn & (truth > 0), -truth),
-            _ordered(drawn & (truth == 0), -area),
-            border,
-            _ordered(both, -dice),
-            _ordered(neither, nearness),
+    scale = FULL_AREA / stats.n_px
+    area, above = areas(stats, rule) * scale, areas_above(stats, rule.top) * scale
+    predicted = area > 0
+    distance = np.abs(np.log((above + 1) / (rule.min_area_px + 1)))  # from the minimum area
+    borderline = _ordered(above > 0, distance)
+    if stats.has_truth.all():
+        dice, true_area = per_image_dice(stats, rule), stats.true_px * scale
+        positive = true_area > 0
+        kinds = [
+            _ordered(predicted & positive, dice),
+            _ordered(~predicted & positive, -true_area),
+            _ordered(predicted & ~positive, -area),
+            borderline,
+            _ordered(predicted & positive, -dice),
+            _ordered(~predicted & ~positive, distance),
         ]
-    )
+    else:
+        kinds = [
+            _ordered(predicted, -area),
+            borderline,
+            _ordered(predicted, area),
+            _ordered(~predicted, distance),
+        ]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
+    return list(dict.fromkeys(row for row in in_turn if row is not None))
 
 
-def _ordered(which: np.ndarray, by: np.ndarray) -> list[int]:
-    """The rows where `which` holds, smallest `by` first, ties in the table's order."""
+def _ordered(which: np.ndarray, key: np.ndarray) -> list[int]:
+    """Return the rows where `which` holds, smallest key first, ties in the table's order."""
     rows = np.flatnonzero(which)
-    return rows[np.argsort(by[rows], kind="stable")].tolist()
-
-
-def _in_turns(kinds: Sequence[Sequence[int]]) -> list[int]:
-    """One of each kind in turn, each row once."""
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
-    return list(dict.fromkeys(row for row in turns if row is not None))
+    return rows[np.argsort(key[rows], kind="stable")].tolist()

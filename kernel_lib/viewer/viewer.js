@@ -1,38 +1,38 @@
-// The page: one state, what changes it, and what is drawn from it.
+// The page: its state, the actions that change it, and the drawing of it.
 
 const RESET_VIEW = { zoom: 1, x: 0.5, y: 0.5 };
 const RESET_WINDOW = { width: 255, level: 127.5 };
 const NO_FILTER = { text: "", fold: null, embedded: false };
 const NO_TEXT_KEYS = ["range", "checkbox"];
 
-function start(payload, model) {
-  const { voices, vote } = payload;
-  const VOTE = vote ? voices.length : NO_NUMBER; // the vote's place after the voices
-  const names = vote ? [...voices.map(({ name }) => name), vote.name] : voices.map((v) => v.name);
-  const chosenRules = voices.map(({ rule }) => ({ label: null, ...rule }));
+function start(payload, data) {
+  const { models, vote } = payload;
+  const VOTE = vote ? models.length : NONE; // the vote is listed after the models
+  const names = vote ? [...models.map(({ name }) => name), vote.name] : models.map((v) => v.name);
+  const chosenRules = models.map(({ rule }) => ({ label: null, ...rule }));
   const pictureOf = new Map(payload.pictures.map(({ row }, index) => [row, index]));
   const decoded = decoder(payload.pictures);
-  const columns = COLUMNS.filter(({ truth }) => !truth || model.truth);
+  const columns = COLUMNS.filter(({ truth }) => !truth || data.truth);
   const noRanges = () => Object.fromEntries(
     columns.filter(({ name }) => !["id", "fold", "kind"].includes(name))
       .map(({ name }) => [name, [null, null]]),
   );
-  const noFilter = () => ({ ...NO_FILTER, kinds: model.kinds.map(() => true), ranges: noRanges() });
+  const noFilter = () => ({ ...NO_FILTER, kinds: data.kinds.map(() => true), ranges: noRanges() });
 
   const state = {
-    chosen: payload.pictures.length ? payload.pictures[0].row : model.n ? 0 : NO_NUMBER,
+    chosen: payload.pictures.length ? payload.pictures[0].row : data.n ? 0 : NONE,
     rules: chosenRules.map((rule) => ({ ...rule })),
     oneRule: payload.one_rule,
-    voice: vote ? VOTE : 0,
+    model: vote ? VOTE : 0,
     k: vote ? vote.at_least : 1,
-    shown: names.map((_, voice) => voice === (vote ? VOTE : 0)),
-    sort: { column: model.truth ? "dice" : "area", descending: !model.truth },
+    shown: names.map((_, model) => model === (vote ? VOTE : 0)),
+    sort: { column: data.truth ? "dice" : "area", descending: !data.truth },
     filter: noFilter(),
     layers: {
       image: { title: "radiograph", on: true, opacity: 1 },
-      probability: { title: "probability", on: false, opacity: 0.6 },
+      probability: { title: "probability map", on: false, opacity: 0.6 },
       prediction: { title: "prediction", on: true, opacity: 0.3, fill: true, contour: true },
-      truth: { title: "truth", on: true, opacity: 0.3, fill: false, contour: true },
+      truth: { title: "ground truth", on: true, opacity: 0.3, fill: false, contour: true },
     },
     windowing: { ...RESET_WINDOW },
     view: { ...RESET_VIEW },
@@ -40,52 +40,52 @@ function start(payload, model) {
     picture: null, // of the chosen image, once decoded
     order: new Uint32Array(0),
   };
-  const short = shortIds(payload.images.id);
-  const shortened = shortNames(names);
-  let scene = { picture: null, shown: [] }; // what the panes show
+  const shortImageIds = shortIds(payload.images.id);
+  const shortModelNames = shortNames(names);
+  let scene = { picture: null, shown: [] }; // as the panes show it
 
-  // Numbers are kept until their rule moves.
-  const kept = new Map();
-  function numbersOfVoice(voice) {
-    if (voice === VOTE && !votesHold()) return null;
-    const key = JSON.stringify(voice === VOTE ? state.k : state.rules[voice]);
-    if (kept.get(voice)?.key !== key) {
-      const numbers =
-        voice === VOTE ? voted(model, state.k) : evaluated(model, voice, state.rules[voice]);
-      kept.set(voice, { key, numbers });
+  // Metrics are cached until their rule changes.
+  const cache = new Map();
+  function metricsOfModel(model) {
+    if (model === VOTE && !votersHaveChosenRules()) return null;
+    const key = JSON.stringify(model === VOTE ? state.k : state.rules[model]);
+    if (cache.get(model)?.key !== key) {
+      const metrics =
+        model === VOTE ? voted(data, state.k) : evaluated(data, model, state.rules[model]);
+      cache.set(model, { key, metrics });
     }
-    return kept.get(voice).numbers;
+    return cache.get(model).metrics;
   }
-  const asChosen = names.map((_, voice) => {
-    if (voice === VOTE) return voted(model, vote.at_least);
-    return evaluated(model, voice, chosenRules[voice]);
+  const chosenMetrics = names.map((_, model) => {
+    if (model === VOTE) return voted(data, vote.at_least);
+    return evaluated(data, model, chosenRules[model]);
   });
-  const scoresOfVoice = (voice) =>
-    voice === VOTE ? model.vote.scores : model.voices[voice].scores;
+  const maximaOf = (model) =>
+    model === VOTE ? data.vote.maxima : data.models[model].maxima;
 
-  function votesHold() {
-    const same = (one, other) => Object.keys(other).every((name) => one[name] === other[name]);
-    return vote.voices.every((voice) => same(state.rules[voice], chosenRules[voice]));
+  function votersHaveChosenRules() {
+    const same = (a, b) => Object.keys(b).every((name) => a[name] === b[name]);
+    return vote.models.every((model) => same(state.rules[model], chosenRules[model]));
   }
 
   // The rule.
-  const moved = () =>
-    state.oneRule ? voices.map((_, voice) => voice) : state.voice === VOTE ? [] : [state.voice];
-  const leading = () => (state.voice === VOTE ? vote.voices[0] : state.voice);
+  const adjusted = () =>
+    state.oneRule ? models.map((_, model) => model) : state.model === VOTE ? [] : [state.model];
+  const displayed = () => (state.model === VOTE ? vote.models[0] : state.model);
 
   function setRule(name, value) {
     if (name === "k") state.k = value ?? state.k;
-    else if (value !== null) for (const voice of moved()) moveRule(voice, name, value);
-    rulesMoved();
+    else if (value !== null) for (const model of adjusted()) changeRule(model, name, value);
+    updateRules();
   }
 
-  function moveRule(voice, name, value) {
-    const rule = state.rules[voice];
+  function changeRule(model, name, value) {
+    const rule = state.rules[model];
     if (name === "label on") {
-      const on = value && voices[voice].labels;
-      rule.label = on ? (chosenRules[voice].label ?? 0.5) : null;
+      const on = value && models[model].labels;
+      rule.label = on ? (chosenRules[model].label ?? 0.5) : null;
     } else if (name === "label") {
-      if (voices[voice].labels) rule.label = value;
+      if (models[model].labels) rule.label = value;
     } else {
       rule[name] = value;
       if (name === "top") rule.bottom = Math.min(rule.bottom, value);
@@ -94,37 +94,37 @@ function start(payload, model) {
   }
 
   function nudge(name, by) {
-    const rule = state.rules[leading()];
+    const rule = state.rules[displayed()];
     if (name === "min_area_px") {
       const place = areaStep(rule.min_area_px) + by;
       setRule(name, AREA_STEPS[Math.min(Math.max(place, 0), AREA_STEPS.length - 1)]);
     } else {
-      const next = Math.round((rule[name] + by) * 1e4) / 1e4; // no dust of 0.1 + 0.2
+      const next = Math.round((rule[name] + by) * 1e4) / 1e4; // no rounding errors
       setRule(name, Math.min(Math.max(next, 0), 1));
     }
   }
 
-  function restore() {
-    const ended = state.voice === VOTE ? voices.keys() : moved(); // a vote's hold together
-    for (const voice of ended) state.rules[voice] = { ...chosenRules[voice] };
+  function reset() {
+    const all = state.model === VOTE ? models.keys() : adjusted(); // a vote depends on all rules
+    for (const model of all) state.rules[model] = { ...chosenRules[model] };
     if (vote) state.k = vote.at_least;
-    rulesMoved();
+    updateRules();
   }
 
-  function tieRules(one) {
-    state.oneRule = one;
-    if (one) {
-      const { label, ...rule } = state.rules[leading()];
-      state.rules = voices.map(({ labels }) => ({ ...rule, label: labels ? label : null }));
+  function useOneRule(on) {
+    state.oneRule = on;
+    if (on) {
+      const { label, ...rule } = state.rules[displayed()];
+      state.rules = models.map(({ labels }) => ({ ...rule, label: labels ? label : null }));
     }
-    rulesMoved();
+    updateRules();
   }
 
-  // What is drawn. Numbers and list first, then the picture.
+  // Drawing: metrics and list first, then the picture.
   const ruleLines = makeRule(payload, setRule);
-  const showLayers = makeLayers(state.layers, Boolean(model.truth), (name, changes) => {
+  const showLayers = makeLayers(state.layers, Boolean(data.truth), (name, changes) => {
     Object.assign(state.layers[name], changes);
-    layersMoved();
+    updateLayers();
   });
   const list = makeList(columns, sortBy, choose);
   const panes = makePanes({
@@ -134,119 +134,119 @@ function start(payload, model) {
       state.pointer = { pane, at };
       showPointer();
     },
-    drawn: (scale) => (find("zoom").textContent = `${fixed(scale, 2)}×`),
+    scale: (scale) => (find("zoom").textContent = `${fixed(scale, 2)}×`),
   });
 
-  function rulesMoved() {
+  function updateRules() {
     showRule();
-    listMoved();
+    updateList();
     paint();
   }
 
-  function listMoved() {
-    const numbers = numbersOfVoice(state.voice);
-    const scores = scoresOfVoice(state.voice);
+  function updateList() {
+    const metrics = metricsOfModel(state.model);
+    const maxima = maximaOf(state.model);
     const { filter, sort } = state;
-    state.order = listed(model, numbers, scores, filter, sort, pictureOf);
-    showList(numbers, scores);
-    const chosen = asChosen[state.voice];
+    state.order = listed(data, metrics, maxima, filter, sort, pictureOf);
+    showList(metrics, maxima);
+    const chosen = chosenMetrics[state.model];
     const rows = state.order;
-    const summed = (one, which) => one && summaryOf(model, one, which);
+    const summary = (of, which) => of && summaryOf(data, of, which);
     const group = (id, title, which) => {
-      return { id, title, now: summed(numbers, which), chosen: summed(chosen, which) };
+      return { id, title, now: summary(metrics, which), chosen: summary(chosen, which) };
     };
-    const all = group("all", `all ${whole(model.n)}`, null);
-    const some = rows.length < model.n;
-    const groups = some ? [all, group("listed", `listed ${whole(rows.length)}`, rows)] : [all];
-    showNumbers(model, groups);
-    find("caution").hidden = numbers !== null;
-    showKinds(numbers);
+    const all = group("all", `all ${integer(data.n)}`, null);
+    const some = rows.length < data.n;
+    const groups = some ? [all, group("listed", `listed ${integer(rows.length)}`, rows)] : [all];
+    showMetrics(data, groups);
+    find("caution").hidden = metrics !== null;
+    showKinds(metrics);
     showChosen();
   }
 
   function showRule() {
-    const rule = state.rules[leading()];
-    const still = moved().length === 0;
-    for (const name of ["top", "min_area_px", "bottom"]) ruleLines[name].show(rule[name], still);
+    const rule = state.rules[displayed()];
+    const fixedRule = adjusted().length === 0;
+    for (const name of ["top", "min_area_px", "bottom"]) ruleLines[name].show(rule[name], fixedRule);
     if (ruleLines.label) {
-      const none = still || !voices[leading()].labels;
+      const disabled = fixedRule || !models[displayed()].labels;
       ruleLines.on.input.checked = rule.label !== null;
-      ruleLines.on.input.disabled = none;
-      ruleLines.label.show(rule.label, none || rule.label === null);
+      ruleLines.on.input.disabled = disabled;
+      ruleLines.label.show(rule.label, disabled || rule.label === null);
     }
     if (vote) ruleLines.k.show(state.k);
-    find("rule-hint").hidden = !still;
-    find("voice").value = state.voice;
-    find("voice").title = `Whose rule, numbers and list: ${names[state.voice]}`;
+    find("rule-hint").hidden = !fixedRule;
+    find("model").value = state.model;
+    find("model").title = `Model of the rule, metrics and list: ${names[state.model]}`;
     find("one-rule").checked = state.oneRule;
   }
 
-  function showList(numbers, scores) {
+  function showList(metrics, maxima) {
     const { order, chosen, sort } = state;
-    const texts = cellTexts(payload, model, numbers, scores, short);
-    const kinds = numbers && numbers.kinds;
+    const texts = cellTexts(payload, data, metrics, maxima, shortImageIds);
+    const kinds = metrics && metrics.kinds;
     const ids = payload.images.id;
     list.draw({ order, chosen, sort, ids, texts, kinds, embedded: pictureOf });
-    find("count").textContent = `${whole(order.length)} of ${whole(model.n)} images`;
+    find("count").textContent = `${integer(order.length)} of ${integer(data.n)} images`;
   }
 
-  function showKinds(numbers) {
-    const counts = numbers ? summaryOf(model, numbers, null).counts : model.kinds.map(() => NaN);
-    model.kinds.forEach((name, kind) => {
+  function showKinds(metrics) {
+    const counts = metrics ? summaryOf(data, metrics, null).counts : data.kinds.map(() => NaN);
+    data.kinds.forEach((name, kind) => {
       find(`kind-${kind}-count`).textContent = ` ${fixed(counts[kind], 0)}`;
       find("bar").children[kind].style.flexGrow = counts[kind] || 0;
     });
   }
 
   function showChosen() {
-    const { chosen, voice } = state;
-    if (chosen === NO_NUMBER) return;
-    const facts = factsOf(payload, model, numbersOfVoice(voice), scoresOfVoice(voice), chosen);
-    find("chosen").replaceChildren(...facts.map(([name, value]) => {
-      const bold = element("b", { id: `chosen-${name}`, textContent: value, title: value });
+    const { chosen, model } = state;
+    if (chosen === NONE) return;
+    const facts = factsOf(payload, data, metricsOfModel(model), maximaOf(model), chosen);
+    find("chosen").replaceChildren(...facts.map(([id, name, value]) => {
+      const bold = element("b", { id: `chosen-${id}`, textContent: value, title: value });
       const small = element("small", { textContent: name });
-      return element("span", { className: name }, small, " ", bold);
+      return element("span", { className: id }, small, " ", bold);
     }));
   }
 
-  /** Per shown voice: its levels (of the vote: shares), its mask, and a word of its numbers. */
+  /** For each shown model its levels (of a vote: shares), its mask, and its result as text. */
   function scenes() {
-    const shown = names.map((_, voice) => voice).filter((voice) => state.shown[voice]);
+    const shown = names.map((_, model) => model).filter((model) => state.shown[model]);
     const { picture, chosen } = state;
-    const maskOfVoice = (voice) => {
-      const rule = state.rules[voice];
-      return maskOf(picture.maps[voice], isKept(model, voice, rule, chosen), rule.bottom);
+    const maskOfModel = (model) => {
+      const rule = state.rules[model];
+      return maskOf(picture.maps[model], isKept(data, model, rule, chosen), rule.bottom);
     };
-    return shown.map((voice) => {
-      const numbers = numbersOfVoice(voice);
-      const dice = numbers?.dice ? `dice ${fixed(numbers.dice[chosen], 4)}, ` : "";
-      const px = numbers && scaledArea(model, numbers.areas[chosen], chosen);
-      const area = numbers ? `${whole(px)} ${AREA_UNIT}` : "–";
-      const words = `${dice}${area}`;
-      const one = { voice, name: names[voice], short: shortened[voice], words };
-      if (!picture) return one;
-      if (voice !== VOTE) {
-        return { ...one, levels: picture.maps[voice], mask: maskOfVoice(voice) };
+    return shown.map((model) => {
+      const metrics = metricsOfModel(model);
+      const dice = metrics?.dice ? `Dice ${fixed(metrics.dice[chosen], 4)}, ` : "";
+      const px = metrics && scaledArea(data, metrics.areas[chosen], chosen);
+      const area = metrics ? `${integer(px)} ${AREA_UNIT}` : "–";
+      const result = `${dice}${area}`;
+      const pane = { name: names[model], short: shortModelNames[model], result };
+      if (!picture) return pane;
+      if (model !== VOTE) {
+        return { ...pane, levels: picture.maps[model], mask: maskOfModel(model) };
       }
-      const masks = vote.voices.map(maskOfVoice);
+      const masks = vote.models.map(maskOfModel);
       const votes = votesOf(masks);
       const levels = votes.map((count) => Math.round((255 * count) / masks.length));
       const mask = votedMask(masks, state.k, vote.union);
-      return { ...one, levels, mask, votes, voters: masks.length };
+      return { ...pane, levels, mask, votes, voters: masks.length };
     });
   }
 
   function paint() {
-    const there = pictureOf.has(state.chosen);
-    find("panes").hidden = !there;
-    find("absent").hidden = there;
-    if (!there) {
+    const isEmbedded = pictureOf.has(state.chosen);
+    find("panes").hidden = !isEmbedded;
+    find("absent").hidden = isEmbedded;
+    if (!isEmbedded) {
       const id = payload.images.id[state.chosen];
-      find("absent").textContent = model.n ? absentWords(id) : "There is no image.";
+      find("absent").textContent = data.n ? absentText(id) : "There is no image.";
     }
     const { picture, layers, windowing, view } = state;
-    scene = { picture: there ? picture : null, shown: scenes(), layers, windowing, view };
-    panes.paint(scene); // which tells the pointer too
+    scene = { picture: isEmbedded ? picture : null, shown: scenes(), layers, windowing, view };
+    panes.paint(scene); // reports the pointer too
   }
 
   function showPointer() {
@@ -254,10 +254,10 @@ function start(payload, model) {
     const { width, height } = payload.images;
     const row = state.chosen;
     find("pointer").textContent =
-      pixelWords(scene.picture, scene.shown[pane], at, width[row], height[row]);
+      pixelText(scene.picture, scene.shown[pane], at, width[row], height[row]);
   }
 
-  function layersMoved() {
+  function updateLayers() {
     showLayers(state.layers);
     for (const [name, show] of Object.entries(windowLines)) show(state.windowing[name]);
     paint();
@@ -266,7 +266,7 @@ function start(payload, model) {
   function setWindow({ width, level }) {
     const within = (value, low, high) => Math.min(Math.max(value, low), high);
     state.windowing = { width: within(width, 1, 510), level: within(level, 0, 255) };
-    layersMoved();
+    updateLayers();
   }
 
   function setView(view) {
@@ -274,7 +274,7 @@ function start(payload, model) {
     panes.look(view);
   }
 
-  // What the reader does.
+  // Actions.
   let showing = Promise.resolve();
   function choose(row) {
     state.chosen = row;
@@ -283,16 +283,16 @@ function start(payload, model) {
   }
 
   async function showPicture(row) {
-    showList(numbersOfVoice(state.voice), scoresOfVoice(state.voice));
+    showList(metricsOfModel(state.model), maximaOf(state.model));
     list.reveal(state.order.indexOf(row));
     showChosen();
     const picture = pictureOf.has(row) ? await decoded(pictureOf.get(row)) : null;
-    if (state.chosen !== row) return; // the reader went on meanwhile
+    if (state.chosen !== row) return; // another image was chosen meanwhile
     state.picture = picture;
     paint();
     const place = state.order.indexOf(row);
     for (const near of [state.order[place + 1], state.order[place - 1]]) {
-      if (pictureOf.has(near)) decoded(pictureOf.get(near)); // so that j and k are at once
+      if (pictureOf.has(near)) decoded(pictureOf.get(near)); // so that j and k answer at once
     }
   }
 
@@ -304,30 +304,30 @@ function start(payload, model) {
 
   function sortBy(name) {
     const { sort } = state;
-    const column = columns.find((one) => one.name === name);
+    const column = columns.find((candidate) => candidate.name === name);
     const descending = sort.column === name ? !sort.descending : column.first === "down";
     state.sort = { column: name, descending };
-    listMoved();
+    updateList();
     list.toTop();
   }
 
-  function contours() {
+  function toggleContours() {
     const { prediction, truth } = state.layers;
     const contour = !(prediction.contour || truth.contour);
     prediction.contour = truth.contour = contour;
-    layersMoved();
+    updateLayers();
   }
 
-  function flip(layer) {
-    if (layer.title === "truth" && !model.truth) return;
+  function toggle(layer) {
+    if (layer === state.layers.truth && !data.truth) return;
     layer.on = !layer.on;
-    layersMoved();
+    updateLayers();
   }
 
   const windowLines = {};
   for (const [name, title, min, max] of [
-    ["level", "The grey shown as middle grey", 0, 255],
-    ["width", "How many greys from black to white; fewer: more contrast", 1, 510],
+    ["level", "The grey level shown as middle grey", 0, 255],
+    ["width", "Grey levels from black to white; fewer give more contrast", 1, 510],
   ]) {
     const set = (value) => {
       const { windowing } = state;
@@ -342,21 +342,21 @@ function start(payload, model) {
     [["j", "ArrowDown"], "next image of the list", () => step(1)],
     [["k", "ArrowUp"], "previous image", () => step(-1)],
     ...Object.values(state.layers).map((layer, place) => {
-      return [[String(place + 1)], `${layer.title} on or off`, () => flip(layer)];
+      return [[String(place + 1)], `${layer.title} on or off`, () => toggle(layer)];
     }),
-    [["c"], "contours on or off", contours],
-    [["f", "0"], "the whole picture", () => setView({ ...RESET_VIEW })],
-    [["+", "="], "larger", () => panes.zoomBy(ZOOM_STEP)],
-    [["-"], "smaller", () => panes.zoomBy(1 / ZOOM_STEP)],
-    [["["], "top lower", () => nudge("top", -0.01)],
-    [["]"], "top higher", () => nudge("top", 0.01)],
-    [[";"], "bottom lower", () => nudge("bottom", -0.01)],
-    [["'"], "bottom higher", () => nudge("bottom", 0.01)],
-    [[","], "min area smaller", () => nudge("min_area_px", -1)],
-    [["."], "min area larger", () => nudge("min_area_px", 1)],
+    [["c"], "contours on or off", toggleContours],
+    [["f", "0"], "fit the picture", () => setView({ ...RESET_VIEW })],
+    [["+", "="], "zoom in", () => panes.zoomBy(ZOOM_STEP)],
+    [["-"], "zoom out", () => panes.zoomBy(1 / ZOOM_STEP)],
+    [["["], "lower the detection threshold (top)", () => nudge("top", -0.01)],
+    [["]"], "raise the detection threshold (top)", () => nudge("top", 0.01)],
+    [[";"], "lower the mask threshold (bottom)", () => nudge("bottom", -0.01)],
+    [["'"], "raise the mask threshold (bottom)", () => nudge("bottom", 0.01)],
+    [[","], "reduce the minimum area", () => nudge("min_area_px", -1)],
+    [["."], "increase the minimum area", () => nudge("min_area_px", 1)],
     [["w"], "reset window and level", () => setWindow(RESET_WINDOW)],
     [["/"], "find an id", () => find("text").focus()],
-    [["?"], "this list", () => find("help").showModal()],
+    [["?"], "show this list", () => find("help").showModal()],
     [["Escape"], "leave a field, close this list", () => document.activeElement.blur()],
   ];
 
@@ -366,43 +366,43 @@ function start(payload, model) {
     const inField =
       target.matches("select") || (target.matches("input") && !NO_TEXT_KEYS.includes(target.type));
     if (inField && key !== "Escape") return;
-    if (target.type === "range" && key.startsWith("Arrow")) return; // they move the slider
-    const found = shortcuts.find(([keys]) => keys.includes(key));
-    if (!found) return;
+    if (target.type === "range" && key.startsWith("Arrow")) return; // arrows move the slider
+    const shortcut = shortcuts.find(([keys]) => keys.includes(key));
+    if (!shortcut) return;
     event.preventDefault();
-    found[2]();
+    shortcut[2]();
   }
 
-  function listenToAll() {
+  function addListeners() {
     const on = (id, event, act) => find(id).addEventListener(event, () => act(find(id)));
     document.addEventListener("keydown", press);
-    on("voice", "change", ({ value }) => {
-      state.voice = Number(value);
-      rulesMoved();
+    on("model", "change", ({ value }) => {
+      state.model = Number(value);
+      updateRules();
     });
-    on("one-rule", "change", ({ checked }) => tieRules(checked));
-    on("as-chosen", "click", restore);
+    on("one-rule", "change", ({ checked }) => useOneRule(checked));
+    on("reset", "click", reset);
     on("window-reset", "click", () => setWindow(RESET_WINDOW));
     on("zoom-in", "click", () => panes.zoomBy(ZOOM_STEP));
     on("zoom-out", "click", () => panes.zoomBy(1 / ZOOM_STEP));
-    on("one", "click", () => panes.oneToOne());
+    on("one-to-one", "click", () => panes.oneToOne());
     on("fit", "click", () => setView({ ...RESET_VIEW }));
     on("help-open", "click", () => find("help").showModal());
     on("help-close", "click", () => find("help").close());
     on("clear", "click", () => {
       state.filter = noFilter();
       showFilter();
-      listMoved();
+      updateList();
     });
     const filters = (id, event, read) =>
       on(id, event, (field) => {
         read(state.filter, field);
-        listMoved();
+        updateList();
       });
     filters("text", "input", (filter, { value }) => (filter.text = value));
     filters("fold", "change", (filter, { value }) => (filter.fold = value === "" ? null : +value));
     filters("embedded", "change", (filter, { checked }) => (filter.embedded = checked));
-    model.kinds.forEach((_, kind) => {
+    data.kinds.forEach((_, kind) => {
       filters(`kind-${kind}`, "change", (filter, { checked }) => (filter.kinds[kind] = checked));
     });
     for (const name of Object.keys(state.filter.ranges)) {
@@ -426,25 +426,25 @@ function start(payload, model) {
     }
   }
 
-  buildPage(payload, model, names, shortened, state, shortcuts, paint);
-  listenToAll();
+  buildPage(payload, data, names, shortModelNames, state, shortcuts, paint);
+  addListeners();
   showFilter();
   showRule();
-  listMoved();
-  layersMoved();
+  updateList();
+  updateLayers();
   list.reveal(state.order.indexOf(state.chosen));
-  if (state.chosen !== NO_NUMBER) choose(state.chosen);
+  if (state.chosen !== NONE) choose(state.chosen);
 
-  const plain = (numbers) => ({
-    areas: Array.from(numbers.areas),
-    dice: numbers.dice && Array.from(numbers.dice),
-    mean: summaryOf(model, numbers, null).mean,
+  const asJson = (metrics) => ({
+    areas: Array.from(metrics.areas),
+    dice: metrics.dice && Array.from(metrics.dice),
+    mean: summaryOf(data, metrics, null).mean,
   });
   return {
     state,
     choose,
     shown: () => showing,
-    evaluate: (voice, rule) => plain(evaluated(model, voice, { label: null, ...rule })),
-    evaluateVote: (k) => plain(voted(model, k)),
+    evaluate: (model, rule) => asJson(evaluated(data, model, { label: null, ...rule })),
+    evaluateVote: (k) => asJson(voted(data, k)),
   };
 }

@@ -2,28 +2,36 @@
 
 const ROW_PX = 24;
 const LONG_NAME = 30;
-const KIND_SHORT = { "empty and right": "right" };
+const KIND_SHORT = {
+  "false negative": "FN", "false positive": "FP", "true positive": "TP", "true negative": "TN",
+};
 const COLUMNS = [
   { name: "id", title: "The image's id", first: "up" },
   { name: "fold", title: "The fold that held the image out", first: "up" },
-  { name: "kind", title: "Kind of error, worst first", first: "up" },
-  { name: "dice", title: "Dice, worst first", first: "up", truth: true },
-  { name: "area", title: `Area of the mask, ${AREA_UNIT}`, first: "down" },
-  { name: "truth", title: `Area of the true mask, ${AREA_UNIT}`, first: "down", truth: true },
-  { name: "score", title: "Label, or the highest probability of any pixel", first: "down" },
+  {
+    name: "kind", text: "result", first: "up",
+    title: "False negative (FN), false positive (FP), true positive (TP) or true negative (TN)",
+  },
+  { name: "dice", text: "Dice", title: "Dice, lowest first", first: "up", truth: true },
+  { name: "area", title: `Area of the predicted mask, ${AREA_UNIT}`, first: "down" },
+  { name: "truth", title: `Area of the ground-truth mask, ${AREA_UNIT}`, first: "down", truth: true },
+  {
+    name: "max-probability", text: "max prob.", first: "down",
+    title: "Max probability: of the image where models classify it, else of any pixel",
+  },
 ];
 
-/** An element with properties, attributes (by `attributes`) and children; text is only text. */
+/** An element with properties, attributes (by `attributes`) and children; text is escaped. */
 function element(tag, { attributes = {}, ...properties } = {}, ...children) {
-  const one = Object.assign(document.createElement(tag), properties);
-  for (const [name, value] of Object.entries(attributes)) one.setAttribute(name, value);
-  one.append(...children);
-  return one;
+  const made = Object.assign(document.createElement(tag), properties);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
 }
 
 const find = (id) => document.getElementById(id);
 
-/** Ids without the long beginning that all share, so that a narrow column tells them apart. */
+/** Ids without a long common prefix, so that they differ in a narrow column. */
 function shortIds(ids, between = ".") {
   let shared = ids.length > 1 ? ids[0].length : 0;
   for (const id of ids) while (!id.startsWith(ids[0].slice(0, shared))) shared--;
@@ -31,20 +39,20 @@ function shortIds(ids, between = ".") {
   return cut > 8 ? ids.map((id) => `…${id.slice(cut)}`) : ids;
 }
 
-/** Names of runs, the long ones without the beginning that these share. */
+/** Names of runs, the long ones without their common prefix. */
 function shortNames(names) {
   const isLong = (name) => name.length > LONG_NAME;
   const short = shortIds(names.filter(isLong), "_");
   return names.map((name) => (isLong(name) ? short.shift() : name));
 }
 
-/** Makes the list; gives a function that draws it anew from the page's view of things. */
+/** Makes the list and returns functions that draw it and scroll it. */
 function makeList(columns, sortBy, choose) {
   const [box, head, rows] = [find("list"), find("head"), find("rows")];
   let view = null;
   const pool = [];
-  for (const { name, title } of columns) {
-    const button = element("button", { textContent: name, title: `${title}. Click to sort.` });
+  for (const { name, text = name, title } of columns) {
+    const button = element("button", { textContent: text, title: `${title}. Click to sort.` });
     button.addEventListener("click", () => sortBy(name));
     const attributes = { role: "columnheader" };
     head.append(element("div", { className: `cell ${name}`, attributes }, button));
@@ -76,18 +84,18 @@ function makeList(columns, sortBy, choose) {
     const last = Math.min(order.length, first + Math.ceil(box.clientHeight / ROW_PX) + 8);
     pooled(Math.max(0, last - first)).forEach(({ row, cells }, k) => {
       const image = order[first + k];
-      const there = embedded.has(image);
+      const isEmbedded = embedded.has(image);
       row.style.top = `${(first + k) * ROW_PX}px`;
       row.id = `row-${image}`;
       row.dataset.row = image;
-      row.dataset.kind = kinds ? kinds[image] : NO_NUMBER;
-      row.classList.toggle("absent", !there);
+      row.dataset.kind = kinds ? kinds[image] : NONE;
+      row.classList.toggle("absent", !isEmbedded);
       row.setAttribute("aria-selected", image === chosen);
       row.setAttribute("aria-rowindex", first + k + 2);
       columns.forEach(({ name }, column) => {
         cells[column].textContent = texts[name](image);
         if (name !== "id") return;
-        const note = there ? "" : "\nno picture in this page";
+        const note = isEmbedded ? "" : "\nno picture in this page";
         cells[column].title = ids[image] + note;
       });
     });
@@ -100,8 +108,8 @@ function makeList(columns, sortBy, choose) {
     box.setAttribute("aria-activedescendant", `row-${next.chosen}`);
     columns.forEach(({ name }, column) => {
       const sorted = next.sort.column === name;
-      const way = next.sort.descending ? "descending" : "ascending";
-      head.children[column].setAttribute("aria-sort", sorted ? way : "none");
+      const direction = next.sort.descending ? "descending" : "ascending";
+      head.children[column].setAttribute("aria-sort", sorted ? direction : "none");
     });
     drawRows();
   }

@@ -1,28 +1,28 @@
-// The panel's controls, built once, and what they say, written from the state.
+// The panel's controls, built once, and their values, written from the state.
 
 const AREA_STEPS = [0]; // of the slider: fine where masks are small
 for (const [upTo, step] of [[1000, 50], [5000, 100], [20000, 250], [60000, 1000]]) {
   while (AREA_STEPS.at(-1) < upTo) AREA_STEPS.push(AREA_STEPS.at(-1) + step);
 }
-const KEEP_NONE = FULL_AREA + 1; // the least area that no image reaches
+const KEEP_NONE = FULL_AREA + 1; // the minimum area that no image reaches
 
-/** The last step of the area's slider that is not above an area. */
+/** The last step of the area slider that is not above an area. */
 const areaStep = (area) => AREA_STEPS.findLastIndex((step) => step <= area);
 
-/** A line of label, slider and number field; `set` hears numbers, already within the bounds. */
+/** A label, slider and number field; `set` gets a number within the bounds, else null. */
 function sliderLine(line) {
   const { id, name, title, max, step, set, ofSlider = Number, toSlider = (x) => x } = line;
-  const { sliderMax = max, min = 0, decimals = 4, unit } = line;
+  const { sliderMax = max, min = 0, decimals = 4, note } = line;
   const attributes = { "aria-label": name };
   const bounds = { min, max: sliderMax, step };
   const slider = element("input", { id, type: "range", ...bounds, title, attributes });
   const exact = { "aria-label": `${name}, exact`, min, max, step: line.numberStep ?? step };
   const number = element("input", { id: `${id}-number`, type: "number", title, attributes: exact });
   const label = element("label", { htmlFor: id, title }, name);
-  if (unit) label.append(element("small", { textContent: unit }));
+  if (note) label.append(element("small", { textContent: ` ${note}` }));
   slider.addEventListener("input", () => set(ofSlider(slider.value)));
   number.addEventListener("change", () => {
-    const value = line.whole ? Math.round(number.valueAsNumber) : number.valueAsNumber;
+    const value = line.isInteger ? Math.round(number.valueAsNumber) : number.valueAsNumber;
     set(Number.isFinite(value) ? Math.min(Math.max(value, min), max) : null);
   });
   const row = element("div", { className: "slider" }, label, slider, number);
@@ -42,77 +42,80 @@ function checkbox(id, text, title, set) {
   return { input, label: element("label", { title }, input, ` ${text}`) };
 }
 
-/** Sliders of the rule, of a vote's k too; `set(name, value)`, null for a field left empty. */
+/** Sliders of the rule and of a vote's minimum; `set(name, value)`, null for an empty field. */
 function makeRule(payload, set) {
   const share = { max: 1, step: 0.005 };
   const lines = {
     top: sliderLine({
-      ...share, id: "top", name: "top", set: (value) => set("top", value),
-      title: "An image keeps its mask if enough pixels exceed this ( [ and ] )",
+      ...share, id: "top", name: "detection threshold", note: "(top)",
+      set: (value) => set("top", value),
+      title: "An image keeps its mask if enough pixels exceed this probability ( [ and ] )",
     }),
     min_area_px: sliderLine({
-      id: "min-area", name: "min area", unit: AREA_UNIT, max: KEEP_NONE, sliderMax: AREA_STEPS.length - 1,
-      step: 1, numberStep: 50, whole: true, decimals: 0,
+      id: "min-area", name: "minimum area", note: AREA_UNIT, max: KEEP_NONE,
+      sliderMax: AREA_STEPS.length - 1, step: 1, numberStep: 50, isInteger: true, decimals: 0,
       set: (value) => set("min_area_px", value),
       ofSlider: (value) => AREA_STEPS[value], toSlider: areaStep,
-      title: `How many pixels must exceed top, in ${AREA_UNIT} ( , and . )`,
+      title: `How many pixels must exceed the detection threshold, ${AREA_UNIT} ( , and . )`,
     }),
     bottom: sliderLine({
-      ...share, id: "bottom", name: "bottom", set: (value) => set("bottom", value),
-      title: "The mask is what exceeds this; never above top ( ; and ' )",
+      ...share, id: "bottom", name: "mask threshold", note: "(bottom)",
+      set: (value) => set("bottom", value),
+      title: "The mask covers what exceeds this; at most the detection threshold ( ; and ' )",
     }),
   };
   find("rule").append(...Object.values(lines).map(({ row }) => row));
-  if (payload.voices.some(({ labels }) => labels)) {
+  if (payload.models.some(({ labels }) => labels)) {
     lines.label = sliderLine({
-      ...share, id: "label", name: "label", set: (value) => set("label", value),
-      title: "An image whose label is not above this has no mask",
+      ...share, id: "label", name: "classification threshold", note: "(label)",
+      set: (value) => set("label", value),
+      title: "An image whose classification probability is not above this has no mask",
     });
     lines.label.row.id = "label-line";
-    const title = "Whether a label can empty a mask";
-    lines.on = checkbox("label-on", "label counts", title, (on) => set("label on", on));
+    const title = "Empty the mask of images classified as negative";
+    lines.on = checkbox("label-on", "classifier gating", title, (on) => set("label on", on));
     find("rule").append(lines.on.label, lines.label.row);
   }
   if (payload.vote) {
     const what = payload.vote.union
-      ? "Masks that share a pixel with k - 1 others speak; the result is their union"
-      : "A pixel is in the mask when k members' masks hold it";
+      ? "The union of masks that overlap at least this many masks, itself included"
+      : "A pixel is in the mask if the masks of at least this many models contain it";
     lines.k = sliderLine({
-      id: "k", name: "vote's k", min: 1, max: payload.vote.voices.length, step: 1, whole: true,
-      decimals: 0, title: what, set: (value) => set("k", value),
+      id: "k", name: "minimum votes", min: 1, max: payload.vote.models.length, step: 1,
+      isInteger: true, decimals: 0, title: what, set: (value) => set("k", value),
     });
     find("rule").append(lines.k.row);
   }
   return lines;
 }
 
-/** Rows of the table of numbers: name, digits, and how a summary gives it. */
-function numberRows(model) {
+/** Rows of the metrics table: name, digits, and the value in a summary. */
+function metricRows(data) {
   const rows = [
-    { name: "mean dice", of: (one) => one.mean, show: (x) => fixed(x, 6), truth: true, id: "mean" },
+    { name: "mean Dice", of: ({ mean }) => mean, show: (x) => fixed(x, 6), truth: true, id: "mean" },
     {
-      name: "non-empty", of: (one) => one.nonEmpty, show: (x) => fixed(x, 6), truth: true,
-      title: "Mean dice of the images whose truth has a mask", id: "non-empty",
+      name: "Dice, positives", of: ({ positive }) => positive, show: (x) => fixed(x, 6), truth: true,
+      title: "Mean Dice of the images with a ground-truth mask", id: "positive",
     },
     {
-      name: "% with mask", of: (one) => 100 * one.withMask, show: (x) => fixed(x, 2),
-      title: "Share of images with a mask, in percent", id: "with-mask",
+      name: "% positive", of: ({ withMask }) => 100 * withMask, show: (x) => fixed(x, 2),
+      title: "Share of images with a predicted mask, in percent", id: "with-mask",
     },
-    ...model.kinds.map((name, kind) => ({
-      name: KIND_SHORT[name] ?? name, title: name, id: `kind-${kind}`,
-      of: (one) => one.counts[kind], show: (x) => fixed(x, 0),
+    ...data.kinds.map((name, kind) => ({
+      name: KIND_SHORT[name] ?? name, title: `Number of images: ${name}`, id: `kind-${kind}`,
+      of: ({ counts }) => counts[kind], show: (x) => fixed(x, 0),
     })),
   ];
-  return rows.filter(({ truth }) => !truth || model.truth);
+  return rows.filter(({ truth }) => !truth || data.truth);
 }
 
-/** The table: over each group of images, now, as chosen, and the difference. */
-function showNumbers(model, groups) {
+/** The table: for each group of images the value now, under the chosen rule, and the difference. */
+function showMetrics(data, groups) {
   const bodies = groups.map(({ id, title, now, chosen }) => {
     const head = element("tr", {},
       element("th", { textContent: title, attributes: { scope: "colgroup" } }),
       ...["now", "chosen", "±"].map((textContent) => element("th", { textContent })));
-    const rows = numberRows(model).map((row) => {
+    const rows = metricRows(data).map((row) => {
       const [a, b] = [now ? row.of(now) : NaN, row.of(chosen)];
       const sign = a > b ? "+" : "";
       const difference = row.show(a - b).replace(/^-(0(\.0*)?)$/, "$1"); // no -0.000000
@@ -125,7 +128,7 @@ function showNumbers(model, groups) {
     });
     return element("tbody", { id }, head, ...rows);
   });
-  find("numbers").replaceChildren(...bodies);
+  find("metrics").replaceChildren(...bodies);
 }
 
 /** Switches and opacities of the layers; `set(layer, changes)`. */

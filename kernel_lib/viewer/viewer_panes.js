@@ -1,20 +1,20 @@
-// The panes: one canvas a shown voice, zoomed and moved together.
+// The panes: a canvas for each shown model, zoomed and moved together.
 
 const ZOOM_STEP = 1.25;
 const LARGEST_SCALE = 48;
 
-/** Makes the panes in #panes; `tell` hears of view, window and pointer. */
-function makePanes(tell) {
+/** Makes the panes in #panes; `on` has handlers of view, window, pointer and scale. */
+function makePanes(on) {
   const box = find("panes");
   let panes = [];
-  let over = null; // the pane and the event of the pointer's last move, while it is over one
-  let scene = null; // what was drawn last: {picture, shown, layers, windowing, view}
+  let hovered = null; // the pane and event of the pointer's last move, while it is over a pane
+  let scene = null; // as drawn last: {picture, shown, layers, windowing, view}
 
-  /** Screen pixels a pixel of the picture, and where its corner lies, in the canvas's pixels. */
+  /** Screen pixels per picture pixel, and the picture's corner, in pixels of the canvas. */
   function placed({ canvas }, { picture, view }) {
     const fit = Math.min(canvas.width / picture.width, canvas.height / picture.height);
     const free = fit * view.zoom;
-    const scale = Math.abs(free - 1) < 1e-6 ? 1 : free; // 1:1 without a trace of smoothing
+    const scale = Math.abs(free - 1) < 1e-6 ? 1 : free; // exactly 1:1, without smoothing
     const left = Math.round(canvas.width / 2 - view.x * picture.width * scale);
     const top = Math.round(canvas.height / 2 - view.y * picture.height * scale);
     return { fit, scale, left, top };
@@ -32,7 +32,7 @@ function makePanes(tell) {
     panes.forEach(listen);
   }
 
-  /** Fits canvases to their room; the columns that make the pictures largest. */
+  /** Fits canvases to the space, in as many columns as make the pictures largest. */
   function size() {
     const { clientWidth, clientHeight } = box;
     const side = (columns) =>
@@ -43,16 +43,16 @@ function makePanes(tell) {
     }
     box.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
     for (const { canvas } of panes) {
-      const room = canvas.parentElement;
-      const width = Math.max(1, Math.round(room.clientWidth * devicePixelRatio));
-      const height = Math.max(1, Math.round(room.clientHeight * devicePixelRatio));
-      // To set a size, even the same, is to make the canvas anew.
+      const frame = canvas.parentElement;
+      const width = Math.max(1, Math.round(frame.clientWidth * devicePixelRatio));
+      const height = Math.max(1, Math.round(frame.clientHeight * devicePixelRatio));
+      // Setting a size, even the same, clears the canvas.
       const same = canvas.width === width && canvas.height === height;
       if (!same) Object.assign(canvas, { width, height });
     }
   }
 
-  /** Layers and contours of every pane anew, then the view of them. */
+  /** Composes layers and contours of every pane, then draws them. */
   function paint(next) {
     scene = next;
     arrange(scene.shown.map(({ name }) => name));
@@ -60,10 +60,10 @@ function makePanes(tell) {
     panes.forEach((pane, k) => {
       const { picture, layers, windowing } = scene;
       const shown = scene.shown[k];
-      const title = `${shown.name} ${shown.words}`;
+      const title = `${shown.name} ${shown.result}`;
       pane.caption.replaceChildren(
         element("b", { textContent: shown.short, title }),
-        element("span", { textContent: shown.words, title }));
+        element("span", { textContent: shown.result, title }));
       if (!picture) return;
       const { width, height } = picture;
       const { layered } = pane;
@@ -96,8 +96,8 @@ function makePanes(tell) {
       if (pane.truth) strokeContour(context, pane.truth, TRUTH_COLOUR, false, px);
       if (pane.prediction) strokeContour(context, pane.prediction, PREDICTION_COLOUR, true, px);
     }
-    tellPointer();
-    tell.drawn(panes.length && scene.picture ? placed(panes[0], scene).scale : NaN);
+    reportPointer();
+    on.scale(panes.length && scene.picture ? placed(panes[0], scene).scale : NaN);
   }
 
   /** The point of the picture under the pointer, as shares 0–1 of its width and height. */
@@ -109,20 +109,20 @@ function makePanes(tell) {
     return [(x - left) / scale / scene.picture.width, (y - top) / scale / scene.picture.height];
   }
 
-  function tellPointer() {
-    const known = over && scene.picture && panes.includes(over.pane);
-    if (known) tell.pointer(panes.indexOf(over.pane), pointAt(over.pane, over.event));
-    else tell.pointer(-1, null);
+  function reportPointer() {
+    const isKnown = hovered && scene.picture && panes.includes(hovered.pane);
+    if (isKnown) on.pointer(panes.indexOf(hovered.pane), pointAt(hovered.pane, hovered.event));
+    else on.pointer(-1, null);
   }
 
   function zoomBy(factor, [x, y] = [scene.view.x, scene.view.y]) {
     if (!scene.picture) return;
     const { fit } = placed(panes[0], scene);
     const { view } = scene;
-    const smallest = Math.min(0.25, 1 / fit); // 1:1 at least can always be had
+    const smallest = Math.min(0.25, 1 / fit); // 1:1 is always possible
     const zoom = Math.min(Math.max(view.zoom * factor, smallest), LARGEST_SCALE / fit);
     const kept = view.zoom / zoom; // the point under the pointer stays under it
-    tell.view({ zoom, x: x + (view.x - x) * kept, y: y + (view.y - y) * kept });
+    on.view({ zoom, x: x + (view.x - x) * kept, y: y + (view.y - y) * kept });
   }
 
   function oneToOne() {
@@ -138,7 +138,7 @@ function makePanes(tell) {
       event.preventDefault();
       if (ready()) zoomBy(Math.exp(-event.deltaY * 0.0015), pointAt(pane, event));
     }, { passive: false });
-    canvas.addEventListener("dblclick", () => tell.view({ zoom: 1, x: 0.5, y: 0.5 }));
+    canvas.addEventListener("dblclick", () => on.view({ zoom: 1, x: 0.5, y: 0.5 }));
     canvas.addEventListener("pointerdown", (event) => {
       if (!ready() || event.button === 1) return;
       canvas.setPointerCapture(event.pointerId);
@@ -148,28 +148,28 @@ function makePanes(tell) {
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!ready()) return;
-      over = { pane, event };
+      hovered = { pane, event };
       if (!drag) {
-        tellPointer();
+        reportPointer();
         return;
       }
       const [right, down] = [event.clientX - drag.x, event.clientY - drag.y];
       if (drag.windowing) {
         const { width, level } = drag.from;
-        tell.windowing({ width: width + right, level: level + down / 2 });
+        on.windowing({ width: width + right, level: level + down / 2 });
         return;
       }
       const scale = placed(pane, scene).scale / devicePixelRatio;
       const x = drag.view.x - right / scale / scene.picture.width;
       const y = drag.view.y - down / scale / scene.picture.height;
-      tell.view({ ...drag.view, x, y });
+      on.view({ ...drag.view, x, y });
     });
     for (const end of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(end, () => (drag = null));
     }
     canvas.addEventListener("pointerleave", () => {
-      over = null;
-      if (scene) tellPointer();
+      hovered = null;
+      if (scene) reportPointer();
     });
   }
 

@@ -1,14 +1,14 @@
-// The picture: levels out of the embedded files, masks, layers over one another, contours.
+// The picture: levels decoded from the embedded files, masks, layers, contours.
 
 const TRUTH_COLOUR = [255, 176, 0]; // #ffb000
 const PREDICTION_COLOUR = [79, 195, 247]; // #4fc3f7
-const DECODED_KEPT = 12;
+const CACHED = 12; // decoded pictures
 // Ten points of viridis (Smith & van der Walt 2015, CC0), which the colour-blind can read.
 const VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
   .split(" ")
   .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 
-/** Levels 0–255 (Uint8Array, row by row) of an embedded file, just as they were written. */
+/** Levels 0–255 (Uint8Array, row by row) of an embedded file, without colour management. */
 async function levelsOf(base64, type, [width, height]) {
   if (base64 === null) return null;
   const exact = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
@@ -20,19 +20,19 @@ async function levelsOf(base64, type, [width, height]) {
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
   const levels = new Uint8Array(width * height);
-  for (let i = 0; i < levels.length; i++) levels[i] = data[4 * i]; // grey: red says it all
+  for (let i = 0; i < levels.length; i++) levels[i] = data[4 * i]; // grey: all channels are equal
   return levels;
 }
 
-/** Decodes pictures when they are asked for and keeps the latest. */
+/** Decodes pictures on demand and caches the latest. */
 function decoder(pictures) {
-  const kept = new Map();
+  const cache = new Map();
   return function decoded(index) {
-    const one = kept.get(index) ?? decode(pictures[index]);
-    kept.delete(index);
-    kept.set(index, one); // the latest stand last
-    if (kept.size > DECODED_KEPT) kept.delete(kept.keys().next().value);
-    return one;
+    const picture = cache.get(index) ?? decode(pictures[index]);
+    cache.delete(index);
+    cache.set(index, picture); // the latest is last
+    if (cache.size > CACHED) cache.delete(cache.keys().next().value);
+    return picture;
   };
 }
 
@@ -46,48 +46,48 @@ async function decode({ size, image, truth, maps }) {
   return { width: size[0], height: size[1], radiograph, truth: mask, maps: levels };
 }
 
-/** 0/1 of the pixels above `bottom`, none where the image does not keep its mask. */
-function maskOf(levels, kept, bottom) {
+/** 0/1 of the pixels above `bottom`; all 0 unless the image keeps its mask. */
+function maskOf(levels, isKept, bottom) {
   const mask = new Uint8Array(levels.length);
   const first = firstLevel(bottom);
-  if (kept) for (let i = 0; i < mask.length; i++) mask[i] = +(levels[i] >= first);
+  if (isKept) for (let i = 0; i < mask.length; i++) mask[i] = +(levels[i] >= first);
   return mask;
 }
 
-/** How many of the masks hold each pixel. */
+/** How many of the masks contain each pixel. */
 function votesOf(masks) {
   const votes = new Uint8Array(masks[0].length);
   for (const mask of masks) for (let i = 0; i < votes.length; i++) votes[i] += mask[i];
   return votes;
 }
 
-/** The vote at k: pixels in at least k masks, or the union of masks that meet k - 1 others. */
+/** The vote: pixels in at least k masks, or the union of masks that overlap k - 1 others. */
 function votedMask(masks, k, union) {
   return union ? unionOfAgreeing(masks, k) : votesOf(masks).map((count) => +(count >= k));
 }
 
 function unionOfAgreeing(masks, k) {
-  const holders = new Uint32Array(masks[0].length); // a bit a mask
+  const holders = new Uint32Array(masks[0].length); // a bit for each mask
   masks.forEach((mask, m) => mask.forEach((inside, i) => (holders[i] |= inside << m)));
-  const meets = new Uint32Array(masks.length); // whom each shares a pixel with, itself too
-  for (const together of new Set(holders)) {
-    for (let m = 0; m < masks.length; m++) if ((together >>> m) & 1) meets[m] |= together;
+  const overlaps = new Uint32Array(masks.length); // masks that share a pixel with each, and itself
+  for (const bits of new Set(holders)) {
+    for (let m = 0; m < masks.length; m++) if ((bits >>> m) & 1) overlaps[m] |= bits;
   }
-  let speak = 0;
-  meets.forEach((others, m) => {
-    if (others.toString(2).replaceAll("0", "").length >= k) speak |= 1 << m;
+  let agreeing = 0;
+  overlaps.forEach((others, m) => {
+    if (others.toString(2).replaceAll("0", "").length >= k) agreeing |= 1 << m;
   });
-  return Uint8Array.from(holders, (bits) => +((bits & speak) !== 0));
+  return Uint8Array.from(holders, (bits) => +((bits & agreeing) !== 0));
 }
 
-/** What window and level make of each grey: 0 at level - width / 2, 255 at level + width / 2. */
+/** Each grey after windowing: 0 at level - width / 2, 255 at level + width / 2. */
 function greysOf({ width, level }) {
   return Uint8ClampedArray.from({ length: LEVELS }, (_, grey) => {
     return ((grey - (level - width / 2)) / width) * 255;
   });
 }
 
-/** Red, green, blue and opacity 0–1 of each level (256 × 4): viridis, the clearer the lower. */
+/** Red, green, blue and opacity 0–1 of each level (256 × 4): viridis; low levels are transparent. */
 function probabilityColours(opacity) {
   return Float64Array.from({ length: LEVELS * 4 }, (_, at) => {
     const [level, part] = [at >> 2, at & 3];
@@ -99,7 +99,7 @@ function probabilityColours(opacity) {
   });
 }
 
-/** Layers over one another as RGBA of the picture's own size, contours left out. */
+/** The layers composed as RGBA at the picture's own size, without contours. */
 function composed(picture, shown, layers, windowing, out) {
   const { data } = out;
   const { radiograph } = picture;
@@ -137,7 +137,7 @@ function fill(data, layer, mask, [red, green, blue]) {
 
 /** The mask's outline along the edges of its pixels, as closed lines in pixel coordinates. */
 function outlineOf(mask, width, height) {
-  // Each edge runs with the mask on its right; a corner keeps which of four ways leave it.
+  // Each edge runs with the mask on its right; a corner keeps which of four directions leave it.
   const across = width + 1;
   const leaving = new Uint8Array(across * (height + 1));
   const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x];
@@ -155,17 +155,17 @@ function outlineOf(mask, width, height) {
   const path = new Path2D();
   for (let start = 0; start < leaving.length; start++) {
     while (leaving[start]) {
-      let way = 31 - Math.clz32(leaving[start]);
+      let direction = 31 - Math.clz32(leaving[start]);
       let corner = start;
       path.moveTo(corner % across, Math.floor(corner / across));
       do {
-        leaving[corner] &= ~(1 << way);
-        corner += steps[way];
-        // To the right first, so that masks that touch at a corner keep lines of their own.
-        const turn = [1, 0, 3].find((by) => leaving[corner] & (1 << ((way + by) % 4)));
+        leaving[corner] &= ~(1 << direction);
+        corner += steps[direction];
+        // Right turns first, so that masks that touch at a corner keep separate lines.
+        const turn = [1, 0, 3].find((by) => leaving[corner] & (1 << ((direction + by) % 4)));
         if (turn === undefined) break; // back at the start
         if (turn) path.lineTo(corner % across, Math.floor(corner / across));
-        way = (way + turn) % 4;
+        direction = (direction + turn) % 4;
       } while (true);
       path.closePath();
     }
@@ -173,11 +173,11 @@ function outlineOf(mask, width, height) {
   return path;
 }
 
-/** A contour under the context's transform, as wide on the screen at every zoom. */
+/** Strokes a contour with the same width on the screen at every zoom. */
 function strokeContour(context, path, [red, green, blue], dashed, px) {
   context.lineJoin = "round";
   context.setLineDash([]);
-  context.strokeStyle = "rgba(0, 0, 0, 0.55)"; // seen on bright lungs as well
+  context.strokeStyle = "rgba(0, 0, 0, 0.55)"; // visible on bright lungs as well
   context.lineWidth = 3.6 * px;
   context.stroke(path);
   context.setLineDash(dashed ? [7 * px, 4 * px] : []);

@@ -25,7 +25,7 @@ from kernel_lib.postprocess import gate, metrics, votes
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.viewer.viewer_data import held_out
+from kernel_lib.viewer.load import load_held_out
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -353,7 +353,7 @@ def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
     assert "weights" in result.by_part()
     assert "chosen with it, greedily" in result.honest.method
     page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
-    assert "Chosen for each part" in page
+    assert "Rule chosen for each fold" in page
 
 
 def test_a_shipped_recipe_is_taken_by_its_name_and_says_what_is_missing(tmp_path):
@@ -551,7 +551,10 @@ def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, n
     archive = maps.Maps(path)
     shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
     maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
-    for read in (lambda: report.load(folder, [tmp_path]), lambda: held_out(folder, [tmp_path])):
+    for read in (
+        lambda: report.load(folder, [tmp_path]),
+        lambda: load_held_out(folder, [tmp_path]),
+    ):
         with pytest.raises(InputError, match=r"runs/a/fold1 was trained again .*thresholds stage"):
             read()
 
@@ -598,7 +601,7 @@ def test_of_many_images_some_are_compared_and_of_one_member_none(tmp_path):
     result = choose_rule(tmp_path, runs="a,b")
     few = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice, most=5)
     every = agreement.of_members(result.ensemble, [tmp_path], table(), result.choice)
-    assert "5 images drawn evenly from 24" in few.votes().sentence
+    assert "5 images sampled evenly from 24" in few.votes().sentence
     assert few.dice.tolist() == every.dice[[0, 6, 12, 17, 23]].tolist()
     alone = choose_rule(tmp_path, runs="a")
     assert agreement.of_folder(alone.folder, [tmp_path]).matrices() is None

@@ -82,7 +82,7 @@ def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
     # Areas 10, 15, 11 and 20 px of 32², a 1,024th of 1024².
     assert "4 masks, mean 14,336, median 13,312 px of 1024²" in result.areas.sentence
     assert "4 masks over the images" in result.masks.sentence
-    assert "mean of 6 radiographs, and over it that of 4 masks" in result.means.sentence
+    assert "mean of 6 radiographs with that of 4 non-empty masks" in result.means.sentence
     titles = [one.get_title(loc="left") for one in result.masks.figure.axes]
     assert titles[:4] == [
         "e\nlargest, 20,480 px of 1024²",
@@ -95,7 +95,7 @@ def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
 def test_few_files_are_opened_and_all_masks_still_counted(tmp_path) -> None:
     result = look(folder(tmp_path), sample_images=2)
     assert "opened: 2 of 6 images, of 1 size (32×32)" in result.lines
-    assert "that of 4 masks" in result.means.sentence
+    assert "that of 4 non-empty masks" in result.means.sentence
     assert result.kinds["images"].tolist() == [2]
     assert look(folder(tmp_path / "again"), sample_images=2).kinds.equals(result.kinds)
 
@@ -166,7 +166,7 @@ def test_test_images_alone(tmp_path) -> None:
         draw(tmp_path / f"{name}.png")
     result = look(tmp_path)
     assert "0 labelled images, 2 test images" in result.lines[0]
-    assert result.masks.sentence == "2 images without known truth."
+    assert result.masks.sentence == "2 images without known ground truth."
     assert not result.masks.figure.legends
     assert "no mask is known" in result.means.sentence
     assert result.areas.figure is None

@@ -18,7 +18,7 @@ from kernel_lib.data import fingerprint, images
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, past, report, report_images, scores
-from kernel_lib.viewer.document import view
+from kernel_lib.viewer.load import load_viewer_data
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -75,8 +75,9 @@ def test_another_data_set_lies_beside_the_first(place):
     )
     assert "report" not in str(second)
     for result, name in ((first, "first"), (second, "second")):
-        seen = view(result.folder, test=True, data_dir=place / name, roots=result.roots)
-        assert len(seen.table) == 3
+        data_dir = place / name
+        shown = load_viewer_data(result.folder, test=True, data_dir=data_dir, roots=result.roots)
+        assert len(shown.table) == 3
         assert report_images.on_test(result.submission, result.source).sentence
     assert contents(place / "work") == after
 

@@ -67,7 +67,7 @@ CUT_OFF = """() => {
 
 @dataclass
 class Case:
-    """What a page is made of: its images, their maps (one list a voice) and true masks."""
+    """What a page is made of: its images, their maps (one list a model) and true masks."""
 
     payload: dict
     masks: list[np.ndarray]
@@ -87,7 +87,7 @@ def make(
     ids: list[str] | None = None,
     seed: int = 0,
 ) -> Case:
-    """Random images of several sizes; `vote` is its k, over all voices."""
+    """Random images of several sizes; `vote` is its k, over all models."""
     rng = np.random.default_rng(seed)
     shapes = [(int(h), int(w)) for h, w in rng.integers(20, 70, (n, 2))]
     masks = [_blob(rng, shape) > 0.5 if rng.random() < 0.6 else np.zeros(shape) for shape in shapes]
@@ -103,7 +103,7 @@ def make(
     arrays = []
     for one in stats:
         arrays += [one.hist_all, *([one.hist_true] if truth else []), one.label]
-    names = [f"seed {voice}" for voice in range(len(rules))]
+    names = [f"seed {model}" for model in range(len(rules))]
     payload = {
         "title": "A page of phantoms",
         "notes": ["The first sentence.", "The second."],
@@ -114,7 +114,7 @@ def make(
             "width": [w for _, w in shapes],
         },
         "truth": truth,
-        "voices": [
+        "models": [
             {"name": name, "labels": labels, "rule": asdict(rule)}
             for name, rule in zip(names, rules, strict=True)
         ],
@@ -122,13 +122,13 @@ def make(
         "vote": None,
     }
     if vote:
-        voices = list(range(len(rules)))
-        payload["vote"] = {"name": "vote", "voices": voices, "at_least": vote, "union": union}
+        models = list(range(len(rules)))
+        payload["vote"] = {"name": "vote", "models": models, "at_least": vote, "union": union}
         counts = [_votes(maps, rules, row) for row in range(n)]
-        arrays.append([[(count > k).sum() for k in voices] for count in counts])
+        arrays.append([[(count > k).sum() for k in models] for count in counts])
         if truth:
             both = zip(counts, masks, strict=True)
-            arrays.append([[((c > k) & (m > 0)).sum() for k in voices] for c, m in both])
+            arrays.append([[((c > k) & (m > 0)).sum() for k in models] for c, m in both])
     payload["packed"] = pack([np.asarray(array) for array in arrays])
     rows = range(n if embed is None else embed)
     payload["pictures"] = [_picture(masks[row], [m[row] for m in maps], row, truth) for row in rows]
@@ -188,8 +188,8 @@ def count_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((pixels == colour).all(axis=-1).sum())
 
 
-def dice_of(case: Case, rule: Triplet, voice: int = 0) -> np.ndarray:
-    return histograms.per_image_dice(case.stats[voice], rule)
+def dice_of(case: Case, rule: Triplet, model: int = 0) -> np.ndarray:
+    return histograms.per_image_dice(case.stats[model], rule)
 
 
 def chosen_row(opened) -> int:
@@ -216,8 +216,8 @@ def test_areas_dice_and_means_are_python_s(open_page: Callable, labels: bool) ->
     asked = [[k % 2, asdict(rule)] for k, rule in enumerate(rules)]
     told = json.loads(opened.evaluate(EVALUATED, asked))
     empty = 0
-    for (voice, _), rule, found in zip(asked, rules, told, strict=True):
-        areas, dice = histograms.areas(case.stats[voice], rule), dice_of(case, rule, voice)
+    for (model, _), rule, found in zip(asked, rules, told, strict=True):
+        areas, dice = histograms.areas(case.stats[model], rule), dice_of(case, rule, model)
         assert found["areas"] == areas.tolist()
         assert found["dice"] == dice.tolist()
         assert found["mean"] == pytest.approx(mean_dice(dice), abs=1e-12)
@@ -269,7 +269,7 @@ def test_each_slider_moves_the_numbers_to_python_s(open_page: Callable, field: s
         assert (now, before) == (f"{mean_dice(dice):.6f}", f"{chosen:.6f}")
         assert float(difference) == pytest.approx(mean_dice(dice) - chosen, abs=1e-6)
         has_truth = case.stats[0].true_px > 0
-        assert texts(opened, "#all-non-empty td")[0] == f"{mean_dice(dice[has_truth]):.6f}"
+        assert texts(opened, "#all-positive td")[0] == f"{mean_dice(dice[has_truth]):.6f}"
         assert texts(opened, "#all-with-mask td")[0] == f"{100 * (areas > 0).mean():.2f}"
         kinds = np.array([has_truth & (areas == 0), ~has_truth & (areas > 0)]).sum(axis=1)
         assert [texts(opened, f"#all-kind-{k} td")[0] for k in (0, 1)] == [str(n) for n in kinds]
@@ -281,7 +281,7 @@ def test_each_slider_moves_the_numbers_to_python_s(open_page: Callable, field: s
     opened.locator("#label-on").uncheck()
     off = Triplet(**(values | {"label": None}))
     assert texts(opened, "#all-mean td")[0] == f"{mean_dice(dice_of(case, off)):.6f}"
-    opened.locator("#as-chosen").click()
+    opened.locator("#reset").click()
     assert texts(opened, "#all-mean td")[2] == "0.000000"
     assert opened.evaluate("viewer.state.rules[0]") == asdict(rule)
 
@@ -298,7 +298,7 @@ def test_bottom_and_top_push_each_other(open_page: Callable) -> None:
 def test_one_rule_moves_all_voices_and_own_rules_one(open_page: Callable) -> None:
     other = Triplet(0.7, 100, 0.2)
     opened = ready(open_page(page(make(6, rules=(RULE, other)).payload)))
-    opened.select_option("#voice", "1")
+    opened.select_option("#model", "1")
     assert opened.locator("#top-number").input_value() == "0.7"
     opened.locator("#top").fill("0.9")
     assert opened.evaluate("viewer.state.rules.map(one => one.top)") == [0.6, 0.9]
@@ -306,7 +306,7 @@ def test_one_rule_moves_all_voices_and_own_rules_one(open_page: Callable) -> Non
     assert opened.evaluate("viewer.state.rules.map(one => one.top)") == [0.9, 0.9]
     opened.locator("#min-area").fill("0")
     assert opened.evaluate("viewer.state.rules.map(one => one.min_area_px)") == [0, 0]
-    opened.locator("#as-chosen").click()
+    opened.locator("#reset").click()
     assert opened.evaluate("viewer.state.rules") == [asdict(RULE), asdict(other)]
 
 
@@ -315,20 +315,20 @@ def test_a_vote_s_numbers_end_where_a_member_s_rule_moves(open_page: Callable) -
     opened = ready(open_page(page(case.payload)))
     assert opened.locator("#caution").is_hidden()
     assert opened.locator("#top").is_disabled()
-    opened.select_option("#voice", "1")
+    opened.select_option("#model", "1")
     opened.locator("#top").fill("1")
-    opened.select_option("#voice", "3")
+    opened.select_option("#model", "3")
     assert opened.locator("#caution").is_visible()
     assert texts(opened, "#all-mean td")[0] == "–"
     assert texts(opened, "#chosen-mask") == ["–"]
     only(opened, "prediction")
     for row in range(8):  # the picture follows: only the other two members speak
         opened.evaluate("row => viewer.choose(row)", row)
-        opened.locator("#one").click()
+        opened.locator("#one-to-one").click()
         rules = (RULE, Triplet(1, 2000, 0.3), RULE)
         mask = _votes(case.maps, rules, row) >= 2
         assert count_of(canvas_pixels(opened), PREDICTION) == mask.sum()
-    opened.locator("#as-chosen").click()
+    opened.locator("#reset").click()
     assert opened.locator("#caution").is_hidden()
     assert opened.evaluate("viewer.state.rules[1]") == asdict(RULE)
 
@@ -343,7 +343,7 @@ def test_the_union_of_agreeing_masks_is_drawn(open_page: Callable) -> None:
     case.payload["packed"] = pack([*arrays, np.zeros(3, int), np.zeros(3, int)])
     case.payload["pictures"] = [_picture(0 * first, [first, second, apart], 0, True)]
     opened = ready(open_page(page(case.payload)))
-    opened.locator("#one").click()
+    opened.locator("#one-to-one").click()
     only(opened, "prediction")
     for k, area in ((1, 64 * 3 - 4), (2, 64 * 2 - 4), (3, 0)):
         opened.locator("#k").fill(str(k))
@@ -356,11 +356,19 @@ def listed_in_python(case: Case, rule: Triplet, passes: Callable, key: Callable,
     rows = []
     for row, name in enumerate(images["id"]):
         has, found = stats.true_px[row] > 0, areas[row] > 0
-        kind = [["empty and right", "false alarm"], ["missed", "partial"]][int(has)][int(found)]
+        kind = [["true negative", "false positive"], ["false negative", "true positive"]][int(has)][
+            int(found)
+        ]
         full = 2**20 / int(stats.n_px[row])
         score = np.flatnonzero(stats.hist_all[row]).max() / 255
-        worst = ["missed", "false alarm", "partial", "empty and right"].index(kind)
-        one = {"row": row, "id": name, "fold": images["fold"][row], "kind": kind, "score": score}
+        worst = ["false negative", "false positive", "true positive", "true negative"].index(kind)
+        one = {
+            "row": row,
+            "id": name,
+            "fold": images["fold"][row],
+            "kind": kind,
+            "max-probability": score,
+        }
         one |= {"dice": dice[row], "area": areas[row] * full, "worst": worst}
         one |= {"truth": stats.true_px[row] * full}
         if passes(one):
@@ -377,7 +385,7 @@ def listed_in_python(case: Case, rule: Triplet, passes: Callable, key: Callable,
         ("dice", lambda one: one["dice"], [True, False]),  # the page opens with it, worst first
         ("area", lambda one: one["area"], [True, False]),
         ("truth", lambda one: one["truth"], [True, False]),
-        ("score", lambda one: one["score"], [True, False]),
+        ("max-probability", lambda one: one["max-probability"], [True, False]),
     ],
 )
 def test_the_list_is_sorted_as_python_sorts(
@@ -420,7 +428,7 @@ def test_filters_leave_the_rows_that_python_leaves(open_page: Callable) -> None:
     check(lambda one: one["fold"] == 3)
     opened.locator("#kind-0").uncheck()
     opened.locator("#kind-3").uncheck()
-    check(lambda one: one["kind"] in ("false alarm", "partial"))
+    check(lambda one: one["kind"] in ("false positive", "true positive"))
     opened.locator("#more summary").click()
     opened.locator("#embedded").check()
     check(lambda one: one["row"] < 60)
@@ -430,9 +438,9 @@ def test_filters_leave_the_rows_that_python_leaves(open_page: Callable) -> None:
     opened.locator("#area-min").fill("1")
     opened.locator("#area-max").fill("150000")
     check(lambda one: 1 <= one["area"] <= 150_000)
-    opened.locator("#score-max").fill("0.7")
+    opened.locator("#max-probability-max").fill("0.7")
     opened.select_option("#fold", "1")
-    check(lambda one: one["score"] <= 0.7 and one["fold"] == 1)
+    check(lambda one: one["max-probability"] <= 0.7 and one["fold"] == 1)
 
 
 def test_filters_follow_the_rule(open_page: Callable) -> None:
@@ -442,7 +450,7 @@ def test_filters_follow_the_rule(open_page: Callable) -> None:
     opened.locator("#top").fill("0.9")
     rule = Triplet(0.9, 2000, 0.3)
     rows = listed_in_python(
-        case, rule, lambda one: one["kind"] != "empty and right", lambda one: one["dice"], False
+        case, rule, lambda one: one["kind"] != "true negative", lambda one: one["dice"], False
     )
     assert opened.evaluate("Array.from(viewer.state.order)") == rows
 
@@ -480,7 +488,7 @@ def test_masks_on_the_canvas_have_the_area_of_the_table(open_page: Callable) -> 
         opened.locator("#min-area-number").fill(str(rule.min_area_px))
         opened.keyboard.press("Enter")
         opened.evaluate("row => viewer.choose(row)", row)
-        opened.locator("#one").click()
+        opened.locator("#one-to-one").click()
         only(opened, "prediction")
         area = histograms.areas(case.stats[0], rule)[row]
         assert count_of(canvas_pixels(opened), PREDICTION) == area
@@ -504,7 +512,7 @@ def test_layers_lie_over_one_another_as_stated(open_page: Callable) -> None:
     jpeg = base64.b64decode(case.payload["pictures"][row]["image"])
     grey = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE).astype(int)
     opened = ready(open_page(page(case.payload)))
-    opened.locator("#one").click()
+    opened.locator("#one-to-one").click()
     only(opened)
     assert not drawn_at(opened, case, row).any()
     only(opened, "image")
@@ -628,7 +636,7 @@ def test_the_pixel_under_the_pointer_is_told(open_page: Callable) -> None:
     case = make(2)
     opened = ready(open_page(page(case.payload)))
     row, (h, w) = 0, case.masks[0].shape
-    opened.locator("#one").click()
+    opened.locator("#one-to-one").click()
     box = opened.locator("#panes canvas").bounding_box()
     top, left = (math.floor((box[k] - n) / 2 + 0.5) for k, n in (("height", h), ("width", w)))
     for y, x in ((3, 5), (h - 4, w // 2), (h // 2, w - 3)):
@@ -637,7 +645,7 @@ def test_the_pixel_under_the_pointer_is_told(open_page: Callable) -> None:
         words = opened.locator("#pointer").text_content().split(" · ")
         assert words[0] == f"x {x}, y {y}"
         assert words[1] == f"prob. {level / 255:.3f} ({level})"
-        assert words[3] == ("in truth" if case.masks[row][y, x] else "not in truth")
+        assert words[3] == ("ground truth yes" if case.masks[row][y, x] else "ground truth no")
 
 
 def test_without_truth_there_is_no_dice(open_page: Callable) -> None:
@@ -656,7 +664,7 @@ def test_without_truth_there_is_no_dice(open_page: Callable) -> None:
     assert opened.evaluate("Array.from(viewer.state.order)") == order
     opened.keyboard.press("4")  # there is no such layer
     only(opened, "prediction")
-    opened.locator("#one").click()
+    opened.locator("#one-to-one").click()
     assert count_of(canvas_pixels(opened), PREDICTION) == areas[chosen_row(opened)]
 
 
@@ -671,14 +679,14 @@ def test_ids_and_names_are_text_and_nothing_else(open_page: Callable) -> None:
     case = make(len(ODD_IDS), ids=ODD_IDS, embed=3, rules=(RULE, RULE))
     case.payload["title"] = ODD_IDS[1] + ODD_IDS[5]
     case.payload["notes"] = ODD_IDS
-    for voice, name in zip(case.payload["voices"], ODD_IDS, strict=False):
-        voice["name"] = name
+    for model, name in zip(case.payload["models"], ODD_IDS, strict=False):
+        model["name"] = name
     opened = ready(open_page(page(case.payload)))
     assert opened.title() == case.payload["title"]
     assert opened.locator("#title").text_content() == case.payload["title"]
     opened.locator("#notes summary").click()
     assert texts(opened, "#notes summary") + texts(opened, "#notes li") == ODD_IDS
-    assert texts(opened, "#voice option") == ODD_IDS[:2]
+    assert texts(opened, "#model option") == ODD_IDS[:2]
     opened.locator("#head .id button").click()
     assert texts(opened, ".row .id") == sorted(ODD_IDS)
     for row, name in enumerate(ODD_IDS):
@@ -707,7 +715,7 @@ def test_images_without_a_picture_show_numbers_and_the_way_to_one(open_page: Cal
     opened.evaluate("viewer.choose(1)")  # a map alone
     assert opened.locator("#panes").is_visible()
     assert "radiograph is not in the page" in opened.locator("#pointer").text_content()
-    opened.locator("#one").click()
+    opened.locator("#one-to-one").click()
     only(opened, "prediction", "image", "truth")
     area = histograms.areas(case.stats[0], RULE)[1]
     assert count_of(canvas_pixels(opened), PREDICTION) == area
@@ -803,13 +811,13 @@ def test_nothing_is_cut_off_at_any_size(
     ids = [uid.format(1000 + k, 900_000 + k) for k in range(12)]
     rules = (Triplet(0.5, 2000, 0.28039215686),) * 3
     case = make(12, rules=rules, vote=2, ids=ids)
-    for k, voice in enumerate(case.payload["voices"]):
+    for k, model in enumerate(case.payload["models"]):
         name = f"deeplabv3plus_supervision_resnet_1024_v1_seed345{k}_size768_epochs12"
-        voice |= {"name": name, "labels": True, "rule": voice["rule"] | {"label": 0.12352941}}
+        model |= {"name": name, "labels": True, "rule": model["rule"] | {"label": 0.12352941}}
     case.payload["title"] = "deeplabv3plus_supervision_resnet_1024_v1_and_two_more, out of fold"
     case.payload["notes"] = [f"{word} note of a length that no header holds. " * 4 for word in "ab"]
     opened = ready(open_page(page(case.payload), device_scale_factor=scale))
-    opened.select_option("#voice", "1")
+    opened.select_option("#model", "1")
     assert opened.locator("#bottom-number").input_value() == "0.2804"
     assert opened.locator("#label-number").input_value() == "0.1235"
     opened.locator("#more summary").click()
@@ -824,8 +832,8 @@ def test_nothing_is_cut_off_at_any_size(
 def test_a_second_stage_s_ids_and_a_pane_s_numbers_are_seen_in_full(open_page: Callable) -> None:
     ids = [f"ID_{k:09x}" for k in range(200_000_000, 200_000_060)]
     case = make(60, rules=(RULE,) * 3, ids=ids)
-    for k, voice in enumerate(case.payload["voices"]):
-        voice["name"] = f"deeplabv3plus_supervision_resnet_1024_v1_seed345{k}_size768_epochs12"
+    for k, model in enumerate(case.payload["models"]):
+        model["name"] = f"deeplabv3plus_supervision_resnet_1024_v1_seed345{k}_size768_epochs12"
     opened = ready(open_page(page(case.payload)))
     opened.locator("#shown-1").check()
     cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
@@ -901,6 +909,6 @@ def test_the_page_is_one_piece_and_knows_no_nan() -> None:
     assert "://" not in text
     data = text.split('id="payload">')[1].split("</script>")[0]
     assert json.loads(data) == case.payload
-    case.payload["voices"][0]["rule"]["top"] = math.nan
+    case.payload["models"][0]["rule"]["top"] = math.nan
     with pytest.raises(InputError, match="null"):
         page(case.payload)

@@ -21,8 +21,8 @@ import pandas as pd
 from kernel_lib.data import rle
 from kernel_lib.postprocess.histograms import Stacked
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.viewer.document import IMAGES, SIDE_PX, show
-from kernel_lib.viewer.viewer_data import Viewed, Voice
+from kernel_lib.viewer.data import ModelView, ViewerData
+from kernel_lib.viewer.document import IMAGES, SIDE_PX, render
 from tools.benchmarks import browser
 from tools.benchmarks.rounds import figure
 from tools.phantoms import competition
@@ -46,10 +46,10 @@ MOVE = """async (moves) => {
 }"""
 
 
-class Drawn(Voice):
-    """A voice that needs no ensemble: blurred masks of phantoms."""
+class BlurredMasks(ModelView):
+    """A model that needs no ensemble: blurred masks of phantoms."""
 
-    def seen(self, image: tuple) -> tuple[np.ndarray, None]:
+    def predict(self, image: tuple) -> tuple[np.ndarray, None]:
         mask = rle.decode(image.rle, (image.height, image.width))
         return (cv2.GaussianBlur(mask * np.float32(255), (0, 0), 9)).astype(np.uint8), None
 
@@ -70,8 +70,8 @@ def histograms(rng: np.random.Generator) -> Stacked:
     )
 
 
-def viewed(folder: Path) -> Viewed:
-    """All of it, the radiographs as PNGs in a folder."""
+def viewer_data(folder: Path) -> ViewerData:
+    """Return the data of the page, with radiographs as PNGs in a folder."""
     rng = np.random.default_rng(0)
     drawn = [one for _, one in competition.generate(DIFFERENT, SIDE_PX, seed=1, positives=1.0)]
     paths = []
@@ -89,14 +89,14 @@ def viewed(folder: Path) -> Viewed:
             "rle": [rles[i % DIFFERENT] for i in range(N)],
         }
     )
-    voice = Drawn("mean of five folds", RULE, {}, (1.0,))
+    model = BlurredMasks("mean of five folds", RULE, {}, (1.0,))
     where = {name: paths[i % DIFFERENT] for i, name in enumerate(ids)}
-    return Viewed("benchmark", table, (voice,), (histograms(rng),), None, where, ())
+    return ViewerData("benchmark", table, (model,), (histograms(rng),), None, where, ())
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        made = show(viewed(Path(name)), max_mb=100)
+        made = render(viewer_data(Path(name)), max_mb=100)
         file = made.save(Path(name) / "viewer.html")
         print(made)
         assert made.n_embedded == IMAGES
