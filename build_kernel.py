@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from kernel_build import bundle, check, metadata, names, offline, parameters, wh
 from kernel_build.plan import plan
 from kernel_build.rehearse import rehearse
 from kernel_lib.errors import InputError, nearest
+from kernel_lib.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -21,25 +23,25 @@ OWNER = click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME
 
 
 class BuildUnlessNamed(click.Group):
-    """A group whose `build` need not be said: a stage, or an option, is build's argument."""
+    """A group whose `build` can be left out: a stage, or an option, is its argument."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] in metadata.STAGES or args[0].startswith("-"):
+        if not args or args[0] in STAGES or args[0].startswith("-"):
             args = args if args and args[0] in ctx.help_option_names else ["build", *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         if args[0] not in self.commands:
             ctx.fail(
-                f"{args[0]!r} is neither a stage ({', '.join(metadata.STAGES)}) nor a command "
+                f"{args[0]!r} is neither a stage ({', '.join(STAGES)}) nor a command "
                 f"({', '.join(sorted(self.commands))}); nearest: "
-                f"{nearest(args[0], (*metadata.STAGES, *sorted(self.commands)))}"
+                f"{nearest(args[0], (*STAGES, *sorted(self.commands)))}"
             )
         return super().resolve_command(ctx, args)
 
 
-def plainly(command: Callable) -> Callable:
-    """A command whose InputError is one line and status 1."""
+def with_plain_errors(command: Callable) -> Callable:
+    """Return the command with its InputErrors as a line each, and status 1."""
 
     @functools.wraps(command)
     def run(*arguments, **options):
@@ -53,14 +55,14 @@ def plainly(command: Callable) -> Callable:
 
 @click.group(cls=BuildUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """What `kaggle kernels push` needs: kernels as one file each.
+    """Build what `kaggle kernels push` needs: kernels as one file each.
 
     `build_kernel.py STAGE …` is `build_kernel.py build STAGE …`.
     """
 
 
 @main.command()
-@click.argument("stage", required=False, type=click.Choice(list(metadata.STAGES)))
+@click.argument("stage", required=False, type=click.Choice(list(STAGES)))
 @click.option(
     "-p",
     "given",
@@ -108,7 +110,7 @@ def main() -> None:
     help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there pushes "
     "the train notebook.",
 )
-@plainly
+@with_plain_errors
 def build(
     stage, given, kind, owner, out, slug, data, datasets, kernels, models, attached,
     without_wheel, fill_root,
@@ -126,49 +128,45 @@ def build(
         )
     if fill_root and known is None:
         raise InputError("--root writes the owner: give --owner NAME or set KAGGLE_USERNAME")
-    wanted = offline.manifest(attached) if attached else None
-    if wanted:
-        datasets = (*datasets, wanted["dataset"])
-    of, fold = _subject(stage, given) if given else (None, None)
+    manifest = offline.manifest(attached) if attached else None
+    if manifest:
+        datasets = (*datasets, manifest["dataset"])
+    subject, fold = _subject(stage, given) if given else (None, None)
     kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
-    for one_stage in (stage,) if stage else tuple(metadata.STAGES):
-        needs_network = one_stage in metadata.GPU_STAGES
-        carried = () if without_wheel or not needs_network else (wheels.carried(ROOT),)
-        for one_kind in kinds:
-            kernel = bundle.build(
-                ROOT,
-                one_stage,
-                one_kind,
-                given=given,
-                owner=known and known[0],
-                out=out,
-                slug=slug or names.slug(one_stage, one_kind, of, fold),
-                sources=metadata.Sources(data, datasets, kernels, models),
-                cargo=bundle.Cargo(carried, wanted if needs_network else None),
-                needs=functools.partial(needs.unmet, offline=wanted),
-            )
-            _tell(kernel)
+    for name in (stage,) if stage else tuple(STAGES):
+        inputs = bundle.Inputs(metadata.Sources(data, datasets, kernels, models))
+        if STAGES[name].needs_gpu:
+            carried = () if without_wheel else (wheels.carried(ROOT),)
+            inputs = replace(inputs, wheels=carried, offline=manifest)
+        for each in kinds:
+            kernel = bundle.compose(
+                ROOT, name, each, given=given, owner=known and known[0], out=out,
+                slug=slug or names.slug(name, each, subject, fold), inputs=inputs,
+            )  # fmt: skip
+            unmet = list(needs.unmet(name, kernel.parameters, kernel.metadata, manifest))
+            kernel.write()
+            _print_built(kernel, unmet)
     if fill_root and metadata.fill_owner(ROOT, known[0]):
         click.echo(f"owner {known[0]} ({known[1]}) filled into {metadata.FILE}")
 
 
 @main.command("check")
 @click.argument("folders", nargs=-1, type=FOLDER)
-@plainly
+@with_plain_errors
 def check_folders(folders) -> None:
-    """Say what Kaggle would refuse, or silently accept, of FOLDERS; default: all that are built.
+    """Print what Kaggle would refuse, or silently accept, of FOLDERS; default: all that are built.
 
-    Status 1 where there is anything to mend.
+    Status 1 where there is anything to fix.
     """
-    found = check.check(folders or check.built(ROOT))
-    for folder, problems in found.items():
+    by_folder = check.check(folders or check.built(ROOT))
+    for folder, problems in by_folder.items():
         for note in check.notes(folder):
             click.echo(f"{_shown(folder)}: note: {note}")
         for problem in problems:
             click.echo(f"{_shown(folder)}: {problem}")
         if not problems:
             click.echo(f"{_shown(folder)}: fine")
-    if any(found.values()):
+    if any(by_folder.values()):
         raise SystemExit(1)
 
 
@@ -181,15 +179,15 @@ def check_folders(folders) -> None:
 )
 @OWNER
 @click.option("--slug", default=offline.SLUG, show_default=True, help="The data set's name.")
-@plainly
+@with_plain_errors
 def write_offline(out, weights, fetch, named, owner, slug) -> None:
     """Write OUT, a data set of weights and wheels for kernels without internet."""
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
-        raise InputError("whose data set is it? give --owner NAME or set KAGGLE_USERNAME")
+        raise InputError("the data set has no owner: give --owner NAME or set KAGGLE_USERNAME")
     contents = offline.Contents(weights, fetch, named)
-    said = offline.write(out, contents, owner=known[0], slug=slug, cache=wheels.cache_folder())
-    for line in said:
+    cache = wheels.cache_folder()
+    for line in offline.write(out, contents, owner=known[0], slug=slug, cache=cache):
         click.echo(line)
     click.echo(f"  kaggle datasets create -p {_shown(out)}")
     click.echo(f"  python build_kernel.py train --offline {_shown(out)}")
@@ -211,20 +209,20 @@ def _subject(stage: str, given: tuple[tuple[str, str], ...]) -> tuple[str | None
     return names.ensemble(values), None
 
 
-def _tell(kernel: bundle.Kernel) -> None:
-    """Say what was built, what it takes in, and how it is pushed."""
+def _print_built(kernel: bundle.Kernel, unmet: Sequence[str]) -> None:
+    """Print what was built, what it takes in and will miss, and how it is pushed."""
     click.echo(
-        f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, {kernel.members} library files"
+        f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, {kernel.n_members} library files"
     )
-    inputs = [one for key in metadata.SOURCES for one in kernel.metadata[key]]
+    inputs = [name for key in metadata.SOURCES for name in kernel.metadata[key]]
     click.echo(f"  from {', '.join(inputs) or 'nothing'}")
-    for words in (*metadata.notes(kernel.metadata), *kernel.unmet):
-        click.echo(f"  {words}")
+    for text in (*metadata.notes(kernel.metadata), *unmet):
+        click.echo(f"  {text}")
     click.echo(f"  kaggle kernels push -p {_shown(kernel.folder)}")
 
 
 def _shown(path: Path) -> Path:
-    """A path as it can be typed: relative where it lies below the current folder."""
+    """Return a path as it can be typed: relative where it lies below the current folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -1,4 +1,4 @@
-"""The parameters that a build bakes in: read as papermill reads them, and checked at once."""
+"""Parameters that a build bakes in: read as papermill reads them, and checked."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def declared(percent: str, notebook: str) -> dict[str, str]:
-    """Name and annotation of everything that the notebook's `parameters` cell sets, in its order.
+    """Return name and annotation of what the notebook's `parameters` cell sets, in its order.
 
-    A name without an annotation has ''. Raises InputError if there is no such cell.
+    A name without an annotation has ''.
+
+    Raises: InputError if there is no such cell.
     """
     names: dict[str, str] = {}
     for statement in _cell(percent, notebook).body:
@@ -31,12 +33,12 @@ def declared(percent: str, notebook: str) -> dict[str, str]:
 
 
 def defaults(percent: str, notebook: str) -> dict[str, Value]:
-    """Name and value of what the notebook's `parameters` cell sets to a literal, in its order."""
+    """Return name and value of what the notebook's `parameters` cell sets to a literal."""
     return _set(_cell(percent, notebook))
 
 
 def baked(code: str, kind: str, name: str) -> dict[str, Value]:
-    """Return what a built kernel gives its stage: its defaults, and over them what was baked in.
+    """Return the parameters of a built kernel: its defaults, and over them what was baked in.
 
     `name` is the file's. Raises: InputError for code that is not Python.
     """
@@ -77,7 +79,7 @@ def _set(cell: ast.Module) -> dict[str, Value]:
 
 
 def _is_value(node: ast.expr | None) -> bool:
-    """Whether an expression is what `literal` writes, or a person would for the same value."""
+    """Return whether an expression is a value as `literal` or a person writes it."""
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
             return True
@@ -91,7 +93,7 @@ def _value(node: ast.expr) -> Value:
 
 
 def read(percent: str, notebook: str, given: Iterable[tuple[str, str]]) -> dict[str, Value]:
-    """Return the values to bake into a kernel of the notebook, an experiment's file as its text."""
+    """Return the values to bake into a kernel, with an experiment's file as its text."""
     values = check(given, declared(percent, notebook), notebook)
     if "EXPERIMENT" in values:  # on Kaggle there is no file of it
         values["EXPERIMENT"] = paths.experiment_text(str(values["EXPERIMENT"]))
@@ -99,21 +101,21 @@ def read(percent: str, notebook: str, given: Iterable[tuple[str, str]]) -> dict[
 
 
 def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str) -> dict:
-    """The values to bake in, in the order given, the last one of a name counting.
+    """Return the values to bake in, in the order given; the last of a name counts.
 
-    Raises InputError for a name that the notebook does not have, with the nearest that it has, and
-    for a value that its annotation does not allow.
+    Raises: InputError for a name that the notebook does not have, and for a value that its
+        annotation does not allow.
     """
     values: dict[str, Value] = {}
     for name, text in given:
         if name not in names:
             near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.0)
-            mend = f"the nearest is {near[0]}" if near else "it has none at all"
-            raise InputError(f"{notebook} has no parameter {name}; {mend}")
+            fix = f"the nearest is {near[0]}" if near else "it has none at all"
+            raise InputError(f"{notebook} has no parameter {name}; {fix}")
         value = parse_value(text)
         if not _allowed(value, ast.parse(names[name] or "object", mode="eval").body):
             raise InputError(
-                f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} says "
+                f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} has "
                 f"{name}: {names[name]}; give a value of that type"
             )
         values[name] = value
@@ -121,18 +123,18 @@ def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str
 
 
 def cell_source(values: dict[str, Value]) -> str:
-    """The text of the injected cell, as `papermill --prepare-only` writes it."""
+    """Return the text of the injected cell, as `papermill --prepare-only` writes it."""
     return "# Parameters\n" + "".join(f"{name} = {literal(v)}\n" for name, v in values.items())
 
 
 def literal(value: Value) -> str:
-    """A value as Python source; infinities and NaN have no literal of their own."""
+    """Return a value as Python source; infinities and NaN have no literal of their own."""
     text = repr(value)
     return f"float({text!r})" if text in ("inf", "-inf", "nan") else text
 
 
 def _cell(percent: str, notebook: str) -> ast.Module:
-    """The notebook's `parameters` cell, parsed; InputError if there is no such cell."""
+    """Return the notebook's `parameters` cell, parsed; InputError if there is none."""
     tagged = [c for c in cells_of(percent) if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise InputError(
@@ -143,7 +145,7 @@ def _cell(percent: str, notebook: str) -> ast.Module:
 
 
 def _allowed(value: Value, annotation: ast.expr) -> bool:
-    """Whether an annotation allows a value; what is no simple type or union allows any."""
+    """Return whether an annotation allows a value; one that is not a simple type or union does."""
     match annotation:
         case ast.Constant(value=None):
             return value is None
@@ -159,5 +161,5 @@ def _allowed(value: Value, annotation: ast.expr) -> bool:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             return value in ast.literal_eval(f"[{ast.unparse(choices).strip('()')}]")
         case ast.Name(id="list" | "dict" | "tuple") | ast.Subscript():
-            return False  # -p can give none of these
+            return False  # -p gives none of these
     return True

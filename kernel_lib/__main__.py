@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from kernel_lib.errors import InputError, nearest
+from kernel_lib.stages.table import STAGES
 
 
 class Commands(click.Group):
@@ -124,11 +125,10 @@ def _add_stage(
             storage.write_json(result, came_to.to_json())
 
 
-_add_stage("train", "Train", "train")
-_add_stage("thresholds", "Search thresholds", "thresholds")
+for _stage in STAGES.values():
+    _add_stage(_stage.name, _stage.does, _stage.name)
 _add_stage("predict-test", "Predict the test images", "inference", "predict")
 main.commands["predict-test"].hidden = True  # what several processes of one inference run
-_add_stage("inference", "Predict and submit", "inference")
 _add_stage("predict-files", "Predict files", "predict", "predict", module="predict_files")
 main.commands["predict-files"].hidden = True  # what several processes of one `predict` run
 

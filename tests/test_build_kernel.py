@@ -15,6 +15,8 @@ from pathlib import Path
 import click.testing
 import pytest
 
+from kernel_lib.stages.table import STAGES
+
 NOTEBOOK = """\
 # %% tags=["parameters"]
 SIZE: int = 512
@@ -34,7 +36,7 @@ def clone(tmp_path: Path, project_root: Path) -> Path:
     for file in ("build_kernel.py", "kernel-metadata.json", "requirements.txt"):
         shutil.copy(project_root / file, root)
     (root / "notebooks").mkdir()
-    for stage in ("train", "thresholds", "inference"):
+    for stage in STAGES:
         (root / "notebooks" / f"{stage}.py").write_text(NOTEBOOK)
     # A base as committed, also where somebody has built with an owner before.
     base = json.loads((root / "kernel-metadata.json").read_text())
@@ -179,7 +181,7 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
     wheel = ("--wheel", "segmentation-models-pytorch==0.6.0")
     done = build(clone, "offline", "set", *wheel)
     assert done.returncode == 1
-    assert "whose data set is it? give --owner" in done.stderr
+    assert "give --owner NAME" in done.stderr
     done = build(clone, "offline", "set", *wheel, "--owner", "me")
     assert done.returncode == 0, done.stderr
     assert "kaggle datasets create -p set" in done.stdout
@@ -195,11 +197,11 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
     [
         (("train", "-p", "SIZES", "1024"), "Error: notebooks/train.py has no parameter SIZES"),
         (("train", "-p", "SIZE", "big"), "SIZE: int"),
-        (("trian",), "'trian' is neither a stage (train, thresholds, inference) nor a command"),
+        (("trian",), "'trian' is neither a stage"),
         (("chek",), "(build, check, offline, plan, rehearse); nearest: check"),
         (("train", "-p", "SIZE", "500"), "the nearest that is: 512"),
         (("--root",), "--root writes the owner: give --owner NAME"),
-        (("train", "--owner", "not a name"), "no Kaggle user name"),
+        (("train", "--owner", "not a name"), "'not a name' (--owner)"),
         (("--slug", "some-name"), "-p and --slug are of one kernel; name its STAGE"),
         (("train", "--slug", "abc"), "with a slug of 5 to 50"),
         (("train", "--dataset", "a"), "dataset_sources: 'a' is not OWNER/SLUG"),

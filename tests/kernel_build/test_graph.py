@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import graph, metadata, names
+from kernel_build import bundle, graph, metadata, names
 from kernel_build.graph import Node
 from kernel_lib.config import TrainParameters, parse_value
 from kernel_lib.errors import InputError
@@ -206,7 +206,9 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
         project,
         "me",
         "script",
-        metadata.Sources("you/images", ("me/weights",), models=("me/nets/pyTorch/lite0/1",)),
+        bundle.Inputs(
+            metadata.Sources("you/images", ("me/weights",), models=("me/nets/pyTorch/lite0/1",))
+        ),
     )
     folders = graph.write(kernels, out, "me", build)
     assert sorted(path.name for path in out.iterdir()) == [
