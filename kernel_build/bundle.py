@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from kernel_build import boot, cells, metadata, names, parameters, wheels
 from kernel_build.sources import LEFT_OUT, LIBRARY, Member, collect, literal, read_text
 from kernel_lib.errors import InputError
 from kernel_lib.stages.table import STAGES, Stage
-from kernel_lib.storage import write_text
+from kernel_lib.storage import atomic_folder, write_text
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
 # nbconvert's pages know no folded cell: its templates give a cell's tag as a class to styles.
@@ -66,14 +65,9 @@ class Kernel:
             raise InputError(
                 f"{folder} holds {others[0]}, which no build wrote; remove it or give another --out"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            fresh = Path(scratch) / "new"
+        with atomic_folder(folder) as fresh:
             write_text(fresh / self.code_file.name, self.code)
             write_text(fresh / metadata.FILE, metadata.as_text(self.metadata))
-            if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            fresh.rename(folder)
 
 
 def compose(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from kernel_build.rehearse import REHEARSALS
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import OVERRIDES, TrainPlan
-from kernel_lib.storage import write_text
+from kernel_lib.storage import atomic_folder, write_text
 
 FILE = "graph.json"
 PUSHER = "push_all.py"
@@ -149,12 +148,17 @@ def weeks(
 def write(
     kernels: Sequence[Node],
     out: Path,
+    root: Path,
     owner: str,
-    build: Callable[[Node, Path], Path],
+    kind: str,
+    inputs: bundle.Inputs | None = None,
 ) -> list[Path]:
     """Write the kernels' folders, graph.json and the script that pushes them; nothing if one fails.
 
-    `build(node, folder)` builds a kernel below a folder, and returns its own.
+    `inputs` are those of all kernels, to which the kernels are added whose output each takes; only
+    kernels with a network carry wheels.
+
+    Returns: The kernels' folders.
 
     Raises: InputError where `out` holds other files, or is being pushed.
     """
@@ -166,45 +170,22 @@ def write(
         raise InputError(
             f"{out} is being pushed (push_state.json): finish it, or give another folder"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    inputs = inputs or bundle.Inputs()
+    with atomic_folder(out) as fresh:
         for node in kernels:
-            build(node, fresh)
+            sources = tuple(f"{owner}/{source}" for source in node.sources)
+            own = replace(inputs, sources=replace(inputs.sources, kernels=sources))
+            bundle.build(
+                root, node.stage, kind, given=node.given, owner=owner, out=fresh, slug=node.slug,
+                inputs=own if node.gpu else bundle.Inputs(own.sources),
+            )  # fmt: skip
         listed = [asdict(node) | {"id": f"{owner}/{node.slug}"} for node in kernels]
         text = json.dumps({"owner": owner, "kernels": listed}, indent=1)
         write_text(fresh / FILE, text + "\n")
         shutil.copy(Path(__file__).with_name(PUSHER), fresh / PUSHER)
-        if out.exists():
-            if (out / REHEARSALS).is_dir():
-                (out / REHEARSALS).rename(fresh / REHEARSALS)
-            out.rename(Path(scratch) / "old")
-        fresh.rename(out)
+        if (out / REHEARSALS).is_dir():
+            (out / REHEARSALS).rename(fresh / REHEARSALS)
     return [out / node.slug for node in kernels]
-
-
-def builder(
-    root: Path, owner: str, kind: str, inputs: bundle.Inputs | None = None
-) -> Callable[[Node, Path], Path]:
-    """Return a `build` for `write`: the bundle's kernel under the node's name, with its sources.
-
-    `inputs` are those of all kernels, to which the kernels are added whose output each takes; only
-    kernels with a network carry wheels.
-    """
-    common = inputs or bundle.Inputs()
-
-    def build(node: Node, folder: Path) -> Path:
-        kernels = tuple(f"{owner}/{source}" for source in node.sources)
-        own = replace(common, sources=replace(common.sources, kernels=kernels))
-        if not node.gpu:
-            own = bundle.Inputs(own.sources)
-        return bundle.build(
-            root, node.stage, kind,
-            given=node.given, owner=owner, out=folder, slug=node.slug, inputs=own,
-        ).folder  # fmt: skip
-
-    return build
 
 
 def _train_given(plan: TrainPlan, fold: int, folds: int) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from kernel_build.metadata import OWNER, PLACEHOLDER
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle.packages import MANIFEST
 from kernel_lib.kaggle.paths import WEIGHT_ENDINGS
-from kernel_lib.storage import write_json
+from kernel_lib.storage import atomic_folder, write_json
 
 FILE = "dataset-metadata.json"
 SLUG = "pneumothorax-offline"
@@ -52,19 +51,13 @@ def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Pat
     if not (contents.weights or contents.fetch or contents.wheels):
         raise InputError("the data set would be empty; give --weights, --fetch or --wheel")
     _may_replace(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    with atomic_folder(folder) as fresh:
         lines = [_add(path, fresh) for path in contents.weights]
         lines += [_add(_fetched(encoder), fresh) for encoder in contents.fetch]
         lines += [_add_wheel(wheel, fresh, cache / "kaggle") for wheel in contents.wheels]
         files = {path.name: entry(path) for path in sorted(fresh.iterdir())}
         write_json(fresh / MANIFEST, {"dataset": meta["id"], "files": files})
         write_json(fresh / FILE, meta)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
     return lines
 
 

@@ -246,8 +246,7 @@ def _write(estimate: Estimate, out: Path, owner, kind, inputs: bundle.Inputs) ->
     if inputs.offline:
         datasets = (*inputs.sources.datasets, inputs.offline["dataset"])
         inputs = replace(inputs, sources=replace(inputs.sources, datasets=datasets))
-    build = graph.builder(ROOT, known[0], kind, inputs)
-    folders = graph.write(estimate.nodes, out, known[0], build)
+    folders = graph.write(estimate.nodes, out, ROOT, known[0], kind, inputs)
     for text in _unmet(estimate.nodes, folders, inputs.offline):
         click.echo(text)
     click.echo(f"{len(folders)} kernels in {out}; push them with\n  python {out / graph.PUSHER}")

@@ -79,7 +79,8 @@ _ALL = (
             "left_out.json", "nih_*.csv", "nih_*.json",
         ),
         left_out=(
-            "artifacts/ensemble.py", "inference/combine.py", "inference/ensemble_maps.py",
+            "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
+            "artifacts/test_run.py", "inference/combine.py", "inference/ensemble_maps.py",
             "inference/members.py", "inference/out_of_fold.py", "inference/recipes.py",
             "inference/selection.py", "postprocess/nested_cv.py", "postprocess/submission.py",
             "postprocess/votes.py", "reporting/agreement.py", "reporting/report.py",

@@ -276,9 +276,7 @@ def test_shorter_sessions_make_longer_chains_of_kernels_that_stop_in_time(tmp_pa
 
 def test_what_written_kernels_will_miss_is_said_once(project_root: Path, tmp_path: Path):
     found = estimate(ROW, {ROW: Measured(60, 5)}, folds=2)
-    build = graph.builder(
-        project_root, "me", "script", bundle.Inputs(metadata.Sources("you/images"))
-    )
-    folders = graph.write(found.nodes, tmp_path / "graph", "me", build)
+    inputs = bundle.Inputs(metadata.Sources("you/images"))
+    folders = graph.write(found.nodes, tmp_path / "graph", project_root, "me", "script", inputs)
     (words,) = plan._unmet(found.nodes, folders, None)
     assert words.startswith("needs ImageNet weights of resnet34")
