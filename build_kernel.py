@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from kernel_build.plan import plan
 from kernel_build.rehearse import rehearse
 from kernel_lib.errors import InputError
 from kernel_lib.registry import nearest
+from kernel_lib.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -25,22 +27,22 @@ class BuildUnlessNamed(click.Group):
     """A group that runs `build` where the first argument is a stage or an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] in metadata.STAGES or args[0].startswith("-"):
+        if not args or args[0] in STAGES or args[0].startswith("-"):
             args = args if args and args[0] in ctx.help_option_names else ["build", *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         if args[0] not in self.commands:
             ctx.fail(
-                f"{args[0]!r} is neither a stage ({', '.join(metadata.STAGES)}) nor a command "
+                f"{args[0]!r} is neither a stage ({', '.join(STAGES)}) nor a command "
                 f"({', '.join(sorted(self.commands))}); nearest: "
-                f"{nearest(args[0], (*metadata.STAGES, *sorted(self.commands)))}"
+                f"{nearest(args[0], (*STAGES, *sorted(self.commands)))}"
             )
         return super().resolve_command(ctx, args)
 
 
-def plainly(command: Callable) -> Callable:
-    """Show the command's InputErrors as one line with status 1."""
+def with_plain_errors(command: Callable) -> Callable:
+    """Return the command with its InputErrors as a line each, and status 1."""
 
     @functools.wraps(command)
     def run(*arguments, **options):
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("stage", required=False, type=click.Choice(list(metadata.STAGES)))
+@click.argument("stage", required=False, type=click.Choice(list(STAGES)))
 @click.option(
     "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
     help="Set a parameter of the notebook, parsed as papermill does; repeatable.",
@@ -92,14 +94,19 @@ def main() -> None:
 @click.option("--offline", "attached", type=FOLDER, help="A folder of `offline` to attach.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 @click.option(
-    "--root", "fill_root", is_flag=True,
-    help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there then "
-    "pushes the train notebook.",
-)  # fmt: skip
-@plainly
-def build(stage, given, kind, owner, out, slug, attached, without_wheel, fill_root, **inputs):
-    """Write one folder per kernel for `kaggle kernels push`, of STAGE or of all stages."""
-    from kernel_build import needs  # takes half a second to import
+    "--root",
+    "fill_root",
+    is_flag=True,
+    help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there pushes "
+    "the train notebook.",
+)
+@with_plain_errors
+def build(
+    stage, given, kind, owner, out, slug, data, datasets, kernels, models, attached,
+    without_wheel, fill_root,
+) -> None:  # fmt: skip
+    """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
+    from kernel_build import needs  # half a second to import, and only a build asks
 
     if not stage and (given or slug):
         raise InputError("-p and --slug need a single kernel: name its STAGE")
@@ -111,35 +118,31 @@ def build(stage, given, kind, owner, out, slug, attached, without_wheel, fill_ro
         )
     if fill_root and known is None:
         raise InputError("--root writes the owner: give --owner NAME or set KAGGLE_USERNAME")
-    wanted = offline.manifest(attached) if attached else None
-    if wanted:
-        inputs["datasets"] = (*inputs["datasets"], wanted["dataset"])
+    manifest = offline.manifest(attached) if attached else None
+    if manifest:
+        datasets = (*datasets, manifest["dataset"])
     subject, fold = _subject(stage, given) if given else (None, None)
     kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
-    for stage_name in (stage,) if stage else tuple(metadata.STAGES):
-        needs_network = stage_name in metadata.GPU_STAGES
-        carried = () if without_wheel or not needs_network else (wheels.carried(ROOT),)
-        for kernel_kind in kinds:
-            kernel = bundle.build(
-                ROOT,
-                stage_name,
-                kernel_kind,
-                given=given,
-                owner=known and known[0],
-                out=out,
-                slug=slug or names.slug(stage_name, kernel_kind, subject, fold),
-                sources=metadata.Sources(**inputs),
-                cargo=bundle.Cargo(carried, wanted if needs_network else None),
-                needs=functools.partial(needs.unmet, offline=wanted),
-            )
-            _print_built(kernel)
+    for name in (stage,) if stage else tuple(STAGES):
+        inputs = bundle.Inputs(metadata.Sources(data, datasets, kernels, models))
+        if STAGES[name].needs_gpu:
+            carried = () if without_wheel else (wheels.carried(ROOT),)
+            inputs = replace(inputs, wheels=carried, offline=manifest)
+        for each in kinds:
+            kernel = bundle.compose(
+                ROOT, name, each, given=given, owner=known and known[0], out=out,
+                slug=slug or names.slug(name, each, subject, fold), inputs=inputs,
+            )  # fmt: skip
+            unmet = list(needs.unmet(name, kernel.parameters, kernel.metadata, manifest))
+            kernel.write()
+            _print_built(kernel, unmet)
     if fill_root and metadata.fill_owner(ROOT, known[0]):
         click.echo(f"owner {known[0]} ({known[1]}) filled into {metadata.FILE}")
 
 
 @main.command("check")
 @click.argument("folders", nargs=-1, type=FOLDER)
-@plainly
+@with_plain_errors
 def check_folders(folders) -> None:
     """Print what Kaggle would refuse, or accept silently, in FOLDERS [all that are built].
 
@@ -172,7 +175,7 @@ def check_folders(folders) -> None:
 )
 @OWNER
 @click.option("--slug", default=offline.SLUG, show_default=True, help="The data set's name.")
-@plainly
+@with_plain_errors
 def write_offline(out, weights, fetch, named, owner, slug) -> None:
     """Write a data set of weights and wheels into OUT, for kernels without internet."""
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
@@ -202,15 +205,15 @@ def _subject(stage: str, given: tuple[tuple[str, str], ...]) -> tuple[str | None
     return names.ensemble(values), None
 
 
-def _print_built(kernel: bundle.Kernel) -> None:
-    """Print what was built, its inputs, and the command that pushes it."""
+def _print_built(kernel: bundle.Kernel, unmet: Sequence[str]) -> None:
+    """Print what was built, what it takes in and will miss, and how it is pushed."""
     click.echo(
-        f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, {kernel.members} library files"
+        f"{_shown(kernel.code_file)}: {kernel.size_bytes:,} bytes, {kernel.n_members} library files"
     )
     inputs = [name for key in metadata.SOURCES for name in kernel.metadata[key]]
     click.echo(f"  from {', '.join(inputs) or 'nothing'}")
-    for note in (*metadata.notes(kernel.metadata), *kernel.unmet):
-        click.echo(f"  {note}")
+    for text in (*metadata.notes(kernel.metadata), *unmet):
+        click.echo(f"  {text}")
     click.echo(f"  kaggle kernels push -p {_shown(kernel.folder)}")
 
 

@@ -1,19 +1,20 @@
-"""What a kernel does at its start. The bundle copies these functions' text into each kernel.
+"""The start of a kernel: the bundle copies the text of these functions into each kernel.
 
-Each function therefore stands alone: standard library, papermill and nbformat, imported inside, so
-that a notebook kernel's namespace, which becomes its configuration, gains nothing.
+Each function therefore imports what it needs inside: a notebook kernel's namespace, which becomes
+its configuration, gains nothing.
 """
 
 from __future__ import annotations
 
 
 def unpack_library(files: dict[str, tuple[str, str]]) -> str:
-    """Check the library and write it to a folder named by its hash; returns the folder.
+    """Check the library, write it to a folder named by its hash, and return the folder.
 
-    `files` maps a relative path to (sha256, text). Workers and ranks that start at once agree on
-    one whole folder: it is written beside and renamed. One that is there already is compared byte
-    for byte and replaced if it differs. RuntimeError if the library was altered after the build,
-    or nothing can be written.
+    `files` maps a relative path to (sha256, text). The folder is written beside and renamed:
+    workers and ranks that start together see a complete one. An earlier one is compared byte for
+    byte, and replaced if it differs.
+
+    Raises: RuntimeError if the library was altered after the build, or nothing can be written.
     """
     import fcntl
     import hashlib
@@ -23,26 +24,26 @@ def unpack_library(files: dict[str, tuple[str, str]]) -> str:
     contents = {}
     for path, (digest, text) in files.items():
         contents[path] = text.encode("utf-8")
-        found = hashlib.sha256(contents[path]).hexdigest()
-        if found != digest:
+        actual = hashlib.sha256(contents[path]).hexdigest()
+        if actual != digest:
             raise RuntimeError(
-                f"{path} has sha256 {found} and was built with {digest}: this kernel was altered "
+                f"{path} has sha256 {actual} and was built with {digest}: this kernel was altered "
                 "after its build; change the project and run build_kernel.py again"
             )
     listing = "".join(f"{path} {digest}\n" for path, (digest, _) in sorted(files.items()))
     name = f"kernel_lib-{hashlib.sha256(listing.encode('utf-8')).hexdigest()[:16]}"
     folder = Path(tempfile.gettempdir()).resolve() / name
 
-    def is_whole() -> bool:
+    def is_complete() -> bool:
         try:
-            there = {
+            present = {
                 path.relative_to(folder).as_posix(): path.read_bytes()
                 for path in folder.rglob("*")
                 if path.is_file() and path.parent.name != "__pycache__"
             }
         except OSError:  # another process is replacing the folder
             return False
-        return there == contents
+        return present == contents
 
     def write() -> None:
         with tempfile.TemporaryDirectory(prefix=f".{name}-") as beside:
@@ -55,11 +56,11 @@ def unpack_library(files: dict[str, tuple[str, str]]) -> str:
             (Path(beside) / "new").rename(folder)
 
     try:
-        if not is_whole():
-            # The lock is for those who find a damaged folder together: only the first mends it.
+        if not is_complete():
+            # Of several processes that see a damaged folder, only the first replaces it.
             with open(f"{folder}.lock", "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not is_whole():
+                if not is_complete():
                     write()
     except OSError as error:
         raise RuntimeError(
@@ -69,9 +70,11 @@ def unpack_library(files: dict[str, tuple[str, str]]) -> str:
 
 
 def put_on_path(folder: str) -> str:
-    """Make this process, and every one that it starts, import the library from the folder.
+    """Make this process, and those that it starts, import the library from the folder.
 
-    Returns the folder; RuntimeError if another copy of the library is imported already.
+    Returns: The folder.
+
+    Raises: RuntimeError if another copy of the library is imported already.
     """
     import importlib
     import os
@@ -90,7 +93,7 @@ def put_on_path(folder: str) -> str:
 
 
 def bring_packages(wheels: dict[str, tuple[str, str]], wanted: dict | None) -> None:
-    """Use the wheels that this kernel carries and those of attached data sets; says so."""
+    """Use the wheels that this kernel carries and those of attached data sets, and print them."""
     from kernel_lib.kaggle import packages
 
     for line in packages.use_wheels(wheels, wanted):
@@ -98,10 +101,10 @@ def bring_packages(wheels: dict[str, tuple[str, str]], wanted: dict | None) -> N
 
 
 def cells_of(percent: str) -> list[dict]:
-    """The cells of a jupytext percent text, as nbformat 4.4 has them; the header is left out.
+    """Return the cells of a jupytext percent text, without its header, as of nbformat 4.4.
 
-    Only what this project's notebooks use: code and markdown cells with JSON metadata after the
-    marker. The bundle compares the result with jupytext's own.
+    Reads code and markdown cells with JSON metadata after the marker, and no other kinds; the
+    bundle compares the result with jupytext's.
     """
     import json
     import re
@@ -138,9 +141,8 @@ def cells_of(percent: str) -> list[dict]:
 def run_notebook(stage: str, percent: str, parameters: dict) -> None:
     """Run the notebook through papermill and leave it, executed, in the working folder.
 
-    Its cells' output streams to this process's own. A cell that fails raises papermill's error,
-    so that the kernel ends with a failure; what was written until then stays. An error that the
-    notebook shows as a sentence, without a traceback, ends the process with that sentence.
+    The cells' output is this process's too. A failing cell raises papermill's error, which fails
+    the kernel and keeps its files; an InputError ends the process with its message alone.
     """
     import sys
     import tempfile

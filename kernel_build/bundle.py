@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
-from collections.abc import Callable, Iterable
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel_build import boot, cells, metadata, names, parameters, wheels
-from kernel_build.sources import LIBRARY, Member, collect, literal, needed, ordered, read_text
+from kernel_build.sources import LEFT_OUT, LIBRARY, Member, collect, literal, read_text
 from kernel_lib.errors import InputError
-from kernel_lib.storage import write_text
+from kernel_lib.stages.table import STAGES, Stage
+from kernel_lib.storage import atomic_folder, write_text
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
 # nbconvert's pages know no folded cell: its templates give a cell's tag as a class to styles.
@@ -28,31 +28,49 @@ _PYTHON = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A built kernel: its folder, the file to push, its size in bytes as sent, what it carries."""
+class Inputs:
+    """What a kernel takes beside library and notebook.
 
-    folder: Path
-    code_file: Path
-    size_bytes: int
-    members: int
-    parameters: dict
-    metadata: dict
-    unmet: tuple[str, ...] = ()  # what it will miss on Kaggle
+    Attributes:
+        sources: What is attached to it.
+        wheels: The wheels that it carries.
+        offline: The manifest of a data set (`offline.manifest`) that it must find attached.
+    """
+
+    sources: metadata.Sources = field(default_factory=metadata.Sources)
+    wheels: tuple[wheels.Wheel, ...] = ()
+    offline: dict | None = None
 
 
 @dataclass(frozen=True)
-class Cargo:
-    """What a kernel carries or needs beside library and notebook.
+class Kernel:
+    """A kernel: the folder to push, its files, its size as sent, and what stands in it."""
 
-    `wanted` is the manifest of an offline data set (`offline.manifest`) that the kernel must find
-    attached.
-    """
+    folder: Path
+    code_file: Path
+    code: str
+    size_bytes: int
+    n_members: int  # files of the library
+    parameters: dict
+    metadata: dict
 
-    wheels: tuple[wheels.Wheel, ...] = field(default=())
-    wanted: dict | None = None
+    def write(self) -> None:
+        """Put the folder in place of an earlier build, complete.
+
+        Raises: InputError where other things lie in it.
+        """
+        folder = self.folder
+        own = {f"{folder.name}.ipynb", f"{folder.name}.py", metadata.FILE}
+        if folder.is_dir() and (others := sorted({p.name for p in folder.iterdir()} - own)):
+            raise InputError(
+                f"{folder} holds {others[0]}, which no build wrote; remove it or give another --out"
+            )
+        with atomic_folder(folder) as fresh:
+            write_text(fresh / self.code_file.name, self.code)
+            write_text(fresh / metadata.FILE, metadata.as_text(self.metadata))
 
 
-def build(
+def compose(
     root: Path,
     stage: str,
     kind: str,
@@ -60,47 +78,53 @@ def build(
     given: tuple[tuple[str, str], ...] = (),
     owner: str | None = None,
     out: Path | None = None,
-    sources: metadata.Sources | None = None,
-    cargo: Cargo | None = None,
     slug: str | None = None,
-    needs: Callable[[str, dict, dict], Iterable[str]] | None = None,
+    inputs: Inputs | None = None,
 ) -> Kernel:
-    """Write one kernel, `<out>/<slug>/` with its code file and kernel-metadata.json.
+    """Return a kernel, to be written as `<out>/<slug>/`: its code file and kernel-metadata.json.
 
-    `kind` is 'notebook' or 'script', `given` holds the parameters to bake in as texts, `slug` is
-    the kernel's name, without which it is the stage's own kernel. `needs` says what a stage with
-    these parameters and metadata will miss, and may refuse them. Raises InputError for an unknown
-    or ill-typed parameter, a source that cannot be embedded, a kernel of 1 MB or more, and metadata
-    that Kaggle would refuse. Nothing is written then.
+    Args:
+        root: The project's folder.
+        kind: 'notebook' or 'script'.
+        given: The parameters to bake in, as texts.
+        owner: Its Kaggle user; None: a placeholder.
+        out: The folder of kernels; None: `build` in the project.
+        slug: The kernel's name; None: it is the stage's own kernel.
+
+    Raises: InputError for an unknown or ill-typed parameter, a source that cannot be embedded, a
+        kernel of 1 MB or more, and metadata that Kaggle would refuse.
     """
-    notebook, cargo = f"notebooks/{stage}.py", cargo or Cargo()
+    notebook, inputs = f"notebooks/{stage}.py", inputs or Inputs()
     percent = read_notebook(root, stage)
     values = parameters.read(percent, notebook, given)
     name = slug or names.slug(stage, kind)
-    start = "\n".join(inspect.getsource(function) for function in _START)
-    own = (Member(notebook, percent), Member("boot.py", start))
-    members = ordered(needed(collect(root), own))
+    members = collect(root, (*LEFT_OUT, *STAGES[stage].left_out))
     code_name = f"{name}.py" if kind == "script" else f"{name}.ipynb"
-    base = metadata.read_base(root)
-    meta = metadata.of_kernel(base, stage, kind, owner, code_name, name=name, sources=sources)
+    meta = metadata.of_kernel(
+        metadata.read_base(root), stage, kind, owner, code_name, name=name, sources=inputs.sources
+    )
     shown = cells.for_kernel(percent, stage, parameters.defaults(percent, notebook) | values, meta)
     write = script_kernel if kind == "script" else notebook_kernel
-    code = write(members, stage, shown, values, cargo)
-    size_bytes = check_size(code, kind, members, cargo)
-    unmet = tuple(needs(stage, values, meta)) if needs else ()
+    code = write(members, stage, shown, values, inputs)
+    size_bytes = check_size(code, kind, members, inputs)
     folder = (out or root / "build") / name
-    _write_folder(folder, {code_name: code, metadata.FILE: metadata.as_text(meta)})
-    return Kernel(folder, folder / code_name, size_bytes, len(members), values, meta, unmet)
+    return Kernel(folder, folder / code_name, code, size_bytes, len(members), values, meta)
 
 
-def library_source(members: list[Member], headline: str, cargo: Cargo) -> str:
-    """The part that both kinds share: every file under its banner, wheels, and the unpacking."""
+def build(root: Path, stage: str, kind: str, **options) -> Kernel:
+    """Write a kernel, composed with the options of `compose`, and return it."""
+    kernel = compose(root, stage, kind, **options)
+    kernel.write()
+    return kernel
+
+
+def library_source(members: list[Member], headline: str, inputs: Inputs) -> str:
+    """Return what both kinds share: each file under its banner, wheels, and the unpacking."""
     parts = [
         f"# {headline}\n"
         "# Built by build_kernel.py: change the project's files and build again, not this one.\n"
-        f"# The {len(members)} files of the library that it can need stand below as they are,\n"
-        "# in order of their imports."
-        "\n\nkernel_files = {}\n"
+        f"# The {len(members)} files of the library that it can need stand below as they are.\n\n"
+        "kernel_files = {}\n"
     ]
     for member in members:
         lines = member.text.count("\n") + (not member.text.endswith("\n") and bool(member.text))
@@ -110,11 +134,9 @@ def library_source(members: list[Member], headline: str, cargo: Cargo) -> str:
             f"    {literal(member.path, member.text)},\n)\n"
         )
     parts.append("\n\nkernel_wheels = {}\n")
-    parts += [wheels.source(wheel) for wheel in cargo.wheels]
-    wanted = json.dumps(cargo.wanted, indent=4, sort_keys=True) if cargo.wanted else "None"
-    parts.append(
-        f"\n# Files of a data set that must be attached; None: none\nkernel_wanted = {wanted}\n"
-    )
+    parts += [wheels.source(wheel) for wheel in inputs.wheels]
+    wanted = json.dumps(inputs.offline, indent=4, sort_keys=True) if inputs.offline else "None"
+    parts.append(f"\n# Files of a data set that must be attached\nkernel_wanted = {wanted}\n")
     for function in _START:
         parts.append(f"\n\n{inspect.getsource(function)}")
     parts.append(
@@ -125,9 +147,9 @@ def library_source(members: list[Member], headline: str, cargo: Cargo) -> str:
 
 
 def script_kernel(
-    members: list[Member], stage: str, percent: str, values: dict, cargo: Cargo
+    members: list[Member], stage: str, percent: str, values: dict, inputs: Inputs
 ) -> str:
-    """A script: the library, the notebook as its percent text, and a run of it by papermill.
+    """Return a script: the library, the notebook as percent text, and its run by papermill.
 
     Started with RANK set, it is one process of a training on several GPUs, and no notebook.
     """
@@ -135,7 +157,7 @@ def script_kernel(
     baked = f"{{\n{baked}    }}" if values else "{}"
     embedded = literal(f"notebooks/{stage}.py", percent)
     return (
-        library_source(members, f"{stage}: script kernel of notebooks/{stage}.py", cargo)
+        library_source(members, f"{stage}: script kernel of notebooks/{stage}.py", inputs)
         + f"\n# notebooks/{stage}.py, run by papermill below\nkernel_notebook = {embedded}\n"
         + f"\n\n{inspect.getsource(boot.cells_of)}\n\n{inspect.getsource(boot.run_notebook)}\n\n"
         + 'if __name__ == "__main__":\n    import os\n    import runpy\n\n'
@@ -147,13 +169,13 @@ def script_kernel(
 
 
 def notebook_kernel(
-    members: list[Member], stage: str, percent: str, values: dict, cargo: Cargo
+    members: list[Member], stage: str, percent: str, values: dict, inputs: Inputs
 ) -> str:
-    """The notebook as nbformat 4.4 JSON, the library folded after its title, no outputs.
+    """Return the notebook as nbformat 4.4 JSON, the library folded after its title, no outputs.
 
     The parameters stand in an injected cell after their defaults, as papermill prepares it.
     """
-    source = library_source(members, f"{stage}: the library of notebooks/{stage}.py", cargo)
+    source = library_source(members, f"{stage}: the library of notebooks/{stage}.py", inputs)
     # What is left over would otherwise stand in the namespace that becomes the configuration.
     used = ", ".join(function.__name__ for function in _START)
     source += f"del kernel_files, kernel_wheels, kernel_wanted, {used}"
@@ -175,12 +197,15 @@ def notebook_kernel(
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def check_size(code: str, kind: str, members: list[Member], cargo: Cargo) -> int:
-    """Bytes of what is pushed; InputError with the largest parts from 1 MB on."""
+def check_size(code: str, kind: str, members: list[Member], inputs: Inputs) -> int:
+    """Return the bytes of what is pushed.
+
+    Raises: InputError with the largest parts from 1 MB on.
+    """
     size_bytes = sent_bytes(code, kind)
     if size_bytes >= MAX_BYTES:
         sizes = [(m.path, len(m.text.encode("utf-8"))) for m in members]
-        sizes += [(wheel.name, len(wheels.source(wheel))) for wheel in cargo.wheels]
+        sizes += [(wheel.name, len(wheels.source(wheel))) for wheel in inputs.wheels]
         largest = sorted(sizes, key=lambda part: (-part[1], part[0]))[:5]
         parts = ", ".join(f"{name} {size:,}" for name, size in largest)
         raise InputError(
@@ -190,10 +215,18 @@ def check_size(code: str, kind: str, members: list[Member], cargo: Cargo) -> int
     return size_bytes
 
 
-def sent_bytes(code: str, kind: str) -> int:
-    """Bytes of a code file as the Kaggle CLI sends it: a notebook as JSON anew, without outputs.
+def stage_of(code: str) -> Stage | None:
+    """Return the stage of a built kernel, by its first line; None for a kernel built elsewhere."""
+    line = re.search(r"# (\w+): (?:script kernel|the library) of notebooks/\1\.py", code)
+    return STAGES.get(line[1]) if line else None
 
-    Every letter beyond ASCII is an escape in that JSON. InputError for a notebook that is none.
+
+def sent_bytes(code: str, kind: str) -> int:
+    """Return the bytes of a code file as the Kaggle CLI sends it.
+
+    A notebook is sent as JSON without outputs, where each letter beyond ASCII is an escape.
+
+    Raises: InputError for a notebook that is not of nbformat 4.
     """
     if kind != "notebook":
         return len(code.encode("utf-8"))
@@ -204,14 +237,14 @@ def sent_bytes(code: str, kind: str) -> int:
             if cell["cell_type"] == "code":
                 cell["outputs"] = []
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"not a notebook of nbformat 4 ({error!r}); build it anew") from None
+        raise InputError(f"not a notebook of nbformat 4 ({error!r}); build it again") from None
     return len(json.dumps(notebook))
 
 
 def read_notebook(root: Path, stage: str) -> str:
-    """The percent text of a stage's notebook.
+    """Return the percent text of a stage's notebook.
 
-    Raises InputError where it is missing, or holds more than kernels can read without jupytext.
+    Raises: InputError where it is missing, or holds more than kernels can read without jupytext.
     """
     path = root / "notebooks" / f"{stage}.py"
     if not path.is_file():
@@ -247,22 +280,3 @@ def _code_cell(source: str, meta: dict) -> dict:
         "outputs": [],
         "source": source,
     }
-
-
-def _write_folder(folder: Path, files: dict[str, str]) -> None:
-    """Put a built folder in place of an earlier one, whole; refused if other things lie in it."""
-    ours = {f"{folder.name}.ipynb", f"{folder.name}.py", metadata.FILE}
-    if folder.is_dir():
-        others = sorted({path.name for path in folder.iterdir()} - ours)
-        if others:
-            raise InputError(
-                f"{folder} holds {others[0]}, which no build wrote; remove it or give another --out"
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        for name, text in files.items():
-            write_text(fresh / name, text)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)

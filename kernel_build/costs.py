@@ -1,7 +1,7 @@
-"""What folds, runs and whole plans cost on Kaggle, and what to change where it is too much.
+"""Costs of folds, runs and plans on Kaggle, and advice where they are too high.
 
-Everything follows from measured seconds: of an epoch's training, and of one look at the images
-that a fold holds out.
+All follows from measured seconds: of an epoch's training, and of one pass over the images that a
+fold holds out.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import TrainPlan
 
-# Assumed, and said in the output.
+# Assumed, and stated in the output.
 TRAIN_IMAGES, TEST_IMAGES = 12_047, 3_205  # the competition's second stage
 NIH_IMAGES = 112_120
-LOOK_SHARE = 1 / 3  # of a training step, for a step that only looks
-START_HOURS = 1 / 6  # a session's start: imports, and the images decoded anew
-MARGIN_HOURS = 0.5  # of a session, left for its end
-SLACK = 1.1  # sessions are counted for so many times the estimate: a chain cannot grow later
+LOOK_SHARE = 1 / 3  # of a training step, for a step that only predicts
+START_HOURS = 1 / 6  # a session's start: imports, and the images decoded again
+MARGIN_HOURS = 0.5  # of a session, left at its end
+SLACK = 1.1  # sessions are counted for this many times the estimate: a chain cannot grow later
 MAP_BYTES_PER_PX = 0.1  # of a map as PNG
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of an epoch's training and of one look at a fold's held-out images."""
+    """Seconds of an epoch's training, and of one pass over a fold's held-out images."""
 
     train: float
     look: float
-    scaled: bool = False  # from another row's, by pixels and images
+    scaled: bool = False  # from another experiment's, by pixels and images
 
     def times(self, factor: float) -> Measured:
         return Measured(self.train * factor, self.look * factor, scaled=True)
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Session:
-    """What one session holds; the limits are Kaggle's unless given."""
+    """The hours of a session; the limits are Kaggle's unless given."""
 
     hours: float = quota.SESSION_HOURS
     margin: float = MARGIN_HOURS
@@ -56,13 +56,13 @@ class Session:
 
     @property
     def usable(self) -> float:
-        """Hours of a session in which something is learnt."""
+        """Hours of a session in which it trains or predicts."""
         return self.max_hours - self.start
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes on the disk: of a model's weights, and of all that last.pt holds."""
+    """Bytes on the disk of a model's weights, and of last.pt."""
 
     model: int
     last: int
@@ -70,12 +70,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class FoldCost:
-    """What one fold of one run costs; hours are of one GPU session."""
+    """The cost of one fold of one run."""
 
     run: str
-    row: Experiment
+    experiment: Experiment
     measured: Measured
-    looks: int  # at each image by its predictions: views × kept checkpoints
+    looks: int  # passes over an image by its predictions: views × kept checkpoints
     train_hours: float
     predict_hours: float
     sessions: tuple[float, ...]  # GPU hours of each, its start included
@@ -92,7 +92,7 @@ class FoldCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The whole plan: each row's fold, the kernels, the weeks, and what to change."""
+    """The cost of a plan: each experiment's fold, the kernels, the weeks, and advice."""
 
     costs: tuple[FoldCost, ...]
     seeds: tuple[int, ...]
@@ -112,10 +112,11 @@ class Estimate:
 
 
 def from_log(path: Path, size: int) -> Measured:
-    """The median epoch of a run's log.jsonl, for images of `size` px.
+    """Return the median epoch of a run's log.jsonl, for images of `size` px.
 
-    Scaled by pixels where the config.json beside it says that it ran at another size. Raises
-    InputError for a file that is no log.
+    It is scaled by pixels where the run, by the config.json beside its log, had another size.
+
+    Raises: InputError for a file that is not a log.
     """
     try:
         lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
@@ -123,39 +124,46 @@ def from_log(path: Path, size: int) -> Measured:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a run's log.jsonl") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no log of a training ({error!r})") from None
+        raise InputError(f"{path} is not the log of a training ({error!r})") from None
     if not seconds:
         raise InputError(f"{path} holds no epoch; let one end first")
-    found = Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
+    measured = Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
     try:
         ran = int(json.loads(path.with_name("config.json").read_text())["experiment"]["size"])
-    except (OSError, ValueError, KeyError, TypeError):  # a log alone: of the size that is planned
+    except (OSError, ValueError, KeyError, TypeError):  # without a config: the planned size
         ran = size
-    return found if ran == size else found.times((size / ran) ** 2)
+    return measured if ran == size else measured.times((size / ran) ** 2)
 
 
 def from_seconds(seconds: float, folds: int) -> Measured:
-    """An epoch's seconds divided: a look at an image costs a third of training on it."""
+    """Divide an epoch's seconds: predicting an image costs a third of training on it."""
     held = LOOK_SHARE / (folds - 1)
     return Measured(seconds / (1 + held), seconds * held / (1 + held))
 
 
 def fold_cost(
-    decided: TrainPlan, measured: Measured, session: Session, views: int, sizes: Sizes, folds: int
+    plan: TrainPlan, measured: Measured, session: Session, views: int, sizes: Sizes, folds: int
 ) -> FoldCost:
-    """The cost of one fold with all its epochs; patience may end it before."""
-    row = decided.experiment
-    train = row.epochs * (measured.train + measured.look) / 3600
-    looks = views * (row.keep + 1)
+    """Return the cost of one fold with all its epochs; patience may end it before."""
+    experiment = plan.experiment
+    train = experiment.epochs * (measured.train + measured.look) / 3600
+    looks = views * (experiment.keep + 1)
     predict = measured.look * looks / 3600
     hours = train + predict
     count = quota.sessions_for(SLACK * hours, session.usable)
     parts = [session.start + min(session.usable, max(0.0, hours - done * session.usable))
              for done in range(count)]  # fmt: skip
-    maps = 2 * MAP_BYTES_PER_PX * row.size**2 * TRAIN_IMAGES / folds
-    n_bytes = sizes.last + (row.keep + 1) * sizes.model + round(maps)
+    maps = 2 * MAP_BYTES_PER_PX * experiment.size**2 * TRAIN_IMAGES / folds
+    n_bytes = sizes.last + (experiment.keep + 1) * sizes.model + round(maps)
     return FoldCost(
-        decided.run, row, measured, views * row.keep, train, predict, tuple(parts), n_bytes
+        plan.run,
+        experiment,
+        measured,
+        views * experiment.keep,
+        train,
+        predict,
+        tuple(parts),
+        n_bytes,
     )
 
 
@@ -168,121 +176,119 @@ def estimate(
     sizes: Mapping[str, Sizes],
     slug: str | None = None,
 ) -> Estimate:
-    """The plan's cost. `plans` holds by seed the runs to train, the wanted one last.
+    """Return the plan's cost.
 
-    The kernels' names begin with `slug`, or with their run's name. A row without a measurement of
-    its own takes the wanted row's, scaled by pixels and images.
+    Args:
+        plans: By seed the runs to train, the wanted one last.
+        measured: By experiment; others are the wanted one's, scaled by pixels and images.
+        views, sizes: By experiment.
+        slug: The beginning of all kernels' names; None: that of their run.
     """
     chain = next(iter(plans.values()))
     wanted = chain[-1]
     costs = tuple(
         fold_cost(
-            one, _measured(one, wanted, measured), session, views[one.row],
-            sizes[one.row], folds,
+            plan, _measured(plan, wanted, measured), session, views[plan.row],
+            sizes[plan.row], folds,
         )
-        for one in chain
+        for plan in chain
     )  # fmt: skip
     own = costs[-1]
     a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
     inference = session.start + a_look * own.looks * folds * len(plans)
-    hours = {c.row: cost.sessions for c, cost in zip(chain, costs, strict=True)}
+    hours = {plan.row: cost.sessions for plan, cost in zip(chain, costs, strict=True)}
     nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug)
     advice = [line for cost in costs for line in _fold_advice(cost, session)]
     by_week = graph.weeks(nodes) if max(n.hours for n in nodes) <= quota.GPU_HOURS_A_WEEK else []
-    advice += _whole_advice(own, costs, len(plans), folds, inference, session)
+    advice += _inference_advice(own, len(plans) * folds, inference, session)
+    advice += _week_advice(costs, len(plans), folds, inference)
     return Estimate(
         costs, tuple(plans), folds, tuple(nodes), tuple(tuple(w) for w in by_week), inference,
         tuple(advice),
     )  # fmt: skip
 
 
-def _measured(one: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
-    name = one.row
-    if name in measured:
-        return measured[name]
-    base = measured[wanted.row]
-    factor = (one.experiment.size / wanted.experiment.size) ** 2
+def _measured(plan: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
+    if plan.row in measured:
+        return measured[plan.row]
+    factor = (plan.experiment.size / wanted.experiment.size) ** 2
     images = {"competition": TRAIN_IMAGES, "nih": NIH_IMAGES}
-    factor *= images[one.experiment.images] / images[wanted.experiment.images]
-    return base if factor == 1 and one is wanted else base.times(factor)
+    factor *= images[plan.experiment.images] / images[wanted.experiment.images]
+    return measured[wanted.row].times(factor)
 
 
 def _fold_advice(cost: FoldCost, session: Session) -> list[str]:
-    """What to change where a fold does not fit a session, or cannot be cut to fit."""
-    row, found = cost.row, []
+    """Return what to change where a fold does not fit a session, or cannot be cut to fit."""
+    experiment, advice = cost.experiment, []
     if len(cost.sessions) > 1:
         epoch = (cost.measured.train + cost.measured.look) / 3600
         epochs = int((session.usable / SLACK - cost.predict_hours) / epoch)
-        size = int((row.size**2 * session.usable / SLACK / cost.hours) ** 0.5) // 32 * 32
+        size = int((experiment.size**2 * session.usable / SLACK / cost.hours) ** 0.5) // 32 * 32
         ways = [f"-p EPOCHS {epochs}"] * (epochs > 0) + [f"-p SIZE {size}"] * (size >= 32)
-        found.append(
-            f"one fold of {row.name} takes {cost.hours:.1f} h and a session leaves "
+        advice.append(
+            f"one fold of {experiment.name} takes {cost.hours:.1f} h and a session leaves "
             f"{session.usable:.1f}, a tenth of it to spare: a chain of {len(cost.sessions)} "
-            f"kernels a fold; one would do with {' or '.join(ways) or 'a faster row'}"
+            f"kernels a fold; one would do with {' or '.join(ways) or 'a faster experiment'}"
         )
-    # The loop's clock wants twice the time of what cannot be cut.
-    whole = {"scoring": cost.measured.look, "predicting": cost.measured.look * cost.looks}
-    for what, seconds in whole.items():
+    # The training's clock asks for twice the time of what cannot be cut.
+    uncut = {"scoring": cost.measured.look, "predicting": cost.measured.look * cost.looks}
+    for what, seconds in uncut.items():
         if 2 * seconds / 3600 > session.usable:
-            found.append(
-                f"{what} a fold of {row.name} takes {seconds / 3600:.1f} h in one go, and a "
+            advice.append(
+                f"{what} a fold of {experiment.name} takes {seconds / 3600:.1f} h in one go, and a "
                 f"session of {session.usable:.1f} usable hours holds half of its length: more "
                 "folds, a smaller SIZE" + (", KEEP or TTA" if what == "predicting" else "")
             )
-    batches = TRAIN_IMAGES / row.batch_size / row.accumulate
+    batches = TRAIN_IMAGES / experiment.batch_size / experiment.accumulate
     if 2 * cost.measured.train / max(batches, 1) / 3600 > session.usable:
-        found.append(f"one optimiser step of {row.name} fills a session: lower ACCUMULATE")
+        advice.append(f"one optimiser step of {experiment.name} fills a session: lower ACCUMULATE")
     if cost.bytes > quota.OUTPUT_BYTES:
-        found.append(
-            f"a fold of {row.name} leaves {cost.bytes / 1e9:.1f} GB, the working folder holds "
-            f"{quota.OUTPUT_BYTES / 1e9:.0f}: lower KEEP {row.keep} or SIZE"
+        advice.append(
+            f"a fold of {experiment.name} leaves {cost.bytes / 1e9:.1f} GB, the working folder "
+            f"holds {quota.OUTPUT_BYTES / 1e9:.0f}: lower KEEP {experiment.keep} or SIZE"
         )
-    return found
+    return advice
 
 
-def _whole_advice(
-    own: FoldCost,
-    costs: Sequence[FoldCost],
-    seeds: int,
-    folds: int,
-    inference: float,
-    session: Session,
-) -> list[str]:
-    """What to change where inference does not fit a session, or the whole not a week."""
-    found = []
+def _inference_advice(own: FoldCost, n_runs: int, inference: float, session: Session) -> list[str]:
+    """Return what to change where inference, of `n_runs` folds, does not fit a session."""
+    advice = []
     if inference > session.max_hours:
-        found.append(
+        advice.append(
             f"inference takes {inference:.1f} h and cannot be cut, a session leaves "
             f"{session.max_hours:g}: lower KEEP or TTA, or make ensembles of fewer seeds"
         )
-    test_bytes = MAP_BYTES_PER_PX * own.row.size**2 * TEST_IMAGES * folds * seeds
+    test_bytes = MAP_BYTES_PER_PX * own.experiment.size**2 * TEST_IMAGES * n_runs
     if test_bytes > quota.OUTPUT_BYTES:
-        found.append(
+        advice.append(
             f"inference leaves about {test_bytes / 1e9:.0f} GB of maps, the working folder holds "
             f"{quota.OUTPUT_BYTES / 1e9:.0f}: make ensembles of fewer seeds"
         )
+    return advice
+
+
+def _week_advice(costs: Sequence[FoldCost], seeds: int, folds: int, inference: float) -> list[str]:
+    """Return what to change where the plan does not fit a week."""
     fold = sum(cost.gpu_hours for cost in costs)
     total, week = fold * folds * seeds + inference, quota.GPU_HOURS_A_WEEK
-    if total > week:
-        each = fold * folds + inference / seeds
-        ways = []
-        if (fewer := int(week / each)) >= 1:
-            ways.append(f"--seeds {fewer}")
-        elif (some := int(week / fold)) >= 1:
-            ways.append(f"{some} of {folds} folds of one seed")
-        # A tenth of the epochs is another experiment, and so is a quarter of the side.
-        epochs = int(own.row.epochs * week / total)
-        if 3 * epochs >= own.row.epochs:
-            ways.append(f"about -p EPOCHS {epochs}")
-        size = int((own.row.size**2 * week / total) ** 0.5) // 32 * 32
-        if 2 * size >= own.row.size:
-            ways.append(f"about -p SIZE {size}")
-        found.append(
-            f"{total:.0f} GPU hours are more than a week's {week:g}; one week holds "
-            + (
-                ", or ".join(ways)
-                or f"no fold, which takes {fold:.0f} h: a smaller SIZE, fewer "
-                "EPOCHS, or a faster row"
-            )
-        )
-    return found
+    if total <= week:
+        return []
+    experiment, fits = costs[-1].experiment, []
+    if (fewer := int(week / (fold * folds + inference / seeds))) >= 1:
+        fits.append(f"--seeds {fewer}")
+    elif (some := int(week / fold)) >= 1:
+        fits.append(f"{some} of {folds} folds of one seed")
+    # A tenth of the epochs is another experiment, and so is a quarter of the side.
+    epochs = int(experiment.epochs * week / total)
+    if 3 * epochs >= experiment.epochs:
+        fits.append(f"about -p EPOCHS {epochs}")
+    size = int((experiment.size**2 * week / total) ** 0.5) // 32 * 32
+    if 2 * size >= experiment.size:
+        fits.append(f"about -p SIZE {size}")
+    none = (
+        f"no fold, which takes {fold:.0f} h: a smaller SIZE, fewer EPOCHS, or a faster experiment"
+    )
+    return [
+        f"{total:.0f} GPU hours are more than a week's {week:g}; one week holds "
+        f"{', or '.join(fits) or none}"
+    ]

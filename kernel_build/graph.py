@@ -1,24 +1,24 @@
-"""Which kernels a plan becomes, in which order, and whose output each of them takes."""
+"""The kernels of a plan, in an order to push them, with the kernels whose output each takes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
-from kernel_build import bundle, metadata, names
+from kernel_build import bundle, names
 from kernel_build.rehearse import REHEARSALS
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import OVERRIDES, TrainPlan
-from kernel_lib.storage import write_text
+from kernel_lib.storage import atomic_folder, write_text
 
 FILE = "graph.json"
 PUSHER = "push_all.py"
-# Parameters of a training that its kernels take from the plan; the rest is the graph's own.
+# Parameters of a training that its kernels take from the plan; the graph sets the others.
 CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "weights_are", "nih_dir",
            "deterministic", "precision", "compile", "on_bad_file", "masks_are", "processes",
            "workers", "threads", "save_minutes")  # fmt: skip
@@ -26,7 +26,7 @@ CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "weigh
 
 @dataclass(frozen=True)
 class Node:
-    """One kernel: a session of its own. `sources` are the slugs whose output it takes."""
+    """A kernel, which is a session of its own; `sources` are the slugs whose output it takes."""
 
     slug: str
     stage: str
@@ -44,44 +44,47 @@ def nodes(
     max_hours: float,
     prefix: str | None = None,
 ) -> list[Node]:
-    """The kernels of a plan in an order in which they can be pushed.
+    """Return the kernels of a plan, in an order in which they can be pushed.
 
-    `runs` holds by seed the runs to train, those that others need first and the wanted one last;
-    `hours` by row the hours of each session of one fold. A session after the first takes the output
-    of the one before it. Every run is trained fold by fold and seed by seed, so that a seed is
-    whole before the next begins. The kernels of a run begin with its name, or all with `prefix`.
+    Folds come seed by seed, so that a seed is complete before the next begins; a session after the
+    first takes the output of the one before it.
+
+    Args:
+        runs: By seed the runs to train, parents first and the wanted one last.
+        hours: By experiment the hours of each session of one fold.
+        prefix: The beginning of all kernels' names; None: that of their run.
     """
     heads = _heads(runs, folds, hours, prefix)
-    found: list[Node] = []
+    kernels: list[Node] = []
     last: dict[tuple[str, int], str] = {}  # (run, fold) → the kernel that ends it
     for seed, chain in runs.items():
-        for fold in range(folds):
-            for decided in chain:
-                needed = [last[need.run, fold] for need in decided.needs()]
-                row = decided.row
-                for part, taken in enumerate(hours[row], 1):
-                    name = names.joined(heads[decided.row], *_words(seed, fold, part, hours[row]))
-                    earlier = [found[-1].slug] if part > 1 else []
-                    given = (*_train_given(decided, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
-                    found.append(
-                        Node(name, "train", given, (*earlier, *needed), gpu=True, hours=taken)
-                    )
-                last[decided.run, fold] = found[-1].slug
+        for fold, plan in product(range(folds), chain):
+            needed = [last[need.run, fold] for need in plan.needs()]
+            sessions = hours[plan.row]
+            given = (*_train_given(plan, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
+            for part, taken in enumerate(sessions, 1):
+                name = names.joined(heads[plan.row], *_words(seed, fold, part, sessions))
+                sources = (*([kernels[-1].slug] if part > 1 else []), *needed)
+                kernels.append(Node(name, "train", given, sources, gpu=True, hours=taken))
+            last[plan.run, fold] = kernels[-1].slug
     wanted = [chain[-1].run for chain in runs.values()]
     first = next(iter(runs.values()))[-1]
-    # What gates a run speaks with it; what it started from is no longer needed.
-    named = {r.run for c in runs.values() for r in (c[-1], c[-1].gate) if r is not None}
-    trained = tuple(kernel for (run, _), kernel in last.items() if run in named)
+    # A run's gate predicts with it; its parents are no longer needed.
+    members = {p.run for c in runs.values() for p in (c[-1], c[-1].gate) if p is not None}
+    trained = tuple(kernel for (run, _), kernel in last.items() if run in members)
     ensemble = (first.parameters.name or first.row) if len(wanted) > 1 else wanted[0]
     seeds = _seeds(runs)
     given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
     name = names.joined(heads[first.row], seeds, "thresholds")
     search = Node(name, "thresholds", given, trained, gpu=False, hours=0.0)
-    found.append(search)
     given = (("ENSEMBLE", ensemble),)
     sources = (*trained, search.slug)
     name = names.joined(heads[first.row], seeds, "inference")
-    return [*found, Node(name, "inference", given, sources, gpu=True, hours=inference_hours)]
+    return [
+        *kernels,
+        search,
+        Node(name, "inference", given, sources, gpu=True, hours=inference_hours),
+    ]
 
 
 def _heads(
@@ -90,22 +93,22 @@ def _heads(
     hours: Mapping[str, Sequence[float]],
     prefix: str | None,
 ) -> dict[str, str]:
-    """How the kernels of each row's runs begin, whatever their seed."""
+    """Return by experiment the beginning of its kernels' names, for any seed."""
     endings = [
-        names.ending(*_words(seed, fold, part, hours[decided.row]))
+        names.ending(*_words(seed, fold, part, hours[plan.row]))
         for seed, chain in runs.items()
-        for decided in chain
+        for plan in chain
         for fold in range(folds)
-        for part in range(1, len(hours[decided.row]) + 1)
+        for part in range(1, len(hours[plan.row]) + 1)
     ]
     endings += [names.ending(_seeds(runs), stage) for stage in ("thresholds", "inference")]
     chain = next(iter(runs.values()))
-    by_name = names.heads([names.split(one.run)[0] for one in chain], endings, given=prefix)
-    return dict(zip((one.row for one in chain), by_name.values(), strict=True))
+    by_name = names.heads([names.split(plan.run)[0] for plan in chain], endings, given=prefix)
+    return dict(zip((plan.row for plan in chain), by_name.values(), strict=True))
 
 
 def _words(seed: int, fold: int, part: int, sessions: Sequence[float]) -> tuple[str, ...]:
-    """What a train kernel's name says after that of its run."""
+    """Return what follows the run's in a train kernel's name."""
     return (f"s{seed}", f"f{fold}", *([f"p{part}"] if len(sessions) > 1 else []))
 
 
@@ -116,9 +119,9 @@ def _seeds(runs: Mapping[int, Sequence[TrainPlan]]) -> str:
 def weeks(
     kernels: Sequence[Node], weekly_hours: float = quota.GPU_HOURS_A_WEEK
 ) -> list[list[Node]]:
-    """The kernels by week, none started that the rest of its week's quota does not hold.
+    """Return the kernels by week, each after its sources and within the rest of its week's quota.
 
-    A kernel comes after its sources. Raises InputError for one that no week holds.
+    Raises: InputError for a kernel that no week holds.
     """
     too_long = [node for node in kernels if node.hours > weekly_hours]
     if too_long:
@@ -126,7 +129,7 @@ def weeks(
             f"{too_long[0].slug} takes {too_long[0].hours:.1f} GPU hours and a week has "
             f"{weekly_hours:g}; cut it into sessions with smaller --session-hours"
         )
-    found: list[list[Node]] = []
+    by_week: list[list[Node]] = []
     waiting, done = list(kernels), set()
     while waiting:
         left, week = weekly_hours, []
@@ -138,19 +141,26 @@ def weeks(
         if not week:
             raise InputError(f"{waiting[0].slug} waits for kernels that are not in the plan")
         waiting = [node for node in waiting if node.slug not in done]
-        found.append(week)
-    return found
+        by_week.append(week)
+    return by_week
 
 
 def write(
     kernels: Sequence[Node],
     out: Path,
+    root: Path,
     owner: str,
-    build: Callable[[Node, Path], Path],
+    kind: str,
+    inputs: bundle.Inputs | None = None,
 ) -> list[Path]:
-    """Every kernel's folder, graph.json, and the script that pushes them; nothing if one fails.
+    """Write the kernels' folders, graph.json and the script that pushes them; nothing if one fails.
 
-    `build(node, folder)` builds one kernel below a folder and returns its own.
+    `inputs` are those of all kernels, to which the kernels are added whose output each takes; only
+    kernels with a network carry wheels.
+
+    Returns: The kernels' folders.
+
+    Raises: InputError where `out` holds other files, or is being pushed.
     """
     known = {".", FILE, PUSHER, "push_state.json", *(node.slug for node in kernels)}
     others = [p.name for p in out.iterdir() if p.name not in known] if out.is_dir() else []
@@ -160,57 +170,27 @@ def write(
         raise InputError(
             f"{out} is being pushed (push_state.json): finish it, or give another folder"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    inputs = inputs or bundle.Inputs()
+    with atomic_folder(out) as fresh:
         for node in kernels:
-            build(node, fresh)
+            sources = tuple(f"{owner}/{source}" for source in node.sources)
+            own = replace(inputs, sources=replace(inputs.sources, kernels=sources))
+            bundle.build(
+                root, node.stage, kind, given=node.given, owner=owner, out=fresh, slug=node.slug,
+                inputs=own if node.gpu else bundle.Inputs(own.sources),
+            )  # fmt: skip
         listed = [asdict(node) | {"id": f"{owner}/{node.slug}"} for node in kernels]
         text = json.dumps({"owner": owner, "kernels": listed}, indent=1)
         write_text(fresh / FILE, text + "\n")
         shutil.copy(Path(__file__).with_name(PUSHER), fresh / PUSHER)
-        if out.exists():
-            if (out / REHEARSALS).is_dir():
-                (out / REHEARSALS).rename(fresh / REHEARSALS)
-            out.rename(Path(scratch) / "old")
-        fresh.rename(out)
+        if (out / REHEARSALS).is_dir():
+            (out / REHEARSALS).rename(fresh / REHEARSALS)
     return [out / node.slug for node in kernels]
 
 
-def builder(
-    root: Path,
-    owner: str,
-    kind: str,
-    sources: metadata.Sources | None = None,
-    cargo: bundle.Cargo | None = None,
-) -> Callable[[Node, Path], Path]:
-    """A `build` for `write`: the bundle's kernel under the node's name, with the node's sources.
-
-    `sources` are those of all kernels, beside the kernels whose output each takes; `cargo` is of
-    the kernels with a network.
-    """
-    common = sources or metadata.Sources()
-
-    def build(node: Node, folder: Path) -> Path:
-        return bundle.build(
-            root,
-            node.stage,
-            kind,
-            given=node.given,
-            owner=owner,
-            out=folder,
-            slug=node.slug,
-            sources=replace(common, kernels=tuple(f"{owner}/{source}" for source in node.sources)),
-            cargo=cargo if node.gpu else None,
-        ).folder
-
-    return build
-
-
-def _train_given(decided: TrainPlan, fold: int, folds: int) -> tuple[tuple[str, str], ...]:
-    """The notebook's parameters that make this run's fold, and nothing that is a default."""
-    parameters = decided.parameters
+def _train_given(plan: TrainPlan, fold: int, folds: int) -> tuple[tuple[str, str], ...]:
+    """Return the notebook's parameters of this run's fold, without those at their default."""
+    parameters = plan.parameters
     given = {"EXPERIMENT": parameters.experiment, "SEED": parameters.seed}
     given |= {"FOLD": fold, "N_FOLDS": folds}
     defaults = type(parameters).model_fields

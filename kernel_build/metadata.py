@@ -1,4 +1,4 @@
-"""kernel-metadata.json: what Kaggle is told of a kernel, checked before it refuses it itself."""
+"""kernel-metadata.json, checked before Kaggle refuses it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from pathlib import Path
 
 from kernel_build import names
 from kernel_lib.errors import InputError
+from kernel_lib.stages.table import STAGES
 from kernel_lib.storage import write_text
 
 FILE = "kernel-metadata.json"
 PLACEHOLDER = "OWNER_TO_FILL"
 KINDS = ("notebook", "script")
-# Whose output each stage reads. Thresholds need no GPU, so they cost no quota.
-STAGES = {"train": (), "thresholds": ("train",), "inference": ("train", "thresholds")}
-GPU_STAGES = ("train", "inference")
-# With what kaggle-cli 2.2.5 sends where one is missing (kernels_push of its kaggle_api_extended.py;
-# its documentation says false of the internet).
+# With what kaggle-cli 2.2.5 sends where one is missing (kernels_push of kaggle_api_extended.py; its
+# documentation says false of the internet).
 BOOLEANS = {"is_private": True, "enable_gpu": False, "enable_tpu": False, "enable_internet": True}
 OWNER = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -58,11 +56,15 @@ _RETIRED = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a kernel's inputs come from; what is not given is as the root's file and the stage say.
+    """What is attached to a kernel; the rest is as the root's file and the stage have it.
 
-    `data` is the OWNER/SLUG of a data set, or the slug of a competition; `kernels` are those whose
-    output it takes; `models` are versions of Kaggle Models. Raises InputError for a name that
-    Kaggle would refuse.
+    Attributes:
+        data: A data set's OWNER/SLUG, or a competition's slug.
+        datasets: More data sets.
+        kernels: Those whose output it takes.
+        models: Versions of Kaggle Models.
+
+    Raises: InputError for a name that Kaggle would refuse.
     """
 
     data: str | None = None
@@ -73,8 +75,8 @@ class Sources:
     def __post_init__(self) -> None:
         data = [] if self.data is None else [self.data]
         given = {
-            "dataset_sources": [*self.datasets, *(one for one in data if "/" in one)],
-            "competition_sources": [one for one in data if "/" not in one],
+            "dataset_sources": [*self.datasets, *(name for name in data if "/" in name)],
+            "competition_sources": [name for name in data if "/" not in name],
             "kernel_sources": self.kernels,
             "model_sources": self.models,
         }
@@ -83,7 +85,7 @@ class Sources:
 
 
 def read_base(root: Path) -> dict:
-    """The root's kernel-metadata.json, from which each kernel's is derived."""
+    """Return the root's kernel-metadata.json, from which each kernel's is derived."""
     path = root / FILE
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -105,15 +107,17 @@ def of_kernel(
     name: str | None = None,
     sources: Sources | None = None,
 ) -> dict:
-    """A kernel's metadata: the base with what differs by stage, kind and sources; checked.
+    """Return a kernel's metadata: the base with what differs by stage, kind and sources.
 
-    `name` is its slug; without it, it is the stage's own kernel. Without an owner the placeholder
-    stands in, and Kaggle refuses the push until it is filled. InputError for what Kaggle would
-    refuse.
+    Args:
+        owner: Its Kaggle user; None: a placeholder, which Kaggle refuses until it is filled.
+        name: Its slug; None: it is the stage's own kernel.
+
+    Raises: InputError for what Kaggle would refuse.
     """
     owner = owner or PLACEHOLDER
     name = name or names.slug(stage, kind)
-    gpu = stage in GPU_STAGES
+    gpu = STAGES[stage].needs_gpu
     meta = base | {
         "id": f"{owner}/{name}",
         "title": names.title(name),
@@ -131,44 +135,43 @@ def of_kernel(
 
 
 def problems(meta: dict) -> list[str]:
-    """What Kaggle would refuse or, worse, accept in silence; each with its mend."""
-    found = _unknown_keys(meta)
+    """Return what Kaggle would refuse or, worse, accept in silence, each with its fix."""
+    faults = _unknown_keys(meta)
     if mistyped := _mistyped(meta):
-        return mistyped + found
+        return mistyped + faults
     owner, _, name = (meta.get("id") or "").partition("/")
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{5,50}", name):
-        found.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 5 to 50 a-z, 0-9, -")
+        faults.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 5 to 50 a-z, 0-9, -")
     heading = meta.get("title") or ""
     if not 5 <= len(heading) <= names.MAX_LENGTH:
-        found.append(f"title {heading!r} has {len(heading)} characters; give 5 to 50")
+        faults.append(f"title {heading!r} has {len(heading)} characters; give 5 to 50")
     if names.slugify(heading) != name:
-        found.append(
+        faults.append(
             f"title {heading!r} becomes {names.slugify(heading)!r}, not the id's {name!r}; "
             "make them agree"
         )
     for key in SOURCES:
         value = meta[key]
-        found += _malformed(key, value)
-        found += [
-            f"{key} names {one} twice" for one in sorted({o for o in value if value.count(o) > 1})
-        ]
+        faults += _malformed(key, value)
+        twice = sorted({name for name in value if value.count(name) > 1})
+        faults += [f"{key} names {name} twice" for name in twice]
     if meta["enable_tpu"]:
-        found.append("enable_tpu is true, and nothing here runs on a TPU; write false")
-    found += _accelerator_faults(meta.get("machine_shape") or "")
+        faults.append("enable_tpu is true, and nothing here runs on a TPU; write false")
+    faults += _accelerator_faults(meta.get("machine_shape") or "")
     if meta.get("kernel_type") not in KINDS:
-        found.append(
+        faults.append(
             f"kernel_type {meta.get('kernel_type')!r} is not known; write {' or '.join(KINDS)}"
         )
     if meta.get("language") != "python":
-        found.append(f"language is {meta.get('language')!r}; write python")
+        faults.append(f"language is {meta.get('language')!r}; write python")
     if not meta.get("code_file"):
-        found.append("code_file is missing; name the file to push")
+        faults.append("code_file is missing; name the file to push")
     if meta.get("docker_image_pinning_type") not in (None, "original", "latest"):
-        found.append(
+        faults.append(
             f"docker_image_pinning_type is {meta['docker_image_pinning_type']!r}; write original "
             "or latest, or leave it out"
         )
-    return found
+    return faults
 
 
 def notes(meta: dict) -> list[str]:
@@ -183,45 +186,43 @@ def notes(meta: dict) -> list[str]:
 
 
 def _malformed(key: str, values: Iterable[str]) -> list[str]:
-    """Names of sources that Kaggle would refuse, each with the form of the right one."""
+    """Return the names of sources that Kaggle would refuse, each with the right form."""
     form, pattern = SOURCES[key]
-    return [f"{key}: {one!r} is not {form}" for one in values if not re.fullmatch(pattern, one)]
+    return [f"{key}: {v!r} is not {form}" for v in values if not re.fullmatch(pattern, v)]
 
 
 def _unknown_keys(meta: dict) -> list[str]:
-    found = []
+    faults = []
     for key in sorted(meta.keys() - _KEYS):
         near = difflib.get_close_matches(key, _KEYS, n=1)
         fix = f"write {near[0]}" if near else "leave it out"
-        found.append(
-            f"{key} is no key that is to be pushed, and the push ignores or misreads it; {fix}"
-        )
-    return found
+        faults.append(f"{key} is not a key to push, and the push ignores or misreads it; {fix}")
+    return faults
 
 
 def _mistyped(meta: dict) -> list[str]:
-    """Values of the wrong type, and booleans and lists that are missing."""
-    found = [
-        f"{key} is {meta[key]!r}, no text; write it in quotes"
+    """Return values of the wrong type, and booleans and lists that are missing."""
+    faults = [
+        f"{key} is {meta[key]!r}, not a text; write it in quotes"
         for key in _TEXTS
         if not isinstance(meta.get(key), str | None)
     ]
     for key, sent in BOOLEANS.items():
         if key not in meta:
-            found.append(
+            faults.append(
                 f"{key} is missing, and the command line then sends {str(sent).lower()}; "
                 "write true or false"
             )
         elif not isinstance(meta[key], bool):
-            found.append(f"{key} is {meta[key]!r}; write true or false")
+            faults.append(f"{key} is {meta[key]!r}; write true or false")
     for key in SOURCES:
         value = meta.get(key)
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            found.append(f"{key} is {value!r}; write a list of names, [] for none")
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            faults.append(f"{key} is {value!r}; write a list of names, [] for none")
     words = meta.get("keywords", [])
-    if not isinstance(words, list) or not all(isinstance(one, str) for one in words):
-        found.append(f"keywords is {words!r}; write a list of texts, or leave it out")
-    return found
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        faults.append(f"keywords is {words!r}; write a list of texts, or leave it out")
+    return faults
 
 
 def _accelerator_faults(shape: str) -> list[str]:
@@ -237,22 +238,22 @@ def _accelerator_faults(shape: str) -> list[str]:
         ]
     known = {name.lower(): name for name in (DEFAULT_GPU, *LIMITED_GPUS)}
     asked = shape.strip().lower()
-    near = [one for one in known if asked in one] or difflib.get_close_matches(asked, known, n=1)
+    near = [name for name in known if asked in name] or difflib.get_close_matches(asked, known, n=1)
     return [
-        f"machine_shape {shape!r} is no accelerator of Kaggle's; write "
+        f"machine_shape {shape!r} is not an accelerator of Kaggle's; write "
         f"{known[near[0]] if near else DEFAULT_GPU}"
     ]
 
 
 def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> dict:
-    """The lists of sources: the root's own data sets and models, and what is given for a kernel."""
+    """Return the lists of sources: the root's own, and those given for a kernel."""
     datasets = [*base.get("dataset_sources", []), *given.datasets]
     competitions = base.get("competition_sources", [])
     if given.data is not None:
         is_dataset = "/" in given.data
         competitions = [] if is_dataset else [given.data]
         datasets = [given.data, *datasets] if is_dataset else datasets
-    earlier = [f"{owner}/{names.slug(one, kind)}" for one in STAGES[stage]]
+    earlier = [f"{owner}/{names.slug(taken, kind)}" for taken in STAGES[stage].takes]
     return {
         "dataset_sources": list(dict.fromkeys(datasets)),
         "competition_sources": competitions,
@@ -264,9 +265,11 @@ def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> d
 def find_owner(
     root: Path, given: str | None, environ: Mapping[str, str], home: Path
 ) -> tuple[str, str] | None:
-    """Who pushes, and where that was read: --owner, KAGGLE_USERNAME, Kaggle's file, the root's.
+    """Return who pushes, and where that was read; None where nobody is named.
 
-    None where nobody is named. Raises InputError for a name that Kaggle cannot have given.
+    The places: --owner, KAGGLE_USERNAME, Kaggle's own file, the root's metadata.
+
+    Raises: InputError for a name that Kaggle cannot have given.
     """
     places = [(given, "--owner"), (environ.get("KAGGLE_USERNAME"), "KAGGLE_USERNAME")]
     config = environ.get("XDG_CONFIG_HOME") or home / ".config"
@@ -282,7 +285,7 @@ def find_owner(
             continue
         if not re.fullmatch(OWNER, owner):
             raise InputError(
-                f"{owner!r} ({place}) is no Kaggle user name; it is the last part of your "
+                f"{owner!r} ({place}) is not a Kaggle user name; it is the last part of your "
                 "profile's address"
             )
         return owner, place
@@ -290,7 +293,7 @@ def find_owner(
 
 
 def fill_owner(root: Path, owner: str) -> bool:
-    """Write the owner into the root's file; True if that changed it."""
+    """Write the owner into the root's file; return whether that changed it."""
     base = read_base(root)
     name = str(base.get("id", "")).partition("/")[2]
     if base.get("id") == f"{owner}/{name}":
@@ -300,7 +303,7 @@ def fill_owner(root: Path, owner: str) -> bool:
 
 
 def as_text(meta: dict) -> str:
-    """Metadata as the file has it: indented, keys in their order."""
+    """Return metadata as the file has them: indented, keys in their order."""
     return json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
 
 

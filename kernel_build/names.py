@@ -1,7 +1,6 @@
 """A kernel's slug and title: the name of its run or ensemble, and which part of it, 5 to 50 long.
 
-No name holds a hash. A long one has some words shortened; one that is longer still is refused, with
-the way to give a short one.
+No name holds a hash. A long one has some words shortened; one that is longer still is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import PurePath
 
 from kernel_lib.errors import InputError
 from kernel_lib.plan import RUN_NAME
+from kernel_lib.stages.table import STAGES
 
 MAX_LENGTH = 50
 # A run's name that is too long has every word of this table shortened, and nothing else.
@@ -24,17 +24,18 @@ ABBREVIATIONS = {
     "supervision": "sup",
     "unetresnet": "unet",
 }
-# What stands after the name, where all 50 characters do not hold it.
-_SHORT = {"thresholds": "thr", "inference": "inf", "script": "py"}
-_PARTS = ("f10", "thr", "inf")  # of one name; that of a script is longer
+# What follows the name, where 50 characters do not hold it in full.
+_SHORT = {stage.name: stage.short for stage in STAGES.values()} | {"script": "py"}
+# The parts of a run: a train kernel's fold and the later stages.
+_PARTS = ("f10", *(stage.short for stage in STAGES.values() if stage.takes))
 _ADVICE = "name the run with -p NAME SHORT, or the kernels with --slug NAME"
 
 
 def slug(stage: str, kind: str, of: str | None = None, fold: int | None = None) -> str:
     """Return a kernel's name in addresses and folders; each kind of a stage has its own.
 
-    `of` is the run that it trains, or the ensemble; None: it is the stage's own kernel. The kernels
-    of one run begin alike.
+    `of` is the run that it trains, or the ensemble; None: it is the stage's own kernel. The names
+    of one run's kernels begin with the same word.
 
     Raises: InputError where Kaggle's 50 characters do not hold the name.
     """
@@ -65,11 +66,11 @@ def split(name: str) -> tuple[str, str]:
 def heads(
     names: Sequence[str], endings: Iterable[str], advice: str = _ADVICE, given: str | None = None
 ) -> dict[str, str]:
-    """Return by name how the kernels of each run begin, so that any of the endings fits after it.
+    """Return by run the beginning of its kernels' names, after which any of the endings fits.
 
-    The wanted run stands last, those that it needs before it. `given` is the beginning of all.
+    The last run is the wanted one, after its parents. `given` is the beginning of all names.
 
-    Raises: InputError where one does not fit, with `advice`.
+    Raises: InputError, with `advice`, where one does not fit.
     """
     room = MAX_LENGTH - max(map(len, endings))
     if given is not None and slugify(given) != given:
@@ -82,20 +83,20 @@ def heads(
             f"{what} is too long for the name of a kernel, of which Kaggle's {MAX_LENGTH} "
             f"characters leave {room}: {fix}"
         )
-    found = {}
+    fitting = {}
     for number, name in enumerate(names[:-1], 1):
         head = None if given else _fitting(name, room)
-        found[name] = head or f"{own}-parent{number}"
-        if len(found[name]) > room:
+        fitting[name] = head or f"{own}-parent{number}"
+        if len(fitting[name]) > room:
             raise InputError(
                 f"{name}, which {names[-1]} needs, is too long for the name of a kernel, of which "
                 f"Kaggle's {MAX_LENGTH} characters leave {room}: {advice}"
             )
-    return found | {names[-1]: own}
+    return fitting | {names[-1]: own}
 
 
 def ending(*words: str) -> str:
-    """Return what stands after a kernel's beginning, as short as it can be."""
+    """Return the end of a kernel's name, as short as possible."""
     return "".join(f"-{_SHORT.get(word, word)}" for word in words if word)
 
 
@@ -106,17 +107,17 @@ def joined(head: str, *words: str) -> str:
 
 
 def title(name: str) -> str:
-    """The title of a slug; Kaggle makes the slug of it."""
+    """Return the title of a slug, of which Kaggle makes the slug."""
     return name.replace("-", " ").capitalize()
 
 
 def slugify(text: str) -> str:
-    """Kaggle's slug of a title: lower case, everything else than letters and digits one hyphen."""
+    """Return Kaggle's slug of a title: lower case, anything but letters and digits one hyphen."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def shorten(text: str) -> str:
-    """A slug with the words of `ABBREVIATIONS` shortened; a number at a word's end stays."""
+    """Return a slug with the words of `ABBREVIATIONS` shortened; a number at a word's end stays."""
 
     def short(word: re.Match) -> str:
         return ABBREVIATIONS.get(word["word"], word["word"]) + word["number"]

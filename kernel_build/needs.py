@@ -1,4 +1,4 @@
-"""What a stage with these parameters refuses or will miss on Kaggle, found at the build."""
+"""Find at the build what a stage would refuse, or miss, on Kaggle."""
 
 from __future__ import annotations
 
@@ -8,52 +8,37 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from kernel_lib.artifacts import fold_run
-from kernel_lib.config import (
-    InferenceParameters,
-    Parameters,
-    ThresholdsParameters,
-    TrainParameters,
-)
+from kernel_lib.config import Parameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle.paths import INPUT, WEIGHT_ENDINGS, WORKING
 from kernel_lib.plan import RUN_NAME, TrainPlan, plan
 from kernel_lib.registry import nearest
+from kernel_lib.stages.table import STAGES
 
-_PARAMETERS = {
-    "train": TrainParameters,
-    "thresholds": ThresholdsParameters,
-    "inference": InferenceParameters,
-}
+_CHECKED: set[str] = set()  # experiments: a plan has many kernels of one, seconds each to check
 _READ = ("data_dir", "groups", "weights_dir", "nih_dir", "sample")  # parameters that are paths
-_CHECKED: set[str] = set()  # rows that were found fine: a plan has many kernels of one
 
 
 def resolve(stage: str, values: Mapping[str, object]) -> tuple[TrainPlan, ...]:
-    """Return the runs that a train kernel trains, the one asked for last; of another stage none.
+    """Return the runs that a train kernel trains, the wanted one last; of another stage none.
 
-    Raises: InputError for parameters that the stage would refuse on Kaggle before it reads data,
-        as the stage itself refuses them, and for a path that no kernel has.
+    Raises: InputError for parameters that the stage refuses before it reads data, and for a path
+        that does not exist on Kaggle.
     """
-    kind = _PARAMETERS[stage]
+    kind = STAGES[stage].parameters
     parameters = kind.from_namespace(values)
     if parameters == kind():  # the defaults are tested, and a stage takes seconds to import
         return (plan(parameters, EXPERIMENTS),) if stage == "train" else ()
     if isinstance(parameters, TrainParameters):
         return resolve_training(parameters)
     _check_paths(parameters)
-    if isinstance(parameters, ThresholdsParameters):
-        from kernel_lib.stages import thresholds
-
-        thresholds.check(parameters)
-        for name in fold_run.listed(parameters.runs) if parameters.runs else ():
-            seeded = nearest(name, (f"{row}_seed3456" for row in EXPERIMENTS))
-            _check_run(f"RUNS: {name}", name, seeded)
-    else:
-        from kernel_lib.stages import inference
-
-        inference.check(parameters)
+    STAGES[stage].module.check(parameters)
+    names = getattr(parameters, "runs", None)
+    for name in fold_run.listed(names) if names else ():
+        seeded = nearest(name, (f"{experiment}_seed3456" for experiment in EXPERIMENTS))
+        _check_run(f"RUNS: {name}", name, seeded)
     return ()
 
 
@@ -62,24 +47,27 @@ def resolve_training(parameters: TrainParameters) -> tuple[TrainPlan, ...]:
     from kernel_lib.stages import train
 
     _check_paths(parameters)
-    chain, _ = train.resolve(parameters)
-    for one in chain:
-        _check_weights(one)
-        key = one.experiment.model_dump_json() + str(parameters.weights_are)
+    plans, _ = train.resolve(parameters)
+    for each in plans:
+        _check_weights(each)
+        key = each.experiment.model_dump_json() + str(parameters.weights_are)
         if key not in _CHECKED:
-            train.check(one)
+            train.check(each)
             _CHECKED.add(key)
-    return chain
+    return plans
 
 
 def unmet(
     stage: str, values: Mapping[str, object], meta: Mapping, offline: Mapping | None = None
 ) -> Iterator[str]:
-    """What the kernel will miss on Kaggle, with its mend; `meta` is its metadata.
+    """Yield what the kernel will miss on Kaggle, with its fix.
 
-    `offline` is the manifest of the data set that `build_kernel.py offline` wrote, where one is
-    attached; what other data sets and models hold is not known, and they are trusted. Raises
-    InputError as `resolve` does.
+    Args:
+        meta: Its metadata.
+        offline: The manifest of an attached data set that `build_kernel.py offline` wrote. The
+            contents of other data sets and of models are unknown, and are trusted.
+
+    Raises: InputError as `resolve` does.
     """
     trained = resolve(stage, values)
     if not trained:
@@ -88,9 +76,8 @@ def unmet(
     attached = meta["dataset_sources"][0 if meta["competition_sources"] else 1 :]
     unknown = [name for name in attached if not offline or name != offline["dataset"]]
     unknown += meta["model_sources"]
-    for encoder in sorted(
-        {one.experiment.encoder for one in trained if one.experiment.weights == "imagenet"}
-    ):
+    experiments = [each.experiment for each in trained]
+    for encoder in sorted({e.encoder for e in experiments if e.weights == "imagenet"}):
         if unknown or meta["enable_internet"] or _holds(offline, encoder):
             continue
         _check_published(encoder)
@@ -101,18 +88,18 @@ def unmet(
             "scratch with -p WEIGHTS none"
         )
     if not (meta["kernel_sources"] or unknown):
-        there, wanted = {one.run for one in trained}, trained[-1]
-        if wanted.parent and wanted.parent.run not in there:
+        own, wanted = {each.run for each in trained}, trained[-1]
+        if wanted.parent and wanted.parent.run not in own:
             raise InputError(
                 f"{wanted.run} starts from the run {wanted.parent.run}, and no kernel with it is "
                 "attached: give --kernel-source OWNER/SLUG, or -p WITH_PARENTS True"
             )
-        if wanted.gate and wanted.gate.run not in there:
+        if wanted.gate and wanted.gate.run not in own:
             yield (
                 f"the thresholds will need the run {wanted.gate.run}, which gates these masks: "
                 "train it too, and attach its kernel there"
             )
-    if any(one.experiment.images == "nih" for one in trained) and not unknown:
+    if any(e.images == "nih" for e in experiments) and not unknown:
         yield "learns from NIH ChestX-ray14: attach a data set of it with --dataset OWNER/SLUG"
 
 
@@ -135,22 +122,22 @@ def _check_path(name: str, value: str | None) -> None:
         )
 
 
-def _check_weights(decided: TrainPlan) -> None:
-    """Refuse WEIGHTS of a run that no run, file or row can be."""
-    name = decided.experiment.weights
-    if decided.parent is not None or name in STARTS:
+def _check_weights(plan: TrainPlan) -> None:
+    """Refuse WEIGHTS that cannot be a run, a file or an experiment."""
+    name = plan.experiment.weights
+    if plan.parent is not None or name in STARTS:
         return
     if name.endswith(WEIGHT_ENDINGS):
         _check_path("WEIGHTS", name)
     else:
-        what = "is neither imagenet, none, a row nor a file (a released model is one), and"
+        what = "is neither imagenet, none, an experiment nor a file (a released model is one), and"
         near = nearest(name, (*STARTS, *EXPERIMENTS))
         _check_run(f"WEIGHTS {name!r} {what}", name, near)
 
 
 def _check_run(what: str, name: str, near: str) -> None:
     if not RUN_NAME.fullmatch(name):
-        raise InputError(f"{what} is no run, whose name ends in _seedN; nearest: {near}")
+        raise InputError(f"{what} is not a run, whose name ends in _seedN; nearest: {near}")
 
 
 def _check_published(encoder: str) -> None:
@@ -165,7 +152,7 @@ def _check_published(encoder: str) -> None:
 
 
 def _holds(offline: Mapping | None, encoder: str) -> bool:
-    """Whether a data set of ours holds weights by an encoder's name."""
+    """Return whether an offline data set holds weights by an encoder's name."""
     pattern = rf"{re.escape(encoder)}([-._].*)?"
     names = offline["files"] if offline else ()
     return any(n.endswith(WEIGHT_ENDINGS) and re.fullmatch(pattern, n) for n in names)

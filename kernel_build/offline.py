@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from kernel_build.metadata import OWNER, PLACEHOLDER
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle.packages import MANIFEST
 from kernel_lib.kaggle.paths import WEIGHT_ENDINGS
-from kernel_lib.storage import write_json
+from kernel_lib.storage import atomic_folder, write_json
 
 FILE = "dataset-metadata.json"
 SLUG = "pneumothorax-offline"
@@ -27,7 +26,7 @@ SLUG = "pneumothorax-offline"
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into the data set: files of weights, encoders to fetch, wheels as NAME==VERSION."""
+    """Contents of the data set: files of weights, encoders to fetch, wheels as NAME==VERSION."""
 
     weights: Sequence[Path] = ()
     fetch: Sequence[str] = ()
@@ -35,10 +34,12 @@ class Contents:
 
 
 def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Path) -> list[str]:
-    """Write the folder that `kaggle datasets create -p` takes; returns a line for each file in it.
+    """Write the folder that `kaggle datasets create -p` takes, and return a line for each file.
 
-    An earlier one of ours is replaced, whole or not at all. Raises InputError for a slug that
-    Kaggle would refuse, weights that cannot be read, and what cannot be fetched.
+    An earlier one is replaced, completely or not at all.
+
+    Raises: InputError for a slug that Kaggle would refuse, weights that cannot be read, and what
+        cannot be fetched.
     """
     meta = {
         "id": f"{owner}/{slug}",
@@ -50,66 +51,66 @@ def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Pat
     if not (contents.weights or contents.fetch or contents.wheels):
         raise InputError("the data set would be empty; give --weights, --fetch or --wheel")
     _may_replace(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
-        said = [_add(path, fresh) for path in contents.weights]
-        said += [_add(_fetched(encoder), fresh) for encoder in contents.fetch]
-        said += [_add_wheel(wanted, fresh, cache / "kaggle") for wanted in contents.wheels]
+    with atomic_folder(folder) as fresh:
+        lines = [_add(path, fresh) for path in contents.weights]
+        lines += [_add(_fetched(encoder), fresh) for encoder in contents.fetch]
+        lines += [_add_wheel(wheel, fresh, cache / "kaggle") for wheel in contents.wheels]
         files = {path.name: entry(path) for path in sorted(fresh.iterdir())}
         write_json(fresh / MANIFEST, {"dataset": meta["id"], "files": files})
         write_json(fresh / FILE, meta)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
-    return said
+    return lines
 
 
 def manifest(folder: Path) -> dict:
-    """The manifest of a folder that `write` made; InputError for another folder."""
+    """Return the manifest of a folder that `write` made.
+
+    Raises: InputError for another folder.
+    """
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {"dataset": str(found["dataset"]), "files": dict(found["files"])}
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {"dataset": str(listed["dataset"]), "files": dict(listed["files"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{folder} has no whole {MANIFEST}; give a folder that `build_kernel.py offline` wrote"
+            f"{folder} has no complete {MANIFEST}; give a folder that `build_kernel.py offline` "
+            "wrote"
         ) from None
 
 
 def problems(meta: dict) -> list[str]:
-    """What Kaggle would refuse of a data set's metadata, each with its mend."""
-    found = []
+    """Return what Kaggle would refuse of a data set's metadata, each with its fix."""
+    faults = []
     owner, _, slug = str(meta.get("id", "")).partition("/")
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{6,50}", slug):
-        found.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 6 to 50 a-z, 0-9, -")
+        faults.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 6 to 50 a-z, 0-9, -")
     if owner == PLACEHOLDER:
-        found.append(f"the owner is still {PLACEHOLDER}; give --owner")
+        faults.append(f"the owner is still {PLACEHOLDER}; give --owner")
     title = str(meta.get("title") or "")
     if not 6 <= len(title) <= 50:
-        found.append(f"title {title!r} has {len(title)} characters; give 6 to 50")
+        faults.append(f"title {title!r} has {len(title)} characters; give 6 to 50")
     licenses = meta.get("licenses")
     if not isinstance(licenses, list) or len(licenses) != 1:
-        found.append(f'licenses is {licenses!r}; write exactly one, [{{"name": "other"}}]')
-    return found
+        faults.append(f'licenses is {licenses!r}; write exactly one, [{{"name": "other"}}]')
+    return faults
 
 
 def _may_replace(folder: Path) -> None:
-    """InputError where the folder holds what no earlier `write` put there."""
+    """Refuse a folder with other files than those of an earlier `write`."""
     if not folder.is_dir():
         return
-    there = {path.name for path in folder.iterdir()}
-    ours = {MANIFEST, FILE, *(manifest(folder)["files"] if MANIFEST in there else ())}
-    if others := sorted(there - ours):
-        raise InputError(f"{folder} holds {others[0]}, which is not ours; give another folder")
+    present = {path.name for path in folder.iterdir()}
+    own = {MANIFEST, FILE, *(manifest(folder)["files"] if MANIFEST in present else ())}
+    if others := sorted(present - own):
+        raise InputError(f"{folder} holds {others[0]}, which is not of it; give another folder")
 
 
 def _add(path: Path, folder: Path) -> str:
-    """Copy a file of weights, read once so that a damaged one is not found out on Kaggle."""
+    """Copy a file of weights, and read it, so that damage shows here and not on Kaggle."""
     from kernel_lib.models import weights
 
     if not path.is_file() or path.suffix not in WEIGHT_ENDINGS:
-        raise InputError(f"{path} is no file of weights ({', '.join(WEIGHT_ENDINGS)}); correct it")
+        raise InputError(
+            f"{path} is not a file of weights ({', '.join(WEIGHT_ENDINGS)}); correct it"
+        )
     if (folder / path.name).exists():
         raise InputError(f"two files are named {path.name}; rename one")
     weights.check_hash(path)
@@ -119,7 +120,7 @@ def _add(path: Path, folder: Path) -> str:
 
 
 def _fetched(encoder: str) -> Path:
-    """torchvision's ImageNet weights of an encoder, hash checked, found to fit the encoder."""
+    """Return torchvision's ImageNet weights of an encoder, hash and fit checked."""
     from segmentation_models_pytorch.encoders import get_encoder
 
     from kernel_lib.models import weights
@@ -136,11 +137,11 @@ def _fetched(encoder: str) -> Path:
         raise InputError(f"--fetch {encoder}: {error}; or give the file with --weights") from None
 
 
-def _add_wheel(wanted: str, folder: Path, cache: Path) -> str:
-    """Fetch a wheel for Kaggle's Python; the line says what it needs and does not bring along."""
-    project, _, version = wanted.partition("==")
+def _add_wheel(pinned: str, folder: Path, cache: Path) -> str:
+    """Fetch a wheel for Kaggle's Python, and return a line with what it needs besides."""
+    project, _, version = pinned.partition("==")
     if not re.fullmatch(r"\w[\w.-]*", project) or not re.fullmatch(r"[\w.+!]+", version):
-        raise InputError(f"--wheel {wanted} is not NAME==VERSION; write pylibjpeg-libjpeg==2.3.0")
+        raise InputError(f"--wheel {pinned} is not NAME==VERSION; write pylibjpeg-libjpeg==2.3.0")
     wheel = wheels.fetch(project, version, cache, wheels.KAGGLE)
     (folder / wheel.name).write_bytes(wheel.content)
     needs = ", ".join(wheels.needs(wheel))
@@ -148,7 +149,7 @@ def _add_wheel(wanted: str, folder: Path, cache: Path) -> str:
 
 
 def entry(path: Path) -> dict:
-    """What a manifest says of a file."""
+    """Return a file's entry in a manifest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}

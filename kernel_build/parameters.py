@@ -1,10 +1,13 @@
-"""The parameters that a build bakes in: read as papermill reads them, and checked at once."""
+"""Parameters that a build bakes in: read as papermill reads them, and checked."""
 
 from __future__ import annotations
 
 import ast
 import json
+import typing
 from collections.abc import Iterable
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from kernel_build.boot import cells_of
 from kernel_lib.config import parse_value
@@ -13,13 +16,14 @@ from kernel_lib.kaggle import paths
 from kernel_lib.registry import lookup
 
 Value = str | int | float | bool | None
-_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def declared(percent: str, notebook: str) -> dict[str, str]:
-    """Name and annotation of everything that the notebook's `parameters` cell sets, in its order.
+    """Return name and annotation of what the notebook's `parameters` cell sets, in its order.
 
-    A name without an annotation has ''. Raises InputError if there is no such cell.
+    A name without an annotation has ''.
+
+    Raises: InputError if there is no such cell.
     """
     names: dict[str, str] = {}
     for statement in _cell(percent, notebook).body:
@@ -31,12 +35,12 @@ def declared(percent: str, notebook: str) -> dict[str, str]:
 
 
 def defaults(percent: str, notebook: str) -> dict[str, Value]:
-    """Name and value of what the notebook's `parameters` cell sets to a literal, in its order."""
+    """Return name and value of what the notebook's `parameters` cell sets to a literal."""
     return _set(_cell(percent, notebook))
 
 
 def baked(code: str, kind: str, name: str) -> dict[str, Value]:
-    """Return what a built kernel gives its stage: its defaults, and over them what was baked in.
+    """Return the parameters of a built kernel: its defaults, and over them what was baked in.
 
     `name` is the file's. Raises: InputError for code that is not Python.
     """
@@ -77,7 +81,7 @@ def _set(cell: ast.Module) -> dict[str, Value]:
 
 
 def _is_value(node: ast.expr | None) -> bool:
-    """Whether an expression is what `literal` writes, or a person would for the same value."""
+    """Return whether an expression is a value as `literal` or a person writes it."""
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
             return True
@@ -91,7 +95,7 @@ def _value(node: ast.expr) -> Value:
 
 
 def read(percent: str, notebook: str, given: Iterable[tuple[str, str]]) -> dict[str, Value]:
-    """Return the values to bake into a kernel of the notebook, an experiment's file as its text."""
+    """Return the values to bake into a kernel, with an experiment's file as its text."""
     values = check(given, declared(percent, notebook), notebook)
     if "EXPERIMENT" in values:  # on Kaggle there is no file of it
         values["EXPERIMENT"] = paths.experiment_text(str(values["EXPERIMENT"]))
@@ -99,18 +103,18 @@ def read(percent: str, notebook: str, given: Iterable[tuple[str, str]]) -> dict[
 
 
 def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str) -> dict:
-    """The values to bake in, in the order given, the last one of a name counting.
+    """Return the values to bake in, in the order given; the last of a name counts.
 
-    Raises InputError for a name that the notebook does not have, with the nearest that it has, and
-    for a value that its annotation does not allow.
+    Raises: InputError for a name that the notebook does not have, and for a value that its
+        annotation does not allow.
     """
     values: dict[str, Value] = {}
     for name, text in given:
         annotation = lookup(f"{notebook}: parameter", name, names)
         value = parse_value(text)
-        if not _allowed(value, ast.parse(annotation or "object", mode="eval").body):
+        if not _allows(annotation, value):
             raise InputError(
-                f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} says "
+                f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} has "
                 f"{name}: {annotation}; give a value of that type"
             )
         values[name] = value
@@ -118,18 +122,18 @@ def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str
 
 
 def cell_source(values: dict[str, Value]) -> str:
-    """The text of the injected cell, as `papermill --prepare-only` writes it."""
+    """Return the text of the injected cell, as `papermill --prepare-only` writes it."""
     return "# Parameters\n" + "".join(f"{name} = {literal(v)}\n" for name, v in values.items())
 
 
 def literal(value: Value) -> str:
-    """A value as Python source; infinities and NaN have no literal of their own."""
+    """Return a value as Python source; infinities and NaN have no literal of their own."""
     text = repr(value)
     return f"float({text!r})" if text in ("inf", "-inf", "nan") else text
 
 
 def _cell(percent: str, notebook: str) -> ast.Module:
-    """The notebook's `parameters` cell, parsed; InputError if there is no such cell."""
+    """Return the notebook's `parameters` cell, parsed; InputError if there is none."""
     tagged = [c for c in cells_of(percent) if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise InputError(
@@ -139,22 +143,13 @@ def _cell(percent: str, notebook: str) -> ast.Module:
     return ast.parse(tagged[0]["source"], notebook)
 
 
-def _allowed(value: Value, annotation: ast.expr) -> bool:
-    """Whether an annotation allows a value; what is no simple type or union allows any."""
-    match annotation:
-        case ast.Constant(value=None):
-            return value is None
-        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return value is None or _allowed(value, inner)
-        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=members)):
-            return any(_allowed(value, member) for member in members)
-        case ast.Name(id=name) if name in _TYPES:
-            # True is an int to Python, and a SEED of True is a mistake.
-            return isinstance(value, _TYPES[name]) and (name == "bool") == isinstance(value, bool)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _allowed(value, left) or _allowed(value, right)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
-            return value in ast.literal_eval(f"[{ast.unparse(choices).strip('()')}]")
-        case ast.Name(id="list" | "dict" | "tuple") | ast.Subscript():
-            return False  # -p can give none of these
+def _allows(annotation: str, value: Value) -> bool:
+    """Return whether a type allows a value; one that is missing or unknown does."""
+    try:
+        kind = eval(annotation or "Any", dict(vars(typing)))  # text of the project's own notebook
+        TypeAdapter(kind).validate_python(value, strict=True)  # strict: True is not an int
+    except ValidationError:
+        return False
+    except (NameError, PydanticSchemaGenerationError):
+        return True
     return True

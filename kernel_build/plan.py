@@ -1,4 +1,4 @@
-"""The command `plan`: what an experiment costs on Kaggle, as a table, and its kernels."""
+"""The command `plan`: the cost of an experiment on Kaggle, as a table, and its kernels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import click
 
 from kernel_build import bundle, costs, graph, metadata, needs, offline, wheels
 from kernel_build.costs import Estimate, Measured, Session, Sizes
+from kernel_build.graph import Node
 from kernel_lib.config import Experiment, TrainParameters, parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.plan import TrainPlan
-from kernel_lib.plan import plan as decide
+from kernel_lib.plan import plan as train_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as the notes count
-# Parameters that each kernel of a plan has its own of, and how to say it to the plan.
+FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as in the reference solution
+# Parameters that a plan sets in each kernel, and what to give the plan instead.
 _OWN = {
     "experiment": "it is the first argument",
     "seed": "give --seeds N",
@@ -36,58 +37,54 @@ _OWN = {
 }
 
 
-def as_text(found: Estimate, session: Session, now: datetime | None = None) -> str:
-    """The estimate as a person reads it: a table, the weeks, the order, what to change."""
-    rows = [("row", "size", "epochs", "s/epoch", "h/fold", "sessions", "GPU h", "GB")]
-    times = found.folds * len(found.seeds)
-    for cost in found.costs:
+def as_text(estimate: Estimate, session: Session, now: datetime | None = None) -> str:
+    """Return the estimate as text: a table, the weeks, the order, and advice."""
+    seeds = ", ".join(map(str, estimate.seeds))
+    scaled = any(cost.measured.scaled for cost in estimate.costs)
+    lines = [
+        *_table_lines(estimate),
+        "",
+        f"{_count(len(estimate.seeds), 'seed')} ({seeds}) × {estimate.folds} folds, at most: "
+        "patience may end a fold before its last epoch",
+        *_week_lines(estimate),
+        f"the quota is full again on {quota.week_ends(now):%A %d %B}, 00:00 UTC",
+        "order: seed by seed, each fold's parents before it, so that one seed is complete, and "
+        "could be scored, before the next one costs anything; two GPU sessions at once",
+        f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over (MAX_HOURS "
+        f"{session.max_hours:g}), {60 * session.start:.0f} minutes to start, "
+        f"{costs.TRAIN_IMAGES:,} training and {costs.TEST_IMAGES:,} test images, maps of "
+        f"{costs.MAP_BYTES_PER_PX} bytes a pixel, seconds of an epoch at the size in the table"
+        f"{'; ~ scaled by pixels and images' * scaled}",
+    ]
+    return "\n".join([*lines, *(f"change: {line}" for line in estimate.advice)])
+
+
+def _table_lines(estimate: Estimate) -> list[str]:
+    rows = [("experiment", "size", "epochs", "s/epoch", "h/fold", "sessions", "GPU h", "GB")]
+    times = estimate.folds * len(estimate.seeds)
+    for cost in estimate.costs:
         seconds = cost.measured.train + cost.measured.look
         rows.append((
-            cost.row.name, str(cost.row.size), str(cost.row.epochs),
+            cost.experiment.name, str(cost.experiment.size), str(cost.experiment.epochs),
             f"{'~' * cost.measured.scaled}{seconds:.0f}", f"{cost.hours:.2f}",
             f"{times} × {len(cost.sessions)}", f"{cost.gpu_hours * times:.1f}",
             f"{cost.bytes / 1e9:.1f}",
         ))  # fmt: skip
     rows.append(("thresholds (no GPU)", "", "", "", "", "1", "0.0", ""))
-    rows.append(("inference", "", "", "", "", "1", f"{found.inference_hours:.1f}", ""))
-    rows.append(("together", "", "", "", "", str(found.gpu_sessions + 1),
-                 f"{found.gpu_hours:.1f}", ""))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+    rows.append(("inference", "", "", "", "", "1", f"{estimate.inference_hours:.1f}", ""))
+    rows.append(("together", "", "", "", "", str(estimate.gpu_sessions + 1),
+                 f"{estimate.gpu_hours:.1f}", ""))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        (text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(pairs))
+        for pairs in (tuple(zip(row, widths, strict=True)) for row in rows)
     ]
-    seeds = ", ".join(map(str, found.seeds))
-    lines += [
-        "",
-        f"{_count(len(found.seeds), 'seed')} ({seeds}) × {found.folds} folds, at most: patience "
-        "may end a fold before its last epoch",
-    ]
-    lines += [
-        *_week_lines(found),
-        f"the quota is full again on {quota.week_ends(now):%A %d %B}, 00:00 UTC",
-    ]
-    lines += [
-        "order: seed by seed, each fold's parents before it, so that one seed is whole, and could "
-        "be scored, before the next one costs anything; two GPU sessions at once",
-        f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over (MAX_HOURS "
-        f"{session.max_hours:g}), "
-        f"{60 * session.start:.0f} minutes to start, {costs.TRAIN_IMAGES:,} training and "
-        f"{costs.TEST_IMAGES:,} test images, maps of {costs.MAP_BYTES_PER_PX} bytes a pixel, "
-        "seconds of an epoch at the size in the table"
-        + (
-            "; ~ scaled by pixels and images" if any(c.measured.scaled for c in found.costs) else ""
-        ),
-    ]
-    return "\n".join([*lines, *(f"change: {line}" for line in found.advice)])
+    return ["  ".join(row).rstrip() for row in aligned]
 
 
-def _week_lines(found: Estimate) -> list[str]:
+def _week_lines(estimate: Estimate) -> list[str]:
     lines = []
-    for number, week in enumerate(found.weeks, 1):
+    for number, week in enumerate(estimate.weeks, 1):
         hours = sum(node.hours for node in week)
         names = f"{week[0].slug} … {week[-1].slug}" if len(week) > 1 else week[0].slug
         lines.append(f"week {number}: {hours:.1f} h in {_count(len(week), 'kernel')}, {names}")
@@ -99,63 +96,74 @@ def _count(number: int, what: str) -> str:
 
 
 def plans_of(given: TrainParameters, seeds: int) -> dict[int, tuple[TrainPlan, ...]]:
-    """By seed the runs to train, those that are needed first before those that need them."""
-    found = {}
+    """Return by seed the runs to train, parents first."""
+    plans = {}
     for number in range(seeds):
         seed = FIRST_SEED + SEED_STEP * number
-        decided = decide(given.model_copy(update={"seed": seed}), EXPERIMENTS)
-        found[seed] = (*decided.needs(), decided)
-    return found
+        wanted = train_plan(given.model_copy(update={"seed": seed}), EXPERIMENTS)
+        plans[seed] = (*wanted.needs(), wanted)
+    return plans
 
 
-def sizes_of(row: Experiment) -> Sizes:
-    """Bytes of a row's weights, and of its last.pt: the weights, their average, the optimiser's."""
+def sizes_of(experiment: Experiment) -> Sizes:
+    """Return the bytes of an experiment's weights, and of its last.pt.
+
+    That holds the weights, their average, and the optimiser's one or two moments.
+    """
     from kernel_lib.models import networks
 
-    n_bytes = sum(t.numel() * t.element_size() for t in networks.build(row).state_dict().values())
-    return Sizes(n_bytes, n_bytes * (4 if row.optimizer.startswith("adam") else 3))
+    n_bytes = sum(
+        t.numel() * t.element_size() for t in networks.build(experiment).state_dict().values()
+    )
+    return Sizes(n_bytes, n_bytes * (4 if experiment.optimizer.startswith("adam") else 3))
 
 
-def _by_row(values: Sequence[str], experiment: str) -> dict[str, str]:
-    """`ROW=VALUE` or `VALUE`, which is the experiment's own."""
-    found = {}
+def _by_experiment(values: Sequence[str], experiment: str) -> dict[str, str]:
+    """Return values by experiment, given as `NAME=VALUE`, or `VALUE` of the wanted one."""
+    by_name = {}
     for value in values:
         name, equals, rest = value.partition("=")
-        found[name if equals else experiment] = rest if equals else value
-    return found
+        by_name[name if equals else experiment] = rest if equals else value
+    return by_name
 
 
 def measurements(
-    logs: Sequence[str], seconds: Sequence[str], rows: Mapping[str, Experiment], folds: int
+    logs: Sequence[str], seconds: Sequence[str], experiments: Mapping[str, Experiment], folds: int
 ) -> dict[str, Measured]:
-    """What was measured, by row; `rows` are the plan's, the wanted one last.
+    """Return measurements by experiment; `experiments` are the plan's, the wanted one last.
 
-    A log of another size than its row's, as the config.json beside it says, is scaled by pixels;
-    plain seconds are of the row's own size. Raises InputError for a row that is not of the plan,
-    and where nothing was measured for the wanted one.
+    A log of another size than its experiment's, by the config.json beside it, is scaled by pixels;
+    plain seconds are of the experiment's own size.
+
+    Raises: InputError for an experiment that is not of the plan, and without a measurement of the
+        wanted one.
     """
-    experiment = list(rows)[-1]
-    by_log, by_seconds = _by_row(logs, experiment), _by_row(seconds, experiment)
+    wanted = list(experiments)[-1]
+    by_log, by_seconds = _by_experiment(logs, wanted), _by_experiment(seconds, wanted)
     for name in (*by_log, *by_seconds):
-        if name not in rows:
-            raise InputError(f"{name!r} is no row of this plan; write one of {', '.join(rows)}")
-    found = {name: costs.from_log(Path(p), rows[name].size) for name, p in by_log.items()}
+        if name not in experiments:
+            raise InputError(
+                f"{name!r} is not an experiment of this plan; write one of {', '.join(experiments)}"
+            )
+    measured = {
+        name: costs.from_log(Path(path), experiments[name].size) for name, path in by_log.items()
+    }
     for name, text in by_seconds.items():
         try:
             value = float(text)
         except ValueError:
             value = 0.0
         if not 0 < value < float("inf"):
-            raise InputError(f"--seconds-per-epoch {text!r} is no number of seconds above 0")
-        found[name] = costs.from_seconds(value, folds)
-    if experiment not in found:
-        given = experiment if experiment in EXPERIMENTS else "FILE.json"
+            raise InputError(f"--seconds-per-epoch {text!r} is not a number of seconds above 0")
+        measured[name] = costs.from_seconds(value, folds)
+    if wanted not in measured:
+        given = wanted if wanted in EXPERIMENTS else "FILE.json"
         raise InputError(
-            f"nothing measured for {experiment}: give --log of a run (runs/RUN/fold0/log.jsonl) or "
+            f"nothing measured for {wanted}: give --log of a run (runs/RUN/fold0/log.jsonl) or "
             f"--seconds-per-epoch S; a kernel of one epoch measures it: build_kernel.py train "
             f"-p EXPERIMENT {given} -p FOLD 0 -p EPOCHS 1 -p WEIGHTS none"
         )
-    return found
+    return measured
 
 
 @click.command()
@@ -196,7 +204,7 @@ def plan(
     experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, slug, data, datasets,
     models, attached, without_wheel,
 ) -> None:  # fmt: skip
-    """What EXPERIMENT costs on Kaggle; with --write, the kernels that it takes."""
+    """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels."""
     try:
         session = Session(hours)
         if not 0 < session.usable < float("inf"):
@@ -207,55 +215,52 @@ def plan(
         values = {name.lower(): parse_value(text) for name, text in given}
         if own := [name.upper() for name in values if name in _OWN]:
             raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
-        row = paths.experiment_text(experiment)
-        asked = TrainParameters.checked(values | {"experiment": row, "n_folds": folds})
+        text = paths.experiment_text(experiment)
+        asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
         needs.resolve_training(asked.model_copy(update={"with_parents": True}))
         plans = plans_of(asked, seeds)
-        rows = {one.row: one.experiment for one in next(iter(plans.values()))}
-        measured = measurements(logs, seconds, rows, folds)
-        found = _estimate(plans, folds, measured, session, slug)
-        click.echo(as_text(found, session))
+        experiments = {plan.row: plan.experiment for plan in next(iter(plans.values()))}
+        measured = measurements(logs, seconds, experiments, folds)
+        estimate = _estimate(plans, experiments, folds, measured, session, slug)
+        click.echo(as_text(estimate, session))
         if out is not None:
-            wanted = offline.manifest(Path(attached)) if attached else None
+            manifest = offline.manifest(Path(attached)) if attached else None
             carried = () if without_wheel else (wheels.carried(ROOT),)
-            _write(found, out, owner, kind, sources, bundle.Cargo(carried, wanted))
+            _write(estimate, out, owner, kind, bundle.Inputs(sources, carried, manifest))
     except InputError as error:
         raise click.ClickException(str(error)) from None
 
 
-def _estimate(plans, folds, measured, session, slug) -> Estimate:
+def _estimate(plans, experiments, folds, measured, session, slug) -> Estimate:
     from kernel_lib.inference import tta
 
-    rows = {one.row: one.experiment for one in next(iter(plans.values()))}
-    views = {name: len(tta.views(row.tta)) for name, row in rows.items()}
-    sizes = {name: sizes_of(row) for name, row in rows.items()}
+    views = {name: len(tta.views(e.tta)) for name, e in experiments.items()}
+    sizes = {name: sizes_of(e) for name, e in experiments.items()}
     return costs.estimate(plans, folds, measured, session, views, sizes, slug)
 
 
-def _write(
-    found: Estimate, out: Path, owner, kind, sources: metadata.Sources, cargo: bundle.Cargo
-) -> None:
+def _write(estimate: Estimate, out: Path, owner, kind, inputs: bundle.Inputs) -> None:
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
         raise InputError("sources are named by their owner: give --owner NAME")
-    if cargo.wanted:
-        sources = replace(sources, datasets=(*sources.datasets, cargo.wanted["dataset"]))
-    build = graph.builder(ROOT, known[0], kind, sources, cargo)
-    folders = graph.write(found.nodes, out, known[0], build)
-    for words in _unmet(found.nodes, folders, cargo.wanted):
-        click.echo(words)
+    if inputs.offline:
+        datasets = (*inputs.sources.datasets, inputs.offline["dataset"])
+        inputs = replace(inputs, sources=replace(inputs.sources, datasets=datasets))
+    folders = graph.write(estimate.nodes, out, ROOT, known[0], kind, inputs)
+    for text in _unmet(estimate.nodes, folders, inputs.offline):
+        click.echo(text)
     click.echo(f"{len(folders)} kernels in {out}; push them with\n  python {out / graph.PUSHER}")
 
 
-def _unmet(nodes: Sequence[graph.Node], folders: Sequence[Path], wanted: dict | None) -> list[str]:
-    """What the written kernels will miss on Kaggle, each once, with its mend."""
-    found = {}
+def _unmet(nodes: Sequence[Node], folders: Sequence[Path], manifest: dict | None) -> list[str]:
+    """Return what the written kernels will miss on Kaggle, each once, with its fix."""
+    texts = {}
     for node, folder in zip(nodes, folders, strict=True):
         values = {name: parse_value(text) for name, text in node.given}
         meta = metadata.read_base(folder)
-        found |= dict.fromkeys(metadata.notes(meta))
-        found |= dict.fromkeys(needs.unmet(node.stage, values, meta, wanted))
-    return list(found)
+        texts |= dict.fromkeys(metadata.notes(meta))
+        texts |= dict.fromkeys(needs.unmet(node.stage, values, meta, manifest))
+    return list(texts)
 
 
 if __name__ == "__main__":

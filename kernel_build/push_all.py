@@ -2,10 +2,10 @@
 
     python push_all.py [--poll SECONDS] [--kaggle COMMAND]
 
-Needs Python 3.9 and the kaggle command line. Where it stands is kept in push_state.json: stopped
-anywhere, it goes on from there when started again; a kernel that failed is then pushed anew.
-Whether a push succeeded is read from what the command line says, since its exit code is 0 also
-when Kaggle refused. At most two GPU sessions run at once.
+Needs Python 3.9 and the kaggle command line. Its state is kept in push_state.json: stopped anywhere
+and started again, it goes on from there, and pushes a kernel that failed again. The result of a
+push is read from the command line's output, since its exit code is 0 also when Kaggle refused. At
+most two GPU sessions run at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 GPU_SESSIONS = 2
 PATIENCE = 10  # times in a row that the network, or Kaggle, may fail before this gives up
-# What the command line says, read off version 2.2.5; the older forms are of 2.2.4 and before.
+# The output of version 2.2.5; the older forms are of 2.2.4 and before.
 PUSHED = re.compile(r"Kernel version (?:\d+ )?successfully pushed")
 INVALID = re.compile(r"^.*\bnot valid\b.*$", re.MULTILINE | re.IGNORECASE)
 STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
@@ -43,15 +43,15 @@ class PushError(Exception):
 
 
 class NoAnswerError(Exception):
-    """No answer that says anything of the kernel: to be asked again."""
+    """No clear answer: to be asked again."""
 
 
 class BusyError(Exception):
-    """Kaggle runs as many GPU sessions as it allows, others' of this account among them."""
+    """Kaggle runs as many GPU sessions as it allows this account."""
 
 
 class State:
-    """What is known of each kernel, kept in a file: waiting, pushing, pushed, complete, failed."""
+    """The state of each kernel, kept in a file: waiting, pushing, pushed, complete, failed."""
 
     def __init__(self, path: Path, slugs: list[str]) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class State:
         self.of = {slug: kept.get(slug, "waiting") for slug in slugs}
 
     def set(self, slug: str, state: str) -> None:
-        """Keep it at once and whole, so that a kill loses nothing."""
+        """Write the state at once and atomically, so that a kill loses nothing."""
         self.of[slug] = state
         beside = self.path.with_suffix(".part")
         beside.write_text(json.dumps(self.of, indent=1) + "\n", encoding="utf-8")
@@ -67,14 +67,17 @@ class State:
         print(f"{time.strftime('%H:%M:%S')} {slug}: {state}", flush=True)
 
 
-def say(command: list[str], *words: str) -> str:
-    """What the command line answers, both streams; NoAnswerError where it does not end."""
+def call(command: list[str], *arguments: str) -> str:
+    """Return the output of the command line, both streams.
+
+    Raises: NoAnswerError where it does not end, PushError without a login.
+    """
     try:
         done = subprocess.run(
-            [*command, *words], capture_output=True, text=True, timeout=600, check=False
+            [*command, *arguments], capture_output=True, text=True, timeout=600, check=False
         )
     except subprocess.TimeoutExpired:
-        raise NoAnswerError(f"{' '.join(words)}: no answer in 10 minutes") from None
+        raise NoAnswerError(f"{' '.join(arguments)}: no answer in 10 minutes") from None
     answer = f"{done.stdout}\n{done.stderr}".strip()
     if done.returncode and NOBODY.search(answer):
         first = answer.splitlines()[0]
@@ -83,10 +86,13 @@ def say(command: list[str], *words: str) -> str:
 
 
 def push(command: list[str], folder: Path) -> None:
-    """Push one kernel; PushError with Kaggle's words, NoAnswerError where to try again."""
-    answer = say(command, "kernels", "push", "-p", str(folder))
+    """Push a kernel.
+
+    Raises: PushError with Kaggle's answer, BusyError or NoAnswerError to try again.
+    """
+    answer = call(command, "kernels", "push", "-p", str(folder))
     invalid = INVALID.findall(answer)
-    if invalid:  # it says success as well, and the kernel runs without them
+    if invalid:  # success is reported as well, and the kernel runs without them
         raise PushError(f"sources were refused, cancel the run on Kaggle: {'; '.join(invalid)}")
     if PUSHED.search(answer):
         return
@@ -98,48 +104,47 @@ def push(command: list[str], folder: Path) -> None:
 
 
 def status(command: list[str], kernel_id: str) -> tuple[str, str]:
-    """Kaggle's status of a kernel in lower case, and all that was answered.
-
-    'absent' where there is no such kernel.
-    """
-    answer = say(command, "kernels", "status", kernel_id)
-    found = STATUS.search(answer)
-    if found:
-        return found[1].lower(), answer
+    """Return Kaggle's status of a kernel in lower case, or 'absent', and the complete answer."""
+    answer = call(command, "kernels", "status", kernel_id)
+    if match := STATUS.search(answer):
+        return match[1].lower(), answer
     if ABSENT.search(answer):
         return "absent", answer
     raise NoAnswerError(last_line(answer))
 
 
-def look(command: list[str], kernel: dict, state: State) -> None:
-    """Bring the state of a pushed kernel up to date; PushError where it failed on Kaggle."""
+def update(command: list[str], kernel: dict, state: State) -> None:
+    """Update the state of a pushed kernel.
+
+    Raises: PushError where it failed on Kaggle.
+    """
     slug = kernel["slug"]
-    found, answer = status(command, kernel["id"])
-    if found == "complete":
+    current, answer = status(command, kernel["id"])
+    if current == "complete":
         state.set(slug, "complete")
-    elif found == "absent":  # it may well run: a login that ended reads the same
+    elif current == "absent":  # it may be running: an expired login reads the same
         raise NoAnswerError(
             f"{slug} was pushed, and Kaggle shows this login no such kernel: kaggle auth login, "
             f"or, where it was deleted, remove its line from {state.path.name}"
         )
-    elif found not in GOING:
+    elif current not in GOING:
         state.set(slug, "failed")
-        raise PushError(f"{slug} is {found} on Kaggle: {answer}")
+        raise PushError(f"{slug} is {current} on Kaggle: {answer}")
 
 
 def resume(command: list[str], kernel: dict, state: State) -> None:
-    """Of a push that was cut short: Kaggle knows whether it arrived."""
+    """Ask Kaggle whether a push that was cut short arrived."""
     if state.of[kernel["slug"]] == "pushing":
-        found, _ = status(command, kernel["id"])
-        # Complete or failed may be said of an older version; then it is pushed anew.
-        state.set(kernel["slug"], "pushed" if found in GOING else "waiting")
+        current, _ = status(command, kernel["id"])
+        # Complete or failed may be of an older version; then it is pushed again.
+        state.set(kernel["slug"], "pushed" if current in GOING else "waiting")
 
 
 def step(command: list[str], folder: Path, kernels: list[dict], state: State) -> None:
-    """One round: look at what runs, then push what may begin."""
+    """Update the kernels that run, then push those that may begin."""
     for kernel in kernels:
         if state.of[kernel["slug"]] == "pushed":
-            look(command, kernel, state)
+            update(command, kernel, state)
     for kernel in kernels:
         slug = kernel["slug"]
         if state.of[slug] != "waiting":
@@ -165,9 +170,9 @@ def step(command: list[str], folder: Path, kernels: list[dict], state: State) ->
 
 
 def main() -> int:
-    """Push everything; 0 once all is complete, 1 where something stopped it, 130 for Ctrl-C."""
+    """Push all kernels; return 0 once all are complete, 1 where one stopped it, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--poll", type=float, default=60.0, help="seconds between two looks")
+    parser.add_argument("--poll", type=float, default=60.0, help="seconds between two rounds")
     parser.add_argument("--kaggle", default="kaggle", help="the command line to call")
     options = parser.parse_args()
     folder, command = Path(__file__).resolve().parent, shlex.split(options.kaggle)
@@ -178,7 +183,7 @@ def main() -> int:
         for kernel in kernels:
             if state.of[kernel["slug"]] == "failed":
                 state.set(kernel["slug"], "waiting")
-        while any(one != "complete" for one in state.of.values()):
+        while any(each != "complete" for each in state.of.values()):
             try:
                 for kernel in kernels:
                     resume(command, kernel, state)
@@ -191,10 +196,10 @@ def main() -> int:
                     raise PushError(
                         "no clear answer for too long; start this again later"
                     ) from None
-            if any(one != "complete" for one in state.of.values()):
+            if any(each != "complete" for each in state.of.values()):
                 time.sleep(options.poll)
     except PushError as failure:
-        print(f"stopped: {failure}\nmend it and start this again", file=sys.stderr)
+        print(f"stopped: {failure}\nfix it and start this again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; what was pushed runs on; start this again to go on", file=sys.stderr)
@@ -207,7 +212,7 @@ def main() -> int:
 
 
 def last_line(text: str) -> str:
-    """What an answer ends with."""
+    """Return the last line of an answer."""
     return text.splitlines()[-1] if text else "an empty answer"
 
 

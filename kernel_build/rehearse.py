@@ -1,4 +1,4 @@
-"""A built kernel run as Kaggle would run it, and what came of it: pass or fail, a line each."""
+"""Run a built kernel as Kaggle would, and check what it did: a line each, pass or fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from kernel_build import metadata
+from kernel_build import bundle, metadata
 from kernel_build.rehearsal import checks, sandbox, watch
 from kernel_build.rehearsal.checks import Check
 from kernel_build.rehearsal.sandbox import Ended, Place
@@ -34,7 +34,7 @@ _MOUNTS = {
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal came to; `working` is what the next kernel takes as its input."""
+    """The checks of a rehearsal; `working` is the input of the next kernel."""
 
     checks: tuple[Check, ...]
     working: Path
@@ -55,34 +55,44 @@ def run(
     level: str | None = None,
     project: Path = ROOT,
 ) -> Rehearsal:
-    """Run the kernel in `folder` once and check what it did; outputs and log stay in `out`.
+    """Run the kernel in `folder` once, and check what it did.
 
-    `data` stands for the competition, or for the only data set; `inputs` gives folders by the names
-    of the metadata's sources. Raises InputError for a kernel that is none, a source without a
-    folder, a folder that is no source, and an `out` that holds something else.
+    Args:
+        out: Where its outputs and log stay.
+        data: Stands for the competition, or the first data set.
+        inputs: Folders by the names of the metadata's sources.
+        seconds: The length of the session.
+        level: How strictly it is enclosed, of `sandbox.LEVELS`; None: as strictly as possible.
+        project: The folder that the kernel must not read.
+
+    Raises: InputError for a folder that is not a kernel, a source without a folder, a folder for
+        no source, and an `out` that holds something else.
     """
     meta, code_file = read_kernel(folder)
     mounted = mounts(meta, data, inputs or {})
     _empty(out)
     working, log = out / "working", out / "log.txt"
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
-        chosen = level or sandbox.best_level()
-        place = Place(chosen, Path(scratch).resolve(), working, folder, mounted, project.resolve())
+        level = level or sandbox.best_level()
+        place = Place(level, Path(scratch).resolve(), working, folder, mounted, project.resolve())
         sandbox.prepare(place)
         _put_watch(place)
         before = None if place.level == "bwrap" else _state(mounted)
         ended = _run(place, code_file, log, seconds)
         changed = [] if before is None else _changes(before, _state(mounted))
-        found = _verdict(place, meta, folder / code_file, log, ended, seconds, changed)
-    written = [{"check": c.name, "passed": c.passed, "says": c.says} for c in found]
+        results = _verdict(place, meta, folder / code_file, log, ended, seconds, changed)
+    written = [{"check": c.name, "passed": c.passed, "says": c.text} for c in results]
     (out / REPORT).write_text(
-        json.dumps({"kernel": meta["id"], "level": chosen, "checks": written}, indent=1) + "\n"
+        json.dumps({"kernel": meta["id"], "level": level, "checks": written}, indent=1) + "\n"
     )
-    return Rehearsal(tuple(found), working, log)
+    return Rehearsal(tuple(results), working, log)
 
 
 def read_kernel(folder: Path) -> tuple[dict, str]:
-    """A built kernel's metadata and the name of its code file; InputError where it is none."""
+    """Return a built kernel's metadata and the name of its code file.
+
+    Raises: InputError for another folder.
+    """
     file = folder / metadata.FILE
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
@@ -92,7 +102,7 @@ def read_kernel(folder: Path) -> tuple[dict, str]:
             f"{file} does not exist; give a folder that build_kernel.py wrote"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no kernel's metadata ({error!r}); build it again") from None
+        raise InputError(f"{file} is not a kernel's metadata ({error!r}); build it again") from None
     if not (folder / code_file).is_file():
         raise InputError(
             f"{folder / code_file}, which {file} names, does not exist; build it again"
@@ -103,25 +113,24 @@ def read_kernel(folder: Path) -> tuple[dict, str]:
 
 
 def rehearsed(folder: Path) -> dict[str, Path]:
-    """What rehearsals beside this kernel's left, by source, of the kernels that it takes."""
+    """Return by source what earlier rehearsals left of the kernels that this one takes."""
     meta, _ = read_kernel(folder)
-    found = {
+    left = {
         name: folder.parent / REHEARSALS / name.rpartition("/")[2] / "working"
         for name in meta.get("kernel_sources", [])
     }
-    return {name: path for name, path in found.items() if path.is_dir()}
+    return {name: path for name, path in left.items() if path.is_dir()}
 
 
 def mounts(meta: dict, data: Path | None, inputs: dict[str, Path]) -> dict[str, Path]:
-    """Folder by path below /kaggle/input, for every source that the metadata name."""
+    """Return folders by path below /kaggle/input, for every source of the metadata."""
     names = {name: _mounted_at(key, name) for key in _MOUNTS for name in meta.get(key, [])}
     given = dict(inputs)
     for name in given:
         if name not in names:
-            there = ", ".join(names) or "none"
             raise InputError(
-                f"--input {name} is no source of this kernel, so Kaggle would not mount it; its "
-                f"sources: {there}"
+                f"--input {name} is not a source of this kernel: Kaggle would not mount it; "
+                f"its sources: {', '.join(names) or 'none'}"
             )
     if data is not None:
         sets = [*meta.get("competition_sources", []), *meta.get("dataset_sources", [])]
@@ -138,7 +147,7 @@ def mounts(meta: dict, data: Path | None, inputs: dict[str, Path]) -> dict[str, 
         )
     for name, folder in given.items():
         if not folder.is_dir():
-            raise InputError(f"{folder}, given for {name}, is no folder")
+            raise InputError(f"{folder}, given for {name}, is not a folder")
     return {names[name]: folder for name, folder in given.items()}
 
 
@@ -152,13 +161,13 @@ def _mounted_at(key: str, name: str) -> str:
 
 def _empty(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
-        raise InputError(f"{out} holds something that no rehearsal wrote; give another --out")
+        raise InputError(f"{out} holds files that no rehearsal wrote; give another --out")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
 
 
 def _put_watch(place: Place) -> None:
-    """The watch under the name that Python loads at each start, and what it looks at."""
+    """Copy the watch under the name that Python loads at each start, with its settings."""
     shutil.copy(watch.__file__, place.watch / "sitecustomize.py")
     hidden = place.level == "bwrap"
     settings = {
@@ -176,7 +185,7 @@ def _real(folders) -> set[str]:
 
 
 def _run(place: Place, code_file: str, log: Path, seconds: float) -> Ended:
-    """A script as it is; a notebook in place by papermill, then its page by nbconvert."""
+    """Run a script, or a notebook in place by papermill, then make its page by nbconvert."""
     python = str(sandbox.interpreter())
     if code_file.endswith(".py"):
         command = [python, f"{place.seen('src')}/{code_file}"]
@@ -191,8 +200,7 @@ def _run(place: Place, code_file: str, log: Path, seconds: float) -> Ended:
     page = [python, "-m", "nbconvert", "--to", "html", "--log-level", "WARN", "--output",
             "__results__", NOTEBOOK]  # fmt: skip
     rest = sandbox.run(place, page, log, seconds - ended.seconds, os.environ)
-    whole = ended.seconds + rest.seconds
-    return Ended(ended.status or rest.status, rest.stopped, whole)
+    return Ended(ended.status or rest.status, rest.stopped, ended.seconds + rest.seconds)
 
 
 def _verdict(
@@ -206,7 +214,7 @@ def _verdict(
 ) -> list[Check]:
     text = log.read_text(encoding="utf-8", errors="replace")
     notebook = place.working / NOTEBOOK if code_file.suffix == ".ipynb" else None
-    stage = checks.stage_of(code_file.read_text(encoding="utf-8"))
+    stage = bundle.stage_of(code_file.read_text(encoding="utf-8"))
     # Off Kaggle's own paths the library keeps its artefacts in `work` below the current folder.
     inner = "" if place.level == "bwrap" else "work/"
     files = sorted(
@@ -231,15 +239,15 @@ def _verdict(
 
 
 def _state(mounted: dict[str, Path]) -> dict[str, tuple[int, int]]:
-    """Size and time of every input file, to find what was changed where nothing forbids it."""
-    found = {}
+    """Return size and time of each input file, to see what changed where nothing forbids it."""
+    state = {}
     for name, folder in mounted.items():
         for path in folder.rglob("*"):
             if path.is_file():
                 stat = path.stat()
                 key = f"{name}/{path.relative_to(folder).as_posix()}"
-                found[key] = (stat.st_size, stat.st_mtime_ns)
-    return found
+                state[key] = (stat.st_size, stat.st_mtime_ns)
+    return state
 
 
 def _changes(before: dict, after: dict) -> list[str]:
@@ -247,13 +255,13 @@ def _changes(before: dict, after: dict) -> list[str]:
 
 
 def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    found = {}
+    folders = {}
     for value in values:
         name, equals, folder = value.partition("=")
         if not equals or not name or not folder:
             raise click.BadParameter(f"{value!r} is not NAME=FOLDER")
-        found[name] = Path(folder)
-    return found
+        folders[name] = Path(folder)
+    return folders
 
 
 @click.command()
@@ -293,7 +301,9 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
     type=click.Path(file_okay=False, path_type=Path),
     help="Where outputs and log stay; default: rehearsals/SLUG beside FOLDER.",
 )
-@click.option("--level", type=click.Choice(sandbox.LEVELS), help="Default: the strictest possible.")
+@click.option(
+    "--level", type=click.Choice(list(sandbox.LEVELS)), help="Default: the strictest possible."
+)
 def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
     """Run the built kernel in FOLDER as Kaggle would, and check what it leaves."""
     try:
@@ -301,14 +311,14 @@ def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
             raise InputError(
                 f"--session-hours {hours} × --scale {scale} leave no time; give both above 0"
             )
-        chosen = level or sandbox.best_level()
+        level = level or sandbox.best_level()
         folder = folder.resolve()
-        click.echo(f"rehearsal of {folder.name}; {sandbox.SAYS[chosen]}")
+        click.echo(f"rehearsal of {folder.name}; {sandbox.LEVELS[level]}")
         inputs = rehearsed(folder) | inputs
         out = out or folder.parent / REHEARSALS / folder.name
         done = run(
             folder, out.resolve(), data=data, inputs=inputs,
-            seconds=hours * scale * 3600, level=chosen,
+            seconds=hours * scale * 3600, level=level,
         )  # fmt: skip
     except InputError as error:
         raise click.ClickException(str(error)) from None

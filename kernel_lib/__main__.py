@@ -14,6 +14,7 @@ import click
 
 from kernel_lib.errors import InputError
 from kernel_lib.registry import nearest
+from kernel_lib.stages.table import STAGES
 
 
 class Commands(click.Group):
@@ -138,11 +139,10 @@ def _add_stage(
             storage.write_json(result, outcome.to_json())
 
 
-_add_stage("train", "Train an experiment and predict its held-out images", "train")
-_add_stage("thresholds", "Search thresholds and score them out of fold", "thresholds")
+for _stage in STAGES.values():
+    _add_stage(_stage.name, _stage.does, _stage.name)
 _add_stage("predict-test", "Predict the test images", "inference", "predict")
-main.commands["predict-test"].hidden = True  # run by each process of an inference
-_add_stage("inference", "Predict the test images and write a submission", "inference")
+main.commands["predict-test"].hidden = True  # what several processes of one inference run
 _add_stage("predict-files", "Predict files", "predict", "predict", module="predict_files")
 main.commands["predict-files"].hidden = True  # run by each process of `predict`
 

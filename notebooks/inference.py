@@ -80,10 +80,10 @@ from kernel_lib.stages import report_images
 
 report_images.on_test(result.submission, result.source)
 
-# %% [markdown]
+# %% [markdown] tags=["local"]
 # The test images with their probability maps and masks.
 
-# %%
+# %% tags=["local"]
 from kernel_lib.viewer.document import viewer_or_why
 
 viewer_or_why(result.folder, test=True, data_dir=parameters.data_dir, roots=result.roots)

@@ -15,6 +15,8 @@ from pathlib import Path
 import click.testing
 import pytest
 
+from kernel_lib.stages.table import STAGES
+
 NOTEBOOK = """\
 # %% tags=["parameters"]
 SIZE: int = 512
@@ -34,7 +36,7 @@ def clone(tmp_path: Path, project_root: Path) -> Path:
     for file in ("build_kernel.py", "kernel-metadata.json", "requirements.txt"):
         shutil.copy(project_root / file, root)
     (root / "notebooks").mkdir()
-    for stage in ("train", "thresholds", "inference"):
+    for stage in STAGES:
         (root / "notebooks" / f"{stage}.py").write_text(NOTEBOOK)
     # A base as committed, also where somebody has built with an owner before.
     base = json.loads((root / "kernel-metadata.json").read_text())
@@ -195,7 +197,7 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
     [
         (("train", "-p", "SIZES", "1024"), "notebooks/train.py: parameter 'SIZES' is unknown"),
         (("train", "-p", "SIZE", "big"), "SIZE: int"),
-        (("trian",), "'trian' is neither a stage (train, thresholds, inference) nor a command"),
+        (("trian",), "'trian' is neither a stage"),
         (("chek",), "(build, check, offline, plan, rehearse); nearest: check"),
         (("train", "-p", "SIZE", "500"), "the nearest is 512"),
         (("--root",), "--root writes the owner: give --owner NAME"),

@@ -1,4 +1,4 @@
-"""What Kaggle's rules and this project's ask of a kernel that has run, each a pass or a fail."""
+"""Kaggle's rules and this project's, checked on a kernel that has run."""
 
 from __future__ import annotations
 
@@ -13,49 +13,30 @@ from kernel_build import metadata
 from kernel_build.bundle import MAX_BYTES, sent_bytes
 from kernel_build.rehearsal.sandbox import Ended
 from kernel_lib.kaggle import quota
+from kernel_lib.stages.table import FOLD_FILES, Stage
 
 # What Kaggle itself leaves beside a kernel's own outputs.
 KAGGLES_OWN = ("__notebook__.ipynb", "__results__.html", "__results___files/*", "__output__.json",
                "custom.css")  # fmt: skip
-# Per stage: what may lie in the working folder, and what must.
-_RUNS = ("runs/*/fold*/config.json", "runs/*/fold*/log.jsonl", "runs/*/fold*/last.pt")
-_TABLES = ("folds.csv", "left_out.json", "nih_*.csv", "nih_*.json")
-ARTEFACTS = {
-    "train": (*_RUNS, "runs/*/fold*/best_epoch*.pt", "runs/*/fold*/oof*.zip", *_TABLES),
-    "thresholds": ("ensembles/*/*",),
-    "inference": ("runs/*/fold*/test.zip", "ensembles/*/*", "submission.csv"),
-}
-OUTPUTS = {
-    "train": ("folds.csv", *_RUNS),
-    "thresholds": ("ensembles/*/members.json", "ensembles/*/thresholds.json",
-                   "ensembles/*/oof.csv", "ensembles/*/report.html"),
-    "inference": ("*submission.csv", "ensembles/*/test.json", "ensembles/*/report.html"),
-}  # fmt: skip
-_GOES_ON = "run the same command again to go on"  # what a train stage says that the clock stopped
+_GOES_ON = "run the same command again to go on"  # printed by a training that the clock stopped
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the verdict."""
+    """A line of the verdict."""
 
     name: str
     passed: bool
-    says: str
+    text: str
 
     def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'FAIL'}  {self.name:<12} {self.says}"
-
-
-def stage_of(code: str) -> str | None:
-    """The stage of a built kernel's code, by its first line; None for a kernel built elsewhere."""
-    found = re.search(r"# (\w+): (?:script kernel|the library) of notebooks/\1\.py", code)
-    return found[1] if found and found[1] in OUTPUTS else None
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name:<12} {self.text}"
 
 
 def of_metadata(meta: Mapping, code_file: Path) -> Check:
-    """Whether Kaggle would take the kernel, and run it without internet."""
+    """Check that Kaggle would take the kernel, and run it without internet."""
     faults = metadata.problems(dict(meta))
     if meta.get("enable_internet") is not False:
         faults.append("enable_internet is not false: submission runs have no internet")
@@ -67,7 +48,7 @@ def of_metadata(meta: Mapping, code_file: Path) -> Check:
 
 
 def of_end(ended: Ended, limit_seconds: float) -> list[Check]:
-    """The exit status and the time, each a check."""
+    """Check the exit status and the time."""
     taken = f"{ended.seconds:.0f} s of {limit_seconds:.0f} s"
     if ended.stopped:
         return [
@@ -81,15 +62,15 @@ def of_end(ended: Ended, limit_seconds: float) -> list[Check]:
 
 
 def of_log(log: str, notebook: Path | None = None) -> Check:
-    """No traceback in the log, and no error among the outputs of the executed notebook."""
+    """Check that neither log nor executed notebook holds an error."""
     plain = _COLOUR.sub("", log)
-    found = _TRACEBACK.search(plain)
-    if found:
-        tail = plain[found.start() :].splitlines()
+    traceback = _TRACEBACK.search(plain)
+    if traceback:
+        tail = plain[traceback.start() :].splitlines()
         # The last one: papermill ends with what the cell raised.
         errors = [x for x in tail if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", x)]
         last = errors[-1] if errors else ""
-        line = plain[: found.start()].count("\n") + 1
+        line = plain[: traceback.start()].count("\n") + 1
         return Check("log", False, f"a traceback at line {line}: {last[:200]}".rstrip(": "))
     if notebook is not None and notebook.is_file():
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -101,27 +82,27 @@ def of_log(log: str, notebook: Path | None = None) -> Check:
 
 
 def of_watch(kind: str, seen: Iterable[Mapping], changed: Iterable[str] = ()) -> Check:
-    """What was seen of one kind: `input` (writes), `network` (calls) or `project` (reads)."""
+    """Check what was seen of a kind: `input` (writes), `network` (calls) or `project` (reads)."""
     name, good, bad = {
         "input": ("inputs", "nothing tried to write to them", "tried to write to"),
         "network": ("network", "no call seen", "tried to call"),
         "project": ("project", "not read", "read"),
     }[kind]
-    what = sorted({*(one["what"] for one in seen if one["kind"] == kind), *changed})
+    what = sorted({*(event["what"] for event in seen if event["kind"] == kind), *changed})
     more = f" and {len(what) - 3} more" if len(what) > 3 else ""
     return Check(name, not what, f"{bad} {', '.join(what[:3])}{more}" if what else good)
 
 
-def of_outputs(files: list[str], stage: str | None, log: str) -> Check:
-    """Whether the stage left what the next one reads."""
+def of_outputs(files: list[str], stage: Stage | None, log: str) -> Check:
+    """Check that the stage left what the next one reads."""
     own = [name for name in files if not _any(name, KAGGLES_OWN)]
     if stage is None:
-        return Check("outputs", bool(own), f"{len(own)} files; stage unknown, not told apart")
-    absent = [p for p in OUTPUTS[stage] if not any(fnmatchcase(name, p) for name in files)]
+        return Check("outputs", bool(own), f"{len(own)} files; of an unknown stage")
+    absent = [p for p in stage.outputs if not any(fnmatchcase(name, p) for name in files)]
     if absent:
-        return Check("outputs", False, f"{stage} left no {', '.join(absent)}")
-    if stage == "train":
-        folds = {name.rpartition("/")[0] for name in files if fnmatchcase(name, _RUNS[0])}
+        return Check("outputs", False, f"{stage.name} left no {', '.join(absent)}")
+    if stage.name == "train":
+        folds = {name.rpartition("/")[0] for name in files if fnmatchcase(name, FOLD_FILES[0])}
         open_ = sorted(fold for fold in folds if f"{fold}/oof.zip" not in files)
         if open_ and _GOES_ON not in log:
             return Check("outputs", False, f"{open_[0]} has no oof.zip, and the log does not say "
@@ -130,26 +111,27 @@ def of_outputs(files: list[str], stage: str | None, log: str) -> Check:
             return Check(
                 "outputs", True, f"{', '.join(open_)} unfinished: the next session goes on"
             )
-    return Check("outputs", True, f"all that {stage} leaves: {', '.join(OUTPUTS[stage])}")
+    return Check("outputs", True, f"all that {stage.name} leaves: {', '.join(stage.outputs)}")
 
 
-def of_litter(files: list[str], stage: str | None) -> Check:
-    """Nothing but artefacts in the working folder."""
-    allowed = KAGGLES_OWN + ((*ARTEFACTS[stage], f"{stage}.ipynb") if stage else ("[!.]*",))
-    found = [
+def of_litter(files: list[str], stage: Stage | None) -> Check:
+    """Check that nothing but artefacts lies in the working folder."""
+    own = (*stage.artefacts, f"{stage.name}.ipynb") if stage else ("[!.]*",)
+    allowed = KAGGLES_OWN + own
+    litter = [
         name
         for name in files
         if not _any(name, allowed) or name.endswith((".part", ".pyc", ".tmp")) or "/." in name
     ]
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    says = f"{', '.join(found[:5])}{more}: no artefacts" if found else "none"
-    return Check("litter", not found, says)
+    more = f" and {len(litter) - 5} more" if len(litter) > 5 else ""
+    text = f"{', '.join(litter[:5])}{more}: not artefacts" if litter else "none"
+    return Check("litter", not litter, text)
 
 
 def of_size(used: quota.Usage) -> Check:
-    """Bytes under Kaggle's limit."""
-    says = f"{used.bytes / 1e9:.3f} of 20 GB (files: {used.files})"
-    return Check("size", used.bytes <= quota.OUTPUT_BYTES, says)
+    """Check that the outputs' bytes are within Kaggle's limit."""
+    text = f"{used.bytes / 1e9:.3f} of 20 GB (files: {used.files})"
+    return Check("size", used.bytes <= quota.OUTPUT_BYTES, text)
 
 
 def _any(name: str, patterns: Iterable[str]) -> bool:

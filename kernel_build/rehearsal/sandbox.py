@@ -1,7 +1,7 @@
-"""A place like Kaggle's for one process: its paths, read-only inputs, no network, no project.
+"""A sandbox like Kaggle's for a process: its paths, read-only inputs, no network, no project.
 
-bubblewrap gives all of it. Where it is missing or not allowed, `unshare` still takes the network
-away, and without that Python alone is kept from it; each level says what it does not do.
+bubblewrap gives all of it. Where it is missing or not allowed, `unshare` still removes the network,
+and without that Python alone is kept from it; `LEVELS` states what each does not do.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LEVELS = ("bwrap", "unshare", "python")
-SAYS = {
+LEVELS = {
     "bwrap": "bubblewrap: Kaggle's own paths, inputs read-only, no network, the project hidden",
     "unshare": "unshare: no network; paths lie in a scratch folder, and what is written to inputs "
-    "or read of the project is found, not stopped (install bubblewrap for that)",
+    "or read of the project is reported, not stopped (install bubblewrap for that)",
     "python": "no namespaces here: the network is kept from Python only, other programs reach it, "
     "and paths lie in a scratch folder (install bubblewrap)",
 }
@@ -39,7 +38,7 @@ _KEPT_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_")
 
 @dataclass(frozen=True)
 class Place:
-    """The paths of a rehearsal: as the host has them, and as the kernel sees them."""
+    """The paths of a rehearsal, on the host and as the kernel sees them."""
 
     level: str
     scratch: Path  # holds tmp, watch and, without bubblewrap, the tree `kaggle`
@@ -49,7 +48,7 @@ class Place:
     project: Path  # to be hidden
 
     def seen(self, name: str) -> str:
-        """A path below /kaggle as the kernel sees it."""
+        """Return a path below /kaggle as the kernel sees it."""
         if self.level == "bwrap":
             return f"/kaggle/{name}"
         return str(self.working if name == "working" else self.scratch / "kaggle" / name)
@@ -69,7 +68,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its status, whether the limit stopped it, the seconds it took."""
+    """The end of a process: its status, whether the limit stopped it, the seconds it took."""
 
     status: int
     stopped: bool
@@ -77,7 +76,7 @@ class Ended:
 
 
 def works(level: str) -> bool:
-    """Whether this machine allows a level; tried, not guessed."""
+    """Try whether this machine allows a level."""
     if level == "python":
         return True
     command = _bwrap_probe() if level == "bwrap" else [*_unshare(), "true"]
@@ -88,12 +87,12 @@ def works(level: str) -> bool:
 
 
 def best_level() -> str:
-    """The strictest level that works on this machine."""
+    """Return the strictest level that works on this machine."""
     return next(level for level in LEVELS if works(level))
 
 
 def prepare(place: Place) -> None:
-    """Make the folders that `run` needs; without bubblewrap inputs are linked into the scratch."""
+    """Make the folders that `run` needs; without bubblewrap, link inputs into the scratch."""
     for folder in (place.scratch / "tmp" / "home", place.watch, place.working):
         folder.mkdir(parents=True, exist_ok=True)
     if place.level == "bwrap":
@@ -106,7 +105,7 @@ def prepare(place: Place) -> None:
 
 
 def variables(place: Place, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a kernel finds in its environment: Kaggle's variables, and nothing of the caller's."""
+    """Return a kernel's environment: Kaggle's variables, and none of the caller's own."""
     kept = {
         k: v for k, v in environ.items() if k in _KEPT_VARIABLES or k.startswith(_KEPT_PREFIXES)
     }
@@ -129,29 +128,29 @@ def variables(place: Place, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def interpreter() -> Path:
-    """This Python by a path that the sandbox keeps, links to the environment followed."""
+    """Return this Python by a path that the sandbox keeps, links to the environment followed."""
     return Path(sys.prefix).resolve() / "bin" / Path(sys.executable).name
 
 
 def environments() -> tuple[Path, ...]:
-    """Where this Python and its packages lie, links followed; they may lie in the project."""
+    """Return the folders of this Python and its packages, which may lie in the project."""
     return tuple(dict.fromkeys(Path(p).resolve() for p in (sys.prefix, sys.base_prefix)))
 
 
 def run(
     place: Place, command: Sequence[str], log: Path, seconds: float, environ: Mapping[str, str]
 ) -> Ended:
-    """Run a command in the place, its output appended to a log; killed whole at the limit."""
+    """Run a command in the place, append its output to a log, and kill all of it at the limit."""
     if place.level == "bwrap":
-        whole = [*_bwrap(place), "--chdir", "/kaggle/working", "--", *command]
+        enclosed = [*_bwrap(place), "--chdir", "/kaggle/working", "--", *command]
     elif place.level == "unshare":
-        whole = [*_unshare(), *command]
+        enclosed = [*_unshare(), *command]
     else:
-        whole = list(command)
+        enclosed = list(command)
     began = time.monotonic()
     with log.open("ab") as file:
         process = subprocess.Popen(
-            whole,
+            enclosed,
             cwd=place.working,
             env=variables(place, environ),
             stdin=subprocess.DEVNULL,
@@ -183,7 +182,7 @@ def _bwrap_probe() -> list[str]:
 
 
 def _bwrap(place: Place) -> list[str]:
-    """The machine read-only under an empty root, then Kaggle's folders, then the project hidden."""
+    """Return the command: the machine read-only, Kaggle's folders, and the project hidden."""
     words = ["bwrap", "--die-with-parent", "--new-session", "--unshare-net", "--unshare-pid",
              "--unshare-ipc", "--tmpfs", "/"]  # fmt: skip
     for entry in sorted(Path("/").iterdir()):

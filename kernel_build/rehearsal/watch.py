@@ -1,8 +1,8 @@
-"""Python's own account of what a rehearsed kernel tried; each of its processes loads this first.
+"""Python's record of what a rehearsed kernel tried; each of its processes loads this first.
 
-It is copied to a folder of its own as `sitecustomize.py`, beside a `watch.json` that says what to
-watch, and imports nothing of this project. It sees Python only: what other programs do, the mounts
-and the network namespace have to stop.
+It is copied to a folder of its own as `sitecustomize.py`, beside its settings, `watch.json`, and
+imports nothing of this project. It sees Python only: other programs are stopped by the mounts and
+the network namespace.
 """
 
 import json
@@ -23,10 +23,10 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 def _below(path: object, folders: list) -> bool:
     try:
-        whole = os.path.realpath(os.fsdecode(path))
+        real = os.path.realpath(os.fsdecode(path))
     except (TypeError, ValueError):  # a file descriptor, or no path at all
         return False
-    return any(whole == folder or whole.startswith(folder + os.sep) for folder in folders)
+    return any(real == folder or real.startswith(folder + os.sep) for folder in folders)
 
 
 def _is_local(host: object) -> bool:
@@ -39,7 +39,7 @@ def _is_local(host: object) -> bool:
 
 
 def _watch(settings: dict):
-    """The hook: what it sees goes to a file, a line each, and a call outside is refused."""
+    """Return the hook, which writes what it sees to a file and refuses calls outside."""
     busy = set()  # threads that are in the hook: what it opens itself is not watched
 
     def note(kind: str, what: object) -> None:
@@ -88,7 +88,7 @@ def _watch(settings: dict):
 
 
 def start() -> None:
-    """Begin to watch, where a rehearsal asks for it."""
+    """Begin to watch, where a rehearsal put settings."""
     path = os.path.join(_HERE, "watch.json")
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:

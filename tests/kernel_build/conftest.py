@@ -12,6 +12,8 @@ from textwrap import dedent
 
 import pytest
 
+from kernel_lib.stages.table import STAGES
+
 NOTEBOOK = """\
 # ---
 # jupyter:
@@ -120,7 +122,7 @@ def project(tmp_path: Path, project_root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dedent(text), encoding="utf-8")
     (root / "notebooks").mkdir()
-    for stage in ("train", "thresholds", "inference"):
+    for stage in STAGES:
         (root / "notebooks" / f"{stage}.py").write_text(NOTEBOOK, encoding="utf-8")
     shutil.copy(project_root / "kernel-metadata.json", root)
     return root

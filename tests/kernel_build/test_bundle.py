@@ -12,8 +12,9 @@ import pytest
 
 from kernel_build import bundle, metadata
 from kernel_lib.errors import InputError
+from kernel_lib.stages.table import STAGES
 
-EVERY = list(product(metadata.STAGES, metadata.KINDS))
+EVERY = list(product(STAGES, metadata.KINDS))
 
 
 @pytest.mark.parametrize("kind", metadata.KINDS)
@@ -100,8 +101,8 @@ def test_an_unknown_parameter_stops_before_anything_is_written(project: Path):
 
 
 def test_an_unembeddable_file_stops_the_build_with_its_name(project: Path):
-    (project / "kernel_lib" / "viewer" / "viewer.html").write_text("''' \"\"\"")
-    with pytest.raises(InputError, match=r"kernel_lib/viewer/viewer\.html cannot be embedded"):
+    (project / "kernel_lib" / "data" / "page.html").write_text("''' \"\"\"")
+    with pytest.raises(InputError, match=r"kernel_lib/data/page\.html cannot be embedded"):
         bundle.build(project, "train", "script")
 
 

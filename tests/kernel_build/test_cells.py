@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kernel_build import boot, cells, metadata
+from kernel_build import boot, cells
 from kernel_build.bundle import read_notebook
+from kernel_lib.stages.table import STAGES
 
 META = {
     "competition_sources": ["siim"],
@@ -77,7 +78,7 @@ def test_a_notebook_without_a_title_gets_one():
     assert code["source"] == "x = 1"
 
 
-@pytest.mark.parametrize("stage", metadata.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_no_kernel_of_the_project_speaks_of_papermill_or_a_clone(project_root: Path, stage: str):
     text = cells.for_kernel(read_notebook(project_root, stage), stage, {}, META)
     assert not re.search("papermill|clone", text)

@@ -58,13 +58,13 @@ def test_a_built_kernel_is_fine(project: Path, stage: str, kind: str):
         ({"enable_internet": "false"}, "enable_internet is 'false'; write true or false"),
         ({"enable_gpu": False}, "enable_gpu is False: train runs for days on a CPU; write true"),
         ({"enable_gpu": False}, "machine_shape NvidiaTeslaT4 without enable_gpu"),
-        ({"kernel_type": "script"}, "is no script; kernel_type and suffix (.py) differ"),
+        ({"kernel_type": "script"}, "is not a script: kernel_type"),
         ({"code_file": "gone.ipynb"}, "code_file 'gone.ipynb' is not there; run build_kernel.py"),
         ({"kernel_sources": ["me/pneumothorax-train"]}, "is its own source"),
         ({"kernel_sources": ["OWNER_TO_FILL/some-kernel"]}, "owner is still OWNER_TO_FILL"),
         ({"enable_tpu": True}, "enable_tpu is true, and nothing here runs on a TPU; write false"),
         ({"machine_shape": "NvidiaTeslaP100"}, "P100 is retired, and Kaggle gives NvidiaTeslaT4"),
-        ({"dataset_source": []}, "dataset_source is no key that is to be pushed"),
+        ({"dataset_source": []}, "dataset_source is not a key"),
         ({"dataset_source": []}, "misreads it; write dataset_sources"),
         ({"id_no": 12}, "misreads it; leave it out"),
         ({"model_sources": ["google/bert"]}, "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
@@ -160,7 +160,8 @@ def test_a_megabyte_is_found_as_it_is_sent(kernel: bundle.Kernel):
         notebook["cells"][-1] |= {"source": [source], "outputs": [output]}
 
     rewrite(kernel.code_file, lambda notebook: add(notebook, "", "x" * 1_100_000))
-    assert of(kernel.folder) == ["1 cells have outputs, which the push drops; build it anew"]
+    (problem,) = of(kernel.folder)
+    assert problem.startswith("1 cells have outputs")
     rewrite(kernel.code_file, lambda notebook: add(notebook, "#" + "ü" * 170_000, ""))
     assert any("bytes, and Kaggle refuses 1,000,000 or more" in one for one in of(kernel.folder))
 
@@ -168,16 +169,15 @@ def test_a_megabyte_is_found_as_it_is_sent(kernel: bundle.Kernel):
 @pytest.mark.parametrize("key", ["widgets", "papermill"])
 def test_what_a_run_left_in_a_notebook_is_found(kernel: bundle.Kernel, key: str):
     rewrite(kernel.code_file, lambda notebook: notebook["metadata"].update({key: {"a": 1}}))
-    assert of(kernel.folder) == [
-        f"metadata holds {key} of an earlier run, which is pushed; build it anew"
-    ]
+    (problem,) = of(kernel.folder)
+    assert problem.startswith(f"metadata holds {key}")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_a_code_file_that_is_none_is_found(kernel: bundle.Kernel, content: bytes):
     kernel.code_file.write_bytes(content)
     (problem,) = of(kernel.folder)
-    assert problem.endswith("; build it anew")
+    assert problem.endswith("; build it again")
 
 
 def test_a_folder_without_metadata_is_found(tmp_path: Path):
@@ -250,14 +250,13 @@ def test_a_data_set_s_damaged_file_or_manifest_is_found(data_set: Path):
     assert problem.startswith("thing-1.0-py3-none-any.whl differs from what offline-manifest.json")
     (data_set / MANIFEST).write_text('{"dataset": "me/x"}')
     (problem,) = of(data_set)
-    assert "has no whole offline-manifest.json; give a folder that" in problem
+    assert "has no complete offline-manifest.json" in problem
 
 
 def test_a_data_set_s_folders_and_gaps_are_found(data_set: Path):
     gone = "thing-1.0-py3-none-any.whl"
     (data_set / "inner").mkdir()
     (data_set / gone).unlink()
-    assert of(data_set) == [
-        "inner is a folder, skipped without -r zip; put its files beside dataset-metadata.json",
-        f"{gone} is listed in {MANIFEST} and is not there; write the folder anew",
-    ]
+    inner, listed = of(data_set)
+    assert inner.startswith("inner is a folder")
+    assert listed.startswith(f"{gone} is listed in {MANIFEST}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import graph, metadata, names
+from kernel_build import bundle, graph, metadata, names
 from kernel_build.graph import Node
 from kernel_lib.config import TrainParameters, parse_value
 from kernel_lib.errors import InputError
@@ -202,13 +202,9 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
         Node("a-kernel-thresholds", "thresholds", (), ("a-kernel-f0",), False, 0.0),
     ]
     out = tmp_path / "graph"
-    build = graph.builder(
-        project,
-        "me",
-        "script",
-        metadata.Sources("you/images", ("me/weights",), models=("me/nets/pyTorch/lite0/1",)),
-    )
-    folders = graph.write(kernels, out, "me", build)
+    sources = metadata.Sources("you/images", ("me/weights",), models=("me/nets/pyTorch/lite0/1",))
+    given = (kernels, out, project, "me", "script", bundle.Inputs(sources))
+    folders = graph.write(*given)
     assert sorted(path.name for path in out.iterdir()) == [
         "a-kernel-f0", "a-kernel-thresholds", "graph.json", "push_all.py",
     ]  # fmt: skip
@@ -226,14 +222,13 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
     listed = json.loads((out / "graph.json").read_text())["kernels"]
     assert [one["id"] for one in listed] == ["me/a-kernel-f0", "me/a-kernel-thresholds"]
     (out / "rehearsals" / "a-kernel-f0").mkdir(parents=True)
-    assert graph.write(kernels, out, "me", build) == folders  # again, over the first
+    assert graph.write(*given) == folders  # again, over the first
     assert (out / "rehearsals" / "a-kernel-f0").is_dir()
 
 
 def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path):
     kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
-    build = graph.builder(project, "me", "notebook")
-    (folder,) = graph.write(kernels, tmp_path / "graph", "me", build)
+    (folder,) = graph.write(kernels, tmp_path / "graph", project, "me", "notebook")
     meta = json.loads((folder / metadata.FILE).read_text())
     assert meta["competition_sources"] == ["siim-acr-pneumothorax-segmentation"]
     assert meta["code_file"] == "a-kernel-f0.ipynb"
@@ -241,13 +236,12 @@ def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path)
 
 def test_what_somebody_else_wrote_or_is_pushing_is_not_replaced(project: Path, tmp_path: Path):
     kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
-    build = graph.builder(project, "me", "script")
     out = tmp_path / "graph"
     out.mkdir()
     (out / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match=r"thesis\.tex, which no plan wrote"):
-        graph.write(kernels, out, "me", build)
-    graph.write(kernels, tmp_path / "other", "me", build)
+        graph.write(kernels, out, project, "me", "script")
+    graph.write(kernels, tmp_path / "other", project, "me", "script")
     (tmp_path / "other" / "push_state.json").write_text("{}")
     with pytest.raises(InputError, match="is being pushed"):
-        graph.write(kernels, tmp_path / "other", "me", build)
+        graph.write(kernels, tmp_path / "other", project, "me", "script")

@@ -128,8 +128,10 @@ def test_a_built_kernel_arrives_as_it_was_built(
         owner="me",
         out=tmp_path / "build",
         slug=slug,
-        sources=metadata.Sources(
-            "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
+        inputs=bundle.Inputs(
+            metadata.Sources(
+                "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
+            )
         ),
     )
     assert check.check([kernel.folder]) == {kernel.folder: []}

@@ -13,10 +13,11 @@ from textwrap import dedent
 import pytest
 from click.testing import CliRunner
 
-from kernel_build import metadata, rehearse
+from kernel_build import bundle, metadata, rehearse
 from kernel_build.rehearsal import checks, sandbox, watch
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
+from kernel_lib.stages.table import STAGES
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
 LEVELS = [
@@ -135,7 +136,7 @@ def test_a_write_to_the_inputs_is_told_even_where_the_kernel_hides_it(
     )
     found = run(tmp_path, code, data, level=level)
     assert failed(found) == {"inputs"}
-    assert "new.csv" in found["inputs"].says
+    assert "new.csv" in found["inputs"].text
     assert (data / "new.csv").exists() is (level != "bwrap")
 
 
@@ -164,7 +165,7 @@ def test_nothing_of_this_machine_s_network_can_be_reached(tmp_path: Path, data: 
         with pytest.raises(BlockingIOError):
             server.accept()
     assert failed(found) == {"exit status", "log"}
-    assert "ConnectionRefusedError" in found["log"].says
+    assert "ConnectionRefusedError" in found["log"].text
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -181,7 +182,7 @@ def test_a_call_outside_is_told_and_never_made(tmp_path: Path, data: Path, level
     )
     found = run(tmp_path, code, data, level=level)
     assert failed(found) == {"network"}
-    assert found["network"].says == "tried to call weights.invalid"
+    assert found["network"].text == "tried to call weights.invalid"
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -196,7 +197,7 @@ def test_the_project_cannot_be_used(tmp_path: Path, data: Path, level: str, proj
     found = run(tmp_path, code, data, level=level)
     if level == "bwrap":
         assert failed(found) == {"exit status", "log"}
-        assert "ModuleNotFoundError" in found["log"].says
+        assert "ModuleNotFoundError" in found["log"].text
     else:
         assert failed(found) == {"project"}
 
@@ -212,7 +213,7 @@ BROKEN = {
     "litter": (
         'Path(".cache").mkdir()\nPath(".cache/x").write_text("")',
         {"litter"},
-        ".cache/x: no artefacts",
+        ".cache/x",
     ),
     "a part of a file": ('Path("a.csv.part").write_text("")', {"litter"}, "a.csv.part"),
     "20 GB and a byte": (
@@ -230,7 +231,7 @@ def test_each_rule_that_is_broken_is_one_failure(tmp_path: Path, data: Path, rul
     code, expected, words = BROKEN[rule]
     found = run(tmp_path, good(code), data, seconds=2 if rule == "no end" else 60)
     assert failed(found) == expected, [str(c) for c in found.values()]
-    assert any(words in found[name].says for name in expected)
+    assert any(words in found[name].text for name in expected)
 
 
 def test_what_the_kernel_left_running_ends_with_it(tmp_path: Path, data: Path):
@@ -264,7 +265,7 @@ def test_metadata_that_would_fail_on_kaggle_fail(tmp_path: Path, data: Path, cha
     meta, code_file = rehearse.read_kernel(built)
     check = checks.of_metadata(meta, built / code_file)
     assert not check.passed
-    assert words in check.says
+    assert words in check.text
 
 
 def test_code_of_a_megabyte_fails(tmp_path: Path):
@@ -272,7 +273,7 @@ def test_code_of_a_megabyte_fails(tmp_path: Path):
     meta, code_file = rehearse.read_kernel(built)
     assert checks.of_metadata(meta, built / code_file).passed
     (built / code_file).write_text("#" * 1_000_000)
-    assert "refuses 1,000,000" in checks.of_metadata(meta, built / code_file).says
+    assert "refuses 1,000,000" in checks.of_metadata(meta, built / code_file).text
 
 
 NOTEBOOK = {"code_file": "a-kernel.ipynb", "kernel_type": "notebook"}
@@ -285,7 +286,7 @@ def test_a_notebook_counts_as_it_is_sent(tmp_path: Path):
     file = built / code_file
     file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False))
     assert file.stat().st_size < 330_000
-    assert checks.of_metadata(meta, file).says.startswith("valid; 960,")
+    assert checks.of_metadata(meta, file).text.startswith("valid; 960,")
 
 
 @pytest.mark.parametrize("level", LEVELS[:1])
@@ -300,7 +301,7 @@ def test_a_notebook_is_run_in_place_and_its_page_is_made(tmp_path: Path, data: P
 def test_a_notebook_s_failing_cell_fails_it(tmp_path: Path, data: Path):
     found = run(tmp_path, good("1 / 0"), data, **NOTEBOOK)
     assert failed(found) == {"exit status", "log"}
-    assert "ZeroDivisionError" in found["log"].says
+    assert "ZeroDivisionError" in found["log"].text
 
 
 def test_an_error_among_a_notebook_s_outputs_is_found_without_a_traceback_in_the_log(
@@ -309,36 +310,36 @@ def test_an_error_among_a_notebook_s_outputs_is_found_without_a_traceback_in_the
     cell = {"cell_type": "code", "outputs": [{"output_type": "error", "ename": "KeyError"}]}
     notebook = tmp_path / "n.ipynb"
     notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, cell]}))
-    assert checks.of_log("fine", notebook).says == "cell 2 of the notebook: KeyError"
+    assert checks.of_log("fine", notebook).text == "cell 2 of the notebook: KeyError"
 
 
 def test_outputs_are_those_of_the_stage():
     fold = "runs/a/fold0"
     begun = ["folds.csv", f"{fold}/config.json", f"{fold}/log.jsonl", f"{fold}/last.pt"]
-    assert not checks.of_outputs(begun, "train", "done").passed
-    goes_on = checks.of_outputs(begun, "train", "saved; run the same command again to go on")
+    assert not checks.of_outputs(begun, STAGES["train"], "done").passed
+    goes_on = checks.of_outputs(
+        begun, STAGES["train"], "saved; run the same command again to go on"
+    )
     assert goes_on.passed
-    assert goes_on.says == f"{fold} unfinished: the next session goes on"
-    assert checks.of_outputs([*begun, f"{fold}/oof.zip"], "train", "").passed
-    lacking = checks.of_outputs(["ensembles/a/members.json"], "thresholds", "")
-    assert "ensembles/*/thresholds.json" in lacking.says
+    assert goes_on.text == f"{fold} unfinished: the next session goes on"
+    assert checks.of_outputs([*begun, f"{fold}/oof.zip"], STAGES["train"], "").passed
+    lacking = checks.of_outputs(["ensembles/a/members.json"], STAGES["thresholds"], "")
+    assert "ensembles/*/thresholds.json" in lacking.text
     assert not checks.of_outputs(["__results__.html"], None, "").passed
 
 
 def test_litter_is_what_no_stage_writes():
     files = ["folds.csv", "left_out.json", "runs/a/fold0/best_epoch003.pt", "train.ipynb"]
-    assert checks.of_litter(files, "train").passed
+    assert checks.of_litter(files, STAGES["train"]).passed
     for name in ("kernel_lib/x.py", "runs/a/fold0/.last.pt.x.part", "core", "thresholds.ipynb"):
-        assert name in checks.of_litter([*files, name], "train").says
+        assert name in checks.of_litter([*files, name], STAGES["train"]).text
 
 
 @pytest.mark.parametrize(("kind", "stage"), [("script", "train"), ("notebook", "thresholds")])
 def test_the_stage_is_read_from_what_the_build_writes(project: Path, kind: str, stage: str):
-    from kernel_build import bundle
-
     code = bundle.build(project, stage, kind).code_file.read_text()
-    assert checks.stage_of(code) == stage
-    assert checks.stage_of("# train: something else") is None
+    assert bundle.stage_of(code) == STAGES[stage]
+    assert bundle.stage_of("# train: something else") is None
 
 
 def test_sources_are_mounted_where_kaggle_does(tmp_path: Path):
@@ -384,9 +385,9 @@ def test_a_kernel_that_was_rehearsed_beside_it_is_found(tmp_path: Path, data: Pa
     [
         (False, {}, "no folder for a, me/c"),
         (True, {}, "no folder for me/c"),
-        (True, {"me/d": "."}, "--input me/d is no source of this kernel.*a, me/c"),
+        (True, {"me/d": "."}, "--input me/d is not a source.*a, me/c"),
         (True, {"a": ".", "me/c": "."}, "--data stands for a competition or data set"),
-        (True, {"me/c": "nowhere"}, "nowhere, given for me/c, is no folder"),
+        (True, {"me/c": "nowhere"}, "nowhere, given for me/c"),
     ],
 )
 def test_a_source_that_does_not_fit_is_named(tmp_path: Path, data_given, inputs, words):
@@ -409,7 +410,7 @@ def test_a_folder_of_something_else_is_not_emptied(tmp_path: Path, data: Path):
     ("name", "content", "words"),
     [
         ("kernel-metadata.json", None, "give a folder that build_kernel.py wrote"),
-        ("kernel-metadata.json", "{", "is no kernel's metadata"),
+        ("kernel-metadata.json", "{", "is not a kernel's metadata"),
         ("kernel-metadata.json", '{"code_file": "b.py"}', "b.py, which .* does not exist"),
         ("a-kernel.py", None, "a-kernel.py, which .* does not exist"),
     ],
@@ -440,7 +441,7 @@ def test_the_command_prints_a_line_each_and_its_status_says_whether_all_passed(
     assert done.exit_code == 1
     assert "FAIL  exit status  1" in done.output
     done = CliRunner().invoke(rehearse.rehearse, [*arguments, "--input", "me/x=."])
-    assert "Error: --input me/x is no source" in done.output
+    assert "Error: --input me/x is not a source" in done.output
 
 
 def test_what_the_caller_s_environment_holds_stays_outside(tmp_path: Path):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 
-from kernel_build import boot, bundle, sources
+from kernel_build import boot, bundle, metadata, sources
+from kernel_build.bundle import read_notebook
+from kernel_build.cells import for_kernel
 from kernel_lib.errors import InputError
+from kernel_lib.stages.table import STAGES
 
 # Texts near everything that a raw literal, a tokenizer or IPython might stumble over.
 ODD = st.text(
@@ -76,9 +82,7 @@ def test_unpacked_files_are_the_project_s_byte_for_byte(texts: dict[str, str]):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8"))
         try:
-            source = bundle.library_source(
-                sources.ordered(sources.collect(root)), "test", bundle.Cargo()
-            )
+            source = bundle.library_source(sources.collect(root), "test", bundle.Inputs())
         except InputError:
             return
         (Path(folder) / "tmp").mkdir()
@@ -114,74 +118,88 @@ def test_sub_packages_and_data_files_are_in_and_litter_is_out(project: Path):
     }
 
 
-def test_modules_come_after_what_they_import_and_data_last(project: Path):
-    names = [member.path for member in sources.ordered(sources.collect(project))]
-    assert names.index("kernel_lib/data/rle.py") < names.index("kernel_lib/stages.py")
-    assert names[-1] == "kernel_lib/viewer/viewer.html"
-    assert sorted(names) == sorted(m.path for m in sources.collect(project))
+def test_files_and_folders_that_are_left_out_stay_out(project: Path):
+    every = [member.path for member in sources.collect(project)]
+    left = ["data", "viewer/viewer.html", "gone.py"]
+    carried = [member.path for member in sources.collect(project, left)]
+    out = [path for path in every if path not in carried]
+    assert out == [
+        *("kernel_lib/data/__init__.py", "kernel_lib/data/rle.py", "kernel_lib/viewer/viewer.html")
+    ]
+    assert carried == [path for path in every if path not in out]
 
 
-def test_relative_imports_and_cycles_are_ordered_too(tmp_path: Path):
-    texts = {
-        "a.py": "from .z import late\n",
-        "z.py": "def late():\n    from . import a\n",
-        "p/__init__.py": "from .q import x\n",
-        "p/q.py": "from ..z import late\n",
+def carried(root: Path, stage: str) -> dict[str, sources.Member]:
+    """Return the members of a stage's kernel by the names of their modules."""
+    members = sources.collect(root, (*sources.LEFT_OUT, *STAGES[stage].left_out))
+    return {
+        m.path.removesuffix(".py").replace("/__init__", "").replace("/", "."): m for m in members
     }
-    members = [sources.Member(f"kernel_lib/{name}", text) for name, text in texts.items()]
-    names = [member.path.removeprefix("kernel_lib/") for member in sources.ordered(members)]
-    assert names == ["z.py", "a.py", "p/q.py", "p/__init__.py"]
 
 
-def test_a_kernel_carries_what_it_can_import_and_the_data_files_of_that():
-    texts = {
-        "__init__.py": "",
-        "__main__.py": "from . import top\n\ndef draw():\n    from .data import drawn\n",
-        "top.py": "",
-        "a/__init__.py": "from .inner import x\n",
-        "a/inner.py": "def x():\n    import kernel_lib.b.late\n",
-        "b/__init__.py": "",
-        "b/late.py": "PAGE = 'own.css'\n",
-        "b/unused.py": "PAGE = 'page.html' + 'own.css'\n",
-        "b/page.html": "",
-        "b/own.css": "",
-        "b/not-own.css": "",
-        "data/__init__.py": "",
-        "data/drawn.py": "",
-        "tables/few.json": "",
+def imports(text: str) -> Iterator[str]:
+    """Yield what a module imports, at its top and inside functions."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kernel_imports_nothing_that_it_leaves_out(project_root: Path, stage: str):
+    """Not even inside a function. Of the command line a kernel has the stages' commands alone."""
+    members = carried(project_root, stage)
+    texts = {name: m.text for name, m in members.items() if m.path.endswith(".py")}
+    texts.pop("kernel_lib.__main__")
+    notebook = read_notebook(project_root, stage)
+    meta = dict.fromkeys(metadata.SOURCES, ())
+    texts["notebook"] = for_kernel(notebook, stage, {}, meta).replace("# %%", "#")
+    modules = {
+        m.path.removesuffix(".py").replace("/__init__", "").replace("/", ".")
+        for m in sources.collect(project_root)
     }
-    members = [sources.Member(f"kernel_lib/{name}", text) for name, text in texts.items()]
-    start = sources.Member("n.py", "def f():\n    from kernel_lib.a import x\n")
-    found = {m.path.removeprefix("kernel_lib/") for m in sources.needed(members, [start])}
-    out = {"b/unused.py", "b/page.html", "data/__init__.py", "data/drawn.py"}
-    assert found == texts.keys() - out
-    everything = [start, sources.Member("m.py", "import kernel_lib.b.unused\n")]
-    assert {m.path for m in members} - {m.path for m in sources.needed(members, everything)} == {
-        "kernel_lib/data/__init__.py",
-        "kernel_lib/data/drawn.py",
-    }
+    for name, text in texts.items():
+        absent = {i for i in imports(text) if i in modules} - members.keys()
+        assert not absent, f"{name} imports {absent}: carry it, or leave {name} out too"
+
+
+def test_what_is_left_out_exists(project_root: Path):
+    """Else it was renamed, and is carried."""
+    left = {*sources.LEFT_OUT, *(path for stage in STAGES.values() for path in stage.left_out)}
+    assert [path for path in left if not (project_root / "kernel_lib" / path).exists()] == []
 
 
 def test_no_module_of_the_library_is_imported_by_a_computed_name(project_root: Path):
-    """Else a kernel would lack it. The command line's are the stages that a kernel is made of."""
+    """Else a kernel may lack it. The stages' own are imported by name."""
     names = {"import_module", "__import__", "run_module", "run_path"}
     for member in sources.collect(project_root):
-        if member.path.endswith(".py") and member.path != "kernel_lib/__main__.py":
+        if member.path.endswith(".py") and not member.path.endswith(("__main__.py", "table.py")):
             used = {
                 getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(member.text))
             }
             assert not used & names, member.path
 
 
-def test_no_kernel_of_the_project_carries_what_draws_phantoms(project_root: Path):
-    members = sources.collect(project_root)
-    for stage in ("train", "thresholds", "inference"):
-        path = f"notebooks/{stage}.py"
-        start = sources.Member(path, (project_root / path).read_text())
-        found = {member.path for member in sources.needed(members, [start])}
-        assert {f"kernel_lib/stages/{stage}.py", "kernel_lib/__main__.py"} <= found
-        assert not [name for name in found if "phantom" in name]
-        assert ("kernel_lib/stages/report.py" in found) is (stage != "train")
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=[pytest.mark.slow] * STAGES[s].needs_gpu) for s in STAGES]
+)
+def test_every_module_of_a_kernel_can_be_imported(project_root: Path, tmp_path: Path, stage: str):
+    members = carried(project_root, stage)
+    for member in members.values():
+        path = tmp_path / member.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(member.text, encoding="utf-8")
+    names = [name for name, m in members.items() if m.path.endswith(".py")]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    code += "print({m.__file__ for n, m in sys.modules.items() if n.startswith('kernel_lib')})"
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == {str(tmp_path / members[name].path) for name in names}
 
 
 def test_files_that_no_kernel_can_carry_are_named(project: Path):
@@ -193,7 +211,7 @@ def test_files_that_no_kernel_can_carry_are_named(project: Path):
 def test_a_module_that_is_not_python_is_named_with_its_line(project: Path):
     (project / "kernel_lib" / "broken.py").write_text("x = 1\ny = (\n")
     with pytest.raises(InputError, match=r"kernel_lib/broken\.py:2 is not Python"):
-        sources.ordered(sources.collect(project))
+        sources.collect(project)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +233,8 @@ def test_a_folder_without_the_library_is_refused(tmp_path: Path):
 
 
 def test_the_project_s_own_library_can_be_carried(project_root: Path):
-    members = sources.ordered(sources.collect(project_root))
-    files = written_files(bundle.library_source(members, "test", bundle.Cargo()))
+    members = sources.collect(project_root)
+    files = written_files(bundle.library_source(members, "test", bundle.Inputs()))
     for path, (_, text) in files.items():
         assert text.encode("utf-8") == (project_root / path).read_bytes()
     assert os.path.commonpath(files) == "kernel_lib"

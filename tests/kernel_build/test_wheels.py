@@ -182,8 +182,8 @@ def test_what_a_wheel_needs_is_told_without_extras(registry: Path, tmp_path: Pat
 
 def test_a_kernel_carries_the_wheel_under_a_banner(project: Path, registry: Path, tmp_path: Path):
     wheel = wheels.fetch(SMP, "0.6.0", tmp_path / "cache")
-    cargo = bundle.Cargo((wheel,))
-    text = bundle.build(project, "train", "script", cargo=cargo).code_file.read_text()
+    inputs = bundle.Inputs(wheels=(wheel,))
+    text = bundle.build(project, "train", "script", inputs=inputs).code_file.read_text()
     content = wheels.stored(wheel)
     files = packages.members(wheel.name, wheel.content)
     assert packages.members(wheel.name, content) == files
@@ -197,7 +197,7 @@ def test_a_kernel_carries_the_wheel_under_a_banner(project: Path, registry: Path
     assert carried == digest
     assert lzma.decompress(base64.b85decode("".join(packed.split()))) == content
     assert max(map(len, wheels.source(wheel).splitlines())) <= 100
-    assert bundle.build(project, "train", "script", cargo=cargo).code_file.read_text() == text
+    assert bundle.build(project, "train", "script", inputs=inputs).code_file.read_text() == text
 
 
 def test_too_large_a_wheel_is_named_among_the_largest_parts(project: Path, make_wheel, tmp_path):
@@ -205,7 +205,7 @@ def test_too_large_a_wheel_is_named_among_the_largest_parts(project: Path, make_
     path = make_wheel(tmp_path, "big", "1.0", {"big.py": text})
     wheel = wheels.Wheel(path.name, path.read_bytes())
     with pytest.raises(InputError, match=r"largest parts: big-1\.0-py3-none-any\.whl 1,0"):
-        bundle.build(project, "train", "script", cargo=bundle.Cargo((wheel,)))
+        bundle.build(project, "train", "script", inputs=bundle.Inputs(wheels=(wheel,)))
 
 
 HIDDEN = """
@@ -240,7 +240,7 @@ def test_a_kernel_trains_with_nothing_but_the_wheel_that_it_carries(
         "script",
         given=tuple((name, str(value)) for name, value in given.items()),
         out=tmp_path / "build",
-        cargo=bundle.Cargo((wheel,)),
+        inputs=bundle.Inputs(wheels=(wheel,)),
     )
     assert kernel.size_bytes < 1_000_000
     for folder in ("hide", "tmp", "working"):

@@ -1,4 +1,4 @@
-"""What building a kernel costs beside reading the sources that it carries, and its size.
+"""Time to build a kernel, beside reading its sources, and its size.
 
     python -m tools.benchmarks.kernel
 
@@ -15,10 +15,11 @@ from pathlib import Path
 
 from kernel_build import bundle, metadata
 from kernel_build.sources import LIBRARY
+from kernel_lib.stages.table import STAGES
 from tools.benchmarks.rounds import figure, timed
 
 ROOT = Path(__file__).resolve().parents[2]
-WHEEL_KB = 209  # segmentation-models-pytorch in base64, where a stage needs it
+WHEEL_KB = 99  # segmentation-models-pytorch as kernels carry it, where a stage needs it
 ROUNDS = 5
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     print(f"import jupytext: {time.perf_counter() - began:.2f} s, once a process")
     with tempfile.TemporaryDirectory() as scratch:
         out, built = Path(scratch), {}
-        for stage in metadata.STAGES:
+        for stage in STAGES:
             for kind in metadata.KINDS:
                 works = {
                     "read": lambda stage=stage: read(stage),
@@ -49,7 +50,7 @@ def read(stage: str) -> None:
 
 def tell(title: str, took, built: dict, key: tuple[str, str]) -> None:
     size = built[key].size_bytes
-    size += 1000 * WHEEL_KB if key[0] in metadata.GPU_STAGES else 0
+    size += 1000 * WHEEL_KB if STAGES[key[0]].needs_gpu else 0
     figure(
         title, f"{1e3 * took.seconds('build'):.0f} ms and {size / 1e3:.0f} kB",
         f"reading its sources {1e3 * took.seconds('read'):.0f} ms",

@@ -1,0 +1,129 @@
+"""The stages that become kernels: a table for build, names, checks and command line.
+
+A new one is `notebooks/<name>.py`, its class `<Name>Parameters` in `config.py`, its module
+`stages/<name>.py` with `run` and `check`, and a row.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kernel_lib.config import Parameters
+
+FOLD_FILES = tuple(f"runs/*/fold*/{name}" for name in ("config.json", "log.jsonl", "last.pt"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that becomes a kernel; its paths are patterns below the working folder.
+
+    Attributes:
+        name: Of its notebook, its module and its command.
+        does: What it does, in the command line's help.
+        takes: The stages whose kernels' outputs it reads.
+        needs_gpu: Whether its kernel needs a GPU, and the packages of networks.
+        short: In the name of a kernel, where 50 characters are too few.
+        leaves: What its kernel leaves, in Markdown.
+        then: What to do next, in Markdown.
+        outputs: Files that it must leave.
+        artefacts: Files that it may leave.
+        left_out: Files and folders of the library that its kernel does not carry.
+    """
+
+    name: str
+    does: str
+    takes: tuple[str, ...]
+    needs_gpu: bool
+    short: str
+    leaves: str
+    then: str
+    outputs: tuple[str, ...]
+    artefacts: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    # Both import when asked: a command's help waits neither for pydantic nor for torch.
+
+    @property
+    def parameters(self) -> type[Parameters]:
+        """The parameters of its notebook."""
+        return getattr(importlib.import_module("kernel_lib.config"), f"{self.title}Parameters")
+
+    @property
+    def module(self) -> ModuleType:
+        """Its module: `run(parameters)`, and `check(parameters)` of what needs no data."""
+        return importlib.import_module(f"kernel_lib.stages.{self.name}")
+
+    @property
+    def title(self) -> str:
+        return self.name.capitalize()
+
+
+_ALL = (
+    Stage(
+        name="train",
+        does="Train an experiment and predict its held-out images",
+        takes=(),
+        needs_gpu=True,
+        short="train",
+        leaves="`folds.csv`, and below `runs/` checkpoints, logs and predictions of held-out "
+        "images",
+        then="where time ran out, a kernel with the same parameters that takes this one's output "
+        "goes on; when every fold is trained, a thresholds kernel that takes the output of all",
+        outputs=("folds.csv", *FOLD_FILES),
+        artefacts=(
+            *FOLD_FILES, "runs/*/fold*/best_epoch*.pt", "runs/*/fold*/oof*.zip", "folds.csv",
+            "left_out.json", "nih_*.csv", "nih_*.json",
+        ),
+        left_out=(
+            "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
+            "artifacts/test_run.py", "inference/combine.py", "inference/ensemble_maps.py",
+            "inference/members.py", "inference/out_of_fold.py", "inference/recipes.py",
+            "inference/selection.py", "postprocess/nested_cv.py", "postprocess/submission.py",
+            "postprocess/votes.py", "reporting/agreement.py", "reporting/report.py",
+            "stages/agreement.py", "stages/inference.py", "stages/report.py",
+            "stages/report_images.py", "stages/scores.py", "stages/thresholds.py",
+        ),
+    ),
+    Stage(
+        name="thresholds",
+        does="Search thresholds and score them out of fold",
+        takes=("train",),
+        needs_gpu=False,
+        short="thr",
+        leaves="below `ensembles/` the rule, its honest score and `report.html`",
+        then="an inference kernel that takes this output and that of the train kernels; to look at "
+        "every image, download all of these into one folder and run `python -m kernel_lib view "
+        "FOLDER/ensembles/NAME`",
+        outputs=tuple(
+            f"ensembles/*/{name}"
+            for name in ("members.json", "thresholds.json", "oof.csv", "report.html")
+        ),
+        artefacts=("ensembles/*/*",),
+        left_out=(
+            "checkpoints.py", "inference/predict.py", "inference/predictions.py", "models",
+            "parallel", "released.py", "stages/inference.py", "stages/initial_weights.py",
+            "stages/nih.py", "stages/preparation.py", "stages/train.py", "training",
+        ),
+    ),
+    Stage(
+        name="inference",
+        does="Predict the test images and write a submission",
+        takes=("train", "thresholds"),
+        needs_gpu=True,
+        short="inf",
+        leaves="below `ensembles/` the checked `submission.csv` and `report.html`",
+        then="submit `submission.csv`; to look at its masks, download this output and run "
+        "`python -m kernel_lib view FOLDER/ensembles/NAME --test`",
+        outputs=("*submission.csv", "ensembles/*/test.json", "ensembles/*/report.html"),
+        artefacts=("runs/*/fold*/test.zip", "ensembles/*/*", "submission.csv"),
+        left_out=(
+            "data/nih.py", "models/losses.py", "stages/initial_weights.py", "stages/nih.py",
+            "stages/preparation.py", "stages/thresholds.py", "stages/train.py", "training",
+        ),
+    ),
+)  # fmt: skip
+STAGES = {stage.name: stage for stage in _ALL}
