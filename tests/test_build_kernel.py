@@ -201,7 +201,7 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
         (("chek",), "(build, check, offline, plan, rehearse); nearest: check"),
         (("train", "-p", "SIZE", "500"), "the nearest is 512"),
         (("--root",), "--root writes the owner: give --owner NAME"),
-        (("train", "--owner", "not a name"), "no Kaggle user name"),
+        (("train", "--owner", "not a name"), "a Kaggle user name"),
         (("--slug", "some-name"), "name its STAGE"),
         (("train", "--slug", "abc"), "with a slug of 5 to 50"),
         (("train", "--dataset", "a"), "dataset_sources: 'a' is not OWNER/SLUG"),
