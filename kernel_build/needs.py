@@ -13,7 +13,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiment_file import STARTS
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle.paths import INPUT, WEIGHT_ENDINGS, WORKING
-from kernel_lib.plan import RUN_NAME, TrainPlan, plan
+from kernel_lib.plan import RUN_NAME, TrainPlan, plan_training
 from kernel_lib.registry import nearest
 from kernel_lib.stages.table import STAGES
 
@@ -30,7 +30,7 @@ def resolve(stage: str, values: Mapping[str, object]) -> tuple[TrainPlan, ...]:
     kind = STAGES[stage].parameters
     parameters = kind.from_namespace(values)
     if parameters == kind():  # the defaults are tested, and a stage takes seconds to import
-        return (plan(parameters, EXPERIMENTS),) if stage == "train" else ()
+        return (plan_training(parameters, EXPERIMENTS),) if stage == "train" else ()
     if isinstance(parameters, TrainParameters):
         return resolve_training(parameters)
     _check_paths(parameters)

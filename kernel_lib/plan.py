@@ -25,7 +25,7 @@ OVERRIDES = (
 _SHORT = {"min_epochs": "min", "batch_size": "batch", "accumulate": "acc", "optimizer": "",
           "schedule": "", "encoder": "", "ema_decay": "ema", "freeze_batch_norm": "frozenbn",
           "weights": "from"}  # fmt: skip
-RUN_NAME = re.compile(r"(?P<head>.+)_seed(?P<seed>\d+)")  # as `plan` names each run
+RUN_NAME = re.compile(r"(?P<head>.+)_seed(?P<seed>\d+)")  # as `plan_training` names each run
 LONGEST_NAME = 200  # a run is a folder, and file systems allow 255 bytes
 # Experiments that differ in size only agree in these; what a larger size needs may differ.
 _SYSTEM = (
@@ -56,7 +56,7 @@ class TrainPlan(Frozen):
         return tuple(by_run.values())
 
 
-def plan(parameters: TrainParameters, shipped: Mapping[str, Experiment]) -> TrainPlan:
+def plan_training(parameters: TrainParameters, shipped: Mapping[str, Experiment]) -> TrainPlan:
     """Join parameters with the shipped experiments, or with those of EXPERIMENT as JSON text.
 
     An experiment that starts from another one starts from that one's run with the same seed and
@@ -82,10 +82,10 @@ def plan(parameters: TrainParameters, shipped: Mapping[str, Experiment]) -> Trai
     theirs = parameters.model_copy(update={"size": None}) if own_size else parameters
     parent = gate = None
     if experiment.weights in known:
-        parent = plan(_of_needed(experiment.weights, theirs, known, own), shipped)
+        parent = plan_training(_of_needed(experiment.weights, theirs, known, own), shipped)
         experiment = experiment.model_copy(update={"weights": parent.run})
     if experiment.gate is not None:
-        gate = plan(_of_needed(experiment.gate, theirs, known, own), shipped)
+        gate = plan_training(_of_needed(experiment.gate, theirs, known, own), shipped)
         experiment = experiment.model_copy(update={"gate": gate.run})
     result = TrainPlan(
         run=_run_name(parameters, base, overrides, shipped),

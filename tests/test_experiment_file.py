@@ -16,7 +16,7 @@ from kernel_lib.config import LONGEST_JSON, Experiment, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths
-from kernel_lib.plan import TrainPlan, how_to_make, plan
+from kernel_lib.plan import TrainPlan, how_to_make, plan_training
 from kernel_lib.stages import train
 from tools.phantoms import competition
 
@@ -30,7 +30,7 @@ CHAIN = [
 
 
 def planned(rows: dict | list, **parameters) -> TrainPlan:
-    return plan(TrainParameters(experiment=json.dumps(rows), **parameters), EXPERIMENTS)
+    return plan_training(TrainParameters(experiment=json.dumps(rows), **parameters), EXPERIMENTS)
 
 
 def test_a_row_is_a_difference_from_its_parent():
@@ -80,7 +80,7 @@ def test_rows_of_a_list_refer_to_each_other_and_the_last_is_trained():
 def test_the_parameters_of_a_needed_run_train_it_alone():
     result = planned(CHAIN, seed=1, fold=0)
     for needed in result.needs():
-        assert plan(needed.parameters, EXPERIMENTS) == needed
+        assert plan_training(needed.parameters, EXPERIMENTS) == needed
     assert list(experiment_file.read(result.parent.parameters.experiment)) == ["first"]
     assert f"-p EXPERIMENT '{result.parent.parameters.experiment}' " in how_to_make(result.parent)
 
@@ -166,7 +166,7 @@ def test_a_fault_of_a_list_is_named(rows, words):
 )
 def test_text_that_is_no_json_is_refused(text, words):
     with pytest.raises(InputError, match=words):
-        plan(TrainParameters().model_copy(update={"experiment": text}), EXPERIMENTS)
+        plan_training(TrainParameters().model_copy(update={"experiment": text}), EXPERIMENTS)
 
 
 def test_a_file_s_text_takes_the_place_of_its_path(tmp_path):

@@ -61,9 +61,9 @@ def test_the_size_in_the_name_is_the_row_s(row):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_name_in_a_row_is_known(row):
     from kernel_lib.config import TrainParameters
-    from kernel_lib.plan import plan
+    from kernel_lib.plan import plan_training
 
-    train.check(plan(TrainParameters(experiment=row.name), EXPERIMENTS))
+    train.check(plan_training(TrainParameters(experiment=row.name), EXPERIMENTS))
 
 
 @pytest.mark.parametrize("row", BUILT.values(), ids=lambda row: row.name)

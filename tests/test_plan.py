@@ -8,13 +8,13 @@ from kernel_lib import plan as plans
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import TrainPlan, plan
+from kernel_lib.plan import TrainPlan, plan_training
 
 DEFAULT = "UNetResNet34_512_v1"
 
 
 def planned(**parameters) -> TrainPlan:
-    return plan(TrainParameters(**parameters), EXPERIMENTS)
+    return plan_training(TrainParameters(**parameters), EXPERIMENTS)
 
 
 def test_the_default_run_is_named_by_row_and_seed():
@@ -183,7 +183,7 @@ def test_chains_are_in_the_order_of_training_and_name_no_run_twice():
     rows = {"a": Experiment(name="a", weights="none")}
     rows["b"] = rows["a"].differing(name="b", weights="a")
     rows["c"] = rows["a"].differing(name="c", weights="b", gate="a")
-    result = plan(TrainParameters(experiment="c", seed=1), rows)
+    result = plan_training(TrainParameters(experiment="c", seed=1), rows)
     assert needed(result) == ["a_seed1", "b_seed1"]
 
 

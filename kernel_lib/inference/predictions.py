@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import nn
@@ -30,32 +30,41 @@ from kernel_lib.progress import bar
 T = TypeVar("T")
 
 
+class Images(NamedTuple):
+    """What is predicted, and by what: rows of a cache on a device, read by loader processes."""
+
+    prepared: Prepared
+    rows: Sequence[int]
+    engine: Engine
+    n_workers: int
+    batch_size: int | None = None  # None: twice the training's
+
+
 def write(
     target: Path,
     models: Sequence[nn.Module],
-    row: Experiment,
-    prepared: Prepared,
-    rows: Sequence[int],
-    chosen: Engine,
-    n_workers: int,
+    experiment: Experiment,
+    images: Images,
     meta: dict,
-    batch_size: int | None = None,
+    *,
     world: World = ALONE,
     held_out: bool = False,
 ) -> None:
-    """Stream the images in these rows of the cache through the models into one archive.
+    """Write the models' predictions of images into one archive.
 
-    Of several ranks each predicts its batches, and the first writes. Where images are `held_out` of
-    a training that goes on to this, BATCH_SIZE is the training's; else it is the prediction's own.
+    Each of several ranks predicts its batches, and the first writes. Where the images are
+    `held_out` of a training that ends with this, an error on memory names the training's batch
+    size, else the prediction's.
     """
-    size = batch_size or 2 * row.batch_size
+    prepared, rows, engine = images.prepared, images.rows, images.engine
+    size = images.batch_size or 2 * experiment.batch_size
     mine = PlainImages(prepared, world.batches(np.asarray(rows), size))
-    loader = plain_loader(mine, size, n_workers, chosen.device.type == "cuda")
+    loader = plain_loader(mine, size, images.n_workers, engine.device.type == "cuda")
     ids = prepared.table["image_id"].tolist()
-    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), chosen, ids), size)
+    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), engine, ids), size)
     stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
-    asked = (row.batch_size, row.accumulate) if held_out else (size,)
-    with memory_named(row.size, *asked):
+    asked = (experiment.batch_size, experiment.accumulate) if held_out else (size,)
+    with memory_named(experiment.size, *asked):
         if not world.first:
             for _ in stream:  # gives nothing here, and all to the first
                 pass
@@ -71,17 +80,19 @@ def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def load_models(row: Experiment, kept: Sequence[Path], chosen: Engine) -> list[nn.Module]:
+def load_models(experiment: Experiment, kept: Sequence[Path], engine: Engine) -> list[nn.Module]:
     """The networks of these checkpoints, ready to predict."""
     models = []
     for path in kept:
-        model = networks.build(row)
+        model = networks.build(experiment)
         weights.load_model(model, path)
-        models.append(model.to(chosen.device).eval())
+        models.append(model.to(engine.device).eval())
     return models
 
 
-def describe(folder: FoldRun, row: Experiment, kept: Sequence[Path], lineage: Lineage) -> dict:
+def describe(
+    folder: FoldRun, experiment: Experiment, kept: Sequence[Path], lineage: Lineage
+) -> dict:
     """What an archive says of itself; two that say the same hold the same maps.
 
     `kept` are the checkpoints whose predictions it averages, told by their weights.
@@ -89,8 +100,8 @@ def describe(folder: FoldRun, row: Experiment, kept: Sequence[Path], lineage: Li
     return {
         "run": folder.run,
         "fold": folder.fold,
-        "size": row.size,
-        "tta": row.tta,
+        "size": experiment.size,
+        "tta": experiment.tta,
         "checkpoints": contents(kept),
         "lineage": lineage.to_json(),
     }
@@ -112,16 +123,20 @@ def already(target: Path, meta: dict, count: int) -> bool:
     return there == meta | {"images": count}
 
 
-def check_shared_memory(parameters: InferenceParameters, row: Experiment, chosen: Engine) -> None:
+def check_shared_memory(
+    parameters: InferenceParameters, experiment: Experiment, engine: Engine
+) -> None:
     """Refuse, before images are decoded, a /dev/shm too small for the batches of a prediction."""
-    images = parameters.batch_size or 2 * row.batch_size
+    images = parameters.batch_size or 2 * experiment.batch_size
     # The `predict` command has no parameters of a notebook.
     way_out = "--workers 0" if isinstance(parameters, PredictParameters) else "-p WORKERS 0"
-    shared_memory.check(workers(parameters.workers, chosen), images, row.size, way_out=way_out)
+    shared_memory.check(
+        workers(parameters.workers, engine), images, experiment.size, way_out=way_out
+    )
 
 
-def workers(given: int | None, chosen: Engine) -> int:
+def workers(given: int | None, engine: Engine) -> int:
     """Loader processes: beside a GPU as many as there are cores, up to 4; on a CPU none."""
     if given is not None:
         return given
-    return min(4, os.cpu_count() or 1) if chosen.device.type == "cuda" else 0
+    return min(4, os.cpu_count() or 1) if engine.device.type == "cuda" else 0

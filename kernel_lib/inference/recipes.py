@@ -15,7 +15,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Choose, Combine, Frozen, Gate, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import find_experiment, plan
+from kernel_lib.plan import find_experiment, plan_training
 
 SHIPPED = Path(__file__).parent.parent / "ensembles"
 
@@ -57,7 +57,9 @@ class RecipeMember(Frozen):
         return f"train it with -p EXPERIMENT {self.experiment} -p SEED {self.seed}{chain}"
 
     def _plan(self):
-        return plan(TrainParameters(experiment=self.experiment, seed=self.seed), EXPERIMENTS)
+        return plan_training(
+            TrainParameters(experiment=self.experiment, seed=self.seed), EXPERIMENTS
+        )
 
 
 class Recipe(Frozen):

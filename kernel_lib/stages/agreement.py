@@ -36,14 +36,14 @@ def of_folder(folder: Path, roots: Sequence[Path] | None = None) -> Agreement:
     ensemble = decision.ensemble
     if len(ensemble.members) < 2:
         return agreement.measure([ensemble.members[0].run], [], 0, "its rule")
-    drawn = folds_file.find(roots, ensemble.folds_digest)
-    return of_members(ensemble, roots, drawn, decision.choice)
+    fold_table = folds_file.find(roots, ensemble.folds_digest)
+    return of_members(ensemble, roots, fold_table, decision.choice)
 
 
 def of_members(
     ensemble: Ensemble,
     roots: Sequence[Path],
-    drawn: pd.DataFrame,
+    fold_table: pd.DataFrame,
     choice: Choice,
     most: int = MOST_IMAGES,
 ) -> Agreement:
@@ -55,8 +55,11 @@ def of_members(
     n = len(ensemble.members)
     speaking = {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
     held = {fold: set(ensemble_maps.archives[0].ids) for fold, ensemble_maps in speaking.items()}
-    known = [i in held.get(f, ()) for i, f in zip(drawn["image_id"], drawn["fold"], strict=True)]
-    everything = drawn[known]
+    known = [
+        i in held.get(f, ())
+        for i, f in zip(fold_table["image_id"], fold_table["fold"], strict=True)
+    ]
+    everything = fold_table[known]
     rows = evenly(len(everything), max(1, min(most, MOST_MASKS // n)))
     rules = choice.rules or (choice.triplet,) * n
 

@@ -54,9 +54,9 @@ def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
     return replace(shown, sentence=f"{said} {shown.sentence}")
 
 
-def _median(drawn: pd.DataFrame, source: Source) -> pd.Series | None:
+def _median(fold_table: pd.DataFrame, source: Source) -> pd.Series | None:
     """The row of the median mask area among images that are here; of none with a mask any image."""
-    here = drawn[drawn["image_id"].isin(source.train["image_id"])]
+    here = fold_table[fold_table["image_id"].isin(source.train["image_id"])]
     if here.empty:
         return None
     positive = here[here["area_px"] > 0]

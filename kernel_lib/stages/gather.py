@@ -181,12 +181,12 @@ def _refuse_changed(was: Mapping[Path, Stamp | None]) -> None:
             )
 
 
-def _bring_table(table: Path, drawn: pd.DataFrame, roots: Sequence[Path], work: Path) -> None:
+def _bring_table(table: Path, fold_table: pd.DataFrame, roots: Sequence[Path], work: Path) -> None:
     """folds.csv first, so that a training that starts here meanwhile takes it too."""
     target = work / "folds.csv"
     with storage.folder_lock(target, wait=True):
         if target.exists():
-            if differs := folds_file.difference(folds_file.load(target), drawn):
+            if differs := folds_file.difference(folds_file.load(target), fold_table):
                 raise InputError(
                     f"{target} was drawn meanwhile and is not {table} ({differs}): "
                     f"{gather_check.ONE_FILE}"

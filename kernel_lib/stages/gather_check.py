@@ -139,18 +139,18 @@ def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.Da
             "that holds it too"
         )
     path = there[0]
-    drawn = folds_file.load(path)
+    fold_table = folds_file.load(path)
     for other in there[1:]:
-        if differs := folds_file.difference(drawn, folds_file.load(other)):
+        if differs := folds_file.difference(fold_table, folds_file.load(other)):
             raise InputError(f"{other} is not {path} ({differs}): {ONE_FILE}")
-    digest = folds_file.digest(drawn)
+    digest = folds_file.digest(fold_table)
     for fold in found:
         if fold.config["folds_digest"] != digest:
             raise InputError(
                 f"{fold.folder.path} was trained on another folds file than {path} (digest "
                 f"{fold.config['folds_digest'][:12]} there, {digest[:12]} here): {ONE_FILE}"
             )
-    return path, drawn
+    return path, fold_table
 
 
 def furthest(places: Sequence[Fold]) -> Fold:

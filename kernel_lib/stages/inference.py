@@ -292,30 +292,30 @@ def in_processes(
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
         launch.run(command, parameters, n)  # and what follows finds it all done
-    chosen = choose_engine(own_device(parameters.device), parameters.precision)
+    engine = choose_engine(own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    with joined(chosen.device) as world:
-        return share(chosen, world)
+    with joined(engine.device) as world:
+        return share(engine, world)
 
 
-def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
+def predict_all(asked: Asked, engine: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
     for member in asked.ensemble.everyone:
         folder = fold_run.find(asked.roots, member.run)[asked.ensemble.folds[0]]
-        row = Experiment.model_validate(folder.read_config()["experiment"])
-        predictions.check_shared_memory(asked.parameters, row, chosen)
+        experiment = Experiment.model_validate(folder.read_config()["experiment"])
+        predictions.check_shared_memory(asked.parameters, experiment, engine)
     by_size: dict[int, cache.Prepared] = {}
     for member in asked.ensemble.everyone:
         folders = fold_run.find(asked.roots, member.run)
         for fold in asked.ensemble.folds:
-            row = Experiment.model_validate(folders[fold].read_config()["experiment"])
-            if row.size not in by_size:
-                prepare = partial(prepared_images, row.size, asked)
-                by_size[row.size] = world.agreed(prepare)
-            _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
+            experiment = Experiment.model_validate(folders[fold].read_config()["experiment"])
+            if experiment.size not in by_size:
+                prepare = partial(prepared_images, experiment.size, asked)
+                by_size[experiment.size] = world.agreed(prepare)
+            _predict_fold(folders[fold], experiment, by_size[experiment.size], asked, engine, world)
     skipped = {image.image_id: image for part in by_size.values() for image in part.skipped}
-    last = by_size[row.size]
+    last = by_size[experiment.size]
     return Predicted(last.table, list(skipped.values()), last.notes)
 
 
@@ -329,27 +329,31 @@ def prepared_images(size: int, asked: Asked) -> cache.Prepared:
 
 def _predict_fold(
     folder: FoldRun,
-    row: Experiment,
+    experiment: Experiment,
     prepared: cache.Prepared,
     asked: Asked,
-    chosen: Engine,
+    engine: Engine,
     world: World,
 ) -> None:
     """test.zip of one fold of one run, into the working folder, unless it lies there already."""
     parameters = asked.parameters
     if parameters.tta is not None:
-        row = row.model_copy(update={"tta": parameters.tta})
-        print(f"note: {folder.name} predicts with TTA {row.tta}, its rule was found with the row's")
+        experiment = experiment.model_copy(update={"tta": parameters.tta})
+        print(
+            f"note: {folder.name} predicts with TTA {experiment.tta}, its rule was found with the "
+            "experiment's"
+        )
     kept = folder.kept()
-    meta = predictions.describe(folder, row, kept, checkpoints.past(kept[0]))
+    meta = predictions.describe(folder, experiment, kept, checkpoints.past(kept[0]))
     meta["images_digest"] = _digest(prepared)
     target = fold_run.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
-    models = predictions.load_models(row, kept, chosen)
-    n_workers = predictions.workers(parameters.workers, chosen)
-    where = (prepared, np.arange(len(prepared)), chosen, n_workers)
-    predictions.write(target, models, row, *where, meta, parameters.batch_size, world=world)
+    models = predictions.load_models(experiment, kept, engine)
+    n_workers = predictions.workers(parameters.workers, engine)
+    rows = np.arange(len(prepared))
+    images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)
+    predictions.write(target, models, experiment, images, meta, world=world)
 
 
 def _digest(prepared: cache.Prepared) -> str:

@@ -31,13 +31,13 @@ from kernel_lib.training.validation import better
 
 def network(
     folder: FoldRun,
-    decided: TrainPlan,
+    plan: TrainPlan,
     images: TrainingSet,
     held: np.ndarray,
     roots: Sequence[Path],
 ) -> tuple[nn.Module, Lineage]:
     """The fold's network with its starting weights, and the past it will have once trained."""
-    row, parameters, truth = decided.experiment, decided.parameters, images.truth
+    row, parameters, truth = plan.experiment, plan.parameters, images.truth
     seed_everything(parameters.seed, parameters.deterministic)
     model = networks.build(row)
     mine = truth[~held]
@@ -53,8 +53,8 @@ def network(
     if row.weights == "none":
         return model, lineage
     if row.weights == "imagenet":
-        return model, _from_imagenet(model, decided, lineage)
-    parent, encoder_alone = _parent(decided, folder, roots, model)
+        return model, _from_imagenet(model, plan, lineage)
+    parent, encoder_alone = _parent(plan, folder, roots, model)
     if encoder_alone:
         weights.load_encoder(model.encoder, parent)
         print(f"{folder.name}'s encoder starts from that of {parent}")
@@ -75,9 +75,9 @@ def network(
     return model, lineage
 
 
-def _from_imagenet(model: nn.Module, decided: TrainPlan, lineage: Lineage) -> Lineage:
+def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Lineage:
     """Fill the encoder with ImageNet's weights; return the past with what is known of the file."""
-    row, parameters = decided.experiment, decided.parameters
+    row, parameters = plan.experiment, plan.parameters
     folders = paths.weights_dirs(parameters.weights_dir)
     path = weights.load_imagenet(model.encoder, row.encoder, folders)
     if imagenet.is_published(path, row.encoder):
@@ -97,14 +97,14 @@ def _from_imagenet(model: nn.Module, decided: TrainPlan, lineage: Lineage) -> Li
 
 
 def check(
-    decided: TrainPlan, folds: Sequence[int], roots: Sequence[Path], among: Container[str] = ()
+    plan: TrainPlan, folds: Sequence[int], roots: Sequence[Path], among: Container[str] = ()
 ) -> None:
     """Refuse patients and starting weights that cannot be had, before any image is decoded.
 
     Runs in `among` will be trained first.
     """
-    row, parameters = decided.experiment, decided.parameters
-    fold_run.check_experiment(roots, decided)
+    row, parameters = plan.experiment, plan.parameters
+    fold_run.check_experiment(roots, plan)
     preparation.refuse_lost_folds(roots)
     if parameters.groups is not None:
         groups = paths.from_root(parameters.groups)
@@ -113,25 +113,25 @@ def check(
         read_groups(groups)
     if row.gate is not None and row.gate not in among and row.gate not in fold_run.names(roots):
         print(
-            f"note: the masks of {decided.run} are gated by {row.gate}, which is not there yet; "
-            f"the thresholds stage will need it: {how_to_make(decided.gate)}"
+            f"note: the masks of {plan.run} are gated by {row.gate}, which is not there yet; "
+            f"the thresholds stage will need it: {how_to_make(plan.gate)}"
         )
-    begun = [f for f in folds if fold_run.fold_folder(roots[0], decided.run, f).last.exists()]
+    begun = [f for f in folds if fold_run.fold_folder(roots[0], plan.run, f).last.exists()]
     if row.weights == "none" or row.weights in among or begun:
         return
     if row.weights == "imagenet":
-        _from_imagenet(networks.build(row), decided, Lineage())
+        _from_imagenet(networks.build(row), plan, Lineage())
     elif row.weights not in fold_run.names(roots) and _file(row.weights, roots) is None:
-        _no_such_weights(decided, min(folds), roots)
+        _no_such_weights(plan, min(folds), roots)
 
 
-def check_weights_are(decided: TrainPlan) -> None:
+def check_weights_are(plan: TrainPlan) -> None:
     """Refuse WEIGHTS_ARE where no file for WEIGHTS imagenet is read."""
-    own_past = decided.parent is None and decided.experiment.weights != "imagenet"
-    if own_past and decided.parameters.weights_are is not None:
+    own_past = plan.parent is None and plan.experiment.weights != "imagenet"
+    if own_past and plan.parameters.weights_are is not None:
         raise InputError(
             f"WEIGHTS_ARE says what the file for WEIGHTS imagenet holds, and WEIGHTS is "
-            f"{decided.experiment.weights}: leave WEIGHTS_ARE out"
+            f"{plan.experiment.weights}: leave WEIGHTS_ARE out"
         )
 
 
@@ -166,9 +166,9 @@ def _file(name: str, roots: Sequence[Path]) -> Path | None:
     return path if name not in fold_run.names(roots) and path.is_file() else None
 
 
-def _encoder_alone(model: nn.Module, row: Experiment, given: Released) -> bool:
+def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) -> bool:
     """Whether a network can take the encoder of a released model and not the rest."""
-    if given.experiment.encoder != row.encoder:
+    if given.experiment.encoder != experiment.encoder:
         return False  # loading the weights names what differs
     own, theirs = (
         {name: tensor.shape for name, tensor in one.state_dict().items()}
@@ -177,14 +177,14 @@ def _encoder_alone(model: nn.Module, row: Experiment, given: Released) -> bool:
     return not own.items() <= theirs.items()
 
 
-def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
-    name = decided.experiment.weights
+def _no_such_weights(plan: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
+    name = plan.experiment.weights
     there = ", ".join(fold_run.names(roots)) or "none"
     near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.names(roots)))
-    if decided.parent is not None:
+    if plan.parent is not None:
         raise InputError(
-            f"{decided.run} starts from fold {fold} of {name}, which is not finished here (runs "
-            f"there: {there}): {how_to_make(decided.parent)}"
+            f"{plan.run} starts from fold {fold} of {name}, which is not finished here (runs "
+            f"there: {there}): {how_to_make(plan.parent)}"
         )
     raise InputError(
         f"WEIGHTS {name!r} is neither imagenet, none, a file, nor a run with a finished fold "
@@ -194,20 +194,20 @@ def _no_such_weights(decided: TrainPlan, fold: int, roots: Sequence[Path]) -> No
 
 
 def _parent(
-    decided: TrainPlan, folder: FoldRun, roots: Sequence[Path], model: nn.Module
+    plan: TrainPlan, folder: FoldRun, roots: Sequence[Path], model: nn.Module
 ) -> tuple[Path, bool]:
     """Return the checkpoint that WEIGHTS names, and whether its encoder alone fits the network.
 
     A file, a released model, or the best of another run's same fold.
     """
-    row, fold = decided.experiment, folder.fold
+    row, fold = plan.experiment, folder.fold
     name = row.weights
     if (path := _file(name, roots)) is not None:
         given = Released.load(path) if released.is_released(path) else None
         return path, given is not None and _encoder_alone(model, row, given)
     parent = fold_run.find(roots, name).get(fold)
     if parent is None or not parent.is_predicted():
-        _no_such_weights(decided, fold, roots)
+        _no_such_weights(plan, fold, roots)
     config = parent.read_config()
     if config["folds_digest"] != folder.read_config()["folds_digest"]:
         raise InputError(

@@ -46,7 +46,7 @@ def prepare(
     parameters: TrainParameters,
     size: int,
     work: Path,
-    drawn: pd.DataFrame,
+    fold_table: pd.DataFrame,
     source: table.Source,
     here: past.Known = past.NONE,
 ) -> NihImages:
@@ -76,7 +76,7 @@ def prepare(
     facts = everything.table[["image_id"]].merge(listed, on="image_id", how="left")
     codes = fingerprint.codes(everything)
     because = _test_patients(everything, facts["patient"], source, size, parameters)
-    folds_of = _folds_of_patients(drawn, facts["patient"], codes, here)
+    folds_of = _folds_of_patients(fold_table, facts["patient"], codes, here)
     for patient, several in folds_of.items():
         if len(several) > 1:
             because.setdefault(patient, f"images stand in the folds {sorted(several)}")
@@ -87,11 +87,11 @@ def prepare(
         raise InputError(f"NIH_DIR {root} holds no image of a patient without test images")
     kept = np.flatnonzero(~taken)
     prepared, facts = everything.subset(kept), facts.iloc[kept].reset_index(drop=True)
-    past_known = _past_known(drawn, listed["patient"])
+    past_known = _past_known(fold_table, listed["patient"])
     truth = prepared.table[["image_id", "rle", "height", "width", "area_px"]].assign(
         group=facts["patient"], positive=facts["positive"]
     )
-    truth.insert(1, "fold", _folds(truth, drawn, folds_of))
+    truth.insert(1, "fold", _folds(truth, fold_table, folds_of))
     truth.insert(2, "group", truth.pop("group"))
     LeftOut(tuple(map(str, excluded))).save(work, NIH_FILE)
     _say(truth, size, past_known, excluded)
@@ -122,34 +122,34 @@ def _test_patients(
 
 
 def _folds_of_patients(
-    drawn: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.Known
+    fold_table: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.Known
 ) -> dict[str, set[int]]:
     """The folds in which each patient's images stand, by name or by pixels.
 
     patients: of NIH's images, whose codes these are.
     """
     found: dict[str, set[int]] = defaultdict(set)
-    for patient, fold in zip(drawn["group"], drawn["fold"], strict=True):
+    for patient, fold in zip(fold_table["group"], fold_table["fold"], strict=True):
         found[patient].add(fold)
     found.pop("", None)  # unknown patients are many
-    fold_of = dict(zip(drawn["image_id"], drawn["fold"], strict=True))
+    fold_of = dict(zip(fold_table["image_id"], fold_table["fold"], strict=True))
     for i, j in fingerprint.matches(codes, here.codes):
         found[patients.iat[i]].add(fold_of[here.ids[j]])
     return dict(found)
 
 
-def _past_known(drawn: pd.DataFrame, patients: pd.Series) -> bool:
+def _past_known(fold_table: pd.DataFrame, patients: pd.Series) -> bool:
     """Whether every competition image's patient is named, and named as NIH names them.
 
     A DICOM's own PatientID is another naming: under it no patient would ever be found here.
     """
-    groups = drawn["group"].astype(str)
+    groups = fold_table["group"].astype(str)
     named = groups.str.fullmatch(rf"\d{{{nih.PATIENT_DIGITS}}}")
     return bool(named.all() and groups.isin(set(patients)).any())
 
 
 def _folds(
-    truth: pd.DataFrame, drawn: pd.DataFrame, folds_of: Mapping[str, set[int]]
+    truth: pd.DataFrame, fold_table: pd.DataFrame, folds_of: Mapping[str, set[int]]
 ) -> np.ndarray:
     """The fold of each row's patient, by `_folds_of_patients`; −1 where it has none.
 
@@ -160,7 +160,7 @@ def _folds(
     found = truth["group"].map(fold_of_patient)
     if found.notna().any():
         return found.fillna(ALWAYS_TRAINS).to_numpy(np.int64)
-    n_folds = int(drawn["fold"].max()) + 1
+    n_folds = int(fold_table["fold"].max()) + 1
     return folds.draw(truth.assign(area_px=truth["positive"].astype(int)), n_folds).to_numpy()
 
 

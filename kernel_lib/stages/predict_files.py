@@ -289,7 +289,7 @@ def _of_released(name: str | None, scratch: Path) -> _Model:
 
 
 def _predict(
-    given: _Model, parameters: PredictParameters, chosen: Engine, world: World
+    given: _Model, parameters: PredictParameters, engine: Engine, world: World
 ) -> Predicted:
     """Write every test map into the scratch folder; images are numbered in the order listed."""
     listed = list(parameters.listed.values())
@@ -299,17 +299,18 @@ def _predict(
     source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
     asked = Asked(parameters, given.roots, root, given.ensemble, given.choice, source, None, ids)
     if given.released is None:
-        return inference.predict_all(asked, chosen, world)
-    row = given.released.experiment
-    predictions.check_shared_memory(parameters, row, chosen)
-    prepared = world.agreed(partial(inference.prepared_images, row.size, asked))
+        return inference.predict_all(asked, engine, world)
+    experiment = given.released.experiment
+    predictions.check_shared_memory(parameters, experiment, engine)
+    prepared = world.agreed(partial(inference.prepared_images, experiment.size, asked))
     target = fold_run.fold_folder(root, given.released.name, 0).test
     meta = {"run": given.released.name, "fold": 0, "tta": given.released.tta}
     if not world.agreed(partial(predictions.already, target, meta, len(prepared))):
-        model = given.released.model.to(chosen.device, memory_format=torch.channels_last)
-        n_workers = predictions.workers(parameters.workers, chosen)
-        where = (prepared, np.arange(len(prepared)), chosen, n_workers)
-        predictions.write(target, [model], row, *where, meta, parameters.batch_size, world=world)
+        model = given.released.model.to(engine.device, memory_format=torch.channels_last)
+        n_workers = predictions.workers(parameters.workers, engine)
+        rows = np.arange(len(prepared))
+        images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)
+        predictions.write(target, [model], experiment, images, meta, world=world)
     return Predicted(prepared.table, prepared.skipped, prepared.notes)
 
 

@@ -33,20 +33,20 @@ class TrainingSet:
     past_known: bool = True  # False: an image may show a patient of the fold without saying so
 
 
-def training_images(decided: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
+def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     """The images that a run trains on, decoded, with their folds.
 
     Also for a run on NIH's images the competition's are read: their patients and folds say which
     of NIH's a fold may not see.
     """
-    parameters, size = decided.parameters, decided.experiment.size
+    parameters, size = plan.parameters, plan.experiment.size
     source = table.discover(paths.data_dir(parameters.data_dir))
     for problem in source.problems:
         print(f"note: {problem}")
     test = past.test_images(source, size, parameters)
     prepared = prepare_training(source, parameters, size, roots[0], test)
     drawn = settle_folds(prepared, parameters, roots)
-    if decided.experiment.images == "nih":
+    if plan.experiment.images == "nih":
         here = past.Known(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
         found = nih.prepare(parameters, size, roots[0], drawn, source, here)
         return TrainingSet(
@@ -155,22 +155,22 @@ def _settle_alone(
     existing = next((r / folds_file.FILE for r in roots if (r / folds_file.FILE).is_file()), None)
     if existing is None:
         refuse_lost_folds(roots)
-        drawn = _drawn(prepared, parameters)
+        fold_table = _drawn(prepared, parameters)
     else:
-        drawn = folds_file.load(existing)
-        _same_file(drawn, existing, roots[0])
-        _same_images(drawn, prepared.table, existing)
-        _all_images(drawn, prepared.table, existing, roots[0])
-        n_folds = int(drawn["fold"].max()) + 1
-        _same_groups(drawn, prepared, parameters.groups, existing)
+        fold_table = folds_file.load(existing)
+        _same_file(fold_table, existing, roots[0])
+        _same_images(fold_table, prepared.table, existing)
+        _all_images(fold_table, prepared.table, existing, roots[0])
+        n_folds = int(fold_table["fold"].max()) + 1
+        _same_groups(fold_table, prepared, parameters.groups, existing)
         if n_folds != parameters.n_folds:
             raise InputError(
                 f"{existing} has {n_folds} folds, N_FOLDS is {parameters.n_folds}: "
                 f"-p N_FOLDS {n_folds}, or another WORK_DIR"
             )
     if existing != target:
-        folds_file.save(drawn, target)
-    return drawn
+        folds_file.save(fold_table, target)
+    return fold_table
 
 
 def refuse_lost_folds(roots: Sequence[Path]) -> None:
@@ -185,9 +185,9 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
         raise InputError(f"{folds_file.missing(roots)} (runs: {', '.join(begun)})")
 
 
-def _same_file(drawn: pd.DataFrame, path: Path, work: Path) -> None:
+def _same_file(fold_table: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
-    digest = folds_file.digest(drawn)
+    digest = folds_file.digest(fold_table)
     for folder in fold_run.begun(work):
         if folder.config.is_file() and folder.read_config().get("folds_digest") != digest:
             raise InputError(
@@ -242,13 +242,13 @@ def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
 
 
 def _same_groups(
-    drawn: pd.DataFrame, prepared: cache.Prepared, given: str | None, path: Path
+    fold_table: pd.DataFrame, prepared: cache.Prepared, given: str | None, path: Path
 ) -> None:
     """Refuse a table of patients that the folds were not drawn with: some would stand in two."""
     if given is None:
         return
     ids = prepared.table["image_id"]
-    had = patients.known(ids.map(drawn.set_index("image_id")["group"]))[0]
+    had = patients.known(ids.map(fold_table.set_index("image_id")["group"]))[0]
     wanted = _groups(prepared.table, given)
     differ = had != wanted
     if differ.any():
@@ -264,13 +264,13 @@ def _same_groups(
         )
 
 
-def _all_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: Path) -> None:
+def _all_images(fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse folds that hold images which are not here and were not left out by name.
 
     A run without them would be scored on fewer images than the others.
     """
     left_out, here = LeftOut.load([work]), frozenset(prepared["image_id"])
-    lacking = drawn[[i not in here and i not in left_out for i in drawn["image_id"]]]
+    lacking = fold_table[[i not in here and i not in left_out for i in fold_table["image_id"]]]
     if len(lacking):
         raise InputError(
             f"{path} has {len(lacking)} images that DATA_DIR lacks, {lacking['image_id'].iloc[0]} "
@@ -278,8 +278,8 @@ def _all_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: P
         )
 
 
-def _same_images(drawn: pd.DataFrame, prepared: pd.DataFrame, path: Path) -> None:
-    both = prepared.merge(drawn, on="image_id", how="left", suffixes=("", "_drawn"))
+def _same_images(fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path) -> None:
+    both = prepared.merge(fold_table, on="image_id", how="left", suffixes=("", "_drawn"))
     new = both[both["fold"].isna()]
     if len(new):
         raise InputError(

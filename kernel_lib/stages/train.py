@@ -29,7 +29,7 @@ from kernel_lib.models import losses, networks
 from kernel_lib.notebook import GOES_ON
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
-from kernel_lib.plan import TrainPlan, plan
+from kernel_lib.plan import TrainPlan, plan_training
 from kernel_lib.signals import Signals
 from kernel_lib.stages import initial_weights, preparation, session_budget
 from kernel_lib.training import sampling, schedule, validation
@@ -95,8 +95,8 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     """
     clock = Clock(session_budget.max_hours(parameters.max_hours))
     chain, wanted = resolve(parameters, rows)
-    decided = chain[-1]
-    parameters = decided.parameters
+    plan = chain[-1]
+    parameters = plan.parameters
     work = paths.work_dir(parameters.work_dir)
     storage.check_writable(work, "WORK_DIR")
     storage.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
@@ -107,17 +107,17 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     if n > 1:
         with Signals().caught():
             came = launch.run("train", parameters, n)
-        return TrainResult(decided.run, work, tuple(came["finished"]), tuple(wanted))
-    chosen = choose_engine(own_device(parameters.device), parameters.precision)
+        return TrainResult(plan.run, work, tuple(came["finished"]), tuple(wanted))
+    engine = choose_engine(own_device(parameters.device), parameters.precision)
     for one in chain:
-        row, n_workers = one.experiment, predictions.workers(parameters.workers, chosen)
+        row, n_workers = one.experiment, predictions.workers(parameters.workers, engine)
         # Images and masks; to score held-out images, twice as many images.
         shared_memory.check(n_workers, 2 * row.batch_size, row.size)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     patient = n_ranks() > 1
-    with Signals(patient).caught() as signals, joined(chosen.device) as world:
-        session = _Session(roots, chosen, SharedClock(world, clock), world, signals)
+    with Signals(patient).caught() as signals, joined(engine.device) as world:
+        session = _Session(roots, engine, SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
 
@@ -131,7 +131,7 @@ def resolve(
     Raises: InputError for an unknown row, impossible numbers, or a device that is none.
     """
     given = paths.experiment_text(parameters.experiment)
-    decided = plan(parameters.model_copy(update={"experiment": given}), rows)
+    plan = plan_training(parameters.model_copy(update={"experiment": given}), rows)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
     if max(wanted) >= parameters.n_folds:
         raise InputError(
@@ -139,7 +139,7 @@ def resolve(
         )
     launch.check(parameters.processes, parameters.device)
     check_device(parameters.device, parameters.precision)
-    return ((*decided.needs(), decided) if parameters.with_parents else (decided,)), wanted
+    return ((*plan.needs(), plan) if parameters.with_parents else (plan,)), wanted
 
 
 def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Session) -> TrainResult:
@@ -152,49 +152,51 @@ def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Sess
         print(result)
         session_budget.say(session.roots[0])
         if not result.complete:
-            decided = chain[-1]
-            return replace(result, run=decided.run, finished=result.finished * (one is decided))
+            plan = chain[-1]
+            return replace(result, run=plan.run, finished=result.finished * (one is plan))
     return result
 
 
-def _train(decided: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainResult:
+def _train(plan: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainResult:
     """The wanted folds of one run, one after the other."""
-    for note in decided.notes:
+    for note in plan.notes:
         print(note)
-    print(f"run {decided.run}: {decided.experiment.says or decided.experiment.name}")
-    images = session.world.agreed(lambda: preparation.training_images(decided, session.roots))
+    print(f"run {plan.run}: {plan.experiment.says or plan.experiment.name}")
+    images = session.world.agreed(lambda: preparation.training_images(plan, session.roots))
     finished = []
     for fold in wanted:
-        if not _one_fold(fold, decided, images, session):
+        if not _one_fold(fold, plan, images, session):
             break
         finished.append(fold)
-    return TrainResult(decided.run, session.roots[0], tuple(finished), tuple(wanted))
+    return TrainResult(plan.run, session.roots[0], tuple(finished), tuple(wanted))
 
 
-def check(decided: TrainPlan) -> None:
+def check(plan: TrainPlan) -> None:
     """Refuse every unknown name in a row before hours, or even minutes, are spent on its data."""
-    row = decided.experiment
-    initial_weights.check_weights_are(decided)
-    losses.check(row)
-    augment.Augment(row.augment)
-    sampling.check(row.sampling, row.sampling_options)
-    schedule.check(row)
-    model = networks.build(row)  # which refuses an encoder that does not fit
-    sizes = {view.size_of((row.size, row.size))[0] for view in tta.views(row.tta)}
-    networks.check_sizes(model, row, sizes)
+    experiment = plan.experiment
+    initial_weights.check_weights_are(plan)
+    losses.check(experiment)
+    augment.Augment(experiment.augment)
+    sampling.check(experiment.sampling, experiment.sampling_options)
+    schedule.check(experiment)
+    model = networks.build(experiment)  # which refuses an encoder that does not fit
+    sizes = {
+        view.size_of((experiment.size, experiment.size))[0] for view in tta.views(experiment.tta)
+    }
+    networks.check_sizes(model, experiment, sizes)
     if model.note:
         print(model.note)
-    validation.check(row)
+    validation.check(experiment)
 
 
 def _one_fold(
     fold: int,
-    decided: TrainPlan,
+    plan: TrainPlan,
     images: preparation.TrainingSet,
     session: _Session,
 ) -> bool:
     """Train one fold and predict its held-out images; False where the clock stopped it."""
-    truth, row = images.truth, decided.experiment
+    truth, row = images.truth, plan.experiment
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
@@ -209,33 +211,33 @@ def _one_fold(
                 f"note: fold {fold} {does} no image with a pneumothorax: its scores say how well "
                 "emptiness is found, and no more"
             )
-    folder = fold_run.fold_folder(session.roots[0], decided.run, fold)
+    folder = fold_run.fold_folder(session.roots[0], plan.run, fold)
     with ExitStack() as kept_alone:
         session.world.agreed(lambda: kept_alone.enter_context(storage.folder_lock(folder.path)))
-        return _in_folder(folder, decided, images, held, session)
+        return _in_folder(folder, plan, images, held, session)
 
 
 def _in_folder(
     folder: FoldRun,
-    decided: TrainPlan,
+    plan: TrainPlan,
     images: preparation.TrainingSet,
     held: np.ndarray,
     session: _Session,
 ) -> bool:
-    session.world.agreed(lambda: _settle_folder(folder, decided, images, session.roots))
+    session.world.agreed(lambda: _settle_folder(folder, plan, images, session.roots))
     model, lineage = session.world.after_first(
-        lambda: _starting(folder, decided, images, held, session)
+        lambda: _starting(folder, plan, images, held, session)
     )
     job = Job(
         folder=folder,
-        plan=decided,
+        plan=plan,
         prepared=images.prepared,
         train_rows=(~held).nonzero()[0],
         held_rows=held.nonzero()[0],
         truth=images.truth,
         lineage=lineage,
         engine=session.engine,
-        workers=predictions.workers(decided.parameters.workers, session.engine),
+        workers=predictions.workers(plan.parameters.workers, session.engine),
         world=session.world,
     )
     training = Training(job, model, session.clock, session.signals)
@@ -252,23 +254,23 @@ def _in_folder(
 
 def _settle_folder(
     folder: FoldRun,
-    decided: TrainPlan,
+    plan: TrainPlan,
     images: preparation.TrainingSet,
     roots: Sequence[Path],
 ) -> None:
     _take_over(folder, roots)
-    fold_run.settle_config(folder, decided, images.folds_digest)
+    fold_run.settle_config(folder, plan, images.folds_digest)
 
 
 def _starting(
     folder: FoldRun,
-    decided: TrainPlan,
+    plan: TrainPlan,
     images: preparation.TrainingSet,
     held: np.ndarray,
     session: _Session,
 ) -> tuple[nn.Module, Lineage]:
     try:
-        model, lineage = initial_weights.network(folder, decided, images, held, session.roots)
+        model, lineage = initial_weights.network(folder, plan, images, held, session.roots)
         if session.world.first:
             fold_run.settle_lineage(folder, lineage)
         return model, lineage
@@ -304,9 +306,9 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
             if sources
             else [training.ema.model]
         )
-        where = (job.prepared, job.held_rows, job.engine, job.workers)
+        images = predictions.Images(job.prepared, job.held_rows, job.engine, job.workers)
         predictions.write(
-            target, models, training.experiment, *where, meta, world=job.world, held_out=True
+            target, models, training.experiment, images, meta, world=job.world, held_out=True
         )
     return True
 

@@ -12,11 +12,11 @@ from kernel_lib.artifacts.lineage import UNKNOWN, Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import TrainPlan, plan
+from kernel_lib.plan import TrainPlan, plan_training
 
 
 def decided(**parameters) -> TrainPlan:
-    return plan(TrainParameters(**parameters), EXPERIMENTS)
+    return plan_training(TrainParameters(**parameters), EXPERIMENTS)
 
 
 def make(root: Path, run: str, fold: int) -> fold_run.FoldRun:

@@ -35,11 +35,8 @@ def write(
     target: Path, model: nn.Module, batch_size: int | None = None, trained: int = 2,
     held_out: bool = False,
 ) -> None:  # fmt: skip
-    rows, on = range(7, 10), choose_engine("cpu")
-    predictions.write(
-        target, [model], row(batch_size=trained), FakePrepared(), rows, on, 0, META, batch_size,
-        held_out=held_out,
-    )  # fmt: skip
+    images = predictions.Images(FakePrepared(), range(7, 10), choose_engine("cpu"), 0, batch_size)
+    predictions.write(target, [model], row(batch_size=trained), images, META, held_out=held_out)
 
 
 def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_path):

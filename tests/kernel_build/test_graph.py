@@ -14,13 +14,15 @@ from kernel_build.graph import Node
 from kernel_lib.config import TrainParameters, parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import plan
+from kernel_lib.plan import plan_training
 
 
 def plans(experiment: str, *seeds: int, **given) -> dict:
     found = {}
     for seed in seeds:
-        decided = plan(TrainParameters(experiment=experiment, seed=seed, **given), EXPERIMENTS)
+        decided = plan_training(
+            TrainParameters(experiment=experiment, seed=seed, **given), EXPERIMENTS
+        )
         found[seed] = (*decided.needs(), decided)
     return found
 
@@ -124,7 +126,7 @@ def test_the_parameters_make_the_run_again_that_was_planned():
     found = graph.nodes(runs, 3, hours, 1.0, 8.5, "short")
     for node, decided in zip(found, runs[5678], strict=False):
         values = {name.lower(): parse_value(text) for name, text in node.given}
-        again = plan(TrainParameters.checked(values), EXPERIMENTS)
+        again = plan_training(TrainParameters.checked(values), EXPERIMENTS)
         assert again.run == decided.run
         assert again.experiment == decided.experiment
 

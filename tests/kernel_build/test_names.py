@@ -13,11 +13,11 @@ from kernel_build import metadata, names
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import plan
+from kernel_lib.plan import plan_training
 
 
 def train(kind: str = "notebook", fold: int | None = None, **values: object) -> str:
-    run = plan(TrainParameters(**values), EXPERIMENTS).run
+    run = plan_training(TrainParameters(**values), EXPERIMENTS).run
     return names.slug("train", kind, run, fold)
 
 

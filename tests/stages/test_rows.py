@@ -11,7 +11,7 @@ from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.plan import plan
+from kernel_lib.plan import plan_training
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
@@ -56,7 +56,7 @@ def test_a_row_is_trained_predicted_searched_and_submitted(place, name):
     assert archive.has_labels == (row.label_weight > 0)
     past = checkpoints.past(folder.last)
     assert set(past.images).isdisjoint(archive.ids)
-    decided = plan(parameters(place, name), EXPERIMENTS)
+    decided = plan_training(parameters(place, name), EXPERIMENTS)
     assert past.ancestors == ((decided.parent.run,) if decided.parent else ())
     found = thresholds_stage.run(
         ThresholdsParameters(runs=result.run, work_dir=str(place / "work"), bootstrap=100)
@@ -113,7 +113,7 @@ def test_a_chain_is_trained_in_turn_and_goes_on_where_it_stopped(place):
     assert first.complete
     names = fold_run.names([place / "work"])
     assert {n for n in names if n.endswith("seed5")} == {
-        plan(chain, EXPERIMENTS).parent.run,
+        plan_training(chain, EXPERIMENTS).parent.run,
         first.run,
     }
     stamps = {p: p.stat().st_mtime_ns for p in (place / "work" / "runs").rglob("*.pt")}

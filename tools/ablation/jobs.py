@@ -138,7 +138,8 @@ def _predict(row: Experiment, folder: FoldRun, target: Path, place: Place) -> No
     prepared = setting.prepare(place, "own", row.size, "test")
     meta = predictions.describe(folder, row, kept, checkpoints.past(kept[-1]))
     models = predictions.load_models(row, kept, chosen)
-    predictions.write(target, models, row, prepared, range(len(prepared)), chosen, 0, meta)
+    images = predictions.Images(prepared, range(len(prepared)), chosen, 0)
+    predictions.write(target, models, row, images, meta)
 
 
 def _tidy(job: Job, folder: FoldRun, place: Place) -> None:

@@ -13,7 +13,7 @@ from kernel_lib import config
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
 from kernel_lib.kaggle import paths
-from kernel_lib.plan import TrainPlan, plan
+from kernel_lib.plan import TrainPlan, plan_training
 from tools.fuzz.case import Case, Desk, Target
 from tools.fuzz.mutate import damaged, garbled
 
@@ -69,7 +69,7 @@ def namespace(desk: Desk) -> Case:
         names[rng.choice(("SEEDS", "X" * 5000, "Ä", "epochs"))] = 1
 
     def attempt() -> TrainPlan:
-        return plan(config.TrainParameters.from_namespace(names), EXPERIMENTS)
+        return plan_training(config.TrainParameters.from_namespace(names), EXPERIMENTS)
 
     listed = ", ".join(f"{name}: {config._shown(value)}" for name, value in given.items())
     data = listed.encode("utf-8", "backslashreplace")
@@ -141,7 +141,7 @@ def experiment(desk: Desk) -> Case:
 
     def attempt() -> TrainPlan:
         text = paths.experiment_text(str(path))
-        return plan(config.TrainParameters.checked({"experiment": text}), EXPERIMENTS)
+        return plan_training(config.TrainParameters.checked({"experiment": text}), EXPERIMENTS)
 
     def wrong(result: TrainPlan) -> str | None:
         values = json.loads(data)

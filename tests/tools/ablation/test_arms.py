@@ -1,7 +1,7 @@
 import pytest
 
 from kernel_lib.config import TrainParameters
-from kernel_lib.plan import plan
+from kernel_lib.plan import plan_training
 from kernel_lib.stages import train
 from tools.ablation import arms, claims, runner, table
 from tools.ablation.arms import Joined, Trained
@@ -27,7 +27,7 @@ TRAINED = [arm for arm in ARMS.values() if isinstance(arm, Trained)]
 @pytest.mark.parametrize("arm", TRAINED, ids=lambda arm: arm.name)
 def test_every_row_can_be_trained(arm):
     rows = {one.name: one.row for one in TRAINED}
-    decided = plan(TrainParameters(experiment=arm.name, seed=1, device="cpu"), rows)
+    decided = plan_training(TrainParameters(experiment=arm.name, seed=1, device="cpu"), rows)
     assert decided.run == f"{arm.name}_seed1"
     train.check(decided)
 

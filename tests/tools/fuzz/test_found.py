@@ -31,7 +31,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import packages
 from kernel_lib.models import weights
-from kernel_lib.plan import plan
+from kernel_lib.plan import plan_training
 from kernel_lib.postprocess import submission
 from tools.fuzz import pictures as drawn
 
@@ -278,13 +278,13 @@ def test_rows_that_would_start_from_themselves_are_refused():
     row = next(iter(EXPERIMENTS))
     parameters = TrainParameters(experiment=row, weights=row, parent_weights=row)
     with pytest.raises(InputError, match=f"PARENT_WEIGHTS {row} is an experiment"):
-        plan(parameters, EXPERIMENTS)
+        plan_training(parameters, EXPERIMENTS)
 
 
 def test_a_run_s_name_is_one_that_a_folder_can_have():
     parameters = TrainParameters(weights="/a" * 150)
     with pytest.raises(InputError, match="at most 200"):
-        plan(parameters, EXPERIMENTS)
+        plan_training(parameters, EXPERIMENTS)
 
 
 # --- Archives, wheels, checkpoints ----------------------------------------------------------
