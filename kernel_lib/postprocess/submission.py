@@ -210,6 +210,14 @@ def score(
     )
 
 
+def parse(where: str, text: str, shape: tuple[int, int]) -> rle.Runs:
+    """Return the runs of a table's RLE; InputError naming `where` the RLE is."""
+    try:
+        return parse_cell(text, shape)
+    except rle.RleError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[int, str]]:
     """Yield (row, problem) of ids that the sample lacks, or that more than one row has."""
     written = dict(zip(names_of(wanted), wanted, strict=True))
@@ -274,13 +282,8 @@ def _grouped(table: pd.DataFrame, name: str) -> dict[str, list[tuple[str, str]]]
 
 
 def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
-    many = []
-    for where, text in rows:
-        try:
-            many.append(parse_cell(text, shape))
-        except rle.RleError as error:
-            raise InputError(f"{where}: {error}") from None
-    return rle.union(many) if len(many) > 1 else many[0]
+    masks = [parse(where, text, shape) for where, text in rows]
+    return rle.union(masks) if len(masks) > 1 else masks[0]
 
 
 def _read(path: Path) -> tuple[list[str], pd.DataFrame, list[tuple[int, str]]]:

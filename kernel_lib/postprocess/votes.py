@@ -87,7 +87,11 @@ def of_files(
         _check_ids(path, column, paths[0], columns[0])
     vote, voted, n_with_mask = union_of_agreeing if union else at_least, [], [0] * len(paths)
     for image in bar(columns[0], desc="vote", unit="image"):
-        many = [_runs(*named, image, shape) for named in zip(paths, columns, strict=True)]
+        cells = zip(paths, (column[image] for column in columns), strict=True)
+        many = [
+            submission.parse(f"{path}, row {row} ({image})", text, shape)
+            for path, (row, text) in cells
+        ]
         n_with_mask = [n + (len(runs) > 0) for n, runs in zip(n_with_mask, many, strict=True)]
         voted.append(rle.to_string(vote(many, k)))
     submission.write(out, labels.read_sample(paths[0]), voted)
@@ -153,20 +157,10 @@ def _column(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _check_ids(path: Path, column: dict, first_path: Path, first: dict) -> None:
-    fix = "vote on submissions of one and the same set of images"
-    for image in first:
-        if image not in column:
-            raise InputError(f"{path} lacks image {image}, which {first_path} has: {fix}")
-    for image in column:
-        if image not in first:
-            raise InputError(f"{path} has image {image}, which {first_path} lacks: {fix}")
-
-
-def _runs(
-    path: Path, column: dict[str, tuple[int, str]], image: str, shape: tuple[int, int]
-) -> rle.Runs:
-    row, text = column[image]
-    try:
-        return labels.parse_cell(text, shape)
-    except rle.RleError as error:
-        raise InputError(f"{path}, row {row} ({image}): {error}") from None
+    odd = [i for i in first if i not in column] or [i for i in column if i not in first]
+    if odd:
+        verbs = ("lacks", "has") if odd[0] in first else ("has", "lacks")
+        raise InputError(
+            f"{path} {verbs[0]} image {odd[0]}, which {first_path} {verbs[1]}: "
+            "vote on submissions of the same set of images"
+        )
