@@ -20,22 +20,6 @@ NO_LABEL = -1
 LOG2_FULL = 20  # log2 of the pixels of a 1024² image
 
 
-def label_level(prob: float) -> int:
-    """Return the level 0–255 of a label's probability, round(255 · p).
-
-    Raises: InputError for anything but a number of 0–1.
-    """
-    try:
-        within = 0 <= float(prob) <= 1
-    except (TypeError, ValueError):
-        within = False
-    if not within or isinstance(prob, str):
-        raise InputError(
-            f"the label is {prob!r}, not a probability of 0–1: apply the sigmoid first"
-        )
-    return round(255 * float(prob))
-
-
 def checked_level(label: int | None) -> int | None:
     """Return a label's level as int, or None where there is none.
 
@@ -49,7 +33,7 @@ def checked_level(label: int | None) -> int | None:
         level = NO_LABEL
     if not 0 <= level <= 255 or isinstance(label, bool | np.bool_):
         raise InputError(
-            f"the label is {label!r}, not a level of 0–255: give label_level(p) of its probability"
+            f"the label is {label!r}, not a level of 0–255: give round(255 · p) of its probability"
         )
     return level
 
