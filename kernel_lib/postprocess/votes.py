@@ -28,7 +28,7 @@ def at_least(many: Sequence[rle.Runs], k: int) -> rle.Runs:
     """Return the runs (n, 2) of the pixels that lie in at least k of the masks.
 
     Raises: InputError unless k is 1 to the number of masks.
-    Source: the notes' vote, k = 4 of nine submissions, no area rule afterwards.
+    Source: the reference solution's vote, k = 4 of nine submissions, no area rule afterwards.
     """
     _check_k(k, len(many))
     if sum(len(runs) > 0 for runs in many) < k:
