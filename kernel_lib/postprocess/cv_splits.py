@@ -33,12 +33,10 @@ def checked_groups(
             f"image {image_ids[repeated.argmax()]} stands there twice: unite its masks into one "
             "row first"
         )
-    if groups is None:
-        return np.array(image_ids, dtype=object)
+    groups = [""] * n_images if groups is None else groups
     known = ("" if pd.isna(group) else str(group).strip() for group in groups)
-    return np.array(
-        [group or image_id for group, image_id in zip(known, image_ids, strict=True)], dtype=object
-    )
+    names = [group or image_id for group, image_id in zip(known, image_ids, strict=True)]
+    return np.array(names, dtype=object)
 
 
 def outer_folds(

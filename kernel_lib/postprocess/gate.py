@@ -20,22 +20,6 @@ NO_LABEL = -1
 LOG2_FULL = 20  # log2 of the pixels of a 1024² image
 
 
-def label_level(prob: float) -> int:
-    """Return the level 0–255 of a label's probability, round(255 · p).
-
-    Raises: InputError for anything but a number of 0–1.
-    """
-    try:
-        within = 0 <= float(prob) <= 1
-    except (TypeError, ValueError):
-        within = False
-    if not within or isinstance(prob, str):
-        raise InputError(
-            f"the label is {prob!r}, not a probability of 0–1: apply the sigmoid first"
-        )
-    return round(255 * float(prob))
-
-
 def checked_level(label: int | None) -> int | None:
     """Return a label's level as int, or None where there is none.
 
@@ -49,7 +33,7 @@ def checked_level(label: int | None) -> int | None:
         level = NO_LABEL
     if not 0 <= level <= 255 or isinstance(label, bool | np.bool_):
         raise InputError(
-            f"the label is {label!r}, not a level of 0–255: give label_level(p) of its probability"
+            f"the label is {label!r}, not a level of 0–255: give round(255 · p) of its probability"
         )
     return level
 
@@ -84,7 +68,7 @@ def sum_level(hist: np.ndarray, n_px: int) -> int:
     a level is a step of 5.6 % in the sum.
 
     Shapes: hist (256,) pixels by level of the map at the image's own size, n_px = H·W of that.
-    Source: the notes' finding that a mask model's sum predicts "has a mask" better than a
+    Source: the reference solution, whose mask models' sums predict "has a mask" better than a
     classifier.
     """
     sum_px = int(hist @ np.arange(256)) / 255 * (FULL_AREA / n_px)

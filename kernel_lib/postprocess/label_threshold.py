@@ -20,7 +20,7 @@ A plain grid, one exhaustive search for each gate, gives the same gate but takes
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,18 +29,12 @@ from kernel_lib.postprocess.exhaustive import KEEP_NONE, LEVELS, Problem, n_reac
 NO_GATE = -1  # every label level is above it
 
 
-@dataclass(frozen=True)
-class Box:
-    """Rules by their top level, gate and bottom level; first and last of each are included."""
+class Box(NamedTuple):
+    """Rules by their gate, top level and bottom level; first and last of each are included."""
 
-    tops: tuple[int, int]
     gates: tuple[int, int]  # positions among the gates tried
+    tops: tuple[int, int]
     bottoms: tuple[int, int]
-
-    @property
-    def settled(self) -> bool:
-        """Whether it holds a single top and gate, so that its bound is a score."""
-        return self.tops[0] == self.tops[1] and self.gates[0] == self.gates[1]
 
 
 def best_gate(problem: Problem, *, single: bool) -> int:
@@ -49,15 +43,13 @@ def best_gate(problem: Problem, *, single: bool) -> int:
     Scores tie when their means differ by less than 2^-42, as those of rules do.
     """
     sweep = _Sweep(problem, single)
-    root = Box((0, LEVELS - 1), (0, len(sweep.gates) - 1), (0, LEVELS - 1))
-    heap = list(sweep.promising(root))
+    heap = sweep.promising(Box((0, len(sweep.gates) - 1), (0, LEVELS - 1), (0, LEVELS - 1)))
     while heap:
-        bound, *_, box = heapq.heappop(heap)
-        if not sweep.could_win(np.array([-bound]), box.gates[0]).any():
-            continue  # a better rule has been found meanwhile
-        for half in sweep.halves(box):
-            for entry in sweep.promising(half):
-                heapq.heappush(heap, entry)
+        bound, box = heapq.heappop(heap)
+        if sweep.could_win(np.array([-bound]), box):  # else a better rule was found meanwhile
+            for half in sweep.halves(box):
+                for entry in sweep.promising(half):
+                    heapq.heappush(heap, entry)
     as_good = sweep.scored >= sweep.scored.max() - problem.n_images
     return int(sweep.gates[as_good.argmax()])
 
@@ -75,79 +67,68 @@ class _Sweep:
         empty_order = np.argsort(-problem.empty_label, kind="stable")
         self.n_pass = n_reaching(problem.label, self.gates + 1)
         self.n_empty_pass = n_reaching(problem.empty_label, self.gates + 1)
+        self.share = self.n_pass / max(len(order), 1) + self.n_empty_pass / max(len(empty_order), 1)
         self.gain = problem.gain[order]
         self.area = np.ascontiguousarray(problem.area[order].T)  # (255, P)
         self.empty_area = np.ascontiguousarray(problem.empty_area[empty_order].T)  # (255, E)
         self.by_area = np.argsort(-self.area, axis=1, kind="stable")  # (255, P)
-        self.keep_all = _sums_of_first(self.gain)[self.n_pass]  # (G, 255) by an area of 0
+        # What an area of 0 gains and loses, (G, 255).
+        self.gain_all = _sums_of_first(self.gain)[self.n_pass]
         shown = problem.empty_shown[empty_order].astype(np.int32)
-        self.keep_all_wrong = _sums_of_first(shown)[self.n_empty_pass]  # (G, 255)
+        self.loss_all = self.unit * _sums_of_first(shown)[self.n_empty_pass].astype(np.int64)
         self.scored = np.zeros(len(self.gates), np.int64)  # keeping no mask gains nothing
 
-    def could_win(self, bounds: np.ndarray, gate: int) -> np.ndarray:
-        """Return whether rules of that gate or higher may beat those found, by their bounds.
+    def could_win(self, bounds: np.ndarray, box: Box) -> np.ndarray:
+        """Return whether rules of a box may beat those found, by their bounds.
 
         A tie counts only if no gate as low is known to be as good.
         """
         floor = self.scored.max() - self.n_images
-        return (bounds >= floor) & (bounds > self.scored[: gate + 1].max())
+        return (bounds >= floor) & (bounds > self.scored[: box.gates[0] + 1].max())
 
     def halves(self, box: Box) -> tuple[Box, Box]:
         """Return the box cut across its tops or its gates, whichever is wider."""
-        first, last = box.gates
-        tops = (box.tops[1] - box.tops[0]) / LEVELS
-        size = self.n_pass[first : last + 1] / max(len(self.gain), 1)
-        size = size + self.n_empty_pass[first : last + 1] / max(self.empty_area.shape[1], 1)
-        if first == last or tops > size[0] - size[-1]:
-            middle = sum(box.tops) // 2
-            return (
-                replace(box, tops=(box.tops[0], middle)),
-                replace(box, tops=(middle + 1, box.tops[1])),
-            )
+        (lowest, highest), (first, last) = box.tops, box.gates
+        share = self.share[first : last + 1]
+        if first == last or (highest - lowest) / LEVELS > share[0] - share[-1]:
+            middle = (lowest + highest) // 2
+            return box._replace(tops=(lowest, middle)), box._replace(tops=(middle + 1, highest))
         # By images, not by levels: labels crowd at both ends.
-        below = np.count_nonzero(size > (size[0] + size[-1]) / 2)
+        below = np.count_nonzero(share > (share[0] + share[-1]) / 2)
         middle = first + min(max(below, 1), last - first) - 1
-        return replace(box, gates=(first, middle)), replace(box, gates=(middle + 1, last))
+        return box._replace(gates=(first, middle)), box._replace(gates=(middle + 1, last))
 
-    def promising(self, box: Box) -> list[tuple]:
-        """Return the box, narrowed to bottoms that could win, as a heap entry; [] without any."""
-        least = box.bottoms[0] if not self.single else max(box.bottoms[0], box.tops[0])
+    def promising(self, box: Box) -> list[tuple[int, Box]]:
+        """Return [(-bound, the box narrowed to bottoms that could win)], or [] without any."""
+        least = max(box.bottoms[0], box.tops[0]) if self.single else box.bottoms[0]
         bottoms = np.arange(least, min(box.bottoms[1], box.tops[1]) + 1)
         if not len(bottoms):
             return []
         bounds, areas = self._bounds(box, bottoms)
+        # The rule behind the bound is often nearly the best, under whichever gate. Where the box
+        # holds a single top and gate, the bound is its score.
         at = int(bounds.argmax())
-        if box.settled:
-            gate = box.gates[0]
-            self.scored[gate] = max(self.scored[gate], bounds[at])
-            return []
-        if not self.could_win(bounds, box.gates[0]).any():
-            return []
-        # The rule behind the bound, scored under all gates, is often nearly the best.
-        top = int(bottoms[at]) if self.single else max(box.tops[0], int(bottoms[at]))
-        scores = self._scores(top, int(areas[at]), int(bottoms[at]))
+        bottom = int(bottoms[at])
+        scores = self._scores(max(box.tops[0], bottom), int(areas[at]), bottom)
         self.scored = np.maximum(self.scored, scores)
-        alive = bottoms[self.could_win(bounds, box.gates[0])]
-        if not len(alive):
+        alive = bottoms[self.could_win(bounds, box)]
+        if not len(alive) or (box.tops[0] == box.tops[1] and box.gates[0] == box.gates[1]):
             return []
-        box = replace(box, bottoms=(int(alive[0]), int(alive[-1])))
-        # Boxes of the heap are apart, so that no two entries compare equal before the box.
-        return [(-int(bounds[at]), box.gates, box.tops, box)]
+        return [(-int(bounds[at]), box._replace(bottoms=(int(alive[0]), int(alive[-1]))))]
 
     def _bounds(self, box: Box, bottoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the upper bound (B,) for each bottom, and the area (B,) behind it."""
-        top, gate = box.tops[0], box.gates[0]
+        (top, highest), (gate, last) = box.tops, box.gates
         columns = slice(int(bottoms[0]), int(bottoms[-1]) + 1)
         order = self.by_area[top]
         order = order[order < self.n_pass[gate]]
         falling = self.area[top, order]
         falling = falling[: np.count_nonzero(falling)]
         sums = self.gain[order[: len(falling)], columns].cumsum(axis=0)
-        wrong = self.empty_area[box.tops[1], : self.n_empty_pass[box.gates[1]]]
         # Inside a tie of areas a sum lacks some gains, so that its end is never below it.
+        wrong = self.empty_area[highest, : self.n_empty_pass[last]]
         sums -= self.unit * n_reaching(wrong, falling)[:, None]
-        keep_all = self.keep_all[gate, columns]
-        keep_all = keep_all - self.unit * self.keep_all_wrong[box.gates[1], columns].astype(int)
+        keep_all = self.gain_all[gate, columns] - self.loss_all[last, columns]
         sums = np.concatenate([np.zeros((1, len(bottoms)), np.int64), sums, keep_all[None]])
         at = sums.argmax(axis=0)
         areas = np.concatenate([[KEEP_NONE], falling, [0]])
@@ -156,7 +137,7 @@ class _Sweep:
     def _scores(self, top: int, area: int, bottom: int) -> np.ndarray:
         """Return what a rule gains under each gate (G,)."""
         if area == 0:
-            return self.keep_all[:, bottom] - self.unit * self.keep_all_wrong[:, bottom].astype(int)
+            return self.gain_all[:, bottom] - self.loss_all[:, bottom]
         kept = np.where(self.area[top] >= area, self.gain[:, bottom], 0)
         wrong = (self.empty_area[top] >= area).astype(np.int64)
         lost = self.unit * _sums_of_first(wrong)[self.n_empty_pass]

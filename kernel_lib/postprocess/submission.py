@@ -1,7 +1,8 @@
-"""Submission files: written whole, checked row by row, scored against a table of labels."""
+"""Submission files: written atomically, checked row by row, scored against a table of labels."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """The competition's score of a submission, over images that stand in both tables."""
+    """The competition's score of a submission, over the images that are in both tables."""
 
     dice: float  # mean over images, 0–1
     n_images: int
@@ -34,37 +35,38 @@ class ScoreResult:
     n_false_positive: int  # truth empty, a mask predicted
     n_only_submission: int  # images left out, since they have no label
     n_only_labels: int  # images left out, since they were not predicted
-    doubts: tuple[str, ...] = ()  # masks that seem drawn at another size than their images
+    doubts: tuple[str, ...] = ()  # on masks that seem drawn at another size than their images
 
 
 def write(path: Path | str, ids: Sequence[str] | Sample, rles: Sequence[str]) -> None:
-    """Write a submission, one row an image in the order given, whole or not at all.
+    """Write a submission atomically, one row an image in the order given.
 
-    A sample in the place of ids is written back with these masks: its ids, columns and order.
+    With a sample instead of ids, its ids, columns and order are written with these masks.
 
     Shapes: ids and rles of one length; an empty mask is "-1" or "".
-    Raises: InputError for different lengths or an id twice.
+    Raises: InputError for different lengths or a repeated id.
     """
     sample = ids if isinstance(ids, Sample) else None
     ids = list(sample.image_id if sample else ids)
     if len(ids) != len(rles):
         raise InputError(f"{len(rles)} masks for {len(ids)} images: give one mask an image")
-    twice = _first_repeated(ids)
-    if twice is not None:
-        raise InputError(f"image {twice} stands there twice: unite its masks into one row")
+    repeated = [image_id for image_id, n in Counter(ids).items() if n > 1]
+    if repeated:
+        raise InputError(f"image {repeated[0]} stands there twice: unite its masks into one row")
     masks = [text.strip() or rle.EMPTY for text in rles]
     rows = sample.rows(masks) if sample else [COLUMNS, *zip(ids, masks, strict=True)]
     write_text(Path(path), cells.as_text(rows))
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """Rows of an RLE table as they stand: columns row, image_id, rle.
+    """Return the rows of an RLE table unchanged: columns row, image_id, rle.
 
-    `row` counts as an editor does, the header being 1. Columns may be more than the two, in any
-    order; blanks around values and quotes go, empty lines are passed over, and nothing is united or
-    checked within the RLE.
-    Raises: InputError when it is missing, no text, lacks a column, or a row's values are not those
-    of the header in number.
+    `row` counts as an editor does, the header being 1. There may be more columns than the two, in
+    any order; blanks around values, quotes and empty lines are dropped, and neither are rows united
+    nor RLEs checked.
+
+    Raises: InputError when it is missing, not text, lacks a column, or a row has more or fewer
+    values than the header.
     """
     _, table, ragged = _read(Path(path))
     if ragged:
@@ -73,7 +75,7 @@ def read(path: Path | str) -> pd.DataFrame:
 
 
 def by_image(path: Path | str) -> pd.Series:
-    """The RLE of each row of a submission by image id, as `labels.names_of` has it."""
+    """Return the RLE of each row of a submission by image id, as `labels.names_of` has it."""
     table = read(path)
     return pd.Series(table["rle"].to_numpy(), index=names_of(table["image_id"]))
 
@@ -84,15 +86,15 @@ def validate(
     shapes: Shapes | None = None,
     shape: tuple[int, int] = SHAPE,
 ) -> list[str]:
-    """What is wrong with a submission, each with its row and the fix; [] when nothing is.
+    """Return what is wrong with a submission, each with its row and the fix; [] when it is valid.
 
-    Every id of the sample once, as the sample writes it, and no other, and no column that it lacks;
-    each RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order of rows
-    and columns is no fault, since the competition matches by name: `order_note` names it. `sample`
-    is the sample submission, or its ids in order.
+    Valid is every id of the sample once, as the sample writes it, and no other id or column; each
+    RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order of rows and
+    columns is free, since the competition matches by name: `order_note` names it. `sample` is the
+    sample submission, or its ids in order.
 
     Shapes: `shapes` holds (H, W) by id as the sample writes it; images not in it have `shape`.
-    Raises: InputError when the sample itself cannot be read; what is wrong in `path` is returned.
+    Raises: InputError when the sample itself cannot be read; faults of `path` are returned.
     """
     columns, wanted = _of_sample(sample)
     try:
@@ -103,11 +105,11 @@ def validate(
         *(
             (
                 1,
-                f"row 1: the column {c!r} is not the sample's: write the table without it, or "
+                f"row 1: the column {name!r} is not the sample's: write the table without it, or "
                 "without an index column",
             )
-            for c in header
-            if c not in columns
+            for name in header
+            if name not in columns
         ),
         *ragged,
         *_problems_of_ids(table, wanted),
@@ -116,15 +118,15 @@ def validate(
     problems.sort(key=lambda problem: problem[0])
     given, last = set(table["image_id"]), max([1, *table["row"]])
     return [text for _, text in problems] + [
-        f"after row {last}: image {one} of the sample is missing: add the row "
-        f"{cells.as_text([[one, rle.EMPTY]]).strip()!r}, or its mask"
-        for one in wanted
-        if one not in given
+        f"after row {last}: image {image_id} of the sample is missing: add the row "
+        f"{cells.as_text([[image_id, rle.EMPTY]]).strip()!r}, or its mask"
+        for image_id in wanted
+        if image_id not in given
     ]
 
 
 def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) -> str | None:
-    """A sentence when columns or ids are not in the sample's order, no fault; else None."""
+    """Return a sentence when columns or ids are not in the sample's order, no fault; else None."""
     columns, wanted = _of_sample(sample)
     header, given, _ = _read(Path(path))
     if header != columns:
@@ -132,7 +134,7 @@ def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) ->
     ids = given["image_id"].tolist()
     if ids == wanted or sorted(ids) != sorted(wanted):
         return None
-    at = next(at for at, one in enumerate(ids) if one != wanted[at])
+    at = next(at for at, image_id in enumerate(ids) if image_id != wanted[at])
     return (
         f"row {given['row'].iloc[at]}: from here on the order is not the sample's ({ids[at]}, "
         f"there {wanted[at]}): no fault, since the score does not depend on it"
@@ -142,7 +144,7 @@ def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) ->
 def doubt(
     path: Path | str, shapes: Shapes | None = None, shape: tuple[int, int] = SHAPE
 ) -> str | None:
-    """Return what is odd of a valid submission's masks: cut, or drawn at another size; else None.
+    """Return why a valid submission's masks are doubted: cut, or drawn at another size; else None.
 
     A predicted mask may be as long as a cut one by chance, so that neither makes it invalid.
     """
@@ -152,11 +154,11 @@ def doubt(
             parse_cell(text)
         except rle.RleError as error:
             return f"{path}, row {row}: {error}"
-    own = [(shapes or {}).get(one, shape) for one in table["image_id"]]
-    found = label_checks.doubt_of_drawing(
-        [(rle.parse(text, of), of) for text, of in zip(table["rle"], own, strict=True)]
+    own = [(shapes or {}).get(image_id, shape) for image_id in table["image_id"]]
+    doubt = label_checks.doubt_of_drawing(
+        [(rle.parse(text, size), size) for text, size in zip(table["rle"], own, strict=True)]
     )
-    return f"{path}: {found}" if found else None
+    return f"{path}: {doubt}" if doubt else None
 
 
 def score(
@@ -165,32 +167,34 @@ def score(
     shapes: Shapes | None = None,
     shape: tuple[int, int] = SHAPE,
 ) -> ScoreResult:
-    """Mean dice of a submission over the images that it shares with the labels.
+    """Score a submission on the images that it shares with the labels.
 
-    Several rows of an image are united, and ids are compared as `labels.names_of` has them. Counted
-    on runs, so that no mask is drawn. Tables are as `read` returns them (image_id, rle), or files.
+    Several rows of an image are united, and ids are compared as `labels.names_of` has them. Dice is
+    counted on runs, so that no mask is drawn. Tables are as `read` returns them, or files.
 
     Shapes: `shapes` holds (H, W) by image id; images not in it have `shape`.
-    Raises: InputError naming file and row of an RLE at fault, or when no image stands in both.
+    Raises: InputError naming file and row of a faulty RLE, or when the tables share no image.
     """
-    sides = [_grouped(_table(side), str(_name(side))) for side in (submission, labels)]
-    predicted, truth = sides
-    both = [one for one in predicted if one in truth]
+    given = (submission, labels)
+    names = ["the table given" if isinstance(side, pd.DataFrame) else str(side) for side in given]
+    tables = [side if isinstance(side, pd.DataFrame) else read(side) for side in given]
+    predicted, truth = sides = list(map(_grouped, tables, names))
+    both = [image_id for image_id in predicted if image_id in truth]
     if not both:
         examples = ", ".join(next(iter(side), "none") for side in sides)
         raise InputError(
-            f"{_name(submission)} and {_name(labels)} share no image (the first are {examples}): "
+            f"{names[0]} and {names[1]} share no image (the first are {examples}): "
             "give the labels of the same set"
         )
     counts = np.empty((len(both), 3), dtype=np.int64)  # (N, 3) intersection, predicted, truth
     masks: list[list[label_checks.Label]] = [[], []]  # of the sides
-    for at, one in enumerate(both):
-        own = (shapes or {}).get(one, shape)
-        first, second = (_united(side[one], own) for side in sides)
-        counts[at] = rle.shared_px(first, second), rle.area(first), rle.area(second)
-        for of_side, runs in zip(masks, (first, second), strict=True):
+    for at, image_id in enumerate(both):
+        own = (shapes or {}).get(image_id, shape)
+        pred, true = (_united(side[image_id], own) for side in sides)
+        counts[at] = rle.shared_px(pred, true), rle.area(pred), rle.area(true)
+        for of_side, runs in zip(masks, (pred, true), strict=True):
             of_side.append((runs, own))
-    doubts = zip((submission, labels), map(label_checks.doubt_of_drawing, masks), strict=True)
+    doubts = zip(names, map(label_checks.doubt_of_drawing, masks), strict=True)
     dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
     return ScoreResult(
         dice=mean_dice(dice),
@@ -202,58 +206,63 @@ def score(
         n_false_positive=int((~has_mask & has_pred).sum()),
         n_only_submission=len(predicted) - len(both),
         n_only_labels=len(truth) - len(both),
-        doubts=tuple(f"{_name(side)}: {doubt}" for side, doubt in doubts if doubt),
+        doubts=tuple(f"{name}: {doubt}" for name, doubt in doubts if doubt),
     )
 
 
+def parse(where: str, text: str, shape: tuple[int, int]) -> rle.Runs:
+    """Return the runs of a table's RLE; InputError naming `where` the RLE is."""
+    try:
+        return parse_cell(text, shape)
+    except rle.RleError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[int, str]]:
-    """(row, problem) of ids that the sample lacks, or that stand in more than one row."""
+    """Yield (row, problem) of ids that the sample lacks, or that more than one row has."""
     written = dict(zip(names_of(wanted), wanted, strict=True))
     without_zeros = {name.lstrip("0"): as_written for name, as_written in written.items()}
     in_sample, ids = set(wanted), table["image_id"]
     first_row: dict[str, int] = {}
-    for row, one, name in zip(table["row"], ids, names_of(ids), strict=True):
-        if one not in in_sample:
+    for row, image_id, name in zip(table["row"], ids, names_of(ids), strict=True):
+        if image_id not in in_sample:
             known = written.get(name) or without_zeros.get(name.lstrip("0"))
             fix = f"write it {known!r}" if known else "remove the row"
-            yield row, f"row {row}: image {one!r} is not in the sample: {fix}"
-        if one in first_row:
+            yield row, f"row {row}: image {image_id!r} is not in the sample: {fix}"
+        if image_id in first_row:
             yield (
                 row,
-                f"row {row}: image {one!r} stands in row {first_row[one]} already: unite its masks "
-                "into one row, since the competition takes one mask an image",
+                f"row {row}: image {image_id!r} stands in row {first_row[image_id]} already: unite "
+                "its masks into one row, since the competition takes one mask an image",
             )
-        first_row.setdefault(one, row)
+        first_row.setdefault(image_id, row)
 
 
 def _problems_of_masks(
     table: pd.DataFrame, shapes: Shapes, shape: tuple[int, int]
 ) -> Iterator[tuple[int, str]]:
-    """(row, problem) of RLEs that describe no mask of their image, or overlap an earlier row's."""
+    """Yield (row, problem) of RLEs that are no mask of their image, or overlap an earlier row's."""
     seen: dict[str, list[tuple[int, rle.Runs]]] = {}
-    for row, one, text in zip(table["row"], table["image_id"], table["rle"], strict=True):
+    for row, image_id, text in zip(table["row"], table["image_id"], table["rle"], strict=True):
+        where = f"row {row} ({image_id})"
         if not text:
-            yield row, f"row {row} ({one}): no RLE: write {rle.EMPTY} for an empty mask"
+            yield row, f"{where}: no RLE: write {rle.EMPTY} for an empty mask"
             continue
         try:
-            runs = rle.parse(text, shapes.get(one, shape))
+            runs = rle.parse(text, shapes.get(image_id, shape))
         except rle.RleError as error:
-            yield row, f"row {row} ({one}): {error}"
+            yield row, f"{where}: {error}"
             continue
-        for earlier, others in seen.get(one, []):
+        for earlier, others in seen.get(image_id, []):
             shared = rle.shared_px(runs, others)
             if shared:
-                yield (
-                    row,
-                    f"row {row} ({one}): {shared} px overlap the mask in row {earlier}: "
-                    "unite the two",
-                )
+                yield row, f"{where}: {shared} px overlap the mask in row {earlier}: unite the two"
         if len(runs):
-            seen.setdefault(one, []).append((row, runs))
+            seen.setdefault(image_id, []).append((row, runs))
 
 
 def _of_sample(sample: Path | str | Sample | Sequence[str]) -> tuple[list[str], list[str]]:
-    """The sample's columns, and its ids, each once, in the order in which they first appear."""
+    """Return the sample's columns, and its ids without repetition."""
     if isinstance(sample, str | Path):
         sample = labels.read_sample(sample)
     if isinstance(sample, Sample):
@@ -263,40 +272,27 @@ def _of_sample(sample: Path | str | Sample | Sequence[str]) -> tuple[list[str], 
     return list(COLUMNS), list(dict.fromkeys(sample))
 
 
-def _table(side: Path | str | pd.DataFrame) -> pd.DataFrame:
-    return side if isinstance(side, pd.DataFrame) else read(side)
-
-
-def _name(side: Path | str | pd.DataFrame) -> Path | str:
-    return "the table given" if isinstance(side, pd.DataFrame) else side
-
-
 def _grouped(table: pd.DataFrame, name: str) -> dict[str, list[tuple[str, str]]]:
-    """By id, (where it stands, RLE) of each of its rows."""
+    """Return (file and row, RLE) of the rows of each image id."""
     rows = table["row"] if "row" in table else range(2, len(table) + 2)
     grouped: dict[str, list[tuple[str, str]]] = {}
-    for row, one, text in zip(rows, names_of(table["image_id"]), table["rle"], strict=True):
-        grouped.setdefault(one, []).append((f"{name}, row {row} ({one})", text))
+    for row, image_id, text in zip(rows, names_of(table["image_id"]), table["rle"], strict=True):
+        grouped.setdefault(image_id, []).append((f"{name}, row {row} ({image_id})", text))
     return grouped
 
 
 def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
-    many = []
-    for where, text in rows:
-        try:
-            many.append(parse_cell(text, shape))
-        except rle.RleError as error:
-            raise InputError(f"{where}: {error}") from None
-    return rle.union(many) if len(many) > 1 else many[0]
+    masks = [parse(where, text, shape) for where, text in rows]
+    return rle.union(masks) if len(masks) > 1 else masks[0]
 
 
 def _read(path: Path) -> tuple[list[str], pd.DataFrame, list[tuple[int, str]]]:
-    """The header, the table of `read` without its ragged rows, and those as (row, problem)."""
+    """Return the header, the table of `read` without ragged rows, and those as (row, problem)."""
     (_, header), *given = cells.read(path) or [cells.Row(1, [])]
     if any(header.count(name) != 1 for name in COLUMNS):
-        found = f"the header is {','.join(header)[:80]!r}" if any(header) else "there is no header"
+        shown = f"the header is {','.join(header)[:80]!r}" if any(header) else "there is no header"
         raise InputError(
-            f"{path}, row 1: {found}, not {','.join(COLUMNS)!r}: give an RLE table with both "
+            f"{path}, row 1: {shown}, not {','.join(COLUMNS)!r}: give an RLE table with both "
             "columns, once each"
         )
     at_id, at_rle = map(header.index, COLUMNS)
@@ -305,20 +301,10 @@ def _read(path: Path) -> tuple[list[str], pd.DataFrame, list[tuple[int, str]]]:
         if len(row) == len(header) and row[at_id]:
             rows.append((at, row[at_id], row[at_rle]))
         else:
-            n = len(header)
-            found = "no id" if len(row) == n else f"{len(row)} values instead of {n}"
-            shown = repr(",".join(row)[:60])
+            n, shown = len(header), repr(",".join(row)[:60])
+            what = "no id" if len(row) == n else f"{len(row)} values instead of {n}"
             ragged.append(
-                (at, f"row {at}: {found} ({shown}): write 'id,RLE', blanks within the RLE")
+                (at, f"row {at}: {what} ({shown}): write 'id,RLE', blanks within the RLE")
             )
     table = pd.DataFrame(rows, columns=["row", "image_id", "rle"])
     return header, table.astype({"row": np.int64}), ragged
-
-
-def _first_repeated(ids: list[str]) -> str | None:
-    seen: set[str] = set()
-    for one in ids:
-        if one in seen:
-            return one
-        seen.add(one)
-    return None

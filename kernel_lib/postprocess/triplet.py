@@ -86,13 +86,13 @@ class Triplet:
 
         Raises: InputError for another dict.
         """
-        names = {"top", "min_area_px", "bottom"}
-        if not isinstance(values, dict) or set(values) - {"label"} != names:
+        try:
+            return cls(**values)
+        except TypeError:
             raise InputError(
-                f"a rule is {values!r}: it needs exactly {', '.join(sorted(names))}, and may have "
-                "a label"
-            )
-        return cls(**values)
+                f"a rule is {values!r}: it needs exactly bottom, min_area_px, top, and may have a "
+                "label"
+            ) from None
 
 
 def apply_rule(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> np.ndarray:

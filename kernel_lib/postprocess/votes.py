@@ -1,4 +1,4 @@
-"""Votes of finished submissions, pixel for pixel, counted on runs so that no mask is drawn."""
+"""Pixel-wise votes of masks and of submission files, counted on runs so that no mask is drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kernel_lib.progress import bar
 
 @dataclass(frozen=True)
 class VoteResult:
-    """What became of the images of a vote."""
+    """Counts of the images of a vote."""
 
     n_images: int
     n_kept: int  # images with a mask after the vote
@@ -25,43 +25,43 @@ class VoteResult:
 
 
 def at_least(many: Sequence[rle.Runs], k: int) -> rle.Runs:
-    """Runs (n, 2) of the pixels that lie in at least k of the given masks' runs.
+    """Return the runs (n, 2) of the pixels that lie in at least k of the masks.
 
     Raises: InputError unless k is 1 to the number of masks.
-    Source: the notes' vote, k = 4 of nine submissions, no area rule afterwards.
+    Source: the reference solution's vote, k = 4 of nine submissions, no area rule afterwards.
     """
     _check_k(k, len(many))
     if sum(len(runs) > 0 for runs in many) < k:
         return rle.union([])
     edges, steps, _ = _edges(many)
-    last = np.append(edges[1:] != edges[:-1], True)  # only once all edges at a pixel are counted
-    inside = np.cumsum(steps)[last] >= k  # from each such edge to the next
+    last = np.append(edges[1:] != edges[:-1], True)  # of the edges at a pixel
+    inside = np.cumsum(steps)[last] >= k  # from each last edge to the next
     turns = edges[last][np.diff(inside, prepend=False)]
     return np.stack([turns[0::2], turns[1::2] - turns[0::2]], axis=1)
 
 
 def union_of_agreeing(many: Sequence[rle.Runs], at_least: int) -> rle.Runs:
-    """Runs (n, 2) of the union of the masks that agree with enough others.
+    """Return the runs (n, 2) of the union of the masks that agree with enough others.
 
-    A mask agrees with another when they share a pixel. Masks that agree with `at_least - 1` others
-    or more speak, and the result is the union of those; when none speaks, it is empty. Agreement
-    is between two masks: the others that a mask agrees with need not share a pixel themselves.
+    Two masks agree when they share a pixel. The union is of the masks that agree with
+    `at_least - 1` others or more; the others that a mask agrees with need not agree with each
+    other.
 
     Raises: InputError unless `at_least` is 1 to the number of masks.
-    Source: the idea is the competition's 11th place's, the union of models that agree; this
+    Source: the union of models that agree is an idea of the competition's 11th place; this
     definition of agreeing is ours.
     """
     _check_k(at_least, len(many))
     many = [runs for runs in many if len(runs)]
     if len(many) < at_least:
         return rle.union([])
-    speaks = _agree(many).sum(axis=1) >= at_least  # a mask with pixels agrees with itself
-    return rle.union(runs for runs, one in zip(many, speaks, strict=True) if one)
+    agrees = _agree(many).sum(axis=1) >= at_least  # a mask with pixels agrees with itself
+    return rle.union(runs for runs, enough in zip(many, agrees, strict=True) if enough)
 
 
-def dice(one: rle.Runs, other: rle.Runs) -> float:
-    """Dice (0–1) of one image's runs, (n, 2) and (m, 2); empty against empty is 1."""
-    return float(dice_of_counts(rle.shared_px(one, other), rle.area(one), rle.area(other)))
+def dice(pred: rle.Runs, true: rle.Runs) -> float:
+    """Return the dice (0–1) of an image's runs, (n, 2) and (m, 2); empty against empty is 1."""
+    return float(dice_of_counts(rle.shared_px(pred, true), rle.area(pred), rle.area(true)))
 
 
 def of_files(
@@ -71,13 +71,14 @@ def of_files(
     union: bool = False,
     shape: tuple[int, int] = submission.SHAPE,
 ) -> VoteResult:
-    """Write to `out` the vote of submissions, in the first one's form; each has one voice.
+    """Write the vote of submissions to `out`, in the form of the first.
 
-    Pixels in at least k of the masks, or with `union` the union of the masks that agree.
+    The vote holds the pixels in at least k of the masks, or with `union` the union of the masks
+    that agree.
 
     Shapes: `shape` is the (H, W) of every image.
-    Raises: InputError naming the file when it is given twice or is `out`, holds other ids than the
-    first or one twice, or has an RLE at fault; also unless k is 1 to the number of files.
+    Raises: InputError naming a file that is given twice or is `out`, holds other ids than the first
+    or a repeated one, or has a faulty RLE; also unless k is 1 to the number of files.
     """
     _check_k(k, len(paths))
     _check_paths(paths, out)
@@ -86,7 +87,11 @@ def of_files(
         _check_ids(path, column, paths[0], columns[0])
     vote, voted, n_with_mask = union_of_agreeing if union else at_least, [], [0] * len(paths)
     for image in bar(columns[0], desc="vote", unit="image"):
-        many = [_runs(*named, image, shape) for named in zip(paths, columns, strict=True)]
+        cells = zip(paths, (column[image] for column in columns), strict=True)
+        many = [
+            submission.parse(f"{path}, row {row} ({image})", text, shape)
+            for path, (row, text) in cells
+        ]
         n_with_mask = [n + (len(runs) > 0) for n, runs in zip(n_with_mask, many, strict=True)]
         voted.append(rle.to_string(vote(many, k)))
     submission.write(out, labels.read_sample(paths[0]), voted)
@@ -95,21 +100,18 @@ def of_files(
 
 
 def _edges(many: Sequence[rle.Runs]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where runs start and end, ascending: pixel, step (+1 or −1) and the mask's place, each (E,).
-
-    A step counts from its pixel on.
-    """
+    """Return pixel, step (+1 or −1) and mask of the ends of runs, ascending by pixel, each (E,)."""
     edges = np.concatenate(many)  # (E / 2, 2) (start, length), a copy
     edges[:, 1] += edges[:, 0]
     # Each mask's edges ascend already: the stable sort merges them, much faster than the default.
-    # Places are even at starts, odd at ends.
+    # Positions are even at starts, odd at ends.
     order = np.argsort(edges, axis=None, kind="stable")
     of_mask = np.repeat(np.arange(len(many)), [2 * len(runs) for runs in many])
     return edges.ravel()[order], 1 - 2 * (order % 2), of_mask[order]
 
 
 def _agree(many: Sequence[rle.Runs]) -> np.ndarray:
-    """Which masks share a pixel, (n, n) bool; each with itself if it has one."""
+    """Return which masks share a pixel, (n, n) bool; each does with itself, unless it is empty."""
     edges, steps, of_mask = _edges(many)
     inside = np.zeros((len(many), len(edges)), dtype=np.int8)  # (n, E) of each mask, 0/1
     inside[of_mask, np.arange(len(edges))] = steps
@@ -133,13 +135,13 @@ def _check_paths(paths: Sequence[Path], out: Path) -> None:
     resolved = [path.resolve() for path in paths]
     for at, path in enumerate(paths):
         if resolved[at] in resolved[:at]:
-            raise InputError(f"{path} is given twice: each submission has one voice, give it once")
+            raise InputError(f"{path} is given twice: each submission has one vote, give it once")
         if resolved[at] == out.resolve():
             raise InputError(f"{out} is one of the submissions voted on: give another output file")
 
 
 def _column(path: Path) -> dict[str, tuple[int, str]]:
-    """By id, in the file's order, (row, RLE)."""
+    """Return (row, RLE) of each image id, in the file's order."""
     table = submission.read(path)
     column: dict[str, tuple[int, str]] = {}
     for row, image, text in zip(table["row"], table["image_id"], table["rle"], strict=True):
@@ -155,20 +157,10 @@ def _column(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _check_ids(path: Path, column: dict, first_path: Path, first: dict) -> None:
-    mend = "vote on submissions of one and the same set of images"
-    for image in first:
-        if image not in column:
-            raise InputError(f"{path} lacks image {image}, which {first_path} has: {mend}")
-    for image in column:
-        if image not in first:
-            raise InputError(f"{path} has image {image}, which {first_path} lacks: {mend}")
-
-
-def _runs(
-    path: Path, column: dict[str, tuple[int, str]], image: str, shape: tuple[int, int]
-) -> rle.Runs:
-    row, text = column[image]
-    try:
-        return labels.parse_cell(text, shape)
-    except rle.RleError as error:
-        raise InputError(f"{path}, row {row} ({image}): {error}") from None
+    odd = [i for i in first if i not in column] or [i for i in column if i not in first]
+    if odd:
+        verbs = ("lacks", "has") if odd[0] in first else ("has", "lacks")
+        raise InputError(
+            f"{path} {verbs[0]} image {odd[0]}, which {first_path} {verbs[1]}: "
+            "vote on submissions of the same set of images"
+        )

@@ -10,14 +10,6 @@ from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from tests.postprocess.samples import FULL
 
 
-def test_a_label_is_a_level() -> None:
-    assert [gate.label_level(p) for p in (0, 0.1, 0.5, 1.0)] == [0, 26, 128, 255]
-    assert gate.label_level(np.float32(0.75)) == 191
-    for wrong in (-0.1, 1.1, float("nan"), "x", "0.5", None, [0.5, 0.5]):
-        with pytest.raises(InputError, match="sigmoid"):
-            gate.label_level(wrong)
-
-
 @pytest.mark.parametrize("wrong", [-1, 256, 0.5, "high", True])
 def test_what_is_no_level_is_refused(wrong: object) -> None:
     with pytest.raises(InputError, match="level of 0–255"):

@@ -16,26 +16,12 @@ from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from tests.postprocess.samples import (
     FULL,
     NOTHING,
-    check_against_brute_force,
     image,
     small_images,
     stacked,
 )
 
 NO_LABEL = SearchOptions(label=False)
-
-
-@settings(max_examples=15)
-@given(images=small_images(4, labels=True), single=st.booleans())
-def test_search_finds_what_trying_every_gate_and_rule_finds(images: list, single: bool) -> None:
-    check_against_brute_force(images, single)
-
-
-@pytest.mark.slow
-@settings(max_examples=200)
-@given(images=small_images(6, labels=True), single=st.booleans())
-def test_search_finds_what_trying_every_gate_finds_at_length(images: list, single: bool) -> None:
-    check_against_brute_force(images, single)
 
 
 def random_set(n: int, seed: int) -> Stacked:

@@ -27,3 +27,27 @@ def test_a_report_is_read_and_written_as_before(name: str) -> None:
 def test_what_is_no_report_is_refused(kind: type, damaged: object) -> None:
     with pytest.raises(InputError, match=kind.__name__):
         kind.from_json(damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("unknown", 1),
+        ("n_images", "24"),
+        ("n_images", True),
+        ("interval", [0.5]),
+        ("missed", [{"low_px": 1}]),
+        ("rules", [{"fold": 0}]),
+        ("chosen", {"top": 2, "min_area_px": 1, "bottom": 0.5}),
+        ("auc_label", "high"),
+    ],
+)
+def test_a_damaged_field_is_named(name: str, wrong: object) -> None:
+    with pytest.raises(InputError, match=rf"NestedCVReport .*\({name}"):
+        NestedCVReport.from_json(WRITTEN["vote"] | {name: wrong})
+
+
+def test_a_missing_field_is_named() -> None:
+    values = {name: value for name, value in WRITTEN["vote"].items() if name != "honest"}
+    with pytest.raises(InputError, match=r"NestedCVReport .*\(honest"):
+        NestedCVReport.from_json(values)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import cv2
@@ -45,7 +46,7 @@ def test_a_submission_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     with pytest.raises(InputError, match="image a stands there twice"):
         submission.write(path, ["a", "a"], ["-1", "-1"])
     assert path.read_text() == SAMPLE
-    assert [one.name for one in tmp_path.iterdir()] == ["submission.csv"]
+    assert [file.name for file in tmp_path.iterdir()] == ["submission.csv"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_what_is_no_rle_table_is_named(tmp_path: Path, content: bytes | None, sa
     with pytest.raises(InputError, match=said) as raised:
         submission.read(path)
     assert "wrong.csv" in str(raised.value)
-    (problem,) = submission.validate(path, ["a"])[:1]  # told, not raised
+    (problem,) = submission.validate(path, ["a"])[:1]  # returned, not raised
     assert said in problem
 
 
@@ -121,12 +122,19 @@ def test_each_fault_is_named_with_its_row(
         assert problem.startswith(start)
 
 
-def test_another_order_is_a_note_and_no_fault(tmp_path: Path, sample: Path) -> None:
-    path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\na,-1\nc,-1\nb,-1\n")
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("ImageId,EncodedPixels\na,-1\nc,-1\nb,-1\n", "row 3: .*c, there b"),
+        ("EncodedPixels,ImageId\n-1,a\n-1,b\n-1,c\n", "row 1:"),
+    ],
+)
+def test_another_order_is_a_note_and_no_fault(
+    tmp_path: Path, sample: Path, text: str, note: str
+) -> None:
+    path = put(tmp_path / "submission.csv", text)
     assert submission.validate(path, sample) == []
-    note = submission.order_note(path, sample)
-    assert note.startswith("row 3:")
-    assert "c, there b" in note
+    assert re.match(note, submission.order_note(path, sample))
 
 
 DIALECTS = {
@@ -173,20 +181,14 @@ def test_an_id_that_lost_its_zeros_is_written_as_the_sample_has_it(tmp_path: Pat
     assert "write it" not in said[1]
 
 
-def test_columns_in_another_order_are_a_note_and_no_fault(tmp_path: Path, sample: Path) -> None:
-    path = put(tmp_path / "submission.csv", "EncodedPixels,ImageId\n-1,a\n-1,b\n-1,c\n")
-    assert submission.validate(path, sample) == []
-    assert submission.order_note(path, sample).startswith("row 1:")
-
-
 def test_a_score_does_not_depend_on_how_ids_are_written(tmp_path: Path) -> None:
     truth = put(tmp_path / "labels.csv", "ImageId,EncodedPixels\na,0 8\nb,-1\n")
     path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\nt/a.dcm,0 8\nt/b.dcm,3 3\n")
-    found = submission.score(path, truth)
-    assert (found.n_images, found.dice) == (2, 0.5)
+    result = submission.score(path, truth)
+    assert (result.n_images, result.dice) == (2, 0.5)
     twins = "ImageId,EncodedPixels\np1/v.jpg,0 8\np2/v.jpg,-1\n"
-    found = submission.score(put(truth, twins), put(path, twins))
-    assert (found.n_images, found.n_nonempty, found.dice) == (2, 1, 1.0)
+    result = submission.score(put(truth, twins), put(path, twins))
+    assert (result.n_images, result.n_nonempty, result.dice) == (2, 1, 1.0)
 
 
 def test_images_of_another_size_are_checked_against_their_own(tmp_path: Path) -> None:
@@ -212,24 +214,24 @@ def test_score_is_the_mean_dice_of_the_masks(tmp_path: Path) -> None:
     path, labels = tmp_path / "submission.csv", tmp_path / "labels.csv"
     submission.write(path, names, [rle.encode(mask) for mask in pred])
     submission.write(labels, names[::-1], [rle.encode(mask) for mask in truth[::-1]])
-    found = submission.score(path, labels, dict.fromkeys(names, shape))
+    result = submission.score(path, labels, dict.fromkeys(names, shape))
     dice = np.array([metrics.dice(*pair) for pair in zip(pred, truth, strict=True)])
     has_mask, has_pred = (np.array([mask.any() for mask in some]) for some in (truth, pred))
-    assert found.dice == pytest.approx(dice.mean(), abs=1e-14)
-    assert found.dice_nonempty == pytest.approx(dice[has_mask].mean(), abs=1e-14)
-    assert found.dice_all_empty == (~has_mask).mean()
-    assert (found.n_images, found.n_nonempty) == (40, has_mask.sum())
-    assert found.n_false_negative == (has_mask & ~has_pred).sum()
-    assert found.n_false_positive == (~has_mask & has_pred).sum()
+    assert result.dice == pytest.approx(dice.mean(), abs=1e-14)
+    assert result.dice_nonempty == pytest.approx(dice[has_mask].mean(), abs=1e-14)
+    assert result.dice_all_empty == (~has_mask).mean()
+    assert (result.n_images, result.n_nonempty) == (40, has_mask.sum())
+    assert result.n_false_negative == (has_mask & ~has_pred).sum()
+    assert result.n_false_positive == (~has_mask & has_pred).sum()
 
 
 def test_score_unites_rows_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
     labels = put(tmp_path / "labels.csv", "ImageId, EncodedPixels\na, 0 6\na, 4 4\nb, -1\nd, 3 3\n")
     path = put(tmp_path / "submission.csv", "ImageId,EncodedPixels\na,0 8\nb,1 1\nc,-1\n")
-    found = submission.score(path, labels)
-    assert found.dice == 0.5
-    assert found.dice_nonempty == 1.0
-    assert (found.n_images, found.n_only_submission, found.n_only_labels) == (2, 1, 1)
+    result = submission.score(path, labels)
+    assert result.dice == 0.5
+    assert result.dice_nonempty == 1.0
+    assert (result.n_images, result.n_only_submission, result.n_only_labels) == (2, 1, 1)
     table = pd.DataFrame({"image_id": ["a"], "rle": ["0 4"]})
     assert submission.score(table, labels).dice == pytest.approx(2 * 4 / 12)
 
@@ -282,12 +284,12 @@ def test_masks_drawn_at_another_size_are_doubted(tmp_path: Path) -> None:
 
 def test_the_real_labels_score_against_themselves(shared_data: Path) -> None:
     labels = shared_data / "siim-labels" / "train-rle.csv"
-    found = submission.score(labels, labels)
-    assert (found.dice, found.n_images, found.n_nonempty) == (1.0, 12_047, 2_669)
+    result = submission.score(labels, labels)
+    assert (result.dice, result.n_images, result.n_nonempty) == (1.0, 12_047, 2_669)
     empty = shared_data / "stage2-silver" / "stage_2_sample_submission.csv"
     silver = shared_data / "stage2-silver" / "stage_2_train.csv"
     assert submission.validate(silver, empty) == []
-    assert (found.doubts, submission.doubt(silver)) == ((), None)
-    found = submission.score(empty, silver)
-    assert found.dice == found.dice_all_empty == pytest.approx(2 / 3)
-    assert found.n_false_negative == 100
+    assert (result.doubts, submission.doubt(silver)) == ((), None)
+    result = submission.score(empty, silver)
+    assert result.dice == result.dice_all_empty == pytest.approx(2 / 3)
+    assert result.n_false_negative == 100

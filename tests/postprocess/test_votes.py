@@ -1,4 +1,4 @@
-"""Votes on runs: against votes on bitmaps, at the edges of runs, and over whole files."""
+"""Votes on runs: against votes on bitmaps, at the edges of runs, and over files."""
 
 from __future__ import annotations
 
@@ -43,23 +43,22 @@ def union_of_agreeing_masks(masks: np.ndarray, at_least: int) -> np.ndarray:
     return united
 
 
+@pytest.mark.parametrize(
+    ("vote", "of_bitmaps"),
+    [
+        (votes.at_least, lambda masks, k: masks.sum(axis=0) >= k),
+        (votes.union_of_agreeing, union_of_agreeing_masks),
+    ],
+)
 @given(st.one_of(STACKS, SPARSE), st.data())
 @settings(max_examples=300)
-def test_equals_the_vote_of_bitmaps(masks, data):
+def test_a_vote_on_runs_equals_that_of_bitmaps(vote, of_bitmaps, masks, data):
     k = data.draw(st.integers(1, len(masks)))
-    voted = votes.at_least([rle.runs_of(mask) for mask in masks], k)
-    # Equal run for run: what touches is one run, and nothing is empty.
-    np.testing.assert_array_equal(voted, rle.runs_of(masks.sum(axis=0) >= k))
+    voted = vote([rle.runs_of(mask) for mask in masks], k)
+    # Equal run for run: what touches is a single run, and no run is empty.
+    np.testing.assert_array_equal(voted, rle.runs_of(of_bitmaps(masks, k)))
     assert voted.dtype == np.int64
     assert voted.shape[1:] == (2,)
-
-
-@given(st.one_of(STACKS, SPARSE), st.data())
-@settings(max_examples=300)
-def test_the_union_of_agreeing_equals_that_of_bitmaps(masks, data):
-    least = data.draw(st.integers(1, len(masks)))
-    united = votes.union_of_agreeing([rle.runs_of(mask) for mask in masks], least)
-    np.testing.assert_array_equal(united, rle.runs_of(union_of_agreeing_masks(masks, least)))
 
 
 def test_a_vote_of_many_large_masks_equals_that_of_bitmaps():
@@ -94,13 +93,13 @@ def test_votes_at_the_edges(many, k, expected):
 @pytest.mark.parametrize(
     ("many", "at_least", "expected"),
     [
-        # The first two share pixel 4; the third touches the second only, the fourth is alone.
+        # The first two share pixel 4; the third touches the second only, the fourth none.
         ([runs((0, 5)), runs((4, 8)), runs((8, 9)), runs((20, 22))], 2, [(0, 8)]),
         ([runs((0, 5)), runs((4, 8)), runs((8, 9)), runs((20, 22))], 1, [(0, 9), (20, 22)]),
         ([runs((0, 5)), runs((4, 8)), runs((8, 9)), runs((20, 22))], 3, []),
-        # The middle one agrees with both others, those with it alone: it speaks for itself.
+        # The middle mask agrees with both others, which agree with no other.
         ([runs((0, 5)), runs((4, 9)), runs((8, 12))], 3, [(4, 9)]),
-        # A mask that speaks does so with all its pixels.
+        # All pixels of a mask that agrees count.
         ([runs((0, 2), (10, 12)), runs((1, 2)), runs()], 2, [(0, 2), (10, 12)]),
         ([runs(), runs((1, 2))], 2, []),
         ([runs(), runs()], 1, []),
@@ -114,7 +113,7 @@ def test_a_vote_leaves_the_masks_as_they_were():
     many = [runs((0, 5)), runs((3, 8))]
     votes.at_least(many, 2)
     votes.union_of_agreeing(many, 2)
-    assert [pairs(one) for one in many] == [[(0, 5)], [(3, 8)]]
+    assert [pairs(mask) for mask in many] == [[(0, 5)], [(3, 8)]]
 
 
 @pytest.mark.parametrize("vote", [votes.at_least, votes.union_of_agreeing])
@@ -129,9 +128,9 @@ def test_a_number_that_cannot_agree_is_refused(vote, k):
 @given(hnp.arrays(np.uint8, (2, 5, 4), elements=st.integers(0, 1)))
 @settings(max_examples=100)
 def test_dice_of_runs_is_that_of_masks(masks):
-    one, other = (rle.runs_of(mask) for mask in masks)
-    assert votes.dice(one, other) == metrics.dice(*masks)
-    assert rle.shared_px(one, other) == np.count_nonzero(masks[0] & masks[1])
+    pred, true = (rle.runs_of(mask) for mask in masks)
+    assert votes.dice(pred, true) == metrics.dice(*masks)
+    assert rle.shared_px(pred, true) == np.count_nonzero(masks[0] & masks[1])
 
 
 def test_dice_by_hand():
