@@ -14,7 +14,7 @@ from kernel_lib.inference import tta
 from kernel_lib.models import losses
 from kernel_lib.models.networks import Logits
 from kernel_lib.postprocess.metrics import dice
-from kernel_lib.training.validation import better, check, validate
+from kernel_lib.training.validation import HeldOut, better, check, validate
 
 SIZE, HEIGHT, WIDTH = 16, 32, 24
 ROW = Experiment(name="r")
@@ -44,7 +44,7 @@ def scores(
         for i in range(0, len(images), batch)
     ]
     return validate(
-        model or Copy(), batches, lambda i: small[i], truth, losses.build(row),
+        model or Copy(), HeldOut(batches, small.__getitem__, truth), losses.build(row),
         tta.views("none"), choose_engine("cpu"),
     )  # fmt: skip
 
