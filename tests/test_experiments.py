@@ -33,7 +33,7 @@ def _one_thread():
 
 
 def test_names_are_unique():
-    assert len({row.name for row in experiments._ROWS}) == len(experiments._ROWS)
+    assert len({row.name for row in experiments._ALL}) == len(experiments._ALL)
     assert all(name == row.name for name, row in EXPERIMENTS.items())
 
 

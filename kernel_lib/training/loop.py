@@ -204,8 +204,8 @@ class Training:
         guess = at.seconds / max(at.images, 1) * len(self.job.held_rows)
         needed = at.history[-1]["val_seconds"] if at.history else guess
         if not self.clock.allows(needed):
-            self._save()  # before `allows_whole`, which may raise
-            return self.clock.allows_whole(needed, "scoring the held-out images")
+            self._save()  # before `allows_uninterrupted`, which may raise
+            return self.clock.allows_uninterrupted(needed, "scoring the held-out images")
         began = time.perf_counter()
         try:
             scores = self._validate()

@@ -499,7 +499,7 @@ def talks(world: World) -> dict:
             said.append(str(error))
     too_long = SharedClock(world, Clock(0.001 if world.first else None))
     try:
-        too_long.allows_whole(3600, "this")
+        too_long.allows_uninterrupted(3600, "this")
     except InputError as error:
         said.append(str(error).split(":")[0])
     own = [f"{world.rank}.{i}" for i in range(3 - world.rank)]
