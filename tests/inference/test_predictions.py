@@ -13,7 +13,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions
 from kernel_lib.models.networks import Logits
-from tests.training.test_loop import FakePrepared, row
+from tests.training.test_loop import FakePrepared, tiny
 
 META = {"run": "tiny_seed7", "fold": 0, "tta": "none"}
 
@@ -37,7 +37,7 @@ def write(
 ) -> None:  # fmt: skip
     rows, on = range(7, 10), choose_engine("cpu")
     predictions.write(
-        target, [model], row(batch_size=trained), FakePrepared(), rows, on, 0, META, batch_size,
+        target, [model], tiny(batch_size=trained), FakePrepared(), rows, on, 0, META, batch_size,
         held_out=held_out,
     )  # fmt: skip
 
