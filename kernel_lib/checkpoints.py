@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: tensors, numbers and text only, written whole, read without pickle."""
+"""Checkpoint files: tensors, numbers and text, written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kernel_lib.released import Released
 
 
 def save(path: Path, state: dict[str, Any], lineage: Lineage) -> None:
-    """Write a checkpoint with its past; the old file stays until the new one is complete."""
+    """Write a checkpoint with its lineage; the old file stays until the new one is complete."""
     with storage.atomic_write(path) as file:
         torch.save(state | {"lineage": lineage.to_json()}, file)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Lineage]:
-    """A checkpoint and its past. Raises InputError where it is damaged or not one of ours."""
+    """Return a checkpoint and its lineage; InputError if it is damaged or of another program."""
     try:
         state = weights.load_state(Path(path), device)
     except FileNotFoundError:
@@ -39,28 +39,28 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over the weights that a checkpoint predicts with: of last.pt, the averaged ones.
+    """Return the SHA-256 of the weights that a checkpoint predicts with (of last.pt, the EMA).
 
-    The same weights give the same digest, whatever else the file says (how long an epoch took).
+    It does not depend on anything else in the file, such as the duration of an epoch.
     """
     return digest_of(load(path)[0], path)
 
 
 def digest_of(state: dict[str, Any], path: Path) -> str:
-    """The same of a checkpoint that was loaded already; the path is for the error's words."""
+    """Return the `digest` of a loaded checkpoint; the path is for the error message."""
     ema = state.get("ema")
     tensors = ema.get("model") if isinstance(ema, dict) else state.get("model")
     if not weights.is_table(tensors):
         raise InputError(f"{path} holds no weights: delete it and train again")
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].contiguous().cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(tensors[name].contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def past(path: Path) -> Lineage:
-    """What the weights in a file have seen; unknown where the file does not say."""
+    """Return the lineage of the weights in a file, unknown if it states none."""
     if Path(path).suffix == released.SUFFIX:
         return Released.load(path).lineage if released.is_released(path) else UNKNOWN
     try:

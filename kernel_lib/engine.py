@@ -1,4 +1,4 @@
-"""Device, precision, memory and every source of chance of a process."""
+"""Device, precision, memory and random states of a process."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ try:
 except ImportError:  # Windows
     resource = None
 
-# Of glibc's mallopt: from what size a block is mapped by itself, how much that is free goes back.
+# Parameters of glibc's mallopt: the size from which a block is mapped by itself, and how much free
+# memory is returned.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-_SMALL = 32 << 20  # bytes; larger ones kept would leave gaps that cost more than they save
+_SMALL = 32 << 20  # bytes; keeping larger blocks would leave gaps that cost more than they save
 
 
 class DepthwiseInFloat32(TorchFunctionMode):
-    """Keep depthwise convolutions in float32 under autocast on a CPU.
+    """Context in which depthwise convolutions under autocast on a CPU are computed in float32.
 
-    oneDNN's backward pass of a depthwise convolution is several times slower in bfloat16 than in
-    float32, which would cost a MobileNet-like encoder more than bfloat16 gains elsewhere
+    The backward pass of oneDNN for a depthwise convolution is several times slower in bfloat16 than
+    in float32, which would cost a MobileNet-like encoder more than bfloat16 gains elsewhere
     (`tools/benchmarks/precision.py`).
     """
 
@@ -54,19 +55,19 @@ def _in_float32(input, weight, *rest, **kwargs) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where a network runs, and in what precision."""
+    """Device and precision of a network."""
 
     device: torch.device
-    dtype: torch.dtype  # of the network's arithmetic; losses are always float32
+    dtype: torch.dtype  # of the network; losses are always float32
 
     @property
     def scales(self) -> bool:
-        """Whether gradients need a scaler: float16 alone underflows."""
+        """Whether gradients need a scaler, since float16 underflows."""
         return self.dtype == torch.float16
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Compute in mixed precision, or as it is where the arithmetic is float32."""
+        """Compute in mixed precision, unless the precision is float32."""
         mixed = self.dtype != torch.float32
         depthwise = DepthwiseInFloat32() if mixed and self.device.type == "cpu" else nullcontext()
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed), depthwise:
@@ -77,49 +78,52 @@ class Engine:
 
 
 def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
-    """The engine asked for; `auto` takes a GPU and its natural precision.
+    """Return the engine of a device and precision; `auto` takes a GPU and its native precision.
 
-    bfloat16 where the GPU computes it natively (compute capability 8 and above), which a T4 does
-    not, else float16 with scaling; on a CPU float32. Raises InputError for a device that is not
-    there.
+    That is bfloat16 on GPUs that compute it natively (compute capability 8 and above, not a T4),
+    else float16 with scaled gradients; on a CPU float32. InputError for a missing device.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     check(name, precision)
-    where = torch.device(name)
+    chosen = torch.device(name)
     try:
-        torch.empty(1, device=where)
+        torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"DEVICE {device!r} is not there ({first}); -p DEVICE cpu") from None
+        raise _no_device(device, error) from None
     if precision == "auto":
-        if where.type != "cuda":
+        if chosen.type != "cuda":
             precision = "float32"
         else:
-            precision = "bfloat16" if torch.cuda.get_device_capability(where)[0] >= 8 else "float16"
-    if where.type == "cpu":
+            native = torch.cuda.get_device_capability(chosen)[0] >= 8
+            precision = "bfloat16" if native else "float16"
+    if chosen.type == "cpu":
         _keep_freed_memory()
-    return Engine(where, getattr(torch, precision))
+    return Engine(chosen, getattr(torch, precision))
 
 
 def check(device: str, precision: str) -> None:
-    """Refuse a device that no machine has, and a precision that the device never computes."""
+    """Raise InputError for an unknown device, or a precision that it never computes in."""
     if device == "auto":
         return
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"DEVICE {device!r} is not there ({first}); -p DEVICE cpu") from None
+        raise _no_device(device, error) from None
     if kind == "cpu" and precision == "float16":
         raise InputError("PRECISION float16 needs a GPU; -p PRECISION float32")
 
 
-def _keep_freed_memory() -> None:
-    """Let tensors on the CPU take the memory that earlier ones have left.
+def _no_device(device: str, error: Exception) -> InputError:
+    first = str(error).splitlines()[0]
+    return InputError(f"DEVICE {device!r} is not there ({first}); -p DEVICE cpu")
 
-    glibc gives it back to the system as soon as much is free, which then clears every page that the
-    next tensor takes: up to a tenth of a step at 128 px. It costs a few per cent of memory, and
-    does nothing where the C library is another.
+
+def _keep_freed_memory() -> None:
+    """Let new tensors on the CPU reuse the memory of freed ones.
+
+    glibc returns free memory to the system, which clears every page of the next tensor: up to a
+    tenth of a step at 128 px. Keeping it costs a few per cent of memory. No effect with another C
+    library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -131,10 +135,9 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def memory_named(size: int, batch_size: int, accumulate: int | None = None) -> Iterator[None]:
-    """InputError with what the memory of a GPU goes by, where that is full.
+    """Raise InputError, with the parameters to change, where the memory of a GPU is exhausted.
 
-    Sizes are as a person set them, or may; `accumulate` belongs to a training, which the error then
-    tells how to take the same steps in smaller batches.
+    `accumulate` is that of a training: the error then names smaller batches for the same step.
     """
     try:
         yield
@@ -149,7 +152,7 @@ def memory_named(size: int, batch_size: int, accumulate: int | None = None) -> I
 
 
 def _smaller(batch_size: int, accumulate: int | None) -> str:
-    """At most half as many images at once; of a training as many an optimiser step as before."""
+    """Return how to halve a batch at least; of a training with as many images a step as before."""
     if batch_size == 1:
         return "a smaller SIZE, as another run"
     if accumulate is None:
@@ -163,7 +166,7 @@ def _smaller(batch_size: int, accumulate: int | None) -> str:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process, and on a GPU its tensors, ever held, in MB (10⁶ bytes)."""
+    """Return the peak memory of this process, and of its GPU tensors, in MB (10⁶ bytes)."""
     peak = {"memory_mb": round(_peak_bytes() / 1e6, 1)}
     if device.type == "cuda":
         peak["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
@@ -172,7 +175,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 def _peak_bytes() -> int:
     try:
-        # Of this program alone, where getrusage also counts what was there before exec.
+        # Of this program only; getrusage also counts what ran before exec.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
@@ -185,10 +188,10 @@ def _peak_bytes() -> int:
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seed Python, NumPy and torch.
 
-    Fast mode lets cuDNN choose its algorithms by timing: on a GPU two runs of one seed then differ
-    in the last digits. Deterministic mode repeats bit for bit on one machine, at some speed (a
-    GPU's idle moments are this choice's price); an operation without a deterministic form stops
-    with its name. On a CPU both repeat bit for bit at a fixed number of threads.
+    By default cuDNN chooses its algorithms by timing, so that on a GPU two runs of a seed differ in
+    the last digits. In deterministic mode they are equal on the same machine, at some cost in
+    speed, and an operation without a deterministic form raises. On a CPU both are equal at the same
+    number of threads.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -201,7 +204,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def random_states() -> dict:
-    """Every generator of this process, as what `torch.load(weights_only=True)` takes back."""
+    """Return the states of all generators, in types that `torch.load(weights_only=True)` reads."""
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
     return {
@@ -213,13 +216,13 @@ def random_states() -> dict:
 
 
 def restore_random_states(states: dict) -> None:
-    """Set every generator as `random_states` found it."""
+    """Set all generators to the result of `random_states`."""
     random.setstate(states["python"])
     numpy_state = {**states["numpy"], "state": dict(states["numpy"]["state"])}
     numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
     np.random.set_state(numpy_state)
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"] and torch.cuda.is_available():
-        there = range(torch.cuda.device_count())  # perhaps fewer than there were
-        for device, state in zip(there, states["cuda"], strict=False):
+        devices = range(torch.cuda.device_count())  # perhaps fewer than before
+        for device, state in zip(devices, states["cuda"], strict=False):
             torch.cuda.set_rng_state(state.cpu(), device)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from kernel_lib.config import Experiment
 
-# Twenty epochs from a trained run, at the rate at which its cosine ended.
+# Twenty epochs from a trained run, at the final rate of its cosine.
 _FINE_TUNED = {"epochs": 20, "min_epochs": 12, "lr": 0.002}
-# A card of 16 GB; the author's batches at these sizes, or as near as fits.
+# For a GPU of 16 GB: the author's batches at these sizes, or the nearest that fit.
 _UNET_768 = {"size": 768, "batch_size": 6, "accumulate": 3}
 _UNET_1024 = {"size": 1024, "batch_size": 4, "accumulate": 4}
 _DEEPLAB_768 = {"size": 768, "batch_size": 4, "accumulate": 4}
@@ -65,8 +65,8 @@ _LITE0 = _UNET.differing(
     name="lite0_256",
     says="for two CPU cores and some 2,000 radiographs of your own: a narrow U-Net at 256",
     encoder="timm-tf_efficientnet_lite0",
-    decoder_channels=(64, 48, 32),  # ends at a quarter of the size, which costs little
-    centre_block=False,  # a third of the weights, random ones
+    decoder_channels=(64, 48, 32),  # stops at a quarter of the size, which loses little
+    centre_block=False,  # would be a third of the weights, and random
     size=256,
     label_weight=0.05,
     sampling="positive_share",
@@ -84,7 +84,7 @@ _LITE0 = _UNET.differing(
     ema_decay=0.99,
     keep=1,
 )
-_ROWS = (
+_ALL = (
     _UNET,
     _UNET.differing(
         name="UNetResNet34_512_v2",
@@ -200,7 +200,7 @@ _ROWS = (
         name="nih_UNetResNet34_v1",
         says="has a pneumothorax or not, on NIH ChestX-ray14 without the fold's patients",
         images="nih",
-        epochs=10,  # a tenfold of images
+        epochs=10,  # ten times as many images
         min_epochs=6,
         batch_size=32,
         accumulate=1,
@@ -245,4 +245,4 @@ _ROWS = (
     ),
 )
 
-EXPERIMENTS = {row.name: row for row in _ROWS}
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

@@ -15,12 +15,12 @@ from kernel_lib.models import losses, networks
 from kernel_lib.stages import train
 from kernel_lib.training import schedule
 
-ROWS = list(EXPERIMENTS.values())
+SHIPPED = list(EXPERIMENTS.values())
 # Rows that differ only in what a network does not see are one network.
 BUILT = {
     (r.network, r.encoder, r.decoder_channels, *r.loss.items(), r.label_weight, r.side_weight,
      r.mask_loss_images): r
-    for r in ROWS
+    for r in SHIPPED
 }  # fmt: skip
 
 
@@ -33,54 +33,54 @@ def _one_thread():
 
 
 def test_names_are_unique():
-    assert len({row.name for row in experiments._ROWS}) == len(experiments._ROWS)
-    assert all(name == row.name for name, row in EXPERIMENTS.items())
+    assert len({experiment.name for experiment in experiments._ALL}) == len(experiments._ALL)
+    assert all(name == experiment.name for name, experiment in EXPERIMENTS.items())
 
 
 def test_every_line_of_parents_ends():
-    for row in ROWS:
-        line = [row.name]
+    for experiment in SHIPPED:
+        line = [experiment.name]
         while (parent := EXPERIMENTS[line[-1]].parent) is not None:
             assert parent in EXPERIMENTS, f"{line[-1]}: parent {parent} is no row"
             assert parent not in line, f"{line} comes back to {parent}"
             line.append(parent)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_row_survives_json(row):
-    assert Experiment.model_validate_json(row.model_dump_json()) == row
-    assert Experiment.model_validate(json.loads(row.model_dump_json())) == row
+@pytest.mark.parametrize("experiment", SHIPPED, ids=lambda experiment: experiment.name)
+def test_a_row_survives_json(experiment):
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+    assert Experiment.model_validate(json.loads(experiment.model_dump_json())) == experiment
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_the_size_in_the_name_is_the_row_s(row):
-    sizes = [int(s) for s in re.findall(r"_(\d{2,4})_", f"{row.name}_")]
-    assert sizes in ([row.size], [])
+@pytest.mark.parametrize("experiment", SHIPPED, ids=lambda experiment: experiment.name)
+def test_the_size_in_the_name_is_the_row_s(experiment):
+    sizes = [int(s) for s in re.findall(r"_(\d{2,4})_", f"{experiment.name}_")]
+    assert sizes in ([experiment.size], [])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_every_name_in_a_row_is_known(row):
+@pytest.mark.parametrize("experiment", SHIPPED, ids=lambda experiment: experiment.name)
+def test_every_name_in_a_row_is_known(experiment):
     from kernel_lib.config import TrainParameters
     from kernel_lib.plan import plan_training
 
-    train.check(plan_training(TrainParameters(experiment=row.name), EXPERIMENTS))
+    train.check(plan_training(TrainParameters(experiment=experiment.name), EXPERIMENTS))
 
 
-@pytest.mark.parametrize("row", BUILT.values(), ids=lambda row: row.name)
-def test_it_builds_runs_both_ways_and_every_parameter_gets_a_gradient(row):
+@pytest.mark.parametrize("experiment", BUILT.values(), ids=lambda experiment: experiment.name)
+def test_it_builds_runs_both_ways_and_every_parameter_gets_a_gradient(experiment):
     torch.manual_seed(0)
-    model = networks.build(row).train()
+    model = networks.build(experiment).train()
     levels = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     masks = (torch.rand(2, 1, 64, 64) > 0.7).to(torch.uint8)
     labels = torch.tensor([1.0, 0.0])
     masks[1] = 0
     output = model(levels)
-    assert (output.mask is None) == (row.network == "Classifier")
-    assert (output.label is not None) == (row.label_weight > 0)
-    assert bool(output.sides) == (row.side_weight > 0)
+    assert (output.mask is None) == (experiment.network == "Classifier")
+    assert (output.label is not None) == (experiment.label_weight > 0)
+    assert bool(output.sides) == (experiment.side_weight > 0)
     planes = [] if output.mask is None else [output.mask, *output.sides]
     assert {p.shape for p in planes} <= {(2, 1, 64, 64)}
-    loss = losses.build(row)(output, masks, labels)
+    loss = losses.build(experiment)(output, masks, labels)
     assert loss.dtype == torch.float32
     assert loss.ndim == 0
     loss.backward()
@@ -91,14 +91,14 @@ def test_it_builds_runs_both_ways_and_every_parameter_gets_a_gradient(row):
     # The last layer's bias aside, a gradient of nothing but zeros means a dead path.
     dead = [n for n, p in model.named_parameters() if n.startswith("head") and not p.grad.any()]
     assert dead == []
-    groups = networks.parameter_groups(model, row)
+    groups = networks.parameter_groups(model, experiment)
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters()}
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-    optimizer = schedule.optimizer(groups, row)
-    schedule.set_rate(optimizer, row.lr)
-    factors = [group["lr"] / row.lr for group in optimizer.param_groups]
-    assert factors == [pytest.approx(row.encoder_lr_factor), 1.0]
+    optimizer = schedule.optimizer(groups, experiment)
+    schedule.set_rate(optimizer, experiment.lr)
+    factors = [group["lr"] / experiment.lr for group in optimizer.param_groups]
+    assert factors == [pytest.approx(experiment.encoder_lr_factor), 1.0]
 
 
 def test_no_row_keeps_a_checkpoint_before_its_min_epochs():
-    assert all(0 < row.min_epochs < row.epochs for row in ROWS)
+    assert all(0 < experiment.min_epochs < experiment.epochs for experiment in SHIPPED)

@@ -299,7 +299,7 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
             continue
         looks = len(tta.views(training.experiment.tta)) * len(sources or [1])
         needed = training.position.history[-1]["val_seconds"] * looks
-        if not clock.allows_whole(needed, "predicting the held-out images"):
+        if not clock.allows_uninterrupted(needed, "predicting the held-out images"):
             return False
         models = (
             predictions.load_models(training.experiment, sources, job.engine)

@@ -1,4 +1,4 @@
-"""How much of a session is left."""
+"""How much time of a session is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernel_lib.parallel.world import World
 
 
 class Clock:
-    """Counts from its making to `max_hours`; without a limit there is always time."""
+    """Clock from its construction to `max_hours`; without a limit there is always time."""
 
     def __init__(self, max_hours: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self.max_hours = max_hours
@@ -19,25 +19,26 @@ class Clock:
         self._start = now()
 
     def spent(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return self._now() - self._start
 
     def left(self) -> float:
-        """Seconds until the limit, infinite without one."""
+        """Return the seconds until the limit, infinite without one."""
         return float("inf") if self.max_hours is None else self.max_hours * 3600 - self.spent()
 
     def allows(self, seconds: float) -> bool:
-        """Whether work of about that length can end well before the limit.
+        """Return whether work of about that length fits before the limit.
 
-        Twice the estimate and a hundredth of the limit must be left: steps vary, and what was
-        computed has still to be written.
+        Twice the estimate and a hundredth of the limit must be left: steps vary, and the results
+        have still to be written.
         """
         return self.max_hours is None or self.left() > self._needed(seconds)
 
-    def allows_whole(self, seconds: float, what: str) -> bool:
-        """As `allows`, for work that cannot be cut: it must fit into a session of its own.
+    def allows_uninterrupted(self, seconds: float, what: str) -> bool:
+        """Return `allows` for work that cannot be interrupted.
 
-        Raises InputError where it does not, since each session would stop before it, for ever.
+        Raises:
+            InputError: no session is long enough, so each would stop before it.
         """
         if self.max_hours is not None and self.max_hours * 3600 <= self._needed(seconds):
             least = math.ceil(100 * 2 * seconds / 0.99 / 3600 + 1) / 100
@@ -52,7 +53,7 @@ class Clock:
 
 
 class SharedClock(Clock):
-    """The first rank's clock on every rank; each question must be asked by all of them."""
+    """The first rank's clock on every rank; all ranks must call each method together."""
 
     def __init__(self, world: World, clock: Clock) -> None:
         self.max_hours = clock.max_hours
@@ -67,5 +68,5 @@ class SharedClock(Clock):
     def allows(self, seconds: float) -> bool:
         return self._world.agreed(lambda: self._clock.allows(seconds))
 
-    def allows_whole(self, seconds: float, what: str) -> bool:
-        return self._world.agreed(lambda: self._clock.allows_whole(seconds, what))
+    def allows_uninterrupted(self, seconds: float, what: str) -> bool:
+        return self._world.agreed(lambda: self._clock.allows_uninterrupted(seconds, what))

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights and statistics."""
+"""Exponential moving average of the weights and statistics of a network."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 class Ema:
-    """Average of the weights (Polyak 1992), in float32, by `decay` an optimiser step.
+    """Average of the weights (Polyak 1992), in float32, with `decay` per optimiser step.
 
-    Early on the decay is (1 + n) / (10 + n) where that is less, so that the random start fades.
-    Batch norm's running statistics are averaged alike; with `decay` 0 it is a plain copy.
+    Early on the decay is (1 + n) / (10 + n) if that is less, so that the random start fades. The
+    running statistics of batch norm are averaged too; `decay` 0 is a plain copy.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,16 +22,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after one more optimiser step."""
+        """Add the weights after one more optimiser step."""
         self.steps += 1
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.decay else 0.0
-        mine, theirs = self.model.state_dict(), model.state_dict()
-        floats = [k for k in mine if mine[k].is_floating_point()]
-        torch._foreach_lerp_(
-            [mine[k] for k in floats], [theirs[k].to(mine[k].dtype) for k in floats], 1 - keep
-        )
-        for key in mine.keys() - set(floats):
-            mine[key].copy_(theirs[key])
+        average, current = self.model.state_dict(), model.state_dict()
+        floats = [k for k in average if average[k].is_floating_point()]
+        values = [current[k].to(average[k].dtype) for k in floats]
+        torch._foreach_lerp_([average[k] for k in floats], values, 1 - keep)
+        for key in average.keys() - set(floats):
+            average[key].copy_(current[key])
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "steps": self.steps}

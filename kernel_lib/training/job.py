@@ -1,4 +1,4 @@
-"""What the training of one fold is given, and where it stands."""
+"""Input of the training of a fold, and its position."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from kernel_lib.plan import TrainPlan
 
 @dataclass
 class Position:
-    """Where a training stands, and what it has seen of itself so far."""
+    """Position of a training, and its results so far."""
 
     epoch: int = 0  # epochs completed
     step: int = 0  # optimiser steps done in the present epoch
     loss_sum: float = 0.0  # Σ loss · images of the present epoch
     images: int = 0
-    skipped: int = 0  # optimiser steps of the present epoch that changed nothing (`finite`)
+    skipped: int = 0  # optimiser steps of the present epoch (`nan_guard`)
     seconds: float = 0.0  # spent in the present epoch, over all sessions
-    history: list[dict] = field(default_factory=list)  # one log line an epoch
+    history: list[dict] = field(default_factory=list)  # a log line for each epoch
     kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
-    ended: str = ""  # why training is over, once it is
+    ended: str = ""  # why the training has ended
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that the training of one fold needs."""
+    """Everything that the training of a fold needs."""
 
     folder: FoldRun
     plan: TrainPlan
@@ -40,7 +40,7 @@ class Job:
     train_rows: np.ndarray
     held_rows: np.ndarray
     truth: pd.DataFrame  # by cache row: rle, height, width, positive (has a pneumothorax)
-    lineage: Lineage  # the past of the weights it ends with
+    lineage: Lineage  # of the weights it ends with
     engine: Engine
     workers: int
     world: World = ALONE  # the processes that train it together

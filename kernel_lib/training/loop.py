@@ -1,12 +1,12 @@
-"""The training of one fold: it can be stopped anywhere and ends the same.
+"""Train one fold. A training may be stopped anywhere and ends with the same result.
 
-An epoch's order is a function of (seed, epoch) and of how hard each image was before it, an image's
-augmentation of (seed, epoch, image), the learning rate of the epochs done. So a checkpoint holds
-weights, optimiser, scaler, EMA, random states, hardness and a position (epoch, optimiser step), and
-a run that goes on from it computes what an unbroken one would have.
+The order of an epoch is a function of (seed, epoch) and of the hardness of each image before it, an
+augmentation of (seed, epoch, image), the learning rate of the epochs completed. A checkpoint adds
+weights, optimiser, scaler, EMA, random states, hardness and a position (epoch, optimiser step), so
+that a resumed training computes what an unbroken one would have.
 
-Several processes may train one fold together (`distributed`). All of them hold the same weights and
-the same position; the first alone writes, and what time or a disk decides it decides for all.
+Several processes may train one fold together (`parallel.world`). All of them have the same weights
+and position; the first one writes all files, and makes all decisions that depend on time or a disk.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from kernel_lib.training.clock import Clock
 from kernel_lib.training.ema import Ema
 from kernel_lib.training.job import Job, Position
 from kernel_lib.training.step import Step, shares
-from kernel_lib.training.validation import better, selects, validate
+from kernel_lib.training.validation import HeldOut, better, selects, validate
 
 
 class Training:
-    """One fold's training, from wherever it stands."""
+    """The training of one fold, from a checkpoint if there is one."""
 
     def __init__(
         self, job: Job, start: nn.Module, clock: Clock, signals: Signals | None = None
     ) -> None:
-        """`start` is the network with its starting weights, used only where no checkpoint is.
+        """`start` is the network with its initial weights, used if there is no checkpoint.
 
-        It, and what the clock says, must be the same on every rank (`clock.SharedClock`);
-        signals are each rank's own, and one that is told to end ends all.
+        It and the answers of `clock` must be the same on every rank (`clock.SharedClock`). A signal
+        to any rank ends all of them.
         """
         self.job, self.clock, self.world = job, clock, job.world
         self.signals = signals or Signals()
@@ -78,33 +78,31 @@ class Training:
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session
         self.saved_at = clock.spent()
         self.images = TrainingImages(job.prepared, self.experiment.augment, self.seed)
-        # By cache row: as it is now, and as it was when the present epoch began.
+        # By cache row: now, and at the beginning of the present epoch.
         self.hardness = torch.full((len(job.truth),), sampling.UNSEEN)
         self.hardness_before = self.hardness.clone()
-        # The same dropout whether the weights were drawn here or loaded.
+        # Dropout is the same whether the weights were drawn here or loaded.
         seed_everything(self.world.seed(self.seed), job.plan.parameters.deterministic)
-        if self.world.agreed(self._begun):
+        if self.world.agreed(self._has_begun):
             self._load()
         if self.world.first:
             self._settle_files()
 
     def run(self) -> bool:
-        """Train to the end, or to the clock's limit; whether the end was reached.
+        """Train to the end or to the limit of the clock; return whether the end was reached.
 
-        Once a signal asks it to end it saves, and raises what the signal raises.
+        On a signal it saves, and raises what the signal raises.
         """
-        row = self.experiment
-        with (
-            self.signals.deferred(),
-            memory_named(row.size, row.batch_size, row.accumulate),
-        ):
+        sizes = (self.experiment.size, self.experiment.batch_size, self.experiment.accumulate)
+        with self.signals.deferred(), memory_named(*sizes):
             while not self.position.ended:
                 if not (self._train_epoch() and self._end_epoch()):
                     return False
         if not self.position.kept:
             raise FloatingPointError(
-                f"{self.job.folder.name}: {row.monitor} was a number in no epoch from MIN_EPOCHS "
-                f"{row.min_epochs} on, so nothing is kept: lower LR, or another MONITOR"
+                f"{self.job.folder.name}: {self.experiment.monitor} was a number in no epoch from "
+                f"MIN_EPOCHS {self.experiment.min_epochs} on, so nothing is kept: lower LR, or "
+                "another MONITOR"
             )
         return True
 
@@ -115,13 +113,13 @@ class Training:
 
     @property
     def last_lineage(self) -> Lineage:
-        """The lineage of the last weights, which labels chose where they ended the training."""
+        """The lineage of the last weights, which labels selected if they ended the training."""
         stopped_early = bool(self.position.ended) and self.position.epoch < self.experiment.epochs
         return self._lineage(stopped_early)
 
-    def _lineage(self, chosen: bool) -> Lineage:
-        held = self.job.truth["image_id"].iloc[self.job.held_rows] if chosen else ()
-        return self.job.lineage.chosen_by(held)
+    def _lineage(self, selected: bool) -> Lineage:
+        held_out = self.job.truth["image_id"].iloc[self.job.held_rows] if selected else ()
+        return self.job.lineage.chosen_by(held_out)
 
     def _asked_to_end(self) -> bool:
         return self.signals.come_to_any(self.world.gathered)
@@ -131,7 +129,7 @@ class Training:
         if self._asked_to_end():
             self.signals.end()
 
-    def _save_and_say(self) -> None:
+    def _save_on_signal(self) -> None:
         self._save()
         at = self.position
         print(
@@ -140,48 +138,52 @@ class Training:
         )
 
     def _train_epoch(self) -> bool:
-        """The present epoch's remaining steps; False where the clock stopped it, all saved."""
-        at, row, device = self.position, self.experiment, self.job.engine
-        order = sampling.epoch_order(row.sampling, row.sampling_options, self._shown(), self.seed)
+        """Take the remaining steps of the epoch; False, with all saved, if stopped before."""
+        at, experiment = self.position, self.experiment
+        order = sampling.epoch_order(
+            experiment.sampling, experiment.sampling_options, self._context(), self.seed
+        )
         keys = np.stack([np.full_like(order, at.epoch), order, sampling.turns(order)], axis=1)
-        steps = sampling.groups(sampling.batches(keys, row.batch_size), row.accumulate)
+        batches = sampling.batches(keys, experiment.batch_size)
+        steps = sampling.groups(batches, experiment.accumulate)
         self.model.train()
-        if row.freeze_batch_norm:
+        if experiment.freeze_batch_norm:
             for norm in networks.batch_norms(self.model):
                 norm.eval()
-        mine = shares(steps[at.step :], self.world)
-        stream = iter(
-            training_loader(self.images, mine, self.job.workers, device.device.type == "cuda")
-        )
-        left = self.clock.left() / 3600
-        title = f"{self.job.folder.name} epoch {at.epoch + 1}/{row.epochs}"
-        title += f", {left:.1f} h left" if math.isfinite(left) else ""
-        with bar(
-            total=len(steps), initial=at.step, desc=title, unit="step", leave=False,
-            disable=not self.world.first,
-        ) as shown:  # fmt: skip
+        own_keys = shares(steps[at.step :], self.world)
+        on_gpu = self.job.engine.device.type == "cuda"
+        stream = iter(training_loader(self.images, own_keys, self.job.workers, on_gpu))
+        with self._bar(len(steps)) as shown:
             for number, step in enumerate(steps[at.step :], start=at.step):
                 if self._asked_to_end():
-                    self._save_and_say()
+                    self._save_on_signal()
                     return False
                 if not self.clock.allows(self.slowest):
                     self._save()
                     return False
                 began = time.perf_counter()
-                schedule.set_rate(
-                    self.optimizer, schedule.rate(row, at.epoch + number / len(steps))
-                )
+                rate = schedule.rate(experiment, at.epoch + number / len(steps))
+                schedule.set_rate(self.optimizer, rate)
                 self._step(stream, step)
-                took = time.perf_counter() - began
-                at.step, at.seconds = number + 1, at.seconds + took
-                self.slowest = max(self.slowest, took)
+                seconds = time.perf_counter() - began
+                at.step, at.seconds = number + 1, at.seconds + seconds
+                self.slowest = max(self.slowest, seconds)
                 shown.update()
                 shown.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
                 if self.clock.spent() - self.saved_at > 60 * self.job.plan.parameters.save_minutes:
                     self._save()
         return True
 
-    def _shown(self) -> sampling.EpochContext:
+    def _bar(self, n_steps: int):
+        at, left = self.position, self.clock.left() / 3600
+        title = f"{self.job.folder.name} epoch {at.epoch + 1}/{self.experiment.epochs}"
+        title += f", {left:.1f} h left" if math.isfinite(left) else ""
+        return bar(
+            total=n_steps, initial=at.step, desc=title, unit="step", leave=False,
+            disable=not self.world.first,
+        )  # fmt: skip
+
+    def _context(self) -> sampling.EpochContext:
         rows = self.job.train_rows
         return sampling.EpochContext(
             rows=rows,
@@ -192,28 +194,27 @@ class Training:
         )
 
     def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
-        """One optimiser step over a group of batches, and what follows from new weights."""
         if self.step.take(stream, step, self.position, self.hardness):
             self.ema.update(self.model)
 
     def _end_epoch(self) -> bool:
-        """Validate, keep, log, save; False where the clock does not allow it, all saved."""
+        """Validate, keep, log, save; False, with all saved, if the clock does not allow it."""
         at = self.position
-        # Before the first: a held-out image costs at most what a training image does.
+        # Before the first validation: a held-out image costs at most as much as a training image.
         guess = at.seconds / max(at.images, 1) * len(self.job.held_rows)
         needed = at.history[-1]["val_seconds"] if at.history else guess
         if not self.clock.allows(needed):
-            self._save()  # before the question whether it can ever fit, which may end this
-            return self.clock.allows_whole(needed, "scoring the held-out images")
+            self._save()  # before `allows_uninterrupted`, which may raise
+            return self.clock.allows_uninterrupted(needed, "scoring the held-out images")
         began = time.perf_counter()
         try:
             scores = self._validate()
         except (KeyboardInterrupt, SystemExit):
-            self._save_and_say()  # which validation has not changed
+            self._save_on_signal()  # validation changes nothing
             raise
         line = {
             "epoch": at.epoch + 1,
-            "lr": schedule.rate(self.experiment, at.epoch),  # at the epoch's start
+            "lr": schedule.rate(self.experiment, at.epoch),  # at the beginning of the epoch
             "train_loss": at.loss_sum / max(at.images, 1),
             **scores,
             "seconds": at.seconds,
@@ -231,24 +232,23 @@ class Training:
         self.hardness_before = self.hardness.clone()
         at.ended = self._why_ended()
         if at.ended:
-            line["ended"] = at.ended  # by which later stages, without torch, tell it is over
+            line["ended"] = at.ended  # read by later stages, which have no torch
         self._save()
         if self.world.first:
-            for old in dropped:  # only once no checkpoint speaks of them
+            for old in dropped:  # once no checkpoint names them
                 self.job.folder.best(old["epoch"]).unlink(missing_ok=True)
         return True
 
     def _validate(self) -> dict[str, float]:
         job, on_gpu = self.job, self.job.engine.device.type == "cuda"
         batch_size = 2 * self.experiment.batch_size
-        held = PlainImages(job.prepared, self.world.batches(job.held_rows, batch_size))
-        # Of several ranks one alone must not leave: they end together, between two batches.
+        images = PlainImages(job.prepared, self.world.batches(job.held_rows, batch_size))
+        loader = plain_loader(images, batch_size, job.workers, on_gpu)
+        # Several ranks must not end one by one: they end together, between two batches.
         with self.signals.at_once() if self.world.size == 1 else nullcontext():
             return validate(
                 self.ema.model,
-                plain_loader(held, batch_size, job.workers, on_gpu),
-                job.prepared.mask,
-                job.truth,
+                HeldOut(loader, job.prepared.mask, job.truth),
                 losses.build(self.experiment),
                 self.views,
                 job.engine,
@@ -257,14 +257,14 @@ class Training:
             )
 
     def _keep(self, line: dict) -> bool:
-        """Save the averaged weights where this epoch is among the best `keep` of those that count.
+        """Save the averaged weights if this epoch is among the best `keep`; return whether it is.
 
-        Nothing counts before `min_epochs`: the notes' author saw early, lucky epochs win.
+        Epochs before `min_epochs` do not count, since early, lucky epochs would win.
         """
-        at, epoch = self.position, line["epoch"]
-        if epoch < self.experiment.min_epochs or not math.isfinite(line[self.experiment.monitor]):
+        at, epoch, value = self.position, line["epoch"], line[self.experiment.monitor]
+        if epoch < self.experiment.min_epochs or not math.isfinite(value):
             return False
-        at.kept.append({"epoch": epoch, "value": line[self.experiment.monitor]})
+        at.kept.append({"epoch": epoch, "value": value})
         at.kept.sort(key=lambda k: (-self.key(k["value"]), k["epoch"]))
         if all(k["epoch"] != epoch for k in at.kept[: self.experiment.keep]):
             return False
@@ -274,21 +274,21 @@ class Training:
         return True
 
     def _why_ended(self) -> str:
-        at = self.position
+        at, patience = self.position, self.experiment.patience
         if at.epoch >= self.experiment.epochs:
             return f"all {self.experiment.epochs} epochs"
-        if at.kept and at.epoch - at.kept[0]["epoch"] >= self.experiment.patience:
-            return f"no better {self.experiment.monitor} for {self.experiment.patience} epochs"
+        if at.kept and at.epoch - at.kept[0]["epoch"] >= patience:
+            return f"no better {self.experiment.monitor} for {patience} epochs"
         return ""
 
     def _save(self) -> None:
-        """Write last.pt, then the log that it implies.
+        """Write last.pt, then the log.
 
-        No rank goes on before the first has written: where one leaves, the launcher ends all.
+        Every rank waits until the first has written: if one leaves, the launcher ends all of them.
         """
         at = self.position
         nan_guard.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
-        random = self.world.gathered(random_states())  # also: every rank has come this far
+        random = self.world.gathered(random_states())  # also waits for every rank
         self.saved_at = self.clock.spent()
         self.world.agreed(lambda: self._write(random))
 
@@ -306,18 +306,18 @@ class Training:
         checkpoints.save(self.job.folder.last, state, self.last_lineage)
         write_log(self.job.folder, self.position.history)
 
-    def _same_threads(self, before: int) -> None:
-        """Go on with as many threads as before: on a CPU another number is another result."""
-        given = self.job.plan.parameters.threads
+    def _keep_threads(self, before: int) -> None:
+        """Use the same number of threads as before: on a CPU another number changes the result."""
+        threads = self.job.plan.parameters.threads
         if self.job.engine.device.type != "cpu" or before == torch.get_num_threads():
             return
-        if given is None:
+        if threads is None:
             torch.set_num_threads(before)
         else:
-            print(f"note: THREADS {given}, before {before}: the last digits will differ")
+            print(f"note: THREADS {threads}, before {before}: the last digits will differ")
 
-    def _begun(self) -> bool:
-        """Whether there is a checkpoint to go on from; InputError where there was one."""
+    def _has_begun(self) -> bool:
+        """Return whether there is a checkpoint; InputError if there was one."""
         folder = self.job.folder
         later = (folder.log, folder.oof, folder.oof_last)  # written after it
         if not folder.last.exists() and any(path.exists() for path in later):
@@ -328,7 +328,7 @@ class Training:
         path = self.job.folder.last
         state, _ = checkpoints.load(path)
         try:
-            self._take(state)
+            self._restore(state)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -338,29 +338,29 @@ class Training:
                 f"delete {path.parent} and train again"
             ) from error
 
-    def _take(self, state: dict) -> None:
+    def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where the run so far needed none
+        if state["scaler"]:  # empty if the training has used none so far
             self.scaler.load_state_dict(state["scaler"])
         self.ema.load_state_dict(state["ema"])
         self.hardness, self.hardness_before = (state["hardness"][k] for k in ("now", "before"))
         self.position = Position(**state["position"])
         self._restore_random(state["random"])
         if len(state["random"]) == self.world.size:  # else the last digits differ anyway
-            self._same_threads(state["threads"])
+            self._keep_threads(state["threads"])
         for kept in self.position.kept:
             if not (path := self.job.folder.best(kept["epoch"])).exists():
                 raise _gone(path, self.job.folder)
 
     def _restore_random(self, states: list[dict]) -> None:
-        """Each rank goes on with its own random states; one that was not there draws anew."""
+        """Restore the random states of each rank; a rank without one is seeded."""
         at, world = self.position, self.world
         if world.rank < len(states):
             restore_random_states(states[world.rank])
         else:
-            fresh = world.seed(self.seed, at.epoch, at.step)
-            seed_everything(fresh, self.job.plan.parameters.deterministic)
+            seed = world.seed(self.seed, at.epoch, at.step)
+            seed_everything(seed, self.job.plan.parameters.deterministic)
         if world.size != len(states):
             print(
                 f"note: {self.job.folder.name} goes on in {world.size} processes, before "
@@ -368,14 +368,15 @@ class Training:
             )
 
     def _settle_files(self) -> None:
-        """What lies beside last.pt says no more than it does: after a kill there may be more."""
-        kept = {self.job.folder.best(k["epoch"]) for k in self.position.kept}
-        for stray in set(self.job.folder.kept()) - kept:  # of an epoch that will come again
+        """Remove or rewrite files that do not agree with last.pt, as a kill may leave them."""
+        folder = self.job.folder
+        kept = {folder.best(k["epoch"]) for k in self.position.kept}
+        for stray in set(folder.kept()) - kept:  # of an epoch that will be repeated
             stray.unlink()
-        if self.job.folder.last.exists():
-            if not self.job.folder.log.exists():
-                print(f"note: {self.job.folder.log} was missing: it is written again from last.pt")
-            write_log(self.job.folder, self.position.history)
+        if folder.last.exists():
+            if not folder.log.exists():
+                print(f"note: {folder.log} was missing: it is written again from last.pt")
+            write_log(folder, self.position.history)
 
 
 def _gone(path: Path, folder: FoldRun) -> InputError:
@@ -386,5 +387,5 @@ def _gone(path: Path, folder: FoldRun) -> InputError:
 
 
 def write_log(folder: FoldRun, history: Iterable[dict]) -> None:
-    """log.jsonl from the checkpoint's own history, so that the two never disagree."""
+    """Write log.jsonl from the history in the checkpoint, so that the two agree."""
     storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))

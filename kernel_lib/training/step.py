@@ -1,10 +1,10 @@
-"""One optimiser step: batches forward and backward, each rank its share, as if by one process."""
+"""An optimiser step: batches forward and backward, each rank its share, as by one process."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -21,17 +21,17 @@ Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images, masks (B, 1, S
 
 
 def shares(steps: Sequence[Sequence[np.ndarray]], world: World) -> list[list[list[int]]]:
-    """The keys of this rank's part of each batch, in order, for the loader; no empty part."""
+    """Return the keys of this rank's part of each batch, in order, without empty parts."""
     parts = (batch[world.share(len(batch))] for step in steps for batch in step)
     return [part.tolist() for part in parts if len(part)]
 
 
 class Step:
-    """Takes optimiser steps over groups of batches, each weighted by its share of the images.
+    """Optimiser steps over groups of batches, each weighted by its share of the images.
 
-    A last, shorter group, or batch, so counts every one of its images alike. The batches are those
-    of all ranks together: each rank works through its `shares`, and the step's gradient is that of
-    one process with the whole batches, up to the order of sums.
+    Every image of a last, shorter group or batch counts as much as any other. The batches are those
+    of all ranks: each rank processes its `shares`, and the gradient of a step is that of one
+    process with the complete batches, up to the order of sums.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Step:
         self.scaler = scaler
         self.steps = nan_guard.Steps(model, optimizer, scaler)
         if job.plan.parameters.compile:
-            # In place: the names of the state, and so checkpoints, stay as they are. The last batch
-            # of an epoch may be smaller: a graph for each size, each as fast as it can be.
+            # In place, so that the names in the state, and in checkpoints, stay. The last batch of
+            # an epoch may be smaller: one graph for each size is faster than a dynamic one.
             model.compile(backend=COMPILER, dynamic=False)
         self.parallel = data_parallel(model, self.world)
         self.loss = losses.build(self.experiment, self.world.total)
@@ -59,23 +59,27 @@ class Step:
         position: Position,
         hardness: torch.Tensor,
     ) -> bool:
-        """One step over the keys of its batches; tells `position` and `hardness` what it saw.
+        """Take a step over the keys of its batches and update `position` and `hardness`.
 
-        `stream` gives this rank's shares. False where the step was skipped; raises
-        FloatingPointError with the images' ids where numbers end it (`finite`).
+        `stream` yields this rank's shares. Returns False if the step was skipped.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite (`nan_guard`); with the images.
         """
         total = sum(len(batch) for batch in step)
         values = []
         with self.steps.undone_unless_taken():
             for number, batch in enumerate(step, start=1):
-                with self._alone(until=len(step), number=number):
-                    value = self._backward(stream, batch, len(batch) / total, position, hardness)
+                # Gradients stay on their rank until the last batch, and are summed once.
+                several = self.world.size > 1 and number < len(step)
+                with self.parallel.no_sync() if several else nullcontext():
+                    value = self._backward(stream, batch, len(batch) / total, hardness, position)
                 values.append(value)
                 if math.isfinite(value):
                     position.loss_sum += value * len(batch)
                     position.images += len(batch)
-            seen = self._where(position, np.concatenate(step))
-            taken = self.steps.take(values, self.experiment.clip_grad_norm, seen)
+            where = self._where(position, np.concatenate(step))
+            taken = self.steps.take(values, self.experiment.clip_grad_norm, where)
         position.skipped += not taken
         return taken
 
@@ -83,44 +87,39 @@ class Step:
         ids = self.job.prepared.table["image_id"].iloc[keys[:, 1]].tolist()
         return f"in epoch {position.epoch + 1} on {', '.join(ids)}"
 
-    def _alone(self, until: int, number: int) -> AbstractContextManager:
-        """Gradients stay with their rank until the step's last batch, and are then summed once."""
-        if self.world.size == 1 or number == until:
-            return nullcontext()
-        return self.parallel.no_sync()
-
     def _backward(
         self,
         stream: Iterator[Item],
         batch: np.ndarray,
         weight: float,
-        position: Position,
         hardness: torch.Tensor,
+        position: Position,
     ) -> float:
-        """Add the batch's gradient, `weight` times; its loss."""
-        engine, rows = self.job.engine, batch[:, 1]
-        images, masks, my_rows = self._share(stream, len(batch))
+        """Add the gradient of a batch, times `weight`, and return its loss over all ranks."""
+        engine = self.job.engine
+        images, masks, own_rows = self._share(stream, len(batch))
         with engine.autocast():
             output = self.parallel(engine.to_device(images))
-        target = engine.to_device(masks)
-        labels = self.positive[my_rows].to(engine.device)
-        loss = self.loss(output, target, labels)  # of several ranks this one's part
+        masks = engine.to_device(masks)
+        labels = self.positive[own_rows].to(engine.device)
+        loss = self.loss(output, masks, labels)  # the part of this rank
         value = float(self.world.total(loss.detach()))
         self.steps.check_loss(value, self._where(position, batch))
-        # The parts are to be summed, and DistributedDataParallel takes the mean.
+        # DistributedDataParallel takes the mean over ranks; the parts are to be summed.
         self.scaler.scale(loss * (weight * self.world.size)).backward()
         if self.experiment.sampling in sampling.BY_HARDNESS and math.isfinite(value):
-            mine = hardness_of(output, target, labels).cpu()
-            hardness[torch.from_numpy(rows)] = torch.cat(self.world.gathered(mine))
+            own = hardness_of(output, masks, labels).cpu()
+            hardness[torch.from_numpy(batch[:, 1])] = torch.cat(self.world.gathered(own))
         return value
 
     def _share(self, stream: Iterator[Item], count: int) -> Item:
-        """This rank's part of the next batch; of a batch of fewer images than ranks perhaps none.
+        """Return this rank's part of the next batch, which has `count` images.
 
-        It takes part all the same: the others wait for its sums.
+        It may be empty, and is processed all the same: the other ranks wait for its sums.
         """
         part = self.world.share(count)
         if part.start < part.stop:
             return next(stream)
-        none = torch.zeros((0, 1, self.experiment.size, self.experiment.size), dtype=torch.uint8)
-        return none, none, torch.zeros(0, dtype=torch.int64)
+        size = self.experiment.size
+        empty = torch.zeros((0, 1, size, size), dtype=torch.uint8)
+        return empty, empty, torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Scores of held-out images at an epoch's end, by the same map and rule as everything else."""
+"""Scores of held-out images at the end of an epoch, by the same maps and rules as elsewhere."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from kernel_lib.postprocess.search import SearchOptions, best_score
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.registry import lookup
 
-HALF = Triplet(top=0.5, min_area_px=0, bottom=0.5)
-# What may be monitored: whether more is better, and what the network must give for it.
-MONITORS = {
-    "epoch": (1, ""),  # the last are kept: the only monitor that looks at no label
-    "dice": (1, "mask"),
-    "dice_half": (1, "mask"),
-    "dice_nonempty": (1, "mask"),
-    "dice_gated": (1, "mask and label"),
-    "auc": (1, "label"),
-    "val_loss": (-1, ""),
+ABOVE_HALF = Triplet(top=0.5, min_area_px=0, bottom=0.5)
+# By monitor: whether more (1) or less (-1) is better, and the outputs that the network must have.
+MONITORS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "epoch": (1, ()),  # keeps the last epochs: the only monitor that uses no label
+    "dice": (1, ("mask",)),
+    "dice_half": (1, ("mask",)),
+    "dice_nonempty": (1, ("mask",)),
+    "dice_gated": (1, ("mask", "label")),
+    "auc": (1, ("label",)),
+    "val_loss": (-1, ()),
 }
 
 
 def better(monitor: str) -> Callable[[float], float]:
-    """A key that is larger for a better value; InputError for a metric that does not exist."""
+    """Return a sort key, larger for better values; InputError for an unknown monitor."""
     sign, _ = lookup("MONITOR", monitor, MONITORS)
     return lambda value: sign * value
 
@@ -51,124 +51,120 @@ def selects(monitor: str) -> bool:
     return monitor != "epoch"
 
 
-def check(row: Experiment) -> None:
-    """Refuse a monitor that does not exist, or that the row's network does not give."""
-    better(row.monitor)
-    has = {
-        "mask": networks.network_class(row.network).has_mask,
-        "label": row.label_weight > 0,
-    }
-    needs = MONITORS[row.monitor][1]
-    if not all(given for name, given in has.items() if name in needs):
-        fits = [m for m, (_, n) in MONITORS.items() if all(has[k] for k in has if k in n)]
+def check(experiment: Experiment) -> None:
+    """Raise InputError for a monitor that is unknown, or needs an output the network lacks."""
+    better(experiment.monitor)
+    outputs = set()
+    if networks.network_class(experiment.network).has_mask:
+        outputs.add("mask")
+    if experiment.label_weight > 0:
+        outputs.add("label")
+    needs = MONITORS[experiment.monitor][1]
+    if not outputs.issuperset(needs):
+        fits = [monitor for monitor, (_, each) in MONITORS.items() if outputs.issuperset(each)]
         raise InputError(
-            f"MONITOR {row.monitor!r} needs a {needs}, which {row.name} does not give: "
-            f"{', '.join(fits)}"
+            f"MONITOR {experiment.monitor!r} needs a {' and '.join(needs)}, which "
+            f"{experiment.name} does not give: {', '.join(fits)}"
         )
+
+
+class HeldOut(NamedTuple):
+    """Held-out images: batches of levels and rows, masks at the network's size, and ground truth.
+
+    `truth` has image_id, rle, height, width and positive by row, for dice at the images' own size.
+    """
+
+    loader: DataLoader  # of several ranks each has its own batches (`World.batches`)
+    masks: Callable[[int], np.ndarray]  # row → (S, S)
+    truth: pd.DataFrame
 
 
 @torch.inference_mode()
 def validate(
     model: nn.Module,
-    loader: DataLoader,
-    masks: Callable[[int], np.ndarray],
-    truth: pd.DataFrame,
+    images: HeldOut,
     loss: TrainingLoss,
     views: Sequence[View],
     engine: Engine,
     world: World = ALONE,
     before_turn: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Score a model on images that it did not train on.
+    """Return the scores of a model on held-out images, the same on every rank.
 
-    `masks(row)` is the (S, S) mask for the loss; `truth` holds image_id, rle, height, width and
-    positive by row, for dice at the images' own geometry. Returns val_loss, and what the model has
-    heads for.
-    With a mask: dice, at the best single threshold and area (the notes' rule, searched exactly);
-    dice_half, at p > 0.5; dice_nonempty, the same over images with a mask (0 where there are none).
-    With a label: auc of "has a pneumothorax" (0.5 where all images are of one kind). With both:
-    dice_gated, as dice with the best label threshold before the rule.
-    Of several ranks each gives a loader of its own batches (`World.batches`) and gets all scores;
-    `before_turn` may end them all between two batches.
-    Raises FloatingPointError with the images' ids where a map or a label is no number, whatever is
-    monitored: no score is made of it.
+    Always val_loss. With a mask: dice, at the best single threshold and area (the rule of the
+    reference solution, searched exhaustively); dice_half, at p > 0.5; dice_nonempty, the same over
+    positive images (0 without one). With a label: auc of "has a pneumothorax" (0.5 if all images
+    are of one class). With both: dice_gated, as dice with the best classification threshold.
+    `before_turn` may end all ranks between two batches.
+
+    Raises:
+        FloatingPointError: a probability is not a number, whatever is monitored; with the images.
     """
     model.eval()
 
-    def looks() -> Iterator[_Look]:
-        for levels, rows in loader:
+    def outcomes() -> Iterator[_Batch]:
+        for levels, rows in images.loader:
             logits = mean_logits(model, engine.to_device(levels), views, engine)
-            images = truth.loc[rows.tolist()]
-            target = torch.from_numpy(np.stack([masks(int(r)) for r in rows])).unsqueeze(1)
-            has_mask = torch.from_numpy(images["positive"].to_numpy(dtype=np.float32))
-            value = loss(logits, engine.to_device(target), has_mask.to(engine.device))
-            yield _look(logits, float(value), images)
+            truth = images.truth.loc[rows.tolist()]
+            masks = torch.from_numpy(np.stack([images.masks(int(r)) for r in rows])).unsqueeze(1)
+            labels = torch.from_numpy(truth["positive"].to_numpy(dtype=np.float32))
+            value = loss(logits, engine.to_device(masks), labels.to(engine.device))
+            yield _outcome(logits, float(value), truth)
 
-    found = list(world.in_turns(looks(), len(loader), before_turn))
-    return world.agreed(lambda: _scores(found))
+    batches = list(world.in_turns(outcomes(), len(images.loader), before_turn))
+    return world.agreed(lambda: _scores(batches))
 
 
-class _Look(NamedTuple):
-    """What validation keeps of one batch."""
+class _Batch(NamedTuple):
+    """Outcome of one batch."""
 
     loss: float
-    pairs: list[Statistics]  # none from a classifier
-    labels: list[float]  # none without a label head
-    positive: list[bool]  # of each image
+    pairs: list[Statistics]  # empty without a mask
+    labels: list[float]  # empty without a label
+    positive: list[bool]
 
 
-def _look(logits: Logits, loss: float, images: pd.DataFrame) -> _Look:
-    labels, pairs, ids = None, [], images["image_id"].tolist()
-    if logits.label is not None:
-        labels = maps.numbers(_probabilities(logits.label), ids)
+def _outcome(logits: Logits, loss: float, truth: pd.DataFrame) -> _Batch:
+    pairs, ids = [], truth["image_id"].tolist()
+    labels = None if logits.label is None else maps.numbers(_probabilities(logits.label), ids)
     if logits.mask is not None:
         level_maps = maps.quantise(_probabilities(logits.mask.squeeze(1)), ids)  # (B, S, S)
-        pairs = _statistics(level_maps, images, labels)
-    given = [] if labels is None else labels.tolist()
-    return _Look(loss, pairs, given, images["positive"].tolist())
-
-
-def _scores(looks: list[_Look]) -> dict[str, float]:
-    pairs, labels, positive = (
-        [one for look in looks for one in getattr(look, name)]
-        for name in ("pairs", "labels", "positive")
+        rows = truth[["rle", "height", "width"]].itertuples(index=False, name=None)
+        each = [None] * len(truth) if labels is None else labels
+        pairs = [
+            maps.statistics(level_map, mask_rle, (height, width), label)
+            for level_map, (mask_rle, height, width), label in zip(
+                level_maps, rows, each, strict=True
+            )
+        ]
+    return _Batch(
+        loss, pairs, [] if labels is None else labels.tolist(), truth["positive"].tolist()
     )
-    total = 0.0
-    for look in looks:
-        total += look.loss * len(look.positive)
-    scores = {"val_loss": total / len(positive)}
-    if pairs:
-        scores |= _mask_scores(pairs, gated=bool(labels))
-    if labels:
-        mixed = 0 < sum(positive) < len(positive)
-        scores["auc"] = auc(np.array(labels), np.array(positive)) if mixed else 0.5
-    return scores
 
 
 def _probabilities(logits: torch.Tensor) -> np.ndarray:
     return torch.sigmoid(logits).cpu().numpy()
 
 
-def _statistics(
-    level_maps: np.ndarray, images: pd.DataFrame, labels: np.ndarray | None
-) -> list[Statistics]:
-    each = [None] * len(images) if labels is None else labels
-    shown = images[["rle", "height", "width"]].itertuples(index=False, name=None)
-    return [
-        maps.statistics(level_map, mask_rle, (height, width), label)
-        for level_map, (mask_rle, height, width), label in zip(level_maps, shown, each, strict=True)
-    ]
-
-
-def _mask_scores(pairs: list[Statistics], gated: bool) -> dict[str, float]:
-    stacked = stack(pairs)
-    halves = per_image_dice(stacked, HALF)
-    positive = stacked.true_px > 0
-    scores = {
-        "dice": best_score(stacked, SearchOptions(single=True, label=False)),
-        "dice_half": float(halves.mean()),
-        "dice_nonempty": float(halves[positive].mean()) if positive.any() else 0.0,
-    }
-    if gated:
-        scores["dice_gated"] = best_score(stacked, SearchOptions(single=True))
+def _scores(batches: list[_Batch]) -> dict[str, float]:
+    pairs, labels, positive = (
+        [value for batch in batches for value in getattr(batch, name)]
+        for name in ("pairs", "labels", "positive")
+    )
+    total = 0.0
+    for batch in batches:
+        total += batch.loss * len(batch.positive)
+    scores = {"val_loss": total / len(positive)}
+    if pairs:
+        stacked = stack(pairs)
+        dice = per_image_dice(stacked, ABOVE_HALF)
+        has_mask = stacked.true_px > 0
+        scores["dice"] = best_score(stacked, SearchOptions(single=True, label=False))
+        scores["dice_half"] = float(dice.mean())
+        scores["dice_nonempty"] = float(dice[has_mask].mean()) if has_mask.any() else 0.0
+        if labels:
+            scores["dice_gated"] = best_score(stacked, SearchOptions(single=True))
+    if labels:
+        mixed = 0 < sum(positive) < len(positive)
+        scores["auc"] = auc(np.array(labels), np.array(positive)) if mixed else 0.5
     return scores

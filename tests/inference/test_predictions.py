@@ -13,7 +13,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions
 from kernel_lib.models.networks import Logits
-from tests.training.test_loop import FakePrepared, row
+from tests.training.test_loop import FakePrepared, tiny
 
 META = {"run": "tiny_seed7", "fold": 0, "tta": "none"}
 
@@ -36,7 +36,7 @@ def write(
     held_out: bool = False,
 ) -> None:  # fmt: skip
     images = predictions.Images(FakePrepared(), range(7, 10), choose_engine("cpu"), 0, batch_size)
-    predictions.write(target, [model], row(batch_size=trained), images, META, held_out=held_out)
+    predictions.write(target, [model], tiny(batch_size=trained), images, META, held_out=held_out)
 
 
 def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_path):

@@ -61,10 +61,10 @@ def _deterministic():
 
 
 def small(name: str, **changes) -> Experiment:
-    row = EXPERIMENTS[name]
-    channels = tuple(16 for _ in row.decoder_channels)
-    encoder = row.encoder if "lite" in row.encoder else "resnet18"
-    return row.differing(
+    experiment = EXPERIMENTS[name]
+    channels = tuple(16 for _ in experiment.decoder_channels)
+    encoder = experiment.encoder if "lite" in experiment.encoder else "resnet18"
+    return experiment.differing(
         name="small", encoder=encoder, size=64, decoder_channels=channels, **changes
     )
 
@@ -93,12 +93,12 @@ def test_no_network_needs_what_stops_in_deterministic_mode(name):
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_no_loss_needs_what_stops_in_deterministic_mode(name):
     """Its code does not ask for the device, so these tensors are on a CPU."""
-    row = small("deep_supervision_UNetResNet34_512_v1", loss={name: 1.0})
+    experiment = small("deep_supervision_UNetResNet34_512_v1", loss={name: 1.0})
     mask, side = (torch.zeros(3, 1, 8, 8, requires_grad=True) for _ in "ab")
     output = networks.Logits(mask, torch.zeros(3, requires_grad=True), (side,))
     labels = torch.tensor([1.0, 0.0, 1.0])
     for images in ("all", "nonempty"):
-        loss = losses.build(row.differing(name="small", mask_loss_images=images))
+        loss = losses.build(experiment.differing(name="small", mask_loss_images=images))
         assert not stopping(backward_names(loss(output, torch.zeros(3, 1, 8, 8), labels)))
 
 

@@ -100,8 +100,8 @@ import torch
 from kernel_lib.config import Experiment
 from kernel_lib.models import networks
 torch.set_num_threads(1)
-row = Experiment(name="x", encoder="mobileone_s0", decoder_channels=(16,) * 5, size=64)
-model = networks.build(row)
+experiment = Experiment(name="x", encoder="mobileone_s0", decoder_channels=(16,) * 5, size=64)
+model = networks.build(experiment)
 for _ in range(3):
     model(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).mask.mean().backward()
 """

@@ -22,8 +22,8 @@ EMPTY, FULL = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
 PER_IMAGE = [name for name in losses.LOSSES if name != "weighted_bce"]
 
 
-def row(**fields) -> Experiment:
-    return Experiment(name="row", **fields)
+def experiment(**fields) -> Experiment:
+    return Experiment(name="x", **fields)
 
 
 def image(*values: float) -> torch.Tensor:
@@ -252,7 +252,7 @@ def test_a_batch_is_the_mean_of_its_images(name):
 @pytest.mark.parametrize("level", [-60000.0, -20.0, 0.0, 20.0, 60000.0])
 def test_it_is_finite_with_finite_gradients_from_float16(name, masks, level):
     logits = torch.full((1, 1, 2, 2), level, dtype=torch.float16, requires_grad=True)
-    value = losses.build(row(loss={name: 1.0}))(Logits(logits), masks, torch.ones(1))
+    value = losses.build(experiment(loss={name: 1.0}))(Logits(logits), masks, torch.ones(1))
     value.backward()
     assert value.dtype == torch.float32
     assert math.isfinite(value.item())
@@ -266,12 +266,12 @@ def test_a_focus_below_one_has_gradients_everywhere():
         assert torch.isfinite(logits.grad).all()
 
 
-# Of a row
+# Of an experiment
 
 
 def test_the_sum_is_weighted_and_takes_masks_as_they_lie_in_the_cache():
     output = Logits(mask=torch.logit(PROB).to(torch.bfloat16))
-    value = losses.build(row(loss={"bce": 2.5}))(output, MASK.to(torch.uint8), torch.ones(1))
+    value = losses.build(experiment(loss={"bce": 2.5}))(output, MASK.to(torch.uint8), torch.ones(1))
     assert value.dtype == torch.float32
     expected = 2.5 * losses.bce(torch.logit(PROB).to(torch.bfloat16).float(), MASK)
     torch.testing.assert_close(value, expected)
@@ -281,7 +281,9 @@ def test_several_losses_add_up_each_with_its_own_options():
     options = {"dice": {"smooth": 10.0}, "weighted_bce": {"positive": 0.5, "negative": 0.5}}
     weights = {"bce": 3.0, "dice": 1.0, "weighted_bce": 4.0}
     z = torch.logit(PROB)
-    value = losses.build(row(loss=weights, loss_options=options))(Logits(z), MASK, torch.ones(1))
+    value = losses.build(experiment(loss=weights, loss_options=options))(
+        Logits(z), MASK, torch.ones(1)
+    )
     expected = (
         3 * losses.bce(z, MASK)
         + losses.dice(z, MASK, smooth=10.0)
@@ -298,7 +300,7 @@ NONEMPTY = [0, 2]
 
 def test_mask_terms_can_count_non_empty_images_alone_and_labels_say_which_these_are():
     logits = BATCH.clone().requires_grad_()
-    loss = losses.build(row(loss={"bce": 2.0, "lovasz": 1.0}, mask_loss_images="nonempty"))
+    loss = losses.build(experiment(loss={"bce": 2.0, "lovasz": 1.0}, mask_loss_images="nonempty"))
     value = loss(Logits(logits), MASKS, LABELS)
     chosen = BATCH[NONEMPTY], MASKS[NONEMPTY]
     torch.testing.assert_close(value, 2 * losses.bce(*chosen) + losses.lovasz(*chosen))
@@ -311,7 +313,7 @@ def test_what_is_left_out_may_be_infinite():
     logits = BATCH.clone()
     logits[1] = math.inf
     logits.requires_grad_()
-    value = losses.build(row(mask_loss_images="nonempty"))(Logits(logits), MASKS, LABELS)
+    value = losses.build(experiment(mask_loss_images="nonempty"))(Logits(logits), MASKS, LABELS)
     value.backward()
     torch.testing.assert_close(value, losses.bce(BATCH[NONEMPTY], MASKS[NONEMPTY]))
     assert torch.isfinite(logits.grad).all()
@@ -320,7 +322,7 @@ def test_what_is_left_out_may_be_infinite():
 
 def test_the_three_terms_of_deep_supervision_by_hand():
     label, sides = torch.tensor([0.0, 2.0, -1.0]), (BATCH * 2, -BATCH)
-    loss = losses.build(row(loss={"bce": 1.0}, label_weight=0.05, side_weight=0.1))
+    loss = losses.build(experiment(loss={"bce": 1.0}, label_weight=0.05, side_weight=0.1))
     value = loss(Logits(BATCH, label, sides), MASKS, LABELS)
     of_label = (LN2 + softplus(2) + softplus(1)) / 3
     of_sides = [losses.bce(side[NONEMPTY], MASKS[NONEMPTY]).item() for side in sides]
@@ -330,12 +332,12 @@ def test_the_three_terms_of_deep_supervision_by_hand():
 
 def test_terms_that_weigh_nothing_are_not_looked_at():
     broken = torch.full_like(BATCH, math.nan)
-    value = losses.build(row())(Logits(BATCH, broken[:, 0, 0, 0], (broken,)), MASKS, LABELS)
+    value = losses.build(experiment())(Logits(BATCH, broken[:, 0, 0, 0], (broken,)), MASKS, LABELS)
     torch.testing.assert_close(value, losses.bce(BATCH, MASKS))
 
 
 def test_an_output_without_side_masks_has_the_other_terms():
-    loss = losses.build(row(side_weight=0.1))
+    loss = losses.build(experiment(side_weight=0.1))
     torch.testing.assert_close(loss(Logits(BATCH), MASKS, LABELS), losses.bce(BATCH, MASKS))
 
 
@@ -344,7 +346,7 @@ def test_a_batch_without_a_non_empty_image_gives_zeros_that_still_reach_every_pa
     logits = torch.full((2, 1, 2, 2), math.inf, dtype=torch.float16, requires_grad=True)
     side = torch.full((2, 1, 2, 2), -60000.0, dtype=torch.float16, requires_grad=True)
     fields = {"loss": {name: 1.0}, "mask_loss_images": "nonempty", "side_weight": 0.1}
-    loss = losses.build(row(**fields))
+    loss = losses.build(experiment(**fields))
     value = loss(Logits(logits, None, (side,)), torch.zeros(2, 1, 2, 2), torch.zeros(2))
     value.backward()
     assert value.item() == 0
@@ -356,7 +358,7 @@ def test_a_batch_without_a_non_empty_image_gives_zeros_that_still_reach_every_pa
 @pytest.mark.parametrize("label", [-60000.0, 0.0, 60000.0])
 def test_a_classifier_has_the_label_s_term_alone(images, label):
     logits = torch.full((3,), label, dtype=torch.float16, requires_grad=True)
-    loss = losses.build(row(label_weight=2.0, mask_loss_images=images))
+    loss = losses.build(experiment(label_weight=2.0, mask_loss_images=images))
     value = loss(Logits(mask=None, label=logits), MASKS, LABELS.to(torch.uint8))
     one = {-60000.0: 2 * 60000 / 3, 0.0: LN2, 60000.0: 60000 / 3}[label]
     assert value.item() == pytest.approx(2 * one)
@@ -368,7 +370,7 @@ def test_a_classifier_has_the_label_s_term_alone(images, label):
 @pytest.mark.parametrize("name", PER_IMAGE)
 def test_batches_weighted_by_their_shares_make_the_whole_s_loss(name):
     label = torch.tensor([0.5, 2.0, -1.0])
-    loss = losses.build(row(loss={name: 1.5}, label_weight=0.3))
+    loss = losses.build(experiment(loss={name: 1.5}, label_weight=0.3))
     whole = loss(Logits(BATCH, label), MASKS, LABELS)
     parts = [
         len(BATCH[part]) / 3 * loss(Logits(BATCH[part], label[part]), MASKS[part], LABELS[part])
@@ -408,11 +410,11 @@ def test_batches_weighted_by_their_shares_make_the_whole_s_loss(name):
 )
 def test_what_cannot_be_trained_with_is_refused_before_any_data(fields, message):
     with pytest.raises(InputError, match=message):
-        losses.build(row(**fields))
+        losses.build(experiment(**fields))
 
 
-def test_a_row_that_weighs_nothing_is_refused():
-    nothing = row().model_copy(update={"loss": {}})
+def test_an_experiment_that_weighs_nothing_is_refused():
+    nothing = experiment().model_copy(update={"loss": {}})
     with pytest.raises(InputError, match="neither a mask loss nor a label"):
         losses.build(nothing)
     losses.build(nothing.model_copy(update={"label_weight": 1.0}))
@@ -420,12 +422,12 @@ def test_a_row_that_weighs_nothing_is_refused():
 
 def test_a_network_that_does_not_give_what_the_row_weighs_is_refused():
     with pytest.raises(InputError, match=r"label_weight is 0\.05, but UNet gives no label"):
-        losses.build(row(label_weight=0.05))(Logits(BATCH), MASKS, LABELS)
+        losses.build(experiment(label_weight=0.05))(Logits(BATCH), MASKS, LABELS)
     with pytest.raises(InputError, match="UNet gives no mask: set label_weight above 0"):
-        losses.build(row())(Logits(None, LABELS), MASKS, LABELS)
+        losses.build(experiment())(Logits(None, LABELS), MASKS, LABELS)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_defaults_obey_their_own_bounds(name):
     defaults = losses.LOSSES[name].__kwdefaults__ or {}
-    losses.build(row(loss={name: 1.0}, loss_options={name: defaults}))
+    losses.build(experiment(loss={name: 1.0}, loss_options={name: defaults}))

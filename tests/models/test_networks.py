@@ -28,14 +28,14 @@ HEADS = {
     "sides": {"side_weight": 0.1},
     "both": {"label_weight": 0.05, "side_weight": 0.1},
 }
-HEADED = [row.differing(name=head, **HEADS[head]) for row in MASKS for head in HEADS]
-ROWS = [*PLAIN, *HEADED]
-FULL = [*PLAIN, *(row for row in HEADED if row.name == "both")]
+HEADED = [experiment.differing(name=head, **HEADS[head]) for experiment in MASKS for head in HEADS]
+EVERY = [*PLAIN, *HEADED]
+FULL = [*PLAIN, *(experiment for experiment in HEADED if experiment.name == "both")]
 N_SIDES = {"UNet": 5, "AttentionUNet": 5, "DeepLabV3Plus": 2}
 
 
-def title(row: Experiment) -> str:
-    return f"{row.network}-{row.name}"
+def title(experiment: Experiment) -> str:
+    return f"{experiment.network}-{experiment.name}"
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def test_grey_levels_become_what_an_imagenet_encoder_expects():
 
 def test_a_checkpoint_keeps_the_statistics_that_it_was_trained_with(tmp_path):
     """Also one from before an encoder had its own, where all had ImageNet's."""
-    row = UNET.differing(name="x", encoder="timm-tf_efficientnet_lite0")
-    model, old = networks.build(row), networks.build(row)
+    experiment = UNET.differing(name="x", encoder="timm-tf_efficientnet_lite0")
+    model, old = networks.build(experiment), networks.build(experiment)
     assert torch.equal(model.input.mean, torch.full((1, 3, 1, 1), 127.5))
     old.input = networks.GreyInput("resnet34")
     torch.save({"model": old.state_dict()}, tmp_path / "best.pt")
@@ -93,70 +93,72 @@ def loud(model: nn.Module) -> nn.Module:
     return model
 
 
-def built(row: Experiment, seed: int = 3) -> nn.Module:
+def built(experiment: Experiment, seed: int = 3) -> nn.Module:
     torch.manual_seed(seed)
-    return networks.build(row)
+    return networks.build(experiment)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=title)
-def test_every_head_has_its_shape(row):
-    model = networks.build(row)
+@pytest.mark.parametrize("experiment", EVERY, ids=title)
+def test_every_head_has_its_shape(experiment):
+    model = networks.build(experiment)
     for training, shape in itertools.product([True, False], [(64, 64), (32, 96), (160, 32)]):
         with torch.no_grad():
             output = model.train(training)(torch.randint(0, 256, (2, 1, *shape), dtype=torch.uint8))
         full = (2, 1, *shape)
-        if row.network == "Classifier":
+        if experiment.network == "Classifier":
             assert output.mask is None
         else:
             assert output.mask.shape == full
-        if row.label_weight == 0:
+        if experiment.label_weight == 0:
             assert output.label is None
         else:
             assert output.label.shape == (2,)
-        taught = row.side_weight > 0 and training
-        assert [s.shape for s in output.sides] == [full] * (N_SIDES[row.network] if taught else 0)
+        taught = experiment.side_weight > 0 and training
+        assert [s.shape for s in output.sides] == [full] * (
+            N_SIDES[experiment.network] if taught else 0
+        )
         assert all(torch.isfinite(tensor).all() for tensor in everything(output))
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=title)
-def test_the_smallest_size_works(row):
-    row = row.differing(name="x", size=32, label_weight=0.05)
-    model = networks.build(row)
+@pytest.mark.parametrize("experiment", PLAIN, ids=title)
+def test_the_smallest_size_works(experiment):
+    experiment = experiment.differing(name="x", size=32, label_weight=0.05)
+    model = networks.build(experiment)
     for output in (model.train()(levels(2, 32)), model.eval()(levels(1, 32))):
         assert torch.isfinite(output.label).all()
         assert output.mask is None or output.mask.shape[2:] == (32, 32)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=title)
-def test_every_parameter_gets_a_gradient(row):
-    model = networks.build(row).train()
+@pytest.mark.parametrize("experiment", EVERY, ids=title)
+def test_every_parameter_gets_a_gradient(experiment):
+    model = networks.build(experiment).train()
     sum(F.softplus(tensor).mean() for tensor in everything(model(levels()))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         if name.startswith(("head.", "label.", "sides.", "gates.")):
             assert parameter.grad.any(), name
-    groups = networks.parameter_groups(model, row)
+    groups = networks.parameter_groups(model, experiment)
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(
         id(p) for p in model.parameters()
     )
 
 
-@pytest.mark.parametrize("row", MASKS, ids=title)
+@pytest.mark.parametrize("experiment", MASKS, ids=title)
 @pytest.mark.parametrize("head", ["label", "sides"])
-def test_what_only_teaches_reaches_encoder_and_decoder(row, head):
-    model = networks.build(row.differing(name="x", **HEADS[head])).train()
+def test_what_only_teaches_reaches_encoder_and_decoder(experiment, head):
+    model = networks.build(experiment.differing(name="x", **HEADS[head])).train()
     output = model(levels())
     sum(F.softplus(tensor).mean() for tensor in everything(output)[1:]).backward()
     reached = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
     own = {"label": "label", "sides": "sides"}[head]
-    gated = {"gates"} if row is ATTENTION and head == "sides" else set()
+    gated = {"gates"} if experiment is ATTENTION and head == "sides" else set()
     assert reached == {"encoder", "decoder", own} | gated
 
 
-@pytest.mark.parametrize("row", FULL, ids=title)
-def test_feature_maps_stay_channels_last(row):
-    model = networks.build(row).train()
+@pytest.mark.parametrize("experiment", FULL, ids=title)
+def test_feature_maps_stay_channels_last(experiment):
+    model = networks.build(experiment).train()
     four = [p for p in model.parameters() if p.ndim == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in four)
     seen = []
@@ -170,10 +172,13 @@ def test_feature_maps_stay_channels_last(row):
     assert len(seen) > 10
 
 
-@pytest.mark.parametrize("row", FULL, ids=title)
-def test_the_same_image_gives_the_same_logits_with_every_dropout_a_module(row):
+@pytest.mark.parametrize("experiment", FULL, ids=title)
+def test_the_same_image_gives_the_same_logits_with_every_dropout_a_module(experiment):
     images = levels()
-    for model in (networks.build(row).eval(), without_dropout(networks.build(row).train())):
+    for model in (
+        networks.build(experiment).eval(),
+        without_dropout(networks.build(experiment).train()),
+    ):
         with torch.no_grad():
             once, again = everything(model(images)), everything(model(images))
         assert len(once) == len(again)
@@ -187,10 +192,10 @@ def test_deeplab_drops_out_in_training():
         assert not torch.equal(model(images).mask, model(images).mask)
 
 
-@pytest.mark.parametrize("row", FULL, ids=title)
+@pytest.mark.parametrize("experiment", FULL, ids=title)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
-def test_half_precision_is_near_single(row, dtype, tolerance):
-    model = without_dropout(loud(networks.build(row)).train())
+def test_half_precision_is_near_single(experiment, dtype, tolerance):
+    model = without_dropout(loud(networks.build(experiment)).train())
     images = levels()
     with torch.no_grad():
         single = everything(model(images))
@@ -201,9 +206,9 @@ def test_half_precision_is_near_single(row, dtype, tolerance):
         assert (torch.sigmoid(one) - torch.sigmoid(other.float())).abs().mean() < tolerance
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=title)
-def test_images_of_a_batch_do_not_meet_when_predicting(row):
-    model = loud(networks.build(row.differing(name="x", label_weight=0.05))).eval()
+@pytest.mark.parametrize("experiment", PLAIN, ids=title)
+def test_images_of_a_batch_do_not_meet_when_predicting(experiment):
+    model = loud(networks.build(experiment.differing(name="x", label_weight=0.05))).eval()
     images = levels(3, 64)
     with torch.inference_mode():
         together = everything(model(images))
@@ -232,30 +237,30 @@ def test_deeplab_s_fused_features_are_the_library_s_own():
         torch.testing.assert_close(ours, model.decoder(features))
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=title)
-def test_a_label_is_read_from_pooled_deep_features(row):
+@pytest.mark.parametrize("experiment", PLAIN, ids=title)
+def test_a_label_is_read_from_pooled_deep_features(experiment):
     """The centre block's output, the ASPP's, or an encoder's deepest level, pooled by hand."""
-    model = networks.build(row.differing(name="x", label_weight=0.05)).eval()
+    model = networks.build(experiment.differing(name="x", label_weight=0.05)).eval()
     images = levels()
     with torch.inference_mode():
         deep = model.encoder(model.input(images))[-1]
-        if row in (UNET, ATTENTION):
+        if experiment in (UNET, ATTENTION):
             deep = model.decoder.center(deep)
-        elif row is DEEPLAB:
+        elif experiment is DEEPLAB:
             deep = model.decoder.aspp(deep)
         mean = deep.flatten(2).sum(2) / deep[0, 0].numel()
         by_hand = mean @ model.label.logit.weight[0] + model.label.logit.bias
         torch.testing.assert_close(model(images).label, by_hand)
 
 
-@pytest.mark.parametrize("row", MASKS, ids=title)
-def test_side_masks_are_read_from_their_levels_coarse_to_fine(row):
-    model = without_dropout(networks.build(row.differing(name="x", side_weight=0.1)).train())
+@pytest.mark.parametrize("experiment", MASKS, ids=title)
+def test_side_masks_are_read_from_their_levels_coarse_to_fine(experiment):
+    model = without_dropout(networks.build(experiment.differing(name="x", side_weight=0.1)).train())
     images = levels()
     with torch.no_grad():
         sides = model(images).sides
         features = model.encoder(model.input(images))
-        if row is DEEPLAB:
+        if experiment is DEEPLAB:
             wanted = [features[4], model.decoder.aspp(features[-1])]
         else:
             wanted = model._decode(model.decoder.center(features[-1]), features)
@@ -267,16 +272,16 @@ def test_side_masks_are_read_from_their_levels_coarse_to_fine(row):
 
 
 def test_with_fewer_levels_side_masks_are_still_at_full_size():
-    row = UNET.differing(name="x", decoder_channels=(32, 24), side_weight=0.1)
-    output = networks.build(row).train()(levels())
+    experiment = UNET.differing(name="x", decoder_channels=(32, 24), side_weight=0.1)
+    output = networks.build(experiment).train()(levels())
     assert [s.shape for s in (output.mask, *output.sides)] == [(2, 1, 64, 64)] * 3
 
 
 @pytest.mark.parametrize("channels", [(48, 40, 32, 24, 16), (32, 24)], ids=len)
 def test_an_attention_unet_with_open_gates_is_the_plain_unet(channels):
     plain, gated = (
-        loud(built(row.differing(name="x", decoder_channels=channels))).eval()
-        for row in (UNET, ATTENTION)
+        loud(built(experiment.differing(name="x", decoder_channels=channels))).eval()
+        for experiment in (UNET, ATTENTION)
     )
     gated.load_state_dict(plain.state_dict(), strict=False)  # the same last layer
     assert len(gated.gates) == min(len(channels), 4)
@@ -307,26 +312,26 @@ def test_with_closed_gates_only_the_deepest_level_is_heard():
 
 
 def test_a_skip_without_channels_has_no_gate():
-    row = ATTENTION.differing(name="x", encoder="tu-convnext_atto")  # nothing at half size
-    model = networks.build(row).eval()
+    experiment = ATTENTION.differing(name="x", encoder="tu-convnext_atto")  # nothing at half size
+    model = networks.build(experiment).eval()
     assert sorted(model.gates) == ["0", "1", "2"]
     with torch.inference_mode():
         assert model(levels(1)).mask.shape == (1, 1, 64, 64)
 
 
 def test_the_encoder_learns_at_its_own_rate():
-    row = UNET.differing(name="x", encoder_lr_factor=0.25)
-    model = networks.build(row)
-    groups = networks.parameter_groups(model, row)
+    experiment = UNET.differing(name="x", encoder_lr_factor=0.25)
+    model = networks.build(experiment)
+    groups = networks.parameter_groups(model, experiment)
     assert [g["lr_factor"] for g in groups] == [0.25, 1.0]
     encoder = {id(p) for p in model.encoder.parameters()}
     assert {id(p) for p in groups[0]["params"]} == encoder
     assert not encoder & {id(p) for p in groups[1]["params"]}
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=title)
-def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(row):
-    model = networks.build(row).train()
+@pytest.mark.parametrize("experiment", PLAIN, ids=title)
+def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(experiment):
+    model = networks.build(experiment).train()
     norms = list(networks.batch_norms(model))
     assert len(norms) > 10
     before = [norm.running_mean.clone() for norm in norms]
@@ -337,21 +342,21 @@ def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(row):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("row", FULL, ids=title)
-def test_a_seed_builds_the_same_network(row):
-    one, other = built(row).state_dict(), built(row).state_dict()
+@pytest.mark.parametrize("experiment", FULL, ids=title)
+def test_a_seed_builds_the_same_network(experiment):
+    one, other = built(experiment).state_dict(), built(experiment).state_dict()
     assert all(torch.equal(one[k], other[k]) for k in one)
-    another = built(row, seed=4).state_dict()
+    another = built(experiment, seed=4).state_dict()
     assert not all(torch.equal(one[k], another[k]) for k in one)
 
 
-@pytest.mark.parametrize("row", HEADED, ids=title)
-def test_a_head_leaves_the_weights_that_a_seed_draws_elsewhere(row):
-    plain = built(row.differing(name="x", label_weight=0.0, side_weight=0.0)).state_dict()
-    headed = built(row).state_dict()
+@pytest.mark.parametrize("experiment", HEADED, ids=title)
+def test_a_head_leaves_the_weights_that_a_seed_draws_elsewhere(experiment):
+    plain = built(experiment.differing(name="x", label_weight=0.0, side_weight=0.0)).state_dict()
+    headed = built(experiment).state_dict()
     assert all(torch.equal(plain[k], headed[k]) for k in plain)
     added = {k.split(".")[0] for k in headed.keys() - plain.keys()}
-    wanted = {"label": row.label_weight > 0, "sides": row.side_weight > 0}
+    wanted = {"label": experiment.label_weight > 0, "sides": experiment.side_weight > 0}
     assert added == {name for name, there in wanted.items() if there}
 
 
@@ -361,9 +366,9 @@ def test_a_gate_leaves_the_weights_of_the_plain_unet():
     assert {k.split(".")[0] for k in gated.keys() - plain.keys()} == {"gates"}
 
 
-@pytest.mark.parametrize("row", MASKS, ids=title)
-def test_a_classifier_s_encoder_can_start_a_mask_model(row):
-    classifier, model = built(CLASSIFIER, seed=1), built(row, seed=2)
+@pytest.mark.parametrize("experiment", MASKS, ids=title)
+def test_a_classifier_s_encoder_can_start_a_mask_model(experiment):
+    classifier, model = built(CLASSIFIER, seed=1), built(experiment, seed=2)
     encoder = {
         k.removeprefix("encoder."): v
         for k, v in classifier.state_dict().items()
@@ -395,8 +400,8 @@ def test_an_encoder_that_timm_does_not_have_is_refused():
 
 @pytest.mark.parametrize("encoder", ["densenet121", "tu-pvt_v2_b0", "tu-hgnetv2_b0"])
 def test_deeplab_takes_an_encoder_that_cannot_be_dilated_at_stride_32(encoder):
-    row = DEEPLAB.differing(name="x", encoder=encoder, side_weight=0.1, label_weight=0.05)
-    model = networks.build(row).train()
+    experiment = DEEPLAB.differing(name="x", encoder=encoder, side_weight=0.1, label_weight=0.05)
+    model = networks.build(experiment).train()
     assert model.encoder.output_stride == 32
     assert encoder in model.note
     assert [t.shape[2:] for t in everything(model(levels())) if t.ndim == 4] == [(64, 64)] * 3
@@ -417,9 +422,9 @@ def test_an_encoder_with_windows_is_built_for_the_row_s_size(encoder):
 
 
 def test_an_encoder_without_the_features_of_a_decoder_is_refused():
-    row = UNET.differing(name="x", encoder="tu-vit_tiny_patch16_224")
+    experiment = UNET.differing(name="x", encoder="tu-vit_tiny_patch16_224")
     with pytest.raises(InputError, match=r"does not fit UNet at 64 px \(.*downsampling.*ResNet"):
-        networks.build(row)
+        networks.build(experiment)
 
 
 class _Odd(nn.Module):
@@ -436,14 +441,14 @@ class _Odd(nn.Module):
         return [x, *(F.avg_pool2d(self.stem(x), 2**level) for level in range(1, 6))]
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=title)
-def test_a_network_that_cannot_take_a_step_is_refused_before_any_data(monkeypatch, row):
+@pytest.mark.parametrize("experiment", PLAIN, ids=title)
+def test_a_network_that_cannot_take_a_step_is_refused_before_any_data(monkeypatch, experiment):
     monkeypatch.setattr(networks.encoders, "build", lambda *given, **how: _Odd(8))
-    networks.check_sizes(networks.build(row), row, [])
+    networks.check_sizes(networks.build(experiment), experiment, [])
     monkeypatch.setattr(networks.encoders, "build", lambda *given, **how: _Odd(5))
-    model = networks.build(row)
+    model = networks.build(experiment)
     with pytest.raises(InputError, match=r"^ENCODER 'tu-resnet10t' does not fit .* at 64 px \("):
-        networks.check_sizes(model, row, [])
+        networks.check_sizes(model, experiment, [])
 
 
 def test_a_decoder_that_cannot_be_built_is_the_encoder_s_fault(monkeypatch):
@@ -489,11 +494,13 @@ KINDS = (
 @pytest.mark.parametrize("network", ["UNet", "AttentionUNet", "DeepLabV3Plus"])
 @pytest.mark.parametrize("encoder", KINDS)
 def test_every_kind_of_encoder_takes_a_step_or_is_refused(encoder, network, size):
-    row = UNET.differing(name="x", encoder=encoder, network=network, size=size, **HEADS["both"])
+    experiment = UNET.differing(
+        name="x", encoder=encoder, network=network, size=size, **HEADS["both"]
+    )
     refused = None
     try:
-        model = networks.build(row)
-        networks.check_sizes(model, row, [size])
+        model = networks.build(experiment)
+        networks.check_sizes(model, experiment, [size])
     except InputError as error:
         refused = str(error)
     if refused is not None:
@@ -506,11 +513,11 @@ def test_every_kind_of_encoder_takes_a_step_or_is_refused(encoder, network, size
 
 
 def test_views_of_a_size_that_the_encoder_cannot_take_are_refused():
-    row = UNET.differing(name="x", encoder="tu-gcvit_xxtiny", tta="multiscale")
-    model = networks.build(row)
-    networks.check_sizes(model, row, [64])
+    experiment = UNET.differing(name="x", encoder="tu-gcvit_xxtiny", tta="multiscale")
+    model = networks.build(experiment)
+    networks.check_sizes(model, experiment, [64])
     with pytest.raises(InputError, match=r"TTA multiscale looks at 96 px, and ENCODER 'tu-gcvit"):
-        networks.check_sizes(model, row, [64, 96])
+        networks.check_sizes(model, experiment, [64, 96])
 
 
 def test_a_classifier_without_a_label_or_with_side_masks_is_refused():
@@ -520,23 +527,23 @@ def test_a_classifier_without_a_label_or_with_side_masks_is_refused():
         networks.check(CLASSIFIER.differing(name="x", side_weight=0.1))
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=title)
+@pytest.mark.parametrize("experiment", PLAIN, ids=title)
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_batch_below_the_least_cannot_be_trained_on(row, size, frozen):
-    row = row.differing(name="x", size=size, freeze_batch_norm=frozen)
-    model = networks.build(row).train()
+def test_a_batch_below_the_least_cannot_be_trained_on(experiment, size, frozen):
+    experiment = experiment.differing(name="x", size=size, freeze_batch_norm=frozen)
+    model = networks.build(experiment).train()
     if frozen:
         for norm in networks.batch_norms(model):
             norm.eval()
-    alone = row.differing(name="x", batch_size=1)
-    if networks.min_batch(row) == 2:
+    alone = experiment.differing(name="x", batch_size=1)
+    if networks.min_batch(experiment) == 2:
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             model(levels(1, size))
-        with pytest.raises(InputError, match=f"BATCH_SIZE 1 .* {row.network} at {size} px"):
+        with pytest.raises(InputError, match=f"BATCH_SIZE 1 .* {experiment.network} at {size} px"):
             networks.check(alone)
     else:
         assert all(torch.isfinite(t).all() for t in everything(model(levels(1, size))))
         networks.check(alone)
-    needs_two = not frozen and (row.network == DEEPLAB.network or size == 32)
-    assert networks.min_batch(row) == (2 if needs_two else 1)
+    needs_two = not frozen and (experiment.network == DEEPLAB.network or size == 32)
+    assert networks.min_batch(experiment) == (2 if needs_two else 1)

@@ -17,10 +17,10 @@ from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks, weights
 
-ROW = Experiment(
+EXPERIMENT = Experiment(
     name="tiny", encoder="resnet18", decoder_channels=(48, 40, 32, 24, 16), size=32, weights="none"
 )
-DEEPLAB = ROW.differing(name="tiny_deeplab", network="DeepLabV3Plus")
+DEEPLAB = EXPERIMENT.differing(name="tiny_deeplab", network="DeepLabV3Plus")
 OFFER = "-p WEIGHTS none"
 
 
@@ -54,7 +54,7 @@ def named_by_hash(folder: Path, state: dict) -> Path:
 
 def encoder() -> torch.nn.Module:
     torch.manual_seed(2)
-    return networks.build(ROW).encoder
+    return networks.build(EXPERIMENT).encoder
 
 
 def assert_filled(module: torch.nn.Module, state: dict) -> None:
@@ -177,10 +177,10 @@ def test_a_table_of_anything_but_tensors_is_refused(tmp_path):
 
 def test_a_whole_network_goes_through_a_checkpoint(tmp_path):
     torch.manual_seed(3)
-    one = networks.build(ROW)
+    one = networks.build(EXPERIMENT)
     checkpoints.save(tmp_path / "best_epoch001.pt", {"model": one.state_dict()}, Lineage())
     torch.manual_seed(4)
-    other = networks.build(ROW)
+    other = networks.build(EXPERIMENT)
     weights.load_model(other, tmp_path / "best_epoch001.pt")
     assert_filled(other, one.state_dict())
 
@@ -190,14 +190,14 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         tmp_path / "best.pt", {"model": networks.build(DEEPLAB).state_dict()}, Lineage()
     )
     with pytest.raises(InputError, match="is of another network"):
-        weights.load_model(networks.build(ROW), tmp_path / "best.pt")
+        weights.load_model(networks.build(EXPERIMENT), tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "bare", "wrapped", "released"])
 def test_a_network_of_this_package_is_never_imagenet_s(tmp_path, state, how):
     """Even where it holds all that the encoder needs under the publisher's names."""
     path = tmp_path / f"resnet18.{'safetensors' if how == 'released' else 'pth'}"
-    network = networks.build(ROW).state_dict()
+    network = networks.build(EXPERIMENT).state_dict()
     if how == "checkpoint":
         checkpoints.save(path, {"model": state}, Lineage())
     elif how == "released":

@@ -41,7 +41,7 @@ from tests.training.test_loop import (
     N,
     StepsClock,
     assert_same,
-    row,
+    tiny,
     weights_of,
     without_times,
 )
@@ -136,7 +136,7 @@ def spread(experiment: Experiment, output: Logits, masks, labels, cuts: list[int
 )
 def test_the_parts_of_a_spread_batch_sum_to_its_loss_and_gradient(names, images, has, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(has)), min_size=1, max_size=2)))
-    experiment = row(
+    experiment = tiny(
         loss=dict.fromkeys(names, 1.5), mask_loss_images=images, label_weight=0.3, side_weight=0.2
     )
     generator = torch.Generator().manual_seed(len(has))
@@ -311,7 +311,7 @@ def gradients(world: World, folder: Path, experiment: Experiment) -> dict:
 def test_a_step_s_gradient_is_that_of_one_process(
     two, tmp_path, frozen, batch_size, accumulate, learns
 ):
-    experiment = row(
+    experiment = tiny(
         **learns, **HEADS, batch_size=batch_size, accumulate=accumulate, freeze_batch_norm=frozen,
         optimizer="sgd", momentum=0.0, weight_decay=0.0, sampling="hard",
     )  # fmt: skip
@@ -404,7 +404,7 @@ def trained(
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["all", "hard"])
 def test_two_processes_end_with_the_scores_of_one(two, tmp_path, sampling):
-    experiment = row(**HEADS, sampling=sampling, batch_size=3, optimizer="sgd", momentum=0.0)
+    experiment = tiny(**HEADS, sampling=sampling, batch_size=3, optimizer="sgd", momentum=0.0)
     ((done, history), (_, other)) = two(trained, tmp_path / "two", experiment, None, 0.0)
     assert done
     assert other == [
@@ -426,7 +426,7 @@ TIMED = ("seconds", "val_seconds", "images_per_second", "memory_mb")
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 7])
 def test_two_processes_stopped_and_resumed_end_with_the_same_bits(two, tmp_path, stop_after):
-    experiment = row(**HEADS, sampling="hard")
+    experiment = tiny(**HEADS, sampling="hard")
     assert all(done for done, _ in two(trained, tmp_path / "whole", experiment, None, 0.3))
     stopped = two(trained, tmp_path / "parts", experiment, stop_after, 0.3)
     assert not any(done for done, _ in stopped)
@@ -460,7 +460,7 @@ def asked_while_scoring(world: World, folder: Path, experiment: Experiment) -> d
 
 @pytest.mark.slow
 def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
-    experiment = row(**HEADS, batch_size=1)
+    experiment = tiny(**HEADS, batch_size=1)
     two(trained, tmp_path / "whole", experiment, None, 0.3, 4)
     ended = two(asked_while_scoring, tmp_path / "parts", experiment)
     assert [one["status"] for one in ended] == [128 + signal.SIGTERM] * 2
@@ -474,7 +474,7 @@ def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
 
 @pytest.mark.slow
 def test_it_goes_on_with_another_number_of_processes_and_says_so(two, tmp_path, capsys):
-    experiment = row(**HEADS)
+    experiment = tiny(**HEADS)
     two(trained, tmp_path, experiment, 3, 0.3)
     state, _ = checkpoints.load(fold_run.fold_folder(tmp_path, "tiny_seed7", 0).last)
     assert len(state["random"]) == 2
@@ -499,7 +499,7 @@ def talks(world: World) -> dict:
             said.append(str(error))
     too_long = SharedClock(world, Clock(0.001 if world.first else None))
     try:
-        too_long.allows_whole(3600, "this")
+        too_long.allows_uninterrupted(3600, "this")
     except InputError as error:
         said.append(str(error).split(":")[0])
     own = [f"{world.rank}.{i}" for i in range(3 - world.rank)]

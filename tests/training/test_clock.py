@@ -30,16 +30,16 @@ def test_it_looks_ahead_by_twice_the_work_and_a_hundredth_of_the_limit():
 def test_work_that_no_session_can_hold_is_an_error_and_not_a_stop():
     now = Now()
     clock = Clock(0.01, now)  # 36 s
-    assert clock.allows_whole(17, "scoring")
+    assert clock.allows_uninterrupted(17, "scoring")
     now.seconds += 10
-    assert not clock.allows_whole(17, "scoring"), "the next session holds it"
+    assert not clock.allows_uninterrupted(17, "scoring"), "the next session holds it"
     with pytest.raises(InputError, match=r"0\.01 is too short for scoring, about 30 s.*0\.03"):
-        clock.allows_whole(30, "scoring")
+        clock.allows_uninterrupted(30, "scoring")
 
 
 def test_the_least_it_asks_for_is_enough():
     for seconds in (1, 20, 100, 5000):
         with pytest.raises(InputError) as caught:
-            Clock(1e-6).allows_whole(seconds, "scoring")
+            Clock(1e-6).allows_uninterrupted(seconds, "scoring")
         least = float(str(caught.value).split("give ")[1].split(" ")[0])
-        assert Clock(least).allows_whole(seconds, "scoring")
+        assert Clock(least).allows_uninterrupted(seconds, "scoring")

@@ -106,20 +106,20 @@ def test_a_network_s_weights_and_losses_have_the_precision_they_should(tmp_path)
 def test_the_deterministic_step_of_a_real_network_repeats_bit_for_bit(tmp_path):
     """With the operations that have two forms on a GPU: bilinear resizing, pooling, indexing."""
     for name in ("UNetResNet34_512_v1", "deeplabv3plus_resnet_512_v1"):
-        row = EXPERIMENTS[name].differing(
+        experiment = EXPERIMENTS[name].differing(
             name="small", encoder="resnet18", size=64, batch_size=4, accumulate=1,
             loss={"bce": 1.0, "lovasz": 1.0}, mask_loss_images="nonempty", label_weight=0.1,
             side_weight=0.1,
         )  # fmt: skip
-        first, second = (_after_steps(row) for _ in "ab")
+        first, second = (_after_steps(experiment) for _ in "ab")
         assert_same(first, second)
 
 
-def _after_steps(row: Experiment) -> dict[str, torch.Tensor]:
+def _after_steps(experiment: Experiment) -> dict[str, torch.Tensor]:
     seed_everything(3, deterministic=True)
     on = choose_engine(DEVICE)
-    model = networks.build(row).to(on.device).train()
-    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.build(row)
+    model = networks.build(experiment).to(on.device).train()
+    optimizer, loss = torch.optim.SGD(model.parameters(), 0.01), losses.build(experiment)
     images = on.to_device(torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8))
     masks = on.to_device(torch.randint(0, 2, (4, 1, 64, 64), dtype=torch.uint8))
     labels = torch.tensor([1.0, 0.0, 1.0, 1.0], device=on.device)

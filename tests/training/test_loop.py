@@ -69,7 +69,7 @@ class TinyNet(nn.Module):
         return networks.Logits(mask=self.rest(self.encoder(levels.float() / 255)))
 
 
-def row(**changes) -> Experiment:
+def tiny(**changes) -> Experiment:
     base = Experiment(
         name="tiny", size=SIZE, epochs=4, min_epochs=2, batch_size=2, accumulate=2, lr=0.05,
         optimizer="adamw", keep=2, ema_decay=0.9, weights="none",
@@ -84,7 +84,7 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
     settings = TrainParameters(seed=7, **parameters)
     job = Job(
         folder=fold_run.fold_folder(folder, "tiny_seed7", 0),
-        plan=TrainPlan(run="tiny_seed7", experiment=experiment or row(), parameters=settings),
+        plan=TrainPlan(run="tiny_seed7", experiment=experiment or tiny(), parameters=settings),
         prepared=prepared,
         train_rows=np.arange(7),
         held_rows=np.arange(7, N),
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_version_is_named_with_the_mend(tmp_path):
 
 @pytest.mark.parametrize("sampling", ["hard", "positive_share", "nonempty"])
 def test_every_sampler_ends_with_the_same_bits_when_stopped_within_epochs(tmp_path, sampling):
-    chosen = row(sampling=sampling)
+    chosen = tiny(sampling=sampling)
     assert training(tmp_path / "whole", chosen).run()
     while not training(tmp_path / "parts", chosen, StepsClock(1)).run():
         pass
@@ -170,7 +170,7 @@ def test_every_sampler_ends_with_the_same_bits_when_stopped_within_epochs(tmp_pa
 
 def test_hard_images_come_again_in_the_epoch_after(tmp_path):
     """Each epoch's order follows from what the one before thought of each training image."""
-    job = training(tmp_path, row(sampling="hard", epochs=2, min_epochs=1))
+    job = training(tmp_path, tiny(sampling="hard", epochs=2, min_epochs=1))
     shown = []
     real = job._step
     job._step = lambda stream, step: (shown.extend(k for b in step for k in b.tolist()),
@@ -243,7 +243,7 @@ def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
 
 
 def test_the_log_says_why_a_training_ended(tmp_path):
-    job = training(tmp_path, row(epochs=8, min_epochs=1, patience=1, lr=1e-9, monitor="dice"))
+    job = training(tmp_path, tiny(epochs=8, min_epochs=1, patience=1, lr=1e-9, monitor="dice"))
     job.run()
     *before, last = job.job.folder.read_log()
     assert last["ended"] == job.position.ended == "no better dice for 1 epochs"
@@ -251,7 +251,7 @@ def test_the_log_says_why_a_training_ended(tmp_path):
 
 
 def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):
-    experiment = row(
+    experiment = tiny(
         epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1, monitor="dice"
     )  # learns nothing
     job = training(tmp_path, experiment)
@@ -270,7 +270,7 @@ HELD = tuple(f"image{n}" for n in range(7, N))
 
 
 def test_without_a_monitor_the_last_epochs_stay_and_no_label_chooses_them(tmp_path):
-    job = training(tmp_path, row(epochs=5, min_epochs=1, patience=1, keep=2))
+    job = training(tmp_path, tiny(epochs=5, min_epochs=1, patience=1, keep=2))
     assert job.run()
     folder = job.job.folder
     assert folder.kept_epochs() == [4, 5]
@@ -283,7 +283,7 @@ def test_without_a_monitor_the_last_epochs_stay_and_no_label_chooses_them(tmp_pa
 def test_labels_that_select_epochs_or_end_a_training_are_in_its_lineage(
     tmp_path, patience, last_chosen
 ):
-    experiment = row(epochs=8, min_epochs=1, patience=patience, lr=1e-9, keep=1, monitor="dice")
+    experiment = tiny(epochs=8, min_epochs=1, patience=patience, lr=1e-9, keep=1, monitor="dice")
     job = training(tmp_path, experiment)
     job.run()
     folder, chosen = job.job.folder, tuple(sorted(("elsewhere", *HELD)))
@@ -292,7 +292,7 @@ def test_labels_that_select_epochs_or_end_a_training_are_in_its_lineage(
 
 
 def test_only_the_best_k_checkpoints_stay(tmp_path):
-    job = training(tmp_path, row(epochs=6, min_epochs=1, keep=2, monitor="val_loss"))
+    job = training(tmp_path, tiny(epochs=6, min_epochs=1, keep=2, monitor="val_loss"))
     assert job.run()
     log = job.job.folder.read_log()
     best = sorted(log, key=lambda line: (line["val_loss"], line["epoch"]))[:2]
@@ -323,7 +323,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, accumula
     """7 images in batches of 2: the last group, and the last batch, are shorter."""
     gradients = []
     for batch, groups, name in ((2, accumulate, "a"), (2 * accumulate, 1, "b")):
-        job = training(tmp_path / name, row(batch_size=batch, accumulate=groups, augment="none",
+        job = training(tmp_path / name, tiny(batch_size=batch, accumulate=groups, augment="none",
                                             freeze_batch_norm=True, optimizer="sgd",
                                             momentum=0.0, weight_decay=0.0))  # fmt: skip
         job.model.rest[2].p = 0.0

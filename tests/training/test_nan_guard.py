@@ -13,7 +13,7 @@ from kernel_lib.engine import memory_named, peak_memory
 from kernel_lib.errors import InputError
 from kernel_lib.training import nan_guard
 from kernel_lib.training.loop import Training
-from tests.training.test_loop import assert_same, row, training, weights_of
+from tests.training.test_loop import assert_same, tiny, training, weights_of
 
 NAN, INF = float("nan"), float("inf")
 
@@ -95,7 +95,7 @@ def state_of(job: Training) -> dict[str, torch.Tensor]:
 
 
 def test_so_many_skips_in_a_row_stop_it_and_fewer_do_not(tmp_path):
-    few = row(epochs=30, patience=30, accumulate=4)  # a step an epoch, of three batches
+    few = tiny(epochs=30, patience=30, accumulate=4)  # a step an epoch, of three batches
     bad = set(range(1, 3 * (nan_guard.IN_A_ROW - 1) + 1))
     job = spoilt(scaled(training(tmp_path / "few", few)), "loss", bad, NAN)
     assert job.run()
@@ -120,7 +120,7 @@ def test_broken_weights_are_never_saved(tmp_path):
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_an_epoch_whose_metric_is_not_a_number_is_never_the_best(tmp_path, value):
-    job = training(tmp_path, row(monitor="val_loss", min_epochs=1, keep=1))
+    job = training(tmp_path, tiny(monitor="val_loss", min_epochs=1, keep=1))
     real, epochs = job._validate, []
 
     def validate() -> dict[str, float]:
@@ -135,19 +135,19 @@ def test_an_epoch_whose_metric_is_not_a_number_is_never_the_best(tmp_path, value
 
 
 def test_a_training_without_any_metric_says_so(tmp_path):
-    job = training(tmp_path, row(monitor="val_loss"))
+    job = training(tmp_path, tiny(monitor="val_loss"))
     real = job._validate
     job._validate = lambda: real() | {"val_loss": NAN}
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="val_loss was a number in no epoch from"):
             job.run()
-        job = training(tmp_path, row(monitor="val_loss"))  # which has nothing left to do
+        job = training(tmp_path, tiny(monitor="val_loss"))  # which has nothing left to do
 
 
 @pytest.mark.parametrize("images", ["all", "nonempty"])
 def test_images_that_are_all_empty_train_to_finite_weights(tmp_path, images):
     losses = {"bce": 1.0, "dice": 1.0, "focal": 1.0, "lovasz": 1.0, "weighted_bce": 1.0}
-    job = training(tmp_path, row(loss=losses, mask_loss_images=images))
+    job = training(tmp_path, tiny(loss=losses, mask_loss_images=images))
     job.job.prepared.masks[:] = 0
     job.job.truth["positive"] = False
     job.job.truth["rle"] = "-1"

@@ -7,28 +7,28 @@ from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.training import schedule
 
-ROW = Experiment(name="x", epochs=10, min_epochs=1, lr=0.02, lr_end_factor=0.1)
+EXPERIMENT = Experiment(name="x", epochs=10, min_epochs=1, lr=0.02, lr_end_factor=0.1)
 
 
 def test_cosine_falls_from_the_rate_to_its_end():
-    assert schedule.rate(ROW, 0) == pytest.approx(0.02)
-    assert schedule.rate(ROW, 5) == pytest.approx(0.011)
-    assert schedule.rate(ROW, 10) == pytest.approx(0.002)
-    rates = [schedule.rate(ROW, e / 10) for e in range(101)]
+    assert schedule.rate(EXPERIMENT, 0) == pytest.approx(0.02)
+    assert schedule.rate(EXPERIMENT, 5) == pytest.approx(0.011)
+    assert schedule.rate(EXPERIMENT, 10) == pytest.approx(0.002)
+    rates = [schedule.rate(EXPERIMENT, e / 10) for e in range(101)]
     assert rates == sorted(rates, reverse=True)
 
 
 def test_poly_has_the_power_nine_tenths():
-    row = ROW.differing(name="y", schedule="poly", lr_end_factor=0.0)
-    assert schedule.rate(row, 5) == pytest.approx(0.02 * 0.5**0.9)
-    assert schedule.rate(row, 10) == 0
+    experiment = EXPERIMENT.differing(name="y", schedule="poly", lr_end_factor=0.0)
+    assert schedule.rate(experiment, 5) == pytest.approx(0.02 * 0.5**0.9)
+    assert schedule.rate(experiment, 10) == 0
 
 
 def test_warm_up_rises_to_the_rate_then_the_schedule_takes_over():
-    row = ROW.differing(name="y", warmup_epochs=2.0)
-    assert schedule.rate(row, 1) == pytest.approx(0.01)
-    assert schedule.rate(row, 2) == pytest.approx(0.02)
-    assert schedule.rate(row, 10) == pytest.approx(0.002)
+    experiment = EXPERIMENT.differing(name="y", warmup_epochs=2.0)
+    assert schedule.rate(experiment, 1) == pytest.approx(0.01)
+    assert schedule.rate(experiment, 2) == pytest.approx(0.02)
+    assert schedule.rate(experiment, 10) == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -37,7 +37,7 @@ def test_each_group_has_its_share_of_the_rate(name):
         {"params": [torch.nn.Parameter(torch.ones(1))], "lr_factor": factor}
         for factor in (0.1, 1.0)
     ]
-    optimizer = schedule.optimizer(groups, ROW.differing(name="y", optimizer=name))
+    optimizer = schedule.optimizer(groups, EXPERIMENT.differing(name="y", optimizer=name))
     schedule.set_rate(optimizer, 0.5)
     assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.5]
 
@@ -45,4 +45,4 @@ def test_each_group_has_its_share_of_the_rate(name):
 @pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"schedule": "step"}])
 def test_an_unknown_name_is_refused(wrong):
     with pytest.raises(InputError, match="is unknown; nearest: "):
-        schedule.check(ROW.differing(name="y", **wrong))
+        schedule.check(EXPERIMENT.differing(name="y", **wrong))

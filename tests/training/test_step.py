@@ -10,7 +10,7 @@ from kernel_lib.training import step
 from tests.training.test_loop import (
     StepsClock,
     assert_same,
-    row,
+    tiny,
     training,
     weights_of,
     without_times,
@@ -28,7 +28,7 @@ def _without_a_compiler(monkeypatch):
 @pytest.mark.slow
 def test_a_compiled_training_stops_resumes_and_ends_with_the_same_bits(tmp_path):
     """Of batches of 2 and a last one of 1, so that more than one graph is made."""
-    experiment = row(batch_size=2, accumulate=1, epochs=3)
+    experiment = tiny(batch_size=2, accumulate=1, epochs=3)
     assert training(tmp_path / "complete", experiment, compile=True).run()
     parts = training(tmp_path / "parts", experiment, StepsClock(5), compile=True)
     assert not parts.run()

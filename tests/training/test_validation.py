@@ -14,10 +14,10 @@ from kernel_lib.inference import tta
 from kernel_lib.models import losses
 from kernel_lib.models.networks import Logits
 from kernel_lib.postprocess.metrics import dice
-from kernel_lib.training.validation import better, check, validate
+from kernel_lib.training.validation import HeldOut, better, check, validate
 
 SIZE, HEIGHT, WIDTH = 16, 32, 24
-ROW = Experiment(name="r")
+EXPERIMENT = Experiment(name="r")
 
 
 class Copy(nn.Module):
@@ -29,7 +29,7 @@ class Copy(nn.Module):
 
 def scores(
     images: np.ndarray, own_masks: list[np.ndarray], batch: int = 2,
-    model: nn.Module | None = None, row: Experiment = ROW,
+    model: nn.Module | None = None, experiment: Experiment = EXPERIMENT,
 ) -> dict[str, float]:  # fmt: skip
     """Validate `Copy` on images (N, S, S); own_masks have the images' own geometry."""
     rows = list(range(len(images)))
@@ -44,7 +44,7 @@ def scores(
         for i in range(0, len(images), batch)
     ]
     return validate(
-        model or Copy(), batches, lambda i: small[i], truth, losses.build(row),
+        model or Copy(), HeldOut(batches, small.__getitem__, truth), losses.build(experiment),
         tta.views("none"), choose_engine("cpu"),
     )  # fmt: skip
 
@@ -155,8 +155,8 @@ def test_a_label_is_scored_beside_the_mask_and_gates_it():
     called, mask = half(True)
     images = np.stack([called, np.full_like(called, 255)])
     images[1, 0, 0] = 100
-    row = Experiment(name="r", label_weight=1.0)
-    found = scores(images, [mask, np.zeros_like(mask)], model=Labelled(True), row=row)
+    experiment = Experiment(name="r", label_weight=1.0)
+    found = scores(images, [mask, np.zeros_like(mask)], model=Labelled(True), experiment=experiment)
     assert found["auc"] == 1.0
     assert found["dice"] == pytest.approx(0.5)
     assert found["dice_gated"] == 1.0
@@ -164,11 +164,13 @@ def test_a_label_is_scored_beside_the_mask_and_gates_it():
 
 def test_a_classifier_is_scored_by_its_label_alone():
     images = np.stack([half(True)[0], half(False)[0]])
-    row = Experiment(name="r", network="Classifier", label_weight=1.0)
-    found = scores(images, [half(True)[1], half(False)[1]], model=Labelled(False), row=row)
+    experiment = Experiment(name="r", network="Classifier", label_weight=1.0)
+    found = scores(
+        images, [half(True)[1], half(False)[1]], model=Labelled(False), experiment=experiment
+    )
     assert set(found) == {"val_loss", "auc"}
     assert found["auc"] == 1.0
-    alone = scores(images[:1], [half(True)[1]], model=Labelled(False), row=row)
+    alone = scores(images[:1], [half(True)[1]], model=Labelled(False), experiment=experiment)
     assert alone["auc"] == 0.5, "one kind of image says nothing"
 
 
@@ -191,11 +193,13 @@ def test_no_score_is_made_of_what_is_no_number(head, mask, kinds):
     """Also where all images are of one kind, and no label would be looked at for the AUC."""
     images, masks = (list(one) for one in zip(*[half(on) for on in kinds], strict=True))
     images[1][-1, -1] = 1
-    row = Experiment(name="r", network="UNetResNet34" if mask else "Classifier", label_weight=1.0)
+    experiment = Experiment(
+        name="r", network="UNetResNet34" if mask else "Classifier", label_weight=1.0
+    )
     words = "probabilities of image1 are not numbers: .*-p PRECISION float32"
     for batch in (1, 3):
         with pytest.raises(FloatingPointError, match=words):
-            scores(np.stack(images), masks, batch, Overflowing(head, mask), row)
+            scores(np.stack(images), masks, batch, Overflowing(head, mask), experiment)
 
 
 def test_the_metric_is_the_competition_s():
