@@ -1,4 +1,4 @@
-"""The viewer's page in a real browser: its numbers are Python's, its pixels what it says."""
+"""The viewer's page in a real browser: numbers equal Python's, pixels show what is stated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from kernel_lib.errors import InputError
@@ -28,46 +29,59 @@ ODD_IDS = [
     "radiograph 🫁 of Ærø",
     "back\\slash {{brace}} \u2028 $& <!-- style -->",
 ]
+LONG_NAME = "deeplabv3plus_supervision_resnet_1024_v1_seed345{}_size768_epochs12"
 TRUTH, PREDICTION = (255, 176, 0), (79, 195, 247)
-EVALUATED = "asked => JSON.stringify(asked.map(one => viewer.evaluate(...one)))"
 RULE = Triplet(0.6, 2000, 0.3)
 # What is cut off although no title gives it in full, number boxes at their largest values, controls
 # that lie over one another, and a page wider than its window.
 CUT_OFF = """() => {
   const wrong = [];
-  const known = (one) => `${one.tagName} ${one.id} ${one.className} ${one.textContent}`;
-  for (const one of document.querySelectorAll("input[type=number]")) {
-    one.value = one.max > 1 || /area|truth/.test(one.id) ? "1048577" : "0.9980";
+  const name = (item) => `${item.tagName} ${item.id} ${item.className} ${item.textContent}`;
+  for (const box of document.querySelectorAll("input[type=number]")) {
+    box.value = box.max > 1 || /area|truth/.test(box.id) ? "1048577" : "0.9980";
   }
-  const shown = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility());
-  for (const one of shown) {
-    const hides = getComputedStyle(one).overflowX !== "visible";
-    const field = one.type === "number";
+  const shown = [...document.querySelectorAll("body *")].filter((item) => item.checkVisibility());
+  for (const item of shown) {
+    const hides = getComputedStyle(item).overflowX !== "visible";
     // Both widths are rounded: at a fraction of a pixel they differ by 1 where nothing is cut.
-    const cut = one.scrollWidth > one.clientWidth + 1;
-    if (hides && cut && (field || !one.title)) wrong.push(known(one));
+    const cut = item.scrollWidth > item.clientWidth + 1;
+    if (hides && cut && (item.type === "number" || !item.title)) wrong.push(name(item));
   }
-  const seen = (one) => {
-    const box = one.getBoundingClientRect();
-    const within = one.parentElement.closest("#shown, #panel, #list")?.getBoundingClientRect();
+  const placed = (item) => {
+    const box = item.getBoundingClientRect();
+    const within = item.parentElement.closest("#shown, #panel, #list")?.getBoundingClientRect();
     const bottom = Math.min(box.bottom, within?.bottom ?? Infinity);
-    return { one, left: box.left, right: box.right, top: box.top, bottom };
+    return { item, left: box.left, right: box.right, top: box.top, bottom };
   };
-  const controls = shown.filter((one) => one.matches("button, select, input, label")).map(seen);
+  const controls = shown.filter((item) => item.matches("button, select, input, label")).map(placed);
   for (const a of controls) for (const b of controls) {
-    if (a === b || a.one.contains(b.one) || b.one.contains(a.one)) continue;
+    if (a === b || a.item.contains(b.item) || b.item.contains(a.item)) continue;
     const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
     const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (across > 1 && down > 1) wrong.push(`${known(a.one)} over ${known(b.one)}`);
+    if (across > 1 && down > 1) wrong.push(`${name(a.item)} over ${name(b.item)}`);
   }
   const { scrollWidth } = document.documentElement;
   return scrollWidth > innerWidth ? [...wrong, `${scrollWidth} px of ${innerWidth}`] : wrong;
+}"""
+ONLY = """layers => {
+  const set = (id, name, value, event) => {
+    const field = document.getElementById(id);
+    if (!field) return;
+    field[name] = value;
+    field.dispatchEvent(new Event(event));
+  };
+  for (const name of ["image", "probability", "prediction", "truth"]) {
+    set(`${name}-on`, "checked", layers.includes(name), "change");
+    set(`${name}-opacity`, "value", 1, "input");
+    set(`${name}-fill`, "checked", true, "change");
+    set(`${name}-contour`, "checked", false, "change");
+  }
 }"""
 
 
 @dataclass
 class Case:
-    """What a page is made of: its images, their maps (one list a model) and true masks."""
+    """The content of a page: its images, their maps (a list for each model) and true masks."""
 
     payload: dict
     masks: list[np.ndarray]
@@ -85,25 +99,23 @@ def make(
     union: bool = False,
     embed: int | None = None,
     ids: list[str] | None = None,
-    seed: int = 0,
 ) -> Case:
-    """Random images of several sizes; `vote` is its k, over all models."""
-    rng = np.random.default_rng(seed)
+    """Return random images of several sizes; `vote` is the minimum of a vote of all models."""
+    rng = np.random.default_rng(0)
     shapes = [(int(h), int(w)) for h, w in rng.integers(20, 70, (n, 2))]
     masks = [_blob(rng, shape) > 0.5 if rng.random() < 0.6 else np.zeros(shape) for shape in shapes]
     maps = [[_prob(rng, mask) for mask in masks] for _ in rules]
     levels = [rng.integers(0, 256, n).tolist() if labels else [None] * n for _ in rules]
     stats = [
         histograms.stack(
-            histograms.statistics(prob, mask if truth else None, label)
-            for prob, mask, label in zip(*one, masks, *given, strict=True)
+            histograms.statistics(prob, mask if truth else None, level)
+            for prob, mask, level in zip(maps[m], masks, levels[m], strict=True)
         )
-        for one, given in zip([(m,) for m in maps], [(given,) for given in levels], strict=True)
+        for m in range(len(rules))
     ]
     arrays = []
-    for one in stats:
-        arrays += [one.hist_all, *([one.hist_true] if truth else []), one.label]
-    names = [f"seed {model}" for model in range(len(rules))]
+    for s in stats:
+        arrays += [s.hist_all, *([s.hist_true] if truth else []), s.label]
     payload = {
         "title": "A page of phantoms",
         "notes": ["The first sentence.", "The second."],
@@ -115,28 +127,28 @@ def make(
         },
         "truth": truth,
         "models": [
-            {"name": name, "labels": labels, "rule": asdict(rule)}
-            for name, rule in zip(names, rules, strict=True)
+            {"name": f"seed {m}", "labels": labels, "rule": asdict(rule)}
+            for m, rule in enumerate(rules)
         ],
         "one_rule": False,
         "vote": None,
     }
     if vote:
-        models = list(range(len(rules)))
-        payload["vote"] = {"name": "vote", "models": models, "at_least": vote, "union": union}
-        counts = [_votes(maps, rules, row) for row in range(n)]
-        arrays.append([[(count > k).sum() for k in models] for count in counts])
+        voters = list(range(len(rules)))
+        payload["vote"] = {"name": "vote", "models": voters, "at_least": vote, "union": union}
+        votes = [_votes(maps, rules, row) for row in range(n)]
+        arrays.append(np.array([[(v > k).sum() for k in voters] for v in votes]))
         if truth:
-            both = zip(counts, masks, strict=True)
-            arrays.append([[((c > k) & (m > 0)).sum() for k in models] for c, m in both])
-    payload["packed"] = pack([np.asarray(array) for array in arrays])
+            both = zip(votes, masks, strict=True)
+            arrays.append(np.array([[((v > k) & (m > 0)).sum() for k in voters] for v, m in both]))
+    payload["packed"] = pack(arrays)
     rows = range(n if embed is None else embed)
     payload["pictures"] = [_picture(masks[row], [m[row] for m in maps], row, truth) for row in rows]
     return Case(payload, masks, maps, stats)
 
 
 def _votes(maps: list, rules: tuple, row: int) -> np.ndarray:
-    return sum(apply_rule(one[row], rule) for one, rule in zip(maps, rules, strict=True))
+    return sum(apply_rule(m[row], rule) for m, rule in zip(maps, rules, strict=True))
 
 
 def _blob(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -146,9 +158,8 @@ def _blob(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 def _prob(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     soft = cv2.GaussianBlur(mask.astype(np.float64), (0, 0), 2) * rng.uniform(0.3, 1)
-    return np.rint(255 * np.clip(soft + 0.5 * rng.random() * rng.random(mask.shape), 0, 1)).astype(
-        np.uint8
-    )
+    soft += 0.5 * rng.random() * rng.random(mask.shape)
+    return np.rint(255 * np.clip(soft, 0, 1)).astype(np.uint8)
 
 
 def _picture(mask: np.ndarray, maps: list[np.ndarray], row: int, truth: bool) -> dict:
@@ -159,29 +170,71 @@ def _picture(mask: np.ndarray, maps: list[np.ndarray], row: int, truth: bool) ->
         "size": [width, height],
         "image": _encoded(".jpg", grey),
         "truth": _encoded(".png", (mask > 0).astype(np.uint8) * 255) if truth else None,
-        "maps": [_encoded(".png", one) for one in maps],
+        "maps": [_encoded(".png", level_map) for level_map in maps],
     }
 
 
-def _encoded(kind: str, pixels: np.ndarray) -> str:
-    return base64.b64encode(cv2.imencode(kind, pixels)[1].tobytes()).decode()
+def _encoded(suffix: str, pixels: np.ndarray) -> str:
+    return base64.b64encode(cv2.imencode(suffix, pixels)[1].tobytes()).decode()
+
+
+@pytest.fixture
+def open_case(open_page: Callable) -> Callable:
+    """`open_case(case, **options)` opens a page and waits for its numbers and first picture."""
+
+    def opened(case: Case, **options):
+        return ready(open_page(page(case.payload), **options))
+
+    return opened
 
 
 def ready(opened):
-    """The page once its numbers and its first picture are there."""
     opened.evaluate("async () => { await viewer.ready; await viewer.shown() }")
     return opened
 
 
 def texts(opened, selector: str) -> list[str]:
-    return opened.eval_on_selector_all(selector, "all => all.map(one => one.textContent)")
+    return opened.eval_on_selector_all(selector, "all => all.map(item => item.textContent)")
 
 
-def canvas_pixels(opened, place: int = 0) -> np.ndarray:
-    """RGB (H, W, 3) of a pane's canvas."""
-    script = "place => document.querySelectorAll('#panes canvas')[place].toDataURL('image/png')"
-    png = base64.b64decode(opened.evaluate(script, place).partition(",")[2])
+def enter(opened, selector: str, value: object) -> None:
+    opened.locator(selector).fill(str(value))
+    opened.keyboard.press("Enter")
+
+
+def choose(opened, row: int) -> None:
+    opened.evaluate("row => viewer.choose(row)", row)
+
+
+def chosen_row(opened) -> int:
+    return opened.evaluate("viewer.state.chosen")
+
+
+def listed_rows(opened) -> list[int]:
+    return opened.evaluate("Array.from(viewer.state.order)")
+
+
+def rules_of(opened, field: str) -> list[float]:
+    return opened.evaluate("field => viewer.state.rules.map(rule => rule[field])", field)
+
+
+def only(opened, *layers: str) -> None:
+    """Show these layers only, filled, opaque, without contours."""
+    opened.evaluate(ONLY, layers)
+
+
+def canvas_pixels(opened, pane: int = 0) -> np.ndarray:
+    """Return RGB (H, W, 3) of a pane's canvas."""
+    script = "k => document.querySelectorAll('#panes canvas')[k].toDataURL('image/png')"
+    png = base64.b64decode(opened.evaluate(script, pane).partition(",")[2])
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def predicted_px(opened) -> int:
+    """Return the pixels of the prediction on the canvas at 1:1."""
+    opened.locator("#one-to-one").click()
+    only(opened, "prediction")
+    return count_of(canvas_pixels(opened), PREDICTION)
 
 
 def count_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
@@ -192,127 +245,116 @@ def dice_of(case: Case, rule: Triplet, model: int = 0) -> np.ndarray:
     return histograms.per_image_dice(case.stats[model], rule)
 
 
-def chosen_row(opened) -> int:
-    return opened.evaluate("viewer.state.chosen")
-
-
 def random_triplets(rng: np.random.Generator, n: int, labels: bool) -> list[Triplet]:
-    """Thresholds on levels, beside them and anywhere; areas from none to most of the image."""
-    found = []
+    """Return thresholds on levels, beside them and anywhere; areas up to most of the image."""
+    triplets = []
     for _ in range(n):
         kinds = [rng.random(), float(rng.integers(0, 256)) / 255, round(rng.random(), 2), 0.0, 1.0]
         top, bottom, label = rng.choice(kinds[:3] * 4 + kinds[3:], 3)
         top, bottom = max(top, bottom), min(top, bottom)
         area = int(rng.choice([0, 1, 200, 3500, 17_000, 60_000, 400_000]) * rng.uniform(0.5, 1.5))
-        found.append(Triplet(top, area, bottom, label if labels and rng.random() < 0.8 else None))
-    return found
+        label = label if labels and rng.random() < 0.8 else None
+        triplets.append(Triplet(top, area, bottom, label))
+    return triplets
 
 
 @pytest.mark.parametrize("labels", [False, True])
-def test_areas_dice_and_means_are_python_s(open_page: Callable, labels: bool) -> None:
+def test_areas_dice_and_means_are_python_s(open_case: Callable, labels: bool) -> None:
     case = make(300, rules=(RULE, RULE), labels=labels, embed=1)
     rules = random_triplets(np.random.default_rng(1), 240, labels)
-    opened = ready(open_page(page(case.payload)))
     asked = [[k % 2, asdict(rule)] for k, rule in enumerate(rules)]
-    told = json.loads(opened.evaluate(EVALUATED, asked))
-    empty = 0
-    for (model, _), rule, found in zip(asked, rules, told, strict=True):
+    script = "asked => JSON.stringify(asked.map(pair => viewer.evaluate(...pair)))"
+    empty = []
+    answers = json.loads(open_case(case).evaluate(script, asked))
+    for (model, _), rule, answer in zip(asked, rules, answers, strict=True):
         areas, dice = histograms.areas(case.stats[model], rule), dice_of(case, rule, model)
-        assert found["areas"] == areas.tolist()
-        assert found["dice"] == dice.tolist()
-        assert found["mean"] == pytest.approx(mean_dice(dice), abs=1e-12)
-        empty += (areas == 0).mean()
-    assert 0.2 < empty / len(rules) < 0.8  # the triplets do tell masks apart
+        assert answer["areas"] == areas.tolist()
+        assert answer["dice"] == dice.tolist()
+        assert answer["mean"] == pytest.approx(mean_dice(dice), abs=1e-12)
+        empty.append((areas == 0).mean())
+    assert 0.2 < np.mean(empty) < 0.8  # the triplets do separate masks
 
 
 @pytest.mark.parametrize("union", [False, True])
-def test_a_vote_s_numbers_come_with_the_page(open_page: Callable, union: bool) -> None:
+def test_a_vote_s_numbers_come_with_the_page(open_case: Callable, union: bool) -> None:
     rules = (RULE, Triplet(0.5, 9000, 0.5), Triplet(0.8, 0, 0.1))
     case = make(30, rules=rules, vote=2, union=union)
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     for k in (1, 2, 3):
-        found = opened.evaluate("k => viewer.evaluateVote(k)", k)
+        answer = opened.evaluate("k => viewer.evaluateVote(k)", k)
         masks = [_votes(case.maps, rules, row) >= k for row in range(30)]
         areas = [int(mask.sum()) for mask in masks]
-        shared = [int((one & (t > 0)).sum()) for one, t in zip(masks, case.masks, strict=True)]
+        shared = [int((mask & (t > 0)).sum()) for mask, t in zip(masks, case.masks, strict=True)]
         dice = dice_of_counts(shared, areas, case.stats[0].true_px)
-        assert found["areas"] == areas
-        assert found["dice"] == dice.tolist()
+        assert answer["areas"] == areas
+        assert answer["dice"] == dice.tolist()
         opened.locator("#k").fill(str(k))
         assert texts(opened, "#all-mean td")[0] == f"{mean_dice(dice):.6f}"
 
 
 @pytest.mark.parametrize("field", ["", "-number"])
-def test_each_slider_moves_the_numbers_to_python_s(open_page: Callable, field: str) -> None:
+def test_each_slider_changes_the_metrics_to_python_s(open_case: Callable, field: str) -> None:
     rule = Triplet(0.6, 2000, 0.3, 0.2)
     case = make(80, rules=(rule,), labels=True)
-    opened = ready(open_page(page(case.payload)))
-    chosen = mean_dice(dice_of(case, rule))
-    steps = opened.evaluate("Array.from(document.querySelectorAll('#rule input'), one => one.id)")
-    assert {"top", "min-area", "bottom", "label"} <= set(steps)
-    moves = {
-        "top": ("0.75", {"top": 0.75}),
-        "bottom": ("0.405", {"bottom": 0.405}),
-        "label": ("0.55", {"label": 0.55}),
-        "min-area": ("100", {"min_area_px": 15_000}),
-    }
-    values = asdict(rule)
-    for name, (place, change) in moves.items():
-        values |= change
-        [value] = change.values()
-        opened.locator(f"#{name}{field}").fill(str(value) if field else place)
+    opened = open_case(case)
+    chosen, has_truth = mean_dice(dice_of(case, rule)), case.stats[0].true_px > 0
+    for name, place, key, value in (  # the area's slider has places, not areas
+        ("top", 0.75, "top", 0.75),
+        ("bottom", 0.405, "bottom", 0.405),
+        ("label", 0.55, "label", 0.55),
+        ("min-area", 100, "min_area_px", 15_000),
+    ):
+        rule = Triplet(**(asdict(rule) | {key: value}))
+        opened.locator(f"#{name}{field}").fill(str(value if field else place))
         if field:
             opened.keyboard.press("Enter")
-        moved = Triplet(**values)
-        dice, areas = dice_of(case, moved), histograms.areas(case.stats[0], moved)
+        dice, areas = dice_of(case, rule), histograms.areas(case.stats[0], rule)
         now, before, difference = texts(opened, "#all-mean td")
         assert (now, before) == (f"{mean_dice(dice):.6f}", f"{chosen:.6f}")
         assert float(difference) == pytest.approx(mean_dice(dice) - chosen, abs=1e-6)
-        has_truth = case.stats[0].true_px > 0
         assert texts(opened, "#all-positive td")[0] == f"{mean_dice(dice[has_truth]):.6f}"
         assert texts(opened, "#all-with-mask td")[0] == f"{100 * (areas > 0).mean():.2f}"
-        kinds = np.array([has_truth & (areas == 0), ~has_truth & (areas > 0)]).sum(axis=1)
+        kinds = [(has_truth & (areas == 0)).sum(), (~has_truth & (areas > 0)).sum()]
         assert [texts(opened, f"#all-kind-{k} td")[0] for k in (0, 1)] == [str(n) for n in kinds]
         row = chosen_row(opened)
         assert texts(opened, "#chosen-dice") == [f"{dice[row]:.6f}"]
         scaled = areas[row] * 2**20 / case.stats[0].n_px[row]
-        words = f"{math.floor(scaled + 0.5):,} px of 1024²"
-        assert texts(opened, "#chosen-mask") == [words]
+        assert texts(opened, "#chosen-mask") == [f"{math.floor(scaled + 0.5):,} px of 1024²"]
     opened.locator("#label-on").uncheck()
-    off = Triplet(**(values | {"label": None}))
+    off = Triplet(**(asdict(rule) | {"label": None}))
     assert texts(opened, "#all-mean td")[0] == f"{mean_dice(dice_of(case, off)):.6f}"
     opened.locator("#reset").click()
     assert texts(opened, "#all-mean td")[2] == "0.000000"
-    assert opened.evaluate("viewer.state.rules[0]") == asdict(rule)
+    assert opened.evaluate("viewer.state.rules[0]") == asdict(Triplet(0.6, 2000, 0.3, 0.2))
 
 
-def test_bottom_and_top_push_each_other(open_page: Callable) -> None:
-    opened = ready(open_page(page(make(5).payload)))
+def test_bottom_and_top_push_each_other(open_case: Callable) -> None:
+    opened = open_case(make(5))
     opened.locator("#bottom").fill("0.8")
-    assert opened.evaluate("viewer.state.rules[0].top") == 0.8
+    assert rules_of(opened, "top") == [0.8]
     opened.locator("#top").fill("0.1")
-    assert opened.evaluate("viewer.state.rules[0].bottom") == 0.1
+    assert rules_of(opened, "bottom") == [0.1]
     assert opened.locator("#bottom-number").input_value() == "0.1"
 
 
-def test_one_rule_moves_all_voices_and_own_rules_one(open_page: Callable) -> None:
+def test_the_same_rule_changes_for_all_models_or_one(open_case: Callable) -> None:
     other = Triplet(0.7, 100, 0.2)
-    opened = ready(open_page(page(make(6, rules=(RULE, other)).payload)))
+    opened = open_case(make(6, rules=(RULE, other)))
     opened.select_option("#model", "1")
     assert opened.locator("#top-number").input_value() == "0.7"
     opened.locator("#top").fill("0.9")
-    assert opened.evaluate("viewer.state.rules.map(one => one.top)") == [0.6, 0.9]
+    assert rules_of(opened, "top") == [0.6, 0.9]
     opened.locator("#one-rule").check()
-    assert opened.evaluate("viewer.state.rules.map(one => one.top)") == [0.9, 0.9]
+    assert rules_of(opened, "top") == [0.9, 0.9]
     opened.locator("#min-area").fill("0")
-    assert opened.evaluate("viewer.state.rules.map(one => one.min_area_px)") == [0, 0]
+    assert rules_of(opened, "min_area_px") == [0, 0]
     opened.locator("#reset").click()
     assert opened.evaluate("viewer.state.rules") == [asdict(RULE), asdict(other)]
 
 
-def test_a_vote_s_numbers_end_where_a_member_s_rule_moves(open_page: Callable) -> None:
+def test_a_vote_has_no_metrics_once_a_rule_changes(open_case: Callable) -> None:
     case = make(8, rules=(RULE, RULE, RULE), vote=2)
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     assert opened.locator("#caution").is_hidden()
     assert opened.locator("#top").is_disabled()
     opened.select_option("#model", "1")
@@ -321,197 +363,146 @@ def test_a_vote_s_numbers_end_where_a_member_s_rule_moves(open_page: Callable) -
     assert opened.locator("#caution").is_visible()
     assert texts(opened, "#all-mean td")[0] == "–"
     assert texts(opened, "#chosen-mask") == ["–"]
-    only(opened, "prediction")
-    for row in range(8):  # the picture follows: only the other two members speak
-        opened.evaluate("row => viewer.choose(row)", row)
-        opened.locator("#one-to-one").click()
-        rules = (RULE, Triplet(1, 2000, 0.3), RULE)
-        mask = _votes(case.maps, rules, row) >= 2
-        assert count_of(canvas_pixels(opened), PREDICTION) == mask.sum()
+    rules = (RULE, Triplet(1, 2000, 0.3), RULE)
+    for row in range(8):  # the picture follows: only the other two models predict a mask
+        choose(opened, row)
+        assert predicted_px(opened) == (_votes(case.maps, rules, row) >= 2).sum()
     opened.locator("#reset").click()
     assert opened.locator("#caution").is_hidden()
     assert opened.evaluate("viewer.state.rules[1]") == asdict(RULE)
 
 
-def test_the_union_of_agreeing_masks_is_drawn(open_page: Callable) -> None:
-    first, second, apart = (np.zeros((30, 40), np.uint8) for _ in range(3))
+def test_the_union_of_agreeing_masks_is_drawn(open_case: Callable) -> None:
+    first, second, apart = masks = np.zeros((3, 30, 40), np.uint8)
     first[2:10, 2:10], second[8:16, 8:16], apart[20:28, 30:38] = 255, 255, 255
     case = make(1, rules=(Triplet(0.5, 0, 0.5),) * 3, vote=1, union=True)
     case.payload["images"] |= {"height": [30], "width": [40]}
-    hists = [histograms.statistics(one, None).hist_all for one in (first, second, apart)]
+    hists = [histograms.statistics(mask, None).hist_all for mask in masks]
     arrays = [part for hist in hists for part in (hist, 0 * hist, np.array([-1]))]
     case.payload["packed"] = pack([*arrays, np.zeros(3, int), np.zeros(3, int)])
-    case.payload["pictures"] = [_picture(0 * first, [first, second, apart], 0, True)]
-    opened = ready(open_page(page(case.payload)))
-    opened.locator("#one-to-one").click()
-    only(opened, "prediction")
+    case.payload["pictures"] = [_picture(0 * first, list(masks), 0, True)]
+    opened = open_case(case)
     for k, area in ((1, 64 * 3 - 4), (2, 64 * 2 - 4), (3, 0)):
         opened.locator("#k").fill(str(k))
-        assert count_of(canvas_pixels(opened), PREDICTION) == area
+        assert predicted_px(opened) == area
 
 
-def listed_in_python(case: Case, rule: Triplet, passes: Callable, key: Callable, down: bool):
-    dice, areas = dice_of(case, rule), histograms.areas(case.stats[0], rule)
-    stats, images = case.stats[0], case.payload["images"]
-    rows = []
-    for row, name in enumerate(images["id"]):
-        has, found = stats.true_px[row] > 0, areas[row] > 0
-        kind = [["true negative", "false positive"], ["false negative", "true positive"]][int(has)][
-            int(found)
-        ]
-        full = 2**20 / int(stats.n_px[row])
-        score = np.flatnonzero(stats.hist_all[row]).max() / 255
-        worst = ["false negative", "false positive", "true positive", "true negative"].index(kind)
-        one = {
-            "row": row,
-            "id": name,
-            "fold": images["fold"][row],
-            "kind": kind,
-            "max-probability": score,
-        }
-        one |= {"dice": dice[row], "area": areas[row] * full, "worst": worst}
-        one |= {"truth": stats.true_px[row] * full}
-        if passes(one):
-            rows.append(one)
-    return [one["row"] for one in sorted(rows, key=key, reverse=down)]
+def images_of(case: Case, rule: Triplet = RULE) -> pd.DataFrame:
+    """Return the columns of the page's list as Python has them, a row for each image."""
+    stats, scale = case.stats[0], 2**20 / case.stats[0].n_px
+    areas, truth = histograms.areas(stats, rule), stats.true_px
+    order = np.where(truth > 0, np.where(areas > 0, 2, 0), np.where(areas > 0, 1, 3))
+    kinds = ["false negative", "false positive", "true positive", "true negative"]
+    return pd.DataFrame({
+        "id": case.payload["images"]["id"], "fold": case.payload["images"]["fold"],
+        "kind": order, "name": np.array(kinds)[order], "dice": dice_of(case, rule),
+        "area": areas * scale, "truth": truth * scale,
+        "max-probability": [np.flatnonzero(hist).max() / 255 for hist in stats.hist_all],
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("column", "key", "downs"),
+    ("column", "downs"),
     [
-        ("id", lambda one: one["id"], [False, True]),
-        ("fold", lambda one: one["fold"], [False, True]),
-        ("kind", lambda one: one["worst"], [False, True]),
-        ("dice", lambda one: one["dice"], [True, False]),  # the page opens with it, worst first
-        ("area", lambda one: one["area"], [True, False]),
-        ("truth", lambda one: one["truth"], [True, False]),
-        ("max-probability", lambda one: one["max-probability"], [True, False]),
+        ("id", [False, True]),
+        ("fold", [False, True]),
+        ("kind", [False, True]),
+        ("dice", [True, False]),  # the page opens with it, lowest first
+        ("area", [True, False]),
+        ("truth", [True, False]),
+        ("max-probability", [True, False]),
     ],
 )
 def test_the_list_is_sorted_as_python_sorts(
-    open_page: Callable, column: str, key: Callable, downs: list[bool]
+    open_case: Callable, column: str, downs: list[bool]
 ) -> None:
     case = make(120, embed=3)
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     for down in downs:
         opened.locator(f"#head .{column} button").click()
-        order = opened.evaluate("Array.from(viewer.state.order)")
-        assert order == listed_in_python(case, RULE, lambda one: True, key, down)
+        order = images_of(case).sort_values(column, ascending=not down, kind="stable").index
+        assert listed_rows(opened) == order.tolist()
         sort = opened.locator(f"#head .{column}").get_attribute("aria-sort")
         assert sort == ("descending" if down else "ascending")
         opened.evaluate("document.getElementById('list').scrollTop = 0")
-    ids = [case.payload["images"]["id"][row] for row in order]
     drawn = opened.eval_on_selector_all(
         ".row", "all => all.sort((a, b) => a.offsetTop - b.offsetTop).map(r => r.dataset.row)"
     )
-    assert [int(row) for row in drawn] == order[: len(drawn)]
-    assert opened.locator(".row .id").first.text_content() in ids
+    assert [int(row) for row in drawn] == order.tolist()[: len(drawn)]
+    assert opened.locator(".row .id").first.text_content() in images_of(case)["id"].tolist()
 
 
-def test_filters_leave_the_rows_that_python_leaves(open_page: Callable) -> None:
+def test_filters_leave_the_rows_that_python_leaves(open_case: Callable) -> None:
     case = make(150, embed=60)
-    opened = ready(open_page(page(case.payload)))
+    opened, images = open_case(case), images_of(case)
 
-    def check(passes: Callable) -> None:
-        rows = listed_in_python(case, RULE, passes, lambda one: one["dice"], False)
-        assert opened.evaluate("Array.from(viewer.state.order)") == rows
+    def check(passing: pd.Series) -> None:
+        rows = images[passing].sort_values("dice", kind="stable").index.tolist()
+        assert listed_rows(opened) == rows
         assert 0 < len(rows) < 150
         assert texts(opened, "#count") == [f"{len(rows)} of 150 images"]
-        dice = dice_of(case, RULE)[rows]
-        assert texts(opened, "#listed-mean td")[0] == f"{mean_dice(dice):.6f}"
+        assert texts(opened, "#listed-mean td")[0] == f"{mean_dice(images['dice'][rows]):.6f}"
         opened.locator("#clear").click()
-        assert opened.evaluate("viewer.state.order.length") == 150
+        assert len(listed_rows(opened)) == 150
 
     opened.locator("#text").fill(" SE-1")
-    check(lambda one: "se-1" in one["id"])
+    check(images["id"].str.contains("se-1"))
     opened.select_option("#fold", "3")
-    check(lambda one: one["fold"] == 3)
+    check(images["fold"] == 3)
     opened.locator("#kind-0").uncheck()
     opened.locator("#kind-3").uncheck()
-    check(lambda one: one["kind"] in ("false positive", "true positive"))
+    check(images["name"].isin(["false positive", "true positive"]))
     opened.locator("#more summary").click()
     opened.locator("#embedded").check()
-    check(lambda one: one["row"] < 60)
-    opened.locator("#dice-min").fill("0.2")
-    opened.locator("#dice-max").fill("0.95")
-    check(lambda one: 0.2 <= one["dice"] <= 0.95)
-    opened.locator("#area-min").fill("1")
-    opened.locator("#area-max").fill("150000")
-    check(lambda one: 1 <= one["area"] <= 150_000)
+    check(images.index < 60)
+    for column, low, high in (("dice", 0.2, 0.95), ("area", 1, 150_000)):
+        opened.locator(f"#{column}-min").fill(str(low))
+        opened.locator(f"#{column}-max").fill(str(high))
+        check(images[column].between(low, high))
     opened.locator("#max-probability-max").fill("0.7")
     opened.select_option("#fold", "1")
-    check(lambda one: one["max-probability"] <= 0.7 and one["fold"] == 1)
+    check((images["max-probability"] <= 0.7) & (images["fold"] == 1))
 
 
-def test_filters_follow_the_rule(open_page: Callable) -> None:
+def test_filters_follow_the_rule(open_case: Callable) -> None:
     case = make(60)
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     opened.locator("#kind-3").uncheck()
     opened.locator("#top").fill("0.9")
-    rule = Triplet(0.9, 2000, 0.3)
-    rows = listed_in_python(
-        case, rule, lambda one: one["kind"] != "true negative", lambda one: one["dice"], False
-    )
-    assert opened.evaluate("Array.from(viewer.state.order)") == rows
+    images = images_of(case, Triplet(0.9, 2000, 0.3))
+    rows = images[images["name"] != "true negative"].sort_values("dice", kind="stable").index
+    assert listed_rows(opened) == rows.tolist()
 
 
-ONLY = """layers => {
-  const set = (id, name, value, event) => {
-    const field = document.getElementById(id);
-    if (!field) return;
-    field[name] = value;
-    field.dispatchEvent(new Event(event));
-  };
-  for (const name of ["image", "probability", "prediction", "truth"]) {
-    set(`${name}-on`, "checked", layers.includes(name), "change");
-    set(`${name}-opacity`, "value", 1, "input");
-    set(`${name}-fill`, "checked", true, "change");
-    set(`${name}-contour`, "checked", false, "change");
-  }
-}"""
-
-
-def only(opened, *layers: str) -> None:
-    """These layers alone, filled, opaque, without contours."""
-    opened.evaluate(ONLY, layers)
-
-
-def test_masks_on_the_canvas_have_the_area_of_the_table(open_page: Callable) -> None:
+def test_masks_on_the_canvas_have_the_area_of_the_table(open_case: Callable) -> None:
     case = make(15)
-    opened = ready(open_page(page(case.payload)))
-    rng = np.random.default_rng(5)
-    seen = 0
-    for row, rule in enumerate(random_triplets(rng, 15, labels=False)):
+    opened, n_masks = open_case(case), 0
+    for row, rule in enumerate(random_triplets(np.random.default_rng(5), 15, labels=False)):
         for name, value in (("top", rule.top), ("bottom", rule.bottom), ("top", rule.top)):
-            opened.locator(f"#{name}-number").fill(repr(value))
-            opened.keyboard.press("Enter")
-        opened.locator("#min-area-number").fill(str(rule.min_area_px))
-        opened.keyboard.press("Enter")
-        opened.evaluate("row => viewer.choose(row)", row)
-        opened.locator("#one-to-one").click()
-        only(opened, "prediction")
+            enter(opened, f"#{name}-number", value)
+        enter(opened, "#min-area-number", rule.min_area_px)
+        choose(opened, row)
         area = histograms.areas(case.stats[0], rule)[row]
-        assert count_of(canvas_pixels(opened), PREDICTION) == area
-        seen += area > 0
+        assert predicted_px(opened) == area
+        n_masks += area > 0
         only(opened, "truth")
         assert count_of(canvas_pixels(opened), TRUTH) == case.stats[0].true_px[row]
-    assert seen > 3
+    assert n_masks > 3
 
 
-def drawn_at(opened, case: Case, row: int, place: int = 0) -> np.ndarray:
-    """The picture's part (h, w, 3) of a pane's canvas at 1:1."""
-    pixels = canvas_pixels(opened, place).astype(int)
+def drawn_at(opened, case: Case, row: int) -> np.ndarray:
+    """Return the picture's part (h, w, 3) of the canvas at 1:1."""
+    pixels = canvas_pixels(opened).astype(int)
     (height, width), (h, w) = pixels.shape[:2], case.masks[row].shape
     top, left = math.floor(height / 2 - h / 2 + 0.5), math.floor(width / 2 - w / 2 + 0.5)
     return pixels[top : top + h, left : left + w]
 
 
-def test_layers_lie_over_one_another_as_stated(open_page: Callable) -> None:
-    case = make(3)
-    row = 0
+def test_layers_are_composed_as_stated(open_case: Callable) -> None:
+    case, row = make(3), 0
     jpeg = base64.b64decode(case.payload["pictures"][row]["image"])
     grey = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE).astype(int)
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     opened.locator("#one-to-one").click()
     only(opened)
     assert not drawn_at(opened, case, row).any()
@@ -522,10 +513,8 @@ def test_layers_lie_over_one_another_as_stated(open_page: Callable) -> None:
     opened.locator("#image-opacity").fill("0.5")
     assert np.abs(drawn_at(opened, case, row) - shown / 2).max() <= 1
     opened.locator("#image-opacity").fill("1")
-    opened.locator("#window-level-number").fill("100")
-    opened.keyboard.press("Enter")
-    opened.locator("#window-width-number").fill("50")
-    opened.keyboard.press("Enter")
+    enter(opened, "#window-level-number", 100)
+    enter(opened, "#window-width-number", 50)
     windowed = np.clip((shown - 75) * 255 / 50, 0, 255)
     assert np.abs(drawn_at(opened, case, row) - windowed).max() <= 1
     opened.locator("#window-reset").click()
@@ -542,28 +531,26 @@ def test_layers_lie_over_one_another_as_stated(open_page: Callable) -> None:
     assert (np.diff(means) > -1).all()  # the brighter the more probable
 
 
-def test_contours_run_along_the_mask_s_edge(open_page: Callable) -> None:
+def test_contours_run_along_the_mask_s_edge(open_case: Callable) -> None:
     mask = np.zeros((40, 50), bool)
     mask[10:20, 10:30] = mask[20:25, 10:15] = True  # an L
     mask[20:30, 30:40] = True  # touches it at a corner
-    case = make(1)
+    case, levels = make(1), mask.astype(np.uint8) * 255
     case.payload["images"] |= {"height": [40], "width": [50]}
-    stats = histograms.statistics(mask.astype(np.uint8) * 255, mask)
+    stats = histograms.statistics(levels, mask)
     case.payload["packed"] = pack([stats.hist_all, stats.hist_true, np.array([-1])])
-    case.payload["pictures"] = [_picture(mask, [mask.astype(np.uint8) * 255], 0, True)]
-    opened = ready(open_page(page(case.payload)))
-    for name in ("truth", "prediction"):
+    case.payload["pictures"] = [_picture(mask, [levels], 0, True)]
+    opened = open_case(case)
+    for name, colour in (("truth", TRUTH), ("prediction", PREDICTION)):
         only(opened, name)
         opened.locator(f"#{name}-fill").uncheck()
         assert not canvas_pixels(opened).any()
         opened.locator(f"#{name}-contour").check()
         pixels = canvas_pixels(opened)
-        zoom = opened.evaluate("viewer.state.view.zoom")
-        assert zoom == 1
+        assert opened.evaluate("viewer.state.view.zoom") == 1
         height, width = pixels.shape[:2]
         scale = min(height / 40, width / 50)
         left, top = round(width / 2 - 25 * scale), round(height / 2 - 20 * scale)
-        colour = {"truth": TRUTH, "prediction": PREDICTION}[name]
         # Lines end between pixels: these are theirs for the most part.
         ys, xs = np.nonzero(np.abs(pixels.astype(int) - colour).max(axis=2) < 90)
         points = np.stack([xs + 0.5 - left, ys + 0.5 - top], axis=1) / scale
@@ -580,7 +567,7 @@ def test_contours_run_along_the_mask_s_edge(open_page: Callable) -> None:
 
 
 def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends (E, 2), as (x, y), of the unit edges between the mask and what is not."""
+    """Return starts and ends (E, 2), as (x, y), of the unit edges of the mask."""
     ys, xs = np.nonzero(mask[1:] != mask[:-1])
     starts, ends = [np.stack([xs, ys + 1], axis=1)], [np.stack([xs + 1, ys + 1], axis=1)]
     ys, xs = np.nonzero(mask[:, 1:] != mask[:, :-1])
@@ -589,16 +576,15 @@ def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(starts), np.concatenate(ends)
 
 
-def test_panes_zoom_and_move_together(open_page: Callable) -> None:
+def test_panes_zoom_and_move_together(open_case: Callable) -> None:
     case = make(3, rules=(RULE, RULE))
     for picture in case.payload["pictures"]:
         picture["maps"][1] = picture["maps"][0]  # so that the panes must look alike
-    hist, true = case.stats[0].hist_all, case.stats[0].hist_true
-    label = np.full(3, -1)
-    case.payload["packed"] = pack([hist, true, label, hist, true, label])
-    opened = ready(open_page(page(case.payload)))
+    arrays = [case.stats[0].hist_all, case.stats[0].hist_true, np.full(3, -1)]
+    case.payload["packed"] = pack(arrays * 2)
+    opened = open_case(case)
     opened.locator("#shown-1").check()
-    whole = canvas_pixels(opened, 0)
+    fitted = canvas_pixels(opened, 0)
     box = opened.locator("#panes canvas").first.bounding_box()
     x, y = box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"]
     opened.mouse.move(x, y)
@@ -612,7 +598,7 @@ def test_panes_zoom_and_move_together(open_page: Callable) -> None:
     for _ in range(3):
         opened.keyboard.press("-")
     near = canvas_pixels(opened, 0)
-    assert (near != whole).any()
+    assert (near != fitted).any()
     assert (near == canvas_pixels(opened, 1)).all()
     opened.mouse.down()
     opened.mouse.move(x + 30, y + 10)
@@ -620,68 +606,55 @@ def test_panes_zoom_and_move_together(open_page: Callable) -> None:
     moved = canvas_pixels(opened, 1)
     assert (moved[10:, 30:] == near[:-10, :-30]).mean() > 0.98
     opened.locator("#panes canvas").nth(1).dblclick()
-    assert (canvas_pixels(opened, 0) == whole).all()
+    assert (canvas_pixels(opened, 0) == fitted).all()
     opened.mouse.move(x, y)
     opened.mouse.down(button="right")
     opened.mouse.move(x - 60, y + 20)
     opened.mouse.up(button="right")
-    assert opened.evaluate("viewer.state.windowing") == pytest.approx(
-        {"width": 195, "level": 137.5}, abs=1e-3
-    )
+    expected = {"width": 195, "level": 137.5}
+    assert opened.evaluate("viewer.state.windowing") == pytest.approx(expected, abs=1e-3)
     opened.keyboard.press("w")
-    assert (canvas_pixels(opened, 0) == whole).all()
+    assert (canvas_pixels(opened, 0) == fitted).all()
 
 
-def test_the_pixel_under_the_pointer_is_told(open_page: Callable) -> None:
-    case = make(2)
-    opened = ready(open_page(page(case.payload)))
-    row, (h, w) = 0, case.masks[0].shape
+def test_the_pixel_under_the_pointer_is_described(open_case: Callable) -> None:
+    case, row = make(2), 0
+    opened = open_case(case)
+    h, w = case.masks[row].shape
     opened.locator("#one-to-one").click()
     box = opened.locator("#panes canvas").bounding_box()
     top, left = (math.floor((box[k] - n) / 2 + 0.5) for k, n in (("height", h), ("width", w)))
     for y, x in ((3, 5), (h - 4, w // 2), (h // 2, w - 3)):
         opened.mouse.move(box["x"] + left + x + 0.5, box["y"] + top + y + 0.5)
         level = case.maps[0][row][y, x]
-        words = opened.locator("#pointer").text_content().split(" · ")
-        assert words[0] == f"x {x}, y {y}"
-        assert words[1] == f"prob. {level / 255:.3f} ({level})"
-        assert words[3] == ("ground truth yes" if case.masks[row][y, x] else "ground truth no")
+        parts = opened.locator("#pointer").text_content().split(" · ")
+        assert parts[:2] == [f"x {x}, y {y}", f"prob. {level / 255:.3f} ({level})"]
+        assert parts[3] == f"ground truth {'yes' if case.masks[row][y, x] else 'no'}"
 
 
-def test_without_truth_there_is_no_dice(open_page: Callable) -> None:
+def test_without_truth_there_is_no_dice(open_case: Callable) -> None:
     case = make(30, truth=False)
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     assert opened.evaluate("rule => viewer.evaluate(0, rule).dice", asdict(RULE)) is None
     assert opened.locator("#all-mean, #chosen-dice, #truth-on, #head .dice, #dice-min").count() == 0
     areas = histograms.areas(case.stats[0], RULE)
-    assert texts(opened, "#kinds label") == [
-        f" mask {(areas > 0).sum()}",
-        f" empty {(areas == 0).sum()}",
-    ]
+    n = (areas > 0).sum()
+    assert texts(opened, "#kinds label") == [f" mask {n}", f" empty {30 - n}"]
     opened.locator("#kind-1").uncheck()
     scaled = areas * 2**20 / case.stats[0].n_px
     order = [row for row in sorted(range(30), key=lambda row: -scaled[row]) if areas[row]]
-    assert opened.evaluate("Array.from(viewer.state.order)") == order
+    assert listed_rows(opened) == order
     opened.keyboard.press("4")  # there is no such layer
-    only(opened, "prediction")
-    opened.locator("#one-to-one").click()
-    assert count_of(canvas_pixels(opened), PREDICTION) == areas[chosen_row(opened)]
+    assert predicted_px(opened) == areas[chosen_row(opened)]
 
 
-def test_nothing_is_cut_off_without_truth(open_page: Callable) -> None:
-    opened = ready(open_page(page(make(30, truth=False, ids=[f"i{k}" for k in range(30)]).payload)))
-    for width in (1280, 900, 400):
-        opened.set_viewport_size({"width": width, "height": 700})
-        assert opened.evaluate(CUT_OFF) == []
-
-
-def test_ids_and_names_are_text_and_nothing_else(open_page: Callable) -> None:
+def test_ids_and_names_are_escaped(open_case: Callable) -> None:
     case = make(len(ODD_IDS), ids=ODD_IDS, embed=3, rules=(RULE, RULE))
     case.payload["title"] = ODD_IDS[1] + ODD_IDS[5]
     case.payload["notes"] = ODD_IDS
     for model, name in zip(case.payload["models"], ODD_IDS, strict=False):
         model["name"] = name
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     assert opened.title() == case.payload["title"]
     assert opened.locator("#title").text_content() == case.payload["title"]
     opened.locator("#notes summary").click()
@@ -690,29 +663,29 @@ def test_ids_and_names_are_text_and_nothing_else(open_page: Callable) -> None:
     opened.locator("#head .id button").click()
     assert texts(opened, ".row .id") == sorted(ODD_IDS)
     for row, name in enumerate(ODD_IDS):
-        opened.evaluate("row => viewer.choose(row)", row)
+        choose(opened, row)
         assert texts(opened, "#chosen-image") == [name]
         if row >= 3:
             assert f"--ids {name}\n" in opened.locator("#absent").text_content()
     opened.locator("#text").fill("<IMG")
-    assert opened.evaluate("Array.from(viewer.state.order)") == [0]
+    assert listed_rows(opened) == [0]
     assert opened.evaluate("window.hacked") is None
     assert opened.locator("img").count() == 0
 
 
-def test_images_without_a_picture_show_numbers_and_the_way_to_one(open_page: Callable) -> None:
+def test_images_without_a_picture_show_metrics_and_how_to_embed_them(open_case: Callable) -> None:
     case = make(10, embed=2)
     case.payload["pictures"][1] |= {"image": None, "truth": None}
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     assert opened.locator(".row.absent").count() == 8
     name = case.payload["images"]["id"][7]
     opened.locator(".row", has_text=name).click()
-    words = opened.locator("#absent").text_content()
-    assert f"--ids {name}\n" in words
-    assert f'viewer(ids=["{name}"])' in words
+    text = opened.locator("#absent").text_content()
+    assert f"--ids {name}\n" in text
+    assert f'viewer(ids=["{name}"])' in text
     assert opened.locator("#panes").is_hidden()
     assert texts(opened, "#chosen-dice") == [f"{dice_of(case, RULE)[7]:.6f}"]
-    opened.evaluate("viewer.choose(1)")  # a map alone
+    choose(opened, 1)  # only a map
     assert opened.locator("#panes").is_visible()
     assert "radiograph is not in the page" in opened.locator("#pointer").text_content()
     opened.locator("#one-to-one").click()
@@ -721,21 +694,20 @@ def test_images_without_a_picture_show_numbers_and_the_way_to_one(open_page: Cal
     assert count_of(canvas_pixels(opened), PREDICTION) == area
 
 
-def test_a_page_without_any_picture_or_fold_opens(open_page: Callable) -> None:
+def test_a_page_without_any_picture_or_fold_opens(open_case: Callable) -> None:
     case = make(4, embed=0)
     case.payload["images"]["fold"] = [None] * 4
     case.payload["notes"] = []
-    opened = ready(open_page(page(case.payload)))
+    opened = open_case(case)
     assert opened.locator("#absent").is_visible()
     assert opened.locator("#fold").is_hidden()
     assert texts(opened, "#count") == ["4 of 4 images"]
 
 
-def test_keys_do_what_their_list_says(open_page: Callable) -> None:
-    opened = ready(open_page(page(make(12).payload)))
-    state = "viewer.state"
-    order = opened.evaluate(f"Array.from({state}.order)")
-    opened.evaluate("row => viewer.choose(row)", order[3])
+def test_keys_do_what_their_list_states(open_case: Callable) -> None:
+    opened = open_case(make(12))
+    order = listed_rows(opened)
+    choose(opened, order[3])
     for key, place in (("j", 4), ("ArrowDown", 5), ("k", 4), ("ArrowUp", 3)):
         opened.keyboard.press(key)
         assert chosen_row(opened) == order[place]
@@ -755,43 +727,45 @@ def test_keys_do_what_their_list_says(open_page: Callable) -> None:
         (",", (0.6, 2000, 0.3)),
     ):
         opened.keyboard.press(key)
-        assert opened.evaluate(f"{state}.rules[0]") == asdict(Triplet(*rule))
-    opened.keyboard.press("+")
-    assert opened.evaluate(f"{state}.view.zoom") == 1.25
-    opened.keyboard.press("f")
-    assert opened.evaluate(f"{state}.view.zoom") == 1
+        assert opened.evaluate("viewer.state.rules[0]") == asdict(Triplet(*rule))
+    for key, zoom in (("+", 1.25), ("f", 1)):
+        opened.keyboard.press(key)
+        assert opened.evaluate("viewer.state.view.zoom") == zoom
     opened.keyboard.press("/")
     opened.keyboard.type("jk1?")  # in a field, keys are letters
     assert opened.locator("#text").input_value() == "jk1?"
     opened.keyboard.press("Escape")
     opened.keyboard.press("?")
     assert opened.locator("#help").is_visible()
-    keys = texts(opened, "#shortcuts kbd")
-    assert {*"jk1234cf0+-[];',.w/?"} <= set(keys)
+    assert {*"jk1234cf0+-[];',.w/?"} <= set(texts(opened, "#shortcuts kbd"))
     opened.keyboard.press("Escape")
     assert opened.locator("#help").is_hidden()
 
 
-def test_a_long_list_keeps_few_rows_in_the_page(open_page: Callable) -> None:
+def test_a_long_list_keeps_few_rows_in_the_page(open_case: Callable) -> None:
     n = 12_000
     hist = np.zeros((n, 256), np.int64)
     hist[:, 255] = np.arange(n) % 97
     hist[:, 0] = 4096 - hist[:, 255]
     case = make(1)
-    case.payload["images"] = {
-        "id": [f"image_{row}" for row in range(n)],
-        "fold": [0] * n,
-        "height": [64] * n,
-        "width": [64] * n,
-    }
-    case.payload |= {"packed": pack([hist, hist // 2, np.full(n, -1)]), "pictures": []}
-    opened = ready(open_page(page(case.payload)))
+    ids = [f"image_{row}" for row in range(n)]
+    images = {"id": ids, "fold": [0] * n, "height": [64] * n, "width": [64] * n}
+    packed = pack([hist, hist // 2, np.full(n, -1)])
+    case.payload |= {"images": images, "packed": packed, "pictures": []}
+    opened = open_case(case)
     assert 10 < opened.locator(".row").count() < 60
     opened.evaluate("document.getElementById('list').scrollTop = 1e9")
     last = opened.evaluate("viewer.state.order[11999]")
     opened.locator(f"#row-{last}").click()
     assert chosen_row(opened) == last
     assert 10 < opened.locator(".row").count() < 60
+
+
+def test_nothing_is_cut_off_without_truth(open_case: Callable) -> None:
+    opened = open_case(make(30, truth=False, ids=[f"i{k}" for k in range(30)]))
+    for width in (1280, 900, 400):
+        opened.set_viewport_size({"width": width, "height": 700})
+        assert opened.evaluate(CUT_OFF) == []
 
 
 # By window, CSS px; 853 × 480 and 600 × 413 are what is left of 1280 × 720 and 900 × 620 at 150 %.
@@ -805,18 +779,17 @@ def test_a_long_list_keeps_few_rows_in_the_page(open_page: Callable) -> None:
     ],
 )
 def test_nothing_is_cut_off_at_any_size(
-    open_page: Callable, scale: float, sizes: list[tuple[int, int]]
+    open_case: Callable, scale: float, sizes: list[tuple[int, int]]
 ) -> None:
     uid = "1.2.276.0.7230010.3.1.4.8323329.{}.1517875202.{}"
     ids = [uid.format(1000 + k, 900_000 + k) for k in range(12)]
-    rules = (Triplet(0.5, 2000, 0.28039215686),) * 3
-    case = make(12, rules=rules, vote=2, ids=ids)
+    case = make(12, rules=(Triplet(0.5, 2000, 0.28039215686),) * 3, vote=2, ids=ids)
     for k, model in enumerate(case.payload["models"]):
-        name = f"deeplabv3plus_supervision_resnet_1024_v1_seed345{k}_size768_epochs12"
-        model |= {"name": name, "labels": True, "rule": model["rule"] | {"label": 0.12352941}}
+        rule = model["rule"] | {"label": 0.12352941}
+        model |= {"name": LONG_NAME.format(k), "labels": True, "rule": rule}
     case.payload["title"] = "deeplabv3plus_supervision_resnet_1024_v1_and_two_more, out of fold"
     case.payload["notes"] = [f"{word} note of a length that no header holds. " * 4 for word in "ab"]
-    opened = ready(open_page(page(case.payload), device_scale_factor=scale))
+    opened = open_case(case, device_scale_factor=scale)
     opened.select_option("#model", "1")
     assert opened.locator("#bottom-number").input_value() == "0.2804"
     assert opened.locator("#label-number").input_value() == "0.1235"
@@ -829,30 +802,31 @@ def test_nothing_is_cut_off_at_any_size(
         assert opened.evaluate(CUT_OFF) == []
 
 
-def test_a_second_stage_s_ids_and_a_pane_s_numbers_are_seen_in_full(open_page: Callable) -> None:
+def test_a_second_stage_s_ids_and_a_pane_s_numbers_are_seen_in_full(open_case: Callable) -> None:
     ids = [f"ID_{k:09x}" for k in range(200_000_000, 200_000_060)]
     case = make(60, rules=(RULE,) * 3, ids=ids)
     for k, model in enumerate(case.payload["models"]):
-        model["name"] = f"deeplabv3plus_supervision_resnet_1024_v1_seed345{k}_size768_epochs12"
-    opened = ready(open_page(page(case.payload)))
+        model["name"] = LONG_NAME.format(k)
+    opened = open_case(case)
     opened.locator("#shown-1").check()
-    cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+    cut = "all => all.filter(item => item.scrollWidth > item.clientWidth).length"
     assert opened.eval_on_selector_all("figcaption span", cut) == 0
     for width in (1280, 900):
         opened.set_viewport_size({"width": width, "height": 720})
         assert opened.eval_on_selector_all(".row .id", cut) == 0
 
 
-def test_a_sorted_list_begins_at_its_top(open_page: Callable) -> None:
-    opened = ready(open_page(page(make(80).payload)))
+def test_a_sorted_list_begins_at_its_top(open_case: Callable) -> None:
+    opened = open_case(make(80))
     opened.evaluate("document.getElementById('list').scrollTop = 1e9")
     opened.locator("#head .area button").click()
     assert opened.evaluate("document.getElementById('list').scrollTop") == 0
 
 
-def test_a_page_that_a_browser_saved_opens_as_it_did(open_page: Callable) -> None:
-    case = make(9, rules=(RULE, RULE), labels=True)
-    opened = ready(open_page(page(case.payload)))
+def test_a_page_that_a_browser_saved_opens_as_it_did(
+    open_case: Callable, open_page: Callable
+) -> None:
+    opened = open_case(make(9, rules=(RULE, RULE), labels=True))
     saved = ready(open_page(opened.content()))
     for selector in ("#kinds", "#rule", "#head", ".row", "#shown", "#layers", "#shortcuts", "main"):
         assert texts(saved, selector) == texts(opened, selector)
@@ -867,12 +841,11 @@ def test_a_page_that_a_browser_saved_opens_as_it_did(open_page: Callable) -> Non
     ],
 )
 def test_an_odd_number_is_brought_within_the_bounds_or_refused(
-    open_page: Callable, box: str, kept: str, least: str, largest: str
+    open_case: Callable, box: str, kept: str, least: str, largest: str
 ) -> None:
-    opened = ready(open_page(page(make(3).payload)))
+    opened = open_case(make(3))
     number = opened.locator(f"#{box}-number")
-    odd = {"abc": kept, "": kept, "--": kept, "1e9": largest, "-1": least}
-    for typed, shown in odd.items():
+    for typed, shown in {"abc": kept, "": kept, "--": kept, "1e9": largest, "-1": least}.items():
         number.press("Control+a")
         number.press("Delete")
         opened.keyboard.type(typed)
@@ -880,14 +853,14 @@ def test_an_odd_number_is_brought_within_the_bounds_or_refused(
         assert number.input_value() == shown
 
 
-def test_areas_name_their_unit_and_the_page_its_use(open_page: Callable) -> None:
-    opened = ready(open_page(page(make(3).payload)))
+def test_areas_name_their_unit_and_the_page_its_use(open_case: Callable) -> None:
+    opened = open_case(make(3))
     for selector in ("#rule label[for=min-area]", "#unit", "figcaption", "#chosen-mask"):
         assert [text for text in texts(opened, selector) if "px of 1024²" in text]
     assert texts(opened, "#about") == ["Research only, not a medical device."]
 
 
-def test_an_old_browser_is_told_so_in_a_sentence(open_page: Callable) -> None:
+def test_an_old_browser_gets_an_error_message(open_page: Callable) -> None:
     opened = open_page(page(make(2).payload), init="delete window.DecompressionStream")
     assert "cannot unpack" in opened.locator("#fatal").text_content()
     assert opened.locator("main").is_hidden()
@@ -902,10 +875,10 @@ def test_pack_is_planes_of_little_endian_bytes() -> None:
         pack([np.array([2**31])])
 
 
-def test_the_page_is_one_piece_and_knows_no_nan() -> None:
+def test_the_page_is_one_piece_and_refuses_nan() -> None:
     case = make(1, ids=["</script>"])
     text = page(case.payload)
-    assert text.count("</script>") == 2  # the data's and the code's
+    assert text.count("</script>") == 2  # of the data and of the code
     assert "://" not in text
     data = text.split('id="payload">')[1].split("</script>")[0]
     assert json.loads(data) == case.payload
