@@ -31,7 +31,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses, sync_norm
 from kernel_lib.models.networks import Logits
-from kernel_lib.parallel.world import ALONE, World, joined, own_device
+from kernel_lib.parallel.world import SINGLE_PROCESS, World, joined, own_device
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training.clock import Clock, SharedClock
 from kernel_lib.training.job import Job
@@ -316,7 +316,7 @@ def test_a_step_s_gradient_is_that_of_one_process(
         optimizer="sgd", momentum=0.0, weight_decay=0.0, sampling="hard",
     )  # fmt: skip
     found = two(gradients, tmp_path / "ranks", experiment)
-    whole = gradients(ALONE, tmp_path / "alone", experiment)
+    whole = gradients(SINGLE_PROCESS, tmp_path / "alone", experiment)
     for rank in found:
         assert len(rank["steps"]) == len(whole["steps"])
         for mine, theirs in zip(rank["steps"], whole["steps"], strict=True):
@@ -361,7 +361,7 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(two, affine, count, 
     generator = torch.Generator().manual_seed(count)
     x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
     x = x * torch.tensor([0.1, 1.0, 10.0, 1.0]).view(1, 4, 1, 1) + mean
-    whole = normalised(ALONE, x, grad, affine)
+    whole = normalised(SINGLE_PROCESS, x, grad, affine)
     parts = two(normalised, x, grad, affine)
     tolerance = {"rtol": 1e-12, "atol": 1e-12 * max(1.0, 10 * mean)}
     for key in ("y", "x", "evaluated"):
@@ -410,7 +410,7 @@ def test_two_processes_end_with_the_scores_of_one(two, tmp_path, sampling):
     assert other == [
         line | {t: o[t] for t in TIMED} for line, o in zip(history, other, strict=True)
     ]
-    trained(ALONE, tmp_path / "one", experiment, None, 0.0)
+    trained(SINGLE_PROCESS, tmp_path / "one", experiment, None, 0.0)
     one, both = without_times(tmp_path / "one"), without_times(tmp_path / "two")
     assert len(one) == len(both) == 4
     for mine, theirs in zip(both, one, strict=True):
@@ -480,7 +480,7 @@ def test_it_goes_on_with_another_number_of_processes_and_says_so(two, tmp_path, 
     assert len(state["random"]) == 2
     assert not torch.equal(state["random"][0]["torch"], state["random"][1]["torch"])
     torch.set_num_threads(2)
-    assert not trained(ALONE, tmp_path, experiment, 3, 0.3)[0]
+    assert not trained(SINGLE_PROCESS, tmp_path, experiment, 3, 0.3)[0]
     assert torch.get_num_threads() == 2, "each of the two had but one"
     assert "goes on in 1 processes, before 2: the batches" in capsys.readouterr().out
     assert all(done for done, _ in two(trained, tmp_path, experiment, None, 0.3))
