@@ -74,11 +74,11 @@ def flipped(content: bytes, at: int, bits: int) -> bytes:
 
 
 DAMAGE = {
-    "cut": lambda whole: whole[: len(whole) // 2],
-    "unpacking fails": lambda whole: flipped(whole, 30 + len(MODULE), 0x06),
-    "unknown packing": lambda whole: flipped(whole, entry(whole, MODULE) + 10, 0x10),
-    "encrypted": lambda whole: flipped(whole, entry(whole, MODULE) + 8, 0x01),
-    "empty": lambda whole: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "unpacking fails": lambda content: flipped(content, 30 + len(MODULE), 0x06),
+    "unknown packing": lambda content: flipped(content, entry(content, MODULE) + 10, 0x10),
+    "encrypted": lambda content: flipped(content, entry(content, MODULE) + 8, 0x01),
+    "empty": lambda content: b"",
 }
 
 
@@ -95,20 +95,20 @@ def test_a_wheel_with_any_bit_flipped_is_refused_or_holds_the_same_files(
     registry: Path, tmp_path: Path
 ):
     (published,) = registry.iterdir()
-    whole = published.read_bytes()
-    files = packages.members(published.name, whole)
+    content = published.read_bytes()
+    files = packages.members(published.name, content)
     path = tmp_path / published.name
     refused = 0
-    for at in range(len(whole)):
+    for at in range(len(content)):
         for bit in range(8):
-            path.write_bytes(flipped(whole, at, 1 << bit))
+            path.write_bytes(flipped(content, at, 1 << bit))
             try:
                 wheel = wheels.read(path, SMP, "0.6.0")
             except InputError:
                 refused += 1
             else:  # of a date, say, that nothing reads
                 assert packages.members(wheel.name, wheel.content) == files, (at, bit)
-    assert refused > 4 * len(whole)
+    assert refused > 4 * len(content)
 
 
 FALSE = {
