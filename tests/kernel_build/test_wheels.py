@@ -83,7 +83,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_wheel_in_the_cache_is_fetched_anew(kind: str, registry: Path, tmp_path: Path):
+def test_a_damaged_wheel_in_the_cache_is_fetched_again(kind: str, registry: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     first = wheels.fetch(SMP, "0.6.0", cache)
     (cache / first.name).write_bytes(DAMAGE[kind](first.content))
@@ -137,7 +137,7 @@ def test_a_wheel_is_held_against_its_own_record(kind: str, registry: Path):
         wheels.read(published, SMP, "0.6.0")
 
 
-def test_a_wheel_with_a_false_record_is_fetched_anew_and_refused_from_the_registry(
+def test_a_wheel_with_a_false_record_is_fetched_again_and_refused_from_the_registry(
     registry: Path, tmp_path: Path
 ):
     cache = tmp_path / "cache"
@@ -167,7 +167,7 @@ def test_without_registry_and_cache_the_error_says_what_to_do(registry: Path, tm
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_wheel_under_another_s_name_is_not_taken(registry: Path, tmp_path: Path):
+def test_a_wheel_under_another_name_is_not_used(registry: Path, tmp_path: Path):
     (published,) = registry.iterdir()
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -176,7 +176,7 @@ def test_a_wheel_under_another_s_name_is_not_taken(registry: Path, tmp_path: Pat
         wheels.fetch(SMP, "0.5.0", cache)
 
 
-def test_what_a_wheel_needs_is_told_without_extras(registry: Path, tmp_path: Path):
+def test_the_needs_of_a_wheel_leave_extras_out(registry: Path, tmp_path: Path):
     assert wheels.needs(wheels.fetch(SMP, "0.6.0", tmp_path / "cache")) == ["numpy"]
 
 

@@ -87,7 +87,7 @@ def parameters(place: Path, work: str, **changes) -> TrainParameters:
 
 @pytest.fixture(scope="module")
 def trained(place, quiet) -> tuple[train.TrainResult, str]:
-    """An undisturbed training in two processes, and what it said."""
+    """Train undisturbed in two processes; return the result and the output."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         done = train.run(parameters(place, "work"))
@@ -96,7 +96,7 @@ def trained(place, quiet) -> tuple[train.TrainResult, str]:
 
 @pytest.mark.slow
 def test_training_and_inference_start_their_own_processes(place, trained):
-    """Both notebooks call these; what two processes leave is a whole run and a whole submission."""
+    """Both notebooks call these; two processes leave a complete run and submission."""
     done, output = trained
     assert "2 processes, each with its share of every batch" in output
     assert output.count("run demo_UNetResNet10_128_v1") == 1, "the first rank's lines come out here"
@@ -127,7 +127,7 @@ def test_a_submission_is_one_process_s_work(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_a_rank_says_of_a_failure_comes_out_and_fails_the_caller(place, quiet, capfd):
+def test_the_failure_of_a_rank_is_printed_and_fails_the_caller(place, quiet, capfd):
     with pytest.raises(RuntimeError, match="train in 2 processes ended with status 1; why stands"):
         train.run(parameters(place, "broken", lr=1e30, optimizer="sgd"))
     output = capfd.readouterr().out
@@ -176,7 +176,7 @@ class Started:
     """The command line in two processes: its `parent`, the `launcher` of that and their `ranks`."""
 
     def __init__(self, warm: subprocess.Popen, config: Path, saves: Path | None = None) -> None:
-        """Waits until a checkpoint is saved there."""
+        """Start it, and wait until a checkpoint is saved at `saves`."""
         before, deadline = _written(saves), time.monotonic() + 200
         self.warm, self.log = warm, config.with_suffix(f".{time.monotonic_ns()}.txt")
         warm.stdin.write(f"{config} {self.log}\n")
@@ -189,13 +189,13 @@ class Started:
         self.started = descendants(self.parent) if saves is not None else []
 
     def rank(self, number: int) -> int:
-        """The process that is this rank."""
+        """Return the process id of this rank."""
         marker = f"\0RANK={number}\0"
         (pid,) = (p for p in self.started if marker in Path(f"/proc/{p}/environ").read_text())
         return pid
 
     def ended(self) -> tuple[int, str]:
-        """Its status, once it and all that it started have ended, and what was said."""
+        """Wait until it and all that it started have ended; return its status and the output."""
         status = int(self.warm.stdout.readline())
         deadline = time.monotonic() + 60
         while left := [pid for pid in self.started if alive(pid)]:
@@ -211,7 +211,7 @@ def _written(path: Path | None) -> tuple[int, int] | None:
 
 
 @pytest.mark.slow
-def test_whichever_process_ends_all_do_and_the_same_command_ends_the_same(place, trained, warm):
+def test_all_processes_end_together_and_the_same_command_goes_on(place, trained, warm):
     """One training, in turn: SIGTERM to a rank, which is killed next, then who started all; Ctrl-C.
 
     What is asked to end saves first. In the end it is what an undisturbed training leaves.

@@ -167,7 +167,7 @@ def test_a_batch_norm_that_does_more_than_normalise_is_refused():
 
 
 class Ranks:
-    """Processes of one world, each of which does what it is told with it."""
+    """Processes of one world, each of which runs the functions that it is sent."""
 
     def __init__(self, size: int, device: str = "cpu") -> None:
         with socket.socket() as free:
