@@ -80,8 +80,7 @@ def check_writable(folder: Path, setting: str) -> None:
     except OSError as error:
         option = setting if setting.startswith("-") else f"-p {setting}"
         raise InputError(
-            f"{setting} {folder} cannot be written ({error.strerror or error}): fix that, or "
-            f"{option} another folder"
+            _cannot(f"{setting} {folder}", error, f"{option} another folder")
         ) from error
 
 
@@ -325,9 +324,8 @@ def _part(path: Path) -> tuple[int, str]:
         os.close(handle)  # another process took it for a stale one
 
 
-def _cannot(path: Path, error: OSError) -> str:
-    reason = error.strerror or error
-    return f"{path} cannot be written ({reason}): fix that, or choose another folder"
+def _cannot(what: Path | str, error: OSError, fix: str = "choose another folder") -> str:
+    return f"{what} cannot be written ({error.strerror or error}): fix that, or {fix}"
 
 
 def _no_room(path: Path, written: int) -> str:

@@ -212,9 +212,9 @@ def _written(path: Path | None) -> tuple[int, int] | None:
 
 @pytest.mark.slow
 def test_all_processes_end_together_and_the_same_command_goes_on(place, trained, warm):
-    """One training, in turn: SIGTERM to a rank, which is killed next, then who started all; Ctrl-C.
+    """Send one training SIGTERM, then SIGKILL, to a rank; then SIGKILL, then SIGINT, to the parent.
 
-    What is asked to end saves first. In the end it is what an undisturbed training leaves.
+    A process that is asked to end saves first. The end is that of an undisturbed training.
     """
     config = place / "disturbed.json"
     asked = parameters(place, "disturbed", save_minutes=0.002)
@@ -225,7 +225,7 @@ def test_all_processes_end_together_and_the_same_command_goes_on(place, trained,
         return [path.name for path in place.glob("disturbed/**/.*")]
 
     def disturbed(who: str, number: int) -> tuple[int, str, int]:
-        """Status, what was said, and the optimiser steps that are saved."""
+        """Return the status, the output and the number of optimiser steps that are saved."""
         started = Started(warm, config, here.last)
         os.kill(started.parent if who == "parent" else started.rank(1), number)
         status, output = started.ended()
