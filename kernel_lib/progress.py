@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 
 def bar(items: Iterable | None = None, **options: Any) -> tqdm:
-    """A tqdm bar: often redrawn on a terminal, a line now and then in a log or a notebook."""
-    live = sys.stderr.isatty()
-    options.setdefault("mininterval", 0.2 if live else 15.0)
-    options.setdefault("dynamic_ncols", live)
+    """Return a tqdm bar, redrawn often on a terminal and rarely in a log or a notebook."""
+    is_terminal = sys.stderr.isatty()
+    options.setdefault("mininterval", 0.2 if is_terminal else 15.0)
+    options.setdefault("dynamic_ncols", is_terminal)
     return tqdm(items, **options)

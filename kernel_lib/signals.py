@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a stage alike: files are left whole, and the status says by what."""
+"""SIGTERM and Ctrl-C end a stage with complete files and the signal's exit status."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from types import FrameType
 
 from kernel_lib import notebook
 
-_TOLD = b"\nends after this step, and saves"
-_MORE = b"; once more to end at once"
+_SAVES = b"\nends after this step, and saves"
+_AGAIN = b"; once more to end at once"
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or a notebook's interrupt, in a stage."""
+    """Ctrl-C, or a notebook's interrupt, in a stage; a notebook shows it as one sentence."""
 
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows for it: IPython asks for this instead of a traceback."""
+        """Return what IPython shows instead of a traceback."""
         return [notebook.STOPPED]
 
 
 class Signals:
-    """What a process does on SIGTERM and SIGINT: it raises, at once or where it is ready to.
+    """Handlers of SIGTERM and SIGINT that raise, at once or where the process is ready to end.
 
-    Ctrl-C, and a notebook's interrupt, raise KeyboardInterrupt, whose status is 130; SIGTERM raises
-    SystemExit(143). Both pass through what cleans up. Forked workers leave both to their parent. In
-    a notebook's kernel a SIGTERM after an interrupt is papermill's, which wants it to hurry: only
-    SIGKILL, 2.5 seconds later, ends what is being saved.
+    SIGINT (Ctrl-C, a notebook's interrupt) raises KeyboardInterrupt, with exit status 130; SIGTERM
+    raises SystemExit(143). Forked workers leave both to their parent. In a notebook's kernel a
+    SIGTERM after an interrupt is papermill asking to hurry, and is ignored: saving goes on until
+    its SIGKILL, 2.5 seconds later.
     """
 
     def __init__(self, patient: bool = False) -> None:
-        """`patient` is one of several processes: each that ends them signals all, if need be again.
+        """Make handlers; a `patient` process, one of several, may be signalled by each of them.
 
-        While it defers, any further signal says what the first did.
+        While it defers, it ignores every signal after the first.
         """
-        self.pending = 0  # the signal that waits for the end of `deferred`
+        self.pending = 0  # the signal to raise at the end of `deferred`
         self._patient = patient
         self._deferring = False
         self._process = os.getpid()
@@ -45,7 +45,7 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[Signals]:
-        """Answer both signals meanwhile; outside the main thread, which gets none, nothing."""
+        """Install the handlers meanwhile; threads other than the main one get no signals."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -56,40 +56,37 @@ class Signals:
             yield self
         finally:
             for number, handler in before.items():
-                # None: set by something other than Python, which cannot be set again.
+                # None: not set by Python, which cannot restore it.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """The first signal waits, as `pending`, until this ends; the second raises at once.
-
-        Unless this process is patient.
-        """
+        """Hold back the first signal until this ends; the second raises at once if not patient."""
         with self._set(True):
             yield
         self.end()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `deferred`, a piece that may be cut anywhere."""
+        """Let a part within `deferred` be interrupted anywhere."""
         with self._set(False):
             self.end()
             yield
 
     def end(self) -> None:
-        """Raise what the signal that waits raises; nothing where none does."""
+        """Raise what the signal held back raises, if there is one."""
         if self.pending:
             raise _error(self.pending)
 
     def come_to_any(self, gather: Callable[[int], Sequence[int]]) -> bool:
-        """Whether a signal waits in any of several processes, to each of which it then belongs.
+        """Return whether any of several processes holds a signal back; all of them then do.
 
-        `gather` gives a value of each process to all of them; the answer is the same on all.
+        `gather` returns the values of all processes, so that the answer is the same on each.
         """
-        found = max(gather(self.pending))
-        if found:  # else one that comes to this process in `gather` would be forgotten
-            self.pending = found
-        return found > 0
+        number = max(gather(self.pending))
+        if number:  # otherwise one that arrives during `gather` would be lost
+            self.pending = number
+        return number > 0
 
     @contextmanager
     def _set(self, deferring: bool) -> Iterator[None]:
@@ -110,8 +107,8 @@ class Signals:
         self.pending = number
         if not (first and self._deferring):
             raise _error(number)
-        # print may be what was interrupted
-        os.write(2, _TOLD + (b"" if self._patient else _MORE) + b"\n")
+        # Not by print, which may be what was interrupted.
+        os.write(2, _SAVES + (b"" if self._patient else _AGAIN) + b"\n")
 
 
 def _error(number: int) -> BaseException:

@@ -80,8 +80,7 @@ def check_writable(folder: Path, setting: str) -> None:
     except OSError as error:
         option = setting if setting.startswith("-") else f"-p {setting}"
         raise InputError(
-            f"{setting} {folder} cannot be written ({error.strerror or error}): fix that, or "
-            f"{option} another folder"
+            _cannot(f"{setting} {folder}", error, f"{option} another folder")
         ) from error
 
 
@@ -124,7 +123,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         with _aside(folder) as aside:
             yield aside
             if folder.exists():  # no folder can be renamed onto one that holds something
-                folder.replace(_before(folder))
+                folder.replace(_hidden(folder, "old"))
             aside.replace(folder)
     finally:
         tidy(folder)
@@ -132,17 +131,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def tidy(folder: Path) -> None:
     """Remove what a process killed in `atomic_folder` left; call it under `folder_lock`."""
-    before = _before(folder)
+    before = _hidden(folder, "old")
     if before.exists() and not folder.exists():  # killed between the two renames
         before.replace(folder)
-    for left in (_part_of(folder), before):
-        shutil.rmtree(left, ignore_errors=True)
+    for stale in (_hidden(folder, "part"), before):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside that one, and remove it with all that it then holds."""
-    aside = _part_of(folder)
+    aside = _hidden(folder, "part")
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process
     try:
         with named_if_full(folder):
@@ -152,12 +151,8 @@ def _aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _part_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.part")
-
-
-def _before(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+def _hidden(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
 
 
 @contextmanager
@@ -205,7 +200,7 @@ def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path = folder.with_name(f".{folder.name}.lock")
+    path = _hidden(folder, "lock")
     try:
         with named_if_full(folder):
             handle = _open_locked(path, folder, wait)
@@ -287,10 +282,8 @@ def _is_gone(owner: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -300,10 +293,8 @@ def _lock(handle: int, wait: bool = False) -> bool:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:  # else a file system without locks
+        return not isinstance(error, BlockingIOError)
     return True
 
 
@@ -333,9 +324,8 @@ def _part(path: Path) -> tuple[int, str]:
         os.close(handle)  # another process took it for a stale one
 
 
-def _cannot(path: Path, error: OSError) -> str:
-    reason = error.strerror or error
-    return f"{path} cannot be written ({reason}): fix that, or choose another folder"
+def _cannot(what: Path | str, error: OSError, fix: str = "choose another folder") -> str:
+    return f"{what} cannot be written ({error.strerror or error}): fix that, or {fix}"
 
 
 def _no_room(path: Path, written: int) -> str:

@@ -115,16 +115,16 @@ def test_a_piece_within_may_be_cut(number, error, before):
 
 
 def test_in_a_thread_there_is_nothing_to_catch():
-    found = []
+    pending = []
 
     def work() -> None:
         with Signals().caught() as signals, signals.deferred():
-            found.append(signals.pending)
+            pending.append(signals.pending)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [0]
+    assert pending == [0]
 
 
 def test_a_forked_worker_leaves_signals_to_its_parent():

@@ -32,7 +32,7 @@ def test_the_file_is_there_when_it_is_complete_and_not_before(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_breaks_inside_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "file.txt"
     storage.write_text(path, "old")
 
@@ -73,7 +73,7 @@ def test_json_comes_back_and_has_no_nan(tmp_path):
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
 
 
-def test_files_together_replace_others_only_when_all_are_written(tmp_path):
+def test_files_replace_others_only_when_all_are_written(tmp_path):
     folder = tmp_path / "a"
     for name in ("old", "rule"):
         storage.write_text(folder / name, "old")
@@ -93,7 +93,7 @@ def test_files_together_replace_others_only_when_all_are_written(tmp_path):
     assert (folder / "rule").read_text() == "new"
 
 
-def test_a_whole_folder_takes_the_place_of_all_that_was_there(tmp_path):
+def test_a_folder_takes_the_place_of_the_old_one_and_all_that_it_held(tmp_path):
     folder = tmp_path / "a"
     storage.write_text(folder / "old", "old")
 
@@ -111,7 +111,7 @@ def test_a_whole_folder_takes_the_place_of_all_that_was_there(tmp_path):
     assert (names(folder), names(tmp_path)) == (["new"], ["a"])
 
 
-def test_a_folder_that_a_killed_process_had_put_aside_comes_back(tmp_path):
+def test_tidy_restores_a_folder_that_a_killed_process_had_moved(tmp_path):
     folder = tmp_path / "a"
     for name in (".a.old", ".a.part"):
         storage.write_text(tmp_path / name / "file", name)
@@ -194,7 +194,7 @@ def test_a_killed_process_holds_nothing(tmp_path, more):
     assert names(tmp_path) == []
 
 
-def test_what_a_killed_process_left_goes_with_the_next_write_and_a_living_one_s_stays(tmp_path):
+def test_the_next_write_removes_the_files_of_killed_processes_only(tmp_path):
     path = tmp_path / "last.pt"
     with other(WRITES, path) as process:
         storage.write_text(path, "first")

@@ -24,7 +24,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks, weights
-from kernel_lib.parallel.world import ALONE, World
+from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from kernel_lib.progress import bar
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def write(
     images: Images,
     meta: dict,
     *,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     held_out: bool = False,
 ) -> None:
     """Write the models' predictions of images into one archive.

@@ -1,7 +1,7 @@
 """Packages that Kaggle's image lacks: wheels in the kernel's file, or in an attached data set.
 
-Nothing is installed and no network is used: a wheel whose hash holds is unpacked into a folder of
-scratch named by that hash, and the folder put on the path of this process and those it starts.
+Nothing is installed and no network is used: a wheel whose hash agrees is unpacked into a scratch
+folder named by that hash, which is put on the path of this process and of those it starts.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ MANIFEST = "offline-manifest.json"  # in a data set that `build_kernel.py offlin
 def use_wheels(
     wheels: Mapping[str, tuple[str, str]], wanted: Mapping | None = None
 ) -> Iterator[str]:
-    """Make importable what the kernel carries and what its inputs hold; yields what was done.
+    """Make the wheels that the kernel carries and its inputs hold importable; yield log lines.
 
-    `wheels` maps a wheel's file name to its sha256 and itself, packed by LZMA, as base 85 in lines;
-    `wanted` is the manifest of the data set that the kernel was built for. Raises InputError for
-    what was altered, damaged or is missing, with the way to attach it.
+    Args:
+        wheels: For each file name the sha256 and the content, packed by LZMA, in base 85 in lines.
+        wanted: The manifest of the data set that the kernel was built for.
+
+    Raises:
+        InputError: A file was altered, is damaged, or is missing, with the way to attach it.
     """
     for name, (digest, text) in wheels.items():
         try:
@@ -52,14 +55,14 @@ def use_wheels(
 
 
 def use_wheel(name: str, content: bytes) -> str:
-    """Make a wheel's modules importable where they are not yet; says in a line what was done.
+    """Make a wheel's modules importable where they are not yet; return a log line.
 
-    A wheel for another Python is left alone, since importing it would crash.
+    A wheel for another Python is not used, since importing it would crash.
     """
     with _opened(name, content) as wheel:
         modules = _modules(wheel)
     if not modules or name.count("-") < 4:
-        raise InputError(f"{name} is no wheel of Python modules; fetch it anew")
+        raise InputError(f"{name} is no wheel of Python modules; fetch it again")
     if all(find_spec(module) for module in modules):
         return f"{name}: {', '.join(modules)} is in this image already"
     ours = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -67,7 +70,7 @@ def use_wheel(name: str, content: bytes) -> str:
     if not (abi == "abi3" or {"py3", ours} & set(python.split("."))):
         return f"{name}: not used, since it is for {python} and this Python is {ours}"
     folder = str(unpack(name, content))
-    inherited = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if folder not in inherited:
         os.environ["PYTHONPATH"] = os.pathsep.join([*inherited, folder])
     if folder not in sys.path:
@@ -77,22 +80,23 @@ def use_wheel(name: str, content: bytes) -> str:
 
 
 def use_data_set(manifest: Path) -> Iterator[str]:
-    """Check every file that a data set's manifest lists, and use its wheels; yields what was done.
+    """Check every file that a data set's manifest lists, and use its wheels; yield log lines.
 
-    Raises InputError for a file that is missing or differs.
+    Raises:
+        InputError: A file is missing or differs.
     """
     listed = _read(manifest)
     for name, entry in sorted(listed["files"].items()):
         path = manifest.parent / PurePosixPath(name).name
-        mend = (
-            f"make the folder anew with `build_kernel.py offline`, `kaggle datasets version -p "
+        fix = (
+            f"make the folder again with `build_kernel.py offline`, `kaggle datasets version -p "
             f"FOLDER -m mended`, and attach the newest version of {listed['dataset']}"
         )
         if not path.is_file():
-            raise InputError(f"{path} is missing, and {manifest} lists it; {mend}")
+            raise InputError(f"{path} is missing, and {manifest} lists it; {fix}")
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        _check(str(path), found, entry["sha256"], mend)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _check(str(path), digest, entry["sha256"], fix)
         if name.endswith(".whl"):
             yield use_wheel(name, path.read_bytes())
         else:
@@ -100,10 +104,12 @@ def use_data_set(manifest: Path) -> Iterator[str]:
 
 
 def unpack(name: str, content: bytes) -> Path:
-    """The folder of scratch with exactly the wheel's files, named by its hash; written whole.
+    """Return the scratch folder with exactly the wheel's files, named by its hash.
 
-    Processes that start at once agree on one. Raises InputError for a member that would leave the
-    folder.
+    It appears complete, and processes that start together agree on it.
+
+    Raises:
+        InputError: A member would leave the folder, or it cannot be written.
     """
     scratch = Path(tempfile.gettempdir()).resolve()
     folder = scratch / f"kernel_wheel-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -120,7 +126,7 @@ def unpack(name: str, content: bytes) -> Path:
                 folder.rename(Path(beside) / "damaged")
             (Path(beside) / "new").rename(folder)
     except OSError as error:
-        if not _holds(folder, files):  # another process was first otherwise
+        if not _holds(folder, files):  # otherwise another process was first
             raise InputError(
                 f"cannot unpack {name} to {folder} ({error}); set TMPDIR to a folder of your own"
             ) from error
@@ -128,9 +134,10 @@ def unpack(name: str, content: bytes) -> Path:
 
 
 def members(name: str, content: bytes) -> dict[str, bytes]:
-    """A wheel's files by path, each within the folder that it is unpacked to.
+    """Return the contents of a wheel's files by path, relative to where it is unpacked.
 
-    Raises InputError for a damaged wheel, and for a file that would leave the folder.
+    Raises:
+        InputError: The wheel is damaged, or a file would leave that folder.
     """
     files: dict[str, bytes] = {}
     left = MAX_BYTES
@@ -140,26 +147,26 @@ def members(name: str, content: bytes) -> dict[str, bytes]:
                 continue
             path = PurePosixPath(info.filename)
             # One spelling for one file: a wheel has no "./a", "a//b" or drive.
-            plain = path.parts and str(path) == info.filename and "\\" not in info.filename
-            if not plain or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            is_normal = path.parts and str(path) == info.filename and "\\" not in info.filename
+            if not is_normal or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 raise InputError(
                     f"{name} holds {info.filename!r}, which would leave its folder; do not use it"
                 )
             try:
                 files[info.filename] = archives.read(wheel, info.filename, left)
             except archives.ArchiveError as error:
-                raise InputError(f"{name} is damaged: {error}; fetch it anew") from error
+                raise InputError(f"{name} is damaged: {error}; fetch it again") from error
             left -= len(files[info.filename])
     return files
 
 
 def _check_attached(wanted: Mapping, attached: list[Path]) -> None:
-    """That the data set which the kernel was built for is there, in that version."""
-    there = {name: e for m in attached for name, e in _read(m)["files"].items()}
+    """Raise InputError unless the kernel's data set is attached in the right version."""
+    listed = {name: entry for m in attached for name, entry in _read(m)["files"].items()}
     for name, entry in sorted(wanted["files"].items()):
-        found = there.get(name, {}).get("sha256")
-        if found != entry["sha256"]:
-            what = "is in no input" if found is None else "is of another version"
+        digest = listed.get(name, {}).get("sha256")
+        if digest != entry["sha256"]:
+            what = "is in no input" if digest is None else "is of another version"
             raise InputError(
                 f"{name} {what}: attach the data set {wanted['dataset']} (Add Input, then its "
                 "name; or in dataset_sources of kernel-metadata.json), newest version; it is made "
@@ -171,45 +178,45 @@ def _read(manifest: Path) -> dict:
     try:
         listed = json.loads(manifest.read_text(encoding="utf-8"))
         hashes = [entry["sha256"] for entry in listed["files"].values()]
-        if listed["dataset"] and all(isinstance(found, str) for found in hashes):
+        if listed["dataset"] and all(isinstance(digest, str) for digest in hashes):
             return listed
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
-    raise InputError(f"{manifest} is no manifest of `build_kernel.py offline`; make it anew")
+    raise InputError(f"{manifest} is no manifest of `build_kernel.py offline`; make it again")
 
 
-def _check(what: str, found: str, expected: str, mend: str) -> None:
-    if found != expected:
-        raise InputError(f"{what} is damaged: its sha256 is {found}, expected {expected}; {mend}")
+def _check(what: str, digest: str, expected: str, fix: str) -> None:
+    if digest != expected:
+        raise InputError(f"{what} is damaged: its sha256 is {digest}, expected {expected}; {fix}")
 
 
 def _opened(name: str, content: bytes) -> zipfile.ZipFile:
     try:
         return archives.opened(io.BytesIO(content))
     except archives.ArchiveError as error:
-        raise InputError(f"{name} is no wheel ({error}); fetch it anew") from error
+        raise InputError(f"{name} is no wheel ({error}); fetch it again") from error
 
 
 def _modules(wheel: zipfile.ZipFile) -> list[str]:
-    """The top modules and packages of a wheel, by name."""
-    found = set()
+    """Return the names of a wheel's top-level modules and packages."""
+    names = set()
     for name in wheel.namelist():
         head, inner, _ = name.partition("/")
         if inner and not head.endswith((".dist-info", ".data", ".libs")):
-            found.add(head)
+            names.add(head)
         elif not inner and name.endswith((".py", ".so")):
-            found.add(name.split(".")[0])
-    return sorted(name for name in found if name.isidentifier())
+            names.add(name.split(".")[0])
+    return sorted(name for name in names if name.isidentifier())
 
 
 def _holds(folder: Path, members: Mapping[str, bytes]) -> bool:
-    """Whether a folder holds these files and no others, but what Python compiles."""
+    """Return whether a folder holds exactly these files, besides compiled Python."""
     try:
-        there = {
+        contents = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in folder.rglob("*")
             if path.is_file() and path.parent.name != "__pycache__"
         }
     except OSError:  # another process is replacing the folder
         return False
-    return there == members
+    return contents == members

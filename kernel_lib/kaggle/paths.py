@@ -1,4 +1,4 @@
-"""Where things lie: alone knows where Kaggle mounts its inputs and what is kept of a session."""
+"""Folders: Kaggle's mounts and what it keeps of a session are known to this module only."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ COMPETITION = "siim-acr-pneumothorax-segmentation"
 WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 INPUT = Path("/kaggle/input")
 WORKING = Path("/kaggle/working")
-# A folder with more sub-folders than this holds images by study, and no artefacts: looking into
-# each of ten thousand folders of a network mount takes minutes.
+# A folder with more sub-folders than this holds images by study, and no artefacts: to look into
+# ten thousand folders of a network mount takes minutes.
 _CROWDED = 200
 
 
 def on_kaggle(working: Path = WORKING) -> bool:
-    """Whether this process is a Kaggle session, where only the working folder is kept."""
+    """Return whether this is a Kaggle session, which keeps only the working folder."""
     return bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE")) and working.is_dir()
 
 
 def project_root() -> Path:
-    """The clone that this library runs from, else the current folder (in a kernel: the output)."""
+    """Return the clone of this library, or the current folder (in a kernel, the output)."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
 def work_dir(value: str | None, working: Path = WORKING) -> Path:
-    """The folder of all artefacts; not created here.
+    """Return the folder of all artefacts, which is not created.
 
-    A relative value is taken from the project's root, so that a notebook started in `notebooks/`
-    and the command line agree. None: Kaggle's working folder there, else `work` in the project.
+    A relative value starts from the project's root, so that a notebook in `notebooks/` and the
+    command line agree. None is Kaggle's working folder, or elsewhere `work` in the project.
     """
     if value is not None:
         return from_root(value, "WORK_DIR")
@@ -51,7 +51,7 @@ def work_dir(value: str | None, working: Path = WORKING) -> Path:
 
 
 def cache_dir(value: str | None, working: Path = WORKING) -> Path:
-    """The folder for scratch, outside the working folder; not created here."""
+    """Return the scratch folder, outside the working folder, which is not created."""
     if value is not None:
         return from_root(value, "CACHE_DIR")
     if on_kaggle(working):
@@ -60,11 +60,13 @@ def cache_dir(value: str | None, working: Path = WORKING) -> Path:
 
 
 def data_dir(value: str | None, mounts: Path | None = None) -> Path:
-    """The folder of radiographs and labels.
+    """Return the folder of radiographs and labels.
 
-    None looks through Kaggle's mounts for one with a table of labels and images, the competition's
-    own first, then data sets, then outputs of kernels. Raises InputError that says what was looked
-    for, and names a mount with images.
+    None takes the first of Kaggle's mounts with images and a table of labels: the competition's own
+    first, then data sets, then outputs of kernels.
+
+    Raises:
+        InputError: There is none; the message lists the mounts, and names one with images.
     """
     if value is not None:
         return _existing(value, "DATA_DIR")
@@ -77,7 +79,7 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
                 return folder
             labelled.append(folder)
     pictured = [folder for folder in folders if _holds_images(folder)]
-    # Without a table it may still hold test images; the reader of tables says what is amiss.
+    # Without a table it may hold test images; the reader of tables reports what is missing.
     unlabelled = [f for f in pictured or folders if f.name == COMPETITION and any(f.iterdir())]
     for folder in unlabelled if pictured else [*labelled, *unlabelled]:
         return folder
@@ -91,19 +93,21 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
 
 
 def nih_dir(value: str | None, mounts: Path | None = None) -> Path:
-    """The folder of NIH ChestX-ray14, for rows that are trained on it.
+    """Return the folder of NIH ChestX-ray14, for experiments that are trained on it.
 
-    None looks through Kaggle's mounts for its table of labels. Raises InputError with the mend.
+    None looks through Kaggle's mounts for its table of labels.
+
+    Raises:
+        InputError: There is none, with the fix.
     """
     if value is not None:
         return _existing(value, "NIH_DIR")
     mounts = _mounts(mounts)
     folders = _mounted(mounts)
-    for folder in folders:
-        for below in _below(folder, depth=3):
-            if any((below / name).is_file() for name in NIH_TABLES):
-                # The table may lie in a folder of its own beside the images.
-                return folder
+    for folder in folders:  # the images may lie beside the table's own folder
+        tables = (below / name for below in _below(folder, depth=3) for name in NIH_TABLES)
+        if any(table.is_file() for table in tables):
+            return folder
     seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
     raise InputError(
         f"no NIH images: NIH_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach a data "
@@ -112,10 +116,10 @@ def nih_dir(value: str | None, mounts: Path | None = None) -> Path:
 
 
 def artefact_roots(work: Path, mounts: Path | None = None) -> list[Path]:
-    """Folders in which earlier stages may have left artefacts, the working folder first.
+    """Return the working folder, then all mounted folders with artefacts of earlier stages.
 
-    After it every mounted folder that holds `runs`, `ensembles` or `folds.csv`, itself or up to
-    two levels down, in the order competitions, data sets, notebooks, others, each by name.
+    They hold `runs`, `ensembles` or `folds.csv`, at most two levels down in a mount; in the order
+    competitions, data sets, notebooks, others, each by name.
     """
     roots = [Path(work)]
     for mounted in _mounted(_mounts(mounts)):
@@ -124,33 +128,32 @@ def artefact_roots(work: Path, mounts: Path | None = None) -> list[Path]:
 
 
 def artefacts_below(folder: Path) -> list[Path]:
-    """The folder itself and those up to two levels down that hold artefacts, top down, by name."""
+    """Return the folders with artefacts, at most two levels down, top down and by name."""
     return [below for below in _below(folder, depth=3) if _holds_artefacts(below)]
 
 
 def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
     """Return folders with files of pretrained weights: WEIGHTS_DIR's, then mounted ones, by name.
 
-    Of WEIGHTS_DIR also those below it, down to a model in a copy of Hugging Face's cache. Mounted
-    are data sets, then Kaggle's Models, of one version each. Checkpoints of this project's own
-    runs are artefacts and not listed.
+    WEIGHTS_DIR's are searched as deep as a copy of Hugging Face's cache is. Mounted are data sets,
+    then Kaggle's Models, of one version each. Checkpoints of this project's runs are not listed.
 
     Raises:
         InputError: WEIGHTS_DIR does not exist.
     """
     sources = _mounted(_mounts(mounts))
-    found = []
+    folders = []
     if value is not None:
-        found.append(_existing(value, "WEIGHTS_DIR"))
-        sources.insert(0, found[0])
+        folders.append(_existing(value, "WEIGHTS_DIR"))
+        sources.insert(0, folders[0])
     for source in sources:
         # Four levels: an older mount of a Model is model/framework/variation/version.
-        found += [folder for folder in _below(source, depth=4) if _holds_weights(folder)]
-    return list(dict.fromkeys(found))
+        folders += [folder for folder in _below(source, depth=4) if _holds_weights(folder)]
+    return list(dict.fromkeys(folders))
 
 
 def mounted_files(name: str, mounts: Path | None = None) -> list[Path]:
-    """Every mounted file of that name, up to two levels down in its source, in a fixed order."""
+    """Return every mounted file of that name, at most two levels down, in a fixed order."""
     return [
         folder / name
         for mounted in _mounted(_mounts(mounts))
@@ -160,24 +163,24 @@ def mounted_files(name: str, mounts: Path | None = None) -> list[Path]:
 
 
 def _mounts(given: Path | None) -> Path:
-    """Where inputs are mounted; a rehearsal outside Kaggle sets KERNEL_LIB_MOUNTS."""
+    """Return where inputs are mounted; a rehearsal outside Kaggle sets KERNEL_LIB_MOUNTS."""
     return Path(given or os.environ.get("KERNEL_LIB_MOUNTS") or INPUT)
 
 
 def _mounted(mounts: Path) -> list[Path]:
-    """Every mounted source, in all the forms that Kaggle has used, in a fixed order."""
+    """Return every mounted source, in all forms that Kaggle has used, in a fixed order."""
     # A Model: owner, model, framework, variation, version.
     forms = ("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*")
-    found = [folder for form in forms for folder in sorted(mounts.glob(form)) if folder.is_dir()]
-    flat = [folder for folder in sorted(mounts.glob("*")) if folder.is_dir()]
     kinds = {form.split("/")[0] for form in forms}
-    return found + [f for f in flat if f.name not in kinds]
+    nested = [folder for form in forms for folder in sorted(mounts.glob(form))]
+    flat = [folder for folder in sorted(mounts.glob("*")) if folder.name not in kinds]
+    return [folder for folder in nested + flat if folder.is_dir()]
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
-    """The folder itself and those below it, `depth` levels in all, top down and by name.
+    """Yield the folder and those below it, `depth` levels in all, top down and by name.
 
-    What a run folder holds is the run's own; crowds of folders are images and are not entered.
+    Runs, ensembles and crowds of folders, which are images, are not entered.
     """
     yield folder
     if depth <= 1:
@@ -199,7 +202,7 @@ def _holds_labels(folder: Path) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether there is an image, however deep; the first one found ends the walk."""
+    """Return whether there is an image, however deep."""
     walked = os.walk(folder, followlinks=True)
     return any(name.lower().endswith(SUFFIXES) for _, _, names in walked for name in names)
 
@@ -229,10 +232,12 @@ def from_root(value: str, name: str = "the path") -> Path:
 
 
 def experiment_text(value: str) -> str:
-    """Return an EXPERIMENT that travels: the JSON text of a file in the place of its path.
+    """Return an EXPERIMENT that other machines can read: for a path the JSON text of its file.
 
-    Names and JSON text are returned as they are. Raises: InputError naming a file that is missing
-        or holds no experiment.
+    Names and JSON text are returned as they are.
+
+    Raises:
+        InputError: The file is missing or holds no experiment.
     """
     if experiment_file.is_json(value) or not value.endswith(".json"):
         return value
@@ -248,14 +253,14 @@ def experiment_text(value: str) -> str:
 
 
 def _existing(value: str, name: str) -> Path:
-    """The folder, or an InputError that names it, what is there instead, and the fix."""
+    """Return the folder, or raise InputError with what lies in its place, and the fix."""
     path = from_root(value, name)
     if path.is_dir():
         return path
     if path.exists():
         raise InputError(no_folder(path, name))
-    there = next(parent for parent in path.parents if parent.is_dir())
-    names = sorted(entry.name for entry in there.iterdir())
+    existing = next(parent for parent in path.parents if parent.is_dir())
+    names = sorted(entry.name for entry in existing.iterdir())
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    mend = "give the folder of the data, or run `make demo`" if name == "DATA_DIR" else "correct it"
-    raise InputError(f"{name} {path} does not exist; {there} holds {shown or 'nothing'}; {mend}")
+    fix = "give the folder of the data, or run `make demo`" if name == "DATA_DIR" else "correct it"
+    raise InputError(f"{name} {path} does not exist; {existing} holds {shown or 'nothing'}; {fix}")

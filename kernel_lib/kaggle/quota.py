@@ -25,30 +25,27 @@ _SATURDAY = 5  # as datetime.weekday counts
 
 @dataclass(frozen=True)
 class Usage:
-    """What lies in a working folder: bytes and files."""
+    """The size of a folder: bytes and files."""
 
     bytes: int
     files: int
 
 
 def usage(folder: Path) -> Usage:
-    """Everything below a folder, links not followed; a file that vanishes meanwhile is not counted.
-
-    A folder that does not exist holds nothing.
-    """
+    """Return the size of all below a folder, links not followed; 0 for a folder that is missing."""
     n_bytes = n_files = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
                 n_bytes += os.lstat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:
+            except FileNotFoundError:  # removed meanwhile
                 continue
             n_files += 1
     return Usage(n_bytes, n_files)
 
 
 def warnings(used: Usage) -> list[str]:
-    """Return a line for the output limit where it is near or passed, with the way out."""
+    """Return a line, with the fix, where the output is near its limit or beyond it."""
     if used.bytes <= WARN_FROM * OUTPUT_BYTES:
         return []
     return [
@@ -58,13 +55,12 @@ def warnings(used: Usage) -> list[str]:
 
 
 def session_seconds(proc: Path = Path("/proc")) -> float | None:
-    """Seconds since this machine's, or container's, first process began; None where unknown.
+    """Return seconds since the first process of this machine or container; None where unknown.
 
-    On Kaggle a session is a container of its own, so this counts what passed before the kernel's
-    first line too.
+    On Kaggle a session is a container of its own: the time before the kernel's first line counts.
     """
     try:
-        # The name in brackets may hold blanks; the 22nd field is the start in ticks after boot.
+        # The name in brackets may contain blanks; the 22nd field is the start in ticks after boot.
         fields = (proc / "1" / "stat").read_text().rpartition(")")[2].split()
         up = float((proc / "uptime").read_text().split()[0])
         return max(0.0, up - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
@@ -73,25 +69,25 @@ def session_seconds(proc: Path = Path("/proc")) -> float | None:
 
 
 def session_hours() -> float:
-    """How long this session may last: less where a code competition runs it again."""
-    again = os.environ.get("KAGGLE_IS_COMPETITION_RERUN")
-    return SHORT_SESSION_HOURS if again else SESSION_HOURS
+    """Return how long this session may last, which is less in a code competition's rerun."""
+    rerun = os.environ.get("KAGGLE_IS_COMPETITION_RERUN")
+    return SHORT_SESSION_HOURS if rerun else SESSION_HOURS
 
 
 def hours_left(spent_seconds: float, session_hours: float = SESSION_HOURS) -> float:
-    """Hours until the session ends, 0 once it should have."""
+    """Return the hours until the session ends, at least 0."""
     return max(0.0, session_hours - spent_seconds / 3600)
 
 
 def week_ends(now: datetime | None = None) -> datetime:
-    """When the GPU quota is next full again: the coming Saturday 00:00 UTC, after `now`."""
+    """Return when the GPU quota is full again: the first Saturday, 00:00 UTC, after `now`."""
     now = (now or datetime.now(UTC)).astimezone(UTC)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     return midnight + timedelta(days=(_SATURDAY - now.weekday() - 1) % 7 + 1)
 
 
 def session_line(working: Path, spent_seconds: float, session_hours: float = SESSION_HOURS) -> str:
-    """One line on where a session stands, for a stage to print."""
+    """Return a line with the hours and the disk that a session has left."""
     used = usage(working)
     return (
         f"session: {hours_left(spent_seconds, session_hours):.1f} of {session_hours:g} h left; "
@@ -100,9 +96,10 @@ def session_line(working: Path, spent_seconds: float, session_hours: float = SES
 
 
 def sessions_for(hours: float, usable_hours: float) -> int:
-    """How many sessions work that can be cut anywhere takes; at least one.
+    """Return the number of sessions, at least 1, for work that can be interrupted anywhere.
 
-    Raises ValueError where a session has no usable time.
+    Raises:
+        ValueError: A session has no usable time.
     """
     if usable_hours <= 0:
         raise ValueError(f"a session with {usable_hours} usable hours holds no work")

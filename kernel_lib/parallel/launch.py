@@ -1,7 +1,7 @@
 """Several processes of one command, started by torch's launcher from one that touches no GPU.
 
-The first rank's lines come out here, in a terminal or a notebook's cell; the other ranks are
-silent, and one that dies ends all, its traceback among the lines.
+The first rank's lines are printed here, in a terminal or a notebook's cell; the other ranks print
+only the traceback with which one of them ends all.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from kernel_lib.parallel import ranks
 
 
 def n_processes(asked: int | None, device: str) -> int:
-    """How many processes a command is to start: 1 is itself alone, as it is for a rank.
+    """Return how many processes a command starts; 1 is this one, and so it is for a rank.
 
-    None asked: one for each GPU that is seen, where the device leaves the choice. The GPUs are
+    Where none is asked for, it is one for each visible GPU unless `device` names one. They are
     counted without a context on any of them.
     """
     if "RANK" in os.environ:
@@ -39,7 +39,7 @@ def n_processes(asked: int | None, device: str) -> int:
 
 
 def check(asked: int | None, device: str) -> None:
-    """Refuse several processes on a device that is one card."""
+    """Raise InputError for several processes on a device that is one card."""
     if (asked or 1) > 1 and device not in ("auto", "cuda", "cpu"):
         raise InputError(
             f"PROCESSES {asked}, but DEVICE {device} is one card; -p DEVICE cuda, or 1 process"
@@ -47,11 +47,14 @@ def check(asked: int | None, device: str) -> None:
 
 
 def run(command: str, parameters: Parameters, n: int) -> dict:
-    """`python -m kernel_lib COMMAND CONFIG.json` in n processes; what it came to, at the end.
+    """Run `python -m kernel_lib COMMAND CONFIG.json` in n processes and return its result.
 
-    Interrupted, it asks them to end and waits until they have saved; they end too where this
-    process is killed. Where a signal or an InputError ended one of them, that is raised here; where
-    something else did, a RuntimeError.
+    Interrupted, it asks them to end and waits until they have saved; they also end where this
+    process is killed.
+
+    Raises:
+        KeyboardInterrupt, SystemExit, InputError: What ended the first of them to fail.
+        RuntimeError: Another error ended one of them.
     """
     with tempfile.TemporaryDirectory() as folder:
         config, result = Path(folder) / f"{command}.json", Path(folder) / "result.json"
@@ -65,16 +68,16 @@ def run(command: str, parameters: Parameters, n: int) -> dict:
             stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
             start_new_session=True,
         )  # fmt: skip
-        with child.stdin:  # which tells them, when it closes, that this process is no more
+        with child.stdin:  # the ranks end once it closes
             try:
                 status = _shown(child)
             except BaseException:
                 _end(child)
                 raise
         if status:
-            # Of a launcher that was killed its ranks can tell no more than that they followed.
-            why = ranks.first_end(result, n) if status > 0 else None
-            raise why or RuntimeError(
+            # Where the launcher was killed, its ranks report no more than that they followed.
+            cause = ranks.first_end(result, n) if status > 0 else None
+            raise cause or RuntimeError(
                 f"{command} in {n} processes ended with status {status}; why stands above. The "
                 "same call goes on from what was saved; -p PROCESSES 1 takes one process"
             )
@@ -82,20 +85,19 @@ def run(command: str, parameters: Parameters, n: int) -> dict:
 
 
 def _shown(child: subprocess.Popen) -> int:
-    """Show the lines of the launcher and its ranks until all have ended; the status."""
+    """Print the lines of the launcher and its ranks until all have ended; return the status."""
     for line in child.stdout:
         print(line, end="", flush=True)
     return child.wait()
 
 
 def _end(child: subprocess.Popen) -> None:
-    """Ask the launcher and its ranks to end, and see that they did.
+    """Ask the launcher and its ranks to end, and wait for it.
 
-    A launcher that does not is killed, and so is one that is not to be waited for any longer: its
-    ranks notice and end.
+    A launcher that does not end, or a second interrupt, has it killed; its ranks then end too.
     """
     child.send_signal(signal.SIGTERM)
-    killer = threading.Timer(ranks.ENDED, child.kill)
+    killer = threading.Timer(ranks.SHUTDOWN_S, child.kill)
     killer.start()
     try:
         _shown(child)
@@ -107,10 +109,9 @@ def _end(child: subprocess.Popen) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, in which this very library is found first."""
-    place = str(Path(kernel_lib.__file__).resolve().parent.parent)
+    """Return this process's environment, with this copy of the library first on the path."""
+    root = str(Path(kernel_lib.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    kept = [entry for entry in inherited if entry and entry != place]
-    path = os.pathsep.join([place, *kept])
-    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ranks.STARTED: "1"}
-    return os.environ | own | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(ranks.ENDED))}
+    path = [root, *(entry for entry in inherited if entry and entry != root)]
+    own = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", ranks.STARTED: "1"}
+    return os.environ | own | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(ranks.SHUTDOWN_S))}

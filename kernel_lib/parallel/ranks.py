@@ -1,4 +1,4 @@
-"""What a rank owes the process that had it started: it ends with that, and says what ended it."""
+"""Ranks end with the process that started them, and report to it what ended them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from kernel_lib import storage
 from kernel_lib.errors import InputError
 
-ENDED = 60.0  # seconds that a rank has to save in, once it is asked to end
+SHUTDOWN_S = 60.0  # in which a rank has to save, once it is asked to end
 # Set for ranks whose input is a pipe that only the process which started their launcher holds.
 STARTED = "KERNEL_LIB_STARTED"
 
 
 def of(run: Callable, result: Path | None) -> Callable:
-    """A stage's `run` as one of several processes, in the words of torch's launcher.
+    """Wrap a stage's `run` as one of several processes, with an error report for torch's launcher.
 
-    `result` is where the first rank writes what it came to; how each rank ended is told beside it.
+    `result` is the file that the first rank writes; how each rank ended is written beside it.
     """
 
     def ranked(parameters: Any) -> Any:
@@ -34,53 +34,54 @@ def of(run: Callable, result: Path | None) -> Callable:
         try:
             done = run(parameters)
         except BaseException as error:
-            _tell(result, error)
+            _report(result, error)
             raise
-        _tell(result, None)
+        _report(result, None)
         return done
 
     return record(ranked)
 
 
 def first_end(result: Path, n_ranks: int) -> BaseException | None:
-    """What ended the first rank that did not end well, if that was a signal or an InputError.
+    """Return the signal or InputError that ended the first rank to fail; None for other causes.
 
-    The others then end because it did: by a closed connection, or as the launcher asks them to. A
-    rank that was killed tells nothing, and the launcher's SIGTERM to the others is not what began
-    it.
+    The other ranks end because it did: by a closed connection, or by the launcher's SIGTERM. A rank
+    that was killed reports nothing, and the SIGTERM to the others is then not the cause.
     """
-    told = []
+    reports = []
     for path in result.parent.glob(f"{result.name}.rank*"):
-        with contextlib.suppress(ValueError):  # killed as it told
-            told.append(json.loads(path.read_text(encoding="utf-8")))
-    ended = [one for one in told if not one.get("well")]
-    first = min(ended, key=lambda one: one["at"], default={})
+        with contextlib.suppress(ValueError):  # killed as it wrote
+            reports.append(json.loads(path.read_text(encoding="utf-8")))
+    failed = [report for report in reports if not report.get("well")]
+    first = min(failed, key=lambda report: report["at"], default={})
     if status := first.get("status"):
-        if status == 128 + signal.SIGTERM and len(told) < n_ranks:
+        if status == 128 + signal.SIGTERM and len(reports) < n_ranks:
             return None
         return KeyboardInterrupt() if status == 128 + signal.SIGINT else SystemExit(status)
     return InputError(first["refused"]) if first.get("refused") else None
 
 
-def _tell(result: Path | None, error: BaseException | None) -> None:
-    """Leave word of how this rank ended, where somebody waits for it; None is well."""
+def _report(result: Path | None, error: BaseException | None) -> None:
+    """Write how this rank ended, where a process waits for it; None is success."""
     if result is None:
         return
-    said: dict[str, Any] = {"at": time.time_ns(), "well": error is None}
+    report: dict[str, Any] = {"at": time.time_ns(), "well": error is None}
     if isinstance(error, KeyboardInterrupt):
-        said["status"] = 128 + signal.SIGINT
+        report["status"] = 128 + signal.SIGINT
     elif isinstance(error, SystemExit):
-        said["status"] = error.code
+        report["status"] = error.code
     elif isinstance(error, InputError):
-        said["refused"] = str(error)
-    with contextlib.suppress(OSError, InputError):  # no room: then nobody is told
-        storage.write_json(result.with_name(f"{result.name}.rank{os.environ['RANK']}"), said)
+        report["refused"] = str(error)
+    with contextlib.suppress(OSError, InputError):  # a full disk
+        storage.write_json(result.with_name(f"{result.name}.rank{os.environ['RANK']}"), report)
 
 
 def _end_with_starter() -> None:
-    """End as if by SIGTERM, all saved, once the launcher, or who started that, is no more.
+    """End as by SIGTERM, all saved, once the launcher, or the process that started it, has ended.
 
-    A killed process tells nobody, and its ranks would train on, and keep their folder, unseen.
+    Of a kill nothing else tells: the ranks would train on and keep their folder. A thread watches,
+    since torch's launcher sets no PR_SET_PDEATHSIG, which is of Linux alone, follows the thread
+    that started a process, not its grandparent, and ends no rank that hangs.
     """
     launcher, started = os.getppid(), STARTED in os.environ
 
@@ -91,7 +92,7 @@ def _end_with_starter() -> None:
             elif select.select([0], [], [], 1)[0] and not os.read(0, 1):
                 break
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ENDED)
-        os._exit(128 + signal.SIGTERM)  # it hangs, or waits for a rank that does
+        time.sleep(SHUTDOWN_S)
+        os._exit(128 + signal.SIGTERM)  # it hangs, or waits for a rank that hangs
 
     threading.Thread(target=follow, daemon=True).start()

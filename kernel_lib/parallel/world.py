@@ -1,8 +1,7 @@
-"""Several processes that train one fold together: torch's own ranks, and what they say to another.
+"""Several processes that train one fold together: torch's ranks and their collectives.
 
-A rank sees the same folders as the others (one machine, or a shared disk), takes its share of every
-batch, and decides nothing that another could decide differently: whatever depends on time or on
-files is the first rank's decision. The first rank alone writes.
+Ranks see the same folders (one machine, or a shared disk), and each takes its share of every batch.
+The first rank alone writes, and decides all that depends on time or on files.
 """
 
 from __future__ import annotations
@@ -26,49 +25,49 @@ from kernel_lib.errors import InputError
 
 T = TypeVar("T")
 
-# Others wait while the first rank decodes all images. A rank that dies is noticed at once by its
-# closed connections and by the launcher, so no limit is needed for that.
-PATIENCE = timedelta(days=1)
+# Ranks wait while the first decodes all images. The launcher, and closed connections, tell of a
+# rank that dies, so no short limit is needed.
+TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together; by default one alone, to which all of this is nothing."""
+    """The processes that train together; by default a single one, with nothing to exchange."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that decides and writes."""
+        """Return whether this rank decides and writes."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This rank's part of `count` things in a row; parts differ by one at most."""
+        """Return this rank's slice of `count` items; slices differ in length by one at most."""
         least, more = divmod(count, self.size)
         start = self.rank * least + min(self.rank, more)
         return slice(start, start + least + (self.rank < more))
 
     def batches(self, rows: np.ndarray, batch_size: int) -> np.ndarray:
-        """The rows of this rank's batches, every `size`-th of those that one process would have.
+        """Return the rows of every `size`-th batch of those that one process would have.
 
-        Whole batches: what a network says of an image then does not depend on how many ranks ask.
+        Batches stay together: an image's prediction then does not depend on the number of ranks.
         """
         starts = range(self.rank * batch_size, len(rows), self.size * batch_size)
         parts = [rows[start : start + batch_size] for start in starts]
         return np.concatenate([rows[:0], *parts])
 
     def seed(self, seed: int, *more: int) -> int:
-        """A seed of this rank's own, lest all drop the same units; the first keeps the given one.
+        """Return this rank's own seed, so that ranks drop different units; the first's is `seed`.
 
-        `more` tells apart several draws of one training.
+        `more` distinguishes several draws of one training.
         """
         if self.first and not more:
             return seed
         return int(np.random.SeedSequence([seed, self.rank, *more]).generate_state(1)[0])
 
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, without a gradient; on every rank the same bits."""
+        """Return the sum over all ranks, without a gradient; the same bits on every rank."""
         if self.size == 1:
             return numbers
         numbers = numbers.detach().clone()
@@ -76,7 +75,7 @@ class World:
         return numbers
 
     def gathered(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks."""
+        """Return every rank's value, in order of rank."""
         if self.size == 1:
             return [value]
         values: list = [None] * self.size
@@ -84,24 +83,25 @@ class World:
         return values
 
     def agreed(self, decide: Callable[[], T]) -> T:
-        """What the first rank decides, on every rank; an InputError there is raised everywhere."""
+        """Return on every rank what the first decides; every rank raises an InputError of it."""
         if self.size == 1:
             return decide()
-        said: list = [None, None]
+        outcome: list = [None, None]  # a decision, an InputError
         if self.first:
             try:
-                said[0] = decide()
+                outcome[0] = decide()
             except InputError as error:
-                said[1] = error
-        dist.broadcast_object_list(said)
-        if said[1] is not None:
-            raise said[1]
-        return said[0]
+                outcome[1] = error
+        dist.broadcast_object_list(outcome)
+        decision, error = outcome
+        if error is not None:
+            raise error
+        return decision
 
     def after_first(self, do: Callable[[], T]) -> T:
-        """Each rank's own result, the others' once the first has done it, and written its files.
+        """Return each rank's own result; the others begin once the first has written its files.
 
-        An InputError of the first is raised everywhere.
+        Every rank raises an InputError of the first.
         """
         done: list[T] = []
         self.agreed(lambda: done.append(do()))
@@ -110,10 +110,10 @@ class World:
     def in_turns(
         self, mine: Iterable[T], length: int, before: Callable[[], None] | None = None
     ) -> Iterator[T]:
-        """Items of all ranks to the first, one of each rank in turn; to the others none.
+        """Yield the items of all ranks on the first, one of each rank in turn; none on the others.
 
-        Every rank must run it to the end; `length` is the number of its own items. Of several ranks
-        each calls `before` before a turn; what it raises it must raise on all of them.
+        Every rank must exhaust it; `length` is the number of its own items. With several ranks each
+        calls `before` before a turn, which must raise on all of them or on none.
         """
         if self.size == 1:
             yield from mine
@@ -124,24 +124,25 @@ class World:
                 before()
             into = [None] * self.size if self.first else None
             dist.gather_object(list(itertools.islice(items, 1)), into)
-            for given in into or ():
-                yield from given
+            for items_of_rank in into or ():
+                yield from items_of_rank
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def n_ranks() -> int:
-    """How many processes this is one of, as torchrun sets them; 1 where it was not started so."""
+    """Return the number of processes that torchrun started this one among; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def own_device(asked: str) -> str:
-    """The device of this process: of several, each takes the card of its local rank.
+    """Return the device of this process: each of several takes the GPU of its local rank.
 
-    InputError where a numbered card is asked for by several processes of one machine.
+    Raises:
+        InputError: Several processes of one machine ask for one numbered GPU.
     """
-    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    n_local = _n_local_ranks()
     if n_local == 1 or asked == "cpu" or not torch.cuda.is_available():
         return asked
     if asked not in ("auto", "cuda"):
@@ -149,51 +150,52 @@ def own_device(asked: str) -> str:
     return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
+def _n_local_ranks() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world that RANK, WORLD_SIZE and LOCAL_RANK tell of, as torchrun sets them; or `ALONE`.
+    """Join the world of torchrun's RANK and WORLD_SIZE, or a world of this process.
 
     Ranks after the first print nothing meanwhile.
     """
     size = n_ranks()
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     world = World(int(os.environ["RANK"]), size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        _backend(device), rank=world.rank, world_size=world.size, timeout=PATIENCE
-    )
+    dist.init_process_group(_backend(device), rank=world.rank, world_size=size, timeout=TIMEOUT)
     with contextlib.ExitStack() as quiet:
         if not world.first:
             nowhere = quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
             quiet.enter_context(contextlib.redirect_stdout(nowhere))
         yield world
-    # Only after a good end: one that fails leaves at once, and its traceback with it.
+    # Not after an exception: that must end the process, with its traceback, at once.
     dist.destroy_process_group()
 
 
 def _backend(device: torch.device) -> str:
-    """gloo on a CPU and where processes share a card, which NCCL refuses; else NCCL for the GPUs.
+    """Return gloo for a CPU and for processes that share a GPU, which NCCL refuses; else both.
 
-    What ranks say to each other beside tensors of the network goes through the CPU in any case.
+    Objects other than tensors on a GPU always go through the CPU.
     """
-    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type != "cuda" or n_local > torch.cuda.device_count():
+    if device.type != "cuda" or _n_local_ranks() > torch.cuda.device_count():
         return "gloo"
     return "cpu:gloo,cuda:nccl"
 
 
 def data_parallel(model: nn.Module, world: World) -> nn.Module:
-    """What runs the network forward so that its gradients become the mean over ranks.
+    """Wrap a network so that its gradients become the mean over ranks.
 
-    Running statistics of batch norm are not sent around: synchronised, or frozen, they are the
-    same on every rank.
+    Running statistics of batch norm are not sent: synchronised, or frozen, they are the same on
+    every rank.
     """
     if world.size == 1:
         return model
     with warnings.catch_warnings():
-        # Its new name, of torch 2.15, is not known to the oldest torch that this runs on.
+        # The name of torch 2.15 is unknown to 2.10.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)

@@ -11,7 +11,7 @@ from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine
-from kernel_lib.parallel.world import ALONE, World
+from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from kernel_lib.plan import TrainPlan
 
 
@@ -43,4 +43,4 @@ class Job:
     lineage: Lineage  # of the weights it ends with
     engine: Engine
     workers: int
-    world: World = ALONE  # the processes that train it together
+    world: World = SINGLE_PROCESS  # the processes that train it together

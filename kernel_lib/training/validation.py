@@ -20,7 +20,7 @@ from kernel_lib.inference.tta import View
 from kernel_lib.models import networks
 from kernel_lib.models.losses import TrainingLoss
 from kernel_lib.models.networks import Logits
-from kernel_lib.parallel.world import ALONE, World
+from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
 from kernel_lib.postprocess.metrics import auc
 from kernel_lib.postprocess.search import SearchOptions, best_score
@@ -86,7 +86,7 @@ def validate(
     loss: TrainingLoss,
     views: Sequence[View],
     engine: Engine,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     before_turn: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Return the scores of a model on held-out images, the same on every rank.

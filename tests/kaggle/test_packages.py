@@ -76,7 +76,7 @@ def test_a_carried_wheel_is_imported_here_and_by_what_this_process_starts(scratc
     ]
 
 
-def test_what_the_image_has_is_left_alone(scratch: Path):
+def test_a_module_that_the_image_has_is_not_replaced(scratch: Path):
     (line,) = packages.use_wheels(carried(wheel({"json/__init__.py": "raise SystemExit\n"})))
     assert line == f"{NAME}: json is in this image already"
     assert list(scratch.iterdir()) == []
@@ -100,7 +100,7 @@ def test_a_member_that_would_leave_the_folder_is_refused(scratch: Path, member: 
     assert not list(scratch.parent.glob("**/out.py"))
 
 
-def test_a_folder_is_named_by_its_wheel_and_mended_if_it_differs(scratch: Path):
+def test_a_folder_is_named_by_its_wheel_and_replaced_if_it_differs(scratch: Path):
     folder = packages.unpack(NAME, wheel(FILES))
     other = packages.unpack(NAME, wheel(FILES | {"more.py": ""}))
     assert folder != other
@@ -134,7 +134,7 @@ def test_an_attached_data_set_is_found_wherever_it_is_mounted(
     assert lines[1] == f"resnet34.pth: whole, in {folder}"
 
 
-def test_a_damaged_or_missing_file_stops_the_kernel_with_the_mend(scratch: Path, tmp_path: Path):
+def test_a_damaged_or_missing_file_stops_the_kernel_with_the_fix(scratch: Path, tmp_path: Path):
     data_set(tmp_path / "input", {"resnet34.pth": b"weights"})
     file = tmp_path / "input/datasets/me/offline/resnet34.pth"
     file.write_bytes(b"wights")

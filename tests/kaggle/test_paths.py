@@ -39,7 +39,7 @@ def test_a_relative_work_dir_is_taken_from_the_project_also_in_notebooks(
     assert paths.cache_dir("scratch") == project_root / "scratch"
 
 
-def test_an_absolute_value_stands_as_it_is(tmp_path: Path):
+def test_an_absolute_value_is_kept(tmp_path: Path):
     assert paths.work_dir(str(tmp_path)) == tmp_path
     assert paths.cache_dir(str(tmp_path)) == tmp_path
     assert paths.data_dir(str(tmp_path)) == tmp_path
@@ -73,7 +73,9 @@ def test_on_kaggle_work_is_the_working_folder_and_the_cache_is_outside_it(tmp_pa
     assert not paths.cache_dir(None, working=tmp_path).is_relative_to(tmp_path)
 
 
-def test_the_variable_alone_is_not_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_variable_without_the_folder_is_not_kaggle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     assert not paths.on_kaggle(working=tmp_path / "absent")
 
@@ -84,7 +86,7 @@ def test_the_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert paths.cache_dir(None) == tmp_path / "pneumothorax"
 
 
-def test_a_wrong_data_dir_is_named_with_what_is_there_and_the_mend(tmp_path: Path):
+def test_a_wrong_data_dir_is_named_with_its_neighbours_and_the_fix(tmp_path: Path):
     put(tmp_path, "siim/train-rle.csv", "other.txt")
     with pytest.raises(InputError) as caught:
         paths.data_dir(str(tmp_path / "simm"))
@@ -131,12 +133,12 @@ def test_the_competition_comes_before_a_copy_unless_it_holds_no_labels(mounts: P
     assert paths.data_dir(None, mounts) == mounts / "competitions" / COMPETITION
 
 
-def test_a_competition_without_labels_is_still_the_data_when_alone(mounts: Path):
+def test_a_competition_without_labels_is_the_data_where_there_is_no_other(mounts: Path):
     put(mounts, f"{COMPETITION}/dicom-images-test/a/b/1.dcm")
     assert paths.data_dir(None, mounts) == mounts / COMPETITION
 
 
-def test_a_table_alone_does_not_come_before_images(mounts: Path):
+def test_a_table_without_images_does_not_come_before_images(mounts: Path):
     put(mounts, "datasets/a/rle/train-rle.csv", "datasets/b/png/x/y/z/a.png")
     with pytest.raises(InputError, match=rf"-p DATA_DIR {mounts}/datasets/b/png"):
         paths.data_dir(None, mounts)
@@ -146,7 +148,7 @@ def test_a_table_alone_does_not_come_before_images(mounts: Path):
     assert paths.data_dir(None, mounts) == mounts / "datasets/b/png"
 
 
-def test_images_with_masks_alone_are_named(mounts: Path):
+def test_images_with_masks_and_no_table_are_named(mounts: Path):
     put(
         mounts,
         "datasets/a/csv/notes.csv",

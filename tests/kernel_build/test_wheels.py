@@ -74,16 +74,16 @@ def flipped(content: bytes, at: int, bits: int) -> bytes:
 
 
 DAMAGE = {
-    "cut": lambda whole: whole[: len(whole) // 2],
-    "unpacking fails": lambda whole: flipped(whole, 30 + len(MODULE), 0x06),
-    "unknown packing": lambda whole: flipped(whole, entry(whole, MODULE) + 10, 0x10),
-    "encrypted": lambda whole: flipped(whole, entry(whole, MODULE) + 8, 0x01),
-    "empty": lambda whole: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "unpacking fails": lambda content: flipped(content, 30 + len(MODULE), 0x06),
+    "unknown packing": lambda content: flipped(content, entry(content, MODULE) + 10, 0x10),
+    "encrypted": lambda content: flipped(content, entry(content, MODULE) + 8, 0x01),
+    "empty": lambda content: b"",
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_wheel_in_the_cache_is_fetched_anew(kind: str, registry: Path, tmp_path: Path):
+def test_a_damaged_wheel_in_the_cache_is_fetched_again(kind: str, registry: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     first = wheels.fetch(SMP, "0.6.0", cache)
     (cache / first.name).write_bytes(DAMAGE[kind](first.content))
@@ -95,20 +95,20 @@ def test_a_wheel_with_any_bit_flipped_is_refused_or_holds_the_same_files(
     registry: Path, tmp_path: Path
 ):
     (published,) = registry.iterdir()
-    whole = published.read_bytes()
-    files = packages.members(published.name, whole)
+    content = published.read_bytes()
+    files = packages.members(published.name, content)
     path = tmp_path / published.name
     refused = 0
-    for at in range(len(whole)):
+    for at in range(len(content)):
         for bit in range(8):
-            path.write_bytes(flipped(whole, at, 1 << bit))
+            path.write_bytes(flipped(content, at, 1 << bit))
             try:
                 wheel = wheels.read(path, SMP, "0.6.0")
             except InputError:
                 refused += 1
             else:  # of a date, say, that nothing reads
                 assert packages.members(wheel.name, wheel.content) == files, (at, bit)
-    assert refused > 4 * len(whole)
+    assert refused > 4 * len(content)
 
 
 FALSE = {
@@ -119,9 +119,9 @@ FALSE = {
     "one more": (lambda m: m.update({"torch.py": b""}), "does not list 'torch.py'"),
     "one less": (lambda m: m.pop(MODULE), f"lists what is not there, '{MODULE}'"),
     "twice": (lambda m: m.update({RECORD: m[RECORD] * 2}), "lists a file twice"),
-    "two cells": (lambda m: m.update({RECORD: b"a,b\n"}), "no whole RECORD"),
-    "no text": (lambda m: m.update({RECORD: b"\xff,,\n"}), "no whole RECORD"),
-    "no list": (lambda m: m.pop(RECORD), "no whole RECORD"),
+    "two cells": (lambda m: m.update({RECORD: b"a,b\n"}), "no complete RECORD"),
+    "no text": (lambda m: m.update({RECORD: b"\xff,,\n"}), "no complete RECORD"),
+    "no list": (lambda m: m.pop(RECORD), "no complete RECORD"),
     "about nothing": (lambda m: m.pop(f"{ABOUT}/METADATA"), "0 METADATA"),
     "about two": (lambda m: m.update({"x-1.dist-info/METADATA": b""}), "2 METADATA"),
     "outside": (lambda m: m.update({"../out.py": b""}), "would leave its folder"),
@@ -137,7 +137,7 @@ def test_a_wheel_is_held_against_its_own_record(kind: str, registry: Path):
         wheels.read(published, SMP, "0.6.0")
 
 
-def test_a_wheel_with_a_false_record_is_fetched_anew_and_refused_from_the_registry(
+def test_a_wheel_with_a_false_record_is_fetched_again_and_refused_from_the_registry(
     registry: Path, tmp_path: Path
 ):
     cache = tmp_path / "cache"
@@ -167,7 +167,7 @@ def test_without_registry_and_cache_the_error_says_what_to_do(registry: Path, tm
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_wheel_under_another_s_name_is_not_taken(registry: Path, tmp_path: Path):
+def test_a_wheel_under_another_name_is_not_used(registry: Path, tmp_path: Path):
     (published,) = registry.iterdir()
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -176,7 +176,7 @@ def test_a_wheel_under_another_s_name_is_not_taken(registry: Path, tmp_path: Pat
         wheels.fetch(SMP, "0.5.0", cache)
 
 
-def test_what_a_wheel_needs_is_told_without_extras(registry: Path, tmp_path: Path):
+def test_the_needs_of_a_wheel_leave_extras_out(registry: Path, tmp_path: Path):
     assert wheels.needs(wheels.fetch(SMP, "0.6.0", tmp_path / "cache")) == ["numpy"]
 
 

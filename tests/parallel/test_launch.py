@@ -67,7 +67,7 @@ def place(scratch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(place):
+def quiet(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERNEL_LIB_MOUNTS", str(place / "none"))
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -86,20 +86,20 @@ def parameters(place: Path, work: str, **changes) -> TrainParameters:
 
 
 @pytest.fixture(scope="module")
-def whole(place, alone) -> tuple[train.TrainResult, str]:
-    """An undisturbed training in two processes, and what it said."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+def trained(place, quiet) -> tuple[train.TrainResult, str]:
+    """Train undisturbed in two processes; return the result and the output."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         done = train.run(parameters(place, "work"))
-    return done, said.getvalue()
+    return done, output.getvalue()
 
 
 @pytest.mark.slow
-def test_training_and_inference_start_their_own_processes(place, whole):
-    """Both notebooks call these; what two processes leave is a whole run and a whole submission."""
-    done, said = whole
-    assert "2 processes, each with its share of every batch" in said
-    assert said.count("run demo_UNetResNet10_128_v1") == 1, "the first rank's lines come out here"
+def test_training_and_inference_start_their_own_processes(place, trained):
+    """Both notebooks call these; two processes leave a complete run and submission."""
+    done, output = trained
+    assert "2 processes, each with its share of every batch" in output
+    assert output.count("run demo_UNetResNet10_128_v1") == 1, "the first rank's lines come out here"
     assert (done.finished, done.complete) == ((0,), True)
     assert len(next(iter(done.logs().values()))) == 2
     common = {"work_dir": str(place / "work"), "data_dir": str(place / "data")}
@@ -112,8 +112,8 @@ def test_training_and_inference_start_their_own_processes(place, whole):
     submitted = shared.submission.read_bytes()
     assert len(theirs) == 6
     folder.test.unlink()
-    one = inference.run(InferenceParameters(**common, **here, processes=1))
-    assert one.submission.read_bytes() == submitted
+    single = inference.run(InferenceParameters(**common, **here, processes=1))
+    assert single.submission.read_bytes() == submitted
     mine = Maps(folder.test)
     assert mine.ids == list(theirs)
     assert all((mine[image_id] == theirs[image_id]).all() for image_id in theirs)
@@ -127,12 +127,12 @@ def test_a_submission_is_one_process_s_work(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_a_rank_says_of_a_failure_comes_out_and_fails_the_caller(place, alone, capfd):
+def test_the_failure_of_a_rank_is_printed_and_fails_the_caller(place, quiet, capfd):
     with pytest.raises(RuntimeError, match="train in 2 processes ended with status 1; why stands"):
         train.run(parameters(place, "broken", lr=1e30, optimizer="sgd"))
-    said = capfd.readouterr().out
-    assert "FloatingPointError: the loss is" in said
-    assert "Root Cause" in said, "torch's launcher says which rank ended first, and why"
+    output = capfd.readouterr().out
+    assert "FloatingPointError: the loss is" in output
+    assert "Root Cause" in output, "torch's launcher says which rank ended first, and why"
 
 
 # Forks the command line, warm, into a file for each line of two paths; says its pid and status.
@@ -176,32 +176,32 @@ class Started:
     """The command line in two processes: its `parent`, the `launcher` of that and their `ranks`."""
 
     def __init__(self, warm: subprocess.Popen, config: Path, saves: Path | None = None) -> None:
-        """Waits until a checkpoint is saved there."""
+        """Start it, and wait until a checkpoint is saved at `saves`."""
         before, deadline = _written(saves), time.monotonic() + 200
-        self.warm, self.says = warm, config.with_suffix(f".{time.monotonic_ns()}.txt")
-        warm.stdin.write(f"{config} {self.says}\n")
+        self.warm, self.log = warm, config.with_suffix(f".{time.monotonic_ns()}.txt")
+        warm.stdin.write(f"{config} {self.log}\n")
         warm.stdin.flush()
         self.parent, self.started = int(warm.stdout.readline()), []
         while saves is not None and _written(saves) == before:
             assert time.monotonic() < deadline, "it does not come to save"
-            assert alive(self.parent), self.says.read_text()
+            assert alive(self.parent), self.log.read_text()
             time.sleep(0.01)
         self.started = descendants(self.parent) if saves is not None else []
 
     def rank(self, number: int) -> int:
-        """The process that is this rank."""
-        told = f"\0RANK={number}\0"
-        (pid,) = (p for p in self.started if told in Path(f"/proc/{p}/environ").read_text())
+        """Return the process id of this rank."""
+        marker = f"\0RANK={number}\0"
+        (pid,) = (p for p in self.started if marker in Path(f"/proc/{p}/environ").read_text())
         return pid
 
     def ended(self) -> tuple[int, str]:
-        """Its status, once it and all that it started have ended, and what was said."""
+        """Wait until it and all that it started have ended; return its status and the output."""
         status = int(self.warm.stdout.readline())
         deadline = time.monotonic() + 60
         while left := [pid for pid in self.started if alive(pid)]:
             assert time.monotonic() < deadline, f"of a training that ended {left} are left"
             time.sleep(0.05)
-        return status, self.says.read_text(errors="replace")
+        return status, self.log.read_text(errors="replace")
 
 
 def _written(path: Path | None) -> tuple[int, int] | None:
@@ -211,55 +211,55 @@ def _written(path: Path | None) -> tuple[int, int] | None:
 
 
 @pytest.mark.slow
-def test_whichever_process_ends_all_do_and_the_same_command_ends_the_same(place, whole, warm):
-    """One training, in turn: SIGTERM to a rank, which is killed next, then who started all; Ctrl-C.
+def test_all_processes_end_together_and_the_same_command_goes_on(place, trained, warm):
+    """Send one training SIGTERM, then SIGKILL, to a rank; then SIGKILL, then SIGINT, to the parent.
 
-    What is asked to end saves first. In the end it is what an undisturbed training leaves.
+    A process that is asked to end saves first. The end is that of an undisturbed training.
     """
     config = place / "disturbed.json"
     asked = parameters(place, "disturbed", save_minutes=0.002)
     config.write_text(asked.model_dump_json(), encoding="utf-8")
-    here = fold_run.fold_folder(place / "disturbed", whole[0].run, 0)
+    here = fold_run.fold_folder(place / "disturbed", trained[0].run, 0)
 
     def left() -> list[str]:
         return [path.name for path in place.glob("disturbed/**/.*")]
 
     def disturbed(who: str, number: int) -> tuple[int, str, int]:
-        """Status, what was said, and the optimiser steps that are saved."""
-        one = Started(warm, config, here.last)
-        os.kill(one.parent if who == "parent" else one.rank(1), number)
-        status, said = one.ended()
+        """Return the status, the output and the number of optimiser steps that are saved."""
+        started = Started(warm, config, here.last)
+        os.kill(started.parent if who == "parent" else started.rank(1), number)
+        status, output = started.ended()
         at = checkpoints.load(here.last)[0]["position"]
-        return status, said, 8 * at["epoch"] + at["step"]
+        return status, output, 8 * at["epoch"] + at["step"]
 
-    status, said, steps = disturbed("rank", signal.SIGTERM)
-    assert (status, left()) == (143, []), said
-    assert "asked to end in epoch 1 after step" in said
-    status, said, after = disturbed("rank", signal.SIGKILL)
-    assert status == 1, said
+    status, output, steps = disturbed("rank", signal.SIGTERM)
+    assert (status, left()) == (143, []), output
+    assert "asked to end in epoch 1 after step" in output
+    status, output, after = disturbed("rank", signal.SIGKILL)
+    assert status == 1, output
     assert after > steps > 0
-    assert "Signal 9 (SIGKILL) received by PID" in said
-    assert "train in 2 processes ended with status 1; why stands above" in said
-    status, said, steps = disturbed("parent", signal.SIGKILL)
+    assert "Signal 9 (SIGKILL) received by PID" in output
+    assert "train in 2 processes ended with status 1; why stands above" in output
+    status, output, steps = disturbed("parent", signal.SIGKILL)
     assert (status, left()) == (-9, []), "its ranks ended as if asked to, and hold nothing"
-    status, said, after = disturbed("parent", signal.SIGINT)
-    assert (status, left()) == (130, []), said
-    assert "all saved; run the same command again to go on" in said
+    status, output, after = disturbed("parent", signal.SIGINT)
+    assert (status, left()) == (130, []), output
+    assert "all saved; run the same command again to go on" in output
     assert 16 > after > steps
-    status, said = Started(warm, config).ended()
-    assert (status, left()) == (0, []), said
-    undisturbed = fold_run.find([place / "work"], whole[0].run)[0]
+    status, output = Started(warm, config).ended()
+    assert (status, left()) == (0, []), output
+    undisturbed = fold_run.find([place / "work"], trained[0].run)[0]
     assert checkpoints.digest(here.last) == checkpoints.digest(undisturbed.last)
     for name in ("oof.zip", "oof_last.zip"):
         assert (here.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
 
 
 def descendants(pid: int) -> list[int]:
-    found = []
+    pids = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
+            pids += [int(child), *descendants(int(child))]
+    return pids
 
 
 def alive(pid: int) -> bool:

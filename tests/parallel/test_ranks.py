@@ -1,4 +1,4 @@
-"""What ranks tell of their end, without processes."""
+"""Reports of ranks on how they ended, without processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernel_lib.parallel import ranks
 
 
 def ended(monkeypatch, result, rank: int, error: BaseException | None) -> None:
-    """One rank of a stage, which ends so."""
+    """End one rank of a stage with that error."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(ranks, "_end_with_starter", lambda: None)
 
@@ -33,23 +33,25 @@ def ended(monkeypatch, result, rank: int, error: BaseException | None) -> None:
         (RuntimeError("broken"), None),
     ],
 )
-def test_what_ended_the_first_is_told_and_not_what_follows(monkeypatch, tmp_path, first, expected):
+def test_the_first_failure_is_raised_and_not_those_that_follow(
+    monkeypatch, tmp_path, first, expected
+):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     result = tmp_path / "result.json"
     assert ranks.first_end(result, 3) is None
     ended(monkeypatch, result, 2, None)
     ended(monkeypatch, result, 1, first)
     ended(monkeypatch, result, 0, SystemExit(143))  # asked to by the launcher
-    told = ranks.first_end(result, 3)
-    assert (type(told), str(told)) == (type(expected), str(expected))
+    cause = ranks.first_end(result, 3)
+    assert (type(cause), str(cause)) == (type(expected), str(expected))
 
 
-def test_a_rank_killed_as_it_tells_tells_nothing(tmp_path):
+def test_a_report_cut_by_a_kill_is_left_out(tmp_path):
     (tmp_path / "result.json.rank1").write_text('{"at": 1, "sta')
     assert ranks.first_end(tmp_path / "result.json", 2) is None
 
 
-def test_what_the_launcher_asks_of_others_is_not_what_killed_a_rank(monkeypatch, tmp_path):
+def test_the_launcher_s_sigterm_is_not_the_cause_where_a_rank_was_killed(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     result = tmp_path / "result.json"
     ended(monkeypatch, result, 0, SystemExit(143))
@@ -58,7 +60,7 @@ def test_what_the_launcher_asks_of_others_is_not_what_killed_a_rank(monkeypatch,
     assert ranks.first_end(result, 2).code == 143, "rank 1 had ended well"
 
 
-def test_a_refusal_stands_though_another_rank_was_killed_on_its_account(monkeypatch, tmp_path):
+def test_a_refusal_is_raised_though_another_rank_was_then_killed(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     result = tmp_path / "result.json"
     ended(monkeypatch, result, 0, InputError("no room"))

@@ -31,7 +31,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses, sync_norm
 from kernel_lib.models.networks import Logits
-from kernel_lib.parallel.world import ALONE, World, joined, own_device
+from kernel_lib.parallel.world import SINGLE_PROCESS, World, joined, own_device
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training.clock import Clock, SharedClock
 from kernel_lib.training.job import Job
@@ -65,8 +65,8 @@ def test_batches_in_turns_are_those_of_one_process(count, batch_size, size):
     mine = [World(rank, size).batches(rows, batch_size) for rank in range(size)]
     cut = [[m[i : i + batch_size] for i in range(0, len(m), batch_size)] for m in mine]
     turns = max(map(len, cut))
-    found = [cut[r][t].tolist() for t in range(turns) for r in range(size) if t < len(cut[r])]
-    assert found == [rows[i : i + batch_size].tolist() for i in range(0, count, batch_size)]
+    turned = [cut[r][t].tolist() for t in range(turns) for r in range(size) if t < len(cut[r])]
+    assert turned == [rows[i : i + batch_size].tolist() for i in range(0, count, batch_size)]
 
 
 def test_each_rank_has_a_seed_of_its_own_and_the_first_the_one_given():
@@ -101,9 +101,9 @@ class Together:
         def total(counts: torch.Tensor) -> torch.Tensor:
             self.given[rank] = counts.detach()
             self.barrier.wait()
-            whole = sum(self.given)
+            reference = sum(self.given)
             self.barrier.wait()
-            return whole
+            return reference
 
         return total
 
@@ -147,12 +147,12 @@ def test_the_parts_of_a_spread_batch_sum_to_its_loss_and_gradient(names, images,
     for leaf in leaves:
         leaf.requires_grad_()
     output = Logits(leaves[0], leaves[2], (leaves[1],))
-    whole = losses.build(experiment)(output, masks, labels)
+    reference = losses.build(experiment)(output, masks, labels)
     parts = sum(spread(experiment, output, masks, labels, cuts))
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
-    expected = torch.autograd.grad(whole, leaves, retain_graph=True)
-    for found, wanted in zip(torch.autograd.grad(parts, leaves), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(parts, reference, rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(reference, leaves, retain_graph=True)
+    for gradient, wanted in zip(torch.autograd.grad(parts, leaves), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_a_batch_norm_that_does_more_than_normalise_is_refused():
@@ -167,7 +167,7 @@ def test_a_batch_norm_that_does_more_than_normalise_is_refused():
 
 
 class Ranks:
-    """Processes of one world, each of which does what it is told with it."""
+    """Processes of one world, each of which runs the functions that it is sent."""
 
     def __init__(self, size: int, device: str = "cpu") -> None:
         with socket.socket() as free:
@@ -281,18 +281,18 @@ def training(
 
 def gradients(world: World, folder: Path, experiment: Experiment) -> dict:
     """The gradient of each step of an epoch, the loss's sum, and the running statistics after."""
-    one = training(world, folder, experiment)
-    steps, real = [], one.optimizer.step
-    one.optimizer.step = lambda *a: (
-        steps.append({n: p.grad.clone() for n, p in one.model.named_parameters()}), real(*a)
+    trainer = training(world, folder, experiment)
+    steps, real = [], trainer.optimizer.step
+    trainer.optimizer.step = lambda *a: (
+        steps.append({n: p.grad.clone() for n, p in trainer.model.named_parameters()}), real(*a)
     )  # fmt: skip
-    one._train_epoch()
+    trainer._train_epoch()
     return {
         "steps": steps,
-        "loss": one.position.loss_sum,
-        "images": one.position.images,
-        "state": {k: v.clone() for k, v in one.model.state_dict().items()},
-        "hardness": one.hardness.clone(),
+        "loss": trainer.position.loss_sum,
+        "images": trainer.position.images,
+        "state": {k: v.clone() for k, v in trainer.model.state_dict().items()},
+        "hardness": trainer.hardness.clone(),
     }
 
 
@@ -315,19 +315,19 @@ def test_a_step_s_gradient_is_that_of_one_process(
         **learns, **HEADS, batch_size=batch_size, accumulate=accumulate, freeze_batch_norm=frozen,
         optimizer="sgd", momentum=0.0, weight_decay=0.0, sampling="hard",
     )  # fmt: skip
-    found = two(gradients, tmp_path / "ranks", experiment)
-    whole = gradients(ALONE, tmp_path / "alone", experiment)
-    for rank in found:
-        assert len(rank["steps"]) == len(whole["steps"])
-        for mine, theirs in zip(rank["steps"], whole["steps"], strict=True):
+    results = two(gradients, tmp_path / "ranks", experiment)
+    reference = gradients(SINGLE_PROCESS, tmp_path / "alone", experiment)
+    for rank in results:
+        assert len(rank["steps"]) == len(reference["steps"])
+        for mine, theirs in zip(rank["steps"], reference["steps"], strict=True):
             # Against the largest gradient, which is what a step goes by.
             largest = max(float(g.abs().max()) for g in theirs.values())
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6 * largest)
-        assert rank["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+        assert rank["loss"] == pytest.approx(reference["loss"], rel=1e-6)
         assert rank["images"] == 7
-        torch.testing.assert_close(rank["state"], whole["state"], rtol=1e-5, atol=1e-6)
-        assert torch.equal(rank["hardness"], whole["hardness"])
-        assert_same(rank["state"], found[0]["state"])
+        torch.testing.assert_close(rank["state"], reference["state"], rtol=1e-5, atol=1e-6)
+        assert torch.equal(rank["hardness"], reference["hardness"])
+        assert_same(rank["state"], results[0]["state"])
 
 
 def normalised(world: World, x: torch.Tensor, grad: torch.Tensor, affine: bool) -> dict:
@@ -361,16 +361,16 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(two, affine, count, 
     generator = torch.Generator().manual_seed(count)
     x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
     x = x * torch.tensor([0.1, 1.0, 10.0, 1.0]).view(1, 4, 1, 1) + mean
-    whole = normalised(ALONE, x, grad, affine)
+    reference = normalised(SINGLE_PROCESS, x, grad, affine)
     parts = two(normalised, x, grad, affine)
     tolerance = {"rtol": 1e-12, "atol": 1e-12 * max(1.0, 10 * mean)}
     for key in ("y", "x", "evaluated"):
-        torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], **tolerance)
-    for i, expected in enumerate(whole["parameters"]):
+        torch.testing.assert_close(torch.cat([p[key] for p in parts]), reference[key], **tolerance)
+    for i, expected in enumerate(reference["parameters"]):
         summed = sum(p["parameters"][i] for p in parts)
         torch.testing.assert_close(summed, expected, **tolerance)
     for part in parts:
-        torch.testing.assert_close(part["state"], whole["state"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part["state"], reference["state"], rtol=1e-12, atol=1e-12)
         assert_same(part["state"], parts[0]["state"])
 
 
@@ -397,8 +397,8 @@ def trained(
     held_from: int = 7,
 ) -> tuple[bool, list[dict]]:  # fmt: skip
     clock = None if stop_after is None else StepsClock(stop_after)
-    one = training(world, folder, experiment, clock, dropout, held_from)
-    return one.run(), one.position.history
+    trainer = training(world, folder, experiment, clock, dropout, held_from)
+    return trainer.run(), trainer.position.history
 
 
 @pytest.mark.slow
@@ -410,10 +410,10 @@ def test_two_processes_end_with_the_scores_of_one(two, tmp_path, sampling):
     assert other == [
         line | {t: o[t] for t in TIMED} for line, o in zip(history, other, strict=True)
     ]
-    trained(ALONE, tmp_path / "one", experiment, None, 0.0)
-    one, both = without_times(tmp_path / "one"), without_times(tmp_path / "two")
-    assert len(one) == len(both) == 4
-    for mine, theirs in zip(both, one, strict=True):
+    trained(SINGLE_PROCESS, tmp_path / "one", experiment, None, 0.0)
+    single, both = without_times(tmp_path / "one"), without_times(tmp_path / "two")
+    assert len(single) == len(both) == 4
+    for mine, theirs in zip(both, single, strict=True):
         assert mine.pop("ended", None) == theirs.pop("ended", None)
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
     names = sorted(p.name for p in (tmp_path / "one/runs/tiny_seed7/fold0").iterdir())
@@ -437,24 +437,24 @@ def test_two_processes_stopped_and_resumed_end_with_the_same_bits(two, tmp_path,
 
 def asked_while_scoring(world: World, folder: Path, experiment: Experiment) -> dict:
     """Train until the second rank is asked to end by the first held-out image that it scores."""
-    one = training(world, folder, experiment, dropout=0.3, held_from=4)
-    score, mask_of, scored = one._validate, one.job.prepared.mask, []
+    trainer = training(world, folder, experiment, dropout=0.3, held_from=4)
+    score, mask_of, scored = trainer._validate, trainer.job.prepared.mask, []
 
     def mask(row: int) -> np.ndarray:
         scored.append(row)
         if world.rank == 1:
-            one.signals.pending = signal.SIGTERM
+            trainer.signals.pending = signal.SIGTERM
         return mask_of(row)
 
     def validate() -> dict[str, float]:
-        one.job.prepared.mask = mask
+        trainer.job.prepared.mask = mask
         return score()
 
-    one._validate = validate
+    trainer._validate = validate
     try:
-        one.run()
+        trainer.run()
     except SystemExit as error:
-        return {"status": error.code, "step": one.position.step, "scored": len(scored)}
+        return {"status": error.code, "step": trainer.position.step, "scored": len(scored)}
     raise AssertionError("it was not ended")
 
 
@@ -463,8 +463,8 @@ def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
     experiment = tiny(**HEADS, batch_size=1)
     two(trained, tmp_path / "whole", experiment, None, 0.3, 4)
     ended = two(asked_while_scoring, tmp_path / "parts", experiment)
-    assert [one["status"] for one in ended] == [128 + signal.SIGTERM] * 2
-    assert [one["scored"] for one in ended] == [2, 2], "one batch each, and not all of them"
+    assert [rank["status"] for rank in ended] == [128 + signal.SIGTERM] * 2
+    assert [rank["scored"] for rank in ended] == [2, 2], "one batch each, and not all of them"
     state, _ = checkpoints.load(fold_run.fold_folder(tmp_path / "parts", "tiny_seed7", 0).last)
     assert state["position"]["step"] == ended[0]["step"] > 0
     two(trained, tmp_path / "parts", experiment, None, 0.3, 4)
@@ -480,7 +480,7 @@ def test_it_goes_on_with_another_number_of_processes_and_says_so(two, tmp_path, 
     assert len(state["random"]) == 2
     assert not torch.equal(state["random"][0]["torch"], state["random"][1]["torch"])
     torch.set_num_threads(2)
-    assert not trained(ALONE, tmp_path, experiment, 3, 0.3)[0]
+    assert not trained(SINGLE_PROCESS, tmp_path, experiment, 3, 0.3)[0]
     assert torch.get_num_threads() == 2, "each of the two had but one"
     assert "goes on in 1 processes, before 2: the batches" in capsys.readouterr().out
     assert all(done for done, _ in two(trained, tmp_path, experiment, None, 0.3))
@@ -491,20 +491,20 @@ def talks(world: World) -> dict:
     def refuse() -> None:
         raise InputError("no such thing")
 
-    said = []
+    messages = []
     for question in (world.agreed, world.after_first):
         try:
             question(refuse)
         except InputError as error:
-            said.append(str(error))
+            messages.append(str(error))
     too_long = SharedClock(world, Clock(0.001 if world.first else None))
     try:
         too_long.allows_uninterrupted(3600, "this")
     except InputError as error:
-        said.append(str(error).split(":")[0])
+        messages.append(str(error).split(":")[0])
     own = [f"{world.rank}.{i}" for i in range(3 - world.rank)]
     return {
-        "said": said,
+        "said": messages,
         "agreed": world.agreed(lambda: world.rank),
         "after": world.after_first(lambda: world.rank),
         "turns": list(world.in_turns(own, len(own))),
@@ -514,15 +514,15 @@ def talks(world: World) -> dict:
 
 @pytest.mark.slow
 def test_the_first_decides_and_its_errors_are_everybodys(two):
-    found = two(talks)
-    said = ["no such thing"] * 2 + [
+    results = two(talks)
+    messages = ["no such thing"] * 2 + [
         "MAX_HOURS 0.001 is too short for this, about 3600 s in one go"
     ]  # fmt: skip
-    assert [rank["said"] for rank in found] == [said] * 2
-    assert [rank["agreed"] for rank in found] == [0, 0]
-    assert [rank["after"] for rank in found] == [0, 1]
-    assert [rank["turns"] for rank in found] == [["0.0", "1.0", "0.1", "1.1", "0.2"], []]
-    assert [rank["total"] for rank in found] == [[2, 1]] * 2
+    assert [rank["said"] for rank in results] == [messages] * 2
+    assert [rank["agreed"] for rank in results] == [0, 0]
+    assert [rank["after"] for rank in results] == [0, 1]
+    assert [rank["turns"] for rank in results] == [["0.0", "1.0", "0.1", "1.1", "0.2"], []]
+    assert [rank["total"] for rank in results] == [[2, 1]] * 2
 
 
 # By torch's launcher
@@ -566,12 +566,12 @@ def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_
     both = command(project_root, place, "two", 2)
     assert both.returncode == 0, both.stderr[-3000:]
     assert both.stdout.count("run demo_UNetResNet10_128_v1") == 1, "the first rank alone speaks"
-    one = command(project_root, place, "one", 1)
-    assert one.returncode == 0, one.stderr[-3000:]
+    single = command(project_root, place, "one", 1)
+    assert single.returncode == 0, single.stderr[-3000:]
     (name,) = fold_run.names([place / "two"])
     folders = [fold_run.find([place / work], name)[0] for work in ("one", "two")]
-    alone, shared = (folder.read_log() for folder in folders)
-    for mine, theirs in zip(shared, alone, strict=True):
+    logs_of_one, logs_of_two = (folder.read_log() for folder in folders)
+    for mine, theirs in zip(logs_of_two, logs_of_one, strict=True):
         # float32, and batch norm at four pixels of an image magnifies its last digits.
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
         assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)

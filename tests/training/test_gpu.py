@@ -25,7 +25,7 @@ from kernel_lib.engine import choose_engine, memory_named, seed_everything
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
-from kernel_lib.parallel.world import ALONE, World
+from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from tests.parallel.test_world import Ranks, command, normalised, settings_file
 from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
 from tools.phantoms import competition
@@ -156,7 +156,7 @@ def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, cou
     generator = torch.Generator().manual_seed(count)
     x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
     parts = two(normalised_there, x + 3, grad, CARD)
-    whole = normalised_there(ALONE, x + 3, grad, CARD)
+    whole = normalised_there(SINGLE_PROCESS, x + 3, grad, CARD)
     tolerance = {"rtol": 1e-11, "atol": 1e-11}
     for key in ("y", "x"):
         torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], **tolerance)
