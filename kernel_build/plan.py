@@ -17,8 +17,7 @@ from kernel_lib.config import Experiment, TrainParameters, parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths, quota
-from kernel_lib.plan import TrainPlan
-from kernel_lib.plan import plan as train_plan
+from kernel_lib.plan import TrainPlan, plan_training
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as in the reference solution
@@ -100,7 +99,7 @@ def plans_of(given: TrainParameters, seeds: int) -> dict[int, tuple[TrainPlan, .
     plans = {}
     for number in range(seeds):
         seed = FIRST_SEED + SEED_STEP * number
-        wanted = train_plan(given.model_copy(update={"seed": seed}), EXPERIMENTS)
+        wanted = plan_training(given.model_copy(update={"seed": seed}), EXPERIMENTS)
         plans[seed] = (*wanted.needs(), wanted)
     return plans
 

@@ -32,7 +32,7 @@ _MULTITASK = _UNET.differing(
 )
 _SUPERVISED = _UNET.differing(
     name="deep_supervision_UNetResNet34_512_v1",
-    says="three terms: 0.05 · label + 0.1 · Σ side masks of non-empty images + fused, all BCE",
+    says="three terms: 0.05 · label + 0.1 · Σ side masks of positives + fused, all BCE",
     leaderboard="0.8389",
     label_weight=0.05,
     side_weight=0.1,
@@ -100,7 +100,7 @@ _ALL = (
     ),
     _UNET.differing(
         name="UNetResNet34_512_v4",
-        says="trained on non-empty images only; predicted and scored on all",
+        says="trained on positives only; predicted and scored on all images",
         sampling="nonempty",
     ),
     _UNET.differing(
@@ -135,7 +135,7 @@ _ALL = (
     _MULTITASK,
     _MULTITASK.differing(
         name="multitask_UNetResNet34_512_v2",
-        says="mask loss on non-empty images only, the label gates the mask, also in the score",
+        says="mask loss on positives only; the label gates the mask, also in the score",
         leaderboard="similar to v1",
         mask_loss_images="nonempty",
         monitor="dice_gated",
@@ -191,7 +191,7 @@ _ALL = (
     _CLASSIFIER,
     _UNET.differing(
         name="two_step",
-        says="masks learnt on non-empty images, emptied by the classifier's label",
+        says="masks learnt on positives, emptied by the classifier's label",
         leaderboard="first step not working",
         sampling="nonempty",
         gate="two_step_classifier_512_v1",

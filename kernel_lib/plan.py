@@ -17,11 +17,11 @@ from kernel_lib.registry import lookup
 
 # Parameters that override the experiment's field of the same name, in the order of the run's
 # suffixes.
-OVERRIDES = (
-    "size", "encoder", "weights", "loss", "sampling", "epochs", "min_epochs", "patience",
-    "batch_size", "accumulate", "optimizer", "lr", "schedule", "augment", "ema_decay",
-    "freeze_batch_norm", "monitor", "keep", "tta",
-)  # fmt: skip
+OVERRIDES = tuple(
+    name
+    for name in TrainParameters.model_fields
+    if name in Experiment.model_fields.keys() - {"name"}
+)
 _SHORT = {"min_epochs": "min", "batch_size": "batch", "accumulate": "acc", "optimizer": "",
           "schedule": "", "encoder": "", "ema_decay": "ema", "freeze_batch_norm": "frozenbn",
           "weights": "from"}  # fmt: skip

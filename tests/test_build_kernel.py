@@ -1,4 +1,4 @@
-"""The command line that builds kernels, in a copy of the project with small notebooks."""
+"""Tests of the command line that builds kernels, in a copy of the project with small notebooks."""
 
 from __future__ import annotations
 

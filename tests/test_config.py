@@ -1,4 +1,4 @@
-"""What may be set: rows, parameters, the plan that joins them, and the words of each refusal."""
+"""Tests of experiments, parameters and the messages that refuse them."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def test_an_ill_typed_parameter_is_refused_by_name_and_value(name, value):
 
 @pytest.mark.parametrize("value", [7, 1e5, math.nan])
 @pytest.mark.parametrize("name", ["NAME", "DATA_DIR"])
-def test_a_text_that_was_taken_as_a_number_names_the_option_that_keeps_it(name, value):
+def test_a_number_given_for_text_names_the_option_that_keeps_text(name, value):
     with pytest.raises(InputError, match=rf"{name} = .*-r {name}"):
         TrainParameters.from_namespace({name: value})
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_named_at_once():
     with pytest.raises(InputError, match=r"SIZE = 'x'.*; unknown parameter SEEDS"):
         TrainParameters.from_namespace({"SIZE": "x", "SEEDS": 1})
 
 
-def test_whole_numbers_serve_where_papermill_cannot_tell_them_from_fractions():
+def test_an_int_is_accepted_for_a_float():
     parameters = TrainParameters.from_namespace({"MAX_HOURS": 9, "LR": 1})
     assert (parameters.max_hours, parameters.lr) == (9.0, 1.0)
 
@@ -76,17 +76,17 @@ def test_parameters_are_frozen_and_survive_json(kind):
     assert kind.model_validate(json.loads(parameters.model_dump_json())) == parameters
 
 
-def test_a_child_differs_from_its_parent_in_what_it_states_alone():
-    parent = Experiment(name="one", leaderboard="0.85", lr=0.5)
+def test_a_child_differs_from_its_parent_only_in_what_it_states():
+    parent = Experiment(name="parent", leaderboard="0.85", lr=0.5)
     child = parent.differing(name="two", size=64)
-    assert (child.parent, child.leaderboard, child.lr, child.size) == ("one", None, 0.5, 64)
+    assert (child.parent, child.leaderboard, child.lr, child.size) == ("parent", None, 0.5, 64)
     with pytest.raises(ValidationError):
         parent.differing(name="three", sizes=64)
     with pytest.raises(ValidationError):
         parent.differing(name="three", size="64")
 
 
-def test_a_row_without_a_loss_is_refused():
+def test_an_experiment_without_a_loss_is_refused():
     with pytest.raises(ValidationError, match="loss"):
         Experiment(name="x", loss={})
 

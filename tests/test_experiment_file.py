@@ -1,4 +1,4 @@
-"""Experiments of a user's own: rows as JSON, and each of their faults."""
+"""Tests of a user's own experiments as JSON, and of each fault in them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def planned(rows: dict | list, **parameters) -> TrainPlan:
     return plan_training(TrainParameters(experiment=json.dumps(rows), **parameters), EXPERIMENTS)
 
 
-def test_a_row_is_a_difference_from_its_parent():
+def test_an_experiment_is_a_difference_from_its_parent():
     result = planned(MINE, seed=7)
     assert result.run == "mine_384_seed7"
     expected = EXPERIMENTS[UNET].differing(name="mine_384", size=384, lr=0.5, says="")
@@ -41,13 +41,13 @@ def test_a_row_is_a_difference_from_its_parent():
     assert result.row == "mine_384"
 
 
-def test_a_row_without_a_parent_differs_from_the_defaults():
+def test_an_experiment_without_a_parent_differs_from_the_defaults():
     row = {"name": "mine", "decoder_channels": [64, 48], "sampling_options": {"start": 0.5}}
     expected = Experiment(name="mine", decoder_channels=(64, 48), sampling_options={"start": 0.5})
     assert planned(row).experiment == expected
 
 
-def test_overrides_and_sizes_apply_to_the_row_itself():
+def test_overrides_and_sizes_apply_to_the_experiment_itself():
     result = planned(MINE, size=512, lr=0.02)
     assert result.run == "mine_384_size512_lr0.02_seed3456"
     assert result.experiment.name == "mine_384", "not the shipped experiment of that size"
@@ -67,12 +67,12 @@ def test_options_of_another_loss_are_not_inherited(changes, expected):
     assert result.experiment.loss_options == expected
 
 
-def test_rows_of_a_list_refer_to_each_other_and_the_last_is_trained():
+def test_experiments_of_a_list_refer_to_each_other_and_the_last_is_trained():
     result = planned(CHAIN, seed=1, fold=0)
     assert result.run == "second_seed1"
     assert result.experiment.weights == "first_seed1"
     assert result.experiment.gate == "gate_seed1"
-    assert [one.run for one in result.needs()] == ["first_seed1", "gate_seed1"]
+    assert [plan.run for plan in result.needs()] == ["first_seed1", "gate_seed1"]
     reversed_list = planned([CHAIN[2], CHAIN[0], CHAIN[1]], seed=1, fold=0)
     assert reversed_list.run == "first_seed1", "order is free, but for the last"
 
@@ -125,7 +125,7 @@ def test_a_copy_of_a_shipped_experiment_keeps_its_name():
         ({"name": 5}, "EXPERIMENT has no name"),
     ],
 )  # fmt: skip
-def test_a_fault_of_a_row_is_named(row, words):
+def test_a_fault_of_an_experiment_is_named(row, words):
     with pytest.raises(InputError, match=words):
         planned({"name": "mine", "lr": 0.5} | row)
 
@@ -201,7 +201,7 @@ def test_a_file_without_an_experiment_is_refused_by_its_path(tmp_path, text, wor
      ({"loss": {"dise": 1}}, "dise"), ({"sampling": "al"}, "'al'"), ({"augment": "x"}, "x"),
      ({"sampling_options": {"a": 1}}, "'a'")],
 )  # fmt: skip
-def test_names_in_a_row_are_checked_before_any_data_is_read(tmp_path, changes, words):
+def test_names_are_checked_before_any_data_is_read(tmp_path, changes, words):
     text = json.dumps({"name": "mine", "weights": "none"} | changes)
     with pytest.raises(InputError, match=words):
         train.run(TrainParameters(experiment=text, work_dir=str(tmp_path), device="cpu"))
@@ -239,18 +239,18 @@ def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_r
         return done
 
     given = ["-p", "EXPERIMENT", str(tmp_path / "rows.json")]
-    alone = run("kernel_lib", "train", *given, *train_small, status=1)
-    assert "second_64_seed3456 starts from fold 0 of first_64_seed3456" in alone.stderr
+    refused = run("kernel_lib", "train", *given, *train_small, status=1)
+    assert "second_64_seed3456 starts from fold 0 of first_64_seed3456" in refused.stderr
     run("kernel_lib", "train", *given, "-p", "WITH_PARENTS", "True", *train_small)
-    one = ["-p", "EXPERIMENT", str(tmp_path / "row.json"), "-p", "NAME", "short"]
+    named = ["-p", "EXPERIMENT", str(tmp_path / "row.json"), "-p", "NAME", "short"]
     notebook = ["notebooks/train.ipynb", str(tmp_path / "out.ipynb"), "--no-progress-bar"]
-    run("papermill", *notebook, *one, *train_small)
+    run("papermill", *notebook, *named, *train_small)
     names = ["first_64_seed3456", "gate_64_seed3456", "second_64_seed3456", "short_seed3456"]
     assert fold_run.names([tmp_path / "work"]) == names
-    other = run("kernel_lib", "train", *one, "-p", "LR", "0.5", *train_small, status=1)
+    other = run("kernel_lib", "train", *named, "-p", "LR", "0.5", *train_small, status=1)
     assert "lr: 0.001 there, 0.5 here" in other.stderr
-    found = ["-p", "RUNS", "second_64_seed3456,short_seed3456", "-p", "ENSEMBLE", "both"]
-    run("kernel_lib", "thresholds", *found, "-p", "BOOTSTRAP", "100", *where[:3])
+    both = ["-p", "RUNS", "second_64_seed3456,short_seed3456", "-p", "ENSEMBLE", "both"]
+    run("kernel_lib", "thresholds", *both, "-p", "BOOTSTRAP", "100", *where[:3])
     run("kernel_lib", "inference", "-p", "ENSEMBLE", "both", *small)
     ensemble = tmp_path / "work" / "ensembles" / "both"
     assert len((ensemble / "submission.csv").read_text().splitlines()) == 4

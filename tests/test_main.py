@@ -1,4 +1,4 @@
-"""The command line: what it prints, and, in processes of its own, what it does not import."""
+"""Tests of the command line: what it prints, and what it does not import."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_vote_writes_what_agrees_in_the_first_files_order(project_root, tmp_path
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_wrong_is_one_clear_line_and_no_traceback(tables, arguments, words):
+def test_an_error_is_one_line_without_a_traceback(tables, arguments, words):
     (tables / "text.csv").write_text("nothing of the kind\n")
     (tables / "list.json").write_text("[]")
     (tables / "train.ipynb").write_text('{"cells": [], "metadata": {}}')

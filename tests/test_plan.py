@@ -1,4 +1,4 @@
-"""Rows and parameters joined: names, sizes, overrides, and what a run needs first."""
+"""Tests of plans: names, sizes, overrides, and what a run needs first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def planned(**parameters) -> TrainPlan:
     return plan_training(TrainParameters(**parameters), EXPERIMENTS)
 
 
-def test_the_default_run_is_named_by_row_and_seed():
+def test_the_default_run_is_named_by_experiment_and_seed():
     result = planned()
     assert result.run == f"{DEFAULT}_seed3456"
     assert result.experiment == EXPERIMENTS[DEFAULT]
@@ -34,7 +34,7 @@ def test_the_default_run_is_named_by_row_and_seed():
         ("deeplabv3plus_resnet_512_v1", 1024, "deeplabv3plus_resnet_1024_v2"),
     ],
 )
-def test_size_selects_the_row_that_the_notes_have(experiment, size, row):
+def test_size_selects_the_experiment_of_that_size(experiment, size, row):
     result = planned(experiment=experiment, size=size)
     assert result.run == f"{row}_seed3456"
     assert result.experiment == EXPERIMENTS[row]
@@ -42,16 +42,12 @@ def test_size_selects_the_row_that_the_notes_have(experiment, size, row):
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 640])
-def test_a_size_that_the_notes_lack_is_an_override_and_says_so(size):
+def test_a_size_without_an_experiment_is_an_override_with_a_note(size):
     result = planned(size=size)
     assert result.run == f"{DEFAULT}_size{size}_seed3456"
     assert result.experiment == EXPERIMENTS[DEFAULT].model_copy(update={"size": size})
     (note,) = result.notes
     assert f"{DEFAULT} with another size" in note
-
-
-def test_the_row_s_own_size_changes_nothing():
-    assert planned(size=512).run == f"{DEFAULT}_seed3456"
 
 
 def test_every_override_shows_in_the_name_and_no_two_alike():
@@ -80,8 +76,9 @@ def test_every_override_shows_in_the_name_and_no_two_alike():
     )
 
 
-def test_an_override_that_says_what_the_row_says_adds_no_suffix():
-    assert planned(encoder="resnet34", lr=0.02).run == f"{DEFAULT}_seed3456"
+@pytest.mark.parametrize("given", [{"size": 512}, {"encoder": "resnet34", "lr": 0.02}])
+def test_an_override_equal_to_the_experiment_s_value_adds_no_suffix(given):
+    assert planned(**given).run == f"{DEFAULT}_seed3456"
 
 
 def test_a_file_of_weights_makes_a_name_that_is_one_folder():
@@ -91,14 +88,14 @@ def test_a_file_of_weights_makes_a_name_that_is_one_folder():
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(35, 22), (7, 4), (2, 1), (1, 0), (140, 90)])
-def test_epochs_alone_scale_min_epochs_and_say_so(epochs, expected):
+def test_epochs_scale_min_epochs_with_a_note(epochs, expected):
     result = planned(epochs=epochs)
     assert result.experiment.min_epochs == expected
     assert f"min_epochs scaled from 45 of 70 to {expected}" in result.notes[0]
     assert result.run == f"{DEFAULT}_epochs{epochs}_seed3456"
 
 
-def test_min_epochs_given_is_taken_as_it_is():
+def test_min_epochs_given_is_not_scaled():
     result = planned(epochs=20, min_epochs=12)
     assert (result.experiment.epochs, result.experiment.min_epochs) == (20, 12)
     assert result.notes == ()
@@ -133,10 +130,10 @@ def test_an_unknown_experiment_is_refused_with_the_nearest():
 
 
 def needed(result: TrainPlan) -> list[str]:
-    return [one.run for one in result.needs()]
+    return [plan.run for plan in result.needs()]
 
 
-def test_a_row_that_starts_from_a_row_starts_from_that_row_s_run():
+def test_weights_that_name_an_experiment_are_its_run():
     result = planned(experiment="UNetResNet34_512_v3", seed=7, fold=1)
     assert result.run == "UNetResNet34_512_v3_seed7"
     assert result.experiment.weights == "UNetResNet34_512_v1_seed7"
@@ -161,7 +158,7 @@ def test_weights_given_take_the_parent_s_place():
     result = planned(experiment="UNetResNet34_512_v3", weights="none")
     assert (result.parent, result.experiment.weights) == (None, "none")
     other = planned(experiment="UNetResNet34_512_v3", weights="UNetResNet34_512_v2")
-    assert needed(other) == ["UNetResNet34_512_v2_seed3456"], "a row's name is its run"
+    assert needed(other) == ["UNetResNet34_512_v2_seed3456"], "an experiment's name is its run"
 
 
 def test_a_warm_start_keeps_its_parent_s_own_size():
@@ -172,7 +169,7 @@ def test_a_warm_start_keeps_its_parent_s_own_size():
         assert result.parent.experiment.size == 512
 
 
-def test_a_gated_row_needs_its_classifier():
+def test_a_gated_experiment_needs_its_classifier():
     result = planned(experiment="two_step", weights="none", parent_weights="none")
     assert needed(result) == ["two_step_classifier_512_v1_fromnone_seed3456"]
     assert result.experiment.gate == result.gate.run
@@ -211,11 +208,11 @@ def test_the_words_that_make_a_parent_are_a_command_that_names_it():
 def test_a_loss_is_a_sum_of_names_with_weights(text, weights):
     result = planned(experiment="UNetResNet34_512_v6", loss=text)
     assert result.experiment.loss == weights
-    assert result.experiment.loss_options == {}, "they were the row's own loss's"
+    assert result.experiment.loss_options == {}, "they were for the experiment's loss"
 
 
 @pytest.mark.parametrize("text", ["+", "bce+", "two*bce", "bce+bce", "nan*bce", "*bce"])
-def test_what_is_no_sum_of_losses_is_refused(text):
+def test_a_malformed_loss_is_refused(text):
     with pytest.raises(InputError, match=r"LOSS .*; write names with weights"):
         planned(loss=text)
 
@@ -255,8 +252,8 @@ def test_a_name_of_another_run_is_refused(given, words):
         planned(**given)
 
 
-def test_too_many_overrides_are_refused_with_the_name_as_the_way_out():
+def test_too_many_overrides_are_refused_and_a_name_is_the_fix():
     weights = f"{'x' * 190}.pth"
-    with pytest.raises(InputError, match="at most 200: name it with -p NAME SHORT"):
+    with pytest.raises(InputError, match=r"at most 200.*-p NAME SHORT"):
         planned(weights=weights)
     assert planned(weights=weights, name="short").run == "short_seed3456"

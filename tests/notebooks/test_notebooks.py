@@ -1,4 +1,4 @@
-"""The notebooks: what lies in them, and that a wrong parameter stops at once."""
+"""Tests of the notebooks: their cells, and that a wrong parameter stops at once."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ def parameters(root: Path, stage: str) -> str:
 
 
 def papermill(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    there = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
     return subprocess.run(
         [sys.executable, "-m", "papermill", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, env=there,
+        cwd=folder, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
 
 
@@ -111,11 +113,11 @@ def test_every_other_cell_is_thin(project_root, stage):
 
 
 @STAGES
-def test_papermill_tells_the_parameters_and_their_types(project_root, stage):
+def test_papermill_shows_the_parameters_and_their_types(project_root, stage):
     done = papermill(project_root, "--help-notebook", f"notebooks/{stage}.ipynb")
     assert done.returncode == 0, done.stderr
-    told = dict(re.findall(r"^\s+([A-Z_]+): (.+?) \(default", done.stdout, re.MULTILINE))
-    assert told.keys() == {name.upper() for name in KINDS[stage].model_fields}, done.stdout
+    shown = dict(re.findall(r"^\s+([A-Z_]+): (.+?) \(default", done.stdout, re.MULTILINE))
+    assert shown.keys() == {name.upper() for name in KINDS[stage].model_fields}, done.stdout
     assert "Unknown type" not in done.stdout
 
 
@@ -165,14 +167,14 @@ def test_papermill_s_own_frames_stand_only_above_a_true_traceback(project_root, 
 
 
 def test_a_notebook_finds_its_clone_from_elsewhere(project_root, tmp_path):
-    lies = str(project_root / "notebooks" / "thresholds.ipynb")
-    for path in (lies, os.path.relpath(lies, tmp_path)):
+    original = str(project_root / "notebooks" / "thresholds.ipynb")
+    for path in (original, os.path.relpath(original, tmp_path)):
         done = papermill(tmp_path, path, "out.ipynb", "-p", "SINGEL", "1", "--no-progress-bar")
         assert "\nError: unknown parameter SINGEL; the nearest is SINGLE\n" in done.stderr
-    alone = tmp_path / "notebooks" / "thresholds.ipynb"
-    alone.parent.mkdir()
-    shutil.copy(lies, alone)
-    done = papermill(tmp_path, str(alone), "out.ipynb", "--no-progress-bar")
+    copied = tmp_path / "notebooks" / "thresholds.ipynb"
+    copied.parent.mkdir()
+    shutil.copy(original, copied)
+    done = papermill(tmp_path, str(copied), "out.ipynb", "--no-progress-bar")
     assert "SystemExit: kernel_lib is not found: start papermill in the clone" in done.stderr
     assert "ModuleNotFoundError" not in done.stderr
 
