@@ -17,6 +17,7 @@ from kernel_lib import storage
 from kernel_lib.data import images
 from kernel_lib.data.cache_store import Journal, Row, Store, Task
 from kernel_lib.data.cache_workers import Outcome, outcomes
+from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
 from kernel_lib.progress import bar
 
@@ -34,7 +35,7 @@ class Prepared:
 
     table: DataFrame[image_id, path, height, width, rle, area_px, patient], in the order given to
     `prepare`; height, width and area_px are the file's own, patient is "" where not known.
-    unreadable: the reason of each file that could not be read, by image id.
+    skipped: each image whose file or label could not be read.
     notes: what was changed in images, or is doubted, with counts, as lines.
     Small to pickle: the files are opened where they are read. They are read and not mapped: a
     mapped file's pages would count as this process's memory, in the end all of it, and a file cut
@@ -46,20 +47,15 @@ class Prepared:
         table: pd.DataFrame,
         store: Store,
         slots: np.ndarray,
-        unreadable: dict[str, str],
+        skipped: list[Skipped],
         notes: list[str],
     ) -> None:
         self.table = table
-        self.unreadable = unreadable
+        self.skipped = skipped
         self.notes = notes
         self._store = store
         self._slots = slots
         self._has_mask = table["area_px"].to_numpy() > 0
-
-    @property
-    def skipped(self) -> list[str]:
-        """A line "id: reason" for each file that could not be read."""
-        return [f"{image_id}: {why}" for image_id, why in self.unreadable.items()]
 
     @property
     def size(self) -> int:
@@ -87,7 +83,7 @@ class Prepared:
     def subset(self, rows: np.ndarray) -> Prepared:
         """Those rows alone, renumbered from 0; the files are shared."""
         table = self.table.iloc[rows].reset_index(drop=True)
-        return Prepared(table, self._store, self._slots[rows], self.unreadable, self.notes)
+        return Prepared(table, self._store, self._slots[rows], self.skipped, self.notes)
 
     def digest(self) -> str:
         """SHA-256 (hex) of images and slots and all that was ever decoded into this cache."""
@@ -178,16 +174,14 @@ def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None
 
     n_images: given to `prepare`; positive: the ids among them that have, or may have, a mask.
     """
-    lost = positive & prepared.unreadable.keys()
-    n = len(prepared.unreadable)
+    n, lost = len(prepared.skipped), positive & {image.image_id for image in prepared.skipped}
     if n <= MAX_SKIPPED * n_images and len(lost) <= MAX_POSITIVES_SKIPPED * len(positive):
         return
-    first = next(iter(prepared.unreadable))
     raise InputError(
         f"{n:,} of {n_images:,} images can't be used, {len(lost):,} of {len(positive):,} with a "
         f'mask among them, and ON_BAD_FILE="skip" leaves out {MAX_SKIPPED:.0%} at most, or '
-        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files; {first} is "
-        f"the first: {prepared.unreadable[first]}"
+        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files; "
+        f"{prepared.skipped[0].image_id} is the first: {prepared.skipped[0].reason}"
     )
 
 
@@ -214,7 +208,7 @@ class _Filler:
         self.on_bad_file = on_bad_file
         self.is_training = is_training
         self.masks_are = masks_are
-        self.bad: dict[str, str] = {}  # image id → complaint
+        self.bad: dict[str, Skipped] = {}  # by image id
         self.blank: dict[str, Row] = {}
 
     def plan(self, frame: pd.DataFrame) -> list[Task]:
@@ -257,7 +251,9 @@ class _Filler:
             notes[record["path"]] = row.notes
         table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
         lines = images.noted(notes)
-        return Prepared(table, self.store, np.array(slots, np.int64), dict(self.bad), lines)
+        return Prepared(
+            table, self.store, np.array(slots, np.int64), list(self.bad.values()), lines
+        )
 
     def _task(self, record: dict) -> Task | None:
         """What is to do for an image; None where its slot is as it should be."""
@@ -292,7 +288,7 @@ class _Filler:
             skippable = self.is_training and isinstance(error, images.ImageError)
             hint = '; or go on without it by ON_BAD_FILE="skip"' if skippable else ""
             raise InputError(f"{error}{hint}")
-        self.bad[name] = str(error)
+        self.bad[name] = Skipped(name, path, str(error))
         if self.on_bad_file == "blank":
             slot = self.journal.slots[name]
             self.journal.undo([slot])

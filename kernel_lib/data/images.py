@@ -56,6 +56,18 @@ class ImageError(InputError):
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """An image that is left out, and why; as text a line of `left_out.json`."""
+
+    image_id: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image_id}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Radiograph:
     """What `read` gives of a file, and what else is to be known of it."""
 

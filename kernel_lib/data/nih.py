@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data.folder import one_path_an_id
-from kernel_lib.data.images import image_id
+from kernel_lib.data.images import Skipped, image_id
 from kernel_lib.data.labels import read_cells
 from kernel_lib.data.layouts import NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
@@ -22,12 +22,12 @@ MAX_MISSING_SHARE = 0.05
 MAX_DEPTH = 6
 
 
-def read(folder: Path | str, left_out: list[str] | None = None) -> pd.DataFrame:
+def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFrame:
     """The images of an NIH folder with their patients and labels, by image_id; opens no image.
 
     Shapes: DataFrame[image_id, path, patient, positive]: image_id is the file's stem, patient its
     first part (8 digits), positive whether Pneumothorax is among the findings. `left_out` is given
-    a line for each listed image that has no file; images that no table lists are not looked at.
+    each listed image that has no file; images that no table lists are not looked at.
     Errors: InputError naming file, row and mend: no table, no images, wrong columns or rows, an
     image listed twice, two differing files of one name, more than 5 % of the images missing.
     """
@@ -104,7 +104,7 @@ def _read_table(csv: Path) -> pd.DataFrame:
 
 
 def _note_missing(
-    missing: pd.DataFrame, n_listed: int, csv: Path, folder: Path, left_out: list[str] | None
+    missing: pd.DataFrame, n_listed: int, csv: Path, folder: Path, left_out: list[Skipped] | None
 ) -> None:
     if missing.empty:
         return
@@ -117,4 +117,6 @@ def _note_missing(
             "their rows"
         )
     if left_out is not None:
-        left_out += [f"{name}: no file under {folder}" for name in missing["image_id"]]
+        left_out += [
+            Skipped(name, f"{name}.png", f"no file under {folder}") for name in missing["image_id"]
+        ]

@@ -23,6 +23,7 @@ from kernel_lib.artifacts.lineage import check_lineage, stated_lineage
 from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
+from kernel_lib.data.images import Skipped
 from kernel_lib.data.labels import Sample
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
@@ -69,12 +70,17 @@ class Predicted:
     """The test images, once every member's fold has said what it sees in them."""
 
     images: pd.DataFrame  # image_id, height, width
-    unreadable: dict[str, str]  # image id to the reason
+    skipped: list[Skipped]  # those that cannot be read
     notes: list[str]  # what was changed in images, or is doubted
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The ids of the images that cannot be read, sorted."""
+        return tuple(sorted(image.image_id for image in self.skipped))
 
     def to_json(self) -> dict:
         """What one of several processes tells the one that started it."""
-        return {"images": len(self.images), "unreadable": sorted(self.unreadable)}
+        return {"images": len(self.images), "unreadable": self.unreadable}
 
 
 def predict(parameters: InferenceParameters) -> Predicted:
@@ -130,7 +136,7 @@ def _infer(asked: Asked) -> InferenceResult:
     summary = nested_cv.summary_of_areas(np.array(areas), known.decision.scores.kept)
     for warning in summary.warnings:
         print(f"warning: {warning}")
-    test = TestRun(summary, tuple(sorted(unreadable)), tuple(areas), tuple(trained_on))
+    test = TestRun(summary, unreadable, tuple(areas), tuple(trained_on))
     target = asked.output / SUBMISSION
     with storage.replace_files(asked.output) as aside:
         written = aside / target.name
@@ -302,9 +308,9 @@ def predict_all(asked: Asked, chosen: Engine, world: World) -> Predicted:
                 prepare = partial(prepared_images, row.size, asked)
                 by_size[row.size] = world.agreed(prepare)
             _predict_fold(folders[fold], row, by_size[row.size], asked, chosen, world)
-    unreadable = {k: why for one in by_size.values() for k, why in one.unreadable.items()}
+    skipped = {image.image_id: image for part in by_size.values() for image in part.skipped}
     last = by_size[row.size]
-    return Predicted(last.table, unreadable, last.notes)
+    return Predicted(last.table, list(skipped.values()), last.notes)
 
 
 def prepared_images(size: int, asked: Asked) -> cache.Prepared:

@@ -14,6 +14,7 @@ from kernel_lib.artifacts.left_out import NIH_FILE, LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, nih, table
 from kernel_lib.data.cache import Prepared
+from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.stages import past
@@ -31,14 +32,14 @@ class NihImages:
     fingerprints: a code for each row.
     past_known: whether every competition image has an NIH patient in folds.csv; if not, any of
     these images may be one that fold k holds out, and no score that descends from them is honest.
-    excluded: "id: reason" of each NIH image that is left out.
+    excluded: each NIH image that is left out.
     """
 
     prepared: Prepared
     truth: pd.DataFrame
     fingerprints: tuple[str, ...]
     past_known: bool
-    excluded: list[str]
+    excluded: list[Skipped]
 
 
 def prepare(
@@ -57,7 +58,7 @@ def prepare(
     Raises InputError where NIH_DIR is not there, or not what it should be.
     """
     root = paths.nih_dir(parameters.nih_dir)
-    excluded: list[str] = []
+    excluded: list[Skipped] = []
     listed = nih.read(root, excluded)
     everything = cache.prepare(
         listed.assign(rle="-1"),
@@ -80,8 +81,8 @@ def prepare(
         if len(several) > 1:
             because.setdefault(patient, f"images stand in the folds {sorted(several)}")
     taken = facts["patient"].isin(because.keys()).to_numpy()
-    for name, patient in facts.loc[taken, ["image_id", "patient"]].itertuples(index=False):
-        excluded.append(f"{name}: its patient's {because[patient]}")
+    for row in facts[taken].itertuples():
+        excluded.append(Skipped(row.image_id, row.path, f"its patient's {because[row.patient]}"))
     if taken.all():
         raise InputError(f"NIH_DIR {root} holds no image of a patient without test images")
     kept = np.flatnonzero(~taken)
@@ -92,7 +93,7 @@ def prepare(
     )
     truth.insert(1, "fold", _folds(truth, drawn, folds_of))
     truth.insert(2, "group", truth.pop("group"))
-    LeftOut(tuple(excluded)).save(work, NIH_FILE)
+    LeftOut(tuple(map(str, excluded))).save(work, NIH_FILE)
     _say(truth, size, past_known, excluded)
     return NihImages(prepared, truth, tuple(codes[i] for i in kept), past_known, excluded)
 
@@ -163,7 +164,7 @@ def _folds(
     return folds.draw(truth.assign(area_px=truth["positive"].astype(int)), n_folds).to_numpy()
 
 
-def _say(truth: pd.DataFrame, size: int, past_known: bool, excluded: list[str]) -> None:
+def _say(truth: pd.DataFrame, size: int, past_known: bool, excluded: list[Skipped]) -> None:
     print(
         f"{len(truth)} NIH images of {truth['group'].nunique()} patients, "
         f"{int(truth['positive'].sum())} with pneumothorax, at {size} px"

@@ -12,6 +12,7 @@ from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, table
 from kernel_lib.data.cache import Prepared
+from kernel_lib.data.images import Skipped
 from kernel_lib.kaggle import paths
 
 
@@ -24,6 +25,7 @@ class Known:
 
 
 NONE = Known()
+BY = "by id or pixels"
 
 
 def test_images(source: table.Source, size: int, parameters: TrainParameters) -> Known:
@@ -43,16 +45,16 @@ def test_images(source: table.Source, size: int, parameters: TrainParameters) ->
         workers=parameters.workers or None,
         on_bad_file="blank",
     )
-    for line in test.skipped:
-        print(f"note: a test image cannot be compared with the training images: {line}")
+    for image in test.skipped:
+        print(f"note: a test image cannot be compared with the training images: {image}")
     return Known(test.table["image_id"].tolist(), fingerprint.codes(test))
 
 
-def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list[str]]:
+def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list[Skipped]]:
     """Leave out the training images that are test images too, by id or by pixels.
 
-    Return the others, and a line "id: reason" for each that is left out. Where nothing would be
-    left all stay, with a warning.
+    Return the others, and each that is left out. Where nothing would be left all stay, with a
+    warning.
     """
     if not test.ids:
         return prepared, []
@@ -62,19 +64,22 @@ def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list
     copies |= {i: image_id for i, image_id in enumerate(ids) if image_id in known}
     if not copies:
         return prepared, []
-    lines = [f"{ids[i]}: it is the test image {copies[i]}, by id or pixels" for i in sorted(copies)]
+    skipped = [
+        Skipped(ids[i], prepared.table["path"].iat[i], f"it is the test image {test_id}, {BY}")
+        for i, test_id in sorted(copies.items())
+    ]
     if len(copies) == len(ids):
         print(
-            f"warning: every training image is a test image too ({lines[0]}) and is trained on all "
-            "the same: no score on these test images says anything of new ones"
+            f"warning: every training image is a test image too ({skipped[0]}) and is trained on "
+            "all the same: no score on these test images says anything of new ones"
         )
         return prepared, []
     print(
         f"note: {len(copies)} of {len(ids)} training images are test images too and are left out, "
-        f"for their test score would say nothing; {lines[0]}"
+        f"for their test score would say nothing; {skipped[0]}"
     )
     kept = [i for i in range(len(ids)) if i not in copies]
-    return prepared.subset(np.array(kept)), lines
+    return prepared.subset(np.array(kept)), skipped
 
 
 def note_copies_across_folds(truth: pd.DataFrame, codes: Sequence[str]) -> None:
@@ -150,6 +155,4 @@ def seen_by(images: Known, lineages: Iterable[Lineage]) -> list[str]:
     found = {at[image]: image for image, _ in trained if image in at}
     for i, j in fingerprint.matches(images.codes, [code for _, code in trained]):
         found.setdefault(int(i), trained[j][0])
-    return [
-        f"{images.ids[i]} is the training image {found[i]}, by id or pixels" for i in sorted(found)
-    ]
+    return [f"{images.ids[i]} is the training image {found[i]}, {BY}" for i in sorted(found)]

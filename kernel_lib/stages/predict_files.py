@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.folder import masks_among
+from kernel_lib.data.images import Skipped
 from kernel_lib.data.table import Source
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
@@ -73,18 +74,18 @@ class PredictResult:
     rules: tuple[str, ...]
     n_images: int
     n_with_mask: int
-    unreadable: dict[str, str]  # file to the reason
+    skipped: tuple[Skipped, ...]  # those files, under the names they would be written by
     notes: tuple[str, ...]  # on the images
 
     def __str__(self) -> str:
         lines = [*self.rules]
-        lines += [f"not read: {reason}" for reason in self.unreadable.values()]
+        lines += [f"not read: {image.reason}" for image in self.skipped]
         lines += [f"note: {note}" for note in self.notes]
         lines += [
             f"{self.out / MASKS}: {self.n_images} masks as PNG, 0 and 255",
             f"{self.out / OVERLAYS}: {self.n_images} radiographs with their masks' contours",
             f"{self.out / TABLE}: {self.n_images} images, {self.n_with_mask} with a mask, "
-            f"{len(self.unreadable)} files not read",
+            f"{len(self.skipped)} files not read",
             RESEARCH_ONLY,
         ]
         return "\n".join(lines)
@@ -309,15 +310,14 @@ def _predict(
         n_workers = predictions.workers(parameters.workers, chosen)
         where = (prepared, np.arange(len(prepared)), chosen, n_workers)
         predictions.write(target, [model], row, *where, meta, parameters.batch_size, world=world)
-    return Predicted(prepared.table, prepared.unreadable, prepared.notes)
+    return Predicted(prepared.table, prepared.skipped, prepared.notes)
 
 
 def _refuse_nothing_read(predicted: Predicted) -> None:
-    reasons = predicted.unreadable
-    if len(reasons) == len(predicted.images):
+    skipped = predicted.skipped
+    if len(skipped) == len(predicted.images):
         raise InputError(
-            f"none of the {len(reasons)} files can be read; the first: "
-            f"{next(iter(reasons.values()))}"
+            f"none of the {len(skipped)} files can be read; the first: {skipped[0].reason}"
         )
 
 
@@ -327,6 +327,7 @@ def _write(
     ensemble, weights = given.ensemble, given.ensemble.weights
     ensemble_maps = open_maps(ensemble, given.roots, ensemble.folds, "test")
     names = dict(zip(predicted.images["image_id"], listed, strict=True))
+    skipped = {image.image_id: image for image in predicted.skipped}
     rows, n_with_mask = [], 0
     with (
         storage.atomic_folder(out / MASKS) as masks,
@@ -336,8 +337,8 @@ def _write(
             name, path = names[number], listed[names[number]]
             row = {"file": name, "image_id": images.image_id(path)}
             rows.append(row)
-            if number in predicted.unreadable:
-                row["error"] = predicted.unreadable[number]
+            if number in skipped:
+                row["error"] = skipped[number].reason
                 continue
             label = ensemble_maps.label(number, weights)
             row |= _facts(mask, images.spacing_of(path)) | {
@@ -357,9 +358,9 @@ def _write(
     return PredictResult(
         out=out,
         rules=tuple(scores.rule_lines(ensemble, given.choice)),
-        n_images=len(rows) - len(predicted.unreadable),
+        n_images=len(rows) - len(skipped),
         n_with_mask=n_with_mask,
-        unreadable={names[number]: why for number, why in predicted.unreadable.items()},
+        skipped=tuple(replace(image, image_id=names[n]) for n, image in skipped.items()),
         notes=tuple(predicted.notes),
     )
 

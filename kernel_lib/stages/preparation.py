@@ -98,11 +98,11 @@ def prepare_training(
     prepared, in_test = past.without_test_images(prepared, test)
     positive = int((prepared.table["area_px"] > 0).sum())
     print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
-    unlabelled = (f"{name}: no label" for name in source.unlabelled)
+    unlabelled = (images.Skipped(name, "", "no label") for name in source.unlabelled)
     left_out = [*skipped, *in_test, *unlabelled]
-    for line in left_out:
-        print(f"left out: {line}")
-    LeftOut(tuple(left_out)).save(work)
+    for image in left_out:
+        print(f"left out: {image}")
+    LeftOut(tuple(map(str, left_out))).save(work)
     return prepared
 
 
@@ -110,7 +110,9 @@ def _check_labels(source: table.Source, prepared: cache.Prepared, masks_are: str
     """Refuse labels that were left out in number, or that look wrong together."""
     found = prepared.table
     positive = set(found["image_id"][found["area_px"] > 0])
-    left_out = source.train[source.train["image_id"].isin(prepared.unreadable.keys())]
+    left_out = source.train[
+        source.train["image_id"].isin([image.image_id for image in prepared.skipped])
+    ]
     positive |= {row.image_id for row in left_out.itertuples() if _may_have_mask(row)}
     cache.check_skipped(prepared, len(source.train), positive)
     shapes = zip(found["height"], found["width"], strict=True)

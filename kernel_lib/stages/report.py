@@ -39,7 +39,12 @@ class ReportData:
     test: TestRun | None  # once the inference stage has run
     scores: pd.DataFrame
     by_fold: pd.DataFrame
-    summary_lines: tuple[str, ...]  # the rule, weights, gate and image-level ROC AUC
+    summary: tuple[tuple[str, str], ...]  # name and text of rule, weights, gate, image-level AUC
+
+    @property
+    def summary_lines(self) -> tuple[str, ...]:
+        """The summary as lines."""
+        return tuple(f"{name}: {text}" for name, text in self.summary)
 
 
 def load(folder: Path, roots: Sequence[Path]) -> ReportData:
@@ -52,7 +57,7 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
     with named_if_damaged(folder / THRESHOLDS):
         table = scores.table(decision.scores)
         by_fold = scores.chosen_by_part(decision.candidates, decision.scores.kept)
-        lines = tuple(scores.summary_lines(decision.ensemble, decision.choice, decision.scores))
+        summary = scores.summary_items(decision.ensemble, decision.choice, decision.scores)
     check_predicted_by(decision, roots)
     fold_table = folds_file.find(roots, decision.ensemble.folds_digest)
     return ReportData(
@@ -66,7 +71,7 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
         test=TestRun.load(folder),
         scores=table,
         by_fold=by_fold,
-        summary_lines=lines,
+        summary=tuple(summary),
     )
 
 
@@ -89,7 +94,7 @@ def write(
         "members": ", ".join(f"{m.run} folds {list(m.folds)}" for m in ensemble.members),
         "combine": ensemble.combine,
     }
-    meta |= dict(line.split(": ", 1) for line in data.summary_lines)
+    meta |= dict(data.summary)
     target = folder / REPORT
     found = sections(folder, data, source, searches)
     report.write_report(target, f"Ensemble {ensemble.name}", found, meta)

@@ -61,30 +61,42 @@ def as_text(scores: pd.DataFrame) -> str:
 
 
 def summary_lines(ensemble: Ensemble, choice: Choice, scores: Scores) -> list[str]:
-    """Return the rule, weights where they differ, gate and image-level ROC AUC, one a line.
+    """Return `summary_items` as lines "name: text"."""
+    return [f"{name}: {text}" for name, text in summary_items(ensemble, choice, scores)]
+
+
+def summary_items(ensemble: Ensemble, choice: Choice, scores: Scores) -> list[tuple[str, str]]:
+    """Return name and text of the rule, weights where they differ, gate and image-level ROC AUC.
 
     First, where folds are missing, of which images the scores are.
 
     Weights that the greedy search found are the members' own by now.
     """
-    lines = rule_lines(ensemble, choice)
+    items = rule_items(ensemble, choice)
     if scores.coverage:
         folds = ", ".join(map(str, ensemble.folds))
-        lines.insert(0, f"scored: {scores.coverage}, those of fold {folds}; no score is of all")
+        text = f"{scores.coverage}, those of fold {folds}; no score is of all"
+        items.insert(0, ("scored", text))
     if len(set(ensemble.weights)) > 1:
         shares = ", ".join(f"{m.weight:g} · {m.run}" for m in ensemble.members)
-        lines.append(f"weights: {shares}")
-    return [*lines, f"gate: {gate_text(ensemble)}", auc_text(scores.kept)]
+        items.append(("weights", shares))
+    gate, auc = gate_text(ensemble), auc_text(scores.kept)
+    return [*items, ("gate", gate), ("AUC of 'has a mask'", auc)]
 
 
 def rule_lines(ensemble: Ensemble, choice: Choice) -> list[str]:
-    """Return the rule in a line, or each member's and how many must agree."""
+    """Return `rule_items` as lines "name: text"."""
+    return [f"{name}: {text}" for name, text in rule_items(ensemble, choice)]
+
+
+def rule_items(ensemble: Ensemble, choice: Choice) -> list[tuple[str, str]]:
+    """Return name and text of the rule, or of each member's and how many must agree."""
     if choice.rules is None:
-        return [f"rule: {choice.triplet}"]
+        return [("rule", str(choice.triplet))]
     named = zip(ensemble.members, choice.rules, strict=True)
     return [
-        *(f"rule of {m.run}: {rule}" for m, rule in named),
-        f"{ensemble.combine}: at least {choice.at_least} of {len(choice.rules)} agree",
+        *((f"rule of {m.run}", str(rule)) for m, rule in named),
+        (ensemble.combine, f"at least {choice.at_least} of {len(choice.rules)} agree"),
     ]
 
 
@@ -103,7 +115,7 @@ def auc_text(report: NestedCVReport) -> str:
     """How well images with a mask are told from those without, by each means side by side."""
     by_label = "" if report.auc_label is None else f"{report.auc_label:.4f} by the label, "
     return (
-        f"AUC of 'has a mask': {by_label}{report.auc_sum:.4f} by the map's sum of probabilities, "
+        f"{by_label}{report.auc_sum:.4f} by the map's sum of probabilities, "
         f"{report.auc_count:.4f} by the area above top"
     )
 

@@ -127,7 +127,7 @@ def test_an_image_of_one_level_is_a_bad_file(prepare, frame):
     cv2.imwrite(frame["path"][2], OTHER * 0 + 9)
     with pytest.raises(InputError, match=r"img02\.png"):
         prepare(frame)
-    assert list(prepare(frame, on_bad_file="skip").unreadable) == ["img02"]
+    assert [image.image_id for image in prepare(frame, on_bad_file="skip").skipped] == ["img02"]
 
 
 def test_rows_are_the_resized_files(prepare, frame):
@@ -256,7 +256,9 @@ def test_skipping_stops_at_a_share_of_the_images_and_of_those_with_a_mask(
     prepare, frame, left_out, word
 ):
     prepared = prepare(frame)
-    prepared.unreadable = {name: f"{name}.png is damaged" for name in sorted(left_out)}
+    prepared.skipped = [
+        images.Skipped(name, f"{name}.png", f"{name}.png is damaged") for name in sorted(left_out)
+    ]
     positive = {f"p{n}" for n in range(20)}
     if word is None:
         cache.check_skipped(prepared, 100, positive)
@@ -299,8 +301,9 @@ def test_bad_file_is_skipped(prepare, broken):
     for _ in range(2):
         prepared = prepare(broken, on_bad_file="skip")
         check(prepared, broken.drop(index=2))
-        assert len(prepared.skipped) == 1
-        assert prepared.skipped[0].startswith("img02: ")
+        (skipped,) = prepared.skipped
+        assert (skipped.image_id, skipped.path) == ("img02", broken["path"][2])
+        assert str(skipped).startswith("img02: ")
 
 
 def test_bad_test_image_is_blank(prepare, broken):
@@ -309,7 +312,7 @@ def test_bad_test_image_is_blank(prepare, broken):
     assert not prepared.image(2).any()
     assert prepared.image(3).any()
     assert prepared.table.loc[2, ["height", "width", "area_px"]].tolist() == [64, 48, 0]
-    assert prepared.skipped[0].startswith("img02: ")
+    assert [skipped.image_id for skipped in prepared.skipped] == ["img02"]
 
 
 @pytest.mark.slow

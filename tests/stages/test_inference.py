@@ -81,6 +81,17 @@ def test_another_data_set_lies_beside_the_first(place):
     assert contents(place / "work") == after
 
 
+def test_an_unreadable_image_whose_id_holds_a_colon_gets_an_empty_mask(place):
+    name = "left: 3"
+    (place / "first" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = infer(place, "first")
+    assert result.unreadable == (name,)
+    assert json.loads((result.folder / "test.json").read_text())["unreadable"] == [name]
+    rows = submission.read(result.submission).set_index("image_id")["rle"]
+    assert rows[name] == "-1"
+    assert len(rows) == 4
+
+
 def test_a_sample_from_anywhere_names_the_test_images(place):
     ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
     sample = place / "elsewhere.csv"

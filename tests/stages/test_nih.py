@@ -105,13 +105,15 @@ def test_no_copy_of_a_test_image_trains_in_any_nor_another_of_its_patient(
     assert set(found.truth["group"]).isdisjoint(patients)
     of_them = set(listed.index[listed.isin(patients)])
     assert len(of_them) > N_TEST
-    assert {line.split(":")[0] for line in found.excluded} == of_them
-    assert json.loads((tmp_path / stage.NIH_FILE).read_text()) == found.excluded
+    assert {image.image_id for image in found.excluded} == of_them
+    assert json.loads((tmp_path / stage.NIH_FILE).read_text()) == [
+        str(image) for image in found.excluded
+    ]
     test = [fingerprint.code(images.read(path)) for path in source.test["path"]]
     assert len(fingerprint.matches(found.fingerprints, test)) == 0
     name = min(planted)
-    line = next(line for line in found.excluded if line.startswith(name))
-    assert "has the pixels of the test image 1.2.276.0.7230010.3.1.4." in line
+    reason = next(image.reason for image in found.excluded if image.image_id == name)
+    assert "has the pixels of the test image 1.2.276.0.7230010.3.1.4." in reason
 
 
 def test_truth_is_by_the_rows_of_what_was_decoded(places, source, by_table, tmp_path):
@@ -178,7 +180,7 @@ def test_a_copy_under_another_id_in_another_coding_is_caught(places, source, by_
     assert f"{patient}_077" not in set(found.truth["image_id"])
     assert patient not in set(found.truth["group"])
     image_id = source.test["image_id"].iat[2]
-    assert found.excluded == [
+    assert list(map(str, found.excluded)) == [
         f"{name}: its patient's {patient}_077 has the pixels of the test image {image_id}"
         for name in (f"{patient}_000", f"{patient}_077")
     ]
@@ -201,7 +203,7 @@ def test_a_second_call_decodes_and_compares_nothing_and_a_changed_file_is_seen(
     last = nih.read(mine).iloc[-1]
     cv2.imwrite(last["path"], images.read(source.test["path"].iat[0]))
     third = prepare(places, source, by_table, tmp_path / "work", **options)
-    assert last["patient"] in {line.split("_")[0] for line in third.excluded}
+    assert last["patient"] in {image.image_id.split("_")[0] for image in third.excluded}
     assert last["patient"] not in set(third.truth["group"])
 
 
@@ -216,8 +218,8 @@ def test_missing_and_unreadable_images_are_listed(places, source, by_table, tmp_
         prepare(places, source, by_table, tmp_path / "work", **options)
     found = prepare(places, source, by_table, tmp_path / "work", on_bad_file="skip", **options)
     assert len(found.excluded) == 2
-    assert "no file under" in found.excluded[0]
-    assert "is cut short or damaged" in found.excluded[1]
+    assert "no file under" in found.excluded[0].reason
+    assert "is cut short or damaged" in found.excluded[1].reason
     assert len(found.truth) == len(found.prepared) == len(paths) - 2
 
 

@@ -125,7 +125,7 @@ def test_every_format_is_recognised_and_no_name_is_written_over(untrained, radio
             "b/x.jpg",
             "b/x.png",
         ]
-        assert list(result.unreadable) == ["b/cut.png"]
+        assert [image.image_id for image in result.skipped] == ["b/cut.png"]
         assert "cut.png" in rows[1]["error"]
         assert rows[1]["rle"] == ""
         written = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
