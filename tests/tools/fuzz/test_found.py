@@ -25,7 +25,7 @@ from kernel_lib.__main__ import main
 from kernel_lib.artifacts import folds_file, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import images, labels, pictures
+from kernel_lib.data import dicom, images, labels, pictures
 from kernel_lib.data.dicom_levels import grey_levels
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
@@ -229,7 +229,7 @@ def test_a_table_starts_beyond_values_that_have_no_sign_and_not_below_zero():
 
 
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(dicom, "MAX_BYTES", 100_000)
     made = dataset(noise(8, 8), uid.DeflatedExplicitVRLittleEndian)
     made.PatientComments = "x" * 9000
     assert images.read(saved(made, tmp_path)).shape == (8, 8)
