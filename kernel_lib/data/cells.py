@@ -1,4 +1,4 @@
-"""The cells of a CSV file, as an editor shows them: one reading for every table."""
+"""CSV files: one reader of cells as an editor shows them, and of tables under a header."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from kernel_lib import archives
 from kernel_lib.errors import InputError
 
@@ -20,6 +22,12 @@ MAX_BYTES = 1 << 29  # of a packed table
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # how packed files begin
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 AS_CSV = 'save it as "CSV UTF-8", with commas'  # as spreadsheets call it
+ID_COLUMN, RLE_COLUMN = "ImageId", "EncodedPixels"
+# What others call the columns, in lower case and without punctuation.
+_MEANT = {
+    **dict.fromkeys(("imageid", "image", "id", "imagename", "filename", "file"), ID_COLUMN),
+    **dict.fromkeys(("encodedpixels", "pixels", "rle", "rlemask", "maskrle", "mask"), RLE_COLUMN),
+}
 
 
 class Row(NamedTuple):
@@ -30,10 +38,10 @@ class Row(NamedTuple):
 
 
 def read(path: Path | str) -> list[Row]:
-    """All rows, the header (blank or not) first; UTF-8, with a byte order mark or without.
+    """Return all rows, the header (blank or not) first; UTF-8, with a byte order mark or without.
 
-    A table packed as .gz, or alone in a .zip, is read as it is, whatever its name. Nothing is
-    guessed: what opens a quote and does not close it, or is no text, is refused.
+    A table packed as .gz, or as the only file of a .zip, is unpacked, whatever its name. Nothing is
+    guessed: an open quote and content that is no text are refused.
     Raises: InputError naming the file, and the row where there is one.
     """
     content = _unpacked(Path(path))
@@ -57,15 +65,70 @@ def read(path: Path | str) -> list[Row]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path} is no table with commas between its cells: row {line}, {error}; mend its "
+            f"{path} is no table with commas between its cells: row {line}, {error}; correct its "
             "quotes, or fetch it again"
         ) from None
     _check_separator(path, rows)
     return rows
 
 
+def read_parts(path: Path | str) -> tuple[list[str], list[Row]]:
+    """Return the header, empty where the file is, and the other rows."""
+    (_, header), *rows = read(path) or [Row(1, [])]
+    return header, rows
+
+
+def read_table(
+    path: Path | str, wanted: Sequence[str] = (), *, ragged: bool = False, hint: str = ""
+) -> pd.DataFrame:
+    """Return all cells as stripped text, indexed by row in the file; of `wanted` columns if given.
+
+    Rows without a word are left out. `ragged` lets rows have a cell more than the header; `hint`
+    ends the message on missing columns.
+    Raises: InputError naming the file, and the row.
+    """
+    header, rows = read_parts(path)
+    if not any(header):
+        if any(any(row.cells) for row in rows):
+            raise InputError(
+                f"{path} row 1 is blank: remove the blank line, its header comes first"
+            )
+        raise InputError(f"{path} is empty: fetch it again")
+    check_columns(path, header, wanted, hint)
+    for name in wanted or header:
+        if header.count(name) > 1:
+            raise InputError(f"{path} has the column {name!r} twice: rename or remove one")
+    n = len(header)
+    for line, row in rows:
+        if len(row) not in (n, n + ragged):
+            raise InputError(
+                f"{path} row {line} has {len(row)} cells under a header of {n}: this is no table "
+                "with commas between its cells, or cut short; fetch the table again"
+            )
+    lines = {line: row[:n] for line, row in rows if any(row)}
+    if not lines:
+        raise InputError(f"{path} has a header and no rows: fetch it again")
+    table = pd.DataFrame(list(lines.values()), columns=header, index=list(lines), dtype=str)
+    return table[list(wanted)] if wanted else table
+
+
+def check_columns(
+    path: Path | str, header: Sequence[str], wanted: Sequence[str], hint: str = ""
+) -> None:
+    """Raise InputError where a wanted column is missing, naming those that may be meant by it."""
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        meant = {_MEANT.get(re.sub(r"[\W_]", "", name.lower())): name for name in reversed(header)}
+        if meant.keys() >= set(missing):
+            renamed = (f"{meant[name]!r} to {name}" for name in missing)
+            hint = f": rename {', '.join(renamed)}{hint}"
+        raise InputError(
+            f"{path} has the columns {list(header)}, not {' and '.join(missing)}{hint}"
+        )
+
+
 def _check_separator(path: Path | str, rows: Sequence[Row]) -> None:
-    """Raises InputError where a spreadsheet wrote what separates cells, or no commas."""
+    """Raise InputError where a spreadsheet wrote what separates cells, or no commas."""
     header = rows[0].cells if rows else []
     if header and header[0].lower().startswith("sep="):
         raise InputError(f"{path} begins with {header[0]!r}, a spreadsheet's own line: remove it")
@@ -81,7 +144,7 @@ def as_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _unpacked(path: Path) -> bytes:
-    """Return a file's content; of a packed one what is packed in it."""
+    """Return a file's content, unpacked."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -80,7 +80,7 @@ class Listing:
     stated: dict[Path, str] = field(default_factory=dict)  # splits by a table or files' names
 
     def split(self, path: Path) -> str:
-        """What a file is for: "train", "test", "validation" or "".
+        """Return what a file is for: "train", "test", "validation" or "".
 
         As its own name or a table states, else by its innermost folder that says so.
         """
@@ -88,11 +88,11 @@ class Listing:
         return self.stated.get(path) or next(filter(None, map(_split_of_folder, folders)), "")
 
     def is_of_a_stage(self, path: Path) -> bool:
-        """Whether it lies in a folder of test images of the competition's own."""
+        """Return whether it lies in one of the competition's own folders of test images."""
         return any(map(STAGE_FOLDER.search, path.relative_to(self.root).parts[:-1]))
 
     def held_out(self, path: Path) -> str:
-        """Its split, but "" for training, also where another stage may train on a stage's."""
+        """Return its split, but "" for training, also for what a later stage may train on."""
         split = self.split(path)
         of_a_stage = split == "test" and path not in self.stated and self.is_of_a_stage(path)
         return "" if split == "train" or of_a_stage else split
@@ -102,21 +102,28 @@ def survey(data_dir: Path, by_content: bool = False) -> Listing:
     """List a data folder, to the depth of an archive unpacked into a folder of its own.
 
     With `by_content` files of any other ending are opened, and listed where they are images.
-    Errors: InputError where there is no such folder, or it is far too large for a data set.
+    Raises: InputError where there is no such folder, or it is far too large for a data set.
     """
     if not data_dir.exists():
         raise InputError(f"DATA_DIR {data_dir} does not exist: check the path")
     if not data_dir.is_dir():
         raise InputError(no_folder(data_dir, "DATA_DIR"))
     listing = Listing(data_dir.resolve())
-    _walk(listing, by_content)
+    pictures = _walk(listing, by_content)
+    masks = masks_among(pictures)
+    listing.masks = [path for path in pictures if path in masks]
+    listing.images = [path for path in pictures if path not in masks]
+    listing.stated = _splits_of_files(listing.images)
+    for paths in (listing.tables, listing.dangling, listing.lists):
+        paths.sort()
     return listing
 
 
 def split_word(text: str) -> str | None:
     """Return the split that a cell or a key is a word for, "" of a blank one; None for others."""
-    found = [split for split, words in _SPLITS.items() if words.fullmatch(text.lower())]
-    return found[0] if found else None if text else ""
+    if not text:
+        return ""
+    return next((split for split, words in _SPLITS.items() if words.fullmatch(text.lower())), None)
 
 
 def splits_in(name: str) -> list[str]:
@@ -130,24 +137,21 @@ def _split_of_folder(name: str) -> str:
     return "train" if "train" in name.lower() else next(iter(splits_in(name)), "")
 
 
-def one_path_an_id(paths: Iterable[Path]) -> tuple[dict[str, Path], int]:
-    """The preferred file of each id, and how many ids have files of more than one format.
+def one_path_an_id(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return the preferred file of each id.
 
-    Errors: InputError where two files of one format and id differ.
+    Raises: InputError where two files of one format and id differ.
     """
     chosen: dict[str, Path] = {}
-    in_two_formats = set()
     for name, (first, *others) in _by_name(paths).items():
         chosen[name] = first
         for path in others:
-            if first.suffix.lower() != path.suffix.lower():
-                in_two_formats.add(name)
-            elif not _same_content(first, path):
+            if first.suffix.lower() == path.suffix.lower() and not _same_content(first, path):
                 raise InputError(
                     f"image {name} is there twice, with differing content: {first} and {path}; "
                     "remove one"
                 )
-    return dict(sorted(chosen.items())), len(in_two_formats)
+    return dict(sorted(chosen.items()))
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class Images:
         """Tell apart the images of a listing: files that share a name and differ get paths as ids.
 
         Files of one name and several formats are one image, unless some are test images.
-        Errors: InputError where paths do not tell them apart either, but case or blanks do.
+        Raises: InputError where paths do not tell them apart either, but case or blanks do.
         """
         files: dict[str, list[Path]] = {}
         in_two_formats = 0
@@ -184,35 +188,35 @@ class Images:
             ids = [name] if len(told_apart) == 1 else _path_ids(told_apart, listing.root)
             files |= dict(zip(ids, told_apart, strict=True))
         by_name = defaultdict(list)
-        for one in sorted(files):
-            by_name[one.rpartition("/")[2]].append(one)
+        for name in sorted(files):
+            by_name[name.rpartition("/")[2]].append(name)
         return cls(listing.root, dict(sorted(files.items())), in_two_formats, dict(by_name))
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def path(self, one: str) -> Path:
-        """The preferred file of an image."""
-        return self.files[one][0]
+    def path(self, name: str) -> Path:
+        """Return the preferred file of an image."""
+        return self.files[name][0]
 
     def folders_of_shared_names(self) -> list[Path]:
-        """The folders of images that share their file's name with another image."""
-        shared = (one for ids in self._by_name.values() if len(ids) > 1 for one in ids)
-        return sorted({self.path(one).parent for one in shared})
+        """Return the folders of images that share their file's name with another image."""
+        shared = (name for ids in self._by_name.values() if len(ids) > 1 for name in ids)
+        return sorted({self.path(name).parent for name in shared})
 
     def find(self, name: str) -> str | None:
-        """The id of the image that a table or a mask calls so, perhaps with folders before it.
+        """Return the id of the image that a table or a mask calls so, perhaps with folders before.
 
-        Errors: InputError where several images may be meant.
+        Raises: InputError where several images may be meant.
         """
         if name in self.files:
             return name
         folders = name.split("/")[-2::-1]
         found = []
-        for one in self._by_name.get(name.rpartition("/")[2], []):
-            own = path_id(self.path(one), self.root, ()).split("/")[-2::-1]
+        for candidate in self._by_name.get(name.rpartition("/")[2], []):
+            own = path_id(self.path(candidate), self.root, ()).split("/")[-2::-1]
             if all(a == b for a, b in zip(folders, own, strict=False)):
-                found.append(one)
+                found.append(candidate)
         if len(found) > 1:
             raise InputError(
                 f"image {name} may be {self.path(found[0])} or {self.path(found[1])}: name it by "
@@ -221,12 +225,12 @@ class Images:
         return found[0] if found else None
 
     def meant(self, name: str) -> str | None:
-        """As `find`, and None where several images may be meant."""
+        """Return what `find` does, and None where several images may be meant."""
         with suppress(InputError):
             return self.find(name)
 
     def of_mask(self, mask: Path) -> str | None:
-        """The id of the image that a mask is of, by its name or, where names do not do, its path.
+        """Return the id of a mask's image, by its name or, where names do not do, its path.
 
         A mask may end in _mask or -mask, and an image in nnU-Net's channel, _0000.
         """
@@ -241,19 +245,21 @@ class Images:
 
 
 def mask_name(mask: Path) -> str:
-    """The name of a mask's image: its own, without _mask or -mask."""
+    """Return the name of a mask's image: its own, without _mask or -mask."""
     return MASK_ENDING.sub("", image_id(mask))
 
 
-def same_picture(one: Path, other: Path) -> bool:
-    """Whether two masks are the same: of one content, or side by side in two formats."""
-    return one.with_suffix("") == other.with_suffix("") or _same_content(one, other)
+def same_picture(first: Path, second: Path) -> bool:
+    """Return whether two masks are the same: of one content, or side by side in two formats."""
+    return first.with_suffix("") == second.with_suffix("") or _same_content(first, second)
 
 
-def path_id(path: Path, root: Path, without: Iterable[re.Pattern] = (MASK_FOLDER, IMAGE_FOLDER)):
-    """A file's path below the root as an id, without its ending and folders called so."""
+def path_id(
+    path: Path, root: Path, without: Iterable[re.Pattern] = (MASK_FOLDER, IMAGE_FOLDER)
+) -> str:
+    """Return a file's path below the root as an id, without its ending and folders called so."""
     folders = path.relative_to(root).parts[:-1]
-    kept = [name for name in folders if not any(one.fullmatch(name) for one in without)]
+    kept = [name for name in folders if not any(p.fullmatch(name) for p in without)]
     return unicodedata.normalize("NFC", "/".join([*kept, image_id(path)]))
 
 
@@ -263,39 +269,41 @@ def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
         return short
     full: dict[str, Path] = {}
     for first, *_ in told_apart:
-        one = path_id(first, root, ())
-        if full.setdefault(one, first) != first:
-            raise InputError(f"image {one} may be {full[one]} or {first}, which differ: rename one")
+        name = path_id(first, root, ())
+        if full.setdefault(name, first) != first:
+            raise InputError(
+                f"image {name} may be {full[name]} or {first}, which differ: rename one"
+            )
     return list(full)
 
 
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """The files of each name, the preferred format first."""
+    """Return the files of each name, the preferred format first."""
     found: dict[str, list[Path]] = {}
     for path in sorted(paths, key=preference):
         found.setdefault(image_id(path), []).append(path)
     return found
 
 
-def _is_another_format(one: Path, other: Path, listing: Listing) -> bool:
-    """Whether a less preferred file of that name is the same image in another format.
+def _is_another_format(first: Path, other: Path, listing: Listing) -> bool:
+    """Return whether a less preferred file of that name is the same image in another format.
 
     Beside a picture in another folder it may be a mask, unless both folders say what they hold.
     """
     return (
-        one.suffix.lower() != other.suffix.lower()
-        and listing.held_out(one) == listing.held_out(other)
+        first.suffix.lower() != other.suffix.lower()
+        and listing.held_out(first) == listing.held_out(other)
         and (
-            one.parent == other.parent
-            or one.suffix.lower() not in PICTURE_SUFFIXES
-            or all(IMAGE_FOLDER.fullmatch(path.parent.name) for path in (one, other))
+            first.parent == other.parent
+            or first.suffix.lower() not in PICTURE_SUFFIXES
+            or all(IMAGE_FOLDER.fullmatch(path.parent.name) for path in (first, other))
         )
     )
 
 
-def _same_content(one: Path, other: Path) -> bool:
+def _same_content(first: Path, second: Path) -> bool:
     try:
-        return filecmp.cmp(one, other, shallow=False)
+        return filecmp.cmp(first, second, shallow=False)
     except OSError as error:
         raise InputError(
             f"{error.filename} can't be read: {error.strerror}; is it a link that leads nowhere? "
@@ -310,22 +318,29 @@ def preference(path: Path) -> int:
 
 
 def masks_among(pictures: list[Path]) -> set[Path]:
-    """The pictures of a folder that are masks by their folders' names, or by their own."""
+    """Return the pictures of a folder that are masks by their folders' names, or by their own."""
     if not pictures:
         return set()
     # Folders around all pictures, as an archive's own, say nothing of any.
     shared = len(Path(os.path.commonpath([path.parent for path in pictures])).parts)
     names = {(path.parent, image_id(path)) for path in pictures}
-    masks = set()
-    for path in pictures:
+
+    def is_mask(path: Path) -> bool:
         of = mask_name(path)
-        beside_its_image = of != image_id(path) and (path.parent, of) in names
-        if beside_its_image or _of_masks(path.parts[shared:-1]):
-            masks.add(path)
-    return masks
+        if of != image_id(path) and (path.parent, of) in names:  # beside its image
+            return True
+        for folder in reversed(path.parts[shared:-1]):
+            if MASK_FOLDER.fullmatch(folder):
+                return True
+            if IMAGE_FOLDER.fullmatch(folder):
+                return False
+        return False
+
+    return set(filter(is_mask, pictures))
 
 
-def _walk(listing: Listing, by_content: bool) -> None:
+def _walk(listing: Listing, by_content: bool) -> list[Path]:
+    """Add the files under a root to its listing, except pictures, which are returned sorted."""
     # Depth first, so that images turn up soon in a folder of many thousand folders.
     waiting = [(listing.root, 0)]
     pictures: list[Path] = []
@@ -333,14 +348,14 @@ def _walk(listing: Listing, by_content: bool) -> None:
     while waiting:
         folder, depth = waiting.pop()
         barren += 1
-        for entry in _entries(folder):
+        for entry in sorted(entries(folder), key=lambda entry: entry.name):
             suffix, path = _suffix(entry.name), Path(entry.path)
             if entry.is_dir():
                 if depth < MAX_DEPTH and path not in NOT_DATA:
                     waiting.append((path, depth + 1))
             elif entry.is_symlink() and not os.path.exists(path):
                 listing.dangling.append(path)
-            elif _is_table(entry.name):
+            elif any(entry.name.lower().endswith(f".csv{packing}") for packing in PACKINGS):
                 if depth <= MAX_TABLE_DEPTH:
                     listing.tables.append(path)
                 elif label_rank(entry.name) < len(LABEL_FILES):
@@ -349,7 +364,8 @@ def _walk(listing: Listing, by_content: bool) -> None:
                 pictures.append(path)
                 barren = 0
             else:
-                listing.unread[_ending(entry.name)] += 1
+                packed = _suffix(entry.name[: -len(suffix)]) if suffix == ".gz" else ""
+                listing.unread[packed + suffix] += 1  # .nii.gz
                 if suffix in (".txt", ".json") and _LISTS.search(entry.name):
                     listing.lists.append(path)
         if barren > MAX_FOLDERS_WITHOUT_IMAGE:
@@ -357,55 +373,28 @@ def _walk(listing: Listing, by_content: bool) -> None:
                 f"DATA_DIR {listing.root}: {barren:,} folders in a row without an image; give the "
                 "data's own folder"
             )
-    _tell_masks(listing, sorted(pictures))
-    listing.stated = _splits_of_files(listing.images)
-    listing.tables.sort()
-    listing.dangling.sort()
-    listing.lists.sort()
+    return sorted(pictures)
 
 
-def _is_table(name: str) -> bool:
-    return any(name.lower().endswith(f".csv{packing}") for packing in PACKINGS)
+def entries(folder: Path | str, name: str = "") -> list[os.DirEntry]:
+    """Return a folder's entries but hidden ones, and what a Mac adds to archives (__MACOSX).
 
-
-def _tell_masks(listing: Listing, pictures: list[Path]) -> None:
-    masks = masks_among(pictures)
-    for path in pictures:
-        is_mask = path in masks
-        (listing.masks if is_mask else listing.images).append(path)
+    Raises: InputError, with `name` before the folder.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith((".", "__"))]
+    except OSError as error:
+        raise InputError(f"{name}{folder} can't be listed: {error.strerror or error}") from error
 
 
 def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
-    """The splits in files' own names; none unless nearly all hold one, and not all the same."""
+    """Return the splits in files' own names, where nearly all hold one and not all the same."""
     found = {path: splits_in(path.stem) for path in images}
     clear = {path: splits[0] for path, splits in found.items() if len(splits) == 1}
     nearly_all = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images)
     return clear if nearly_all and len(set(clear.values())) > 1 else {}
 
 
-def _of_masks(folders: Iterable[str]) -> bool:
-    for name in reversed(list(folders)):
-        if MASK_FOLDER.fullmatch(name):
-            return True
-        if IMAGE_FOLDER.fullmatch(name):
-            return False
-    return False
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            found = [e for e in entries if not e.name.startswith((".", "__"))]
-    except OSError as error:
-        raise InputError(f"{folder} can't be listed: {error.strerror or error}") from error
-    return sorted(found, key=lambda entry: entry.name)
-
-
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
-
-
-def _ending(name: str) -> str:
-    """As `_suffix`, with what was packed: .nii.gz."""
-    suffix = _suffix(name)
-    return _suffix(name[: -len(suffix)]) + suffix if suffix == ".gz" else suffix

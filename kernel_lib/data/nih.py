@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data.folder import one_path_an_id
+from kernel_lib.data import cells
+from kernel_lib.data.folder import entries, one_path_an_id
 from kernel_lib.data.images import Skipped, image_id
-from kernel_lib.data.labels import read_cells
 from kernel_lib.data.layouts import NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
 
@@ -18,17 +17,16 @@ NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN = "Image Index", "Finding Labels", "Pa
 PATIENT_DIGITS = 8
 FILE_NAME = r"\d{8}_\d{3}\.png"
 MAX_MISSING_SHARE = 0.05
-# images_001/images/, and a folder or two around it.
-MAX_DEPTH = 6
+MAX_DEPTH = 6  # images_001/images/, and a folder or two around it
 
 
 def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFrame:
-    """The images of an NIH folder with their patients and labels, by image_id; opens no image.
+    """Return the images of an NIH folder with patients and labels, by image_id; opens no image.
 
     Shapes: DataFrame[image_id, path, patient, positive]: image_id is the file's stem, patient its
-    first part (8 digits), positive whether Pneumothorax is among the findings. `left_out` is given
-    each listed image that has no file; images that no table lists are not looked at.
-    Errors: InputError naming file, row and mend: no table, no images, wrong columns or rows, an
+    first part (8 digits), positive whether Pneumothorax is among the findings. Listed images that
+    have no file are added to `left_out`; images that no table lists are not looked at.
+    Raises: InputError naming file, row and fix: no table, no images, wrong columns or rows, an
     image listed twice, two differing files of one name, more than 5 % of the images missing.
     """
     folder = Path(folder)
@@ -39,29 +37,32 @@ def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFr
         raise InputError(f"NIH_DIR {folder} holds no PNG: unpack the images there. {NIH_LAYOUT}")
     csv = min(tables, key=lambda path: (NIH_TABLES.index(path.name), len(path.parts), path))
     listed = _read_table(csv)
-    paths = one_path_an_id(pictures)[0]
+    paths = one_path_an_id(pictures)
     path = listed["image_id"].map({name: str(path) for name, path in paths.items()})
-    _note_missing(listed[path.isna()], len(listed), csv, folder, left_out)
+    missing = listed[path.isna()]
+    share = len(missing) / len(listed)
+    if share > MAX_MISSING_SHARE:
+        raise InputError(
+            f"{csv} row {missing.index[0]}: {missing['image_id'].iloc[0]}.png has no file under "
+            f"{folder}, nor have {len(missing)} of the {len(listed)} listed images ({share:.0%}, "
+            f"at most {MAX_MISSING_SHARE:.0%} may be missing): unpack all archives there, or "
+            "delete their rows"
+        )
+    if left_out is not None:
+        reason = f"no file under {folder}"
+        left_out += [Skipped(name, f"{name}.png", reason) for name in missing["image_id"]]
     found = listed.assign(path=path)[path.notna()].sort_values("image_id", ignore_index=True)
     return found[["image_id", "path", "patient", "positive"]]
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The tables and the PNGs under a folder; each folder is listed once, no file is asked for."""
+    """Return the tables and the PNGs under a folder, listing each folder once."""
     tables: list[Path] = []
     pictures: list[str] = []
     waiting = [(str(folder), 0)]
     while waiting:
         inside, depth = waiting.pop()
-        try:
-            with os.scandir(inside) as entries:
-                # Archives from a Mac hold ._ twins of the images, under __MACOSX.
-                there = [e for e in entries if not e.name.startswith((".", "__"))]
-        except OSError as error:
-            raise InputError(
-                f"NIH_DIR: {inside} can't be listed: {error.strerror or error}"
-            ) from error
-        for entry in there:
+        for entry in entries(inside, "NIH_DIR: "):
             if entry.name.lower().endswith(".png"):
                 pictures.append(entry.path)
             elif entry.name in NIH_TABLES:
@@ -72,11 +73,11 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _read_table(csv: Path) -> pd.DataFrame:
-    """image_id, patient and positive of each row, checked; the index is the row in the file."""
+    """Return image_id, patient and positive of each row, checked, indexed by row in the file."""
     wanted = [NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN]
     # Its rows end in a comma, and in some copies the header does not.
-    text = read_cells(csv, wanted, ragged=True, hint=": is it NIH's table?")
-    names, labels, patients = (text[c] for c in (NAME_COLUMN, LABEL_COLUMN, PATIENT_COLUMN))
+    text = cells.read_table(csv, wanted, ragged=True, hint=": is it NIH's table?")
+    names, labels, patients = (text[column] for column in wanted)
 
     def refuse(bad: pd.Series, complaint: str) -> None:
         if bad.any():
@@ -91,32 +92,7 @@ def _read_table(csv: Path) -> pd.DataFrame:
     refuse(labels == "", "the image {0} has no " + LABEL_COLUMN)
     refuse(~patients.str.fullmatch(r"\d{1,8}"), f"{PATIENT_COLUMN} {{2!r}} is no whole number")
     patient = patients.str.zfill(PATIENT_DIGITS)
-    refuse(
-        names.str[:PATIENT_DIGITS] != patient, f"the image {{0}} is not of {PATIENT_COLUMN} {{2}}"
-    )
-    return pd.DataFrame(
-        {
-            "image_id": names.map(image_id),
-            "patient": patient,
-            "positive": labels.str.split("|").map(lambda found: FINDING in found).astype(bool),
-        }
-    )
-
-
-def _note_missing(
-    missing: pd.DataFrame, n_listed: int, csv: Path, folder: Path, left_out: list[Skipped] | None
-) -> None:
-    if missing.empty:
-        return
-    share = len(missing) / n_listed
-    if share > MAX_MISSING_SHARE:
-        raise InputError(
-            f"{csv} row {missing.index[0]}: {missing['image_id'].iloc[0]}.png has no file under "
-            f"{folder}, nor have {len(missing)} of the {n_listed} listed images ({share:.0%}, at "
-            f"most {MAX_MISSING_SHARE:.0%} may be missing): unpack all archives there, or delete "
-            "their rows"
-        )
-    if left_out is not None:
-        left_out += [
-            Skipped(name, f"{name}.png", f"no file under {folder}") for name in missing["image_id"]
-        ]
+    is_another = names.str[:PATIENT_DIGITS] != patient
+    refuse(is_another, f"the image {{0}} is not of {PATIENT_COLUMN} {{2}}")
+    positive = labels.str.split("|").map(lambda findings: FINDING in findings).astype(bool)
+    return pd.DataFrame({"image_id": names.map(image_id), "patient": patient, "positive": positive})

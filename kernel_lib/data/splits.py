@@ -32,8 +32,8 @@ def noted(listing: Listing, images: Images, train: Set[str]) -> list[str]:
     notes = []
     lists = (path for path in listing.lists if path.stem not in images.files)  # not of an image
     for path in [*listing.tables, *lists]:
-        found = [train & set(map(images.meant, names_of(names))) for names in _held_out(path)]
-        most = max(found, key=len, default=())
+        held = [train & set(map(images.meant, names_of(names))) for names in _held_out(path)]
+        most = max(held, key=len, default=())
         if 0 < len(most) < len(train):  # all, in lists of cross-validation
             notes.append(
                 f"{path} calls {len(most)} training images test or validation images, {min(most)} "
@@ -44,9 +44,9 @@ def noted(listing: Listing, images: Images, train: Set[str]) -> list[str]:
 
 
 def _held_out(path: Path) -> list[list[str]]:
-    """What a table or text calls test or validation images: columns of possible names.
+    """Return the names of test and validation images that a table or text states, by column.
 
-    By its own name, a column of splits, or keys of a JSON. Nothing of a file that can't be read.
+    By its own name, a column of splits, or keys of a JSON; empty for a file that can't be read.
     """
     by_name = not HELD_OUT.isdisjoint(splits_in(path.stem))
     try:
@@ -63,20 +63,20 @@ def _held_out(path: Path) -> list[list[str]]:
 
 
 def _read(csv: Path) -> tuple[list[str], list[list[str]]]:
-    """A table's header and columns."""
-    (_, header), *rows = cells.read(csv) or [cells.Row(1, [])]
+    """Return a table's header and columns; rows that are cut short end in blanks."""
+    header, rows = cells.read_parts(csv)
     filled = (row for _, row in rows if any(row))
     return header, list(map(list, zip_longest(*filled, fillvalue="")))
 
 
 def _column(columns: list[list[str]]) -> list[str] | None:
-    """The first column that holds nothing but words for splits, as splits."""
+    """Return the first column that holds nothing but words for splits, as splits."""
     words = (list(map(split_word, column)) for column in columns)
     return next((each for each in words if any(each) and None not in each), None)
 
 
 def _below(node: object, held: bool) -> Iterator[str]:
-    """The texts of a JSON under keys that say test or validation."""
+    """Yield the texts of a JSON under keys that are words for test or validation."""
     if isinstance(node, dict):
         for key, inner in node.items():
             yield from _below(inner, held or split_word(key) in HELD_OUT)

@@ -15,7 +15,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.storage import write_text
 
-COLUMNS = (labels.ID_COLUMN, labels.RLE_COLUMN)
+COLUMNS = (cells.ID_COLUMN, cells.RLE_COLUMN)
 SHAPE = (1024, 1024)  # (H, W) of every image of the competition
 
 Shapes = Mapping[str, tuple[int, int]]

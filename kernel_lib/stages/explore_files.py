@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import images, label_checks, labels, rle
+from kernel_lib.data import cells, images, label_checks, labels, rle
 from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.units import FULL_AREA
@@ -95,18 +95,18 @@ def _open(opened: Opened, name: str, path: Path) -> None:
 
 def label_rows(csv: Path) -> LabelRows:
     """How many rows each image has, and how many of these overlap an earlier one of it."""
-    cells = labels.read_cells(csv, [labels.ID_COLUMN, labels.RLE_COLUMN])
-    names = pd.Series(labels.names_of(cells[labels.ID_COLUMN]), index=cells.index)
+    table = cells.read_table(csv, [cells.ID_COLUMN, cells.RLE_COLUMN])
+    names = pd.Series(labels.names_of(table[cells.ID_COLUMN]), index=table.index)
     several = names.duplicated(keep=False)
     of_image, overlapping = {}, {}
-    for name, rows in cells[several].groupby(names[several], sort=False):
+    for name, rows in table[several].groupby(names[several], sort=False):
         of_image[name], drawn, over = len(rows), rle.union([]), 0
-        for runs in map(rle.parse, rows[labels.RLE_COLUMN]):
+        for runs in map(rle.parse, rows[cells.RLE_COLUMN]):
             over += rle.shared_px(runs, drawn) > 0
             drawn = rle.union([drawn, runs])
         if over:
             overlapping[name] = over
-    return LabelRows(len(cells), names.nunique(), of_image, overlapping)
+    return LabelRows(len(table), names.nunique(), of_image, overlapping)
 
 
 def masked(source: Source, opened: Opened, masks_are: str | None) -> list[Masked]:

@@ -24,7 +24,7 @@ from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.images import Skipped
-from kernel_lib.data.labels import Sample
+from kernel_lib.data.labels import Sample, read_sample
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
@@ -237,7 +237,7 @@ def _asked(parameters: InferenceParameters) -> Asked:
     if n_ranks() == 1:
         for problem in source.problems:
             print(f"note: {problem}")
-    form = None if source.sample is None else table.read_sample(source.sample)
+    form = None if source.sample is None else read_sample(source.sample)
     if form is None:
         print("no sample submission: one row for each test image, by id")
     check_members(decision, roots)

@@ -13,6 +13,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
+from kernel_lib.data.labels import read_groups
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan
@@ -230,7 +231,7 @@ def _with_copies(groups: pd.Series, prepared: cache.Prepared) -> pd.Series:
 
 
 def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
-    by_id = table.read_groups(paths.from_root(given))
+    by_id = read_groups(paths.from_root(given))
     found = prepared["image_id"].map(by_id)
     if found.isna().all():
         raise InputError(f"GROUPS {given} names none of the images: it must map image ids")

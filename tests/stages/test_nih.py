@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import cache_workers, fingerprint, folds, images, nih, table
+from kernel_lib.data import cache_workers, fingerprint, folds, images, labels, nih, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import nih as stage
 from tools.phantoms.competition import write_competition
@@ -56,7 +56,7 @@ def drawn(source: table.Source, groups: dict[str, str] | None = None) -> pd.Data
 
 @pytest.fixture(scope="module")
 def by_table(places, source) -> pd.DataFrame:
-    return drawn(source, table.read_groups(places / "nih" / "nih_id.csv"))
+    return drawn(source, labels.read_groups(places / "nih" / "nih_id.csv"))
 
 
 def prepare(places, source, frame, work: Path, size: int = SIZE, **options) -> stage.NihImages:
@@ -156,7 +156,7 @@ def test_without_a_table_the_past_is_unknown_and_patients_are_drawn_into_folds(
 
 
 def test_one_image_without_a_patient_makes_the_past_unknown(places, source, tmp_path):
-    groups = table.read_groups(places / "nih" / "nih_id.csv")
+    groups = labels.read_groups(places / "nih" / "nih_id.csv")
     del groups[max(groups)]
     frame = drawn(source, groups)
     found = prepare(places, source, frame, tmp_path)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kernel_lib.data import images, nih, table
 from kernel_lib.data.cache_store import resized
+from kernel_lib.data.labels import read_labels
 from kernel_lib.data.layouts import NIH_TABLES
 from kernel_lib.errors import InputError
 from kernel_lib.storage import write_text
@@ -74,7 +75,7 @@ def _labelled_test(competition: table.Source) -> pd.DataFrame:
     truth = competition.root / TEST_TRUTH
     if competition.test.empty or not truth.is_file():
         return competition.test.assign(rle="-1")
-    labels = table.read_labels(truth)[["image_id", "rle"]]
+    labels = read_labels(truth)[["image_id", "rle"]]
     return competition.test.merge(labels, on="image_id", how="left")
 
 

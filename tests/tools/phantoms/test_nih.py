@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from kernel_lib.data import fingerprint, images, nih, table
+from kernel_lib.data import fingerprint, images, labels, nih, table
 from kernel_lib.errors import InputError
 from tools.phantoms.competition import write_competition
 from tools.phantoms.nih import write_nih
@@ -28,7 +28,7 @@ def test_training_images_are_there_under_nih_names_with_others_of_their_patients
 ):
     planted = write_nih(tmp_path, competition, 3, n_test=2, n_more=2)
     frame = nih.read(tmp_path).set_index("image_id")
-    groups = table.read_groups(tmp_path / "nih_id.csv")
+    groups = labels.read_groups(tmp_path / "nih_id.csv")
     train = table.discover(competition).train.set_index("image_id")
     assert groups.keys() == set(train.index)
     names = dict(
@@ -57,7 +57,7 @@ def test_training_images_are_there_under_nih_names_with_others_of_their_patients
 def test_chosen_patients_and_another_size(competition, tmp_path):
     planted = write_nih(tmp_path, competition, 0, n_patients=2, n_test=1, n_more=0, size=96)
     frame = nih.read(tmp_path).set_index("image_id")
-    groups = table.read_groups(tmp_path / "nih_id.csv")
+    groups = labels.read_groups(tmp_path / "nih_id.csv")
     assert len(groups) == 12
     assert len(set(frame["patient"]) & set(groups.values())) == 2
     (name,) = planted
