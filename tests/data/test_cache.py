@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -255,10 +256,8 @@ def test_masks_are_made_again_where_they_are_said_to_be_inverted(prepare, frame,
 def test_skipping_stops_at_a_share_of_the_images_and_of_those_with_a_mask(
     prepare, frame, left_out, word
 ):
-    prepared = prepare(frame)
-    prepared.skipped = [
-        images.Skipped(name, f"{name}.png", f"{name}.png is damaged") for name in sorted(left_out)
-    ]
+    skipped = [images.Skipped(name, "", f"{name}.png is damaged") for name in sorted(left_out)]
+    prepared = replace(prepare(frame), skipped=skipped)
     positive = {f"p{n}" for n in range(20)}
     if word is None:
         cache.check_skipped(prepared, 100, positive)
