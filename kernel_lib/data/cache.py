@@ -120,7 +120,6 @@ def prepare(
     workers: int | None = None,
     on_bad_file: str = "stop",
     masks_are: str | None = None,
-    progress: bool = True,
 ) -> Prepared:
     """Decode each image of a table once, resized to (size, size), and open the result.
 
@@ -154,7 +153,7 @@ def prepare(
             initial=len(frame) - len(tasks) - len(filler.bad),
             desc=f"prepare {split} {size}",
             unit="image",
-            disable=not progress or not tasks,
+            disable=not tasks,
         )
         n_workers = workers or n_cores or os.cpu_count() or 1
         with progress_bar, closing(outcomes(store, tasks, n_workers)) as results:
