@@ -1,4 +1,4 @@
-"""`prepare`: every radiograph decoded once, into two files from which any image is one read."""
+"""`prepare` decodes every radiograph once, into two files from which any image is one read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pandas as pd
 from kernel_lib import storage
 from kernel_lib.data import images
 from kernel_lib.data.cache_store import Journal, Row, Store, Task
-from kernel_lib.data.cache_workers import Outcome, outcomes
+from kernel_lib.data.cache_workers import outcomes
 from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
 from kernel_lib.progress import bar
@@ -30,6 +32,7 @@ ASSUMED_SHAPE = (1024, 1024)
 TABLE_COLUMNS = ("image_id", "path", "height", "width", "rle", "area_px", "patient")
 
 
+@dataclass(frozen=True)
 class Prepared:
     """Decoded images and masks of one size S; `table` has a row for each.
 
@@ -42,20 +45,11 @@ class Prepared:
     short would kill the process.
     """
 
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        store: Store,
-        slots: np.ndarray,
-        skipped: list[Skipped],
-        notes: list[str],
-    ) -> None:
-        self.table = table
-        self.skipped = skipped
-        self.notes = notes
-        self._store = store
-        self._slots = slots
-        self._has_mask = table["area_px"].to_numpy() > 0
+    table: pd.DataFrame
+    skipped: list[Skipped]
+    notes: list[str]
+    _store: Store
+    _slots: np.ndarray  # of each row
 
     @property
     def size(self) -> int:
@@ -69,29 +63,33 @@ class Prepared:
         return len(self._slots)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i as (S, S) uint8, read-only."""
+        """Return image i as (S, S) uint8, read-only."""
         store = self._store
         return self._read(store.pixels, i, store.pixel_bytes).reshape(self.size, self.size)
 
     def mask(self, i: int) -> np.ndarray:
-        """Mask i as (S, S) uint8 0/1; all 0 where there is no label."""
-        if not self._has_mask[i]:
+        """Return mask i as (S, S) uint8 0/1; all 0 where there is no label."""
+        if not self._areas_px[i]:
             return np.zeros((self.size, self.size), np.uint8)
         bits = self._read(self._store.masks, i, self._store.mask_bytes)
         return np.unpackbits(bits, count=self.size**2).reshape(self.size, self.size)
 
     def subset(self, rows: np.ndarray) -> Prepared:
-        """Those rows alone, renumbered from 0; the files are shared."""
+        """Return only those rows, renumbered from 0; the files are shared."""
         table = self.table.iloc[rows].reset_index(drop=True)
-        return Prepared(table, self._store, self._slots[rows], self.skipped, self.notes)
+        return replace(self, table=table, _slots=self._slots[rows])
 
     def digest(self) -> str:
-        """SHA-256 (hex) of images and slots and all that was ever decoded into this cache."""
+        """Return the SHA-256 (hex) of images, slots and every image ever decoded here."""
         listed = "\n".join(self.table["image_id"]).encode()
         return hashlib.sha256(listed + self._store.journal.read_bytes()).hexdigest()
 
+    @cached_property
+    def _areas_px(self) -> np.ndarray:
+        return self.table["area_px"].to_numpy()  # a row's look-up in the table would take longer
+
     def _read(self, path: Path, i: int, n_bytes: int) -> np.ndarray:
-        """What a file holds of image i, (n_bytes,) uint8, read-only."""
+        """Return the bytes of image i in a file, (n_bytes,) uint8, read-only."""
         try:
             file = os.open(path, os.O_RDONLY)  # each time: microseconds, nothing to share or close
         except FileNotFoundError:
@@ -108,7 +106,7 @@ class Prepared:
 def _lost(path: Path) -> InputError:
     return InputError(
         f"{path} is gone, or was cut, after it was prepared: run the same command again, which "
-        "makes it anew"
+        "makes it again"
     )
 
 
@@ -122,7 +120,6 @@ def prepare(
     workers: int | None = None,
     on_bad_file: str = "stop",
     masks_are: str | None = None,
-    progress: bool = True,
 ) -> Prepared:
     """Decode each image of a table once, resized to (size, size), and open the result.
 
@@ -130,47 +127,44 @@ def prepare(
     them. Written to <cache_dir>/<data key>/<size>/<split>, where the data key is the root's name
     and a hash of its resolved path, so that two data folders never mix. Goes on where it was
     stopped, decodes changed files again (by path, bytes and time of change) and makes changed
-    masks again; where all is done it looks at the files' dates only. Workers (all cores unless
-    told) are spawned processes: a script must call this under `if __name__ == "__main__":`.
+    masks again; where all is done it looks at the files' dates only. Workers (by default as many
+    as cores) are spawned processes: a script must call this under `if __name__ == "__main__":`.
     on_bad_file: "stop" raises at the first file that can't be read or label outside its image,
-    "skip" leaves it out, "blank" puts a black image without mask; both list it in `.skipped`.
+    "skip" leaves it out, "blank" puts a black image without mask; both list it in `skipped`.
     masks_are: "inverted" swaps mask and background; "right" takes masks that look inverted.
-    Errors: InputError naming file and row, or what is wrong with cache_dir.
+    Raises: InputError naming file and row, or what is wrong with cache_dir.
     """
     if split not in SPLITS or on_bad_file not in ON_BAD_FILE or size < 1:
         raise InputError(
             f"size {size} must be at least 1, split {split!r} one of {SPLITS}, "
             f"on_bad_file {on_bad_file!r} one of {ON_BAD_FILE}"
         )
-    again = frame["image_id"][frame["image_id"].duplicated()]
-    if len(again):
-        raise InputError(f"image {again.iloc[0]} stands twice in the table of {split} images")
+    repeated = frame["image_id"][frame["image_id"].duplicated()]
+    if len(repeated):
+        raise InputError(f"image {repeated.iloc[0]} stands twice in the table of {split} images")
     folder = Path(cache_dir) / data_key(root) / str(size) / split
     store = Store(folder, size)
     with _clear_about_disk(folder), _locked(folder, root), closing(Journal(store)) as journal:
         filler = _Filler(store, journal, on_bad_file, split != "test", masks_are)
         tasks = filler.plan(frame)
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        progress_bar = bar(
+            total=len(frame),
+            initial=len(frame) - len(tasks) - len(filler.bad),
+            desc=f"prepare {split} {size}",
+            unit="image",
+            disable=not tasks,
+        )
         n_workers = workers or n_cores or os.cpu_count() or 1
-        done = len(frame) - len(tasks) - len(filler.bad)
-        with (
-            bar(
-                total=len(frame),
-                initial=done,
-                desc=f"prepare {split} {size}",
-                unit="image",
-                disable=not progress or not tasks,
-            ) as shown,
-            closing(outcomes(store, tasks, n_workers)) as results,
-        ):
-            for outcome in results:
-                filler.take(outcome)
-                shown.update()
+        with progress_bar, closing(outcomes(store, tasks, n_workers)) as results:
+            for task, result in results:
+                filler.take(task, result)
+                progress_bar.update()
         return filler.prepared(frame)
 
 
 def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None:
-    """Raise InputError where more was left out than bad files of a sound data set explain.
+    """Raise InputError where more was left out than the bad files of a sound data set explain.
 
     n_images: given to `prepare`; positive: the ids among them that have, or may have, a mask.
     """
@@ -186,33 +180,26 @@ def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None
 
 
 def data_key(root: Path | str) -> str:
-    """The cache's name for a data folder: its own name, and a hash of its resolved path."""
+    """Return the cache's name for a data folder: its own, and a hash of its resolved path."""
     path = Path(root).resolve()
     name = re.sub(r"[^\w.-]+", "_", path.name) or "root"
     return f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:10]}"
 
 
+@dataclass
 class _Filler:
-    """Which slots are to fill, and what came of it."""
+    """The slots to fill, and the images that could not be."""
 
-    def __init__(
-        self,
-        store: Store,
-        journal: Journal,
-        on_bad_file: str,
-        is_training: bool,
-        masks_are: str | None,
-    ) -> None:
-        self.store = store
-        self.journal = journal
-        self.on_bad_file = on_bad_file
-        self.is_training = is_training
-        self.masks_are = masks_are
-        self.bad: dict[str, Skipped] = {}  # by image id
-        self.blank: dict[str, Row] = {}
+    store: Store
+    journal: Journal
+    on_bad_file: str
+    is_training: bool
+    masks_are: str | None
+    bad: dict[str, Skipped] = field(default_factory=dict)  # by image id
+    blank: dict[str, Row] = field(default_factory=dict)
 
     def plan(self, frame: pd.DataFrame) -> list[Task]:
-        """The tasks left to do, with slots reserved and marked as not done."""
+        """Return the tasks left to do, with slots reserved and marked as not done."""
         self.journal.assign(frame["image_id"].tolist())
         tasks = []
         for record in frame.to_dict("records"):
@@ -228,9 +215,8 @@ class _Filler:
         self.store.reserve(len(self.journal.slots))
         return tasks
 
-    def take(self, outcome: Outcome) -> None:
-        """Note a slot that was filled, or deal with the file that could not be read."""
-        task, result = outcome
+    def take(self, task: Task, result: Row | InputError) -> None:
+        """Note a slot that was filled, or a file that could not be read."""
         if isinstance(result, Row):
             self.journal.done(task.slot, result)
         else:
@@ -250,20 +236,15 @@ class _Filler:
             slots.append(slot)
             notes[record["path"]] = row.notes
         table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-        lines = images.noted(notes)
-        return Prepared(
-            table, self.store, np.array(slots, np.int64), list(self.bad.values()), lines
-        )
+        skipped, lines = list(self.bad.values()), images.noted(notes)
+        return Prepared(table, skipped, lines, self.store, np.array(slots, np.int64))
 
     def _task(self, record: dict) -> Task | None:
-        """What is to do for an image; None where its slot is as it should be."""
+        """Return the task of an image; None where its slot is as it should be."""
         slot = self.journal.slots[record["image_id"]]
-        mask_path = record.get("mask_path", "")
-        text = record.get("rle", "")
-        if mask_path:
-            label = _fingerprint(mask_path)
-        else:
-            label = [hashlib.sha256(text.encode()).hexdigest()[:16]]
+        mask_path, text = record.get("mask_path", ""), record.get("rle", "")
+        digest = [hashlib.sha256(text.encode()).hexdigest()[:16]]
+        label = _fingerprint(mask_path) if mask_path else digest
         label += [self.masks_are] if self.masks_are else []
         source = _fingerprint(record["path"])
         row = self.journal.rows.get(slot)
@@ -325,21 +306,19 @@ def _clear_about_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"{error.strerror or error}"
-        if storage.disk_full(error):
-            what = storage.room(folder)
+        reason = storage.room(folder) if storage.disk_full(error) else error.strerror or error
         raise InputError(
-            f"the cache {folder} can't be written: {what}; make room, or give another CACHE_DIR "
+            f"the cache {folder} can't be written: {reason}; make room, or give another CACHE_DIR "
             "(what is done already stays, and the next call goes on from there)"
         ) from error
 
 
 @contextmanager
 def _locked(folder: Path, root: Path | str) -> Iterator[None]:
-    """One process at a time: a second one waits, and then finds the work done."""
+    """Let one process in at a time: a second one waits, and then the work is done."""
     folder.mkdir(parents=True, exist_ok=True)
     with storage.folder_lock(folder, wait=True):
-        says, whose = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
-        if not (says.is_file() and says.read_bytes() == whose.encode()):
-            storage.write_text(says, whose)
+        path, text = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
+        if not (path.is_file() and path.read_bytes() == text.encode()):
+            storage.write_text(path, text)
         yield

@@ -4,9 +4,9 @@ A cache folder holds, for images of one size S:
   pixels.u8    S·S bytes a slot, the resized image
   masks.bits   S·S bits a slot (rounded up to bytes), the resized mask; a sparse file
   rows.jsonl   what is in the slots, a line an event, only ever appended to
-A slot counts as done from the moment its line stands in rows.jsonl, which is after its pixels and
-mask have been written: a process killed at any moment loses the images it was busy with, no more.
-All writing goes through pwrite: a full disk then is an error, where a memory map would be killed.
+A slot counts as done once its line stands in rows.jsonl, after its pixels and mask have been
+written: a process killed at any moment loses only the images in work. All writing goes through
+pwrite: a full disk is then an error, where a memory map would be killed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import numpy as np
 from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.masks import resize_mask
 
-# Part of what a cache was made with: another number, and every slot is made anew.
+# A cache of another number is made again.
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is in a slot: where it came from, and what is known of it."""
+    """The content of a slot: its source, and what is known of it."""
 
-    source: list[str | int]  # path, bytes, mtime_ns of the image: another, and it is decoded again
-    label: list[str | int]  # the same of the label: another, and the mask is made again
+    source: list[str | int]  # path, bytes, mtime_ns of the image: a change decodes it again
+    label: list[str | int]  # the same of the label: a change makes the mask again
     height: int
     width: int
     area_px: int
@@ -84,11 +84,9 @@ class Store:
         return self.folder / "rows.jsonl"
 
     def write_pixels(self, slot: int, image: np.ndarray) -> None:
-        """Write an image (S, S) uint8 to its slot."""
         _write_at(self.pixels, slot * self.pixel_bytes, image)
 
     def write_mask(self, slot: int, mask: np.ndarray) -> None:
-        """Write a mask (S, S) 0/1 to its slot."""
         _write_at(self.masks, slot * self.mask_bytes, np.packbits(mask))
 
     def reserve(self, n_slots: int) -> None:
@@ -99,12 +97,10 @@ class Store:
                     file.truncate(n_slots * each)
 
     def n_reserved(self) -> int:
-        """Slots that both files have room for."""
+        """Return for how many slots both files have room."""
         try:
-            return min(
-                self.pixels.stat().st_size // self.pixel_bytes,
-                self.masks.stat().st_size // self.mask_bytes,
-            )
+            n_images = self.pixels.stat().st_size // self.pixel_bytes
+            return min(n_images, self.masks.stat().st_size // self.mask_bytes)
         except FileNotFoundError:
             return 0
 
@@ -132,19 +128,17 @@ class Journal:
     def assign(self, image_ids: list[str]) -> None:
         """Give each image without a slot the next free one."""
         new = [name for name in image_ids if name not in self.slots]
-        lines = []
         for name in new:
             self.slots[name] = len(self.slots)
-            lines.append({"slot": self.slots[name], "image_id": name})
-        self._append(*lines)
+        self._append(*({"slot": self.slots[name], "image_id": name} for name in new))
 
     def done(self, slot: int, row: Row) -> None:
-        """Say that the slot's pixels and mask have been written."""
+        """Mark a slot whose pixels and mask have been written."""
         self._append({"slot": slot, "row": asdict(row)})
         self.rows[slot] = row
 
     def undo(self, slots: list[int]) -> None:
-        """Say that the slots are about to be written over."""
+        """Mark slots that are about to be written over."""
         stale = [slot for slot in slots if slot in self.rows]
         self._append(*({"slot": slot, "row": None} for slot in stale))
         for slot in stale:
@@ -156,10 +150,10 @@ class Journal:
     def _load(self, store: Store) -> None:
         self._file.seek(0)
         data = self._file.read()
-        whole = data[: data.rfind(b"\n") + 1]
+        complete = data[: data.rfind(b"\n") + 1]
         # A killed process may have left half a line, which the next line would otherwise join.
-        self._file.truncate(len(whole))
-        head, *events = map(json.loads, whole.splitlines() or [b"null"])
+        self._file.truncate(len(complete))
+        head, *events = map(json.loads, complete.splitlines() or [b"null"])
         if head != {"format": FORMAT, "size": store.size}:
             raise ValueError(f"head {head}")
         for event in events:
@@ -181,32 +175,31 @@ class Journal:
 
 
 def fill(store: Store, task: Task) -> Row:
-    """Decode the task's image and label, write both to their slot, and say what they are.
+    """Decode the task's image and label, write both to their slot, and return what they are.
 
-    Errors: InputError naming the file at fault (and the label's rows); OSError from the cache.
+    Raises: InputError naming the file at fault (and the label's rows); OSError from the cache.
     """
-    if task.known is None:
-        found = images.open_radiograph(task.path)
-        pixels, patient, notes = found.pixels, found.patient, list(found.notes)
-        shape = pixels.shape
+    known, pixels = task.known, None
+    if known is None:
+        radiograph = images.open_radiograph(task.path)
+        pixels, patient, notes = radiograph.pixels, radiograph.patient, list(radiograph.notes)
+        height, width = pixels.shape
     else:
-        pixels, patient, notes = None, task.known.patient, task.known.notes
-        shape = (task.known.height, task.known.width)
-    runs = label_checks.runs_of(task, shape, task.masks_are)
+        patient, notes, height, width = known.patient, known.notes, known.height, known.width
+    runs = label_checks.runs_of(task, (height, width), task.masks_are)
     if pixels is not None:
         store.write_pixels(task.slot, resized(pixels, store.size))
     if len(runs):
-        mask = resize_mask(rle.mask_of(runs, shape), (store.size, store.size))
+        mask = resize_mask(rle.mask_of(runs, (height, width)), (store.size, store.size))
         store.write_mask(task.slot, mask)
     is_new = task.mask_path or task.masks_are == "inverted"
     own_rle = rle.to_string(runs) if is_new else ""
-    height, width = map(int, shape)
     area_px = rle.area(runs)
     return Row(task.source, task.label, height, width, area_px, patient or "", own_rle, notes)
 
 
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) uint8 stretched to (size, size): area average when shrinking, else bilinear."""
+    """Return (H, W) uint8 stretched to (size, size): by area when shrinking, else bilinear."""
     if pixels.shape == (size, size):
         return pixels
     shrinks = pixels.shape[0] * pixels.shape[1] > size * size

@@ -1,4 +1,4 @@
-"""Many slots filled at once, by processes, with few images in flight."""
+"""Processes that fill many slots at once, with few images in flight."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kernel_lib.data.cache_store import Row, Store, Task, fill
 from kernel_lib.errors import InputError
 
 BATCH = 8
-# Processes take seconds to start: they come in where this process, after a second of work, sees
-# that it would need several more. How long an image takes (3 ms or 300) nobody knows before.
+# Processes take seconds to start: they are used where this process, after a second of work, would
+# need several more. How long an image takes (3 ms or 300) is not known before.
 TRIAL_S = 1.0
 WORTH_S = 4.0
 BATCHES_AHEAD = 4
 
-Outcome = tuple[Task, Row | InputError]  # what was made of the task, or the complaint
+Outcome = tuple[Task, Row | InputError]
 
 
 def outcomes(store: Store, tasks: list[Task], workers: int) -> Iterator[Outcome]:
-    """Fill the tasks' slots and yield what came of each, in no fixed order.
+    """Fill the tasks' slots and yield the outcome of each, in no fixed order.
 
-    Errors: OSError where the cache can't be written; RuntimeError where a worker dies.
+    Raises: OSError where the cache can't be written; RuntimeError where a worker dies.
     """
     start = time.monotonic()
     for n_done, task in enumerate(tasks, 1):
@@ -46,7 +46,7 @@ def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Out
     context = multiprocessing.get_context("spawn")
     try:
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
-    except OSError as error:  # its semaphores, in /dev/shm: not a word on the cache's own disk
+    except OSError as error:  # of its semaphores in /dev/shm, not of the cache's own disk
         print(f"note: images are decoded by one process: {error.strerror or error} in /dev/shm")
         for task in tasks:
             yield from _fill_batch(store, [task])
@@ -87,12 +87,12 @@ def _fill_batch(store: Store, tasks: list[Task]) -> list[Outcome]:
 
 
 def _start() -> None:
-    """What a worker does first."""
+    """Prepare a worker: one thread, and an end with its parent."""
     cv2.setNumThreads(1)  # the processes are the parallelism
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
-        # A killed parent tells nobody, and its workers would wait for tasks for ever.
+        # Workers of a killed parent would wait for tasks for ever.
         connection.wait([parent.sentinel])
         os._exit(1)
 

@@ -20,7 +20,7 @@ MISSED = "the window misses over a third of the pixels: stretched to the values 
 
 
 def as_grey(fraction: np.ndarray) -> np.ndarray:
-    """Fractions of full white as uint8, halves rounded up; outside 0..1 clipped.
+    """Return fractions of full white as uint8, halves rounded up; outside 0..1 clipped.
 
     Raises: ValueError for NaN, which would otherwise pass as black.
     """
@@ -36,7 +36,6 @@ def depth(lowest: int, highest: int, *, signed: bool = False) -> int:
 
 
 def depth_note(bits: int) -> str:
-    """Return the note on a picture whose 16-bit file needs fewer bits."""
     return f"16 bits are stated and {bits} are in use: white is the top of {bits} bits"
 
 
@@ -48,7 +47,7 @@ def shown(
     padding: slice = slice(0),
     by_window: bool = False,
 ) -> tuple[np.ndarray, list[str]]:
-    """Return the picture by its table, or by its values stretched to 0..255, and a note on that.
+    """Return the picture by its table, or its values stretched to 0..255, with a note on that.
 
     Shapes: table (n,) uint8, the grey of each of values (n,), of which white is highest; stored
     (H, W), indices into both. Those in `padding` are no part of the picture. A table that is
@@ -56,7 +55,7 @@ def shown(
     Raises: InputError, without naming a file, where nearly all pixels have one value, or all two.
     """
     notes: list[str] = []
-    # A few of the pixels show of nearly every radiograph that nothing is wrong with it.
+    # For nearly every radiograph a few of the pixels suffice to find no fault.
     for step in (max(min(stored.shape) // 128, 1), 1):
         counts = _counts(stored[::step, ::step], len(table), padding)
         fault = FLAT if _is_flat(table, counts) else None
@@ -73,7 +72,6 @@ def shown(
 
 
 def _counts(stored: np.ndarray, n: int, padding: slice) -> np.ndarray:
-    """Return how many pixels have each of n values, (n,)."""
     counts = np.bincount(stored.ravel(), minlength=n)
     counts[padding] = 0
     return counts
@@ -85,15 +83,14 @@ def _is_flat(table: np.ndarray, counts: np.ndarray) -> bool:
 
 
 def _is_missed(table: np.ndarray, values: np.ndarray, counts: np.ndarray) -> bool:
-    """Return whether a window shows too little of the values: what is beyond an end is wider.
+    """Return whether the values beyond an end of a window are many and wider than it.
 
-    Air and collimators are beyond many a window, but nearly constant.
+    Air and collimators are beyond many windows, but nearly constant.
     """
     inside = np.ptp(values[(table > 0) & (table < 255)])
     beyond = (np.where(table == end, counts, 0) for end in (0, 255))
     return any(
-        one.sum() > MAX_BEYOND * counts.sum() and _width(values, one, 0.05) > inside
-        for one in beyond
+        n.sum() > MAX_BEYOND * counts.sum() and _width(values, n, 0.05) > inside for n in beyond
     )
 
 

@@ -1,4 +1,4 @@
-"""Which bits of a DICOM's words are pixels, and their sign, also where the header is wrong."""
+"""The bits of a DICOM's words that are pixels, and their sign, also where the header is wrong."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _stored(
 ) -> tuple[np.ndarray, int, list[str]]:
     """Return the stored values, the bits that hold them, and a note where those are not `bits`.
 
-    Source: DICOM PS3.5 8.1.1. What lies beyond BitsStored is no pixel, unless the values below
-    carry over into it.
+    Source: DICOM PS3.5 8.1.1. Bits beyond BitsStored are no pixel, unless the values below carry
+    over into them.
     """
     signed, container = words.dtype.kind == "i", 8 * words.itemsize
     notes = [] if bits == dataset.BitsStored else [WRONG_BITS]

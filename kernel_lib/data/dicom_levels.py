@@ -1,4 +1,4 @@
-"""What a DICOM header says about grey: rescale, look-up tables and windows as one table."""
+"""The grey levels that a DICOM header states: rescale, look-up tables and windows as one table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernel_lib.data.contrast import as_grey
 
 @dataclass(frozen=True)
 class Levels:
-    """What every possible stored value is shown as; shapes (n,), from the lowest value on."""
+    """The grey level of every possible stored value; shapes (n,), from the lowest value on."""
 
     grey: np.ndarray  # uint8
     values: np.ndarray  # float64, after the modality's rescale or table
@@ -60,7 +60,7 @@ def padding(dataset: pydicom.Dataset, levels: Levels) -> slice:
 
 
 def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, int]:
-    """Values through a LUT item, and the bits of its entries; outside it, the nearest entry."""
+    """Return values through a LUT item, by the nearest entry, and the bits of its entries."""
     n_entries, first, bits = (int(number) for number in item.LUTDescriptor)
     n_entries = n_entries or 65536
     # The descriptor is signed where what it maps is, which its reader may not have known.
@@ -80,9 +80,10 @@ def _looked_up(values: np.ndarray, item: pydicom.Dataset, dataset) -> tuple[np.n
 
 
 def _window(dataset: pydicom.Dataset) -> tuple[float, float, str] | None:
-    """(centre, width, function) of the first complete window; None without one, or of no width."""
-    centres, widths = (_several(dataset.get(f"Window{end}")) for end in ("Center", "Width"))
-    stated = zip(centres, widths, strict=False)
+    """Return centre, width and function of the first complete window; None if it has no width."""
+    stated = zip(
+        *(_several(dataset.get(f"Window{end}")) for end in ("Center", "Width")), strict=False
+    )
     first = next((tuple(map(float, pair)) for pair in stated if "" not in pair), None)
     if first is None:
         return None
@@ -94,11 +95,11 @@ def _window(dataset: pydicom.Dataset) -> tuple[float, float, str] | None:
 def _several(value: object) -> list:
     """Return the values of an element that may have one, several or none; "" where one is blank."""
     many = isinstance(value, (list, tuple)) or hasattr(value, "append")
-    return ["" if one is None else one for one in (value if many else [value])]
+    return ["" if item is None else item for item in (value if many else [value])]
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """Values through a window, 0..1. Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    """Return values through a window, 0..1. Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR":

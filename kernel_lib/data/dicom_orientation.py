@@ -1,4 +1,4 @@
-"""What a DICOM says that it shows, and which way its rows and columns run."""
+"""The view that a DICOM header states, and which way its rows and columns run."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def _stated(dataset: pydicom.Dataset) -> tuple[str, str] | None:
 
 
 def _main(direction: Sequence[float]) -> str:
-    """Return the letter of the axis that a direction (x, y, z) mostly follows."""
+    """Return the letter of the axis nearest to a direction (x, y, z)."""
     axis = max(range(3), key=lambda i: abs(direction[i]))
     return AXES[axis][direction[axis] < 0]

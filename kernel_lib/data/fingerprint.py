@@ -1,9 +1,9 @@
-"""A radiograph known again by its pixels, whatever its file is called.
+"""Fingerprints, by which a radiograph is recognised whatever its file is called.
 
-A fingerprint is a unit vector of 1,024 numbers. What is kept and compared is its code: the signs of
-its products with 512 fixed random vectors, of which a share differs that grows with the angle
-between two fingerprints (Charikar 2002). Two pictures are the same where at most `MOST_DIFFERING`
-bits do. Measured on 2,205 real radiographs of 512 px, 400 of them copied in 15 ways, at 512 and
+A fingerprint is a unit vector of 1,024 numbers. Files keep and compare its code: the signs of its
+products with 512 fixed random vectors, of which a share differs that grows with the angle between
+two fingerprints (Charikar 2002). Two pictures are the same where at most `MOST_DIFFERING` bits
+differ. Measured on 2,205 real radiographs of 512 px, 400 of them copied in 15 ways, at 512 and
 128 px (`python -m tools.benchmarks.fingerprints DATA`); bits that differ:
 
   2,429,910 pairs of different radiographs  half above 244, 99.99 % above 165, all at least 102
@@ -34,7 +34,7 @@ from kernel_lib.data.cache import Prepared
 from kernel_lib.data.cache_store import resized
 from kernel_lib.progress import bar
 
-# Another recipe is another number, which codes begin with: only those of one version compare.
+# Codes begin with it, and only those of one version compare.
 VERSION = 2
 GRID = 32
 FINE, WIDE = 0.8, 2.0  # deviations of the two blurs, in cells of the grid
@@ -47,7 +47,7 @@ _BLOCK = 4096  # rows compared at a time: 52 MB of products with 3,205 others
 
 
 def of(levels: np.ndarray) -> np.ndarray:
-    """The fingerprint of grey levels 0–255: of unit length, or all zeros where nothing is seen.
+    """Return the fingerprint of grey levels 0–255: of unit length, or zeros of a blank picture.
 
     Shapes: (H, W) uint8 → (1024,) float32. The picture is brought to 32×32 cells; each cell's
     difference from its surroundings is divided by the usual difference around it, so that ribs and
@@ -66,19 +66,19 @@ def of(levels: np.ndarray) -> np.ndarray:
 
 
 def code(levels: np.ndarray) -> str:
-    """The code of grey levels (H, W) uint8: text that `matches` compares, and files keep.
+    """Return the code of grey levels (H, W) uint8: text that `matches` compares, and files keep.
 
-    A picture in which nothing is seen has a code that equals none.
+    A blank picture has a code that equals none.
     """
-    found = of(levels)
-    if not found.any():
+    fingerprint = of(levels)
+    if not fingerprint.any():
         return _PREFIX
-    bits = np.packbits(found @ _directions() >= 0)
+    bits = np.packbits(fingerprint @ _directions() >= 0)
     return _PREFIX + base64.b64encode(bits.tobytes()).decode().rstrip("=")
 
 
 def codes(prepared: Prepared) -> tuple[str, ...]:
-    """The code of each image of a cache, kept beside it until one of them changes."""
+    """Return the code of each image of a cache, kept beside it until one of them changes."""
     path = prepared.folder / FILE
     key = f"{VERSION} {prepared.digest()}"
     try:
@@ -86,49 +86,49 @@ def codes(prepared: Prepared) -> tuple[str, ...]:
         if kept["of"] == key:
             return tuple(kept["codes"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or damaged
-    n = len(prepared)
-    rows = bar(range(n), total=n, desc="fingerprints", unit="image", leave=False)
-    found = tuple(code(prepared.image(i)) for i in rows)
-    storage.write_json(path, {"of": key, "codes": found})
-    return found
+        pass  # missing or damaged
+    rows = bar(range(len(prepared)), desc="fingerprints", unit="image", leave=False)
+    made = tuple(code(prepared.image(i)) for i in rows)
+    storage.write_json(path, {"of": key, "codes": made})
+    return made
 
 
 def is_code(text: str) -> bool:
-    """Whether a text is a code of this version; one of another says nothing here."""
+    """Return whether a text is a code of this version; only those compare."""
     return text.startswith(_PREFIX) and len(text) in (len(_PREFIX), _LENGTH)
 
 
 def shows(text: str) -> bool:
-    """Whether a text is a code of this version, of a picture in which something is seen."""
+    """Return whether a text is a code of this version, of a picture that is not blank."""
     return is_code(text) and text != _PREFIX
 
 
 def matches(these: Sequence[str], those: Sequence[str]) -> np.ndarray:
-    """Pairs of indices whose codes are of the same picture, ordered by the first index.
+    """Return the pairs of indices whose codes are of the same picture, by the first index.
 
-    All pairs are compared; what is no code of this version equals none. Shape: (P, 2) int64.
+    All pairs are compared; texts that are no code of this version equal none.
+    Shape: (P, 2) int64.
     """
     other = _signs(those)
-    found = [np.empty((0, 2), np.int64)]
+    pairs = [np.empty((0, 2), np.int64)]
     for start in range(0, len(these), _BLOCK):
         # Of ±1, the product is the bits that agree less those that differ.
         product = _signs(these[start : start + _BLOCK]) @ other.T  # (block, M)
         alike = product >= BITS - 2 * MOST_DIFFERING
-        found.append(np.argwhere(alike) + np.array([start, 0]))
-    return np.concatenate(found)
+        pairs.append(np.argwhere(alike) + np.array([start, 0]))
+    return np.concatenate(pairs)
 
 
 @lru_cache(maxsize=1)
 def _directions() -> np.ndarray:
-    """The 512 random vectors, (1024, 512) float32 of ±1, which no version of NumPy changes."""
-    drawn = hashlib.shake_256(b"pneumothorax").digest(GRID * GRID * BITS // 8)
-    bits = np.unpackbits(np.frombuffer(drawn, np.uint8)).reshape(GRID * GRID, BITS)
+    """Return the 512 random vectors, (1024, 512) float32 of ±1, equal in all NumPy versions."""
+    random = hashlib.shake_256(b"pneumothorax").digest(GRID * GRID * BITS // 8)
+    bits = np.unpackbits(np.frombuffer(random, np.uint8)).reshape(GRID * GRID, BITS)
     return bits.astype(np.float32) * 2 - 1
 
 
 def _signs(codes: Sequence[str]) -> np.ndarray:
-    """Codes as (N, 512) float32 of ±1; zeros where there is none."""
+    """Return codes as (N, 512) float32 of ±1; zeros for those that `shows` nothing."""
     signs = np.zeros((len(codes), BITS), np.float32)
     for row, text in zip(signs, codes, strict=True):
         if shows(text):

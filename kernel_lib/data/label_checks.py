@@ -1,4 +1,4 @@
-"""The label of an image; labels together: empty, inverted, outlines, of another size or order."""
+"""An image's label, and signs that all labels together are wrong: empty, inverted, outlines …"""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ AS_THEY_ARE = "-p MASKS_ARE right takes them as they are"
 # images' own; or these shares of it.
 SIZE_STEPS, LARGEST_SHARE = (16, 50), 1.1
 SHARES = [Fraction(*share) for share in ((1, 2), (1, 3), (2, 3), (1, 4), (3, 4), (1, 5))]
-# By which share of what lies on the next columns another height must fit better than the images'
-# own, and how much more where it is nearly that and few masks tell: none of the competition's
-# 2,669 masks does alone.
+# By which share of the pixels on the next columns another height must fit better than the images'
+# own, and how much more where it is near that and masks are few: no single one of the competition's
+# 2,669 masks does.
 MARGIN, NEARLY, NEAR_MARGIN = 0.01, 0.3, 0.3
 ENOUGH_MASKS = 200
 BY_ROWS = "written row by row"
@@ -62,7 +62,7 @@ def runs_of(row: Labelled, shape: tuple[int, int], masks_are: str | None = None)
 
 
 def doubt(labels: Sequence[Label]) -> str | None:
-    """Return in words why the labels of all images can't be right; None where nothing says so."""
+    """Return in words why the labels of all images can't be right; None without a sign of it."""
     masks = [(runs, shape) for runs, shape in labels if len(runs)]
     if labels and not masks:
         return f"all of {len(labels):,} masks are empty: give the labels; or {AS_THEY_ARE}"
@@ -72,24 +72,26 @@ def doubt(labels: Sequence[Label]) -> str | None:
             f"{large:,} of {len(masks):,} masks cover more than half of their image, as where "
             f"background and mask are swapped: -p MASKS_ARE inverted swaps them, {AS_THEY_ARE}"
         )
-    drawn = doubt_of_drawing(masks)
-    if drawn:
-        return drawn if BY_ROWS in drawn else f"{drawn}; or {AS_THEY_ARE}"
-    grows = np.median([_filled_px(*one) / rle.area(one[0]) for one in masks[:ENOUGH_MASKS]] or [1])
-    if grows < OUTLINES_GROW:
+    doubt = doubt_of_drawing(masks)
+    if doubt:
+        return doubt if BY_ROWS in doubt else f"{doubt}; or {AS_THEY_ARE}"
+    grows = [_filled_px(*label) / rle.area(label[0]) for label in masks[:ENOUGH_MASKS]]
+    growth = np.median(grows or [1])
+    if growth < OUTLINES_GROW:
         return None
     return (
-        f"filling the holes of the masks makes the middle one {grows:.0f} times as large, as where "
-        f"they are outlines: fill them (cv2.drawContours with thickness -1); or {AS_THEY_ARE}"
+        f"filling the holes of the masks makes the middle one {growth:.0f} times as large, as "
+        f"where they are outlines: fill them (cv2.drawContours with thickness -1); or {AS_THEY_ARE}"
     )
 
 
 def doubt_of_large(named: Sequence[tuple[str, Label]]) -> str | None:
     """Return in words which images' masks are large for a pneumothorax, None where none is."""
     large = [name for name, label in named if _is_large(label)]
+    if not large:
+        return None
     more = f" and {len(large) - 3:,} more" if len(large) > 3 else ""
-    found = f"{len(large):,} masks cover more than half an image: {', '.join(large[:3])}{more}"
-    return found if large else None
+    return f"{len(large):,} masks cover more than half an image: {', '.join(large[:3])}{more}"
 
 
 def _is_large(label: Label) -> bool:
@@ -98,32 +100,31 @@ def _is_large(label: Label) -> bool:
 
 
 def _filled_px(runs: rle.Runs, shape: tuple[int, int]) -> int:
-    """Return the area of a mask with its holes filled."""
     mask = rle.mask_of(runs, shape)
     outer, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return np.count_nonzero(cv2.drawContours(mask, outer, -1, 1, cv2.FILLED))
 
 
 def doubt_of_drawing(labels: Sequence[Label]) -> str | None:
-    """Return in words that masks were drawn at another size, or in rows; None: nothing says so."""
+    """Return in words that masks were drawn at another size, or in rows; None without a sign."""
     masks = [(runs, shape) for runs, shape in labels if len(runs)]
-    drawn = drawn_at(masks)
-    if drawn is None:
+    size = drawn_at(masks)
+    if size is None:
         return None
     height, width = masks[0][1]
-    if drawn == BY_ROWS:
+    if size == BY_ROWS:
         return (
             f"{len(masks):,} masks look {BY_ROWS}, or of images turned by 90° ({width}×{height}), "
             "and the runs of this competition go down the columns: transpose each mask"
         )
     return (
-        f"{len(masks):,} masks fit the columns of images {drawn}, not those of their own images "
+        f"{len(masks):,} masks fit the columns of images {size}, not those of their own images "
         f"({width}×{height}): give masks drawn at the images' size, or images of the masks'"
     )
 
 
 def drawn_at(masks: Sequence[Label]) -> str | None:
-    """Return the size of images that masks were drawn on, or `BY_ROWS`; None: nothing says so.
+    """Return the size of images that masks were drawn on, or `BY_ROWS`; None without a sign.
 
     All runs lie within its pixels, and shifted by the height of one of its columns they fall on the
     masks' next columns better than shifted by the images' own.
@@ -134,7 +135,7 @@ def drawn_at(masks: Sequence[Label]) -> str | None:
 
 
 def _steps(masks: Sequence[Label]) -> dict[str, np.ndarray]:
-    """Return what pixels may lie from one column to the next, (N,) by the size that means."""
+    """Return how many pixels a column may have by each possible size, (N,) each."""
     if not masks:
         return {}
     heights, widths = np.array([shape for _, shape in masks]).T
@@ -145,13 +146,13 @@ def _steps(masks: Sequence[Label]) -> dict[str, np.ndarray]:
     sizes |= {f"{share} as high": np.rint(float(share) * heights).astype(int) for share in SHARES}
     if (heights != widths).any():
         sizes |= {f"{n} px wide": np.rint(n * heights / widths).astype(int) for n in usual}
-    found = {
+    possible = {
         name: size
         for name, size in sizes.items()
         if (size <= LARGEST_SHARE * heights).all()
         and (ends <= size * np.maximum(size, np.ceil(size * widths / heights))).all()
     }
-    return {BY_ROWS: widths, **found} if (heights != widths).any() else found
+    return {BY_ROWS: widths, **possible} if (heights != widths).any() else possible
 
 
 def _better(masks: Sequence[Label], steps: np.ndarray) -> float:

@@ -1,7 +1,4 @@
-"""The names and layouts in which the competition's data comes; for error messages, and to look for.
-
-Nothing but the standard library: where data lies is asked before anything heavy is imported.
-"""
+"""The names and layouts in which the competition's data comes, with the standard library only."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ def label_rank(name: str) -> int:
 
     Packed or not, in any case, and as browsers name a second copy.
     """
-    plain, *others = (_COPIED.sub("", each).lower() for each in (name, *LABEL_FILES))
-    same = (n for n, other in enumerate(others) if plain in [other + p for p in PACKINGS])
-    return next(same, len(LABEL_FILES))
+    wanted, *known = (_COPIED.sub("", each).lower() for each in (name, *LABEL_FILES))
+    ranks = (n for n, other in enumerate(known) if wanted in [other + p for p in PACKINGS])
+    return next(ranks, len(LABEL_FILES))
 
 
 def no_folder(path: Path, name: str) -> str:
-    """What to say of a file that is given where a folder is wanted."""
+    """Return the message on a file that is given where a folder is wanted."""
     kind, fix = path.suffix.lower(), f"give its folder, {path.parent}"
     if kind in (*PACKINGS[1:], ".tar", ".tgz", ".7z", ".rar"):
         fix = "unpack it and give the folder"

@@ -1,4 +1,4 @@
-"""Which patient an image shows, and which ids name nobody."""
+"""Patients of images, and ids that name nobody."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def known(patient: pd.Series) -> tuple[pd.Series, list[str]]:
     """
     text = patient.astype(object).where(patient.notna(), "")
     notes = []
-    for name, count in text.value_counts().items():
-        if name == "":
-            continue
+    for name, count in text[text != ""].value_counts().items():
         is_shared = count >= MIN_SHARED and 2 * count > len(text)
         if is_shared or is_nobody(str(name)):
             text = text.where(text != name, "")
@@ -65,12 +63,13 @@ def united(patient: pd.Series, ids: Sequence[str], copies: Sequence[tuple[int, i
         if a != b:
             same[b] = a
     copied = {root(keys[at]) for pair in copies for at in pair}
-    roots = [root(key) for key in keys]
-    named = [
-        one if isinstance(one, str) else f"same picture as {ids[one]}" if one in copied else ""
-        for one in roots
-    ]
-    return pd.Series(named, index=patient.index, dtype=object)
+
+    def name(key: str | int) -> str:
+        if isinstance(key, str):
+            return key
+        return f"same picture as {ids[key]}" if key in copied else ""
+
+    return pd.Series(map(name, map(root, keys)), index=patient.index, dtype=object)
 
 
 def note_unknown(ids: Iterable[str], patient: pd.Series) -> list[str]:

@@ -20,8 +20,8 @@ def check(
     """Raise InputError where /dev/shm is too small for the batches that workers prepare.
 
     images: uint8 pictures of (size, size) in a batch, over all processes of the training, masks
-    counted too. Docker gives 64 MB where nothing is said, which would end a training in its first
-    steps. `free` is what the folder has, in bytes, measured where it is None.
+    counted too. Docker gives 64 MB by default, which would end a training in its first steps.
+    free: bytes free in the folder, measured where it is None.
     """
     if not workers or (free is None and not FOLDER.is_dir()):
         return
@@ -37,7 +37,7 @@ def check(
 
 
 def _needed(workers: int, images: int, size: int) -> int:
-    """Bytes of all batches at once: those ahead, the one in use and the one before it."""
+    """Return the bytes of all batches at once: those ahead, the one in use and the last one."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each with workers of its own
     share = math.ceil(images / int(os.environ.get("WORLD_SIZE", "1")))
     batch = share * size * size + 3 * PAGE

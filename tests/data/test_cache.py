@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -54,7 +55,7 @@ def prepare(tmp_path):
             size,
             cache_dir or tmp_path / "cache",
             split,
-            **{"progress": False, "workers": 1, **options},
+            **{"workers": 1, **options},
         )
 
     return call
@@ -255,10 +256,8 @@ def test_masks_are_made_again_where_they_are_said_to_be_inverted(prepare, frame,
 def test_skipping_stops_at_a_share_of_the_images_and_of_those_with_a_mask(
     prepare, frame, left_out, word
 ):
-    prepared = prepare(frame)
-    prepared.skipped = [
-        images.Skipped(name, f"{name}.png", f"{name}.png is damaged") for name in sorted(left_out)
-    ]
+    skipped = [images.Skipped(name, "", f"{name}.png is damaged") for name in sorted(left_out)]
+    prepared = replace(prepare(frame), skipped=skipped)
     positive = {f"p{n}" for n in range(20)}
     if word is None:
         cache.check_skipped(prepared, 100, positive)
@@ -486,7 +485,6 @@ def killed(folder, root, moment, call, frame, workers, project_root):
         "cache_dir": root / "cache",
         "split": "train",
         "workers": workers,
-        "progress": False,
         "at once": workers > 1,
     }
     script = folder / "dying.py"
@@ -550,7 +548,7 @@ def test_processes_give_the_same(prepare, tmp_path, monkeypatch):
     frame = drawn(tmp_path / "data", 30, shape=(64, 40))
     monkeypatch.setattr(cache_workers, "TRIAL_S", 0)
     monkeypatch.setattr(cache_workers, "WORTH_S", 0)
-    check(prepare(frame, workers=2, progress=True), frame)
+    check(prepare(frame, workers=2), frame)
 
 
 def test_lock_keeps_a_second_call_waiting(prepare, frame, monkeypatch):
@@ -577,9 +575,7 @@ def test_real_masks_hold_their_area(shared_data, tmp_path):
     from kernel_lib.data import table
 
     root = shared_data / "labelled-dicom"
-    prepared = cache.prepare(
-        table.discover(root).train, root, 256, tmp_path, "train", progress=False
-    )
+    prepared = cache.prepare(table.discover(root).train, root, 256, tmp_path, "train")
     assert prepared.table["area_px"].tolist() == [10133, 0]
     assert int(prepared.mask(0).sum()) == round(10133 / 16)
     assert prepared.table["patient"].map(len).tolist() == [36, 36]

@@ -167,7 +167,7 @@ def test_codes_of_a_cache_are_kept_until_an_image_changes(phantoms, tmp_path, mo
 
     def found() -> tuple[str, ...]:
         where = (tmp_path, 128, tmp_path / "cache", "test")
-        return fingerprint.codes(cache.prepare(frame, *where, workers=1, progress=False))
+        return fingerprint.codes(cache.prepare(frame, *where, workers=1))
 
     first = found()
     assert fingerprint.matches(first, codes(phantoms[:3])).tolist() == diagonal(3)

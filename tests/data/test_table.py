@@ -46,6 +46,22 @@ def ids_of(frame) -> list[str]:
     return frame["image_id"].tolist()
 
 
+def ids(source: table.Source) -> tuple[list[str], list[str]]:
+    return ids_of(source.train), ids_of(source.test)
+
+
+def stages(root: Path, n_labelled: int = 10) -> None:
+    """The first stage's images, six for training and four for testing, and their labels."""
+    nested(root, "train", STAGE_1[:6])
+    nested(root, "test", STAGE_1[6:])
+    labels(root, STAGE_1[:n_labelled])
+
+
+def refused(root, pattern, **how):
+    with pytest.raises(InputError, match=pattern):
+        table.discover(root, **how)
+
+
 # --- layouts --------------------------------------------------------------------------------
 
 
@@ -60,8 +76,7 @@ def test_official_first_stage(tmp_path, header, name, wrapped):
     sample(root, STAGE_1[:5:-1])
     source = table.discover(tmp_path)
     assert source.layout == "nested-dicom"
-    assert ids_of(source.train) == STAGE_1[:6]
-    assert ids_of(source.test) == STAGE_1[:5:-1]  # the sample's order
+    assert ids(source) == (STAGE_1[:6], STAGE_1[:5:-1])  # the sample's order
     assert source.train["rle"].tolist() == ["-1", "5 3 2 1"] * 3
     assert Path(source.train["path"][1]).name == f"{STAGE_1[1]}.dcm"
     assert source.train["label_at"][1] == f"{root / name} row 3"
@@ -70,18 +85,17 @@ def test_official_first_stage(tmp_path, header, name, wrapped):
     assert (source.unlabelled, source.problems) == ([], [])
 
 
-def test_second_stage_labels_both_folders_of_the_first(tmp_path):
-    nested(tmp_path, "train", STAGE_1[:6])
-    nested(tmp_path, "test", STAGE_1[6:])
+@pytest.mark.parametrize("with_samples", [False, True])
+def test_second_stage_labels_both_folders_of_the_first(tmp_path, with_samples):
+    stages(tmp_path, 6)
     for name in STAGE_2:
         touch(tmp_path / "stage_2_images" / f"{name}.dcm")
     labels(tmp_path, STAGE_1, "stage_2_train.csv", "plain")
-    labels(tmp_path, STAGE_1[:6], "train-rle.csv")
-    sample(tmp_path, STAGE_1[6:], "sample_submission.csv")
-    sample(tmp_path, STAGE_2, "stage_2_sample_submission.csv")
+    if with_samples:
+        sample(tmp_path, STAGE_1[6:], "sample_submission.csv")
+        sample(tmp_path, STAGE_2, "stage_2_sample_submission.csv")
     source = table.discover(tmp_path)
-    assert ids_of(source.train) == STAGE_1
-    assert ids_of(source.test) == STAGE_2
+    assert ids(source) == (STAGE_1, STAGE_2)
     assert source.labels.name == "stage_2_train.csv"
 
 
@@ -92,23 +106,21 @@ def test_one_folder_labelled_and_named_by_the_sample(tmp_path):
     sample(tmp_path, STAGE_2)
     source = table.discover(tmp_path)
     assert source.layout == "flat-dicom"
-    assert ids_of(source.train) == ids_of(source.test) == STAGE_2
+    assert ids(source) == (STAGE_2, STAGE_2)
 
 
-def test_only_training_images(tmp_path):
+@pytest.mark.parametrize("with_sample", [False, True])
+def test_training_images_without_test_images(tmp_path, with_sample):
     nested(tmp_path, "train", STAGE_1)
     labels(tmp_path, STAGE_1)
+    if with_sample:  # of images that are elsewhere
+        sample(tmp_path, STAGE_2)
     source = table.discover(tmp_path)
-    assert (len(source.train), len(source.test), source.sample) == (10, 0, None)
-
-
-def test_training_images_beside_a_sample_without_its_images(tmp_path):
-    nested(tmp_path, "train", STAGE_1)
-    labels(tmp_path, STAGE_1)
-    sample(tmp_path, STAGE_2)
-    source = table.discover(tmp_path)
-    assert (len(source.train), len(source.test)) == (10, 0)
-    assert "none of which is here" in source.problems[0]
+    assert ids(source) == (STAGE_1, [])
+    assert (source.sample is None) != with_sample
+    assert ["none of which is here" in problem for problem in source.problems] == [
+        True
+    ] * with_sample
 
 
 @pytest.mark.parametrize("with_labels", [False, True])
@@ -119,7 +131,7 @@ def test_only_test_images_and_a_sample(tmp_path, with_labels):
     if with_labels:  # of images that are elsewhere
         labels(tmp_path, STAGE_1, "stage_2_train.csv")
     source = table.discover(tmp_path)
-    assert (len(source.train), ids_of(source.test)) == (0, STAGE_2)
+    assert ids(source) == ([], STAGE_2)
     assert len(source.problems) == with_labels
 
 
@@ -234,9 +246,7 @@ def test_names_are_compared_as_nfc_and_without_blanks_around(tmp_path):
 
 @pytest.mark.parametrize("packing", [".zip", ".gz"])
 def test_tables_as_they_were_downloaded(tmp_path, packing):
-    nested(tmp_path, "train", STAGE_1[:6])
-    nested(tmp_path, "test", STAGE_1[6:])
-    labels(tmp_path, STAGE_1[:6])
+    stages(tmp_path, 6)
     sample(tmp_path, STAGE_1[6:])
     for path in list(tmp_path.glob("*.csv")):
         if packing == ".zip":
@@ -246,7 +256,7 @@ def test_tables_as_they_were_downloaded(tmp_path, packing):
             Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[6:])
+    assert ids(source) == (STAGE_1[:6], STAGE_1[6:])
     labels(tmp_path, STAGE_1[:6])  # unpacked beside it
     assert table.discover(tmp_path).labels == tmp_path / "train-rle.csv"
     assert table.discover(tmp_path).problems == []
@@ -272,15 +282,6 @@ def test_a_label_table_is_known_by_its_name_in_other_spellings(tmp_path, name):
     assert source.train["rle"].tolist() == ["-1", "5 3 2 1"] * 2
 
 
-def test_of_a_label_table_and_its_second_copy_the_first_is_used(tmp_path):
-    nested(tmp_path, "train", STAGE_1)
-    for name in ("train-rle (1).csv", "train-rle.csv"):
-        labels(tmp_path, STAGE_1, name)
-    source = table.discover(tmp_path)
-    assert source.labels == tmp_path / "train-rle.csv"
-    assert "of 2 label tables" in source.problems[0]
-
-
 # --- test images that have labels -----------------------------------------------------------
 
 
@@ -297,8 +298,8 @@ def test_a_labelled_split_is_not_trained_on(tmp_path, part, around):
     drawn(tmp_path / around, "train", STAGE_1[:6])
     drawn(tmp_path / around, part, STAGE_1[6:])
     source = table.discover(tmp_path)
-    assert ids_of(source.train) == STAGE_1[:6]
-    assert ids_of(source.test) == ids_of(source.test_labels) == STAGE_1[6:]
+    assert ids(source) == (STAGE_1[:6], STAGE_1[6:])
+    assert ids_of(source.test_labels) == STAGE_1[6:]
     assert all("masks" in path for path in source.test_labels["mask_path"])
     (problem,) = source.problems
     assert "4 labelled images" in problem
@@ -310,7 +311,7 @@ def test_of_test_and_validation_images_the_first_are_for_scoring_and_neither_for
     drawn(tmp_path, "valid", STAGE_1[6:8])
     drawn(tmp_path, "test", STAGE_1[8:])
     source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[8:])
+    assert ids(source) == (STAGE_1[:6], STAGE_1[8:])
     assert "4 labelled images" in source.problems[0]
 
 
@@ -361,7 +362,7 @@ def test_an_id_of_two_splits_is_two_images(tmp_path):
     for part in ("train", "test"):
         drawn(tmp_path, part, ["a"])
     source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (["train/a"], ["test/a"])
+    assert ids(source) == (["train/a"], ["test/a"])
     assert Path(source.train["mask_path"][0]).parts[-3] == "train"
     assert Path(source.test_labels["mask_path"][0]).parts[-3] == "test"
 
@@ -372,7 +373,7 @@ def test_the_same_file_in_two_splits_is_a_test_image(tmp_path):
     touch(tmp_path / "train" / "images" / "b.png", b"testb")
     touch(tmp_path / "train" / "masks" / "b.png", b"mask")
     source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (["a"], ["b"])
+    assert ids(source) == (["a"], ["b"])
     assert ids_of(source.test_labels) == ["b"]
 
 
@@ -381,29 +382,16 @@ def test_a_table_that_labels_the_test_folder_too_does_not_bring_it_into_training
         touch(tmp_path / ("train" if n < 6 else "test") / f"{name}.png")
     labels(tmp_path, STAGE_1)
     source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[6:])
+    assert ids(source) == (STAGE_1[:6], STAGE_1[6:])
     assert source.test_labels["rle"].tolist() == ["-1", "5 3 2 1"] * 2
 
 
 def test_labelled_images_that_the_sample_names_are_not_trained_on(tmp_path):
-    nested(tmp_path, "train", STAGE_1[:6])
-    nested(tmp_path, "test", STAGE_1[6:])
-    labels(tmp_path, STAGE_1)
+    stages(tmp_path)
     sample(tmp_path, STAGE_1[6:])
-    source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:6], STAGE_1[6:])
+    assert ids(table.discover(tmp_path)) == (STAGE_1[:6], STAGE_1[6:])
     given = table.discover(tmp_path, sample=tmp_path / "sample_submission.csv")
     assert (ids_of(given.train), ids_of(given.test_labels)) == (STAGE_1, STAGE_1[6:])
-
-
-def test_an_earlier_stage_s_test_folder_is_trained_on_without_a_sample(tmp_path):
-    nested(tmp_path, "train", STAGE_1[:6])
-    nested(tmp_path, "test", STAGE_1[6:])
-    for name in STAGE_2:
-        touch(tmp_path / "stage_2_images" / f"{name}.dcm")
-    labels(tmp_path, STAGE_1, "stage_2_train.csv")
-    source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1, STAGE_2)
 
 
 @pytest.mark.parametrize(("test", "val"), [("test", "val"), ("Test", ""), ("holdout", "Valid Set")])
@@ -416,21 +404,17 @@ def test_a_column_of_the_label_table_states_the_split(tmp_path, test, val):
         touch(tmp_path / "train" / f"{name}.png", name.encode())
     source = table.discover(tmp_path)
     wanted = STAGE_1[:6] if val else STAGE_1[:6] + STAGE_1[8:]  # blank: as the folder says
-    assert (ids_of(source.train), ids_of(source.test)) == (wanted, STAGE_1[6:8])
+    assert ids(source) == (wanted, STAGE_1[6:8])
     assert str(tmp_path / "train-rle.csv") in source.problems[0]
-
-
-def stated(*rows: str) -> str:
-    return "\n".join(rows)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("metadata.csv", stated("filename,split", "a.png,train", "b.png,test", "c.png,val")),
-        ("test.csv", stated("id", "b", "c")),
-        ("val.csv", stated("n,path", "0,images/b.png", "1,images/c.png")),
-        ("ImageSets/Segmentation/val.txt", stated("b", "c")),
+        ("metadata.csv", "filename,split\na.png,train\nb.png,test\nc.png,val"),
+        ("test.csv", "id\nb\nc"),
+        ("val.csv", "n,path\n0,images/b.png\n1,images/c.png"),
+        ("ImageSets/Segmentation/val.txt", "b\nc"),
         ("dataset.json", '{"training": [{"image": "images/a.png"}], "test": ["images/c.png"], '
                          '"validation": [{"image": "images/b.png", "label": "masks/b.png"}]}'),
         ("instances_val2017.json", '{"images": [{"file_name": "b.png"}, {"file_name": "c.png"}]}'),
@@ -451,8 +435,8 @@ def test_a_split_that_another_file_states_is_noted(tmp_path, name, text):
     ("name", "text"),
     [
         ("splits_final.json", '[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]'),
-        ("test.csv", stated("id", "x")),
-        ("val.txt", stated("x")),
+        ("test.csv", "id\nx"),
+        ("val.txt", "x"),
         ("dataset.json", '{"training": ["a"], "test": ["x"]}'),
         ("dataset.json", "{"),
         ("test.json", "[" * 100_000),
@@ -484,7 +468,7 @@ def test_the_competition_s_own_sample_of_its_labels(tmp_path, header, with_sampl
     rows = [f"{name},{rle.format(n + 1)}\n" for n, name in enumerate(STAGE_1[:3])]
     touch(tmp_path / "sample images" / "train-rle-sample.csv", (header + "".join(rows)).encode())
     source = table.discover(tmp_path)
-    assert (ids_of(source.train), ids_of(source.test)) == (STAGE_1[:7], STAGE_1[7:])
+    assert ids(source) == (STAGE_1[:7], STAGE_1[7:])
 
 
 def test_a_table_called_sample_with_other_columns_is_not_used(tmp_path):
@@ -514,14 +498,18 @@ def test_what_is_no_data_lies_in_this_clone(project_root):
     assert {project_root / name for name in ("docs", "models", "demo")} <= folder.NOT_DATA
 
 
-def test_dicom_before_png_before_jpeg(tmp_path):
+def test_of_formats_dicom_and_of_copies_the_first_is_used(tmp_path):
     for name in STAGE_1:
         for suffix in (".png", ".jpg", ".dcm"):
             touch(tmp_path / suffix[1:] / f"{name}{suffix}", suffix.encode())
-    labels(tmp_path, STAGE_1)
+        touch(tmp_path / "later" / f"{name}.dcm", b".dcm")
+    for name in ("train-rle (1).csv", "train-rle.csv"):
+        labels(tmp_path, STAGE_1, name)
     source = table.discover(tmp_path)
-    assert {Path(path).suffix for path in source.train["path"]} == {".dcm"}
+    assert {Path(path).parent.name for path in source.train["path"]} == {"dcm"}
+    assert source.labels == tmp_path / "train-rle.csv"
     assert "10 images have files of two formats" in source.problems[0]
+    assert "of 2 label tables" in source.problems[1]
 
 
 @pytest.mark.parametrize("name", ["overlays", "lungs"])
@@ -534,14 +522,6 @@ def test_pictures_of_another_folder_and_format_do_not_take_an_image_s_place(tmp_
     refused(tmp_path, rf"4 of 8 training images .* no label .*/{name}/")
     source = table.discover(tmp_path, for_inference=True)
     assert {Path(path).suffix for path in source.train["path"]} == {".jpg"}
-
-
-def test_same_file_twice_is_one_image(tmp_path):
-    for name in STAGE_1:
-        touch(tmp_path / "a" / f"{name}.png")
-        touch(tmp_path / "b" / f"{name}.png")
-    labels(tmp_path, STAGE_1)
-    assert {Path(p).parent.name for p in table.discover(tmp_path).train["path"]} == {"a"}
 
 
 def test_few_unlabelled_images_are_listed(tmp_path):
@@ -564,11 +544,6 @@ def test_hidden_folders_are_not_looked_into(tmp_path):
 
 
 # --- faults ---------------------------------------------------------------------------------
-
-
-def refused(root, pattern):
-    with pytest.raises(InputError, match=pattern):
-        table.discover(root)
 
 
 def test_wrong_data_dir(tmp_path):
@@ -643,19 +618,14 @@ def test_folder_too_large_to_be_data(tmp_path, monkeypatch):
     refused(tmp_path, "folders in a row without an image")
 
 
-def test_label_without_an_image(tmp_path):
-    nested(tmp_path, "train", STAGE_1[:8])
-    labels(tmp_path, STAGE_1)
-    refused(
-        tmp_path, rf"train-rle\.csv row 10: image {STAGE_1[8]} has a label and no file.*2 of 10"
-    )
-
-
-def test_mask_without_an_image(tmp_path):
-    touch(tmp_path / "images" / "a.png")
-    touch(tmp_path / "masks" / "a.png")
-    touch(tmp_path / "masks" / "b_mask.png")
-    refused(tmp_path, r"b_mask\.png has no image b")
+def test_labels_and_masks_without_an_image(tmp_path):
+    nested(tmp_path / "a", "train", STAGE_1[:8])
+    labels(tmp_path / "a", STAGE_1)
+    pattern = rf"train-rle\.csv row 10: image {STAGE_1[8]} has a label and no file.*2 of 10"
+    refused(tmp_path / "a", pattern)
+    for name in ("images/a.png", "masks/a.png", "masks/b_mask.png"):
+        touch(tmp_path / "b" / name)
+    refused(tmp_path / "b", r"b_mask\.png has no image b")
 
 
 def test_many_unlabelled_images(tmp_path):
@@ -676,9 +646,11 @@ def test_how_to_say_that_unlabelled_images_have_no_pneumothorax(tmp_path):
 
 def test_folders_of_the_same_names_are_named_as_they_may_be_masks(tmp_path):
     for name in "xyz":
-        touch(tmp_path / "a" / f"{name}.png", b"one")
-        touch(tmp_path / "b" / f"{name}.png", b"two")
+        for root in "ab":
+            touch(tmp_path / root / f"{name}.png", root.encode())
     refused(tmp_path, r"6 images .*/a and .*/b hold files of the same names: .* masks")
+    labels(tmp_path, ["x"])
+    refused(tmp_path, r"x may be .*a/x\.png or .*b/x\.png")
 
 
 def test_a_table_of_other_ids_shows_one_of_each_side(tmp_path):
@@ -688,13 +660,6 @@ def test_a_table_of_other_ids_shows_one_of_each_side(tmp_path):
     with pytest.raises(InputError, match=rf"{STAGE_2[0]}.*{STAGE_1[0]}") as raised:
         table.discover(tmp_path)
     assert "name it" not in str(raised.value)
-
-
-def test_a_name_that_several_images_share_is_refused(tmp_path):
-    for patient in ("p1", "p2"):
-        touch(tmp_path / patient / "v.png", patient.encode())
-    labels(tmp_path, ["v"])
-    refused(tmp_path, r"v may be .*p1/v\.png or .*p2/v\.png")
 
 
 @pytest.mark.parametrize(
@@ -715,21 +680,13 @@ def test_two_masks_of_an_image_are_refused(tmp_path):
     touch(tmp_path / "images" / "a.png")
     for name in ("a", "a_mask"):
         touch(tmp_path / "masks" / f"{name}.png", b"x" * len(name))
-    refused(tmp_path, r"image a has two masks, .*a\.png and .*a_mask\.png")
+    refused(tmp_path, r"image a has two masks, .*a\.png and .*a_mask\.png: unite")
     touch(tmp_path / "masks" / "a_mask.png", b"x")  # a copy
     touch(tmp_path / "masks" / "a.jpg", b"another format")
-    assert table.discover(tmp_path).train["mask_path"].tolist() == [
-        str(tmp_path / "masks" / "a.png")
-    ]
-
-
-def test_masks_of_two_folders_are_not_to_be_united(tmp_path):
-    touch(tmp_path / "images" / "a.png")
-    for name in ("lung_masks", "ptx_masks"):
-        touch(tmp_path / name / "a.png", name.encode())
-    with pytest.raises(InputError, match=r"lung_masks/a\.png and .*ptx_masks/a\.png") as raised:
-        table.discover(tmp_path)
-    assert "unite" not in str(raised.value)
+    (mask,) = table.discover(tmp_path).train["mask_path"]
+    assert mask == str(tmp_path / "masks" / "a.png")
+    touch(tmp_path / "lung_masks" / "a.png", b"lungs")  # not to be united
+    refused(tmp_path, r"lung_masks/a\.png and .*masks/a\.png: keep the folder")
 
 
 def with_masks(root: Path, positive: str) -> None:
@@ -740,13 +697,18 @@ def with_masks(root: Path, positive: str) -> None:
         touch(root / "lung_masks" / f"{name}.png", cv2.imencode(".png", mask)[1].tobytes())
 
 
-def test_a_table_that_looks_like_labels_beside_masks(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "rle", "words"),
+    [
+        (["a", "b", "c", "x"], "5 3 2 1", ["{}", "3 masks", "train-rle.csv"]),
+        ("abcd", "1 x", ["ptx.csv row 3"]),  # which can't be read
+    ],
+)
+def test_a_table_that_looks_like_labels_beside_masks_is_noted(tmp_path, names, rle, words):
     with_masks(tmp_path, "bd")
-    labels(tmp_path, ["a", "b", "c", "x"], "ptx.csv")
+    labels(tmp_path, names, "ptx.csv", rle=rle)
     (problem,) = table.discover(tmp_path).problems
-    assert str(tmp_path / "ptx.csv") in problem
-    assert "3 masks" in problem
-    assert "train-rle.csv" in problem
+    assert all(word.format(tmp_path / "ptx.csv") in problem for word in words)
 
 
 @pytest.mark.parametrize(("positive", "row"), [("abcd", "2"), ("d", "3")])
@@ -756,13 +718,6 @@ def test_a_table_that_says_otherwise_than_the_masks_is_refused(tmp_path, positiv
     refused(tmp_path, rf"ptx\.csv row {row} and the mask .*lung_masks/.*train-rle\.csv")
     source = table.discover(tmp_path, for_inference=True)
     assert (len(source.train), source.problems) == (4, [])
-
-
-def test_an_unreadable_table_beside_masks_is_noted(tmp_path):
-    with_masks(tmp_path, "bd")
-    labels(tmp_path, "abcd", "ptx.csv", rle="1 x")
-    (problem,) = table.discover(tmp_path).problems
-    assert "ptx.csv row 3" in problem
 
 
 @pytest.mark.parametrize("around", ["", "Png"])
@@ -808,9 +763,7 @@ def test_sample_of_which_some_images_are_missing(tmp_path):
 
 
 def test_sample_of_another_competition(tmp_path):
-    nested(tmp_path, "train", STAGE_1[:5])
-    nested(tmp_path, "test", STAGE_1[5:])
-    labels(tmp_path, STAGE_1[:5])
+    stages(tmp_path, 6)
     sample(tmp_path, STAGE_2)
     refused(tmp_path, "row 2: test image .* another competition")
     touch(tmp_path / "sample_submission.csv", b"id,label\na,1\n")
@@ -835,15 +788,6 @@ def test_real_folders(shared_data, name, layout, n_train, n_positive, n_test):
     assert (source.train["rle"] != "-1").sum() == n_positive
     assert (source.unlabelled, len(source.problems)) == ([], bool(n_test))
     assert all("300" in problem for problem in source.problems)  # as both are the same images
-
-
-def test_masks_drawn_from_labels_are_read_as_the_same(tmp_path):
-    """A mask image made by cv2 is found and paired; its pixels are the cache's concern."""
-    path = tmp_path / "masks" / "a_mask.png"
-    path.parent.mkdir()
-    cv2.imwrite(str(path), np.eye(8, dtype=np.uint8) * 255)
-    touch(tmp_path / "images" / "a.png")
-    assert table.discover(tmp_path).train["mask_path"].tolist() == [str(path)]
 
 
 # --- for inference ----------------------------------------------------------------------------

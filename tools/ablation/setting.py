@@ -95,7 +95,7 @@ def prepare(place: Place, which: str, size: int, split: str) -> cache.Prepared:
     """The phantoms of a split at one size, decoded once."""
     source = table.discover(place.data(which))
     frame = source.train if split == "train" else source.test
-    return cache.prepare(frame, source.root, size, place.cache, split, progress=False)
+    return cache.prepare(frame, source.root, size, place.cache, split)
 
 
 def truth(place: Place) -> pd.DataFrame:

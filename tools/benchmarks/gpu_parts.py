@@ -146,7 +146,7 @@ class Place:
         """The first images of the data from the cache that the training reads, too."""
         source = table.discover(self.data)
         folder = self.scratch / "cache"
-        there = cache.prepare(source.train, source.root, row.size, folder, "train", progress=False)
+        there = cache.prepare(source.train, source.root, row.size, folder, "train")
         return there.subset(np.arange(self.count(row)) % len(there))
 
     def training(self, row: Experiment, prepared: Any, name: str, **parameters: Any):
@@ -433,9 +433,7 @@ def _one_epoch(place: Place, epoch_s: dict[str, float]) -> Iterator[Row]:
     asked = parameters(place, epochs=1, min_epochs=0, keep=1)
     began = time.monotonic()
     source, size = table.discover(place.data), asked.size or EXPERIMENTS[asked.experiment].size
-    prepared = cache.prepare(
-        source.train, source.root, size, place.scratch / "cache", "train", progress=False
-    )
+    prepared = cache.prepare(source.train, source.root, size, place.scratch / "cache", "train")
     decoded = time.monotonic()
     yield {"what": f"{len(prepared)} images of {source.layout} decoded, or found, at {size}",
            "here": f"{decoded - began:.1f} s"}  # fmt: skip

@@ -103,7 +103,7 @@ class Place:
         (model,) = predictions.load_models(self.row, self.fold.kept(), chosen)
         test = table.discover(self.root / "data").test
         prepared = cache.prepare(
-            test, self.root / "data", self.row.size, self.root / "bare", "test", progress=False
+            test, self.root / "data", self.row.size, self.root / "bare", "test"
         )
         levels = [torch.from_numpy(prepared.image(i).copy())[None] for i in range(len(prepared))]
         batches = [torch.stack(levels[i : i + size]) for i in range(0, len(levels), size)]

@@ -69,7 +69,7 @@ def measure(frame: pd.DataFrame, root: Path, sizes: list[int], scratch: Path, ro
 
 
 def prepared(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> cache.Prepared:
-    return cache.prepare(frame, root, size, folder, "train", workers=1, progress=False)
+    return cache.prepare(frame, root, size, folder, "train", workers=1)
 
 
 def anew(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> None:

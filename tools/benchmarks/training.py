@@ -51,9 +51,7 @@ def compare(source: table.Source, size: int, folder: Path) -> None:
     row = EXPERIMENTS["UNetResNet34_512_v1"].model_copy(
         update={"size": size, "batch_size": 8, "accumulate": 1, "weights": "none"}
     )
-    prepared = cache.prepare(
-        source.train, source.root, size, folder / "cache", "train", progress=False
-    )
+    prepared = cache.prepare(source.train, source.root, size, folder / "cache", "train")
     ours = our_loop(training(row, prepared, folder / str(size), choose_engine("cpu")))
     took = timed({"ours": ours, "bare": bare_loop(row, prepared, choose_engine("cpu"))}, ROUNDS)
     rate = {name: IMAGES / took.seconds(name) for name in ("ours", "bare")}
