@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.__main__ import Commands
+from kernel_lib.command_line import Commands
 from kernel_lib.experiments import EXPERIMENTS
 from tools.ablation import arms, runner, setting, table
 from tools.ablation.claims import SECTIONS

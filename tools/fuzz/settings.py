@@ -8,8 +8,7 @@ import random
 from functools import partial
 from typing import Any
 
-from kernel_lib import __main__ as command_line
-from kernel_lib import config
+from kernel_lib import command_line, config
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
 from kernel_lib.kaggle import paths
@@ -92,7 +91,7 @@ def parameters_file(desk: Desk) -> Case:
             return "read, though a name stands twice"
         return _wrong(result, {k.lower(): v for k, v in json.loads(data).items()})
 
-    return Case(data, lambda: command_line._parameters(path, kind), wrong)
+    return Case(data, lambda: command_line.read_parameters(path, kind), wrong)
 
 
 def recipe(desk: Desk) -> Case:
