@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import typing
 from collections.abc import Iterable
-
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from kernel_build.boot import cells_of
 from kernel_lib.config import parse_value
@@ -16,6 +13,7 @@ from kernel_lib.kaggle import paths
 from kernel_lib.registry import lookup
 
 Value = str | int | float | bool | None
+_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def declared(percent: str, notebook: str) -> dict[str, str]:
@@ -112,7 +110,7 @@ def check(given: Iterable[tuple[str, str]], names: dict[str, str], notebook: str
     for name, text in given:
         annotation = lookup(f"{notebook}: parameter", name, names)
         value = parse_value(text)
-        if not _allows(annotation, value):
+        if not _allowed(value, ast.parse(annotation or "object", mode="eval").body):
             raise InputError(
                 f"-p {name} {text} gives {value!r}, a {type(value).__name__}, and {notebook} has "
                 f"{name}: {annotation}; give a value of that type"
@@ -143,13 +141,22 @@ def _cell(percent: str, notebook: str) -> ast.Module:
     return ast.parse(tagged[0]["source"], notebook)
 
 
-def _allows(annotation: str, value: Value) -> bool:
-    """Return whether a type allows a value; one that is missing or unknown does."""
-    try:
-        kind = eval(annotation or "Any", dict(vars(typing)))  # text of the project's own notebook
-        TypeAdapter(kind).validate_python(value, strict=True)  # strict: True is not an int
-    except ValidationError:
-        return False
-    except (NameError, PydanticSchemaGenerationError):
-        return True
+def _allowed(value: Value, annotation: ast.expr) -> bool:
+    """Return whether an annotation allows a value; one that is not a simple type or union does."""
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return value is None or _allowed(value, inner)
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=members)):
+            return any(_allowed(value, member) for member in members)
+        case ast.Name(id=name) if name in _TYPES:
+            # True is an int to Python, and a SEED of True is a mistake.
+            return isinstance(value, _TYPES[name]) and (name == "bool") == isinstance(value, bool)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _allowed(value, left) or _allowed(value, right)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return value in ast.literal_eval(f"[{ast.unparse(choices).strip('()')}]")
+        case ast.Name(id="list" | "dict" | "tuple") | ast.Subscript():
+            return False  # -p gives none of these
     return True

@@ -12,8 +12,8 @@ from pathlib import Path
 import click.testing
 import pytest
 
-from kernel_lib import __main__ as command_line
-from kernel_lib import config
+from kernel_lib import command_line, config
+from kernel_lib.__main__ import main
 
 HEAVY = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch", "timm")
 VOTE = ("--at-least", "1", "-o", "out.csv")
@@ -178,7 +178,7 @@ def test_an_error_is_one_line_without_a_traceback(tables, arguments, words):
     before = contents(tables)
     given = [str(tables / a) if "." in a else a for a in arguments]
     # In this process: another exception than those that click prints fails the test.
-    done = click.testing.CliRunner().invoke(command_line.main, given, catch_exceptions=False)
+    done = click.testing.CliRunner().invoke(main, given, catch_exceptions=False)
     assert done.exit_code not in (0, None)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -219,9 +219,9 @@ def test_a_parameter_wins_over_the_file_and_the_last_of_a_name_counts(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"SIZE": 64, "epochs": 3}')
     given = [("SIZE", "96"), ("SIZE", "128"), ("FOLD", "0"), ("with_parents", "True")]
-    parameters = command_line._parameters(path, "TrainParameters", given)
+    parameters = command_line.read_parameters(path, "TrainParameters", given)
     assert parameters == config.TrainParameters(size=128, epochs=3, fold=0, with_parents=True)
-    assert command_line._parameters(None, "TrainParameters") == config.TrainParameters()
+    assert command_line.read_parameters(None, "TrainParameters") == config.TrainParameters()
 
 
 def test_importing_the_package_imports_nothing_of_it(project_root):

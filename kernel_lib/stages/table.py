@@ -105,7 +105,7 @@ _ALL = (
         artefacts=("ensembles/*/*",),
         left_out=(
             "checkpoints.py", "inference/predict.py", "inference/predictions.py", "models",
-            "parallel", "released.py", "stages/inference.py", "stages/initial_weights.py",
+            "released.py", "stages/inference.py", "stages/initial_weights.py",
             "stages/nih.py", "stages/preparation.py", "stages/train.py", "training",
         ),
     ),

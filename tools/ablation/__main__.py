@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.__main__ import Commands
+from kernel_lib.command_line import Commands
 from kernel_lib.experiments import EXPERIMENTS
 from tools.ablation import arms, runner, setting, table
 from tools.ablation.claims import SECTIONS
@@ -27,7 +27,7 @@ QUICK_ARMS = ("unet", "unet_hflip", "unet_single_rule", "lovasz", "deeplab", "tw
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The claims of the notes, tried on phantoms."""
+    """Try the claims of the reference solution on synthetic radiographs."""
 
 
 QUICK = click.option("--quick", is_flag=True, help="A few tiny arms; the table is only printed.")
@@ -43,11 +43,11 @@ FOLDER = click.option("--folder", type=click.Path(file_okay=False, path_type=Pat
 def run(quick: bool, seeds: int | None, folder: Path | None, at_once: int) -> None:
     """Train what is not done yet, and write the table; stopped, it goes on when called again."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: they share the cores
-    chosen, how, place, wanted = _what(quick, seeds, folder)
-    runner.settle(chosen, how, place)
+    selected, how, place, seed_values = _what(quick, seeds, folder)
+    runner.settle(selected, how, place)
     if not quick:
         runner.settle_gpu(EXPERIMENTS["UNetResNet34_512_v1"], place)
-    _write(quick, runner.run(chosen, wanted, how, place, at_once=at_once), how)
+    _write(quick, runner.run(selected, seed_values, how, place, at_once=at_once), how)
 
 
 @main.command("table")
@@ -56,8 +56,8 @@ def run(quick: bool, seeds: int | None, folder: Path | None, at_once: int) -> No
 @FOLDER
 def write_table(quick: bool, seeds: int | None, folder: Path | None) -> None:
     """Write the table of what is done so far."""
-    chosen, how, place, wanted = _what(quick, seeds, folder)
-    _write(quick, runner.of_plan(chosen, wanted, how, place), how)
+    selected, how, place, seed_values = _what(quick, seeds, folder)
+    _write(quick, runner.of_plan(selected, seed_values, how, place), how)
 
 
 @main.command("real")

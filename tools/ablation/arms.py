@@ -43,7 +43,7 @@ class Trained:
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
-        """Arms that come first, each with how many seeds further on it is taken."""
+        """Return arms that come first, each with how many seeds further on it is taken."""
         started = self.row.weights if self.row.weights not in ("none", "imagenet") else ""
         return tuple((name, 0) for name in (started, self.encoder_of) if name)
 
@@ -80,7 +80,7 @@ Arm = Trained | Viewed | Joined
 
 
 def build(base: Experiment = BASELINE, sizes: tuple[int, int, int] | None = None) -> dict[str, Arm]:
-    """Every arm by name, from a baseline row and the sizes small (its own), middle and large."""
+    """Return every arm by name, of a baseline and the sizes small (its own), middle and large."""
     _, middle, large = sizes or (base.size, MIDDLE, LARGE)
     trained = {arm.name: arm for arm in (*_one_change(base), *_sized(base, middle, large))}
     for arm in _descended(trained, large):
@@ -89,7 +89,7 @@ def build(base: Experiment = BASELINE, sizes: tuple[int, int, int] | None = None
 
 
 def _one_change(base: Experiment) -> Sequence[Trained]:
-    """The baseline, and rows at its size that differ in one thing."""
+    """Return the baseline, and rows at its size that differ in one thing."""
     weighted = {
         "loss": {"weighted_bce": 1.0},
         "loss_options": {"weighted_bce": {"positive": 0.25, "negative": 0.75}},
@@ -124,7 +124,7 @@ def _one_change(base: Experiment) -> Sequence[Trained]:
 
 
 def _sized(base: Experiment, middle: int, large: int) -> Sequence[Trained]:
-    """U-Net and DeepLab at the other two sizes; the small one is the baseline's."""
+    """Return U-Net and DeepLab at the other two sizes; the small one is the baseline's."""
     return [
         Trained(base.differing(name=f"{arm}_{word}", network=network, size=size))
         for arm, network in (("unet", "UNet"), ("deeplab", "DeepLabV3Plus"))
@@ -133,7 +133,7 @@ def _sized(base: Experiment, middle: int, large: int) -> Sequence[Trained]:
 
 
 def _descended(trained: dict[str, Trained], large: int) -> Sequence[Trained]:
-    """Rows that start from another: as in the notes, a third of the epochs at a tenth of the rate.
+    """Return experiments that start from another, a third of the epochs at a tenth of the rate.
 
     A warm start at a larger size has half the rate.
     """
@@ -159,7 +159,7 @@ def _descended(trained: dict[str, Trained], large: int) -> Sequence[Trained]:
 
 
 def _made_of(unet: Trained) -> Sequence[Viewed | Joined]:
-    """Views and ensembles: nothing more is trained for them."""
+    """Return views and ensembles: nothing more is trained for them."""
     views = [Viewed(f"unet_{tta}", unet, tta) for tta in ("hflip", "vflip", "flips", "multiscale")]
     two = (("unet", 0), ("deeplab", 0))
     return (
@@ -177,8 +177,8 @@ def _made_of(unet: Trained) -> Sequence[Viewed | Joined]:
 
 
 def cost(arm: Arm) -> float:
-    """Rough work of an arm, the baseline's epochs and pixels being their product; to order by."""
+    """Return the rough work of an arm, its epochs times its pixels, to order arms by."""
     if isinstance(arm, Joined):
         return 0.0
-    row = arm.row if isinstance(arm, Trained) else arm.of.row
-    return float(row.size**2 * (row.epochs if isinstance(arm, Trained) else 1))
+    experiment = arm.row if isinstance(arm, Trained) else arm.of.row
+    return float(experiment.size**2 * (experiment.epochs if isinstance(arm, Trained) else 1))

@@ -60,8 +60,8 @@ class Sample:
 
     def stats(self, weights: Sequence[float], labelled: bool = False) -> Stacked:
         """Return histograms of the weighted mean of the members' maps."""
-        speaking = [(one, w) for one, w in zip(self.levels, weights, strict=True) if w]
-        mean = maps.mean([one for one, _ in speaking], [w for _, w in speaking])  # (N, P)
+        speaking = [(levels, w) for levels, w in zip(self.levels, weights, strict=True) if w]
+        mean = maps.mean([levels for levels, _ in speaking], [w for _, w in speaking])  # (N, P)
         labels = self.labels.astype(np.int16) if labelled else np.full(len(self), -1, np.int16)
         return Stacked(
             _histograms(mean, np.ones_like(self.truth)),
@@ -81,7 +81,8 @@ class Sample:
         each = [agreeing >= k for k in range(1, len(rules) + 1)]
         truth = self.truth[rows]
         return np.stack(
-            [np.stack([(one & truth).sum(axis=1), one.sum(axis=1)], axis=1) for one in each], axis=1
+            [np.stack([(mask & truth).sum(axis=1), mask.sum(axis=1)], axis=1) for mask in each],
+            axis=1,
         )
 
 
@@ -103,10 +104,10 @@ def draw(
     region = np.arange(PIXELS) < size[:, None]
     seen = np.where(positive, 1.2, -0.8) + random.normal(0, 1.1, n)
     logits = np.empty((n_members, n, PIXELS), np.float32)
-    for one, quality in zip(logits, qualities or [0.0] * n_members, strict=True):
+    for logit, quality in zip(logits, qualities or [0.0] * n_members, strict=True):
         look = seen + quality * positive + random.normal(0, 0.6, n)
-        one[:] = np.where(region, -1.5 + 1.5 * look[:, None], -5.0)
-        one += random.normal(0, 0.8, (n, PIXELS)).astype(np.float32)
+        logit[:] = np.where(region, -1.5 + 1.5 * look[:, None], -5.0)
+        logit += random.normal(0, 0.8, (n, PIXELS)).astype(np.float32)
     levels = maps.quantise(_sigmoid(logits))
     labels = maps.quantise(_sigmoid(seen + random.normal(0, 0.8, n)))
     truth = region & positive[:, None]
@@ -143,7 +144,7 @@ def _greedy(sample: Sample) -> Strategy:
 
 
 def _vote(sample: Sample) -> Strategy:
-    members = [sample.stats(row) for row in np.eye(len(sample.levels))]
+    members = [sample.stats(weights) for weights in np.eye(len(sample.levels))]
     return MemberVote(members, sample.vote_counts, options=SearchOptions(label=False))
 
 
@@ -183,11 +184,11 @@ def run(folder: Path, sets: int, images: int, at_once: int) -> str:
         if (cell, informative, number) not in done
     ]
     with (
-        ProcessPoolExecutor(at_once, get_context("spawn"), initializer=jobs.alone) as pool,
+        ProcessPoolExecutor(at_once, get_context("spawn"), initializer=jobs.start_worker) as pool,
         _path(folder, images).open("a", encoding="utf-8") as file,
     ):
-        found = [pool.submit(simulate, *one, images) for one in todo]
-        for future in bar(as_completed(found), total=len(found), desc="honesty", unit="set"):
+        futures = [pool.submit(simulate, *cell_and_set, images) for cell_and_set in todo]
+        for future in bar(as_completed(futures), total=len(futures), desc="honesty", unit="set"):
             file.write(json.dumps(future.result()) + "\n")
             file.flush()
     return table(_read(folder, images))
@@ -214,10 +215,10 @@ def _of_strategy(
     )
     strategy, new_strategy = simulated.build(sampled), simulated.build(new)
     rows, rows_new = np.arange(images), np.arange(len(new))
-    found, fixed = strategy.fit(rows), _fixed(cell, informative)
+    fitted, fixed = strategy.fit(rows), _fixed(cell, informative)
     folds = random.permutation(images) % FOLDS
-    report = _report(strategy, found, sampled.stats(_equal(sampled)), folds)
-    on_new = new_strategy.apply(found.choice, rows_new).dice.mean()
+    report = _report(strategy, fitted, sampled.stats(_equal(sampled)), folds)
+    on_new = new_strategy.apply(fitted.choice, rows_new).dice.mean()
     control = strategy.apply(fixed, rows).dice.mean()
     control -= new_strategy.apply(fixed, rows_new).dice.mean()
     return report, float(on_new + control)
@@ -229,28 +230,28 @@ def _of_epochs(
     """Return the same where each fold's epoch is its last, or the best on its own images."""
     qualities = random.normal(0, 0.15, (FOLDS, EPOCHS))  # epochs differ in truth, too
     size = images // FOLDS
-    chosen, parts, last = [], [], []
+    picked_epochs, parts, last = [], [], []
     for fold in range(FOLDS):
         epochs = draw(random, size, EPOCHS, informative, qualities[fold].tolist())
-        each = [epochs.stats(one) for one in np.eye(EPOCHS)]
+        each = [epochs.stats(stats) for stats in np.eye(EPOCHS)]
         at = EPOCHS - 1
         if select:
-            at = int(np.argmax([best_score(one, SINGLE) for one in each]))
-        chosen.append(at)
+            at = int(np.argmax([best_score(stats, SINGLE) for stats in each]))
+        picked_epochs.append(at)
         parts.append(each[at])
         last.append(each[-1])
     facts = _joined(parts)
     strategy = OneRule(facts, SINGLE)
-    found = strategy.fit(np.arange(len(facts)))
-    report = _report(strategy, found, facts, np.repeat(np.arange(FOLDS), size))
+    fitted = strategy.fit(np.arange(len(facts)))
+    report = _report(strategy, fitted, facts, np.repeat(np.arange(FOLDS), size))
     fixed, on_new, fixed_new = _fixed("one", informative).triplet, [], []
-    for fold, at in enumerate(chosen):
+    for fold, at in enumerate(picked_epochs):
         seed = int(random.integers(1 << 62))  # the same new images for both epochs
         picked, final = (
             draw(np.random.default_rng(seed), NEW_PER_SET * size, 1, informative, [quality])
             for quality in (qualities[fold, at], qualities[fold, -1])
         )
-        on_new.append(_dice(picked.stats([1.0]), found.choice.triplet))
+        on_new.append(_dice(picked.stats([1.0]), fitted.choice.triplet))
         fixed_new.append(_dice(final.stats([1.0]), fixed))
     control = _dice(_joined(last), fixed) - float(np.mean(fixed_new))
     return report, float(np.mean(on_new) + control)
@@ -258,13 +259,15 @@ def _of_epochs(
 
 def _joined(parts: Sequence[Stacked]) -> Stacked:
     fields = ("hist_all", "hist_true", "n_px", "has_truth", "label")
-    return Stacked(*(np.concatenate([getattr(one, name) for one in parts]) for name in fields))
+    return Stacked(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _report(strategy: Strategy, found: Fitted, facts: Stacked, folds: np.ndarray) -> NestedCVReport:
+def _report(
+    strategy: Strategy, fitted: Fitted, facts: Stacked, folds: np.ndarray
+) -> NestedCVReport:
     ids = [str(i) for i in range(len(facts))]
     return nested_cv.score_strategy(
-        strategy, found, facts, ids, folds, None, Resampler(n_bootstrap=1)
+        strategy, fitted, facts, ids, folds, None, Resampler(n_bootstrap=1)
     )
 
 
@@ -286,14 +289,14 @@ def table(lines: Sequence[Mapping]) -> str:
         "| what is chosen on labels | maps | sets | gap | standard error | in sample |",
         "|---|---|---|---|---|---|",
     ]
-    tries = {name: one.tries for name, one in STRATEGIES.items()} | EPOCH_CELLS
+    tries = {name: line.tries for name, line in STRATEGIES.items()} | EPOCH_CELLS
     for cell, what in tries.items():
         for informative, kind in ((True, "informative"), (False, "random")):
             same = [x for x in lines if x["cell"] == cell and x["informative"] == informative]
-            gaps = np.array([one["gap"] for one in same])
+            gaps = np.array([line["gap"] for line in same])
             if len(gaps) > 1:
                 error = gaps.std(ddof=1) / len(gaps) ** 0.5
-                in_sample = np.mean([one["in_sample"] for one in same])
+                in_sample = np.mean([line["in_sample"] for line in same])
                 rows.append(
                     f"| {what} | {kind} | {len(gaps)} | {gaps.mean():+.4f} | {error:.4f} "
                     f"| {in_sample:+.4f} |"

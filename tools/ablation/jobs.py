@@ -42,7 +42,7 @@ class Job:
 
 
 def execute(job: Job, place: Place, how: Setting, rows: Mapping[str, Experiment]) -> dict[str, Any]:
-    """The job's line of results; whatever breaks is in it as `error`, and the rest goes on."""
+    """Return the job's line of results, with `error` where it failed."""
     began, log = time.perf_counter(), place.log(job.arm.name, job.seed)
     log.parent.mkdir(parents=True, exist_ok=True)
     line = {"key": job.key, "arm": job.arm.name, "seed": job.seed}
@@ -64,9 +64,9 @@ def _columns(job: Job, place: Place, how: Setting, rows: Mapping[str, Experiment
     if isinstance(job.arm, Joined):
         archives = [Maps(place.maps(*need)) for need in job.needs]
         score.refuse_seen(archives, truth)
-        found = _joined(job.arm, archives, truth)
+        columns = _joined(job.arm, archives, truth)
     else:
-        row, trained = (
+        experiment, trained = (
             (job.arm.row, job.arm)
             if isinstance(job.arm, Trained)
             else (job.arm.of.row.model_copy(update={"tta": job.arm.tta}), job.arm.of)
@@ -74,13 +74,13 @@ def _columns(job: Job, place: Place, how: Setting, rows: Mapping[str, Experiment
         folder = _folder(trained, job.seed, place, how)
         if isinstance(job.arm, Trained):
             _train(job, folder, place, how, rows)
-        _predict(row, folder, place.maps(job.arm.name, job.seed), place)
+        _predict(experiment, folder, place.maps(job.arm.name, job.seed), place)
         archive = Maps(place.maps(job.arm.name, job.seed))
         score.refuse_seen([archive], truth)
-        found = score.of_mean([archive], truth, gate="label" if trained.gated else "none")
+        columns = score.of_mean([archive], truth, gate="label" if trained.gated else "none")
         if isinstance(job.arm, Trained):
             _tidy(job, folder, place)
-    return {name: [round(float(v), 6) for v in column] for name, column in found.items()}
+    return {name: [round(float(v), 6) for v in column] for name, column in columns.items()}
 
 
 def _joined(arm: Joined, archives: list[Maps], truth: pd.DataFrame) -> Columns:
@@ -102,10 +102,10 @@ def _train(
     """Train the arm's fold, or go on with it; a run of another key is begun anew."""
     from kernel_lib.stages import train
 
-    arm, told = job.arm, folder.path.parent / "key.txt"
-    if not told.is_file() or told.read_text(encoding="utf-8") != job.key:
+    arm, key_file = job.arm, folder.path.parent / "key.txt"
+    if not key_file.is_file() or key_file.read_text(encoding="utf-8") != job.key:
         shutil.rmtree(folder.path.parent, ignore_errors=True)
-        storage.write_text(told, job.key)
+        storage.write_text(key_file, job.key)
     given = {}
     if arm.encoder_of:
         # Of other phantoms, none of which is scored: what ImageNet's are to real radiographs.
@@ -128,18 +128,18 @@ def _train(
     )
 
 
-def _predict(row: Experiment, folder: FoldRun, target: Path, place: Place) -> None:
-    """Maps of the evaluation images by the run's kept checkpoints."""
+def _predict(experiment: Experiment, folder: FoldRun, target: Path, place: Place) -> None:
+    """Write the maps of the evaluation images by the run's kept checkpoints."""
     from kernel_lib import checkpoints
     from kernel_lib.engine import choose_engine
     from kernel_lib.inference import predictions
 
-    chosen, kept = choose_engine(), folder.kept()
-    prepared = setting.prepare(place, "own", row.size, "test")
-    meta = predictions.describe(folder, row, kept, checkpoints.past(kept[-1]))
-    models = predictions.load_models(row, kept, chosen)
-    images = predictions.Images(prepared, range(len(prepared)), chosen, 0)
-    predictions.write(target, models, row, images, meta)
+    engine, kept = choose_engine(), folder.kept()
+    prepared = setting.prepare(place, "own", experiment.size, "test")
+    meta = predictions.describe(folder, experiment, kept, checkpoints.past(kept[-1]))
+    models = predictions.load_models(experiment, kept, engine)
+    images = predictions.Images(prepared, range(len(prepared)), engine, 0)
+    predictions.write(target, models, experiment, images, meta)
 
 
 def _tidy(job: Job, folder: FoldRun, place: Place) -> None:
@@ -153,7 +153,7 @@ def _tidy(job: Job, folder: FoldRun, place: Place) -> None:
 
 
 def _export_encoder(job: Job, folder: FoldRun, place: Place) -> None:
-    """The encoder under the name by which ImageNet's would be found."""
+    """Write the encoder under the name by which ImageNet's would be found."""
     import torch
 
     from kernel_lib.models import weights
@@ -165,8 +165,8 @@ def _export_encoder(job: Job, folder: FoldRun, place: Place) -> None:
         torch.save(own, file)
 
 
-def alone() -> None:
-    """A worker's beginning: one thread, since workers share the cores, and no life of its own.
+def start_worker() -> None:
+    """Start a worker: with one thread, since workers share the cores, and ending with its parent.
 
     Left behind by a killed parent, it would train into folders that the next call trains into, too.
     """

@@ -34,7 +34,7 @@ SUBSETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the true areas 
 
 
 def _third(area: np.ndarray) -> float:
-    """The area (px) that a third of the masks do not exceed."""
+    """Return the area (px) that a third of the masks do not exceed."""
     return float(np.quantile(area[area > 0], 1 / 3)) if (area > 0).any() else 0.0
 
 
@@ -86,7 +86,7 @@ class Draws:
         n_bootstrap: int = N_BOOTSTRAP,
         seed: int = SEED,
     ) -> None:
-        """Shapes: groups (N,) names, true_area_px (N,) of the evaluation images."""
+        """Draw the bootstrap samples; groups (N,) and true_area_px (N,) are of the images."""
         self.true_area_px = np.asarray(true_area_px, np.float64)
         names, group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
         self._random_seed = seed
@@ -96,7 +96,7 @@ class Draws:
         self.counts = np.concatenate([np.ones((1, len(group)), np.int64), drawn[:, group]])
 
     def value(self, columns: Columns, name: str) -> np.ndarray:
-        """An arm's measure of all images, then of each draw of them, (1 + n_bootstrap,)."""
+        """Return an arm's measure of all images, then of each draw of them, (1 + n_bootstrap,)."""
         measure = measure_named(name)
         arrays = {key: np.asarray(column, np.float64) for key, column in columns.items()}
         values = np.asarray(measure.values(arrays | {"true_area_px": self.true_area_px}), float)
@@ -109,7 +109,7 @@ class Draws:
             return (counts @ values) / counts.sum(axis=1)
 
     def difference(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Difference:
-        """The mean over seeds of A − B; images and seeds are drawn anew together.
+        """Return the mean over seeds of A − B; images and seeds are resampled together.
 
         Shapes: one pair of `value`'s arrays a seed.
         Source: percentile bootstrap over two crossed factors (Owen 2007).
@@ -126,7 +126,10 @@ class Draws:
 
 
 def measure_named(name: str) -> Measure:
-    """The measure of that name; InputError where there is none."""
+    """Return the measure of that name.
+
+    Raises: InputError where there is none.
+    """
     if name not in MEASURES:
         raise InputError(f"measure {name!r} is none of {', '.join(MEASURES)}")
     return MEASURES[name]

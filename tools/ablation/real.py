@@ -70,12 +70,12 @@ class Study:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The chain's experiments by name."""
+        """Return the chain's experiments by name."""
         return tuple(row.name for row in self.chain)
 
     @property
     def rows(self) -> dict[str, Experiment]:
-        """All experiments by name, those that ship among them."""
+        """Return all experiments by name, those that ship among them."""
         rows = EXPERIMENTS | {row.name: row for row in self.chain}
         for key, variant in self.variants.items():
             rows[self.name(key)] = self.first.differing(name=self.name(key), **variant.changes)
@@ -86,13 +86,13 @@ class Study:
 
     @property
     def scored(self) -> list[tuple[str, ...]]:
-        """The experiments whose mean gets a score over all folds: each alone, and all together."""
+        """Return the experiments whose mean is scored over all folds: each, and all of them."""
         every = tuple(range(self.n_folds))
         names = self.names + tuple(
-            self.name(key) for key, one in self.variants.items() if one.folds == every
+            self.name(key) for key, variant in self.variants.items() if variant.folds == every
         )
-        alone = [(name,) for name in names]
-        return [*alone, names] if len(names) > 1 else alone
+        each = [(name,) for name in names]
+        return [*each, names] if len(names) > 1 else each
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -172,7 +172,7 @@ def run(
     for name, variant in study.variants.items():
         if not only or name in only:
             todo += [(k, (study.name(name),)) for k in variant.folds]
-    with ProcessPoolExecutor(at_once, get_context("spawn"), initializer=jobs.alone) as pool:
+    with ProcessPoolExecutor(at_once, get_context("spawn"), initializer=jobs.start_worker) as pool:
         for future in [pool.submit(_train, data, folder, study, *one) for one in todo]:
             future.result()
     return section(folder / "work", study)
@@ -261,13 +261,13 @@ def _shown(names: Sequence[str]) -> str:
     return " + ".join(f"`{name}`" for name in names)
 
 
-def _compared(work: Path, this: Comparison, drawn: pd.DataFrame) -> str | None:
+def _compared(work: Path, this: Comparison, folds: pd.DataFrame) -> str | None:
     """Return a table row of differences over the folds that both have; None where there is none."""
     finished = _finished(work, [*this.names, *this.against])
     shared = [number for number in finished if number in this.folds]
     if not shared:
         return None
-    truths = [_truth(drawn, k) for k in shared]
+    truths = [_truth(folds, k) for k in shared]
     draws = Draws(
         list(chain(*(truth["group"] for truth in truths))),
         list(chain(*(score.of_truth(truth)["true_area_px"] for truth in truths))),
@@ -275,16 +275,16 @@ def _compared(work: Path, this: Comparison, drawn: pd.DataFrame) -> str | None:
     columns = [_columns(work, names, shared, truths) for names in (this.names, this.against)]
     cells = []
     for measure in MEASURES:
-        mine, other = (draws.value(one, measure) for one in columns)
+        mine, other = (draws.value(column, measure) for column in columns)
         gap = draws.difference([(mine, other)])
         cells.append(f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
     pair = f"{_shown(this.names)} | {_shown(this.against)}"
     return f"| {this.tries} | {pair} | {', '.join(map(str, shared))} | {' | '.join(cells)} |"
 
 
-def _truth(drawn: pd.DataFrame, fold: int) -> pd.DataFrame:
+def _truth(folds: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Return a fold's held-out images; one without a known patient is its own group."""
-    truth = drawn[drawn["fold"] == fold].reset_index(drop=True)
+    truth = folds[folds["fold"] == fold].reset_index(drop=True)
     group = truth["group"].fillna("").astype(str)
     return truth.assign(group=np.where(group == "", truth["image_id"], group))
 

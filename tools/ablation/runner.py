@@ -39,23 +39,23 @@ Work = Callable[..., Line]  # job, place, how, rows → its line
 
 
 def seeds(count: int) -> tuple[int, ...]:
-    """The first `count` seeds, as the notes number theirs: 3456, 4567, …"""
+    """Return the first `count` seeds, numbered as in the reference solution: 3456, 4567, …"""
     if not 1 <= count <= 20:
         raise InputError(f"SEEDS {count} is not within 1 to 20")
     return tuple(3456 + 1111 * i for i in range(count))
 
 
-def plan(arms: Mapping[str, Arm], wanted: Sequence[int], how: Setting) -> list[Job]:
-    """Every job, seed by seed and the cheapest first, what others start from before them.
+def plan(arms: Mapping[str, Arm], seeds: Sequence[int], how: Setting) -> list[Job]:
+    """Return every job, seed by seed and the cheapest first, after those that it starts from.
 
     Arms that join seeds which are not there, or a seed with itself, are left out.
     """
     made: dict[tuple[str, int], Job] = {}
     kept = {name for arm in arms.values() if not isinstance(arm, Joined) for name, _ in arm.needs}
-    for position, seed in enumerate(wanted):
+    for position, seed in enumerate(seeds):
         for name in sorted(arms, key=lambda n: _order(arms, n)):
             arm = arms[name]
-            needs = _needs(arm, position, wanted)
+            needs = _needs(arm, position, seeds)
             if needs is not None:
                 # An arm that gave its checkpoints up is made again once others start from them.
                 key = _digest([_key(arm, seed, needs, arms, how), name in kept])
@@ -64,22 +64,22 @@ def plan(arms: Mapping[str, Arm], wanted: Sequence[int], how: Setting) -> list[J
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a results file, of each key the last; a part of a line at its end is no line."""
+    """Return the last line of each key of a results file, without a torn one at its end."""
     if not path.is_file():
         return []
-    found: dict[str, Line] = {}
+    lines: dict[str, Line] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except ValueError:  # killed while it was written
             continue
-        found[line["key"]] = line
-    return list(found.values())
+        lines[line["key"]] = line
+    return list(lines.values())
 
 
 def run(
     arms: Mapping[str, Arm],
-    wanted: Sequence[int],
+    seeds: Sequence[int],
     how: Setting,
     place: Place,
     *,
@@ -93,7 +93,7 @@ def run(
     A failed arm is recorded, what needs it is left out, and the next call tries it anew.
     """
     place.folder.mkdir(parents=True, exist_ok=True)
-    todo = plan(arms, wanted, how)
+    todo = plan(arms, seeds, how)
     rows = {arm.name: arm.row for arm in arms.values() if isinstance(arm, Trained)}
     done = {line["key"] for line in read(place.results) if "error" not in line}
     left = [job for job in todo if job.key not in done]
@@ -105,19 +105,19 @@ def run(
             for line in _finished(left, start, at_once):
                 _append(place.results, line)
                 say(progress(line))
-    return of_plan(arms, wanted, how, place)
+    return of_plan(arms, seeds, how, place)
 
 
 def of_plan(
-    arms: Mapping[str, Arm], wanted: Sequence[int], how: Setting, place: Place
+    arms: Mapping[str, Arm], seeds: Sequence[int], how: Setting, place: Place
 ) -> list[Line]:
-    """The lines that are there of this plan, failed ones among them, and that of the images."""
-    keys = {job.key for job in plan(arms, wanted, how)} | {_images_key(how), _gpu_key()}
+    """Return the existing lines of this plan, failed ones too, and that of the images."""
+    keys = {job.key for job in plan(arms, seeds, how)} | {_images_key(how), _gpu_key()}
     return [line for line in read(place.results) if line["key"] in keys]
 
 
 def settle(arms: Mapping[str, Arm], how: Setting, place: Place) -> None:
-    """Phantoms drawn and decoded, folds dealt, the images' own line written: before any worker.
+    """Draw and decode phantoms, draw folds and write the images' own line, before any worker.
 
     Workers then only read what they share.
     """
@@ -143,8 +143,8 @@ def settle(arms: Mapping[str, Arm], how: Setting, place: Place) -> None:
         _append(place.results, line | {"columns": score.of_truth(truth)})
 
 
-def settle_gpu(row: Experiment, place: Place) -> None:
-    """Where there is a GPU, the line of what determinism costs on it; by itself, before the arms.
+def settle_gpu(experiment: Experiment, place: Place) -> None:
+    """Write the line of the cost of determinism where there is a GPU, before the arms use it.
 
     It takes the notes' size: a small network's steps are too short to tell.
     """
@@ -156,11 +156,11 @@ def settle_gpu(row: Experiment, place: Place) -> None:
         line["key"] for line in read(place.results)
     }:
         line = {"key": _gpu_key(), "arm": GPU, "seed": 0, "seconds": 0.0}
-        _append(place.results, line | {"columns": gpu.speeds(row)})
+        _append(place.results, line | {"columns": gpu.speeds(experiment)})
 
 
 def _finished(left: Sequence[Job], start: Callable[[Job], Future], at_once: int) -> Iterator[Line]:
-    """The lines of these jobs as they end, never more than `at_once` of them begun."""
+    """Yield the lines of these jobs as they end, never more than `at_once` of them begun."""
     waiting, running = list(left), dict[Future, Job]()
     failed: set[tuple[str, int]] = set()
     while waiting or running:
@@ -186,20 +186,19 @@ def _finished(left: Sequence[Job], start: Callable[[Job], Future], at_once: int)
                 yield line
 
 
-def _needs(arm: Arm, position: int, wanted: Sequence[int]) -> tuple[tuple[str, int], ...] | None:
-    """The arm's needs with their seeds, the last seed followed by the first; None where it lacks
-    seeds."""
+def _needs(arm: Arm, position: int, seeds: Sequence[int]) -> tuple[tuple[str, int], ...] | None:
+    """Return the arm's needs with their seeds, cyclically; None where there are too few seeds."""
     if isinstance(arm, Joined) and arm.every_seed:
-        if len(wanted) < 2:
+        if len(seeds) < 2:
             return None
-        return tuple((name, seed) for name, _ in arm.needs for seed in wanted)
-    if any(further >= len(wanted) for _, further in arm.needs):
+        return tuple((name, seed) for name, _ in arm.needs for seed in seeds)
+    if any(further >= len(seeds) for _, further in arm.needs):
         return None
-    return tuple((name, wanted[(position + further) % len(wanted)]) for name, further in arm.needs)
+    return tuple((name, seeds[(position + further) % len(seeds)]) for name, further in arm.needs)
 
 
 def _order(arms: Mapping[str, Arm], name: str) -> tuple[int, float, str]:
-    """Arms that others need come before them, then the cheaper one, then the name."""
+    """Return a sort key: arms that others need first, then cheaper ones, then by name."""
     return _depth(arms, name), all_arms.cost(arms[name]), name
 
 
@@ -210,26 +209,26 @@ def _depth(arms: Mapping[str, Arm], name: str) -> int:
 def _key(
     arm: Arm, seed: int, needs: Sequence[tuple[str, int]], arms: Mapping[str, Arm], how: Setting
 ) -> str:
-    """A digest of all that the result depends on."""
-    told = [(seed, _told(arm))]
+    """Return a digest of all that the result depends on."""
+    inputs = [(seed, _inputs(arm))]
     ahead = list(needs)
     while ahead:
         name, of_seed = ahead.pop()
-        told.append((of_seed, _told(arms[name])))
+        inputs.append((of_seed, _inputs(arms[name])))
         # What a trained arm starts from has the seed of that arm.
         ahead += [(need, of_seed) for need, _ in arms[name].needs]
-    return _digest([told, asdict(how), {name: version(name) for name in PACKAGES}, CODE])
+    return _digest([inputs, asdict(how), {name: version(name) for name in PACKAGES}, CODE])
 
 
-def _told(arm: Arm) -> dict:
-    """An arm in words for its key; prose in rows is none of it."""
+def _inputs(arm: Arm) -> dict:
+    """Return what of an arm goes into its key: not the prose of experiments."""
     if isinstance(arm, Joined):
         return asdict(arm)
     trained = arm if isinstance(arm, Trained) else arm.of
-    row = trained.row.model_dump(mode="json", exclude={"says", "leaderboard", "parent"})
-    told = {"row": row, "gated": trained.gated, "phantoms": trained.phantoms,
+    experiment = trained.row.model_dump(mode="json", exclude={"says", "leaderboard", "parent"})
+    inputs = {"row": experiment, "gated": trained.gated, "phantoms": trained.phantoms,
             "encoder_of": trained.encoder_of}  # fmt: skip
-    return told if isinstance(arm, Trained) else told | {"tta": arm.tta}
+    return inputs if isinstance(arm, Trained) else inputs | {"tta": arm.tta}
 
 
 def _images_key(how: Setting) -> str:
@@ -245,7 +244,7 @@ def _digest(value: Any) -> str:
 
 
 def _append(path: Path, line: Line) -> None:
-    """One line more, after a line break where a kill left a part of one."""
+    """Append a line, after a line break where a kill left a part of one."""
     text = json.dumps(line, allow_nan=False) + "\n"
     torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
@@ -255,7 +254,7 @@ def _append(path: Path, line: Line) -> None:
 def _processes(count: int) -> ProcessPoolExecutor:
     # Spawned: a fork of a process that has loaded torch or OpenCV may hang.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, initializer=work.alone)
+    return ProcessPoolExecutor(count, context, initializer=work.start_worker)
 
 
 class _Progress:
@@ -267,9 +266,9 @@ class _Progress:
 
     def __call__(self, line: Line) -> str:
         self.done += self.left.pop(line["key"])
-        told = f"{self.total - len(self.left)}/{self.total} {line['arm']} seed {line['seed']}: "
-        told += line.get("error") or f"{line['seconds']:.0f} s"
+        text = f"{self.total - len(self.left)}/{self.total} {line['arm']} seed {line['seed']}: "
+        text += line.get("error") or f"{line['seconds']:.0f} s"
         if not self.done:
-            return told
+            return text
         ahead = (time.monotonic() - self.began) * sum(self.left.values()) / self.done
-        return f"{told}; about {ahead / 60:.0f} min to go"
+        return f"{text}; about {ahead / 60:.0f} min to go"

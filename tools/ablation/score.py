@@ -26,7 +26,7 @@ Gate = Literal["none", "label", "sum"]
 
 
 def refuse_seen(archives: Sequence[Maps], truth: pd.DataFrame) -> None:
-    """InputError where a member saw an evaluation image, or another one of its patient."""
+    """Refuse a member that saw an evaluation image, or another one of its patient."""
     for archive in archives:
         out_of_fold.refuse_seen(archive, truth, allow_unknown_past=False)
 
@@ -39,7 +39,7 @@ def of_mean(
     *,
     single: bool = False,
 ) -> Columns:
-    """Numbers of the mean of archives; without maps (a classifier's) only those of its label.
+    """Return numbers of the mean of archives; of a classifier, only those of its label.
 
     `dice`, `area_px` and `rle_length` are of masks by rules that were chosen on other patients'
     images (`single`: rules of one threshold and one area), `half` by p > 0.5. `labels` is the
@@ -68,8 +68,7 @@ def of_mean(
 
 
 def of_vote(archives: Sequence[Maps], truth: pd.DataFrame) -> Columns:
-    """Numbers of a vote: each member's masks by its own rules, pixels kept where more than half
-    of the members have one, and no rule afterwards."""
+    """Return numbers of a majority vote of masks, each by its member's own rules."""
     many = []
     for archive in archives:
         levels = mean_levels([archive], truth)
@@ -77,23 +76,23 @@ def of_vote(archives: Sequence[Maps], truth: pd.DataFrame) -> Columns:
         masks = _masks(levels, stats, _honest(stats, truth, gated=False, single=False))
         many.append([rle.runs_of(mask) for mask in masks])
     columns: Columns = {"dice": [], "area_px": [], "rle_length": []}
-    for mine, row in zip(zip(*many, strict=True), truth.itertuples(), strict=True):
+    for mine, image in zip(zip(*many, strict=True), truth.itertuples(), strict=True):
         kept = votes.at_least(mine, len(mine) // 2 + 1)
-        columns["dice"].append(votes.dice(kept, rle.parse(row.rle)))
-        columns["area_px"].append(rle.area(kept) * FULL_AREA / (row.height * row.width))
+        columns["dice"].append(votes.dice(kept, rle.parse(image.rle)))
+        columns["area_px"].append(rle.area(kept) * FULL_AREA / (image.height * image.width))
         columns["rle_length"].append(len(rle.to_string(kept)))
     return columns
 
 
 def of_truth(truth: pd.DataFrame) -> Columns:
-    """The true areas in px at 1024², and dice of predicting nothing anywhere."""
+    """Return the true areas in px at 1024², and dice of predicting nothing anywhere."""
     px = np.array([rle.area(rle.parse(text)) for text in truth["rle"]])
     full = px * (FULL_AREA / (truth["height"] * truth["width"]).to_numpy())
     return {"true_area_px": full.tolist(), "dice": dice_of_counts(0, 0, px).tolist()}
 
 
 def mean_levels(archives: Sequence[Maps], truth: pd.DataFrame) -> list[np.ndarray]:
-    """The mean map of every image, each (H, W) uint8 at the image's own size."""
+    """Return the mean map of every image, each (H, W) uint8 at the image's own size."""
     rows = truth[["image_id", "height", "width"]].itertuples(index=False, name=None)
     return [
         maps.at_shape(maps.mean([archive[name] for archive in archives]), (height, width))
@@ -104,14 +103,16 @@ def mean_levels(archives: Sequence[Maps], truth: pd.DataFrame) -> list[np.ndarra
 def statistics(
     levels: Sequence[np.ndarray], truth: pd.DataFrame, labels: Sequence[float] | None = None
 ) -> Stacked:
-    """The histograms of the maps, with labels (0–1) where there are any."""
+    """Return the histograms of the maps, with labels (0–1) where there are any."""
     each = [None] * len(levels) if labels is None else labels
     rows = zip(levels, truth["rle"], each, strict=True)
-    return stack(maps.statistics(one, text, one.shape, p) for one, text, p in rows)
+    return stack(
+        maps.statistics(level_map, text, level_map.shape, p) for level_map, text, p in rows
+    )
 
 
 def _honest(stats: Stacked, truth: pd.DataFrame, gated: bool, single: bool) -> NestedCVReport:
-    """Every image scored by a rule that was chosen on four fifths of the other patients."""
+    """Score every image by a rule that was chosen on four fifths of the other patients."""
     return score_rule(
         stats,
         truth["image_id"].tolist(),
@@ -125,7 +126,7 @@ def _honest(stats: Stacked, truth: pd.DataFrame, gated: bool, single: bool) -> N
 def _masks(
     levels: Sequence[np.ndarray], stats: Stacked, report: NestedCVReport
 ) -> list[np.ndarray]:
-    """Each image's mask (H, W) 0/1 by the rule of its part."""
+    """Return each image's mask (H, W) 0/1 by the rule of its part."""
     rules = {rule.fold: rule.triplet for rule in report.rules}
     rows = zip(levels, stats.label, report.per_image["part"], strict=True)
     masks = []

@@ -78,33 +78,33 @@ class Place:
 def draw(setting: Setting, place: Place) -> None:
     """Draw the phantoms, each set once; InputError where others lie there."""
     for which in ("own", "other"):
-        wanted, folder = getattr(setting, which), place.data(which)
-        told = folder / "phantoms.txt"
+        phantoms, folder = getattr(setting, which), place.data(which)
+        note = folder / "phantoms.txt"
         if (folder / "train-rle.csv").is_file():
-            if not told.is_file() or told.read_text(encoding="utf-8") != repr(wanted):
+            if not note.is_file() or note.read_text(encoding="utf-8") != repr(phantoms):
                 raise InputError(f"{folder} holds other phantoms: delete it, or another --folder")
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        told.write_text(repr(wanted), encoding="utf-8")
-        how = asdict(wanted)
+        note.write_text(repr(phantoms), encoding="utf-8")
+        how = asdict(phantoms)
         counts = how.pop("train"), how.pop("evaluate")
         competition.write_competition(folder, *counts, **how)
 
 
 def prepare(place: Place, which: str, size: int, split: str) -> cache.Prepared:
-    """The phantoms of a split at one size, decoded once."""
+    """Return the phantoms of a split at one size, decoded once."""
     source = table.discover(place.data(which))
     frame = source.train if split == "train" else source.test
     return cache.prepare(frame, source.root, size, place.cache, split)
 
 
 def truth(place: Place) -> pd.DataFrame:
-    """The evaluation images in one order: image_id, height, width, group (the patient) and rle."""
-    drawn = prepare(place, "own", 32, "test").table  # at any size: it states the images' own
+    """Return the evaluation images: image_id, height, width, group (the patient) and rle."""
+    images = prepare(place, "own", 32, "test").table  # at any size: it states the images' own
     rows = pd.read_csv(place.data("own") / competition.TEST_TRUTH, dtype=str)
     runs = rows.groupby("ImageId")["EncodedPixels"].agg(
         lambda parts: rle.to_string(rle.union(rle.parse(part.strip()) for part in parts))
     )
-    found = drawn[["image_id", "height", "width"]].copy()
-    found["group"], found["rle"] = drawn["patient"].to_numpy(), drawn["image_id"].map(runs)
-    return found
+    frame = images[["image_id", "height", "width"]].copy()
+    frame["group"], frame["rle"] = images["patient"].to_numpy(), images["image_id"].map(runs)
+    return frame

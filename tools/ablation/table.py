@@ -36,7 +36,10 @@ class Results:
     """The columns of every arm by seed, and the draws that all claims share."""
 
     def __init__(self, lines: Sequence[Result], n_bootstrap: int = N_BOOTSTRAP) -> None:
-        """Raises InputError where the line of the images themselves is missing."""
+        """Read the lines.
+
+        Raises: InputError where the line of the images themselves is missing.
+        """
         images = next((line for line in lines if line["arm"] == IMAGES), None)
         if images is None:
             raise InputError("no results yet: python -m tools.ablation run makes them")
@@ -56,7 +59,7 @@ class Results:
         self._values: dict[tuple[str, str, int], np.ndarray] = {}
 
     def side(self, side: str) -> dict[int, np.ndarray]:
-        """Values of one side of a claim by seed: of all images, then of each draw of them."""
+        """Return by seed the values of one side of a claim: of all images, then of each draw."""
         names, _, measure = side.partition(":")
         found = [self._by_seed(name, measure) for name in names.split("|")]
         if len(found) == 1:
@@ -68,12 +71,12 @@ class Results:
         return {seed: best[seed] for seed in common}
 
     def difference(self, claim: Claim) -> Difference:
-        """A − B over the seeds that have both."""
+        """Return A − B over the seeds that have both."""
         a, b = self.side(claim.a), self.side(claim.b)
         return self.draws.difference([(a[s], b[s]) for s in sorted(set(a) & set(b))])
 
     def scores(self, arm: str) -> dict[int, float]:
-        """Mean dice of an arm by seed."""
+        """Return mean dice of an arm by seed."""
         return {seed: float(values[0]) for seed, values in self.side(f"{arm}:dice").items()}
 
     def _by_seed(self, arm: str, measure: str) -> dict[int, np.ndarray]:
@@ -86,19 +89,19 @@ class Results:
         return self._values[at]
 
 
-def verdict(found: Difference, expects: Expected, margin: float) -> str:
-    """In a word whether the interval bears the claim out; `margin` is what would not matter."""
-    if found.n_seeds < FEWEST_SEEDS:
-        return f"undecided (n = {found.n_seeds})"
-    above, below = found.low > 0, found.high < 0
+def verdict(difference: Difference, expects: Expected, margin: float) -> str:
+    """Return whether the interval supports the claim, beyond differences of `margin`."""
+    if difference.n_seeds < FEWEST_SEEDS:
+        return f"undecided (n = {difference.n_seeds})"
+    above, below = difference.low > 0, difference.high < 0
     if expects == "open":
         return "better" if above else "worse" if below else "undecided"
     if expects == "same":
-        if max(-found.low, found.high) <= margin:
+        if max(-difference.low, difference.high) <= margin:
             return "holds"
         return "does not hold" if above or below else "undecided"
     if expects == "no gain":
-        if found.high <= margin:
+        if difference.high <= margin:
             return "holds"
         return "does not hold" if above else "undecided"
     if expects == "less":
@@ -107,7 +110,7 @@ def verdict(found: Difference, expects: Expected, margin: float) -> str:
 
 
 def outliers(scores: Mapping[int, float]) -> list[int]:
-    """Seeds that lie apart: 0.6745 · |x − median| / MAD above 3.5; of fewer than five, none."""
+    """Return outlying seeds: 0.6745 · |x − median| / MAD above 3.5; of fewer than five, none."""
     values = np.array(list(scores.values()))
     if len(values) < FEWEST_FOR_OUTLIERS:
         return []
@@ -120,7 +123,7 @@ def outliers(scores: Mapping[int, float]) -> list[int]:
 def render(
     results: Results, how: Setting, sections: Mapping[str, Sequence[Line]] = SECTIONS
 ) -> str:
-    """The whole section as Markdown, without its markers."""
+    """Return the section as Markdown, without its markers."""
     drawn = how.own
     true_share = float(np.mean(results.draws.true_area_px > 0))
     text = [
@@ -152,7 +155,7 @@ def render(
 
 
 def known(sections: Mapping[str, Sequence[Line]], arms: Set[str]) -> dict[str, list[Line]]:
-    """The lines whose arms are all among these, by section; sections without any are left out."""
+    """Return by section the lines whose arms are all among these, without empty sections."""
     found = {
         title: [
             line for line in lines if isinstance(line, Claim | Spread) and arms_of(line) <= arms
@@ -163,7 +166,7 @@ def known(sections: Mapping[str, Sequence[Line]], arms: Set[str]) -> dict[str, l
 
 
 def arms_of(line: Claim | Spread) -> set[str]:
-    """The arms that a line compares."""
+    """Return the arms that a line compares."""
     if isinstance(line, Spread):
         return {line.arm}
     return {name for side in (line.a, line.b) for name in side.partition(":")[0].split("|")}
@@ -211,7 +214,7 @@ def _tried(claim: Claim, results: Results) -> tuple[str, ...]:
 
 
 def _on_gpu(line: OnGpu, results: Results) -> tuple[str, ...]:
-    """Both speeds and their ratio; too few rounds for an interval, so their whole range."""
+    """Return both speeds and their ratio; too few rounds for an interval, so their range."""
     if not results.speeds:
         return line.says, line.tried, "–", "–", "unmeasured: no GPU here", line.why
     bound, free = (np.array(results.speeds[name]) for name in ("deterministic", "free"))
@@ -223,7 +226,7 @@ def _on_gpu(line: OnGpu, results: Results) -> tuple[str, ...]:
 
 
 def _spread(line: Spread, results: Results) -> tuple[str, ...]:
-    """Scores by seed, their standard deviation, and the seeds that lie apart."""
+    """Return scores by seed, their standard deviation, and the seeds that lie apart."""
     scores = results.scores(line.arm)
     tried = f"{line.arm} by seed"
     if len(scores) < FEWEST_SEEDS:

@@ -32,8 +32,8 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
     rows, failed = [], []
     for name in given.names:
-        found, status = run(name)
-        rows += found
+        lines, status = run(name)
+        rows += lines
         failed += [name] * bool(status)
     print("\n" + HEAD + "".join(rows))
     if given.write:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run(name: str) -> tuple[list[str], int]:
-    """A benchmark's rows of the table, all that it says shown meanwhile, and its status."""
+    """Run a benchmark, print its output, and return its rows of the table and its status."""
     print(f"\n=== {name}", flush=True)
     rows = []
     command = [sys.executable, "-m", f"tools.benchmarks.{name}"]
@@ -57,7 +57,7 @@ def run(name: str) -> tuple[list[str], int]:
 
 
 def joined(document: str, rows: list[str]) -> str:
-    """The document with these rows, and those of benchmarks that did not run as they were."""
+    """Return the document with these rows, and the old ones of benchmarks that did not run."""
     before, rest = document.split(BEGIN)
     block, after = rest.split(END)
     anew = {_name(row) for row in rows}

@@ -20,13 +20,13 @@ MISSING = "no Chromium to open pages in: apt-get install chromium"
 
 
 def path() -> str | None:
-    """Where Chromium is, None where there is none."""
+    """Return the path of Chromium; None without one."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextlib.contextmanager
 def started() -> Iterator:
-    """Chromium, headless, as playwright drives it; SystemExit where there is none."""
+    """Start Chromium, headless, by playwright; SystemExit where there is none."""
     from playwright.sync_api import sync_playwright
 
     if path() is None:

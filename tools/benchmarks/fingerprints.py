@@ -59,12 +59,12 @@ COPIES = {
 
 
 def signs(pictures: list[np.ndarray], size: int) -> np.ndarray:
-    """The codes of pictures at one size, (N, 512) of ±1."""
+    """Return the codes of pictures at one size, (N, 512) of ±1."""
     return fingerprint._signs([fingerprint.code(resized(x, size)) for x in pictures])
 
 
 def differing(product: np.ndarray) -> np.ndarray:
-    """Bits that differ, from products of ±1."""
+    """Return bits that differ, from products of ±1."""
     return (fingerprint.BITS - product) / 2
 
 
@@ -90,7 +90,7 @@ def main(data: Path) -> None:
 
 
 def cost(picture: np.ndarray) -> None:
-    """What a code, all matches and the decoding before them take."""
+    """Print the time of a code, of all matches and of the decoding before them."""
     for size in (512, 1024):
         shown = resized(picture, size)
         print(f"a code at {size} px: {milliseconds(lambda x=shown: fingerprint.code(x)):.2f} ms")

@@ -200,15 +200,15 @@ def logged(work: Path) -> dict[str, list[dict]]:
     }
 
 
-def write(out: Path, found: dict[str, dict[str, Any]]) -> None:
+def write(out: Path, results: dict[str, dict[str, Any]]) -> None:
     """Write gpu.json and gpu.md of the parts that have ended."""
-    (out / "gpu.json").write_text(json.dumps({"parts": found}, indent=1), encoding="utf-8")
-    (out / "gpu.md").write_text("".join(document(found)), encoding="utf-8")
+    (out / "gpu.json").write_text(json.dumps({"parts": results}, indent=1), encoding="utf-8")
+    (out / "gpu.md").write_text("".join(document(results)), encoding="utf-8")
 
 
-def document(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+def document(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield the text of gpu.md: the machine, a table for each part, and what failed."""
-    for name, part in found.items():
+    for name, part in results.items():
         state = "ok" if part["ok"] else "not all of it"
         reason = f": {part['reason']}" if "reason" in part else ""
         yield f"## {name}: {state} in {part['seconds']:.0f} s{reason}\n\n"

@@ -127,7 +127,7 @@ class Place:
 
     @functools.cached_property
     def data(self) -> Path:
-        """The folder of radiographs; synthetic ones are drawn once where none is given."""
+        """Return the folder of radiographs; synthetic ones are drawn once where none is given."""
         if self.given.data is not None:
             return self.given.data
         drawn = self.scratch / "phantoms"
@@ -143,17 +143,17 @@ class Place:
         return Synthetic(max(row.batch_size, self.count(row) // share), row.size)
 
     def real(self, row: Experiment) -> cache.Prepared:
-        """The first images of the data from the cache that the training reads, too."""
+        """Return the first images of the data from the cache that the training reads, too."""
         source = table.discover(self.data)
         folder = self.scratch / "cache"
-        there = cache.prepare(source.train, source.root, row.size, folder, "train")
-        return there.subset(np.arange(self.count(row)) % len(there))
+        prepared = cache.prepare(source.train, source.root, row.size, folder, "train")
+        return prepared.subset(np.arange(self.count(row)) % len(prepared))
 
     def training(self, row: Experiment, prepared: Any, name: str, **parameters: Any):
-        """An epoch of the library's loop with the loader's processes that a user has."""
+        """Return an epoch of the library's loop, with the worker processes of a user's loader."""
         folder = self.scratch / "bench" / name
-        one = training(row, prepared, folder, self.engine, self.workers, **parameters)
-        return our_loop(one)
+        made = training(row, prepared, folder, self.engine, self.workers, **parameters)
+        return our_loop(made)
 
     def timed(self, works: dict[str, Callable[[], object]]) -> Timed:
         return timed(works, self.scale.rounds)
@@ -233,7 +233,7 @@ def speed(place: Place) -> Measurements:
 
 
 def loops(place: Place, row: Experiment) -> Iterator[Row]:
-    """Our loop against a bare one, on synthetic pixels in memory."""
+    """Yield our loop against a bare one, on synthetic pixels in memory."""
     row, prepared = row.differing(name=row.name, augment="none"), place.synthetic(row)
     ours = place.training(row, prepared, row.name)
     ours()
@@ -249,7 +249,7 @@ def loops(place: Place, row: Experiment) -> Iterator[Row]:
 
 
 def loader(place: Place, row: Experiment) -> Iterator[Row]:
-    """Our loop from the cache with augmentation against our loop from memory without."""
+    """Yield our loop from the cache with augmentation against our loop from memory without."""
     fed = {
         "cache": place.training(row, place.real(row), "cache"),
         "memory": place.training(
@@ -264,7 +264,7 @@ def loader(place: Place, row: Experiment) -> Iterator[Row]:
 
 
 def deterministic(place: Place, row: Experiment) -> Iterator[Row]:
-    """A bare loop with deterministic algorithms against one without."""
+    """Yield a bare loop with deterministic algorithms against one without."""
     prepared = place.synthetic(row, share=4)  # it may be many times slower
     loop = {fixed: bare_loop(row, prepared, place.engine) for fixed in (True, False)}
 
@@ -282,7 +282,7 @@ def deterministic(place: Place, row: Experiment) -> Iterator[Row]:
 
 
 def compiled(place: Place, row: Experiment) -> Iterator[Row]:
-    """Both loops with torch.compile, against a bare loop without."""
+    """Yield both loops with torch.compile, against a bare loop without."""
     if place.engine.device.type == "cpu" and step.COMPILER == "inductor":
         yield {"what": f"COMPILE True, {title(row)}", "here": "left out on a CPU"}
         return
@@ -302,7 +302,7 @@ def compiled(place: Place, row: Experiment) -> Iterator[Row]:
 
 
 def inference(place: Place, row: Experiment) -> Iterator[Row]:
-    """Our prediction with hflip against a bare forward pass of both views."""
+    """Yield our prediction with hflip against a bare forward pass of both views."""
     on, prepared, views = place.engine, place.synthetic(row), tta.views("hflip")
     model = networks.build(row).to(on.device).eval()
     size = 2 * row.batch_size
@@ -312,7 +312,7 @@ def inference(place: Place, row: Experiment) -> Iterator[Row]:
         for start, part in enumerate(pixels.split(size))
     ]
     ids = prepared.table["image_id"].tolist()
-    there = [on.to_device(levels) for levels, _ in batches]
+    batches_there = [on.to_device(levels) for levels, _ in batches]
 
     def ours() -> None:
         for _ in predict([model], batches, views, on, ids):
@@ -321,7 +321,7 @@ def inference(place: Place, row: Experiment) -> Iterator[Row]:
 
     @torch.inference_mode()
     def bare() -> None:
-        for levels in there:
+        for levels in batches_there:
             for view in views:
                 with on.autocast():
                     model(view.forward(levels))
@@ -333,7 +333,7 @@ def inference(place: Place, row: Experiment) -> Iterator[Row]:
 
 
 def largest_batch(place: Place, row: Experiment) -> Iterator[Row]:
-    """The most images that a training step takes at once in the memory of a T4."""
+    """Yield the most images that a training step takes at once in the memory of a T4."""
     on_gpu, most = place.engine.device.type == "cuda", place.scale.most_images
     chooses = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # or each size would be timed with every algorithm
@@ -359,7 +359,7 @@ def largest_batch(place: Place, row: Experiment) -> Iterator[Row]:
 
 
 def _fits(place: Place, row: Experiment, images: int) -> bool:
-    """Whether two steps over so many images at once do not fill the memory."""
+    """Return whether two steps over so many images at once do not fill the memory."""
     row = row.differing(name=row.name, batch_size=images, accumulate=1)
     try:
         bare_loop(row, Synthetic(images, row.size), place.engine)()
@@ -372,7 +372,7 @@ def _fits(place: Place, row: Experiment, images: int) -> bool:
 
 
 def nccl(place: Place) -> Iterator[Row]:
-    """Whether NCCL lets two ranks share one card, where the library takes gloo."""
+    """Yield whether NCCL lets two ranks share one card, where the library takes gloo."""
     device = place.engine.device.type
     backend = "nccl" if device == "cuda" else "gloo"
     script = place.scratch / "two_ranks.py"
@@ -415,17 +415,17 @@ def parameters(place: Place, **changes: Any) -> TrainParameters:
     """Return what is trained: `lite0_256` where its ImageNet weights are, else from scratch."""
     folder = place.given.weights_dir
     if place.given.device == "cpu":
-        chosen = {"experiment": "demo_UNetResNet10_128_v1", "encoder": "tu-test_resnet", "size": 64}
+        given = {"experiment": "demo_UNetResNet10_128_v1", "encoder": "tu-test_resnet", "size": 64}
     elif folder is not None and any(folder.glob(f"{LITE0}*")):
-        chosen = {"experiment": "lite0_256", "size": 512, "weights_dir": str(folder)}
-        chosen["weights_are"] = "imagenet"  # in float16 they have another hash
+        given = {"experiment": "lite0_256", "size": 512, "weights_dir": str(folder)}
+        given["weights_are"] = "imagenet"  # in float16 they have another hash
     else:
-        chosen = {"experiment": "UNetResNet34_512_v1", "weights": "none"}
+        given = {"experiment": "UNetResNet34_512_v1", "weights": "none"}
     return TrainParameters(
         fold=0, n_folds=place.scale.n_folds, data_dir=str(place.data),
         work_dir=str(place.scratch / "work"), cache_dir=str(place.scratch / "cache"),
         device=place.given.device, processes=1, max_hours=max(1.0, place.left() - 5) / 3600,
-        **chosen, **changes,
+        **given, **changes,
     )  # fmt: skip
 
 
@@ -468,7 +468,7 @@ def _fold(place: Place, run: str) -> FoldRun:
 
 
 def _trained(place: Place, run: str, took: float) -> Iterator[Row]:
-    """The speed of a training that has ended, then the scores of its held-out images."""
+    """Yield the speed of a training that has ended, then the scores of its held-out images."""
     log = _fold(place, run).read_log()
     shown = " / ".join(f"{line['dice']:.4f}" for line in log)
     yield {"what": f"{run}, fold 0, {len(log)} epochs, stage {took:.0f} s",

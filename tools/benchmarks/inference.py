@@ -91,14 +91,14 @@ class Place:
         return fold_run.fold_folder(self.root / "work", run, 0)
 
     def infer(self, parts: Parts) -> None:
-        """The inference stage, with nothing of the test images there before."""
+        """Run the inference stage without earlier results for the test images."""
         shutil.rmtree(self.root / "cache", ignore_errors=True)
         self.fold.test.unlink(missing_ok=True)
         with untrained.quiet(), parts.listening():
             inference.run(InferenceParameters(**self.where))
 
     def bare_pass(self) -> Callable[[], None]:
-        """All test images as tensors in memory through the network."""
+        """Predict all test images, as tensors in memory."""
         chosen, size = choose_engine("cpu"), 2 * self.row.batch_size
         (model,) = predictions.load_models(self.row, self.fold.kept(), chosen)
         test = table.discover(self.root / "data").test
@@ -185,13 +185,13 @@ def tell(size: int, n: int, took: Timed, parts: Parts) -> None:
     figure(f"inference of {n} images at {size}, hflip", f"{np.median(n / stage):.2f} images/s",
            against, f"{np.median(bare / stage):.0%}", "none")  # fmt: skip
     once = sum(by_part[name] for name in Parts.ONCE)
-    whole = (stage - once) / n + once / N_TEST
-    shown = f"{np.median(1 / whole):.2f} images/s"
+    full_seconds = (stage - once) / n + once / N_TEST
+    shown = f"{np.median(1 / full_seconds):.2f} images/s"
     scaled = f"inference of {N_TEST:,} images at {size}, its once scaled so"
-    figure(scaled, shown, against, f"{np.median(bare / n / whole):.0%}", BAR)
+    figure(scaled, shown, against, f"{np.median(bare / n / full_seconds):.0%}", BAR)
     own = by_part["forward pass"] / n
     figure(scaled, shown, f"the forward pass within it {np.median(1 / own):.2f} images/s",
-           f"{np.median(own / whole):.0%}", BAR)  # fmt: skip
+           f"{np.median(own / full_seconds):.0%}", BAR)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -48,13 +48,13 @@ def main() -> None:
         source = table.discover(given.data or drawn(Path(scratch) / "data", given.images))
         frame = source.train.head(given.images)
         for size in given.sizes:
-            there = prepared(frame, source.root, size, Path(scratch) / "cache")
-            took = timed(works(there, size), given.rounds)
-            tell(took, size, len(there))
+            images_cached = prepared(frame, source.root, size, Path(scratch) / "cache")
+            took = timed(works(images_cached, size), given.rounds)
+            tell(took, size, len(images_cached))
 
 
 def winners() -> A.Compose:
-    """The first place's augmentations as they are described, in today's albumentations.
+    """Return the published augmentations of the first place, in today's albumentations.
 
     A flip; one of contrast, gamma, brightness; one of elastic, grid, optical distortion; a shift
     with zoom and turn. Each group with the probability that its author published.
@@ -74,7 +74,7 @@ def winners() -> A.Compose:
 
 
 def unseeded(transform: A.Compose) -> augment.Augment:
-    """The transform as a plain Dataset calls it: it draws on and on from one generator."""
+    """Return the transform as a plain Dataset calls it: every draw is from one generator."""
     transform.set_random_seed(SEED)
 
     def apply(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,32 +84,32 @@ def unseeded(transform: A.Compose) -> augment.Augment:
     return apply
 
 
-def works(there: cache.Prepared, size: int) -> dict[str, Callable[[], None]]:
-    """An epoch's items in each way."""
-    ours = TrainingImages(there, ROW.augment, SEED)
+def works(images_cached: cache.Prepared, size: int) -> dict[str, Callable[[], None]]:
+    """Return by name a function that makes an epoch's items."""
+    ours = TrainingImages(images_cached, ROW.augment, SEED)
     others = {"notes": augment.build(ROW.augment), "winners": unseeded(winners())}
 
     def of_ours() -> None:
-        for i in range(len(there)):
+        for i in range(len(images_cached)):
             ours[0, i, 0]
 
     def bare() -> None:
-        for i in range(len(there)):
-            _tensor(there.image(i)), _tensor(there.mask(i))
+        for i in range(len(images_cached)):
+            _tensor(images_cached.image(i)), _tensor(images_cached.mask(i))
 
     def each(get: Callable, change: augment.Augment) -> Callable[[], None]:
         def epoch() -> None:
-            for i, image_id in enumerate(there.table["image_id"]):
+            for i, image_id in enumerate(images_cached.table["image_id"]):
                 image, mask = change(*get(i), augment.item_seed(SEED, 0, image_id))
                 _tensor(image), _tensor(mask)
 
         return epoch
 
     def from_cache(i: int) -> tuple[np.ndarray, np.ndarray]:
-        return there.image(i), there.mask(i)
+        return images_cached.image(i), images_cached.mask(i)
 
     def from_file(i: int) -> tuple[np.ndarray, np.ndarray]:
-        return decoded(there.table["path"].iat[i], there.table["rle"].iat[i], size)
+        return decoded(images_cached.table["path"].iat[i], images_cached.table["rle"].iat[i], size)
 
     return {
         "ours": of_ours,
@@ -121,7 +121,7 @@ def works(there: cache.Prepared, size: int) -> dict[str, Callable[[], None]]:
 
 
 def decoded(path: str, text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask (size, size) uint8, straight from DICOM and RLE."""
+    """Return image and mask (size, size) uint8, straight from DICOM and RLE."""
     image = pydicom.dcmread(path).pixel_array
     flat = np.zeros(image.size, np.uint8)
     at, numbers = 0, [int(one) for one in text.split()] if text.strip() not in ("", "-1") else []

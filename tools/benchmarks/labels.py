@@ -26,19 +26,19 @@ SIZES = (512, 768)
 
 
 def bilinear_truncated(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The fault to compare with: bilinear as a photograph, then cut down to whole numbers."""
+    """Return a mask resized bilinearly and truncated to integers, the fault to compare with."""
     grey = cv2.resize(mask * np.uint8(255), shape[::-1], interpolation=cv2.INTER_LINEAR)
     return (grey == 255).astype(np.uint8)  # all that (grey / 255).astype(int) leaves
 
 
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    """2 |A ∩ B| / (|A| + |B|), of masks that are not both empty."""
-    both = np.count_nonzero(one & other)
-    return 2 * both / (np.count_nonzero(one) + np.count_nonzero(other))
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Return 2 |A ∩ B| / (|A| + |B|), of masks that are not both empty."""
+    both = np.count_nonzero(first & second)
+    return 2 * both / (np.count_nonzero(first) + np.count_nonzero(second))
 
 
 def resize_figures(text: str) -> list[float]:
-    """Of one RLE and for each size: areas and round-trip dice by both ways."""
+    """Return for one RLE and each size: areas and round-trip dice by both ways of resizing."""
     cv2.setNumThreads(1)
     mask = rle.decode(text, SHAPE)
     figures = []
@@ -58,7 +58,7 @@ def resize_figures(text: str) -> list[float]:
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """Table of image_id, group, area_px, rle and shape; prints what the rows hold."""
+    """Return a table of image_id, group, area_px, rle and shape, and print its counts."""
     rows = pd.read_csv(folder / "train-rle.csv", dtype=str, keep_default_na=False)
     rows = rows.set_axis(["image_id", "rle"], axis=1)
     runs = rows["rle"].map(lambda text: rle.parse(text, SHAPE))
@@ -66,12 +66,12 @@ def read(folder: Path) -> pd.DataFrame:
     united, overlapping, many = {}, 0, 0
     for image_id, of_image in runs.groupby(rows["image_id"]):
         many += len(of_image) > 1
-        whole = rle.union([])
+        joined = rle.union([])
         for row in of_image:
-            wider = rle.union([whole, row])
-            overlapping += rle.area(wider) < rle.area(whole) + rle.area(row)
-            whole = wider
-        united[image_id] = whole
+            wider = rle.union([joined, row])
+            overlapping += rle.area(wider) < rle.area(joined) + rle.area(row)
+            joined = wider
+        united[image_id] = joined
     patient = {}
     if (folder / "nih_id.csv").is_file():
         names = pd.read_csv(folder / "nih_id.csv", dtype=str, keep_default_na=False).to_numpy()
@@ -98,7 +98,7 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def print_resizing(table: pd.DataFrame) -> None:
-    """Area errors and round trips of every positive image."""
+    """Print area errors and round trips of every positive image."""
     texts = table["rle"][table["area_px"] > 0].tolist()
     with ProcessPoolExecutor(max_workers=2) as pool:
         rows = np.array(list(pool.map(resize_figures, texts, chunksize=50)))
@@ -126,7 +126,7 @@ def print_resizing(table: pd.DataFrame) -> None:
 
 
 def print_folds(table: pd.DataFrame, n_folds: int = 5) -> None:
-    """How even the folds are, and how long drawing them took."""
+    """Print the balance of the folds, and the time to draw them."""
     start = time.perf_counter()
     table = table.assign(fold=folds.draw(table, n_folds))
     seconds = time.perf_counter() - start

@@ -65,13 +65,13 @@ def main() -> None:
 
 
 def inside(stage: str, root: Path, size: int) -> list[str]:
-    """The command that is one stage, or the network, in a process of its own."""
+    """Return the command that is one stage, or the network, in a process of its own."""
     command = [sys.executable, "-m", "tools.benchmarks.memory", "--inside", "--only", stage]
     return [*command, "--root", str(root), "--size", str(size)]
 
 
 def link(few: Path, folder: Path, n_images: int) -> None:
-    """A data folder of n images: links to a few, and the few's labels, under new names."""
+    """Make a data folder of n images: links to a few, with their labels, under new names."""
     known = table.discover(few).train[["path", "rle"]].itertuples(index=False, name=None)
     names = [f"image-{i:05d}" for i in range(n_images)]
     (folder / "images").mkdir(parents=True)

@@ -47,23 +47,23 @@ def do(stage: str, root: Path, size: int) -> None:
 
 
 def tiny(size: int):
-    """The row whose network all stages use."""
+    """Return the row whose network all stages use."""
     from kernel_lib.experiments import EXPERIMENTS
 
     return EXPERIMENTS["UNetResNet34_512_v1"].differing(name="tiny", size=size, **TINY)
 
 
 def of_model(size: int) -> int:
-    """Bytes that the network itself takes: its weights, and one predicted batch passing through."""
+    """Return the bytes of the network: its weights and the prediction of one batch."""
     import torch
 
     from kernel_lib.engine import choose_engine
     from kernel_lib.models import networks
 
-    row, chosen = tiny(size), choose_engine("cpu")
+    row, on = tiny(size), choose_engine("cpu")
     before = fields(os.getpid(), "status")["VmRSS"]
     model = networks.build(row).eval()
     batch = torch.zeros((2 * row.batch_size, 1, size, size), dtype=torch.uint8)
     with torch.inference_mode():
-        model(chosen.to_device(batch))
+        model(on.to_device(batch))
     return fields(os.getpid(), "status")["VmHWM"] - before

@@ -49,21 +49,21 @@ def main() -> None:
 
 
 def drawn(folder: Path, n_images: int) -> Path:
-    """Phantoms of 1024² in the competition's layout."""
+    """Return phantoms of 1024² in the competition's layout."""
     competition.write_competition(folder, n_images, 1, size=1024, seed=1, progress=False)
     return folder
 
 
 def measure(frame: pd.DataFrame, root: Path, sizes: list[int], scratch: Path, rounds: int) -> None:
     """Time all of it in the same rounds, and print."""
-    there = {size: prepared(frame, root, size, scratch / "kept") for size in sizes}
+    cached = {size: prepared(frame, root, size, scratch / "kept") for size in sizes}
     works = {
         "pydicom": lambda: [pydicom.dcmread(path).pixel_array for path in frame["path"]],
         "read": lambda: [images.read(path) for path in frame["path"]],
     }
     for size in sizes:
         works[f"prepare {size}"] = lambda size=size: anew(frame, root, size, scratch / "new")
-        works[f"back {size}"] = lambda size=size: read_back(there[size])
+        works[f"back {size}"] = lambda size=size: read_back(cached[size])
         works[f"again {size}"] = lambda size=size: decoded_again(frame, size)
     tell(timed(works, rounds), sizes, len(frame))
 
@@ -77,11 +77,11 @@ def anew(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> None:
     prepared(frame, root, size, folder)
 
 
-def read_back(there: cache.Prepared) -> None:
-    """Every image and mask as a training gets them, with all pages touched."""
-    for i in range(len(there)):
-        there.image(i).copy()
-        there.mask(i)
+def read_back(cached: cache.Prepared) -> None:
+    """Read every image and mask as a training does, with all pages touched."""
+    for i in range(len(cached)):
+        cached.image(i).copy()
+        cached.mask(i)
 
 
 def decoded_again(frame: pd.DataFrame, size: int) -> None:

@@ -27,7 +27,7 @@ N_SLOW = 3  # masks for what takes a third of a second each
 
 
 def blob(rng: np.random.Generator) -> np.ndarray:
-    """A mask (1024, 1024): smooth noise within an ellipse, its area log-normal."""
+    """Return a mask (1024, 1024): smooth noise within an ellipse, its area log-normal."""
     area_px = float(np.clip(np.exp(rng.normal(np.log(4_900), 1.1)), 55, 100_000))
     long = np.sqrt(area_px * rng.uniform(1.5, 6) / np.pi) * 1.4
     axes = (round(area_px / np.pi / long * 2) + 1, round(long) + 1)
@@ -39,7 +39,7 @@ def blob(rng: np.random.Generator) -> np.ndarray:
 
 
 def pixel_by_pixel(mask: np.ndarray) -> str:
-    """RLE as the competition's encoder makes it: a run that reaches the last pixel is lost."""
+    """Return the RLE of the competition's encoder, which loses a run at the last pixel."""
     height, width = mask.shape
     numbers, at, start, end = [], 0, -1, 0
     for column in range(width):
@@ -54,9 +54,9 @@ def pixel_by_pixel(mask: np.ndarray) -> str:
 
 
 def run_by_run(text: str, contiguous: bool) -> np.ndarray:
-    """Mask as the competition's decoder makes it, or brought into the order of rows."""
+    """Return the mask of the competition's decoder, or its values in the order of rows."""
     flat, at = np.zeros(SIDE * SIDE, np.uint8), 0
-    numbers = np.array([int(one) for one in text.split()])
+    numbers = np.array([int(number) for number in text.split()])
     for gap, length in zip(numbers[0::2], numbers[1::2], strict=True):
         at += gap
         flat[at : at + length] = 1
@@ -66,7 +66,7 @@ def run_by_run(text: str, contiguous: bool) -> np.ndarray:
 
 
 def each(call: Callable, arguments: list) -> Callable[[], None]:
-    """The call of every argument as one work."""
+    """Return a function that calls another with every argument."""
 
     def work() -> None:
         for argument in arguments:
@@ -76,7 +76,7 @@ def each(call: Callable, arguments: list) -> Callable[[], None]:
 
 
 def others(masks: list[np.ndarray]) -> dict[str, Callable[[], None]]:
-    """What pycocotools takes, where it is installed."""
+    """Return the functions of pycocotools, where it is installed."""
     try:
         from pycocotools import mask as coco
     except ImportError:

@@ -23,15 +23,15 @@ class Timed:
         return name in self._seconds
 
     def rounds(self, name: str) -> np.ndarray:
-        """Seconds (R,) of each round."""
+        """Return seconds (R,) of each round."""
         return np.array(self._seconds[name])
 
     def seconds(self, name: str) -> float:
-        """The median over the rounds."""
+        """Return the median over the rounds."""
         return statistics.median(self._seconds[name])
 
     def times_faster(self, ours: str, other: str) -> float:
-        """How many times as long the other one takes: the median of each round's own ratio."""
+        """Return the median of the rounds' ratios of the other's time to this one's."""
         pairs = zip(self._seconds[ours], self._seconds[other], strict=True)
         return statistics.median(theirs / our for our, theirs in pairs)
 

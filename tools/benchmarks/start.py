@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def started(arguments: list[str]):
-    """A call that runs Python with these arguments to its end."""
+    """Return a call that runs Python with these arguments to its end."""
 
     def run() -> None:
         subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)

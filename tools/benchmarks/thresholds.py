@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def tell(took: Timed, n: int, n_maps: int) -> None:
-    """The figures, against the loop on one thread, extrapolated from its few images and points."""
+    """Print the figures, against the loop on one thread, extrapolated from few images."""
     made, searched = took.seconds("histograms") / n_maps * n, took.seconds("search")
     per_point = took.seconds("loop") / (min(n_maps, LOOPED) * len(POINTS))
     say(f"histograms, from {n_maps} maps", made, LIMITS["histograms"])
@@ -89,19 +89,19 @@ def say(name: str, seconds: float, limit: float) -> None:
 
 
 def time_search(stats: Stacked) -> dict[bool, float]:
-    """Seconds of the search over images without labels, by `single`."""
+    """Return seconds of the search over images without labels, by `single`."""
     seconds = {}
     for single in (False, True):
         start = time.perf_counter()
-        found = th.search(stats, th.SearchOptions(single=single))
+        result = th.search(stats, th.SearchOptions(single=single))
         seconds[single] = time.perf_counter() - start
-        print(f"peak {found.score:.6f} {found.triplet}")
-        print(f"choice {found.chosen_score:.6f} {found.chosen}")
+        print(f"peak {result.score:.6f} {result.triplet}")
+        print(f"choice {result.chosen_score:.6f} {result.chosen}")
     return seconds
 
 
 def time_sweep(stats: Stacked) -> dict[str, float]:
-    """Seconds of the search over triplets and label thresholds, by what kind of label."""
+    """Return seconds of the search over triplets and label thresholds, by what kind of label."""
     random, has_mask = np.random.default_rng(3), stats.true_px > 0
     labelled = {"the map's own sum": gate_by_sum(stats)}
     for name, apart in LABELS.items():
@@ -111,15 +111,15 @@ def time_sweep(stats: Stacked) -> dict[str, float]:
     seconds = {}
     for name, images in labelled.items():
         start = time.perf_counter()
-        found = th.search(images)
+        result = th.search(images)
         seconds[name] = time.perf_counter() - start
-        print(f"{name}: AUC {auc(images.label, has_mask):.3f}, peak {found.score:.6f}", end=" ")
-        print(found.triplet)
+        print(f"{name}: AUC {auc(images.label, has_mask):.3f}, peak {result.score:.6f}", end=" ")
+        print(result.triplet)
     return seconds
 
 
 def synthetic_histograms(n: int, random: np.random.Generator) -> Stacked:
-    """Histograms of 1024² maps: lesions found more or less surely, and weaker false alarms."""
+    """Return histograms of 1024² maps: lesions of varied certainty, and weaker false positives."""
     probability = np.clip(np.arange(256) / 255, 0.002, 0.998)
     logits, per_level = np.log(probability / (1 - probability)), 1 / probability
 
@@ -142,7 +142,7 @@ def synthetic_histograms(n: int, random: np.random.Generator) -> Stacked:
 
 
 def synthetic_map(random: np.random.Generator) -> tuple[bytes, str]:
-    """A smooth 512² map as PNG, and its truth at 1024² as RLE."""
+    """Return a smooth 512² map as PNG, and its truth at 1024² as RLE."""
     noise = cv2.GaussianBlur(random.normal(size=(STORED, STORED)).astype(np.float32), (0, 0), 12)
     logits = 25 * noise - 6
     truth = np.zeros((SIDE, SIDE), np.uint8)
@@ -157,26 +157,26 @@ def synthetic_map(random: np.random.Generator) -> tuple[bytes, str]:
 
 
 def full_map(png: bytes) -> np.ndarray:
-    """The stored map at the image's own size, as every stage makes it."""
+    """Return the stored map at the image's own size, as every stage makes it."""
     prob = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
     return cv2.resize(prob, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 
 def histograms(n: int) -> Callable[[], None]:
-    """From n stored maps, PNG and RLE, to their pairs of histograms."""
+    """Return a function that makes histograms of n stored maps, PNG and RLE."""
     random = np.random.default_rng(1)
     stored = [synthetic_map(random) for _ in range(n)]
     print(f"maps: {np.mean([len(png) for png, _ in stored]) / 1e3:.0f} kB of PNG on average")
 
     def work() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda one: statistics(full_map(one[0]), rle.decode(one[1])), stored))
+            list(pool.map(lambda pair: statistics(full_map(pair[0]), rle.decode(pair[1])), stored))
 
     return work
 
 
 def grid_points(n: int) -> Callable[[], None]:
-    """Each of n maps, at full size in memory, thresholded and scored anew at each point."""
+    """Return a function that thresholds and scores each of n maps in memory at each point."""
     random = np.random.default_rng(2)
     stored = [synthetic_map(random) for _ in range(n)]
     maps = [(full_map(png) / np.float32(255), rle.decode(text)) for png, text in stored]

@@ -27,7 +27,7 @@ AREA = 0.01  # of an image, about the competition's median
 
 @contextlib.contextmanager
 def without_steps() -> Iterator[None]:
-    """No optimiser step and no validation in the train stage; all else of it as ever."""
+    """Leave optimiser steps and validation out of the train stage."""
     with (
         mock.patch.object(Training, "_train_epoch", _speak_up),
         mock.patch("kernel_lib.training.loop.validate", return_value=SCORES),
@@ -50,19 +50,19 @@ def _speak_up(training: Training) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the stages say and their bars."""
+    """Hide what the stages print."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def folds(row: Experiment, parameters: TrainParameters) -> None:
-    """One fold or all as the train stage leaves them, their held-out images predicted."""
+    """Make one fold or all as the train stage leaves them, their held-out images predicted."""
     with without_steps():
         train.run(parameters, {row.name: row})
 
 
 def searched(work: Path, bootstrap: int = 100) -> Path:
-    """The ensemble's folder as the thresholds stage leaves it."""
+    """Return the ensemble's folder as the thresholds stage leaves it."""
     return thresholds.run(ThresholdsParameters(work_dir=str(work), bootstrap=bootstrap)).folder
 
 
@@ -74,9 +74,9 @@ def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
     """
     (run,) = fold_run.names([work])
     archive = maps.Maps(next(iter(fold_run.find([work], run).values())).test)
-    levels = [maps.at_shape(archive[one], images.size_of(path)) for one, path in paths.items()]
+    levels = [maps.at_shape(archive[each], images.size_of(path)) for each, path in paths.items()]
     cut = min(int(np.quantile(np.stack(levels), 1 - AREA)), 254) / 255
-    areas = [int((one > 255 * cut).sum()) for one in levels]
+    areas = [int((each > 255 * cut).sum()) for each in levels]
     rule = Triplet(cut, int(np.quantile(areas, 1 - SHARE)), cut)
     document = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
     storage.write_json(folder / "thresholds.json", document | {"rule": rule.to_json()})

@@ -55,7 +55,7 @@ class BlurredMasks(ModelView):
 
 
 def histograms(rng: np.random.Generator) -> Stacked:
-    """Pairs (N, 256) as maps have them: nearly all at level 0, a fifth of the images with more."""
+    """Return pairs of histograms (N, 256): nearly all at level 0, more in a fifth of the images."""
     positive = rng.random(N) < 0.22
     tails = rng.poisson(rng.gamma(0.5, 60, (N, 1)) * np.exp(-np.arange(255) / 40))
     tails = np.where(positive[:, None] | (rng.random(N) < 0.3)[:, None], tails, tails // 20)
@@ -73,13 +73,15 @@ def histograms(rng: np.random.Generator) -> Stacked:
 def viewer_data(folder: Path) -> ViewerData:
     """Return the data of the page, with radiographs as PNGs in a folder."""
     rng = np.random.default_rng(0)
-    drawn = [one for _, one in competition.generate(DIFFERENT, SIDE_PX, seed=1, positives=1.0)]
+    phantoms = [
+        phantom for _, phantom in competition.generate(DIFFERENT, SIDE_PX, seed=1, positives=1.0)
+    ]
     paths = []
-    for i, one in enumerate(drawn):
+    for i, phantom in enumerate(phantoms):
         paths.append(folder / f"{i}.png")
-        cv2.imwrite(str(paths[-1]), one.image)
+        cv2.imwrite(str(paths[-1]), phantom.image)
     ids = [f"1.2.276.0.7230010.3.1.4.8323329.{i}.1517875162" for i in range(N)]
-    rles = [rle.encode(one.mask) for one in drawn]
+    rles = [rle.encode(phantom.mask) for phantom in phantoms]
     table = pd.DataFrame(
         {
             "image_id": ids,

@@ -29,7 +29,7 @@ LIMIT_MS = 2.0
 
 
 def variant(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """Another model's mask (1024, 1024) of the same image."""
+    """Return another model's mask (1024, 1024) of the same image."""
     if rng.random() < 0.1:
         return np.zeros_like(mask)
     move = np.float32([[1, 0, rng.normal(0, 4)], [0, 1, rng.normal(0, 4)]])
@@ -40,7 +40,7 @@ def variant(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 
 
 def submissions(rng: np.random.Generator) -> list[str]:
-    """RLEs of one image, one a submission."""
+    """Return RLEs of one image, one a submission."""
     mask = blob(rng)
     return [rle.encode(variant(rng, mask)) for _ in range(N_SUBMISSIONS)]
 

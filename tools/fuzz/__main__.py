@@ -52,7 +52,7 @@ def main(cases: int, seed: int, names: tuple[str, ...], index: int | None) -> No
 
 
 def _shared(cases: int, names: tuple[str, ...]) -> dict[str, int]:
-    """How many cases each target gets: all of them together, and none without one."""
+    """Return the number of cases of each target, at least one."""
     shares = list(accumulate(TARGETS[name].share for name in names))
     ends = [0, *(round(cases * share / shares[-1]) for share in shares)]
     return {name: max(1, b - a) for name, a, b in zip(names, ends, ends[1:], strict=False)}

@@ -65,12 +65,12 @@ class Hang(BaseException):
 
 
 def desk_of(name: str, seed: int, index: int, corpus: Corpus, folder: Path) -> Desk:
-    """The desk of a case: its name, seed and index say all that is random in it."""
+    """Return the desk of a case: all that is random in it follows from name, seed and index."""
     return Desk(random.Random(f"{seed} {name} {index}"), corpus, folder)
 
 
 def judge(case: Case) -> tuple[Outcome, str]:
-    """The outcome of a case, and of a fault what it is."""
+    """Return the outcome of a case, and the fault."""
     before = _peak_bytes()
     try:
         with _limit():
@@ -83,10 +83,10 @@ def judge(case: Case) -> tuple[Outcome, str]:
         fault = f"{type(error).__name__}: {error}"
     else:
         try:
-            said = case.wrong(result)
+            wrong = case.wrong(result)
         except Exception as error:  # a result that its oracle cannot even look at
-            said = f"the oracle ends with {type(error).__name__}: {error}"
-        return (Outcome.FAULT, f"wrong: {said}") if said else (Outcome.RIGHT, "")
+            wrong = f"the oracle ends with {type(error).__name__}: {error}"
+        return (Outcome.FAULT, f"wrong: {wrong}") if wrong else (Outcome.RIGHT, "")
     if fault is None and _peak_bytes() - before > LIMIT_BYTES:
         fault = f"{(_peak_bytes() - before) >> 20:,} MB were taken"
     return (Outcome.FAULT, fault) if fault else (Outcome.REFUSED, "")

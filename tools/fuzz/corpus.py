@@ -27,7 +27,7 @@ class Corpus:
 
 
 def gather(folder: Path | None = None) -> Corpus:
-    """Real files of the shared folder, or of `folder`; phantoms where there is none."""
+    """Return real files of the shared folder, or of `folder`; phantoms where there is none."""
     folder = folder or Path(os.environ.get("PNEUMO_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "siim-labels" / "train-rle.csv").is_file():
         with tempfile.TemporaryDirectory() as scratch:

@@ -10,7 +10,7 @@ EDGES = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**
 
 
 def damaged(rng: random.Random, data: bytes, other: bytes = b"", *, head: int = 0) -> bytes:
-    """Bytes with one to six changes; half of them within the first `head` bytes, if given."""
+    """Return bytes with one to six changes, half of them within the first `head` bytes if given."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         reach = min(head, len(changed)) if head and rng.random() < 0.5 else len(changed)
@@ -44,7 +44,7 @@ def _change(rng: random.Random, data: bytearray, at: int, other: bytes) -> None:
 
 
 def garbled(rng: random.Random, text: str, words: Sequence[str]) -> str:
-    """A text with one to four changes: words put in, pieces taken out, doubled or exchanged."""
+    """Return a text with one to four changes: words inserted, pieces removed or doubled."""
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(text) + 1)
         kind = rng.randrange(5)

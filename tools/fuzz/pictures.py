@@ -34,7 +34,7 @@ DEPTHS = (8, 10, 12, 14, 16)
 
 
 def picture(desk: Desk) -> Case:
-    """A small picture of some kind, damaged; its checksums are mended in some, to get further."""
+    """Return a small picture of some kind, damaged; some with right checksums, to get further."""
     rng = desk.rng
     data = _drawn(rng)
     if rng.random() < 0.9:
@@ -61,16 +61,16 @@ def _drawn(rng: random.Random) -> bytes:
         levels = (levels > 128).astype(np.uint8) * rng.choice((1, 255))
     elif kind == "I;16":
         levels = noise.integers(0, rng.choice((4096, 65536)), shape).astype(np.uint16)
-    drawn = Image.fromarray(levels)
+    image = Image.fromarray(levels)
     if kind in ("P", "1"):
-        drawn = drawn.convert(kind)
+        image = image.convert(kind)
     file = BytesIO()
-    drawn.save(file, "JPEG" if "JPEG" in kind else "PNG")
+    image.save(file, "JPEG" if "JPEG" in kind else "PNG")
     return file.getvalue()
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG with the checksum of each chunk as it should be, as far as its chunks can be found."""
+    """Return a PNG with right checksums, as far as its chunks can be read."""
     mended, at = bytearray(data), 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -82,7 +82,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def _by_pillow(data: bytes) -> np.ndarray | str:
-    """Levels by Pillow: (H, W), 8 or 16 bits, colours to grey; words where it refuses."""
+    """Return levels by Pillow: (H, W), 8 or 16 bits, colours to grey; a text where it refuses."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as opened:
             opened.load()
@@ -114,7 +114,7 @@ def _wrong_picture(data: bytes, grey: np.ndarray) -> str | None:
 def _differences(
     levels: np.ndarray, expected: np.ndarray, values: np.ndarray, tolerance: int
 ) -> np.ndarray:
-    """How far levels are from those expected, or of a flat picture from its values stretched.
+    """Return the distances of levels from those expected, of a flat picture from stretched ones.
 
     Rounding otherwise may make a picture flat that was at the limit, and grows with the stretch.
     """
@@ -147,7 +147,7 @@ def _wrong_mask(data: bytes, mask: np.ndarray) -> str | None:
 
 
 def dicom(desk: Desk) -> Case:
-    """A small DICOM of some kind with odd elements, or damaged bytes, or both."""
+    """Return a small DICOM of some kind with odd elements, or damaged bytes, or both."""
     rng = desk.rng
     dataset = _dataset(rng)
     if rng.random() < 0.6:
@@ -165,7 +165,7 @@ def dicom(desk: Desk) -> Case:
 
 
 def real_dicom(desk: Desk) -> Case:
-    """A real file, damaged."""
+    """Return a real file, damaged."""
     data = desk.rng.choice(desk.corpus.dicoms)
     return _dicom_case(
         desk, damaged(desk.rng, data, desk.rng.choice(desk.corpus.dicoms), head=2000)
@@ -222,7 +222,7 @@ def _pixels(values: np.ndarray, syntax: str) -> bytes:
 
 
 def _make_odd(rng: random.Random, dataset: Dataset) -> None:
-    """Elements that no sound file has, and some that sound ones have."""
+    """Add elements that no sound file has, and some that sound ones have."""
     numbers = ("0", "1", "-1", "1e308", "-1e308", "1e-320", "nan", "inf", "2.5", "-1024", "1e5")
     whole = (*EDGES[:10], 7, 9, 12, 40, 24)
     for _ in range(rng.choice((1, 1, 2, 4))):
@@ -310,7 +310,7 @@ def _wrong_dicom(data: bytes, levels, patient, patient_alone, size) -> str | Non
 
 
 def _in_few_blocks(differs: np.ndarray) -> bool:
-    """Whether what differs (H, W) is one block of a JPEG in a thousand, or one of a small one.
+    """Return whether the differences (H, W) lie in one JPEG block of a thousand.
 
     A damaged scan may hold coefficients that no picture has, and they overflow in each decoder in
     its own way.
@@ -322,7 +322,7 @@ def _in_few_blocks(differs: np.ndarray) -> bool:
 
 
 def _jpeg_frame(dataset: Dataset) -> np.ndarray:
-    """The stored values of a JPEG by Pillow, whatever else the header says."""
+    """Return the stored values of a JPEG by Pillow, whatever else the header says."""
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     with Image.open(BytesIO(frame), formats=["JPEG"]) as opened:
         return np.asarray(opened)
@@ -334,7 +334,7 @@ def _ends(dataset: Dataset, bits: int) -> list[int]:
 
 
 def _bits_lie(dataset: Dataset, stored: np.ndarray | None = None) -> bool:
-    """Whether the tags that say which bits are pixels disagree, with one another or the values."""
+    """Return whether the tags of the pixels' bits disagree with one another or with the values."""
     bits = dataset.BitsStored
     if dataset.BitsAllocated not in (8, 16) or dataset.get("HighBit") != bits - 1:
         return True
@@ -343,7 +343,7 @@ def _bits_lie(dataset: Dataset, stored: np.ndarray | None = None) -> bool:
 
 
 def _depth(dataset: Dataset, stored: np.ndarray) -> int:
-    """The bits of the range: as stated, where 16 of 16 says nothing as many as the values need."""
+    """Return the bits of the range: as stated, or as needed where 16 of 16 are stated."""
     if dataset.BitsStored < 16:
         return dataset.BitsStored
     ends = ((bits, _ends(dataset, bits)) for bits in DEPTHS)
@@ -351,7 +351,7 @@ def _depth(dataset: Dataset, stored: np.ndarray) -> int:
 
 
 def naive_level(value: float, dataset: Dataset, bits: int) -> tuple[float, float]:
-    """The grey level of a stored value by DICOM PS3.3 C.11, and what was windowed to that.
+    """Return the grey level of a stored value by DICOM PS3.3 C.11, and its windowed value.
 
     NaN where the header makes none.
     """

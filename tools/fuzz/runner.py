@@ -113,7 +113,7 @@ def _keep(kept: Path, name: str, target: Target, seed: int, index: int, corpus, 
 
 
 def be_quiet() -> None:
-    """Readers warn of most damaged files, in Python and in C; only outcomes matter here."""
+    """Hide warnings of Python and C: readers warn of most damaged files."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     sys.stderr.flush()

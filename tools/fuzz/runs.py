@@ -13,7 +13,7 @@ WORDS = (" ", "  ", "-", "-1", "0", "1", "9", "99999999999999999999", "429496729
 
 
 def naive(text: str, shape: tuple[int, int]) -> np.ndarray | None:
-    """Mask (H, W) of an RLE, one number after another; None where it describes none."""
+    """Return the mask (H, W) of an RLE, number by number; None of an invalid one."""
     height, width = shape
     pixels = bytearray(height * width)
     if text.strip() in ("", "-1"):
@@ -32,7 +32,7 @@ def naive(text: str, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def decode(text: str, shape: tuple[int, int]) -> Case:
-    """The case that a text is decoded into an image of this shape."""
+    """Return the case of a text that is decoded into an image of this shape."""
 
     def wrong(mask: np.ndarray) -> str | None:
         expected = naive(text, shape)
@@ -50,7 +50,7 @@ def decode(text: str, shape: tuple[int, int]) -> Case:
 
 
 def from_random(desk: Desk) -> Case:
-    """Numbers such as would describe a small image, and sometimes not."""
+    """Return the case of an RLE of a small image, sometimes an invalid one."""
     rng = desk.rng
     shape = rng.randint(1, 12), rng.randint(1, 12)
     numbers = [rng.choice((0, 1, 2, 3, 5, 9)) for _ in range(2 * rng.randrange(8))]
@@ -61,7 +61,7 @@ def from_random(desk: Desk) -> Case:
 
 
 def from_real(desk: Desk) -> Case:
-    """A real row, changed, in an image of the competition's size."""
+    """Return the case of a real RLE, changed, in an image of the competition's size."""
     text = desk.rng.choice(desk.corpus.rles)
     return decode(garbled(desk.rng, text, WORDS), (1024, 1024))
 

@@ -8,8 +8,7 @@ import random
 from functools import partial
 from typing import Any
 
-from kernel_lib import __main__ as command_line
-from kernel_lib import config
+from kernel_lib import command_line, config
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
 from kernel_lib.kaggle import paths
@@ -25,7 +24,7 @@ WORDS = ("[", "]", "{", "}", '"', ",", ":", "null", "NaN", "-Infinity", "1e999",
 
 
 def odd_value(rng: random.Random) -> Any:
-    """A value such as a person, or nobody, would give."""
+    """Return a plausible or an absurd value."""
     texts = ("", "x", "imagenet", "none", "\0", "x" * 300, "../x", "bce", "3*bce+dice", "nan*bce",
              "+", "1e999*dice", "hflip", "2026", "True", "\ud800", rng.choice(ROWS))  # fmt: skip
     numbers = (0, 1, -1, 2, 5, 32, 64, 512, 1024, 2**31, 2**63, 10**30, 10**400, 10**5000)
@@ -35,7 +34,7 @@ def odd_value(rng: random.Random) -> Any:
 
 
 def _wrong(result: config.Parameters, given: dict[str, Any]) -> str | None:
-    """Each value as it was given, and no number that is none."""
+    """Return the first value that differs from the given one, or is NaN."""
     for name, value in result.model_dump().items():
         expected = given.get(name, type(result).model_fields[name].default)
         if value != expected or type(value) is bool is not type(expected):
@@ -58,7 +57,7 @@ def _wrong_plan(result: TrainPlan, given: dict[str, Any]) -> str | None:
 
 
 def namespace(desk: Desk) -> Case:
-    """A train notebook's namespace with up to five odd values, to the plan of its run."""
+    """Return a train notebook's namespace with up to five odd values, to the plan of its run."""
     rng = desk.rng
     fields = list(config.TrainParameters.model_fields)
     given = {rng.choice(fields): odd_value(rng) for _ in range(rng.randrange(6))}
@@ -77,7 +76,7 @@ def namespace(desk: Desk) -> Case:
 
 
 def parameters_file(desk: Desk) -> Case:
-    """A JSON of parameters, as commands take it, damaged."""
+    """Return a JSON of parameters, as commands take it, damaged."""
     rng = desk.rng
     kind = rng.choice(KINDS)
     fields = list(getattr(config, kind).model_fields)
@@ -92,11 +91,11 @@ def parameters_file(desk: Desk) -> Case:
             return "read, though a name stands twice"
         return _wrong(result, {k.lower(): v for k, v in json.loads(data).items()})
 
-    return Case(data, lambda: command_line._parameters(path, kind), wrong)
+    return Case(data, lambda: command_line.read_parameters(path, kind), wrong)
 
 
 def recipe(desk: Desk) -> Case:
-    """A recipe's file with odd members and ways, damaged."""
+    """Return a recipe's file with odd members and ways, damaged."""
     rng = desk.rng
     members = [
         rng.choice(({"run": f"r{at}"}, {"experiment": rng.choice(ROWS), "seed": rng.randrange(5)}))
@@ -125,7 +124,7 @@ def recipe(desk: Desk) -> Case:
 
 
 def experiment(desk: Desk) -> Case:
-    """A JSON of experiments of a user's own, damaged, to the plan of its run."""
+    """Return a JSON of experiments of a user's own, damaged, to the plan of its run."""
     rng = desk.rng
     fields = list(config.Experiment.model_fields)
     rows = []

@@ -30,7 +30,7 @@ BOMB_BYTES = 100_000_000
 
 
 def repacked(rng: random.Random, data: bytes) -> bytes:
-    """An archive with a member damaged, renamed or bloated, its checksums right."""
+    """Return an archive with a member damaged, renamed or bloated, its checksums right."""
     kind = rng.choice(("damage", "damage", "name", "bomb" if rng.random() < 0.02 else "name"))
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
@@ -53,7 +53,7 @@ def repacked(rng: random.Random, data: bytes) -> bytes:
 
 
 def _changed(rng: random.Random, data: bytes) -> tuple[bytes, bool]:
-    """Damaged bytes, and whether checksums still tell what was changed."""
+    """Return damaged bytes, and whether checksums still detect the change."""
     kind = rng.random()
     if kind < 0.05:
         return data, True
@@ -82,7 +82,7 @@ def _archive() -> tuple[bytes, dict[str, np.ndarray], dict[str, float]]:
 
 def map_archive(desk: Desk) -> Case:
     original, levels, labels = _archive()
-    data, told = _changed(desk.rng, original)
+    data, noticed = _changed(desk.rng, original)
     path = desk.put("oof.zip", data)
 
     def attempt():
@@ -94,9 +94,9 @@ def map_archive(desk: Desk) -> Case:
         for name, found, label in read:
             if found.dtype != np.uint8 or found.ndim != 2 or not (label is None or 0 <= label <= 1):
                 return f"{name}: {found.dtype} {found.shape}, label {label!r}"
-            if told and not (np.array_equal(found, levels[name]) and label == labels[name]):
+            if noticed and not (np.array_equal(found, levels[name]) and label == labels[name]):
                 return f"another map or label of {name}"
-        if told and (len(read), meta) != (len(levels), META | {"images": 3}):
+        if noticed and (len(read), meta) != (len(levels), META | {"images": 3}):
             return f"{len(read)} maps, {meta}"
         return None
 
@@ -129,7 +129,7 @@ def _wheel() -> tuple[bytes, dict[str, bytes]]:
 
 
 def cached_wheel(desk: Desk) -> Case:
-    """A wheel to carry: its files as they were, since its RECORD has their hashes."""
+    """Return a wheel to carry: its files as they were, since its RECORD has their hashes."""
     original, files = _wheel()
     data, _ = _changed(desk.rng, original)
     path = desk.put(WHEEL, data)
@@ -143,7 +143,7 @@ def cached_wheel(desk: Desk) -> Case:
 
 
 def wheel(desk: Desk) -> Case:
-    """A wheel's members in their folder and nothing beside it, whatever they are called."""
+    """Return a wheel's members in their folder and nothing beside it, whatever they are called."""
     data, _ = _changed(desk.rng, _wheel()[0])
 
     def attempt() -> tuple[dict[str, bytes], list[str]]:
@@ -210,7 +210,7 @@ def _saved() -> tuple[bytes, dict]:
 
 
 def same(one, other) -> bool:
-    """Whether two states are equal to the last bit."""
+    """Return whether two states are equal to the last bit."""
     if isinstance(one, torch.Tensor):
         return (
             isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
@@ -222,7 +222,7 @@ def same(one, other) -> bool:
 
 def checkpoint(desk: Desk) -> Case:
     original, state = _saved()
-    data, told = _changed(desk.rng, original)
+    data, noticed = _changed(desk.rng, original)
     path = desk.put("last.pt", data)
 
     def attempt():
@@ -230,7 +230,7 @@ def checkpoint(desk: Desk) -> Case:
 
     def wrong(result) -> str | None:
         loaded, past, _ = result
-        if told and not (same(state, loaded) and past == PAST):
+        if noticed and not (same(state, loaded) and past == PAST):
             return "another state or past than was saved"
         return None
 
@@ -249,13 +249,13 @@ def _weights() -> dict[str, bytes]:
 
 
 def weights_file(desk: Desk) -> Case:
-    """Weights in three formats; of those without checksums only the form can be judged."""
+    """Return weights in three formats; of those without checksums only the form can be judged."""
     ending = desk.rng.choice((".pth", ".pt", ".safetensors"))
     original = _weights()[ending]
     if ending == ".pth":
-        data, told = _changed(desk.rng, original)
+        data, noticed = _changed(desk.rng, original)
     else:
-        data, told = damaged(desk.rng, original, head=300), False
+        data, noticed = damaged(desk.rng, original, head=300), False
     path = desk.put(f"w{ending}", data)
 
     def wrong(state) -> str | None:
@@ -263,7 +263,7 @@ def weights_file(desk: Desk) -> Case:
             return "no table of tensors"
         if sum(v.numel() * v.element_size() for v in state.values()) > 10 * len(data):
             return "more numbers than the file holds"
-        if told and not torch.equal(state["conv.weight"], torch.arange(60.0).view(3, 20)):
+        if noticed and not torch.equal(state["conv.weight"], torch.arange(60.0).view(3, 20)):
             return "other weights than were saved"
         return None
 

@@ -26,7 +26,7 @@ WORDS = (",", ",,", '"', '""', "\n", "\r\n", "\r", "\n\n", "\x00", "\ufeff", "-1
 
 
 def rows_of(data: bytes) -> list[list[str]]:
-    """Header and rows that are not blank, cells stripped, as the csv module reads them."""
+    """Return header and rows that are not blank, cells stripped, as the csv module reads them."""
     csv.field_size_limit(sys.maxsize)
     text = data.decode("utf-8-sig")
     rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
@@ -35,7 +35,7 @@ def rows_of(data: bytes) -> list[list[str]]:
 
 
 def _expected(data: bytes, columns: tuple[str, ...] | None) -> list[list[str]] | str:
-    """The rows in these columns; or why the table cannot be read at all."""
+    """Return the rows in these columns; or why the table cannot be read at all."""
     try:
         header, *rows = rows_of(data)
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
@@ -67,7 +67,7 @@ def _case(
 
 
 def _changed(desk: Desk, data: bytes) -> bytes:
-    """A table as an editor or a transfer may leave it; sometimes as it was."""
+    """Return a table as an editor or a transfer may leave it; sometimes as it was."""
     kind = desk.rng.random()
     if kind < 0.1:
         return data
@@ -76,18 +76,18 @@ def _changed(desk: Desk, data: bytes) -> bytes:
     return damaged(desk.rng, data, head=64)
 
 
-def _differ(found: list, expected: list) -> str | None:
-    for at, (one, other) in enumerate(zip(found, expected, strict=False)):
-        if one != other:
-            return f"row {at}: {one!r}, expected {other!r}"[:300]
-    return None if len(found) == len(expected) else f"{len(found)} rows, not {len(expected)}"
+def _differ(actual: list, expected: list) -> str | None:
+    for at, (cell, other) in enumerate(zip(actual, expected, strict=False)):
+        if cell != other:
+            return f"row {at}: {cell!r}, expected {other!r}"[:300]
+    return None if len(actual) == len(expected) else f"{len(actual)} rows, not {len(expected)}"
 
 
 # --- Labels, samples, groups, submissions ---------------------------------------------------
 
 
 def _label_rows(desk: Desk) -> bytes:
-    """Some real rows and some made ones, under one of the headers."""
+    """Return some real rows and some made ones, under one of the headers."""
     rng = desk.rng
     head, *lines = desk.corpus.labels.decode().splitlines()
     made = [f"id{rng.randrange(4)},{rng.choice(('-1', '0 3', ' 5 2 1 1', ''))}" for _ in range(3)]
@@ -115,7 +115,7 @@ def read_labels(desk: Desk, data: bytes | None = None) -> Case:
 
 
 def _is_small(text: str) -> bool:
-    """Whether a naive reading of 4096² pixels can judge an RLE: it ends within it."""
+    """Return whether a naive reading of 4096² pixels can judge an RLE: it ends within it."""
     return not any(len(token) > 6 for token in text.split()) and len(text) < 200
 
 
@@ -155,7 +155,7 @@ def read_submission(desk: Desk) -> Case:
 
 
 def score(desk: Desk) -> Case:
-    """A changed submission against labels, by masks instead of runs."""
+    """Return the case of a changed submission, scored by masks instead of runs."""
     rng = desk.rng
     ids = [f"id{at}" for at in range(4)]
     texts = [rng.choice(("-1", "0 3", "5 2 1 1", "250 6", "0 256")) for _ in ids]

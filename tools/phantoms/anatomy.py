@@ -52,7 +52,7 @@ class Anatomy:
 
 
 def smooth(points: Sequence[Sequence[float]], per_piece: int = 10, *, closed: bool) -> np.ndarray:
-    """Curve through the points (Catmull-Rom), (n, 2) float64."""
+    """Return the curve through the points (Catmull-Rom), (n, 2) float64."""
     knots = np.asarray(points, dtype=np.float64)
     if closed:
         before, after = np.roll(knots, 1, axis=0), np.roll(knots, -1, axis=0)
@@ -80,7 +80,7 @@ def _bezier(start, control, end, n: int = 24) -> np.ndarray:
 
 
 def _lung(side: int, rng: np.random.Generator, width: float, apex: float, base: float) -> Lung:
-    """One lung; the right dome of the diaphragm stands higher than the left."""
+    """Return one lung; the right dome of the diaphragm stands higher than the left."""
     dome = base - rng.uniform(0.055, 0.095) - (0.02 if side == RIGHT else 0.0)
 
     def y(height: float) -> float:
@@ -150,7 +150,7 @@ def _torso(rng: np.random.Generator, width: float, fatness: float) -> np.ndarray
 
 
 def _ribs(lung: Lung, side: int, rng: np.random.Generator) -> tuple[list, list]:
-    """The ribs of one side: the bands behind, and before them those that slope to the sternum."""
+    """Return the ribs of one side: the bands behind, then those that slope to the sternum."""
     behind, before = [], []
     height = lung.base_y - lung.apex_y
     slope = rng.uniform(0.8, 1.25)
@@ -171,7 +171,7 @@ def _ribs(lung: Lung, side: int, rng: np.random.Generator) -> tuple[list, list]:
 
 
 def _vessels(rng: np.random.Generator, width: float) -> list[np.ndarray]:
-    """Trees from both hila outward, each vessel parting in two; the lower lobes' are longer."""
+    """Return trees from both hila outward, each vessel forking; the lower lobes' are longer."""
     angle = np.tile(np.linspace(-1.35, 1.45, 8), 2)
     side = np.repeat([RIGHT, LEFT], 8)
     start = np.stack([side * 0.055, HILUM_Y + 0.02 * angle + rng.normal(0, 0.008, 16)], axis=1)
@@ -195,7 +195,7 @@ def _vessels(rng: np.random.Generator, width: float) -> list[np.ndarray]:
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """A patient's body; the generator decides everything."""
+    """Return a patient's body; the generator decides everything."""
     width = rng.uniform(0.285, 0.345)
     apex, base = rng.uniform(0.09, 0.15), rng.uniform(0.7, 0.82)
     fatness = float(rng.beta(1.6, 2.2))

@@ -61,7 +61,7 @@ def _check(size: int, difficulty: float, positives: float) -> None:
 def cases(
     n_images: int, *, seed: int = 0, positives: float = 0.22, first_patient: int = 0
 ) -> list[Case]:
-    """Which patients, how many images of each, and which of them with how much air.
+    """Return the cases: patients, the number of images of each, and the areas of pneumothorax.
 
     Two patients in three have one image, the others four on the average, as in the competition;
     exactly round(positives · n) images are positive, and they gather in some patients.
@@ -87,7 +87,7 @@ def cases(
 
 
 def draw_case(case: Case, *, size: int, difficulty: float) -> Phantom:
-    """The image of a case: the body from the patient, the projection from the image.
+    """Return the image of a case: the body from the patient, the projection from the image.
 
     `difficulty` 0..1 as `phantom_draw.draw` says.
     """
@@ -113,7 +113,7 @@ def generate(
 
 
 def _write_dicom(path: Path, image: np.ndarray, case: Case, series: str, study: str) -> None:
-    """An 8-bit MONOCHROME2 secondary capture, JPEG baseline, as the competition's files are."""
+    """Write an 8-bit MONOCHROME2 secondary capture, JPEG baseline, like the competition's files."""
     done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not done:
         raise RuntimeError(f"OpenCV could not encode the {image.shape} image of {path} as JPEG")
@@ -152,14 +152,14 @@ def _draw_and_write(job: tuple[Case, Path], size: int, difficulty: float) -> lis
 
 
 def _alone_in_opencv() -> None:
-    """One thread in each process: they share the cores, and a forked thread pool would hang."""
+    """Use one thread in each process: they share the cores, and a forked thread pool would hang."""
     cv2.setNumThreads(0)
 
 
-def _write_labels(path: Path, drawn: list[tuple[Case, list[str]]], lead: str) -> None:
-    """An RLE table; `lead` stands before the values and the second name, as in the real file."""
+def _write_labels(path: Path, cases: list[tuple[Case, list[str]]], lead: str) -> None:
+    """Write an RLE table; `lead` stands before values and second name, as in the real file."""
     lines = [f"ImageId,{lead}EncodedPixels\n"]
-    for case, rows in drawn:
+    for case, rows in cases:
         lines += [f"{case.image_id},{lead}{row}\n" for row in rows or ["-1"]]
     write_text(path, "".join(lines))
 

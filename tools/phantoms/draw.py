@@ -44,7 +44,7 @@ class _Film:
         return np.round(pixels * (1 << SUBPIXEL_BITS)).astype(np.int32)
 
     def fill(self, outlines: list[np.ndarray]) -> np.ndarray:
-        """(S, S) uint8, 255 inside, soft by less than a pixel at the edge."""
+        """Return (S, S) uint8, 255 inside, soft by less than a pixel at the edge."""
         layer = np.zeros((self.size, self.size), np.uint8)
         for outline in outlines:
             points = [self._points(outline)]
@@ -52,7 +52,7 @@ class _Film:
         return layer
 
     def lines(self, curves: Sequence[np.ndarray], width: float, closed: bool = False) -> np.ndarray:
-        """(S, S) float32 0..1, lines `width` units wide; thinner than a pixel they grow faint."""
+        """Return (S, S) float32 0..1, lines `width` units wide, fainter if thinner than a pixel."""
         layer = np.zeros((self.size, self.size), np.uint8)
         wide = width * self.size
         if isinstance(curves, np.ndarray):
@@ -65,7 +65,7 @@ class _Film:
         return layer.astype(np.float32) / 255
 
     def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian blur by `sigma` units; wide ones are done on a smaller copy."""
+        """Return a Gaussian blur by `sigma` units; wide ones are done on a smaller copy."""
         pixels = sigma * self.size
         layer = layer.astype(np.float32) / 255 if layer.dtype == np.uint8 else layer
         shrink = int(pixels // 4)
@@ -78,14 +78,14 @@ class _Film:
         return cv2.resize(small, layer.shape[::-1], interpolation=cv2.INTER_CUBIC)
 
     def depth(self, inside: np.ndarray, full: float) -> np.ndarray:
-        """How thick a rounded body is: 0 at its rim to 1 where `full` units deep or more."""
+        """Return how thick a rounded body is: 0 at its rim to 1 where `full` units deep or more."""
         away = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
         short = 1 - np.minimum(away / (full * self.size), 1)
         return np.sqrt(1 - short * short)
 
 
 def _project(anatomy: Anatomy, size: int, rng: np.random.Generator) -> _Film:
-    """Rotation, scale, shift and depth of breath: what differs between a patient's images."""
+    """Return rotation, scale, shift and depth of breath, which differ between images."""
     angle = np.deg2rad(rng.normal(0, 3.0))
     scale = anatomy.scale * rng.uniform(0.96, 1.04)
     breath = rng.uniform(0.92, 1.05)
@@ -104,12 +104,12 @@ def _project(anatomy: Anatomy, size: int, rng: np.random.Generator) -> _Film:
 
 
 def _below(values: np.ndarray, bound: float, soft: float) -> np.ndarray:
-    """1 well below the bound, 0 well above it, with a transition about `soft` wide."""
+    """Return 1 well below the bound, 0 well above it, with a transition about `soft` wide."""
     return 0.5 - 0.5 * np.tanh((values - bound) / (2 * soft))
 
 
 def _noise(film: _Film, rng: np.random.Generator, grain: float) -> np.ndarray:
-    """Smooth noise of unit deviation whose grains are `grain` units wide."""
+    """Return smooth noise of unit deviation whose grains are `grain` units wide."""
     cells = max(4, min(film.size, round(1 / grain)))
     coarse = rng.standard_normal((cells, cells), dtype=np.float32)
     if cells == film.size:
@@ -118,13 +118,13 @@ def _noise(film: _Film, rng: np.random.Generator, grain: float) -> np.ndarray:
 
 
 def _cavity(film: _Film, anatomy: Anatomy, side: int) -> np.ndarray:
-    """(S, S) uint8 0/255, the lung that the film shows at full darkness on one side."""
+    """Return (S, S) uint8 0/255, the lung that the film shows at full darkness on one side."""
     lung = film.fill([anatomy.lungs[side].outline])
     return np.where(film.fill([anatomy.mediastinum]) > 127, np.uint8(0), lung)
 
 
 def _pocket_order(film: _Film, anatomy: Anatomy, side: int, share: float, kind: str, rng) -> tuple:
-    """The order in which air fills a lung from the wall, and the width it has there.
+    """Return the order in which air fills a lung from the wall, and the width it has there.
 
     Air of the level s fills where the order is under s: depth from the wall over a width that
     changes along the wall, greatest at the apex, at mid-height or at the base.
@@ -151,7 +151,7 @@ def _pocket_order(film: _Film, anatomy: Anatomy, side: int, share: float, kind: 
 
 
 def _pockets(film: _Film, anatomy: Anatomy, area_px: float, rng) -> tuple[list, np.ndarray]:
-    """Regions of air whose areas add up to `area_px` of 1024², and the pleural line, 0..1."""
+    """Return regions of air of `area_px` of 1024² together, and the pleural line, 0..1."""
     todo = area_px * (film.size / FULL_SIZE) ** 2
     kind = str(rng.choice(["apical", "lateral", "basal"], p=[0.74, 0.18, 0.08]))
     plan = [(anatomy.side if rng.random() < 0.9 else -anatomy.side, kind, 1.0)]
@@ -178,7 +178,7 @@ def _pockets(film: _Film, anatomy: Anatomy, area_px: float, rng) -> tuple[list, 
 
 
 def _split(regions: list[np.ndarray], rng) -> tuple[np.ndarray, ...]:
-    """The rows that describe the mask: one a region, or slabs of one that overlap."""
+    """Return the rows that describe the mask: one a region, or slabs of one that overlap."""
     parts: list[np.ndarray] = []
     for region in regions:
         rows = np.flatnonzero(region.any(axis=1))
@@ -195,7 +195,7 @@ def _split(regions: list[np.ndarray], rng) -> tuple[np.ndarray, ...]:
 
 
 def _markings(film: _Film, anatomy: Anatomy, rng) -> np.ndarray:
-    """Vessels and the fine texture between them, to be shown where lung is."""
+    """Return vessels and the fine texture between them, to be shown where lung is."""
     total = np.zeros((film.size, film.size), np.float32)
     widths = (0.0115, 0.008, 0.0058, 0.0042, 0.003, 0.0022)
     for generation, width in zip(anatomy.vessels, widths, strict=True):
@@ -207,7 +207,7 @@ def _markings(film: _Film, anatomy: Anatomy, rng) -> np.ndarray:
 
 
 def _bones(film: _Film, anatomy: Anatomy) -> np.ndarray:
-    """Ribs with bright rims, collar bones, shoulder blades and the spine."""
+    """Return ribs with bright rims, collar bones, shoulder blades and the spine."""
     width = anatomy.rib_width
 
     def tube(curves: list[np.ndarray], wide: float, soft: float) -> np.ndarray:
@@ -228,7 +228,7 @@ def _bones(film: _Film, anatomy: Anatomy) -> np.ndarray:
 
 
 def _skin_fold(film: _Film, rng) -> np.ndarray:
-    """A fold of skin over the lung: brightening towards an edge that then ends at once."""
+    """Return a fold of skin over the lung: brightening towards an edge that then ends at once."""
     side = int(rng.choice([RIGHT, LEFT]))
     top, bottom = rng.uniform(0.12, 0.35), rng.uniform(0.5, 0.85)
     x = side * film.x
@@ -245,7 +245,7 @@ def _skin_fold(film: _Film, rng) -> np.ndarray:
 
 
 def _decoys(film: _Film, difficulty: float, rng) -> np.ndarray:
-    """Folds, wires and tubes: edges and thin lines that are no pleura."""
+    """Return folds, wires and tubes: edges and thin lines that are no pleura."""
     total = np.zeros((film.size, film.size), np.float32)
     for _ in range(rng.poisson(0.25 + 1.3 * difficulty)):
         total += rng.uniform(0.07, 0.16) * _skin_fold(film, rng)
@@ -262,7 +262,7 @@ def _decoys(film: _Film, difficulty: float, rng) -> np.ndarray:
 
 
 def _expose(film: _Film, total: np.ndarray, anatomy: Anatomy, difficulty: float, rng) -> np.ndarray:
-    """Attenuation to grey levels: scatter, exposure, quantum noise, a soft shoulder."""
+    """Return attenuation to grey levels: scatter, exposure, quantum noise, a soft shoulder."""
     haze = 0.12 + 0.22 * anatomy.fatness
     total = (1 - haze) * total + haze * film.blur(total, 0.06)
     total = total * rng.uniform(0.92, 1.12) * (1 - 0.22 * anatomy.fatness) + (
@@ -278,7 +278,7 @@ def _expose(film: _Film, total: np.ndarray, anatomy: Anatomy, difficulty: float,
 
 
 def _mark(film: _Film, grey: np.ndarray, rng) -> np.ndarray:
-    """What the technician leaves: a side letter, sometimes words and shutters."""
+    """Return what the technician leaves: a side letter, sometimes words and shutters."""
     out = np.round(grey).astype(np.uint8)
     size = film.size
     if rng.random() < 0.12:
@@ -298,7 +298,7 @@ def _mark(film: _Film, grey: np.ndarray, rng) -> np.ndarray:
 
 
 def _chest(film: _Film, anatomy: Anatomy, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Attenuation of a chest whose lungs hold no vessels yet, and where lung is seen, 0..1."""
+    """Return the attenuation of a chest without lung vessels, and where lung is seen, 0..1."""
     torso, arms = film.fill([anatomy.torso]), film.fill(anatomy.arms)
     lung = _cavity(film, anatomy, RIGHT) | _cavity(film, anatomy, LEFT)
     air = film.depth((lung > 127).astype(np.uint8), 0.075)
@@ -320,7 +320,7 @@ def _chest(film: _Film, anatomy: Anatomy, rng) -> tuple[np.ndarray, np.ndarray]:
 def draw(
     anatomy: Anatomy, rng: np.random.Generator, *, size: int, difficulty: float, area_px: float
 ) -> Phantom:
-    """One radiograph of a patient, `area_px` (of 1024²; 0: none) of it pneumothorax.
+    """Return one radiograph of a patient, `area_px` (of 1024²; 0: none) of it pneumothorax.
 
     `difficulty` 0..1 lowers the contrast of the air (0.16 to 0.035, where 1 is about white) and of
     the pleural line (0.16 to 0.05), raises the noise from 0.6 % to 2.2 % of white, and the mean

@@ -71,7 +71,7 @@ def write_nih(
 
 
 def _labelled_test(competition: table.Source) -> pd.DataFrame:
-    """The test images with their phantom truth: image_id, path, rle."""
+    """Return the test images with their phantom truth: image_id, path, rle."""
     truth = competition.root / TEST_TRUTH
     if competition.test.empty or not truth.is_file():
         return competition.test.assign(rle="-1")
@@ -90,28 +90,28 @@ class _Writer:
         self._copied: dict[str, Case] = {}  # phantom patient → one of the images copied
 
     def copy(self, frame: pd.DataFrame, n_patients: int | None) -> dict[str, str]:
-        """The NIH name of each image; those of the first `n_patients` patients get their file."""
+        """Return the NIH name of each image, and write those of the first `n_patients` patients."""
         names = {}
-        chosen: set[str] = set()
+        patients: set[str] = set()
         for record in frame.itertuples(index=False):
             case = _case_of(record.image_id)
             names[record.image_id] = name = self._name(case.patient_id)
-            if n_patients is None or len(chosen) < n_patients or case.patient_id in chosen:
-                chosen.add(case.patient_id)
+            if n_patients is None or len(patients) < n_patients or case.patient_id in patients:
+                patients.add(case.patient_id)
                 self._copied.setdefault(case.patient_id, case)
                 self._write(name, images.read(record.path), record.rle != "-1")
         return names
 
     def draw_more(self, n_more: int) -> None:
-        """Other images of each patient of whom some were copied, without pneumothorax."""
-        for who, one in self._copied.items():
+        """Draw other images, without pneumothorax, of each patient of whom some were copied."""
+        for who, case in self._copied.items():
             for number in range(BEYOND_IMAGES, BEYOND_IMAGES + n_more):
-                self.draw(who, Case("", one.patient, number, 0.0, one.seed))
+                self.draw(who, Case("", case.patient, number, 0.0, case.seed))
 
     def draw(self, who: str, case: Case) -> None:
-        """An image that the competition does not have."""
-        drawn = draw_case(case, size=self.size or 1024, difficulty=self.difficulty)
-        self._write(self._name(who), drawn.image, case.area_px > 0)
+        """Draw an image that the competition does not have."""
+        phantom = draw_case(case, size=self.size or 1024, difficulty=self.difficulty)
+        self._write(self._name(who), phantom.image, case.area_px > 0)
 
     def _name(self, who: str) -> str:
         patient = self._patients.setdefault(who, f"{len(self._patients) + 1:08d}")
@@ -132,7 +132,7 @@ class _Writer:
 
 
 def _case_of(image_id: str) -> Case:
-    """The case that a phantom's id tells of, which ends in seed, patient and number."""
+    """Return the case that a phantom's id tells of, which ends in seed, patient and number."""
     try:
         seed, patient, number = map(int, image_id.split(".")[-3:])
     except ValueError as error:

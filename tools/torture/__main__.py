@@ -50,12 +50,12 @@ def main(kills: int, full: int, seed: int, only: tuple[str, ...]) -> None:
 
 
 def killed(place: Place, names: tuple[str, ...], kills: int, chance: random.Random) -> bool:
-    """Whether every stage ended the same after so many kills; says so."""
+    """Return whether every stage ended the same after so many kills, and print it."""
     return rounds(names, kills, "kill", lambda name: trial(place, name, chance))
 
 
 def filled(place: Place, names: tuple[str, ...], full: int, chance: random.Random) -> bool:
-    """Whether every stage ended the same after so many full disks; says so."""
+    """Return whether every stage ended the same after so many full disks, and print it."""
     try:
         disks.own_mounts()
         with disks.read_only(place.data), disks.mounted(place.trial) as disk:
@@ -66,15 +66,15 @@ def filled(place: Place, names: tuple[str, ...], full: int, chance: random.Rando
         return True
 
 
-def rounds(names: tuple[str, ...], wanted: int, fault: str, one: Trial) -> bool:
-    """Trials of each stage in turn until so many faults are made; whether all ended the same."""
+def rounds(names: tuple[str, ...], n_faults: int, fault: str, try_stage: Trial) -> bool:
+    """Try each stage in turn until so many faults are made; return whether all ended the same."""
     began = time.monotonic()
     counted = {name: [0, 0, 0] for name in names}  # faults, trials, equal
-    with bar(total=wanted, desc="torture", unit=fault) as shown:
+    with bar(total=n_faults, desc="torture", unit=fault) as shown:
         for name in itertools.cycle(names):
-            if shown.n >= wanted:
+            if shown.n >= n_faults:
                 break
-            made, wrong = one(name)
+            made, wrong = try_stage(name)
             for line in wrong:
                 print(line)
             for at, more in enumerate((made, 1, not wrong)):
@@ -91,18 +91,18 @@ def rounds(names: tuple[str, ...], wanted: int, fault: str, one: Trial) -> bool:
 
 def trial(place: Place, name: str, chance: random.Random) -> tuple[int, list[str]]:
     """Kill a stage a few times, let it end; the kills that met it alive, and what went wrong."""
-    wanted, made = chance.randint(1, 4), 0
+    n_kills, made = chance.randint(1, 4), 0
     usual, processes = place.usual(name), PROCESSES.get(name, 1)
     place.fresh(name)
     for _ in range(LIVES):
-        death = lives.drawn(chance, usual, processes) if made < wanted else None
-        status, said = place.live(name, death)
+        death = lives.drawn(chance, usual, processes) if made < n_kills else None
+        status, output = place.live(name, death)
         if death is not None and death.has_met(status):
             made += 1
             continue
         if status:
-            return made, [f"{name}: ended by itself, status {status}:\n{said}"]
-        return made, [f"{name}: {one}" for one in place.differences(name)]
+            return made, [f"{name}: ended by itself, status {status}:\n{output}"]
+        return made, [f"{name}: {line}" for line in place.differences(name)]
     return made, [f"{name}: did not end in {LIVES} lives"]
 
 

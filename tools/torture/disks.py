@@ -46,7 +46,7 @@ class Disk:
         _mount("-o", f"remount,{size}", self.folder)
 
     def used(self) -> tuple[int, int]:
-        """Bytes and files."""
+        """Return bytes and files."""
         now = os.statvfs(self.folder)
         return (now.f_blocks - now.f_bfree) * now.f_frsize, now.f_files - now.f_ffree
 
@@ -76,7 +76,7 @@ def own_mounts() -> None:
 
 @contextmanager
 def mounted(folder: Path) -> Iterator[Disk]:
-    """A disk on that folder."""
+    """Mount a disk on a folder."""
     folder.mkdir(exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={BYTES},nr_inodes={FILES}", "tmpfs", folder)
     try:
@@ -87,7 +87,7 @@ def mounted(folder: Path) -> Iterator[Disk]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """The folder as Kaggle's inputs are."""
+    """Make the folder read-only, as Kaggle's inputs are."""
     _mount("--bind", folder, folder)
     try:
         _mount("-o", "remount,ro,bind", folder)
@@ -110,22 +110,22 @@ class Trials:
         self._written: dict[str, tuple[int, int]] = {}
 
     def trial(self, name: str) -> tuple[bool, list[str]]:
-        """Whether the disk was full before the stage had ended, and what went wrong."""
+        """Return whether the disk was full before the stage had ended, and what went wrong."""
         place, disk, begun, short = self.place, self.disk, *self._drawn(name)
         self._begin(name, begun)
         before = intact.seen(place.trial)
-        status, said = self._short_life(name, short)
+        status, output = self._short_life(name, short)
         disk.empty()
         if status:
-            wrong = _unclear(status, said, place.trial)
+            wrong = _unclear(status, output, place.trial)
             wrong += intact.broken(name, before, place)
             wrong = wrong or self._goes_on(name)
         else:
             wrong = place.differences(name)
-        return bool(status), [f"{name}, before it {begun}, {short}: {one}" for one in wrong]
+        return bool(status), [f"{name}, before it {begun}, {short}: {line}" for line in wrong]
 
     def _drawn(self, name: str) -> tuple[str, Shortage]:
-        """What is there when the stage begins, and what it then lacks."""
+        """Return what is there when the stage begins, and what it then lacks."""
         # Whether it stands or not, thresholds and inference write all of it again.
         begun = ("nothing", "half", *("all", "other") * (name in intact.AT_ONCE))
         begun = self.chance.choice(begun)
@@ -151,12 +151,12 @@ class Trials:
         elif begun == "all":
             place.copy(place.whole)
         elif begun == "other":
-            status, said = place.live(name, otherwise=True)
+            status, output = place.live(name, otherwise=True)
             if status:
-                raise RuntimeError(f"{name} does not end otherwise:\n{said}")
+                raise RuntimeError(f"{name} does not end otherwise:\n{output}")
 
     def _most(self, name: str) -> tuple[int, int]:
-        """Bytes and files that a stage makes."""
+        """Return bytes and files that a stage makes."""
         if name not in self._written:
             self.place.fresh(name)
             before = self.disk.used()
@@ -166,7 +166,7 @@ class Trials:
         return self._written[name]
 
     def _short_life(self, name: str, short: Shortage) -> tuple[int, str]:
-        """A life of the stage with too little room."""
+        """Return a life of the stage with too little room."""
         place, disk = self.place, self.disk
         n_bytes, n_files = disk.used()
         if short.n_files is not None:
@@ -182,15 +182,15 @@ class Trials:
         return lives.live(work, processes=PROCESSES.get(name, 1))
 
     def _goes_on(self, name: str) -> list[str]:
-        status, said = self.place.live(name)
+        status, output = self.place.live(name)
         if status:
-            return [f"does not go on once there is room, status {status}:\n{said}"]
+            return [f"does not go on once there is room, status {status}:\n{output}"]
         return self.place.differences(name)
 
 
-def _unclear(status: int, said: str, folder: Path) -> list[str]:
-    """What is wrong with how a stage ended on a full disk."""
-    error = said.rpartition("Error: ")[2]
+def _unclear(status: int, output: str, folder: Path) -> list[str]:
+    """Return what is wrong with how a stage ended on a full disk."""
+    error = output.rpartition("Error: ")[2]
     if status == lives.REFUSED and str(folder) in error and "make room" in error:
         return []
-    return [f"ended with status {status}, and not with the error that its disk is full:\n{said}"]
+    return [f"ended with status {status}, and not with the error that its disk is full:\n{output}"]

@@ -28,42 +28,42 @@ Seen = dict[Path, tuple[int, int, int]]
 
 
 def seen(folder: Path) -> Seen:
-    found = {}
+    files = {}
     for path in (path for path in folder.rglob("*") if path.is_file()):
         stat = path.stat()
-        found[path.relative_to(folder)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    return found
+        files[path.relative_to(folder)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return files
 
 
 def broken(name: str, before: Seen, place: Place) -> list[str]:
-    """What a stage that ended by itself left neither as it was nor as it will be."""
-    now, found, new = seen(place.trial), [], {}
+    """Return what a stage that ended by itself left neither as it was nor as it will be."""
+    now, faults, new = seen(place.trial), [], {}
     for path in sorted({*before, *now}):
         if any(part.startswith(".") for part in path.parts):  # a killed life's, never this one's
-            found += [f"{path} is left behind"] * (path in now and path not in before)
+            faults += [f"{path} is left behind"] * (path in now and path not in before)
         elif path not in now:
-            found += [f"{path} is gone"] * (not GOES.fullmatch(path.name))
+            faults += [f"{path} is gone"] * (not GOES.fullmatch(path.name))
         elif now[path] == before.get(path):
             new[path] = False
         elif (place.whole / path).is_file() and _as_in(place.whole, place.trial, path):
             new[path] = True
         elif not GROWING.fullmatch(path.name):
-            found.append(f"{path} is neither as it was nor as it will be")
+            faults.append(f"{path} is neither as it was nor as it will be")
     if len({new[path] for path in new if path.name in AT_ONCE.get(name, ())}) > 1:
-        found.append(f"of {', '.join(AT_ONCE[name])} some are old and some new")
-    return found + _folds_broken(place.trial) + _caches_broken(place)
+        faults.append(f"of {', '.join(AT_ONCE[name])} some are old and some new")
+    return faults + _folds_broken(place.trial) + _caches_broken(place)
 
 
-def _as_in(whole: Path, trial: Path, path: Path) -> bool:
+def _as_in(undisturbed: Path, trial: Path, path: Path) -> bool:
     try:
-        return content(whole / path) == content(trial / path)
+        return content(undisturbed / path) == content(trial / path)
     except (InputError, ValueError):
         return False
 
 
 def _folds_broken(trial: Path) -> list[str]:
-    """Checkpoints that do not load, or that say something else than what lies beside them."""
-    found = []
+    """Return checkpoints that do not load, or that contradict the files beside them."""
+    faults = []
     for last in trial.glob("*/runs/*/fold*/last.pt"):
         folder = fold_run.FoldRun("", 0, last.parent)
         try:
@@ -71,42 +71,42 @@ def _folds_broken(trial: Path) -> list[str]:
             for path in folder.kept():
                 checkpoints.load(path)
         except InputError as error:
-            found.append(str(error))
+            faults.append(str(error))
             continue
         log = [json.dumps(line) for line in folder.read_log()]
         history = [json.dumps(line) for line in position["history"]]
         if log != history[: len(log)]:  # which the next start completes
-            found.append(f"{folder.log} says otherwise than {last}")
-        kept = [folder.best(one["epoch"]) for one in position["kept"]]
-        found += [f"{path} is gone, of which {last} speaks" for path in kept if not path.is_file()]
-    return found
+            faults.append(f"{folder.log} says otherwise than {last}")
+        kept = [folder.best(kept_epoch["epoch"]) for kept_epoch in position["kept"]]
+        faults += [f"{path} is gone, of which {last} speaks" for path in kept if not path.is_file()]
+    return faults
 
 
 def _caches_broken(place: Place) -> list[str]:
-    """Slots that count as done and hold something else than the undisturbed run's."""
-    found = []
+    """Return slots that count as done and hold something else than the undisturbed run's."""
+    faults = []
     for journal in place.trial.glob("cache/**/rows.jsonl"):
         beside = place.whole / journal.relative_to(place.trial)
         mine, theirs = _slots(journal.parent), _slots(beside.parent)
-        wrong = [one for one in mine if mine[one] != theirs[one]]
-        found += [f"{journal.parent}: {one} counts as done and is not" for one in wrong]
-    return found
+        wrong = [image_id for image_id in mine if mine[image_id] != theirs[image_id]]
+        faults += [f"{journal.parent}: {image_id} counts as done and is not" for image_id in wrong]
+    return faults
 
 
 def _slots(folder: Path) -> dict[str, bytes]:
-    """Pixels and mask of each image that is done."""
+    """Return pixels and mask of each image that is done."""
     store = Store(folder, SIZE)
     if not store.journal.stat().st_size:
         return {}
     with closing(Journal(store)) as journal:
         slots, rows = journal.slots, journal.rows
-    found = {}
+    parts = {}
     for image_id, slot in slots.items():
         if slot in rows:
-            found[image_id] = _part(store.pixels, slot, store.pixel_bytes)
+            parts[image_id] = _part(store.pixels, slot, store.pixel_bytes)
             if rows[slot].area_px:
-                found[image_id] += _part(store.masks, slot, store.mask_bytes)
-    return found
+                parts[image_id] += _part(store.masks, slot, store.mask_bytes)
+    return parts
 
 
 def _part(path: Path, slot: int, length: int) -> bytes:

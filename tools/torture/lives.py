@@ -52,14 +52,14 @@ class Death:
     rank: int | None = 0  # of several processes the one that is met; None: all, at a moment
 
     def has_met(self, status: int) -> bool:
-        """Whether a life that ended with this status ended of it."""
+        """Return whether a life that ended with this status ended of it."""
         asked = {signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}  # before it can answer: -N
         ends = asked.get(self.number, (-signal.SIGKILL, -signal.SIGXFSZ))
         return status in ends
 
 
 def drawn(chance: random.Random, usual: Usual, processes: int = 1) -> Death:
-    """A death somewhere in a usual life, of any kind."""
+    """Return a death somewhere in a usual life, of any kind."""
     kind = chance.choice(("moment", "asked", "event", "byte"))
     rank = chance.randrange(processes)
     if kind in ("moment", "asked"):
@@ -102,7 +102,7 @@ def live(
 
 
 def _waited(children: list[int], death: Death) -> int:
-    """What ended first of what did not end well; the others of its life are asked to end too.
+    """Return the first process that failed, and ask the others to end.
 
     Those that do not are killed: before all have met they wait for another without an end. A life
     that hangs is ended by SIGABRT, which no `Death` is.
@@ -125,13 +125,13 @@ def _waited(children: list[int], death: Death) -> int:
 
 
 def _ended(child: int) -> int | None:
-    """Its status, if it has one."""
+    """Return its status, if it has one."""
     ended, status = os.waitpid(child, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _told(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What torch's launcher tells a rank."""
+    """Return what torch's launcher tells a rank."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -145,7 +145,7 @@ def _free_port() -> int:
 
 
 def counted(work: Callable[[], None], processes: int = 1) -> int:
-    """How many of `EVENTS` the work has, done in forked processes; of several in the first."""
+    """Return the number of `EVENTS` of the work in forked processes, counted in the first."""
     reader, writer = os.pipe()
 
     def counting() -> None:
@@ -170,7 +170,7 @@ def counted(work: Callable[[], None], processes: int = 1) -> int:
 
 
 def _lived(work: Callable[[], None], death: Death, said: int) -> None:
-    """The child's whole life."""
+    """Run the work in the child, with its death."""
     status = REFUSED
     try:
         faulthandler.enable(file=said)  # a life that hangs tells where

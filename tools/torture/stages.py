@@ -59,7 +59,7 @@ class Place:
     """A folder with the phantoms, the undisturbed run, and one trial at a time."""
 
     def __init__(self, root: Path, names: Collection[str] = tuple(STAGES)) -> None:
-        """`names` are the stages to be tried; what they build on is there too."""
+        """Make the place of the stages `names`, and run those that they need."""
         self.data, self.whole, self.trial = root / "data", root / "whole", root / "trial"
         self._usual: dict[str, lives.Usual] = {}
         os.environ["KERNEL_LIB_MOUNTS"] = str(root / "no-mounts")
@@ -80,7 +80,7 @@ class Place:
                 self._lived(name, self.whole)
 
     def fresh(self, name: str) -> Path:
-        """A copy of the undisturbed run without what the stage makes."""
+        """Return a copy of the undisturbed run without what the stage makes."""
         self.copy(self.whole)
         for path in made(name, self.trial):
             path.unlink()
@@ -92,18 +92,18 @@ class Place:
         shutil.copytree(source, self.trial, dirs_exist_ok=True)
 
     def differences(self, name: str) -> list[str]:
-        """What a trial of the stage left otherwise than the undisturbed run, or beside it."""
+        """Return the files in which a trial of the stage differs from the undisturbed run."""
         wanted = {p.relative_to(self.whole) for p in made(name, self.whole)}
-        there = {p.relative_to(self.trial) for p in self.trial.rglob("*") if p.is_file()}
+        left = {p.relative_to(self.trial) for p in self.trial.rglob("*") if p.is_file()}
         known = {p.relative_to(self.whole) for p in self.whole.rglob("*") if p.is_file()}
-        found = [f"{one} is left behind" for one in there - known]
-        found += [f"{one} is missing" for one in wanted - there]
-        found += [
-            f"{one} differs"
-            for one in wanted & there
-            if content(self.whole / one) != content(self.trial / one)
+        faults = [f"{path} is left behind" for path in left - known]
+        faults += [f"{path} is missing" for path in wanted - left]
+        faults += [
+            f"{path} differs"
+            for path in wanted & left
+            if content(self.whole / path) != content(self.trial / path)
         ]
-        return sorted(found)
+        return sorted(faults)
 
     def do(self, name: str, folder: Path, otherwise: bool = False) -> None:
         """Run a stage in this process; `otherwise` with a setting that makes other results."""
@@ -136,12 +136,12 @@ class Place:
     def live(
         self, name: str, death: lives.Death | None = None, otherwise: bool = False
     ) -> tuple[int, str]:
-        """A life of the stage on the trial's folder; how it ended, and what it said."""
+        """Return a life of the stage on the trial's folder; how it ended, and what it said."""
         processes = PROCESSES.get(name, 1)
         return lives.live(lambda: self.do(name, self.trial, otherwise), death, processes)
 
     def usual(self, name: str) -> lives.Usual:
-        """An undisturbed life of the stage, lived where it was not yet."""
+        """Return an undisturbed life of the stage, lived where it was not yet."""
         if name not in self._usual:
             self.fresh(name)
             seconds = self._lived(name, self.trial)
@@ -154,7 +154,7 @@ class Place:
         return self._usual[name]
 
     def _lived(self, name: str, folder: Path) -> float:
-        """The seconds of an undisturbed life."""
+        """Return the seconds of an undisturbed life."""
         began = time.monotonic()
         status, said = lives.live(lambda: self.do(name, folder), None, PROCESSES.get(name, 1))
         if status:
@@ -163,17 +163,17 @@ class Place:
 
 
 def made(name: str, folder: Path) -> list[Path]:
-    """What the stage has made in a folder."""
+    """Return what the stage has made in a folder."""
     return [p for pattern in STAGES[name] for p in folder.glob(pattern) if p.is_file()]
 
 
 def _drawn(folder: Path, *_, **__) -> None:
-    """In a report's place."""
+    """Stand in for a report."""
     storage.write_text(folder / "report.html", REPORT)
 
 
 def content(path: Path) -> str:
-    """A digest of what in a file may not depend on how often it was killed."""
+    """Return a digest of what in a file may not depend on how often it was killed."""
     if path.name in UNORDERED:
         return ""
     if path.suffix == ".pt":

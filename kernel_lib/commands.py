@@ -1,0 +1,269 @@
+"""The commands beside those of the stages; kernels do not carry them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kernel_lib.command_line import FILE, FOLDER, GivenPath, main
+from kernel_lib.errors import InputError
+
+SHAPE = click.option(
+    "--shape",
+    nargs=2,
+    type=int,
+    default=(1024, 1024),
+    show_default=True,
+    help="Height and width of the images, px.",
+)
+
+
+@main.command()
+@click.argument("submission", type=FILE)
+@click.argument("labels", type=GivenPath(exists=True), required=False)
+@click.option("--split", type=click.Choice(["test", "train"]), help="Of a data folder [test].")
+@click.option(
+    "--masks-are", type=click.Choice(["right", "inverted"]),
+    help="How to read a data folder's masks that look inverted.",
+)  # fmt: skip
+@SHAPE
+def score(
+    submission: Path,
+    labels: Path | None,
+    split: str | None,
+    masks_are: str | None,
+    shape: tuple[int, int],
+) -> None:
+    """Print the mean dice of SUBMISSION against LABELS, over the images in both.
+
+    LABELS is an RLE table or a data folder. Of a folder, the labelled test images (or, with --split
+    train, the training images) are scored, each at its own size. With --split and without LABELS,
+    the folder is looked for in Kaggle's mounts.
+    """
+    from kernel_lib.postprocess import submission as submissions
+    from kernel_lib.stages import scores
+
+    if labels is not None and not labels.is_dir():
+        for option, value in (("split", split), ("masks-are", masks_are)):
+            if value is not None:
+                raise InputError(f"--{option} {value} needs a data folder, but {labels} is a file")
+        result = submissions.score(submission, labels, shape=shape)
+    elif labels is None and split is None:
+        raise click.UsageError("Missing argument 'LABELS'.")
+    else:
+        from kernel_lib.kaggle import paths
+
+        folder = paths.data_dir(None) if labels is None else labels
+        result = scores.of_split(submission, folder, split or "test", masks_are)
+    click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
+    click.echo(f"positives {result.dice_nonempty:.8f} over {result.n_nonempty} images with a mask")
+    click.echo(f"empty baseline {result.dice_all_empty:.8f} (no mask in any image)")
+    click.echo(f"false negatives {result.n_false_negative}")
+    click.echo(f"false positives {result.n_false_positive}")
+    for doubt in result.doubts:
+        click.echo(f"warning: {doubt}")
+    for warning in scores.trained_on(submission):
+        click.echo(warning)
+    if result.n_only_submission or result.n_only_labels:
+        click.echo(
+            f"not scored: {result.n_only_submission} images without a label, "
+            f"{result.n_only_labels} labels without a prediction"
+        )
+
+
+@main.command()
+@click.argument("submission", type=FILE)
+@click.option("--sample", type=FILE, required=True, help="The competition's sample submission.")
+@SHAPE
+def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
+    """Check SUBMISSION against the sample: ids, RLE, one mask per image. Status 1 if wrong."""
+    from kernel_lib.postprocess import submission as submissions
+
+    problems = submissions.validate(submission, sample, shape=shape)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise click.exceptions.Exit(1)
+    if note := submissions.order_note(submission, sample):
+        click.echo(note)
+    if doubt := submissions.doubt(submission, shape=shape):
+        click.echo(f"warning: {doubt}")
+    click.echo(f"{submission} is valid")
+
+
+@main.command()
+@click.argument("submissions", type=FILE, nargs=-1, required=True)
+@click.option(
+    "--at-least",
+    "k",
+    type=int,
+    required=True,
+    help="Minimum votes of a pixel (with --union: of a mask).",
+)
+@click.option("-o", "--out", type=GivenPath(dir_okay=False), required=True, help="File to write.")
+@click.option(
+    "--union",
+    is_flag=True,
+    help="Unite the masks that overlap with enough others; no vote per pixel.",
+)
+@SHAPE
+def vote(
+    submissions: tuple[Path, ...], k: int, out: Path, union: bool, shape: tuple[int, int]
+) -> None:
+    """Combine SUBMISSIONS by vote: keep the pixels that at least so many of them contain."""
+    from kernel_lib.postprocess import votes
+    from kernel_lib.stages import scores
+
+    result = votes.of_files(submissions, out, k, union=union, shape=shape)
+    for path, n in zip(submissions, result.n_with_mask, strict=True):
+        click.echo(f"{path} has a mask in {n} images")
+    click.echo(f"{out}: {result.n_images} images, {result.n_kept} kept a mask")
+    for path in submissions:
+        for warning in scores.trained_on(path):
+            click.echo(f"{path}: {warning}")
+
+
+@main.command()
+@click.argument("folder", type=GivenPath(file_okay=False))
+@click.option("--train", "n_train", default=400, show_default=True, help="Training images.")
+@click.option("--test", "n_test", default=100, show_default=True, help="Test images.")
+@click.option("--size", default=1024, show_default=True, help="Side of the images, px.")
+@click.option("--difficulty", default=0.5, show_default=True, help="From 0, easy, to 1, hard.")
+@click.option("--seed", default=0, show_default=True, help="Of all that is drawn.")
+def phantoms(
+    folder: Path, n_train: int, n_test: int, size: int, difficulty: float, seed: int
+) -> None:
+    """Draw synthetic radiographs (phantoms) into FOLDER, in the competition's file layout."""
+    try:
+        from tools.phantoms import competition
+    except ModuleNotFoundError:
+        raise InputError(
+            "phantoms need tools/phantoms of the repository: run this in a clone of it"
+        ) from None
+
+    competition.write_competition(
+        folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty
+    )
+    click.echo(
+        f"{folder}: {n_train} training and {n_test} test images of {size} px, train-rle.csv, "
+        f"sample_submission.csv and the test images' masks, {competition.TEST_TRUTH}"
+    )
+
+
+@main.command()
+@click.argument("inputs", type=GivenPath(), nargs=-1, required=True)
+@click.option(
+    "-o", "--out", type=GivenPath(), required=True,
+    help="Folder to write, new or empty, or of an earlier prediction.",
+)  # fmt: skip
+@click.option("--ensemble", type=GivenPath(), help="The ensemble to use, WORK_DIR/ensembles/NAME.")
+@click.option("--model", help="A released model's name or file [the only one in models/].")
+@click.option("--device", help="cpu, cuda or cuda:1 [a GPU if there is one].")
+@click.option("--precision", help="float32, float16 or bfloat16 [by device].")
+@click.option("--batch-size", type=int, help="Images per batch [twice the training's].")
+@click.option("--processes", type=int, help="Processes that share the images [one per GPU].")
+@click.option("--workers", type=int, help="Processes that load images [up to 4 with a GPU].")
+@click.option("--threads", type=int, help="CPU threads [all].")
+def predict(
+    inputs: tuple[Path, ...], out: Path, ensemble: Path | None, model: str | None, **options
+) -> None:
+    """Predict masks for INPUTS: DICOM, PNG or JPEG files, or folders of them.
+
+    DICOM files need no suffix. The default is the released model in models/.
+    """
+    if ensemble is not None and model is not None:
+        raise InputError("--ensemble and --model exclude each other: give one of them")
+    from kernel_lib.stages import predict_files
+
+    click.echo(predict_files.run(inputs, out, ensemble=ensemble, model=model, **options))
+
+
+@main.command()
+@click.argument("fold", type=FOLDER)
+@click.option(
+    "--ensemble", type=FOLDER, required=True,
+    help="The ensemble of that run only, as thresholds wrote it: its rule and honest score.",
+)  # fmt: skip
+@click.option("--name", required=True, help="The model's name.")
+@click.option(
+    "-o", "--out", type=GivenPath(dir_okay=False), help="File to write [models/NAME.safetensors]."
+)
+@click.option(
+    "--last", is_flag=True, help="Take the last EMA weights instead of the best checkpoint."
+)
+@click.option("--licence", default="not stated", show_default=True, help="The model's licence.")
+def release(
+    fold: Path, ensemble: Path, name: str, out: Path | None, last: bool, licence: str
+) -> None:
+    """Release FOLD, a folder WORK_DIR/runs/RUN/foldK, as one model file with rule and lineage."""
+    from kernel_lib.kaggle import paths
+    from kernel_lib.stages import release as stage
+
+    target = out or paths.models_dir() / f"{name}.safetensors"
+    given, n_bytes = stage.run(fold, ensemble, name, target, last=last, licence=licence)
+    click.echo(f"{target}: {n_bytes / 1e6:.2f} MB, {len(given.lineage.images)} images seen")
+    click.echo(f"rule: {given.rule}")
+    click.echo(f"honest dice: {given.score['honest']['dice']:.4f}")
+
+
+@main.command()
+def experiments() -> None:
+    """List the experiments: what each is, where it starts, the reference solution's score."""
+    from kernel_lib import catalogue
+    from kernel_lib.experiments import EXPERIMENTS
+
+    click.echo(catalogue.as_markdown(EXPERIMENTS), nl=False)
+
+
+@main.command()
+@click.argument("ensemble", type=FOLDER)
+@click.option(
+    "-o", "--out", type=GivenPath(dir_okay=False), help="File to write [ENSEMBLE/viewer.html]."
+)
+@click.option("--data", "data_dir", type=FOLDER, help="The radiographs' folder [masks only].")
+@click.option("--test", is_flag=True, help="Show the test images instead of the held-out ones.")
+@click.option("--ids", help="Images to embed, comma-separated [the most informative].")
+@click.option("--count", default=200, show_default=True, help="Images to embed at most.")
+@click.option("--size", default=512, show_default=True, help="Their longer side, px.")
+@click.option("--max-mb", default=25.0, show_default=True, help="The file's limit, MB.")
+def view(ensemble: Path, out: Path | None, **options) -> None:
+    """Write the viewer of an ENSEMBLE folder's masks: one HTML file for any browser."""
+    from kernel_lib.viewer.document import viewer
+
+    page = viewer(ensemble, **options)
+    target = page.save(out or ensemble / "viewer.html")
+    click.echo(f"{target}: {page}; open it in a browser")
+
+
+@main.command()
+@click.argument("ensemble", type=FOLDER)
+@click.option(
+    "--truth", type=GivenPath(exists=True),
+    help="Labels of the test images, if known: a table, or the data folder that holds them.",
+)  # fmt: skip
+def summary(ensemble: Path, truth: Path | None) -> None:
+    """Print the scores of an ENSEMBLE folder and the paths of its files."""
+    from kernel_lib.stages import scores
+
+    click.echo(scores.summary(ensemble, truth))
+
+
+@main.command()
+@click.argument("folders", type=FOLDER, nargs=-1, required=True)
+@click.option(
+    "--into", "work", type=GivenPath(file_okay=False), required=True,
+    help="The WORK_DIR to copy into; folds already in it count too.",
+)  # fmt: skip
+def gather(folders: tuple[Path, ...], work: Path) -> None:
+    """Copy folds that several machines or kernels trained into one WORK_DIR.
+
+    Each of FOLDERS is a WORK_DIR or a kernel's output, or holds one up to two levels down.
+    Everything is checked before anything is copied: a different folds file, a different
+    configuration of the same run, or damaged files are refused. If a fold exists twice, the one
+    trained further is taken; unfinished folds are copied too. Running it again copies what is new.
+    Ensembles are not copied: the thresholds stage makes them again in seconds.
+    """
+    from kernel_lib.stages import gather as stage
+
+    click.echo(stage.run(folders, work))
