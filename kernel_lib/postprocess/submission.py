@@ -101,16 +101,10 @@ def validate(
         header, table, ragged = _read(Path(path))
     except InputError as error:
         return [str(error)]
+    unknown = [name for name in header if name not in columns]
+    fix = "write the table without it, or without an index column"
     problems = [
-        *(
-            (
-                1,
-                f"row 1: the column {name!r} is not the sample's: write the table without it, or "
-                "without an index column",
-            )
-            for name in header
-            if name not in columns
-        ),
+        *((1, f"row 1: the column {name!r} is not the sample's: {fix}") for name in unknown),
         *ragged,
         *_problems_of_ids(table, wanted),
         *_problems_of_masks(table, shapes or {}, shape),
