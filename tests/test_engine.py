@@ -170,16 +170,17 @@ def test_a_full_memory_s_mend_of_a_training_is_as_many_images_a_step(batch_size,
     assert words in words_of_a_full_memory(batch_size, accumulate)
 
 
-def test_a_full_memory_s_mend_without_a_smaller_batch_is_a_smaller_size():
-    for accumulate, now in (((), ""), ((3,), ", ACCUMULATE 3")):
-        words = f"at SIZE 64, BATCH_SIZE 1{now}: a smaller SIZE, as another run; or end what else"
-        assert words in words_of_a_full_memory(1, *accumulate)
-
-
-def test_a_full_memory_s_mend_of_a_prediction_is_half_its_batch():
-    for batch_size in (8, 9):
-        words = f"SIZE 64, BATCH_SIZE {batch_size}: -p BATCH_SIZE 4; or a smaller SIZE, as another"
-        assert words in words_of_a_full_memory(batch_size)
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((1,), "BATCH_SIZE 1: a smaller SIZE, as another run; or end what else"),
+        ((1, 3), "BATCH_SIZE 1, ACCUMULATE 3: a smaller SIZE, as another run; or end what else"),
+        ((8,), "BATCH_SIZE 8: -p BATCH_SIZE 4; or a smaller SIZE, as another"),
+        ((9,), "BATCH_SIZE 9: -p BATCH_SIZE 4; or a smaller SIZE, as another"),
+    ],
+)
+def test_full_memory_of_a_prediction_or_a_single_image_names_a_smaller_batch_or_size(sizes, words):
+    assert f"at SIZE 64, {words}" in words_of_a_full_memory(*sizes)
 
 
 KEPT = """

@@ -62,12 +62,15 @@ def assert_filled(module: torch.nn.Module, state: dict) -> None:
     assert all(torch.equal(own[k], state[k]) for k in own)
 
 
-def test_a_file_with_the_right_hash_is_found_in_a_folder(tmp_path, state):
-    path = named_by_hash(tmp_path / "given", state)
+@pytest.mark.parametrize("place", ["given", "torch/hub/checkpoints"])
+def test_a_file_with_the_right_hash_is_found_in_a_folder_or_torch_s_cache(tmp_path, state, place):
+    path = named_by_hash(tmp_path / place, state)
     module = encoder()
     assert not torch.equal(module.conv1.weight, state["conv1.weight"])
-    (tmp_path / "empty").mkdir()
-    assert weights.load_imagenet(module, "resnet18", [tmp_path / "empty", path.parent]) == path
+    for name in ("empty", "given"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    folders = [tmp_path / "empty", tmp_path / "given"]
+    assert weights.load_imagenet(module, "resnet18", folders) == path
     assert_filled(module, state)
 
 
@@ -76,13 +79,6 @@ def test_a_file_with_the_wrong_hash_is_refused(tmp_path, state):
     torch.save(state, path)
     with pytest.raises(InputError, match=r"resnet18-00000000.pth is damaged: its SHA-256 begins"):
         weights.load_imagenet(encoder(), "resnet18", [tmp_path])
-
-
-def test_torch_s_cache_is_looked_into(tmp_path, state):
-    path = named_by_hash(tmp_path / "torch" / "hub" / "checkpoints", state)
-    module = encoder()
-    assert weights.load_imagenet(module, "resnet18", []) == path
-    assert_filled(module, state)
 
 
 def test_the_given_folder_comes_before_the_cache(tmp_path, state):
@@ -132,25 +128,19 @@ def test_an_encoder_that_torchvision_lacks_is_asked_for_as_a_file(tmp_path):
         weights.load_imagenet(encoder(), "tu-x", [tmp_path])
 
 
-def test_safetensors_are_read(tmp_path, state):
-    save_file(state, tmp_path / "resnet18.a1_in1k.safetensors")
+@pytest.mark.parametrize("form", ["safetensors", "wrapped and prefixed", "without counters"])
+def test_every_form_of_a_file_is_read(tmp_path, state, form):
+    if form == "safetensors":
+        save_file(state, tmp_path / "resnet18.a1_in1k.safetensors")
+    elif form == "without counters":
+        old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        torch.save(old, tmp_path / "resnet18.pth")
+    else:
+        wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+        torch.save(wrapped, tmp_path / "resnet18.pth")
     module = encoder()
     weights.load_imagenet(module, "resnet18", [tmp_path])
     assert_filled(module, state)
-
-
-def test_wrapped_and_prefixed_states_are_understood(tmp_path, state):
-    wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
-    torch.save(wrapped, tmp_path / "resnet18.pth")
-    module = encoder()
-    weights.load_imagenet(module, "resnet18", [tmp_path])
-    assert_filled(module, state)
-
-
-def test_old_files_without_counters_are_taken(tmp_path, state):
-    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    torch.save(old, tmp_path / "resnet18.pth")
-    weights.load_imagenet(encoder(), "resnet18", [tmp_path])
 
 
 @pytest.mark.parametrize("other", ["resnet50", "resnet34"])

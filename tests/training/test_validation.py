@@ -59,19 +59,16 @@ def half(on: bool) -> tuple[np.ndarray, np.ndarray]:
     return level_map, mask
 
 
-def test_perfect_maps_score_one_at_the_images_own_geometry():
-    images, masks = zip(*[half(on) for on in (True, False, True)], strict=True)
-    found = scores(np.stack(images), list(masks))
-    assert found["dice"] == found["dice_half"] == found["dice_nonempty"] == 1.0
-
-
 def test_dice_is_a_mean_over_images_and_not_over_batches():
+    images, masks = zip(*[half(on) for on in (True, False, True)], strict=True)
+    perfect = scores(np.stack(images), list(masks))
+    assert perfect["dice"] == perfect["dice_half"] == perfect["dice_nonempty"] == 1.0
     images, masks = zip(*[half(on) for on in (True, True, True)], strict=True)
     images = [images[0], images[1], np.zeros_like(images[2])]  # the third is missed
     for batch in (1, 2, 3):
-        found = scores(np.stack(images), list(masks), batch)
-        assert found["dice_half"] == pytest.approx(2 / 3)
-        assert found["dice_nonempty"] == pytest.approx(2 / 3)
+        result = scores(np.stack(images), list(masks), batch)
+        assert result["dice_half"] == pytest.approx(2 / 3)
+        assert result["dice_nonempty"] == pytest.approx(2 / 3)
 
 
 def test_dice_half_and_nonempty_by_hand():
