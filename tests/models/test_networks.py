@@ -202,9 +202,9 @@ def test_half_precision_is_near_single(experiment, dtype, tolerance):
         single = everything(model(images))
         with torch.autocast("cpu", dtype=dtype):
             half = everything(model(images))
-    for one, other in zip(single, half, strict=True):
+    for first, other in zip(single, half, strict=True):
         assert torch.isfinite(other).all()
-        assert (torch.sigmoid(one) - torch.sigmoid(other.float())).abs().mean() < tolerance
+        assert (torch.sigmoid(first) - torch.sigmoid(other.float())).abs().mean() < tolerance
 
 
 @pytest.mark.parametrize("experiment", PLAIN, ids=title)
@@ -307,9 +307,9 @@ def test_with_closed_gates_only_the_deepest_level_is_heard():
             nn.init.zeros_(gate.psi.weight)
             nn.init.constant_(gate.psi.bias, -1000)
         other = [torch.randn_like(f) for f in features[:-1]]
-        one = model._decode(centre, features)
+        first = model._decode(centre, features)
         another = model._decode(centre, [*other, features[-1]])
-    assert all(torch.equal(a, b) for a, b in zip(one, another, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, another, strict=True))
 
 
 def test_a_skip_without_channels_has_no_gate():
@@ -345,10 +345,10 @@ def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(experiment):
 
 @pytest.mark.parametrize("experiment", FULL, ids=title)
 def test_a_seed_builds_the_same_network(experiment):
-    one, other = built(experiment).state_dict(), built(experiment).state_dict()
-    assert all(torch.equal(one[k], other[k]) for k in one)
+    first, other = built(experiment).state_dict(), built(experiment).state_dict()
+    assert all(torch.equal(first[k], other[k]) for k in first)
     another = built(experiment, seed=4).state_dict()
-    assert not all(torch.equal(one[k], another[k]) for k in one)
+    assert not all(torch.equal(first[k], another[k]) for k in first)
 
 
 @pytest.mark.parametrize("experiment", HEADED, ids=title)

@@ -143,10 +143,10 @@ def test_every_form_of_a_file_is_read(tmp_path, state, form):
     assert_filled(module, state)
 
 
-@pytest.mark.parametrize("other", ["resnet50", "resnet34"])
-def test_a_file_of_another_encoder_is_refused(tmp_path, other):
+@pytest.mark.parametrize("architecture", ["resnet50", "resnet34"])
+def test_a_file_of_another_encoder_is_refused(tmp_path, architecture):
     """A ResNet-34 has every tensor of a ResNet-18 in its shape, and eight blocks more."""
-    model = torchvision.models.get_model(other, weights=None)
+    model = torchvision.models.get_model(architecture, weights=None)
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(InputError, match=r"resnet18.pth is of another network: .*-p WEIGHTS none"):
         weights.load_imagenet(encoder(), "resnet18", [tmp_path])
@@ -167,12 +167,12 @@ def test_a_table_of_anything_but_tensors_is_refused(tmp_path):
 
 def test_a_whole_network_goes_through_a_checkpoint(tmp_path):
     torch.manual_seed(3)
-    one = networks.build(EXPERIMENT)
-    checkpoints.save(tmp_path / "best_epoch001.pt", {"model": one.state_dict()}, Lineage())
+    first = networks.build(EXPERIMENT)
+    checkpoints.save(tmp_path / "best_epoch001.pt", {"model": first.state_dict()}, Lineage())
     torch.manual_seed(4)
-    other = networks.build(EXPERIMENT)
-    weights.load_model(other, tmp_path / "best_epoch001.pt")
-    assert_filled(other, one.state_dict())
+    second = networks.build(EXPERIMENT)
+    weights.load_model(second, tmp_path / "best_epoch001.pt")
+    assert_filled(second, first.state_dict())
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):

@@ -98,20 +98,20 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor that a finished training leaves, by file and name."""
-    found = {}
+    tensors = {}
     for path in sorted((folder / "runs/tiny_seed7/fold0").glob("*.pt")):
         state, _ = checkpoints.load(path)
         for part in ("model", "ema"):
             tensors = state.get(part, {})
             tensors = tensors.get("model", tensors)
-            found |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
-    return found
+            tensors |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
+    return tensors
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
 
 
 def without_times(folder: Path) -> list[dict]:
@@ -128,23 +128,23 @@ def test_the_same_seed_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7])
 def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(tmp_path, stop_after):
-    assert training(tmp_path / "whole").run()
+    assert training(tmp_path / "unbroken").run()
     clock = StepsClock(stop_after)
     assert not training(tmp_path / "parts", clock=clock).run()
     # Something else used the generators meanwhile.
     torch.rand(3), np.random.rand(3)
     assert training(tmp_path / "parts").run()
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
 
 
-def test_a_checkpoint_of_another_version_is_named_with_the_mend(tmp_path):
+def test_a_checkpoint_of_another_version_is_named_with_the_fix(tmp_path):
     first = training(tmp_path)
     assert first.run()
     last = first.job.folder.last
     state, lineage = checkpoints.load(last)
-    for other in ({"random": {"torch": 1}}, {"position": {"epoch": 1, "unheard_of": 2}}):
-        checkpoints.save(last, state | other, lineage)
+    for change in ({"random": {"torch": 1}}, {"position": {"epoch": 1, "unheard_of": 2}}):
+        checkpoints.save(last, state | change, lineage)
         with pytest.raises(InputError, match=r"last\.pt holds no training that .*delete"):
             training(tmp_path)
 
@@ -152,12 +152,12 @@ def test_a_checkpoint_of_another_version_is_named_with_the_mend(tmp_path):
 @pytest.mark.parametrize("sampling", SAMPLERS)
 def test_stopped_at_every_step_every_sampler_ends_with_the_same_bits(tmp_path, sampling):
     experiment, sessions = tiny(sampling=sampling), 1
-    assert training(tmp_path / "whole", experiment).run()
+    assert training(tmp_path / "unbroken", experiment).run()
     while not training(tmp_path / "parts", experiment, StepsClock(1)).run():
         sessions += 1
     assert sessions > 4  # epochs with a validation; of several steps if not `nonempty`
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
 
 
 def test_hard_images_come_again_in_the_epoch_after(tmp_path):
@@ -196,7 +196,7 @@ class StepsClock(Clock):
 
 
 def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path, monkeypatch):
-    assert training(tmp_path / "whole").run()
+    assert training(tmp_path / "unbroken").run()
     broken = training(tmp_path / "parts")
     real, calls = checkpoints.save, []
 
@@ -211,7 +211,7 @@ def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path,
         broken.run()
     monkeypatch.undo()
     assert training(tmp_path / "parts").run()
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
 
 
 def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
@@ -318,8 +318,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, accumula
         )  # fmt: skip
         job._train_epoch()
         gradients.append(collected)
-    one, other = gradients
-    assert len(one) == len(other)
-    for step_a, step_b in zip(one, other, strict=True):
+    first, second = gradients
+    assert len(first) == len(second)
+    for step_a, step_b in zip(first, second, strict=True):
         for a, b in zip(step_a, step_b, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
