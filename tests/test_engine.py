@@ -71,9 +71,9 @@ def test_random_states_come_back_also_through_a_file(tmp_path):
 
 
 def test_a_cpu_computes_in_float32_unless_told():
-    chosen = choose_engine("cpu")
-    assert (chosen.device.type, chosen.dtype, chosen.scales) == ("cpu", torch.float32, False)
-    with chosen.autocast():
+    engine = choose_engine("cpu")
+    assert (engine.device.type, engine.dtype, engine.scales) == ("cpu", torch.float32, False)
+    with engine.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     half = choose_engine("cpu", "bfloat16")
     with half.autocast():
@@ -88,12 +88,12 @@ def test_a_cpu_computes_in_float32_unless_told():
 def test_a_t4_has_no_bfloat16_of_its_own(monkeypatch, capability, dtype, scales):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch, "empty", lambda *args, **how: None)
-    chosen = choose_engine("cuda")
-    assert (chosen.dtype, chosen.scales) == (dtype, scales)
+    engine = choose_engine("cuda")
+    assert (engine.dtype, engine.scales) == (dtype, scales)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:9", ""])
-def test_a_device_that_is_not_there_is_refused_with_the_mend(device):
+def test_a_device_that_is_not_there_is_refused_with_the_fix(device):
     with pytest.raises(InputError, match=r"DEVICE .* is not there .*-p DEVICE cpu"):
         choose_engine(device)
 
@@ -113,10 +113,10 @@ def test_a_depthwise_convolution_is_computed_in_float32_under_bfloat16(how):
     conv = nn.Conv2d(8, 8, 3, groups=8, **how)
     x = torch.randn(2, 8, 9, 9).bfloat16()
     with choose_engine("cpu", "bfloat16").autocast():
-        found = conv(x)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, conv(x.float()).bfloat16()), "float32, rounded once"
-    found.float().square().sum().backward()
+        result = conv(x)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, conv(x.float()).bfloat16()), "float32, rounded once"
+    result.float().square().sum().backward()
     gradient, conv.weight.grad = conv.weight.grad, None
     conv(x.float()).square().sum().backward()
     assert gradient.dtype == torch.float32
@@ -131,8 +131,8 @@ def test_arguments_of_a_depthwise_convolution_may_be_keywords():
         keywords = F.conv2d(x, weight, **given)
         all_keywords = F.conv2d(input=x, weight=weight, **given)
     expected = F.conv2d(x.float(), weight, **given).bfloat16()
-    for found in (positional, keywords, all_keywords):
-        assert torch.equal(found, expected)
+    for result in (positional, keywords, all_keywords):
+        assert torch.equal(result, expected)
 
 
 def test_other_convolutions_stay_in_bfloat16():
@@ -142,44 +142,45 @@ def test_other_convolutions_stay_in_bfloat16():
         with torch.autocast("cpu", torch.bfloat16):
             plain = conv(x)
             with DepthwiseInFloat32():
-                found = conv(x)
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, plain)
+                result = conv(x)
+        assert result.dtype == torch.bfloat16
+        assert torch.equal(result, plain)
 
 
 def words_of_a_full_memory(*named: int) -> str:
-    with pytest.raises(InputError) as told, memory_named(64, *named):
+    with pytest.raises(InputError) as error, memory_named(64, *named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    return str(told.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate", "mend"),
+    ("batch_size", "accumulate", "fix"),
     [(4, 2, (2, 4)), (6, 1, (3, 2)), (2, 3, (1, 6)), (5, 2, (2, 5)), (5, 1, (1, 5)), (9, 1, (3, 3)),
      (7, 4, (2, 14)), (3, 2, (1, 6))],
 )  # fmt: skip
-def test_a_full_memory_s_mend_of_a_training_is_as_many_images_a_step(batch_size, accumulate, mend):
-    assert mend[0] * mend[1] == batch_size * accumulate
-    assert mend[0] <= batch_size / 2
+def test_a_full_memory_s_fix_of_a_training_is_as_many_images_a_step(batch_size, accumulate, fix):
+    assert fix[0] * fix[1] == batch_size * accumulate
+    assert fix[0] <= batch_size / 2
     words = (
         f"full at SIZE 64, BATCH_SIZE {batch_size}, ACCUMULATE {accumulate}: -p BATCH_SIZE "
-        f"{mend[0]} -p ACCUMULATE {mend[1]}, the same optimiser step; or a smaller SIZE, either as "
+        f"{fix[0]} -p ACCUMULATE {fix[1]}, the same optimiser step; or a smaller SIZE, either as "
         "another run; or end what else runs on it; what is saved stays (CUDA out of memory. Tried "
         "to allocate 2.00 GiB.)"
     )
     assert words in words_of_a_full_memory(batch_size, accumulate)
 
 
-def test_a_full_memory_s_mend_without_a_smaller_batch_is_a_smaller_size():
-    for accumulate, now in (((), ""), ((3,), ", ACCUMULATE 3")):
-        words = f"at SIZE 64, BATCH_SIZE 1{now}: a smaller SIZE, as another run; or end what else"
-        assert words in words_of_a_full_memory(1, *accumulate)
-
-
-def test_a_full_memory_s_mend_of_a_prediction_is_half_its_batch():
-    for batch_size in (8, 9):
-        words = f"SIZE 64, BATCH_SIZE {batch_size}: -p BATCH_SIZE 4; or a smaller SIZE, as another"
-        assert words in words_of_a_full_memory(batch_size)
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((1,), "BATCH_SIZE 1: a smaller SIZE, as another run; or end what else"),
+        ((1, 3), "BATCH_SIZE 1, ACCUMULATE 3: a smaller SIZE, as another run; or end what else"),
+        ((8,), "BATCH_SIZE 8: -p BATCH_SIZE 4; or a smaller SIZE, as another"),
+        ((9,), "BATCH_SIZE 9: -p BATCH_SIZE 4; or a smaller SIZE, as another"),
+    ],
+)
+def test_full_memory_of_a_prediction_or_a_single_image_names_a_smaller_batch_or_size(sizes, words):
+    assert f"at SIZE 64, {words}" in words_of_a_full_memory(*sizes)
 
 
 KEPT = """

@@ -25,13 +25,13 @@ STOPS = ("AdaptiveAvgPool", "AdaptiveMaxPool", "AvgPool3D", "FractionalMaxPool",
 
 def backward_names(result: torch.Tensor) -> set[str]:
     """Return the names of all functions of a result's backward pass, which is not run."""
-    found, waiting = {}, [result.grad_fn]
+    seen, waiting = {}, [result.grad_fn]
     while waiting:
         function = waiting.pop()
-        if function is not None and function not in found:
-            found[function] = function.name()
+        if function is not None and function not in seen:
+            seen[function] = function.name()
             waiting += [following for following, _ in function.next_functions]
-    return set(found.values())
+    return set(seen.values())
 
 
 def claim_to_be_on_a_gpu(model: nn.Module) -> None:
@@ -84,8 +84,10 @@ def test_no_network_needs_what_stops_in_deterministic_mode(name):
     with FakeTensorMode():
         claim_to_be_on_a_gpu(model)
         output = model(torch.zeros(2, 1, 64, 64, dtype=torch.uint8, device="cuda"))
-        given = [one for one in (output.mask, output.label, *output.sides) if one is not None]
-        names = backward_names(sum(one.sum() for one in given))
+        given = [
+            tensor for tensor in (output.mask, output.label, *output.sides) if tensor is not None
+        ]
+        names = backward_names(sum(tensor.sum() for tensor in given))
     assert "ConvolutionBackward0" in names
     assert not stopping(names)
 

@@ -122,8 +122,8 @@ def test_such_a_layer_gives_the_same_and_is_copied_with_the_network():
     plain.load_state_dict(built.state_dict())
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        for one, two, three in zip(
+        for own, copied, expected in zip(
             built(image), copy.deepcopy(built)(image), plain(image), strict=True
         ):
-            assert torch.equal(one, two)
-            torch.testing.assert_close(one, three)
+            assert torch.equal(own, copied)
+            torch.testing.assert_close(own, expected)

@@ -105,9 +105,9 @@ def test_an_installed_package_fills_its_encoder_even_where_weights_dir_has_other
 ):
     (tmp_path / "resnet34.pth").write_bytes(b"")
     module = encoders.build(encoder, 64)
-    found = weights.load_imagenet(module, encoder, [tmp_path])
-    assert found == imagenet.packaged(encoder)
-    state = weights.read_state(found)
+    path = weights.load_imagenet(module, encoder, [tmp_path])
+    assert path == imagenet.packaged(encoder)
+    state = weights.read_state(path)
     stem = "model.conv_stem.weight" if encoder.startswith("tu-") else "conv_stem.weight"
     assert torch.equal(module.state_dict()[stem], state["_conv_stem.weight"])
 

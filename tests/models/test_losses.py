@@ -201,22 +201,6 @@ def test_lovasz_keeps_its_digits_at_1024():
     np.testing.assert_allclose(leaf.grad.flatten().numpy(), expected, rtol=1e-5, atol=1e-13)
 
 
-def slow(name: str, p: float, y: int) -> float:
-    """One pixel's part in a loss that is a mean over pixels, from its probability."""
-    true = p if y else 1 - p
-    return {"bce": 1.0, "focal": (1 - true) ** 2}[name] * -math.log(true)
-
-
-@pytest.mark.parametrize("name", ["bce", "focal"])
-def test_a_mean_over_pixels_is_one(name):
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2, 1, 3, 5, generator=generator) * 4
-    y = (torch.rand(2, 1, 3, 5, generator=generator) > 0.5).float()
-    probs = torch.sigmoid(z.double()).flatten().tolist()
-    parts = [slow(name, p, int(t)) for p, t in zip(probs, y.flatten().tolist(), strict=True)]
-    assert losses.LOSSES[name](z, y).item() == pytest.approx(sum(parts) / 30, rel=1e-5)
-
-
 @pytest.mark.parametrize("name", losses.LOSSES)
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_gradients_are_those_of_finite_differences(name, share):
@@ -243,8 +227,8 @@ def test_a_batch_is_the_mean_of_its_images(name):
     torch.manual_seed(0)
     logits = torch.randn(3, 1, 4, 4)
     masks = (torch.rand(3, 1, 4, 4) > 0.5).float()
-    alone = [losses.LOSSES[name](logits[i : i + 1], masks[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(losses.LOSSES[name](logits, masks), torch.stack(alone).mean())
+    single = [losses.LOSSES[name](logits[i : i + 1], masks[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(losses.LOSSES[name](logits, masks), torch.stack(single).mean())
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -330,15 +314,12 @@ def test_the_three_terms_of_deep_supervision_by_hand():
     assert value.item() == pytest.approx(expected)
 
 
-def test_terms_that_weigh_nothing_are_not_looked_at():
-    broken = torch.full_like(BATCH, math.nan)
-    value = losses.build(experiment())(Logits(BATCH, broken[:, 0, 0, 0], (broken,)), MASKS, LABELS)
-    torch.testing.assert_close(value, losses.bce(BATCH, MASKS))
-
-
-def test_an_output_without_side_masks_has_the_other_terms():
+def test_terms_without_a_weight_or_an_output_are_left_out():
+    broken, expected = torch.full_like(BATCH, math.nan), losses.bce(BATCH, MASKS)
+    output = Logits(BATCH, broken[:, 0, 0, 0], (broken,))
+    torch.testing.assert_close(losses.build(experiment())(output, MASKS, LABELS), expected)
     loss = losses.build(experiment(side_weight=0.1))
-    torch.testing.assert_close(loss(Logits(BATCH), MASKS, LABELS), losses.bce(BATCH, MASKS))
+    torch.testing.assert_close(loss(Logits(BATCH), MASKS, LABELS), expected)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -360,23 +341,23 @@ def test_a_classifier_has_the_label_s_term_alone(images, label):
     logits = torch.full((3,), label, dtype=torch.float16, requires_grad=True)
     loss = losses.build(experiment(label_weight=2.0, mask_loss_images=images))
     value = loss(Logits(mask=None, label=logits), MASKS, LABELS.to(torch.uint8))
-    one = {-60000.0: 2 * 60000 / 3, 0.0: LN2, 60000.0: 60000 / 3}[label]
-    assert value.item() == pytest.approx(2 * one)
+    bce = {-60000.0: 2 * 60000 / 3, 0.0: LN2, 60000.0: 60000 / 3}[label]
+    assert value.item() == pytest.approx(2 * bce)
     assert value.dtype == torch.float32
     value.backward()
     assert torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.parametrize("name", PER_IMAGE)
-def test_batches_weighted_by_their_shares_make_the_whole_s_loss(name):
+def test_batches_weighted_by_their_shares_have_the_loss_of_all_images(name):
     label = torch.tensor([0.5, 2.0, -1.0])
     loss = losses.build(experiment(loss={name: 1.5}, label_weight=0.3))
-    whole = loss(Logits(BATCH, label), MASKS, LABELS)
+    complete = loss(Logits(BATCH, label), MASKS, LABELS)
     parts = [
         len(BATCH[part]) / 3 * loss(Logits(BATCH[part], label[part]), MASKS[part], LABELS[part])
         for part in (slice(0, 2), slice(2, 3))
     ]
-    torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(sum(parts), complete)
 
 
 # What is refused

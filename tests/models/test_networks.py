@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks, weights
+from kernel_lib.training import validation
 
 UNET = Experiment(
     name="tiny",
@@ -201,9 +202,9 @@ def test_half_precision_is_near_single(experiment, dtype, tolerance):
         single = everything(model(images))
         with torch.autocast("cpu", dtype=dtype):
             half = everything(model(images))
-    for one, other in zip(single, half, strict=True):
+    for first, other in zip(single, half, strict=True):
         assert torch.isfinite(other).all()
-        assert (torch.sigmoid(one) - torch.sigmoid(other.float())).abs().mean() < tolerance
+        assert (torch.sigmoid(first) - torch.sigmoid(other.float())).abs().mean() < tolerance
 
 
 @pytest.mark.parametrize("experiment", PLAIN, ids=title)
@@ -306,9 +307,9 @@ def test_with_closed_gates_only_the_deepest_level_is_heard():
             nn.init.zeros_(gate.psi.weight)
             nn.init.constant_(gate.psi.bias, -1000)
         other = [torch.randn_like(f) for f in features[:-1]]
-        one = model._decode(centre, features)
+        first = model._decode(centre, features)
         another = model._decode(centre, [*other, features[-1]])
-    assert all(torch.equal(a, b) for a, b in zip(one, another, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, another, strict=True))
 
 
 def test_a_skip_without_channels_has_no_gate():
@@ -344,10 +345,10 @@ def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(experiment):
 
 @pytest.mark.parametrize("experiment", FULL, ids=title)
 def test_a_seed_builds_the_same_network(experiment):
-    one, other = built(experiment).state_dict(), built(experiment).state_dict()
-    assert all(torch.equal(one[k], other[k]) for k in one)
+    first, other = built(experiment).state_dict(), built(experiment).state_dict()
+    assert all(torch.equal(first[k], other[k]) for k in first)
     another = built(experiment, seed=4).state_dict()
-    assert not all(torch.equal(one[k], another[k]) for k in one)
+    assert not all(torch.equal(first[k], another[k]) for k in first)
 
 
 @pytest.mark.parametrize("experiment", HEADED, ids=title)
@@ -381,21 +382,18 @@ def test_a_classifier_s_encoder_can_start_a_mask_model(experiment):
     assert torch.equal(*early)
 
 
-def test_an_unknown_network_or_encoder_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="network 'Unet' is unknown; nearest: UNet, AttentionUNet"):
-        networks.build(UNET.differing(name="x", network="Unet"))
-    with pytest.raises(InputError, match=r"ENCODER 'resnet43' is unknown; nearest: .*resnet34"):
-        networks.build(UNET.differing(name="x", encoder="resnet43"))
-
-
-def test_an_encoder_like_nothing_known_is_refused_too():
-    with pytest.raises(InputError, match=r"ENCODER '§§' is unknown"):
-        networks.check(UNET.differing(name="x", encoder="§§"))
-
-
-def test_an_encoder_that_timm_does_not_have_is_refused():
-    with pytest.raises(InputError, match=r"ENCODER 'tu-nonsense'"):
-        networks.check(UNET.differing(name="x", encoder="tu-nonsense"))
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"network": "Unet"}, "network 'Unet' is unknown; nearest: UNet"),
+        ({"encoder": "resnet43"}, "ENCODER 'resnet43' is unknown; nearest: .*resnet34"),
+        ({"encoder": "§§"}, "ENCODER '§§' is unknown"),
+        ({"encoder": "tu-nonsense"}, "ENCODER 'tu-nonsense'"),
+    ],
+)
+def test_an_unknown_network_or_encoder_is_refused_with_the_nearest(fields, words):
+    with pytest.raises(InputError, match=words):
+        networks.build(UNET.differing(name="x", **fields))
 
 
 @pytest.mark.parametrize("encoder", ["densenet121", "tu-pvt_v2_b0", "tu-hgnetv2_b0"])
@@ -404,13 +402,9 @@ def test_deeplab_takes_an_encoder_that_cannot_be_dilated_at_stride_32(encoder):
     model = networks.build(experiment).train()
     assert model.encoder.output_stride == 32
     assert encoder in model.note
+    dilated = networks.build(DEEPLAB)
+    assert (dilated.encoder.output_stride, dilated.note) == (16, None)
     assert [t.shape[2:] for t in everything(model(levels())) if t.ndim == 4] == [(64, 64)] * 3
-
-
-def test_deeplab_dilates_an_encoder_that_can_be_and_has_no_note():
-    model = networks.build(DEEPLAB)
-    assert model.encoder.output_stride == 16
-    assert model.note is None
 
 
 @pytest.mark.slow
@@ -520,11 +514,27 @@ def test_views_of_a_size_that_the_encoder_cannot_take_are_refused():
         networks.check_sizes(model, experiment, [64, 96])
 
 
-def test_a_classifier_without_a_label_or_with_side_masks_is_refused():
-    with pytest.raises(InputError, match="label_weight 0 leaves a Classifier nothing to learn"):
-        networks.check(CLASSIFIER.differing(name="x", label_weight=0.0))
-    with pytest.raises(InputError, match=r"side_weight 0\.1 asks a Classifier for masks"):
-        networks.check(CLASSIFIER.differing(name="x", side_weight=0.1))
+class Other(networks.Classifier):
+    """A new network without a mask: a class and a line in `NETWORKS`."""
+
+    min_batch = 4
+
+
+def test_another_network_without_a_mask_is_a_class_and_a_line(monkeypatch):
+    monkeypatch.setitem(networks.NETWORKS, "Other", Other)
+    other = CLASSIFIER.differing(name="x", network="Other", monitor="auc")
+    assert networks.build(other)(levels(4)).mask is None
+    for checked in (networks.check, validation.check):
+        checked(other)
+    for fields, words in (
+        ({"label_weight": 0.0}, "label_weight 0 leaves a Other nothing to learn"),
+        ({"side_weight": 0.1}, r"side_weight 0\.1 asks a Other for masks"),
+        ({"batch_size": 3}, "BATCH_SIZE 3 .*: take 4 and more"),
+    ):
+        with pytest.raises(InputError, match=words):
+            networks.check(other.differing(name="x", **fields))
+    with pytest.raises(InputError, match="MONITOR 'dice' needs a mask"):
+        validation.check(other.differing(name="x", monitor="dice"))
 
 
 @pytest.mark.parametrize("experiment", PLAIN, ids=title)

@@ -53,14 +53,14 @@ def assert_features_are_timm_s(name: str, state: dict, folder: Path, size: int =
     torch.manual_seed(2)
     encoder = encoders.build(f"tu-{name}", size).eval()
     assert weights.load_imagenet(encoder, f"tu-{name}", [folder]) == folder / f"{name}.pth"
-    whole = timm.create_model(name, **encoder.timm_options)
-    whole.load_state_dict(state)
+    classifier = timm.create_model(name, **encoder.timm_options)
+    classifier.load_state_dict(state)
     image = torch.rand(1, 3, size, size)
-    if not hasattr(whole, "forward_intermediates"):  # an older timm
+    if not hasattr(classifier, "forward_intermediates"):  # an older timm
         pytest.skip(f"timm {timm.__version__} has no features of {name} to compare with")
     with torch.inference_mode():
         ours = [f for f in encoder(image)[1:] if f.shape[1]]
-        theirs = whole.eval().forward_intermediates(image, intermediates_only=True)
+        theirs = classifier.eval().forward_intermediates(image, intermediates_only=True)
     theirs = {tuple(f.shape): f for f in theirs}
     for feature in ours:
         torch.testing.assert_close(feature, theirs.get(tuple(feature.shape), feature))
@@ -134,7 +134,7 @@ def test_loading_leaves_the_numbers_that_a_seed_draws(tmp_path):
 
 def photographs() -> list:
     """Photographs that installed packages bring, with the ImageNet classes of what they show."""
-    found = [(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg", {652})]
+    cases = [(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg", {652})]
     skimage = importlib.util.find_spec("skimage")
     if skimage is not None:
         data = Path(skimage.submodule_search_locations[0]) / "data"
@@ -143,8 +143,8 @@ def photographs() -> list:
             "coffee.png": {504, 967, 968},  # mug, espresso, cup
             "rocket.jpg": {657, 744, 812},  # missile, projectile, space shuttle
         }
-        found += [(data / name, shown) for name, shown in classes.items()]
-    return [pytest.param(path, shown, id=path.name) for path, shown in found]
+        cases += [(data / name, shown) for name, shown in classes.items()]
+    return [pytest.param(path, shown, id=path.name) for path, shown in cases]
 
 
 @pytest.fixture(scope="module")

@@ -62,12 +62,15 @@ def assert_filled(module: torch.nn.Module, state: dict) -> None:
     assert all(torch.equal(own[k], state[k]) for k in own)
 
 
-def test_a_file_with_the_right_hash_is_found_in_a_folder(tmp_path, state):
-    path = named_by_hash(tmp_path / "given", state)
+@pytest.mark.parametrize("place", ["given", "torch/hub/checkpoints"])
+def test_a_file_with_the_right_hash_is_found_in_a_folder_or_torch_s_cache(tmp_path, state, place):
+    path = named_by_hash(tmp_path / place, state)
     module = encoder()
     assert not torch.equal(module.conv1.weight, state["conv1.weight"])
-    (tmp_path / "empty").mkdir()
-    assert weights.load_imagenet(module, "resnet18", [tmp_path / "empty", path.parent]) == path
+    for name in ("empty", "given"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    folders = [tmp_path / "empty", tmp_path / "given"]
+    assert weights.load_imagenet(module, "resnet18", folders) == path
     assert_filled(module, state)
 
 
@@ -76,13 +79,6 @@ def test_a_file_with_the_wrong_hash_is_refused(tmp_path, state):
     torch.save(state, path)
     with pytest.raises(InputError, match=r"resnet18-00000000.pth is damaged: its SHA-256 begins"):
         weights.load_imagenet(encoder(), "resnet18", [tmp_path])
-
-
-def test_torch_s_cache_is_looked_into(tmp_path, state):
-    path = named_by_hash(tmp_path / "torch" / "hub" / "checkpoints", state)
-    module = encoder()
-    assert weights.load_imagenet(module, "resnet18", []) == path
-    assert_filled(module, state)
 
 
 def test_the_given_folder_comes_before_the_cache(tmp_path, state):
@@ -132,31 +128,25 @@ def test_an_encoder_that_torchvision_lacks_is_asked_for_as_a_file(tmp_path):
         weights.load_imagenet(encoder(), "tu-x", [tmp_path])
 
 
-def test_safetensors_are_read(tmp_path, state):
-    save_file(state, tmp_path / "resnet18.a1_in1k.safetensors")
+@pytest.mark.parametrize("form", ["safetensors", "wrapped and prefixed", "without counters"])
+def test_every_form_of_a_file_is_read(tmp_path, state, form):
+    if form == "safetensors":
+        save_file(state, tmp_path / "resnet18.a1_in1k.safetensors")
+    elif form == "without counters":
+        old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        torch.save(old, tmp_path / "resnet18.pth")
+    else:
+        wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+        torch.save(wrapped, tmp_path / "resnet18.pth")
     module = encoder()
     weights.load_imagenet(module, "resnet18", [tmp_path])
     assert_filled(module, state)
 
 
-def test_wrapped_and_prefixed_states_are_understood(tmp_path, state):
-    wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
-    torch.save(wrapped, tmp_path / "resnet18.pth")
-    module = encoder()
-    weights.load_imagenet(module, "resnet18", [tmp_path])
-    assert_filled(module, state)
-
-
-def test_old_files_without_counters_are_taken(tmp_path, state):
-    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    torch.save(old, tmp_path / "resnet18.pth")
-    weights.load_imagenet(encoder(), "resnet18", [tmp_path])
-
-
-@pytest.mark.parametrize("other", ["resnet50", "resnet34"])
-def test_a_file_of_another_encoder_is_refused(tmp_path, other):
+@pytest.mark.parametrize("architecture", ["resnet50", "resnet34"])
+def test_a_file_of_another_encoder_is_refused(tmp_path, architecture):
     """A ResNet-34 has every tensor of a ResNet-18 in its shape, and eight blocks more."""
-    model = torchvision.models.get_model(other, weights=None)
+    model = torchvision.models.get_model(architecture, weights=None)
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(InputError, match=r"resnet18.pth is of another network: .*-p WEIGHTS none"):
         weights.load_imagenet(encoder(), "resnet18", [tmp_path])
@@ -177,12 +167,12 @@ def test_a_table_of_anything_but_tensors_is_refused(tmp_path):
 
 def test_a_whole_network_goes_through_a_checkpoint(tmp_path):
     torch.manual_seed(3)
-    one = networks.build(EXPERIMENT)
-    checkpoints.save(tmp_path / "best_epoch001.pt", {"model": one.state_dict()}, Lineage())
+    first = networks.build(EXPERIMENT)
+    checkpoints.save(tmp_path / "best_epoch001.pt", {"model": first.state_dict()}, Lineage())
     torch.manual_seed(4)
-    other = networks.build(EXPERIMENT)
-    weights.load_model(other, tmp_path / "best_epoch001.pt")
-    assert_filled(other, one.state_dict())
+    second = networks.build(EXPERIMENT)
+    weights.load_model(second, tmp_path / "best_epoch001.pt")
+    assert_filled(second, first.state_dict())
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):

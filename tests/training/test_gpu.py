@@ -56,15 +56,15 @@ def test_a_deterministic_training_stopped_and_resumed_ends_with_the_same_bits(
     tmp_path, precision, stop_after
 ):
     how = {"on": choose_engine(DEVICE, precision), "deterministic": True}
-    assert training(tmp_path / "whole", **how).run()
+    assert training(tmp_path / "unbroken", **how).run()
     assert not training(tmp_path / "parts", clock=StepsClock(stop_after), **how).run()
     resumed = training(tmp_path / "parts", **how)
     state, _ = checkpoints.load(resumed.job.folder.last)
     assert resumed.scaler.state_dict() == state["scaler"]
     assert bool(state["scaler"]) == (precision == "float16")
     assert resumed.run()
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
 
 
 @only_on_a_gpu
@@ -136,11 +136,11 @@ def _after_steps(experiment: Experiment) -> dict[str, torch.Tensor]:
 
 
 def normalised_there(world: World, x: torch.Tensor, grad: torch.Tensor, device: str) -> dict:
-    found = normalised(world, x.to(device), grad.to(device), affine=True)
+    result = normalised(world, x.to(device), grad.to(device), affine=True)
     return {
-        "y": found["y"].cpu(), "x": found["x"].cpu(),
-        "parameters": [g.cpu() for g in found["parameters"]],
-        "state": {k: v.cpu() for k, v in found["state"].items()},
+        "y": result["y"].cpu(), "x": result["x"].cpu(),
+        "parameters": [g.cpu() for g in result["parameters"]],
+        "state": {k: v.cpu() for k, v in result["state"].items()},
     }  # fmt: skip
 
 
@@ -185,8 +185,8 @@ def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypat
         assert done.returncode == 0, done.stderr[-3000:]
         (name,) = fold_run.names([place / work])
         logs.append(fold_run.find([place / work], name)[0].read_log())
-    for alone, shared in zip(*logs, strict=True):
-        assert shared["val_loss"] == pytest.approx(alone["val_loss"], rel=0.02)
+    for single, shared in zip(*logs, strict=True):
+        assert shared["val_loss"] == pytest.approx(single["val_loss"], rel=0.02)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(project_root, place):
@@ -218,7 +218,7 @@ def test_a_compiled_step_is_that_of_the_network(tmp_path):
     # In float16 either might skip a step that the other takes.
     on = choose_engine(DEVICE, "bfloat16")
     plain, compiled = (training(tmp_path / str(how), on=on, compile=how) for how in (False, True))
-    for one in (plain, compiled):
-        one.model.rest[2].p = 0.0
-        assert one._train_epoch()
+    for job in (plain, compiled):
+        job.model.rest[2].p = 0.0
+        assert job._train_epoch()
     assert compiled.position.loss_sum == pytest.approx(plain.position.loss_sum, rel=2e-2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training.clock import Clock
 from kernel_lib.training.loop import Job, Training
+from kernel_lib.training.sampling import SAMPLERS
 
 SIZE, N = 32, 11
 
@@ -98,20 +98,20 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor that a finished training leaves, by file and name."""
-    found = {}
+    tensors = {}
     for path in sorted((folder / "runs/tiny_seed7/fold0").glob("*.pt")):
         state, _ = checkpoints.load(path)
         for part in ("model", "ema"):
             tensors = state.get(part, {})
             tensors = tensors.get("model", tensors)
-            found |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
-    return found
+            tensors |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
+    return tensors
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
 
 
 def without_times(folder: Path) -> list[dict]:
@@ -128,44 +128,36 @@ def test_the_same_seed_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7])
 def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(tmp_path, stop_after):
-    assert training(tmp_path / "whole").run()
+    assert training(tmp_path / "unbroken").run()
     clock = StepsClock(stop_after)
     assert not training(tmp_path / "parts", clock=clock).run()
     # Something else used the generators meanwhile.
     torch.rand(3), np.random.rand(3)
     assert training(tmp_path / "parts").run()
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
 
 
-def test_stopped_at_every_step_it_ends_with_the_same_bits(tmp_path):
-    assert training(tmp_path / "whole").run()
-    sessions = itertools.count(1)
-    while not training(tmp_path / "parts", clock=StepsClock(1)).run():
-        next(sessions)
-    assert next(sessions) > 8  # 4 epochs of 2 steps, and validations
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-
-
-def test_a_checkpoint_of_another_version_is_named_with_the_mend(tmp_path):
+def test_a_checkpoint_of_another_version_is_named_with_the_fix(tmp_path):
     first = training(tmp_path)
     assert first.run()
     last = first.job.folder.last
     state, lineage = checkpoints.load(last)
-    for other in ({"random": {"torch": 1}}, {"position": {"epoch": 1, "unheard_of": 2}}):
-        checkpoints.save(last, state | other, lineage)
+    for change in ({"random": {"torch": 1}}, {"position": {"epoch": 1, "unheard_of": 2}}):
+        checkpoints.save(last, state | change, lineage)
         with pytest.raises(InputError, match=r"last\.pt holds no training that .*delete"):
             training(tmp_path)
 
 
-@pytest.mark.parametrize("sampling", ["hard", "positive_share", "nonempty"])
-def test_every_sampler_ends_with_the_same_bits_when_stopped_within_epochs(tmp_path, sampling):
-    chosen = tiny(sampling=sampling)
-    assert training(tmp_path / "whole", chosen).run()
-    while not training(tmp_path / "parts", chosen, StepsClock(1)).run():
-        pass
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+@pytest.mark.parametrize("sampling", SAMPLERS)
+def test_stopped_at_every_step_every_sampler_ends_with_the_same_bits(tmp_path, sampling):
+    experiment, sessions = tiny(sampling=sampling), 1
+    assert training(tmp_path / "unbroken", experiment).run()
+    while not training(tmp_path / "parts", experiment, StepsClock(1)).run():
+        sessions += 1
+    assert sessions > 4  # epochs with a validation; of several steps if not `nonempty`
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
+    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
 
 
 def test_hard_images_come_again_in_the_epoch_after(tmp_path):
@@ -204,7 +196,7 @@ class StepsClock(Clock):
 
 
 def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path, monkeypatch):
-    assert training(tmp_path / "whole").run()
+    assert training(tmp_path / "unbroken").run()
     broken = training(tmp_path / "parts")
     real, calls = checkpoints.save, []
 
@@ -219,7 +211,7 @@ def test_a_kill_between_the_best_and_the_last_checkpoint_loses_nothing(tmp_path,
         broken.run()
     monkeypatch.undo()
     assert training(tmp_path / "parts").run()
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
 
 
 def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
@@ -242,24 +234,16 @@ def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
         training(tmp_path)
 
 
-def test_the_log_says_why_a_training_ended(tmp_path):
-    job = training(tmp_path, tiny(epochs=8, min_epochs=1, patience=1, lr=1e-9, monitor="dice"))
+def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):
+    experiment = tiny(epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1, monitor="dice")
+    job = training(tmp_path, experiment)  # which learns nothing
     job.run()
-    *before, last = job.job.folder.read_log()
+    log = job.job.folder.read_log()
+    assert next(line["epoch"] for line in log if line["best"]) == 5
+    *before, last = log
+    assert len(before) >= 5
     assert last["ended"] == job.position.ended == "no better dice for 1 epochs"
     assert not any("ended" in line for line in before)
-
-
-def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path):
-    experiment = tiny(
-        epochs=8, min_epochs=5, patience=1, lr=1e-9, keep=1, monitor="dice"
-    )  # learns nothing
-    job = training(tmp_path, experiment)
-    job.run()
-    log = fold_run.fold_folder(tmp_path, "tiny_seed7", 0).read_log()
-    assert next(line["epoch"] for line in log if line["best"]) == 5
-    assert len(log) >= 6
-    assert job.position.ended == "no better dice for 1 epochs"
 
 
 def past(path: Path) -> Lineage:
@@ -334,8 +318,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, accumula
         )  # fmt: skip
         job._train_epoch()
         gradients.append(collected)
-    one, other = gradients
-    assert len(one) == len(other)
-    for step_a, step_b in zip(one, other, strict=True):
+    first, second = gradients
+    assert len(first) == len(second)
+    for step_a, step_b in zip(first, second, strict=True):
         for a, b in zip(step_a, step_b, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Numbers that are none: what a step, an epoch and a checkpoint do about them."""
+"""Losses, gradients and weights that are not finite: steps, epochs and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernel_lib import checkpoints
-from kernel_lib.engine import memory_named, peak_memory
+from kernel_lib.engine import peak_memory
 from kernel_lib.errors import InputError
 from kernel_lib.training import nan_guard
 from kernel_lib.training.loop import Training
@@ -18,8 +18,8 @@ from tests.training.test_loop import assert_same, tiny, training, weights_of
 NAN, INF = float("nan"), float("inf")
 
 
-def spoilt(job: Training, what: str, at: set[int], by: float) -> Training:
-    """The loss, or its gradient, is `by` in the batches of those numbers, counted from 1."""
+def broken(job: Training, what: str, at: set[int], by: float) -> Training:
+    """Return the training with a loss, or gradient, times `by` in the batches `at`, from 1."""
     real, count = job.step.loss, 0
 
     def loss(output, target, labels):
@@ -38,7 +38,7 @@ def spoilt(job: Training, what: str, at: set[int], by: float) -> Training:
 
 
 def scaled(job: Training) -> Training:
-    """The same training with a scaler, as float16 has it."""
+    """Return the training with a scaler, as in float16."""
     job.scaler = torch.amp.GradScaler("cpu", enabled=True)
     job.step.scaler = job.step.steps.scaler = job.scaler
     return job
@@ -48,19 +48,19 @@ def scaled(job: Training) -> Training:
 def test_without_a_scaler_it_stops_with_the_images_named_and_the_checkpoint_intact(
     tmp_path, what, by
 ):
-    job = spoilt(training(tmp_path, save_minutes=1e-9), what, {6}, by)  # of three an epoch
+    job = broken(training(tmp_path, save_minutes=1e-9), what, {6}, by)  # of three an epoch
     with pytest.raises(FloatingPointError, match=r" (nan|inf) in epoch 2 on image\d.*lower LR"):
         job.run()
     state, _ = checkpoints.load(job.job.folder.last)
     assert (state["position"]["epoch"], state["position"]["step"]) == (1, 1)
     assert training(tmp_path).run()
-    assert training(tmp_path / "whole").run()
-    assert_same(weights_of(tmp_path), weights_of(tmp_path / "whole"))
+    assert training(tmp_path / "unbroken").run()
+    assert_same(weights_of(tmp_path), weights_of(tmp_path / "unbroken"))
 
 
 @pytest.mark.parametrize(("what", "by"), [("loss", NAN), ("loss", INF), ("gradient", INF)])
 def test_with_a_scaler_a_step_is_skipped_as_if_it_had_not_been(tmp_path, what, by):
-    job = spoilt(scaled(training(tmp_path)), what, {3}, by)  # in the second step of two
+    job = broken(scaled(training(tmp_path)), what, {3}, by)  # in the second step of two
     job._step = watched(job)
     assert job._train_epoch()
     (_, first), (before, second) = job.seen
@@ -76,7 +76,7 @@ def test_with_a_scaler_a_step_is_skipped_as_if_it_had_not_been(tmp_path, what, b
 
 
 def watched(job: Training):
-    """Steps that note the state before, and whether they were taken."""
+    """Return a step that records the state before, and whether it was taken."""
     job.seen, real = [], job.step.take
 
     def step(stream, keys) -> None:
@@ -97,12 +97,12 @@ def state_of(job: Training) -> dict[str, torch.Tensor]:
 def test_so_many_skips_in_a_row_stop_it_and_fewer_do_not(tmp_path):
     few = tiny(epochs=30, patience=30, accumulate=4)  # a step an epoch, of three batches
     bad = set(range(1, 3 * (nan_guard.IN_A_ROW - 1) + 1))
-    job = spoilt(scaled(training(tmp_path / "few", few)), "loss", bad, NAN)
+    job = broken(scaled(training(tmp_path / "few", few)), "loss", bad, NAN)
     assert job.run()
     assert [line["skipped_steps"] for line in job.position.history] == [1] * 15 + [0] * (
         len(job.position.history) - 15
     )
-    job = spoilt(scaled(training(tmp_path / "all", few)), "loss", set(range(1, 99)), NAN)
+    job = broken(scaled(training(tmp_path / "all", few)), "loss", set(range(1, 99)), NAN)
     with pytest.raises(FloatingPointError, match=r"16 steps in a row overflowed .* in epoch 16 on"):
         job.run()
 
@@ -170,11 +170,6 @@ def test_full_memory_names_what_it_goes_by(tmp_path):
     )
     with pytest.raises(InputError, match=words):
         job.run()
-    with (
-        pytest.raises(InputError, match=r"at SIZE 64, BATCH_SIZE 1: a smaller SIZE"),
-        memory_named(64, 1),
-    ):
-        full()
 
 
 def test_the_peak_of_memory_holds_what_was_held():

@@ -53,13 +53,13 @@ def test_every_draw_is_in_one_batch_of_one_group(n, batch_size, accumulate, repe
 @pytest.mark.parametrize("name", sampling.SAMPLERS)
 def test_the_order_depends_on_seed_and_epoch_and_what_is_shown_alone(name):
     hardness = np.linspace(0, 1, 50)
-    one = epoch_order(name, {}, shown(HALF, hardness, epoch=4), seed=3).tolist()
+    first = epoch_order(name, {}, shown(HALF, hardness, epoch=4), seed=3).tolist()
     np.random.rand(7)
-    assert epoch_order(name, {}, shown(HALF, hardness, epoch=4), 3).tolist() == one
-    assert epoch_order(name, {}, shown(HALF, hardness, epoch=4), 4).tolist() != one
-    assert epoch_order(name, {}, shown(HALF, hardness, epoch=3), 3).tolist() != one
+    assert epoch_order(name, {}, shown(HALF, hardness, epoch=4), 3).tolist() == first
+    assert epoch_order(name, {}, shown(HALF, hardness, epoch=4), 4).tolist() != first
+    assert epoch_order(name, {}, shown(HALF, hardness, epoch=3), 3).tolist() != first
     harder = epoch_order(name, {}, shown(HALF, hardness[::-1], epoch=4), 3).tolist()
-    assert (harder != one) == (name == "hard")
+    assert (harder != first) == (name == "hard")
 
 
 @pytest.mark.parametrize("name", sampling.SAMPLERS)
@@ -76,8 +76,8 @@ def test_an_order_holds_training_rows_and_changes_nothing(name, what, seed):
 
 def test_all_is_the_order_that_runs_so_far_had():
     """Frozen: an old run that is resumed goes on with the order that it began with."""
-    found = epoch_order("all", {}, shown([False] * 8, epoch=4, first_row=0), 3)
-    assert found.tolist() == [7, 2, 4, 3, 6, 0, 1, 5]
+    order = epoch_order("all", {}, shown([False] * 8, epoch=4, first_row=0), 3)
+    assert order.tolist() == [7, 2, 4, 3, 6, 0, 1, 5]
 
 
 @given(any_shown(), st.integers(0, 99))
@@ -87,8 +87,8 @@ def test_all_shows_each_image_once(what, seed):
 
 @given(any_shown(), st.integers(0, 99))
 def test_nonempty_shows_each_image_with_a_mask_once(what, seed):
-    found = epoch_order("nonempty", {}, what, seed)
-    assert sorted(found) == what.rows[what.positive].tolist()
+    order = epoch_order("nonempty", {}, what, seed)
+    assert sorted(order) == what.rows[what.positive].tolist()
 
 
 def test_nonempty_without_a_mask_is_refused():
@@ -99,28 +99,28 @@ def test_nonempty_without_a_mask_is_refused():
 @pytest.mark.parametrize(("epoch", "positives"), [(0, 80), (1, 70), (2, 60), (3, 50), (4, 40)])
 def test_the_share_falls_in_a_line(epoch, positives):
     what = shown([True] * 22 + [False] * 78, epoch=epoch, epochs=5)
-    found = epoch_order("positive_share", {"start": 0.8, "end": 0.4}, what, 1)
-    assert len(found) == 100
-    assert what.positive[found - 100].sum() == positives
-    assert epoch_order("positive_share", {}, what, 1).tolist() == found.tolist()  # the defaults
+    order = epoch_order("positive_share", {"start": 0.8, "end": 0.4}, what, 1)
+    assert len(order) == 100
+    assert what.positive[order - 100].sum() == positives
+    assert epoch_order("positive_share", {}, what, 1).tolist() == order.tolist()  # the defaults
 
 
 def test_a_single_epoch_has_the_first_share():
-    found = epoch_order("positive_share", {}, shown(HALF, epochs=1), 1)
-    assert (found < 110).sum() == 40
+    order = epoch_order("positive_share", {}, shown(HALF, epochs=1), 1)
+    assert (order < 110).sum() == 40
 
 
 @given(any_shown(), shares, shares, st.integers(0, 99))
 def test_the_share_is_exact_and_draws_are_spread_evenly(what, start, end, seed):
-    found = epoch_order("positive_share", {"start": start, "end": end}, what, seed)
+    order = epoch_order("positive_share", {"start": start, "end": end}, what, seed)
     total = len(what.rows)
-    assert len(found) == total
+    assert len(order) == total
     progress = what.epoch / max(what.epochs - 1, 1)
     share = start + (end - start) * progress
-    is_positive = what.positive[found - 100]
+    is_positive = what.positive[order - 100]
     assert abs(is_positive.sum() - share * total) <= 0.5 + 1e-9
     for has in (True, False):
-        of_class, drawn = what.rows[what.positive == has], found[is_positive == has]
+        of_class, drawn = what.rows[what.positive == has], order[is_positive == has]
         counts = Counter(drawn.tolist())
         times = [counts[r] for r in of_class]
         assert max(times) - min(times) <= 1
@@ -153,17 +153,17 @@ def test_a_share_without_one_class_is_refused_in_every_epoch(has, lacks):
 
 def test_hard_images_come_again_as_often_as_they_are_hard():
     hardness = [1.0] * 4 + [0.5] * 4 + [0.0] * 32
-    found = Counter(epoch_order("hard", {"factor": 3.0}, shown([False] * 40, hardness), 2).tolist())
+    order = Counter(epoch_order("hard", {"factor": 3.0}, shown([False] * 40, hardness), 2).tolist())
     # (3 − 1) · (4 · 1 + 4 · 0.5) = 12 extra draws: 2 for each of hardness 1, 1 for each of 0.5.
-    assert [found[100 + i] for i in range(40)] == [3] * 4 + [2] * 4 + [1] * 32
+    assert [order[100 + i] for i in range(40)] == [3] * 4 + [2] * 4 + [1] * 32
 
 
 def test_extra_draws_stop_at_their_share():
     what = shown([False] * 40, [1.0] * 20 + [0.0] * 20)
-    found = Counter(epoch_order("hard", {"factor": 9.0, "share": 0.25}, what, 2).tolist())
-    assert sum(found.values()) == 50
-    assert {found[100 + i] for i in range(20)} <= {1, 2}
-    assert all(found[100 + i] == 1 for i in range(20, 40))
+    order = Counter(epoch_order("hard", {"factor": 9.0, "share": 0.25}, what, 2).tolist())
+    assert sum(order.values()) == 50
+    assert {order[100 + i] for i in range(20)} <= {1, 2}
+    assert all(order[100 + i] == 1 for i in range(20, 40))
     assert len(epoch_order("hard", {"share": 0.0}, what, 2)) == 40
 
 
@@ -174,12 +174,12 @@ def test_before_the_first_look_hard_is_all():
 
 @given(any_shown(), st.floats(1.01, 20), shares, st.integers(0, 99))
 def test_hard_epochs_have_the_stated_length_and_counts(what, factor, share, seed):
-    found = epoch_order("hard", {"factor": factor, "share": share}, what, seed)
+    order = epoch_order("hard", {"factor": factor, "share": share}, what, seed)
     n, wanted = len(what.rows), (factor - 1) * what.hardness
-    extra = len(found) - n
+    extra = len(order) - n
     assert abs(extra - min(wanted.sum(), share * n)) <= 0.5 + 1e-6
     shrunk = wanted * (extra / max(wanted.sum(), 1e-300)) if extra else 0 * wanted
-    counts = Counter(found.tolist())
+    counts = Counter(order.tolist())
     for row, expected in zip(what.rows, shrunk, strict=True):
         more = counts[row] - 1
         assert np.floor(expected - 1e-6) <= more <= np.ceil(expected + 1e-6)

@@ -59,41 +59,38 @@ def half(on: bool) -> tuple[np.ndarray, np.ndarray]:
     return level_map, mask
 
 
-def test_perfect_maps_score_one_at_the_images_own_geometry():
-    images, masks = zip(*[half(on) for on in (True, False, True)], strict=True)
-    found = scores(np.stack(images), list(masks))
-    assert found["dice"] == found["dice_half"] == found["dice_nonempty"] == 1.0
-
-
 def test_dice_is_a_mean_over_images_and_not_over_batches():
+    images, masks = zip(*[half(on) for on in (True, False, True)], strict=True)
+    perfect = scores(np.stack(images), list(masks))
+    assert perfect["dice"] == perfect["dice_half"] == perfect["dice_nonempty"] == 1.0
     images, masks = zip(*[half(on) for on in (True, True, True)], strict=True)
     images = [images[0], images[1], np.zeros_like(images[2])]  # the third is missed
     for batch in (1, 2, 3):
-        found = scores(np.stack(images), list(masks), batch)
-        assert found["dice_half"] == pytest.approx(2 / 3)
-        assert found["dice_nonempty"] == pytest.approx(2 / 3)
+        result = scores(np.stack(images), list(masks), batch)
+        assert result["dice_half"] == pytest.approx(2 / 3)
+        assert result["dice_nonempty"] == pytest.approx(2 / 3)
 
 
 def test_dice_half_and_nonempty_by_hand():
     mask = half(True)[1]
     full = np.full((SIZE, SIZE), 200, np.uint8)  # both images called full
-    found = scores(np.stack([full, full]), [mask, np.zeros_like(mask)])
+    result = scores(np.stack([full, full]), [mask, np.zeros_like(mask)])
     expected = 2 * 0.5 / (1 + 0.5)  # half of the image is right, all of it is predicted
-    assert found["dice_half"] == pytest.approx(expected / 2)
-    assert found["dice_nonempty"] == pytest.approx(expected)
-    assert found["dice"] == pytest.approx(0.5)  # nothing anywhere is better than that
+    assert result["dice_half"] == pytest.approx(expected / 2)
+    assert result["dice_nonempty"] == pytest.approx(expected)
+    assert result["dice"] == pytest.approx(0.5)  # nothing anywhere is better than that
 
 
 def test_the_search_beats_one_half_where_maps_are_faint():
     level_map, mask = half(True)
-    found = scores(np.stack([level_map // 4, np.zeros_like(level_map)]), [mask, mask * 0])
-    assert (found["dice"], found["dice_half"]) == (1.0, 0.5)
+    result = scores(np.stack([level_map // 4, np.zeros_like(level_map)]), [mask, mask * 0])
+    assert (result["dice"], result["dice_half"]) == (1.0, 0.5)
 
 
 def test_without_any_mask_the_non_empty_dice_is_zero():
     level_map, mask = half(False)
-    found = scores(level_map[None], [mask])
-    assert (found["dice_nonempty"], found["dice"]) == (0.0, 1.0)
+    result = scores(level_map[None], [mask])
+    assert (result["dice_nonempty"], result["dice"]) == (0.0, 1.0)
 
 
 def test_the_loss_is_a_mean_over_images():
@@ -156,22 +153,24 @@ def test_a_label_is_scored_beside_the_mask_and_gates_it():
     images = np.stack([called, np.full_like(called, 255)])
     images[1, 0, 0] = 100
     experiment = Experiment(name="r", label_weight=1.0)
-    found = scores(images, [mask, np.zeros_like(mask)], model=Labelled(True), experiment=experiment)
-    assert found["auc"] == 1.0
-    assert found["dice"] == pytest.approx(0.5)
-    assert found["dice_gated"] == 1.0
+    result = scores(
+        images, [mask, np.zeros_like(mask)], model=Labelled(True), experiment=experiment
+    )
+    assert result["auc"] == 1.0
+    assert result["dice"] == pytest.approx(0.5)
+    assert result["dice_gated"] == 1.0
 
 
 def test_a_classifier_is_scored_by_its_label_alone():
     images = np.stack([half(True)[0], half(False)[0]])
     experiment = Experiment(name="r", network="Classifier", label_weight=1.0)
-    found = scores(
+    result = scores(
         images, [half(True)[1], half(False)[1]], model=Labelled(False), experiment=experiment
     )
-    assert set(found) == {"val_loss", "auc"}
-    assert found["auc"] == 1.0
-    alone = scores(images[:1], [half(True)[1]], model=Labelled(False), experiment=experiment)
-    assert alone["auc"] == 0.5, "one kind of image says nothing"
+    assert set(result) == {"val_loss", "auc"}
+    assert result["auc"] == 1.0
+    single = scores(images[:1], [half(True)[1]], model=Labelled(False), experiment=experiment)
+    assert single["auc"] == 0.5, "one kind of image says nothing"
 
 
 class Overflowing(Labelled):
@@ -191,7 +190,7 @@ class Overflowing(Labelled):
 @pytest.mark.parametrize("kinds", [(False, False, False), (True, True, True), (True, False, True)])
 def test_no_score_is_made_of_what_is_no_number(head, mask, kinds):
     """Also where all images are of one kind, and no label would be looked at for the AUC."""
-    images, masks = (list(one) for one in zip(*[half(on) for on in kinds], strict=True))
+    images, masks = (list(each) for each in zip(*[half(on) for on in kinds], strict=True))
     images[1][-1, -1] = 1
     experiment = Experiment(
         name="r", network="UNetResNet34" if mask else "Classifier", label_weight=1.0
@@ -206,7 +205,7 @@ def test_the_metric_is_the_competition_s():
     level_map, mask = half(True)
     shifted = np.zeros_like(mask)
     shifted[:, 6 : 6 + WIDTH // 2] = 1
-    found = scores(level_map[None], [shifted])
+    result = scores(level_map[None], [shifted])
     predicted = np.zeros_like(mask)
     predicted[:, : WIDTH // 2] = 1
-    assert found["dice_half"] == pytest.approx(dice(predicted, shifted))
+    assert result["dice_half"] == pytest.approx(dice(predicted, shifted))
