@@ -15,7 +15,7 @@ from kernel_lib.data import table
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.metrics import dice
 from kernel_lib.postprocess.units import AREA_UNIT
-from kernel_lib.reporting import figures
+from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.stages import predict_files, report
 from kernel_lib.viewer.document import viewer
@@ -68,8 +68,8 @@ def phantoms() -> Picture:
     shown = []
     for case, p in drawn[:6]:
         caption = f"{p.mask.sum() * 4:,} {AREA_UNIT}"
-        shown.append(figures.Example(case.image_id, p.image, p.mask, caption=caption))
-    return figures.examples(shown)
+        shown.append(overlays.Example(case.image_id, p.image, p.mask, caption=caption))
+    return overlays.examples(shown)
 
 
 def failures(count: int = 6) -> Picture:
@@ -90,9 +90,9 @@ def failures(count: int = 6) -> Picture:
             mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) // 255
             shown.append((dice(mask, one.mask), case, one, mask))
     shown.sort(key=lambda each: each[0])
-    return figures.examples(
+    return overlays.examples(
         [
-            figures.Example(case.image_id, one.image, one.mask, None, mask, f"Dice {value:.2f}")
+            overlays.Example(case.image_id, one.image, one.mask, None, mask, f"Dice {value:.2f}")
             for value, case, one, mask in shown[:count]
         ]
     )

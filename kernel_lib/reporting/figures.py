@@ -15,7 +15,6 @@ from kernel_lib.postprocess.bootstrap import Interval
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport, TestSummary
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.units import AREA_UNIT
-from kernel_lib.reporting.overlays import Example, augmentations, examples
 from kernel_lib.reporting.picture import (
     DARK,
     DASHES,
@@ -30,22 +29,6 @@ from kernel_lib.reporting.picture import (
     panels,
     shades,
 )
-from kernel_lib.reporting.sizes import dice_against_area, false_negatives_by_size, mask_areas
-
-__all__ = [
-    "Example",
-    "Picture",
-    "augmentations",
-    "dice_against_area",
-    "examples",
-    "false_negatives_by_size",
-    "folds",
-    "learning_curves",
-    "mask_areas",
-    "scores",
-    "share_nonempty",
-    "threshold_surface",
-]
 
 LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "dice", "dice_half", "dice_nonempty",
                "images_per_second", "best"]  # fmt: skip

@@ -14,7 +14,7 @@ from kernel_lib.data.cache_store import resized
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.data.table import Source, discover
 from kernel_lib.kaggle import paths
-from kernel_lib.reporting import figures
+from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import Picture
 
 EPOCHS = 7  # with the image itself two rows of a grid
@@ -47,7 +47,7 @@ def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
     variants = [
         change(image, mask, augment.item_seed(seed, epoch, name)) for epoch in range(EPOCHS)
     ]
-    shown = figures.augmentations(image, mask, variants)
+    shown = overlays.augmentations(image, mask, variants)
     said = (
         f"Image {name} at {size} px, augmented by {row['augment']!r} with seed {seed}, epoch 1 on."
     )

@@ -14,8 +14,9 @@ from kernel_lib.data import images, label_checks, labels, patients, rle, table
 from kernel_lib.data.table import Source
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.units import AREA_UNIT
-from kernel_lib.reporting import figures, mean_images
+from kernel_lib.reporting import mean_images, overlays
 from kernel_lib.reporting.picture import Picture, counted
+from kernel_lib.reporting.sizes import mask_areas
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
 
@@ -226,7 +227,7 @@ def _kinds(opened: Opened) -> pd.DataFrame:
 def _areas(source: Source, masked: Sequence[Masked]) -> Picture:
     if source.train.empty:
         return Picture(None, "No histogram of mask areas: no image has a label.")
-    return figures.mask_areas([one.area_px for one in masked], names=("as labelled", ""))
+    return mask_areas([one.area_px for one in masked], names=("as labelled", ""))
 
 
 def _masks(
@@ -242,14 +243,14 @@ def _masks(
         if rows and one.image_id in rows.of_image:
             caption += f", {rows.of_image[one.image_id]} rows"
         mask = rle.mask_of(one.runs, one.shape)
-        shown.append(figures.Example(one.image_id, pixels, mask, caption=caption))
+        shown.append(overlays.Example(one.image_id, pixels, mask, caption=caption))
     if shown:
         said = (
             f"{counted(len(shown), 'mask')} over the images: each should follow a lung's rim. What "
             "lies across the spine, beside the body or turned by a quarter is decoded wrongly."
         )
-        return replace(figures.examples(shown), sentence=said)
+        return replace(overlays.examples(shown), sentence=said)
     every = pd.concat([source.train, source.test]).drop_duplicates("image_id")
     paths_of = dict(zip(every["image_id"], every["path"], strict=True))
     some = list(opened.shapes)[: 2 * SHOWN]
-    return figures.examples([figures.Example(name, images.read(paths_of[name])) for name in some])
+    return overlays.examples([overlays.Example(name, images.read(paths_of[name])) for name in some])

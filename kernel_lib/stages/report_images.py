@@ -11,7 +11,7 @@ from kernel_lib.inference.combine import mask as mask_of
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
-from kernel_lib.reporting import figures
+from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
 
@@ -53,7 +53,7 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
             weights = choice.weights or ensemble.weights
             prob, _ = ensemble_maps.seen(row.image_id, shape, weights)
             shown.append(
-                figures.Example(
+                overlays.Example(
                     image_id=row.image_id,
                     image=images.read(paths[row.image_id]),
                     truth=rle.decode(label["rle"], shape),
@@ -62,7 +62,7 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
                     caption=f"Dice {row.dice:.2f}, ground truth {row.truth_px:,.0f} {AREA_UNIT}",
                 )
             )
-        found.append(Section(title, figures.examples(shown)))
+        found.append(Section(title, overlays.examples(shown)))
     return found
 
 
@@ -75,7 +75,7 @@ def on_test(path: Path, source: Source) -> Picture:
             image = images.read(path)
             mask = rle.decode(table[image_id], image.shape)
             shown.append(
-                figures.Example(
+                overlays.Example(
                     image_id,
                     image,
                     None,
@@ -84,4 +84,4 @@ def on_test(path: Path, source: Source) -> Picture:
                     f"{mask.sum() * FULL_AREA / mask.size:,.0f} {AREA_UNIT}",
                 )
             )
-    return figures.examples(shown)
+    return overlays.examples(shown)

@@ -20,33 +20,33 @@ from kernel_lib.stages import past
 
 
 def table(scores: Scores) -> pd.DataFrame:
-    """Return a row for each rule: mean dice over all images, over non-empty ones, what it is.
+    """Return a row for each rule: mean Dice over all images, over positive ones, what it is.
 
     First the score in which no label selected an epoch. No score is called honest where a member's
     past is unknown, or where these images' labels selected an epoch. Where folds are missing, each
     name says of how many images it is.
     """
-    last = "last weights", scores.last, scores.last_selected
-    kept = "searched rule", scores.kept, scores.kept_selected
+    last = "last checkpoint", scores.last, scores.last_selected
+    kept = "rule", scores.kept, scores.kept_selected
     rows = [
         (f"{name}, {_claim(scores, selected)}", report.honest, _what(report, selected))
         for name, report, selected in ((last, kept) if scores.kept_selected else (kept,))
     ]
     first = scores.first
     rows += [
-        ("searched rule, in sample", scores.kept.in_sample, "chosen and scored on the same images"),
-        ("probability > 0.5", first.above_half, "no search, no area"),
-        ("all empty", first.all_empty, "every image without a mask"),
+        ("rule, in sample", scores.kept.in_sample, "chosen and scored on the same images"),
+        ("probability > 0.5", first.above_half, "no search, no minimum area"),
+        ("empty baseline", first.all_empty, "no image has a mask"),
     ]
     part = f", {scores.coverage}" if scores.coverage else ""
     listed = [(name + part, score.dice, score.dice_nonempty, what) for name, score, what in rows]
-    return pd.DataFrame(listed, columns=["rule", "dice", "dice non-empty", "what it is"])
+    return pd.DataFrame(listed, columns=["rule", "dice", "dice of positives", "what it is"])
 
 
 def _claim(scores: Scores, selected: bool) -> str:
     if scores.is_honest(selected):
-        return "honest"
-    return f"NOT HONEST ({'epochs selected' if scores.past_known else 'unknown past'})"
+        return "nested CV (honest)"
+    return f"nested CV, NOT HONEST ({'epochs selected' if scores.past_known else 'unknown past'})"
 
 
 def _what(report: NestedCVReport, selected: bool) -> str:
@@ -56,7 +56,7 @@ def _what(report: NestedCVReport, selected: bool) -> str:
 
 
 def as_text(scores: pd.DataFrame) -> str:
-    """The table for a terminal or a cell."""
+    """Return the table for a terminal or a cell."""
     return scores.to_string(index=False, float_format=lambda v: f"{v:.4f}", justify="left")
 
 
@@ -81,7 +81,7 @@ def summary_items(ensemble: Ensemble, choice: Choice, scores: Scores) -> list[tu
         shares = ", ".join(f"{m.weight:g} · {m.run}" for m in ensemble.members)
         items.append(("weights", shares))
     gate, auc = gate_text(ensemble), auc_text(scores.kept)
-    return [*items, ("gate", gate), ("AUC of 'has a mask'", auc)]
+    return [*items, ("gate", gate), ("image-level ROC AUC", auc)]
 
 
 def rule_lines(ensemble: Ensemble, choice: Choice) -> list[str]:
@@ -101,33 +101,37 @@ def rule_items(ensemble: Ensemble, choice: Choice) -> list[tuple[str, str]]:
 
 
 def gate_text(ensemble: Ensemble) -> str:
-    """What empties images before the triplet, in words."""
+    """Return in words what classifies images as negative before the rule is applied."""
     if ensemble.gate == "none":
         return "none"
     if ensemble.gate == "sum":
-        return "the map's own sum of probabilities, log2(1 + Σp) / 20"
+        return "the sum of the probability map, log2(1 + Σp) / 20"
     if ensemble.gate_members:
-        return f"the label of {', '.join(m.run for m in ensemble.gate_members)}"
-    return "the label of the members' own heads"
+        return (
+            f"the classification probability of {', '.join(m.run for m in ensemble.gate_members)}"
+        )
+    return "the classification probability of the members"
 
 
 def auc_text(report: NestedCVReport) -> str:
-    """How well images with a mask are told from those without, by each means side by side."""
-    by_label = "" if report.auc_label is None else f"{report.auc_label:.4f} by the label, "
+    """Return the image-level ROC AUC of each score that separates positive images."""
+    by_label = ""
+    if report.auc_label is not None:
+        by_label = f"{report.auc_label:.4f} by the classification probability, "
     return (
-        f"{by_label}{report.auc_sum:.4f} by the map's sum of probabilities, "
-        f"{report.auc_count:.4f} by the area above top"
+        f"{by_label}{report.auc_sum:.4f} by the sum of the probability map, "
+        f"{report.auc_count:.4f} by the area above the detection threshold (top)"
     )
 
 
 def chosen_by_part(ensemble: Ensemble, report: NestedCVReport) -> pd.DataFrame:
-    """What was chosen for each fold or part, without it, and how that scored there.
+    """Return the rule chosen for each fold on the other folds, and its score on that fold.
 
-    `ensemble` holds the members among which was chosen.
+    `ensemble` holds the candidate members.
     """
     rows = []
     for part in report.rules:
-        row = {"part": part.fold, "dice": part.score.dice, "chosen on": part.n_chosen_on}
+        row = {"fold": part.fold, "dice": part.score.dice, "chosen on": part.n_chosen_on}
         if part.weights is not None:
             named = zip(part.weights, ensemble.members, strict=True)
             row["weights"] = ", ".join(f"{w} · {m.run}" for w, m in named if w)
@@ -200,7 +204,7 @@ def trained_on(submitted: Path) -> list[str]:
 def _on_test(path: Path, truth: Path) -> pd.DataFrame:
     scored = of_split(path, truth, "test") if truth.is_dir() else submission.score(path, truth)
     rows = [
-        ("all empty", scored.dice_all_empty, 0.0),
+        ("empty baseline", scored.dice_all_empty, 0.0),
         ("submission", scored.dice, scored.dice_nonempty),
     ]
-    return pd.DataFrame(rows, columns=["rule", "dice", "dice non-empty"])
+    return pd.DataFrame(rows, columns=["rule", "dice", "dice of positives"])

@@ -59,10 +59,10 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
     low, high = scores.first.interval
     score = f"{scores.first.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})"
     coverage = f", of {scores.coverage}" if scores.coverage else ""
-    caveat = "" if scores.first_is_honest else "NOT honest either, "
+    caveat = "" if scores.first_is_honest else ", NOT honest here"
     note = (
         "Means over all images are in sample, since the rule was chosen on these images; "
-        f'{caveat}the nested cross-validated ("honest") score: {score}{coverage}.'
+        f'the nested cross-validated ("honest") score{caveat}: {score}{coverage}.'
     )
     radiographs, notes = {}, ()
     if data is not None:

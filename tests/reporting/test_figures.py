@@ -17,8 +17,8 @@ from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import areas, statistics
 from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
 from kernel_lib.postprocess.search import SearchOptions, search
-from kernel_lib.reporting import figures
-from kernel_lib.reporting.figures import Example
+from kernel_lib.reporting import figures, overlays, sizes
+from kernel_lib.reporting.overlays import Example
 from kernel_lib.reporting.picture import Picture
 
 
@@ -119,10 +119,10 @@ def test_charts_by_size(n: int) -> None:
     images = table(n)
     positive = images[images["truth_px"] > 0]
     missed = int((positive["predicted_px"] == 0).sum())
-    sentence = drawn(figures.dice_against_area(images))
+    sentence = drawn(sizes.dice_against_area(images))
     assert f"mean Dice {positive['dice'].mean():.3f}" in sentence
     assert f"{missed} false negative" in sentence
-    sentence = drawn(figures.false_negatives_by_size(images))
+    sentence = drawn(sizes.false_negatives_by_size(images))
     assert sentence.startswith(f"{missed} of {len(positive)} positive image")
 
 
@@ -132,15 +132,15 @@ def test_charts_by_size(n: int) -> None:
         lambda: figures.learning_curves({}),
         lambda: figures.learning_curves({"fold0": []}),
         lambda: figures.threshold_surface(SimpleNamespace(surface=np.full((255, 255), np.nan))),
-        lambda: figures.dice_against_area(table(0)),
-        lambda: figures.dice_against_area(table(4).assign(truth_px=0)),
-        lambda: figures.false_negatives_by_size(table(0)),
-        lambda: figures.false_negatives_by_size(table(4).assign(truth_px=0)),
-        lambda: figures.mask_areas([], None),
-        lambda: figures.mask_areas([0, 0], []),
+        lambda: sizes.dice_against_area(table(0)),
+        lambda: sizes.dice_against_area(table(4).assign(truth_px=0)),
+        lambda: sizes.false_negatives_by_size(table(0)),
+        lambda: sizes.false_negatives_by_size(table(4).assign(truth_px=0)),
+        lambda: sizes.mask_areas([], None),
+        lambda: sizes.mask_areas([0, 0], []),
         lambda: figures.folds(folds_table(0)),
-        lambda: figures.examples([]),
-        lambda: figures.augmentations(np.zeros((8, 8), np.uint8), None, []),
+        lambda: overlays.examples([]),
+        lambda: overlays.augmentations(np.zeros((8, 8), np.uint8), None, []),
     ],
 )
 def test_without_data_there_is_a_sentence_but_no_figure(make: Callable[[], Picture]) -> None:
@@ -153,8 +153,8 @@ def test_without_data_there_is_a_sentence_but_no_figure(make: Callable[[], Pictu
 
 def test_an_extreme_area_stays_in_the_chart() -> None:
     row = table(1).assign(truth_px=1024 * 1024, predicted_px=0, dice=0.0)
-    assert "1 of 1 positive image" in drawn(figures.false_negatives_by_size(row))
-    drawn(figures.dice_against_area(row.assign(truth_px=0.25)))
+    assert "1 of 1 positive image" in drawn(sizes.false_negatives_by_size(row))
+    drawn(sizes.dice_against_area(row.assign(truth_px=0.25)))
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +186,12 @@ def test_share_nonempty_with_test_and_without(report) -> None:
 
 
 def test_mask_areas() -> None:
-    picture = figures.mask_areas([0, 100, 300], [50, 0, 0])
+    picture = sizes.mask_areas([0, 100, 300], [50, 0, 0])
     assert repr(picture) == drawn(picture)
     assert "Out of fold: 2 masks, mean 200, median 200 px of 1024²" in picture.sentence
     assert "test: 1 mask, mean 50, median 50 px of 1024²" in picture.sentence
-    assert "test: every mask is empty" in drawn(figures.mask_areas([7], [0]))
-    assert drawn(figures.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
+    assert "test: every mask is empty" in drawn(sizes.mask_areas([7], [0]))
+    assert drawn(sizes.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
     assert 'src="data:image/png;base64,' in picture._repr_html_()
 
 
@@ -222,7 +222,7 @@ def test_examples_count_what_they_show() -> None:
         Example(uid, probs[1], empty, None, empty),
         Example("e", probs[1]),
     ]
-    sentence = drawn(figures.examples(shown))
+    sentence = drawn(overlays.examples(shown))
     assert "5 images, 2 with a ground-truth mask" in sentence
     assert "1 false negative and 1 false positive" in sentence
     assert "0.000 to 1.000" in sentence
@@ -232,10 +232,10 @@ def test_examples_of_one_image() -> None:
     image = np.zeros((1500, 900), np.uint8)
     speck = np.zeros_like(image)
     speck[700, 400] = 1
-    assert "1 image, 1 with" in drawn(figures.examples([Example("a", image, speck, image, speck)]))
-    sentence = drawn(figures.examples([Example("a", image, mask=speck)]))
+    assert "1 image, 1 with" in drawn(overlays.examples([Example("a", image, speck, image, speck)]))
+    sentence = drawn(overlays.examples([Example("a", image, mask=speck)]))
     assert sentence == "1 image without known ground truth, 1 predicted positive (dashed)."
-    sentence = drawn(figures.examples([Example("a", image)]))
+    sentence = drawn(overlays.examples([Example("a", image)]))
     assert sentence == "1 image without known ground truth."
 
 
@@ -248,23 +248,23 @@ def test_the_legend_names_only_what_can_be_seen() -> None:
         ("ground truth", "prediction"): Example("a", probs[0], masks[0], None, masks[0]),
     }
     for names, example in examples.items():
-        legends = figures.examples([example]).figure.legends
+        legends = overlays.examples([example]).figure.legends
         assert tuple(text.get_text() for one in legends for text in one.get_texts()) == names
 
 
 def test_augmentations() -> None:
     probs, masks = maps(1)
     turned = [(probs[0].T, masks[0].T)] * 5
-    sentence = drawn(figures.augmentations(probs[0], masks[0], turned))
+    sentence = drawn(overlays.augmentations(probs[0], masks[0], turned))
     area = int(masks[0].sum()) * 1024  # of 32² pixels
     assert f"mask of {area:,} px of 1024²" in sentence
     assert f"{area:,} to {area:,}." in sentence
-    assert "no mask" in drawn(figures.augmentations(probs[0], None, [(probs[0], None)]))
-    assert "no masks" in drawn(figures.augmentations(probs[0], masks[0], [(probs[0], None)]))
+    assert "no mask" in drawn(overlays.augmentations(probs[0], None, [(probs[0], None)]))
+    assert "no masks" in drawn(overlays.augmentations(probs[0], masks[0], [(probs[0], None)]))
 
 
 def test_no_figure_leaves_a_trace_in_pyplot() -> None:
     import matplotlib.pyplot as plt
 
-    drawn(figures.mask_areas([5, 6]))
+    drawn(sizes.mask_areas([5, 6]))
     assert plt.get_fignums() == []

@@ -11,7 +11,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.data import cache, rle
 from kernel_lib.data.dataset import TrainingImages
 from kernel_lib.data.table import discover
-from kernel_lib.reporting import figures
+from kernel_lib.reporting import overlays
 from kernel_lib.stages import augmented
 
 RUN, SIZE, SEED = "run", 32, 7
@@ -45,8 +45,8 @@ def data(tmp_path):
 def test_they_are_what_the_loader_gives(data, monkeypatch):
     root, source, prepared = data
     given = []
-    real = figures.augmentations
-    monkeypatch.setattr(figures, "augmentations", lambda *all_: given.append(all_) or real(*all_))
+    real = overlays.augmentations
+    monkeypatch.setattr(overlays, "augmentations", lambda *all_: given.append(all_) or real(*all_))
     picture = augmented.of_run(RUN, [root / "work"], source)
     ((image, mask, variants),) = given
     row = prepared.table["image_id"].tolist().index("b")  # the median of 12, 40 and 60 px

@@ -168,7 +168,12 @@ def test_the_command_line_scores_and_sums_up(project_root, place, whole):
     truth = place / "data" / competition.TEST_TRUTH
     done = command(project_root, "summary", whole["search"].folder, "--truth", truth)
     assert done.returncode == 0, done.stderr
-    for words in ("all empty", "probability > 0.5", "searched rule, honest", "submission.csv"):
+    for words in (
+        "empty baseline",
+        "probability > 0.5",
+        "rule, nested CV (honest)",
+        "submission.csv",
+    ):
         assert words in done.stdout
 
 

@@ -31,6 +31,7 @@ SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
 BLOCK[3:20, 4:15] = 1  # larger than any true mask
 SHAPES = {"t0": (24, 24), "t1": (30, 40), "t2": (48, 36)}
+SELECTED = "rule, nested CV, NOT HONEST (epochs selected)"
 
 
 real_write = report.write
@@ -140,10 +141,10 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("chosen_on", "first", "selected"),
     [
-        ((), ["searched rule, honest"], False),
-        (("elsewhere",), ["searched rule, honest"], False),
-        (("i03",), ["last weights, honest", "searched rule, NOT HONEST (epochs selected)"], True),
-        (None, ["last weights, honest", "searched rule, NOT HONEST (epochs selected)"], True),
+        ((), ["rule, nested CV (honest)"], False),
+        (("elsewhere",), ["rule, nested CV (honest)"], False),
+        (("i03",), ["last checkpoint, nested CV (honest)", SELECTED], True),
+        (None, ["last checkpoint, nested CV (honest)", SELECTED], True),
     ],
 )
 def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, first, selected):
@@ -170,9 +171,10 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     assert rule.label == 76.5 / 255  # above the empty images' 0.3, level 76
     assert result.honest.auc_label > 0.9
     text = str(result)
-    assert "gate: the label of judge" in text
+    assert "gate: the classification probability of judge" in text
     assert f"label {rule.label:.4f}, top" in text
-    assert f"{result.honest.auc_label:.4f} by the label, {result.honest.auc_sum:.4f} by" in text
+    assert f"{result.honest.auc_label:.4f} by the classification probability, " in text
+    assert f"{result.honest.auc_sum:.4f} by the sum" in text
     found = masks(tmp_path, result.folder)
     assert not found["t0"].any(), "its label, 0.1, is below the threshold"
     mean = maps.mean([archive["t1"] for archive in archives(tmp_path, "steps")])
@@ -180,10 +182,10 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     assert np.array_equal(found["t1"], expected)
     assert expected.any()
     page = write_report(result.folder, [tmp_path]).read_text(encoding="utf-8")
-    assert "the label of judge" in page
+    assert "the classification probability of judge" in page
     (again,) = report._search_again(report.load(result.folder, [tmp_path])).values()
     assert again == result.search
-    assert "gate: the label of judge" in scores.summary(result.folder)
+    assert "gate: the classification probability of judge" in scores.summary(result.folder)
 
 
 def test_a_gate_can_be_left_out_and_its_label_is_then_not_looked_for(tmp_path):
@@ -277,7 +279,7 @@ def test_the_map_s_own_sum_gates(tmp_path):
         prob = maps.at_shape(mean, shape)
         level = gate.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
         assert np.array_equal(found[image_id], apply_rule(prob, forced, level))
-    assert "the map's own sum of probabilities" in str(result)
+    assert "the sum of the probability map" in str(result)
 
 
 def test_a_vote_of_folds_asks_each_fold_s_own_label(tmp_path):

@@ -437,7 +437,7 @@ def test_an_ancestor_s_image_with_a_fingerprint_was_cleared_when_its_training_be
 def test_last_weights_of_unknown_past_are_not_called_honest_either(tmp_path):
     predicted(tmp_path, "foundling", {0: Lineage(images=("i02",)).joined(UNKNOWN, "found.pth")})
     listed = str(search(tmp_path, allow_unknown_past=True))
-    rows = [line for line in listed.splitlines() if line.strip().startswith(("searched", "last"))]
+    rows = [line for line in listed.splitlines() if line.strip().startswith(("rule,", "last"))]
     assert ["NOT HONEST" in line for line in rows] == [True, True, False]
     assert "honest" not in " ".join(rows).replace("NOT HONEST", "")
 

@@ -158,9 +158,9 @@ def test_scores_of_some_folds_say_of_how_many_images_they_are(untrained, tmp_pat
     result, printed = search(work, capsys)
     assert f"note: folds [1] of tiny are {state} and stay out" in printed
     assert result.scores.coverage == "6 of 12 images"
-    assert "searched rule, honest, 6 of 12 images" in printed
+    assert "rule, nested CV (honest), 6 of 12 images" in printed
     assert "scored: 6 of 12 images, those of fold 0" in printed
-    assert "honest, 6 of 12 images" in scores.summary(result.folder)
+    assert "nested CV (honest), 6 of 12 images" in scores.summary(result.folder)
     note = viewer(result.folder).html
     assert "of 6 of 12 images" in note
 
