@@ -27,11 +27,11 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 help:
-	@echo "make demo       phantoms to a checked submission and a report, in minutes"
+	@echo "make demo       synthetic radiographs to a checked submission and a report, in minutes"
 	@echo "make test       lint and tests; make test-slow: the rest"
 	@echo "make test-kaggle  all tests with the versions of Kaggle's image, in an environment apart;"
 	@echo "                  make test-kaggle-next: with those of its likely next image"
-	@echo "make setup      the environment alone    make bench     speed and memory, in an hour"
+	@echo "make setup      only the environment     make bench     speed and memory, in an hour"
 	@echo "make notebooks  .ipynb from .py          make format    ruff over the tree"
 	@echo "make fuzz       damaged and hostile files to every reader, CASES=1000000"
 	@echo "make ablation   claims of the reference solution tried, in hours, SEEDS=3; make ablation-quick: minutes"

@@ -94,19 +94,16 @@ def main() -> None:
 @click.option("--offline", "attached", type=FOLDER, help="A folder of `offline` to attach.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 @click.option(
-    "--root",
-    "fill_root",
-    is_flag=True,
+    "--root", "fill_root", is_flag=True,
     help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there pushes "
     "the train notebook.",
-)
+)  # fmt: skip
 @with_plain_errors
 def build(
-    stage, given, kind, owner, out, slug, data, datasets, kernels, models, attached,
-    without_wheel, fill_root,
+    stage, given, kind, owner, out, slug, attached, without_wheel, fill_root, **sources
 ) -> None:  # fmt: skip
-    """Write what `kaggle kernels push` needs, one folder a kernel, for STAGE or for all stages."""
-    from kernel_build import needs  # half a second to import, and only a build asks
+    """Write one folder per kernel for `kaggle kernels push`, of STAGE or of all stages."""
+    from kernel_build import needs  # takes half a second to import
 
     if not stage and (given or slug):
         raise InputError("-p and --slug need a single kernel: name its STAGE")
@@ -120,11 +117,11 @@ def build(
         raise InputError("--root writes the owner: give --owner NAME or set KAGGLE_USERNAME")
     manifest = offline.manifest(attached) if attached else None
     if manifest:
-        datasets = (*datasets, manifest["dataset"])
+        sources["datasets"] = (*sources["datasets"], manifest["dataset"])
     subject, fold = _subject(stage, given) if given else (None, None)
     kinds = (kind,) if kind else ("notebook",) if stage else metadata.KINDS
     for name in (stage,) if stage else tuple(STAGES):
-        inputs = bundle.Inputs(metadata.Sources(data, datasets, kernels, models))
+        inputs = bundle.Inputs(metadata.Sources(**sources))
         if STAGES[name].needs_gpu:
             carried = () if without_wheel else (wheels.carried(ROOT),)
             inputs = replace(inputs, wheels=carried, offline=manifest)

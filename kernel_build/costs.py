@@ -188,15 +188,15 @@ def estimate(
     wanted = chain[-1]
     costs = tuple(
         fold_cost(
-            plan, _measured(plan, wanted, measured), session, views[plan.row],
-            sizes[plan.row], folds,
+            plan, _measured(plan, wanted, measured), session, views[plan.experiment_name],
+            sizes[plan.experiment_name], folds,
         )
         for plan in chain
     )  # fmt: skip
     own = costs[-1]
     a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
     inference = session.start + a_look * own.looks * folds * len(plans)
-    hours = {plan.row: cost.sessions for plan, cost in zip(chain, costs, strict=True)}
+    hours = {plan.experiment_name: cost.sessions for plan, cost in zip(chain, costs, strict=True)}
     nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug)
     advice = [line for cost in costs for line in _fold_advice(cost, session)]
     by_week = graph.weeks(nodes) if max(n.hours for n in nodes) <= quota.GPU_HOURS_A_WEEK else []
@@ -209,12 +209,12 @@ def estimate(
 
 
 def _measured(plan: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
-    if plan.row in measured:
-        return measured[plan.row]
+    if plan.experiment_name in measured:
+        return measured[plan.experiment_name]
     factor = (plan.experiment.size / wanted.experiment.size) ** 2
     images = {"competition": TRAIN_IMAGES, "nih": NIH_IMAGES}
     factor *= images[plan.experiment.images] / images[wanted.experiment.images]
-    return measured[wanted.row].times(factor)
+    return measured[wanted.experiment_name].times(factor)
 
 
 def _fold_advice(cost: FoldCost, session: Session) -> list[str]:

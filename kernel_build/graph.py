@@ -60,10 +60,12 @@ def nodes(
     for seed, chain in runs.items():
         for fold, plan in product(range(folds), chain):
             needed = [last[need.run, fold] for need in plan.needs()]
-            sessions = hours[plan.row]
+            sessions = hours[plan.experiment_name]
             given = (*_train_given(plan, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
             for part, taken in enumerate(sessions, 1):
-                name = names.joined(heads[plan.row], *_words(seed, fold, part, sessions))
+                name = names.joined(
+                    heads[plan.experiment_name], *_words(seed, fold, part, sessions)
+                )
                 sources = (*([kernels[-1].slug] if part > 1 else []), *needed)
                 kernels.append(Node(name, "train", given, sources, gpu=True, hours=taken))
             last[plan.run, fold] = kernels[-1].slug
@@ -72,14 +74,14 @@ def nodes(
     # A run's gate predicts with it; its parents are no longer needed.
     members = {p.run for c in runs.values() for p in (c[-1], c[-1].gate) if p is not None}
     trained = tuple(kernel for (run, _), kernel in last.items() if run in members)
-    ensemble = (first.parameters.name or first.row) if len(wanted) > 1 else wanted[0]
+    ensemble = (first.parameters.name or first.experiment_name) if len(wanted) > 1 else wanted[0]
     seeds = _seeds(runs)
     given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
-    name = names.joined(heads[first.row], seeds, "thresholds")
+    name = names.joined(heads[first.experiment_name], seeds, "thresholds")
     search = Node(name, "thresholds", given, trained, gpu=False, hours=0.0)
     given = (("ENSEMBLE", ensemble),)
     sources = (*trained, search.slug)
-    name = names.joined(heads[first.row], seeds, "inference")
+    name = names.joined(heads[first.experiment_name], seeds, "inference")
     return [
         *kernels,
         search,
@@ -95,16 +97,16 @@ def _heads(
 ) -> dict[str, str]:
     """Return by experiment the beginning of its kernels' names, for any seed."""
     endings = [
-        names.ending(*_words(seed, fold, part, hours[plan.row]))
+        names.ending(*_words(seed, fold, part, hours[plan.experiment_name]))
         for seed, chain in runs.items()
         for plan in chain
         for fold in range(folds)
-        for part in range(1, len(hours[plan.row]) + 1)
+        for part in range(1, len(hours[plan.experiment_name]) + 1)
     ]
     endings += [names.ending(_seeds(runs), stage) for stage in ("thresholds", "inference")]
     chain = next(iter(runs.values()))
     by_name = names.heads([names.split(plan.run)[0] for plan in chain], endings, given=prefix)
-    return dict(zip((plan.row for plan in chain), by_name.values(), strict=True))
+    return dict(zip((plan.experiment_name for plan in chain), by_name.values(), strict=True))
 
 
 def _words(seed: int, fold: int, part: int, sessions: Sequence[float]) -> tuple[str, ...]:

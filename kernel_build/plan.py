@@ -218,7 +218,7 @@ def plan(
         asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
         needs.resolve_training(asked.model_copy(update={"with_parents": True}))
         plans = plans_of(asked, seeds)
-        experiments = {plan.row: plan.experiment for plan in next(iter(plans.values()))}
+        experiments = {plan.experiment_name: plan.experiment for plan in next(iter(plans.values()))}
         measured = measurements(logs, seconds, experiments, folds)
         estimate = _estimate(plans, experiments, folds, measured, session, slug)
         click.echo(as_text(estimate, session))

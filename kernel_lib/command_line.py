@@ -134,6 +134,6 @@ def _add_stage(
 for _stage in STAGES.values():
     _add_stage(_stage.name, _stage.does, _stage.name)
 _add_stage("predict-test", "Predict the test images", "inference", "predict")
-main.commands["predict-test"].hidden = True  # what several processes of one inference run
+main.commands["predict-test"].hidden = True  # run by each process of an inference
 _add_stage("predict-files", "Predict files", "predict", "predict", module="predict_files")
 main.commands["predict-files"].hidden = True  # run by each process of `predict`

@@ -45,7 +45,7 @@ class TrainPlan(Frozen):
     notes: tuple[str, ...] = Field((), strict=False)  # printed before it starts
 
     @property
-    def row(self) -> str:
+    def experiment_name(self) -> str:
         """The name of the experiment that EXPERIMENT gives."""
         return experiment_file.trained(self.parameters.experiment)
 

@@ -38,7 +38,7 @@ def test_an_experiment_is_a_difference_from_its_parent():
     assert result.run == "mine_384_seed7"
     expected = EXPERIMENTS[UNET].differing(name="mine_384", size=384, lr=0.5, says="")
     assert result.experiment == expected
-    assert result.row == "mine_384"
+    assert result.experiment_name == "mine_384"
 
 
 def test_an_experiment_without_a_parent_differs_from_the_defaults():
@@ -132,7 +132,7 @@ def test_a_fault_of_an_experiment_is_named(row, words):
 
 @pytest.mark.parametrize("name", ["mine_v2", "mine_100", "mine_2024", "mine384", "mine_384px"])
 def test_a_number_that_is_no_size_is_part_of_the_name(name):
-    assert planned({"name": name}).row == name
+    assert planned({"name": name}).experiment_name == name
 
 
 @pytest.mark.parametrize(
