@@ -16,7 +16,7 @@ from kernel_lib.data.cells import ID_COLUMN, RLE_COLUMN
 from kernel_lib.data.images import image_id
 from kernel_lib.errors import InputError
 
-# Where spreadsheets cut a cell; the blank that may have stood at either end is stripped by then.
+# Where spreadsheets cut a cell, with a blank at either end that is stripped by then.
 SPREADSHEET_LIMIT = 32_767
 COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
 
@@ -82,12 +82,12 @@ class Sample:
 
     @property
     def image_id(self) -> list[str]:
-        """The ids as the sample writes them, and a submission has to."""
+        """Return the ids as the sample writes them, and a submission has to."""
         return self.cells[ID_COLUMN].tolist()
 
     @property
     def names(self) -> list[str]:
-        """The ids by which images are looked up: `names_of` those of the sample."""
+        """Return the ids by which images are looked up: `names_of` those of the sample."""
         return names_of(self.image_id)
 
     def rows(self, rles: Sequence[str]) -> list[list[str]]:
