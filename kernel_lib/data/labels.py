@@ -30,20 +30,20 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
     Raises: InputError naming file and row (the header is row 1).
     """
     table = _read(csv)
-    found: dict[str, dict[int, rle.Runs]] = {}  # by image, then by row
+    rows_of: dict[str, dict[int, rle.Runs]] = {}  # by image, then by row
     for row, name, text in zip(table.index, table[ID_COLUMN], table[RLE_COLUMN], strict=True):
         try:
-            found.setdefault(name, {})[row] = parse_cell(text)
+            rows_of.setdefault(name, {})[row] = parse_cell(text)
         except rle.RleError as error:
             hint = "" if " " in text else f"; {rle.EMPTY} or nothing means an empty mask"
             raise InputError(f"{csv} row {row}, image {name}: {error}{hint}") from error
     both = [
-        n for n, rows in found.items() if 0 < sum(map(bool, map(len, rows.values()))) < len(rows)
+        n for n, rows in rows_of.items() if 0 < sum(map(bool, map(len, rows.values()))) < len(rows)
     ]
     if both and problems is not None:
         problems.append(
             f"{csv}: {len(both)} images have an empty row ({rle.EMPTY}) beside a mask, which is "
-            f"taken; {both[0]} in rows {', '.join(map(str, found[both[0]]))}"
+            f"taken; {both[0]} in rows {', '.join(map(str, rows_of[both[0]]))}"
         )
     labels = [
         (
@@ -51,7 +51,7 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
             rle.to_string(rle.union(rows.values())),
             f"{csv} row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}",
         )
-        for name, rows in found.items()
+        for name, rows in rows_of.items()
     ]
     return pd.DataFrame(labels, columns=["image_id", "rle", "label_at"], dtype=object)
 
