@@ -1,4 +1,4 @@
-"""Augmentations by name. A new one is a function here and a line in `AUGMENTATIONS`."""
+"""Augmentations by name; a new one is a function here and a line in `AUGMENTATIONS`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ import albumentations as A
 
 
 def notes() -> A.Compose:
-    """What the notes' author used: each group with probability 0.5.
+    """Return the reference solution's augmentation: each group with probability 0.5.
 
     Flips and quarter turns; brightness ±0.05, contrast ±5 % or gamma ±5 %; blur 3×3 or a
     perspective warp.
     """
     return A.Compose(
         [
-            A.OneOf(
-                [A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)],
-                p=0.5,
-            ),
+            A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)], p=0.5),
             A.OneOf(
                 [
                     A.RandomBrightnessContrast(
@@ -51,7 +48,7 @@ def notes() -> A.Compose:
 
 
 def flips() -> A.Compose:
-    """Horizontal flips with small turns, shifts and zooms: a chest stays upright."""
+    """Return horizontal flips with small turns, shifts and zooms: a chest stays upright."""
     return A.Compose(
         [
             A.HorizontalFlip(p=0.5),
@@ -68,7 +65,7 @@ def flips() -> A.Compose:
 
 
 def distortions() -> A.Compose:
-    """What `flips` does, stronger, with gamma and bent images: for many epochs on few masks.
+    """Return a stronger `flips`, with gamma and bent images: for many epochs on few masks.
 
     Source: the kinds of change are those of the competition's first place.
     """
@@ -103,12 +100,12 @@ def distortions() -> A.Compose:
 
 
 def hflip() -> A.Compose:
-    """Horizontal flips alone."""
+    """Return horizontal flips only."""
     return A.Compose([A.HorizontalFlip(p=0.5)])
 
 
 def none() -> A.Compose:
-    """Nothing at all."""
+    """Return an augmentation that changes nothing."""
     return A.Compose([])
 
 
@@ -124,8 +121,8 @@ AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {
 class Augment:
     """An augmentation by name: (image (H, W) uint8, mask (H, W) 0/1, seed) → both, changed alike.
 
-    What it draws depends on the seed alone: albumentations keeps a generator of its own, which
-    forked workers would repeat epoch after epoch. Raises InputError for an unknown name.
+    Its draws depend only on the seed: albumentations keeps a generator of its own, which forked
+    workers would repeat epoch after epoch. Raises InputError for an unknown name.
     """
 
     def __init__(self, name: str) -> None:
@@ -136,7 +133,7 @@ class Augment:
         self, image: np.ndarray, mask: np.ndarray, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         _seed(self._transform, np.random.default_rng(seed))
-        if not mask.any():  # most images: what is drawn does not depend on it, and it stays empty
+        if not mask.any():  # most images: the draws do not depend on it, and it stays empty
             changed = self._transform(image=image)["image"]
             return changed, np.zeros(changed.shape, mask.dtype)
         out = self._transform(image=image, mask=mask)
@@ -149,18 +146,18 @@ class Augment:
 def _seed(transform: A.BaseCompose | A.BasicTransform, generator: np.random.Generator) -> None:
     """Give each transform a seed of its own.
 
-    albumentations hands one seed to all of them: every coin of an item would then fall alike, and
-    half of the items would get everything, the others nothing.
+    albumentations hands one seed to all of them: half of the items would then get every transform,
+    the others none.
     """
     own = int(generator.integers(2**32))
-    # Not `set_random_seed`, which would make generators for all inner ones at every level anew.
+    # Not `set_random_seed`, which would make generators for all inner ones at every level.
     transform.set_random_state(np.random.default_rng(own), random.Random(own))
     for inner in getattr(transform, "transforms", ()):  # after it, since it hands them its own
         _seed(inner, generator)
 
 
 def item_seed(seed: int, epoch: int, image_id: str, turn: int = 0) -> int:
-    """The seed of one image in one epoch, 0 to 2^32 − 1; the same on every worker and machine.
+    """Return the seed of an image in an epoch, 0 to 2^32 − 1, equal on every worker and machine.
 
     `turn` counts how often the epoch has shown the image before: each time it looks different.
     """

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from kernel_lib.data import augment
 from kernel_lib.data.cache import Prepared
 
-# (epoch, row in the cache, times that the epoch showed it before): what an item depends on, so that
-# a worker learns it with each item.
+# (epoch, row in the cache, times that the epoch showed it before): an item depends on nothing else.
 Key = tuple[int, int, int]
 
 
@@ -38,7 +37,7 @@ class TrainingImages(Dataset):
 
 
 class PlainImages(Dataset):
-    """Images as they are, by position in `rows`: (1, S, S) uint8 and the row."""
+    """Images without augmentation, by position in `rows`: (1, S, S) uint8 and the row."""
 
     def __init__(self, prepared: Prepared, rows: Sequence[int]) -> None:
         self.prepared = prepared
@@ -55,7 +54,7 @@ class PlainImages(Dataset):
 def training_loader(
     images: TrainingImages, batches: Sequence[Sequence[Key]], workers: int, pin: bool
 ) -> DataLoader:
-    """Batches in the order given; what an item is depends on its key, never on its worker."""
+    """Return batches in the order given; an item depends on its key, never on its worker."""
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -70,7 +69,7 @@ def training_loader(
 
 
 def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) -> DataLoader:
-    """Every image once, in order, the last batch as short as it comes."""
+    """Return batches of every image once, in order; the last one may be shorter."""
     return DataLoader(
         images,
         batch_size=batch_size,
@@ -93,7 +92,7 @@ def _start_method(workers: int) -> str | None:
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    # A copy: what the cache gives is read-only, and an augmented view may run backwards.
+    # A copy: the cache's images are read-only, and an augmented view may run backwards.
     return torch.from_numpy(pixels.copy()).unsqueeze(0)  # (1, S, S)
 
 

@@ -142,16 +142,16 @@ def one_path_an_id(paths: Iterable[Path]) -> dict[str, Path]:
 
     Raises: InputError where two files of one format and id differ.
     """
-    chosen: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for name, (first, *others) in _by_name(paths).items():
-        chosen[name] = first
+        path_of[name] = first
         for path in others:
             if first.suffix.lower() == path.suffix.lower() and not _same_content(first, path):
                 raise InputError(
                     f"image {name} is there twice, with differing content: {first} and {path}; "
                     "remove one"
                 )
-    return dict(sorted(chosen.items()))
+    return dict(sorted(path_of.items()))
 
 
 @dataclass(frozen=True)
@@ -212,17 +212,17 @@ class Images:
         if name in self.files:
             return name
         folders = name.split("/")[-2::-1]
-        found = []
+        ids = []
         for candidate in self._by_name.get(name.rpartition("/")[2], []):
             own = path_id(self.path(candidate), self.root, ()).split("/")[-2::-1]
             if all(a == b for a, b in zip(folders, own, strict=False)):
-                found.append(candidate)
-        if len(found) > 1:
+                ids.append(candidate)
+        if len(ids) > 1:
             raise InputError(
-                f"image {name} may be {self.path(found[0])} or {self.path(found[1])}: name it by "
+                f"image {name} may be {self.path(ids[0])} or {self.path(ids[1])}: name it by "
                 "its path in the table, or give the files names of their own"
             )
-        return found[0] if found else None
+        return ids[0] if ids else None
 
     def meant(self, name: str) -> str | None:
         """Return what `find` does, and None where several images may be meant."""
@@ -279,10 +279,10 @@ def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
 
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
     """Return the files of each name, the preferred format first."""
-    found: dict[str, list[Path]] = {}
+    files_of: dict[str, list[Path]] = {}
     for path in sorted(paths, key=preference):
-        found.setdefault(image_id(path), []).append(path)
-    return found
+        files_of.setdefault(image_id(path), []).append(path)
+    return files_of
 
 
 def _is_another_format(first: Path, other: Path, listing: Listing) -> bool:
@@ -382,16 +382,16 @@ def entries(folder: Path | str, name: str = "") -> list[os.DirEntry]:
     Raises: InputError, with `name` before the folder.
     """
     try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith((".", "__"))]
+        with os.scandir(folder) as scanned:
+            return [entry for entry in scanned if not entry.name.startswith((".", "__"))]
     except OSError as error:
         raise InputError(f"{name}{folder} can't be listed: {error.strerror or error}") from error
 
 
 def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
     """Return the splits in files' own names, where nearly all hold one and not all the same."""
-    found = {path: splits_in(path.stem) for path in images}
-    clear = {path: splits[0] for path, splits in found.items() if len(splits) == 1}
+    splits_of = {path: splits_in(path.stem) for path in images}
+    clear = {path: splits[0] for path, splits in splits_of.items() if len(splits) == 1}
     nearly_all = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images)
     return clear if nearly_all and len(set(clear.values())) > 1 else {}
 

@@ -16,7 +16,7 @@ from kernel_lib.data.cells import ID_COLUMN, RLE_COLUMN
 from kernel_lib.data.images import image_id
 from kernel_lib.errors import InputError
 
-# Where spreadsheets cut a cell; the blank that may have stood at either end is stripped by then.
+# Where spreadsheets cut a cell, with a blank at either end that is stripped by then.
 SPREADSHEET_LIMIT = 32_767
 COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
 
@@ -30,20 +30,20 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
     Raises: InputError naming file and row (the header is row 1).
     """
     table = _read(csv)
-    found: dict[str, dict[int, rle.Runs]] = {}  # by image, then by row
+    rows_of: dict[str, dict[int, rle.Runs]] = {}  # by image, then by row
     for row, name, text in zip(table.index, table[ID_COLUMN], table[RLE_COLUMN], strict=True):
         try:
-            found.setdefault(name, {})[row] = parse_cell(text)
+            rows_of.setdefault(name, {})[row] = parse_cell(text)
         except rle.RleError as error:
             hint = "" if " " in text else f"; {rle.EMPTY} or nothing means an empty mask"
             raise InputError(f"{csv} row {row}, image {name}: {error}{hint}") from error
     both = [
-        n for n, rows in found.items() if 0 < sum(map(bool, map(len, rows.values()))) < len(rows)
+        n for n, rows in rows_of.items() if 0 < sum(map(bool, map(len, rows.values()))) < len(rows)
     ]
     if both and problems is not None:
         problems.append(
             f"{csv}: {len(both)} images have an empty row ({rle.EMPTY}) beside a mask, which is "
-            f"taken; {both[0]} in rows {', '.join(map(str, found[both[0]]))}"
+            f"taken; {both[0]} in rows {', '.join(map(str, rows_of[both[0]]))}"
         )
     labels = [
         (
@@ -51,7 +51,7 @@ def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFr
             rle.to_string(rle.union(rows.values())),
             f"{csv} row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}",
         )
-        for name, rows in found.items()
+        for name, rows in rows_of.items()
     ]
     return pd.DataFrame(labels, columns=["image_id", "rle", "label_at"], dtype=object)
 
@@ -82,12 +82,12 @@ class Sample:
 
     @property
     def image_id(self) -> list[str]:
-        """The ids as the sample writes them, and a submission has to."""
+        """Return the ids as the sample writes them, and a submission has to."""
         return self.cells[ID_COLUMN].tolist()
 
     @property
     def names(self) -> list[str]:
-        """The ids by which images are looked up: `names_of` those of the sample."""
+        """Return the ids by which images are looked up: `names_of` those of the sample."""
         return names_of(self.image_id)
 
     def rows(self, rles: Sequence[str]) -> list[list[str]]:

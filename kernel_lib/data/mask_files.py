@@ -1,4 +1,4 @@
-"""The mask that a picture draws, whichever way its program encodes it; what is in doubt is refused.
+"""The mask that a picture draws, in any encoding; a picture in doubt is refused.
 
 A mask is white on black, or 1 on 0. Some programs draw it as the opacity of one colour instead, or
 as index 1 of a palette whose index 0 is the background, whatever their colours. Where that and the
@@ -27,7 +27,7 @@ FEW_LEVELS = 4
 PICTURE_SHARES = (0.02, 0.1)
 # How far, as a share of the largest level, a colour may lie from those between background and mask.
 OFF_COLOUR = 1 / 8
-WINDOW = np.ones((3, 3), np.uint8)  # what is one level throughout is flat
+WINDOW = np.ones((3, 3), np.uint8)  # flat where it holds one level
 
 
 def by_index(data: bytes) -> bytes | None:
@@ -80,11 +80,11 @@ def _grey(levels: np.ndarray) -> np.ndarray:
     if levels.ndim == 2:
         return levels
     colours = levels[..., :3]
-    drawn = colours.any(axis=2)
-    first = colours[drawn][:1]
-    on_black = not drawn.all() and np.ptp(first, axis=1).any()
-    if on_black and np.array_equal((colours == first).all(axis=2), drawn):
-        return drawn.astype(levels.dtype) * np.iinfo(levels.dtype).max
+    coloured = colours.any(axis=2)
+    first = colours[coloured][:1]
+    on_black = not coloured.all() and np.ptp(first, axis=1).any()
+    if on_black and np.array_equal((colours == first).all(axis=2), coloured):
+        return coloured.astype(levels.dtype) * np.iinfo(levels.dtype).max
     if (colours != colours[..., :1]).any():
         _check_colours(levels)
     how = cv2.COLOR_BGRA2GRAY if levels.shape[2] == 4 else cv2.COLOR_BGR2GRAY
@@ -92,22 +92,22 @@ def _grey(levels: np.ndarray) -> np.ndarray:
 
 
 def _check_colours(levels: np.ndarray) -> None:
-    """Refuse flat areas of two colours and a background; a rim's lie between those of two."""
+    """Refuse flat areas of two colours and a background; a rim's colours lie between two."""
     colours = levels[..., :3]
     if levels.shape[2] == 4 and levels[..., 3].any():
         colours = colours * (levels[..., 3:] > 0)  # what is transparent may hold anything
     flat = colours[(cv2.erode(colours, WINDOW) == cv2.dilate(colours, WINDOW)).all(axis=2)]
-    found, counts = np.unique(flat @ np.array([1, 1 << 16, 1 << 32]), return_counts=True)
-    if len(found) < 3:
+    codes, counts = np.unique(flat @ np.array([1, 1 << 16, 1 << 32]), return_counts=True)
+    if len(codes) < 3:
         return
-    found = (found[:, None] >> np.array([32, 16, 0]) & 0xFFFF).astype(float)  # (n, 3) RGB
+    used = (codes[:, None] >> np.array([32, 16, 0]) & 0xFFFF).astype(float)  # (n, 3) RGB
     ground = counts.argmax()
-    from_ground = found - found[ground]
+    from_ground = used - used[ground]
     far = np.linalg.norm(from_ground, axis=1).argmax()
     line = from_ground[far] / np.linalg.norm(from_ground[far])
     off = np.linalg.norm(from_ground - np.outer(from_ground @ line, line), axis=1)
     if off.max() > OFF_COLOUR * np.iinfo(levels.dtype).max:
-        three = (str(tuple(map(int, found[at]))) for at in (ground, far, off.argmax()))
+        three = (str(tuple(map(int, used[at]))) for at in (ground, far, off.argmax()))
         raise InputError(
             f"has areas of the colours {', '.join(three)} (RGB), and a mask and its background are "
             "two: save one class as its mask, 255 on 0"
@@ -146,14 +146,14 @@ def _agreed(mask: np.ndarray, grey: np.ndarray) -> np.ndarray:
     """Return a mask, or its complement where the grey levels draw that and it is smaller."""
     try:
         other = _by_level(grey)
-    except InputError:  # colours that are neither black nor white say nothing
+    except InputError:  # colours that are neither black nor white decide nothing
         return mask
     is_smaller = np.count_nonzero(other) < np.count_nonzero(mask)
     return other if is_smaller and (other != mask).all() else mask
 
 
 def _by_level(grey: np.ndarray, is_jpeg: bool = False) -> np.ndarray:
-    """Return where grey is above half range, or 1 where its levels are 0 and 1 alone."""
+    """Return where grey is above half range, or 1 where its levels are only 0 and 1."""
     full = np.iinfo(grey.dtype).max
     counts = cv2.calcHist([grey], [0], None, [full + 1], [0, full + 1]).ravel()
     used = np.flatnonzero(counts)

@@ -1,8 +1,8 @@
 """Resizing masks so that their area holds.
 
-Resizing a mask as if it were a photograph and cutting at a level loses or gains area, by a few per
-cent at the sizes used here, and that bounds the dice of everything trained on it. Here the number
-of pixels is fixed first, and then the pixels that the mask covers most are taken.
+A mask resized as a photograph and cut at a level loses or gains a few per cent of its area at the
+sizes used here, which bounds the dice of what is trained on it. Here the number of pixels is fixed
+first, and then the pixels that the mask covers most are taken.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from kernel_lib.errors import InputError
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Mask resized to shape (h, w), uint8 0/1, with exactly `resized_area` pixels.
+    """Return a mask resized to shape (h, w), uint8 0/1, with exactly `resized_area` pixels.
 
     The pixels taken are those of greatest coverage: the share of the output pixel's own area that
     the mask fills. Along an axis that is enlarged, where that share would only repeat pixels, it is
     the share of a window of one input pixel about the output pixel's centre (bilinear
     interpolation). Ties go to the pixel with the greater coverage summed over its 3×3
     neighbourhood (beyond the image's edge the edge repeats), then to the first in reading order.
-    All of it is exact: whole numbers throughout.
+    All of it is exact, in integers.
 
     Shapes: mask (H, W), any dtype, nonzero = 1.
     Raises: InputError when the mask is not two-dimensional or a side of either shape is below 1.
@@ -52,10 +52,10 @@ def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resized_area(area_px: int, old: tuple[int, int], new: tuple[int, int]) -> int:
-    """Pixels of a mask of `area_px` px after resizing from shape old (H, W) to new (h, w).
+    """Return the pixels of a mask of `area_px` px after resizing from old (H, W) to new (h, w).
 
     The area scales with h·w / (H·W), halves rounded up; a mask that is not empty keeps at least one
-    pixel, so that no positive image turns negative on the way.
+    pixel, so that no positive image turns negative.
     """
     old_px, new_px = old[0] * old[1], new[0] * new[1]
     rounded = (2 * area_px * new_px + old_px) // (2 * old_px)
@@ -63,7 +63,7 @@ def resized_area(area_px: int, old: tuple[int, int], new: tuple[int, int]) -> in
 
 
 def _reach(first: int, end: int, n_in: int, n_out: int) -> tuple[slice, slice]:
-    """Input rows first … end with one more on each side, and the output rows they may cover."""
+    """Return input rows first … end, one more on each side, and the output rows they may cover."""
     low, high = _windows(np.arange(n_out), n_in, n_out)
     touched = np.flatnonzero((high > 2 * n_out * first) & (low < 2 * n_out * end))
     # One row more on each side: the input's tells a border of zeros from the image's own edge,
@@ -75,14 +75,14 @@ def _reach(first: int, end: int, n_in: int, n_out: int) -> tuple[slice, slice]:
 
 
 def _windows(rows: np.ndarray, n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each output row looks at, from and to, in units of 1 / (2 n_out) of an input row."""
+    """Return the ends of each output row's window, in units of 1 / (2 n_out) of an input row."""
     centre = (2 * rows + 1) * n_in
     reach = max(n_in, n_out)  # half an output row when shrinking, half an input row when enlarging
     return centre - reach, centre + reach
 
 
 def _cover_rows(values: np.ndarray, offset: int, n_in: int, rows: slice, n_out: int) -> np.ndarray:
-    """Sum of the values under each output row's window, in units of 1 / (2 n_out).
+    """Return the sum of the values under each output row's window, in units of 1 / (2 n_out).
 
     Shapes: values (k, m), the input rows from offset on, → (rows, m).
     """
@@ -106,7 +106,7 @@ def _cover_rows(values: np.ndarray, offset: int, n_in: int, rows: slice, n_out: 
 def _block_sums(
     mask: np.ndarray, rows: slice, columns: slice, shape: tuple[int, int]
 ) -> np.ndarray:
-    """The same, up to a factor, where each output pixel is a whole number of input pixels.
+    """Return the cover up to a factor, where each output pixel is a block of input pixels.
 
     Shapes: mask (H, W) bool → (rows, columns), of the output of shape (h, w).
     """
@@ -117,18 +117,18 @@ def _block_sums(
 
 
 def _greatest(cover: np.ndarray, n_px: int) -> np.ndarray:
-    """The n_px pixels of greatest cover (h, w), bool; at least n_px of them are above zero."""
+    """Return the n_px pixels of greatest cover (h, w), bool; at least n_px are above zero."""
     # Most pixels are full or empty: only those between them, at the border, need a selection.
     full = cover.max()
     left = n_px - np.count_nonzero(cover == full)
     between = cover[(cover > 0) & (cover < full)]
     last = np.partition(between, -left)[-left] if left > 0 else full
-    chosen = cover > last
+    taken = cover > last
     tied = np.flatnonzero(cover == last)
     # Sums of whole numbers below 2**53 are exact in float64.
     around = cv2.boxFilter(
         cover.astype(np.float64), -1, (3, 3), normalize=False, borderType=cv2.BORDER_REPLICATE
     )
     order = np.argsort(-around.ravel()[tied], kind="stable")
-    chosen.ravel()[tied[order[: n_px - int(chosen.sum())]]] = True
-    return chosen
+    taken.ravel()[tied[order[: n_px - int(taken.sum())]]] = True
+    return taken

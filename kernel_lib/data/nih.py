@@ -51,8 +51,8 @@ def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFr
     if left_out is not None:
         reason = f"no file under {folder}"
         left_out += [Skipped(name, f"{name}.png", reason) for name in missing["image_id"]]
-    found = listed.assign(path=path)[path.notna()].sort_values("image_id", ignore_index=True)
-    return found[["image_id", "path", "patient", "positive"]]
+    present = listed.assign(path=path)[path.notna()].sort_values("image_id", ignore_index=True)
+    return present[["image_id", "path", "patient", "positive"]]
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -1,4 +1,4 @@
-"""PNG and JPEG in memory: what size they state, and their grey levels, decoded within bounds."""
+"""PNG and JPEG in memory: the size that they state, and their levels, decoded within bounds."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SEQUENTIAL = (0xC0, 0xC1, 0xC3)
 RESTARTS = range(0xD0, 0xD8)
 # Within a scan; 0xFF itself is stuffed there with a 0, hundreds to thousands of times.
 MARKER_IN_SCAN = re.compile(rb"\xff[^\0]", re.DOTALL)
-# What may stand before the end: frames, tables, scans, application data, comments.
+# Segments before the end: frames, tables, scans, application data, comments.
 SEGMENTS = {*START_OF_FRAME, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
-# How files of other kinds begin, what they are, and what to do.
+# How files of other kinds begin, their kind, and the fix.
 TO_PNG = "save it as PNG"
 OTHERS = {
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ("a TIFF", TO_PNG)),
@@ -52,16 +52,18 @@ MAX_PIXELS = 1 << 26
 
 
 def other_kind(data: bytes) -> str | None:
-    """Return what a file of another kind is, and what to do; None where that is not known."""
+    """Return the kind of a file that is no PNG or JPEG, and the fix; None where it is not known."""
     if data.startswith(JPEG_MAGIC):
         return _other_jpeg(data)
     data = data[4:] if data[4:8] == b"ftyp" else data  # after the length of the box
-    found = (about for start, about in OTHERS.items() if data.startswith(start))
-    return next((f"is {what} by its content: {fix}" for what, fix in found), None)
+    for start, (kind, fix) in OTHERS.items():
+        if data.startswith(start):
+            return f"is {kind} by its content: {fix}"
+    return None
 
 
 def _other_jpeg(data: bytes) -> str | None:
-    """Return as `other_kind` what DICOM's JPEGs are that are not decoded outside of it."""
+    """Return as `other_kind` the kind of a JPEG that is decoded in a DICOM only."""
     bits = stated_bits(data) or 8
     try:
         is_ls = any(marker == JPEG_LS for marker, _ in _segments(data))
@@ -74,13 +76,13 @@ def _other_jpeg(data: bytes) -> str | None:
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that the header of a PNG, JPEG, JPEG-LS or JPEG 2000 states, else None."""
+    """Return (height, width) by the header of a PNG, JPEG, JPEG-LS or JPEG 2000, else None."""
     try:
         if data.startswith(PNG_MAGIC):
-            width, height = struct.unpack_from(">II", data, 16)
-            return height, width
+            return struct.unpack_from(">II", data, 16)[::-1]
         if data.startswith(JPEG_MAGIC):
-            return _size_of_jpeg(data)
+            at = _start_of_frame(data)
+            return None if at is None else struct.unpack_from(">HH", data, at + 5)
         start = data.find(JPEG2000_START)
         if start < 0:
             return None
@@ -90,12 +92,8 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def _size_of_jpeg(data: bytes) -> tuple[int, int] | None:
-    for marker, at in _segments(data):
-        if marker in START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return height, width
-    return None
+def _start_of_frame(data: bytes) -> int | None:
+    return next((at for marker, at in _segments(data) if marker in START_OF_FRAME), None)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -111,18 +109,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         if marker in (0xD9, 0xDA):
             return
         yield marker, at
-        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        at += 2 if alone else 2 + struct.unpack_from(">H", data, at + 2)[0]
+        has_body = marker != 0x01 and not 0xD0 <= marker <= 0xD8
+        at += 2 + (struct.unpack_from(">H", data, at + 2)[0] if has_body else 0)
 
 
 def stated_bits(data: bytes) -> int | None:
     """Return the bits of a level that a JPEG, JPEG-LS or JPEG 2000 states, else None."""
     try:
         if data.startswith(JPEG_MAGIC):
-            return next(data[at + 4] for marker, at in _segments(data) if marker in START_OF_FRAME)
+            at = _start_of_frame(data)
+            return None if at is None else data[at + 4]
         start = data.find(JPEG2000_START)
         return None if start < 0 else (data[start + 42] & 0x7F) + 1
-    except (struct.error, IndexError, StopIteration):
+    except (struct.error, IndexError):
         return None
 
 
@@ -174,7 +173,7 @@ def _upright(levels: np.ndarray, how: int) -> np.ndarray:
 
 
 def check_size(shape: tuple[int, int]) -> None:
-    """Raises InputError, without naming a file, for more pixels than are read, or for none."""
+    """Raise InputError, without naming a file, for more pixels than are read, or for none."""
     height, width = shape
     if not 1 <= height * width <= MAX_PIXELS or min(shape) < 1:
         raise InputError(
@@ -184,19 +183,19 @@ def check_size(shape: tuple[int, int]) -> None:
 
 
 def decode(data: bytes, *, in_dicom: bool = False) -> np.ndarray | None:
-    """The levels of a PNG or JPEG, (H, W) or (H, W, C); None where it is damaged.
+    """Return the levels of a PNG or JPEG, (H, W) or (H, W, C); None where it is damaged.
 
     Turned by its EXIF orientation, as viewers do. A PNG's checksums are verified. A JPEG has none:
-    what is cut short is seen, a changed byte need not be. A DICOM's frame (`in_dicom`) is taken as
-    stored and known to be complete. Raises: InputError, without naming a file, where it states too
-    many pixels.
+    a cut is noticed, a changed byte need not be. A DICOM's frame (`in_dicom`) is taken as stored
+    and known to be complete. Raises: InputError, without naming a file, for too many pixels.
     """
     size = stated_size(data)
     if size is None:
         return None
     check_size(size)
-    # OpenCV fills a JPEG that was cut short with grey and only murmurs: look for the end first.
-    if not (in_dicom or _is_whole(data)):
+    # OpenCV fills a JPEG that was cut short with grey and only warns: look for the end first.
+    is_whole = is_whole_png if data.startswith(PNG_MAGIC) else is_whole_jpeg
+    if not (in_dicom or is_whole(data)):
         return None
     try:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -207,12 +206,8 @@ def decode(data: bytes, *, in_dicom: bool = False) -> np.ndarray | None:
     return levels if in_dicom else _upright(levels, orientation(data))
 
 
-def _is_whole(data: bytes) -> bool:
-    return is_whole_png(data) if data.startswith(PNG_MAGIC) else is_whole_jpeg(data)
-
-
 def is_whole_png(data: bytes) -> bool:
-    """Whether every chunk up to the end is there, with the right checksum."""
+    """Return whether a PNG has every chunk up to the end, with the right checksum."""
     at = len(PNG_MAGIC)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -227,16 +222,16 @@ def is_whole_png(data: bytes) -> bool:
 
 
 def is_whole_jpeg(data: bytes) -> bool:
-    """Whether all segments are there to the end, and every marker within a scan belongs there.
+    """Return whether a JPEG has all segments to the end, and only such markers as belong in a scan.
 
-    A decoder that meets another one fills the rest of the picture with grey.
+    At another marker a decoder fills the rest of the picture with grey.
     """
     at, in_scan, scanned, framed, restarts, count = 2, False, False, False, False, 0
     left = 0  # components that are still to come; progressive frames send each many times
     while True:
         if in_scan:
-            found = MARKER_IN_SCAN.search(data, at)
-            at = found.start() if found else -1
+            match = MARKER_IN_SCAN.search(data, at)
+            at = match.start() if match else -1
         if at < 0 or at + 4 > len(data) + 2 * (data[at + 1 : at + 2] == b"\xd9"):
             return False
         marker = data[at + 1]
@@ -270,6 +265,6 @@ def is_whole_jpeg(data: bytes) -> bool:
 
 
 def _goes_on(rest: bytes) -> bool:
-    """Whether what follows an end of the picture is the rest of it, so that the end was none."""
+    """Return whether the bytes after an end of the picture are its rest, so that it was none."""
     rest = rest.lstrip(b"\0")
     return END_OF_JPEG in rest and not rest.startswith(JPEG_MAGIC)  # cameras append a preview

@@ -1,8 +1,7 @@
 """The competition's RLE: pairs of (gap since the last run's end, run length), down the columns.
 
-Nothing else in the library knows this. Others see `(H, W)` masks, or `Runs`: an (n, 2) int64 array
-of absolute (start, length), 0-based in column-major order, ascending, disjoint and merged (two runs
-never touch).
+All other modules see `(H, W)` masks, or `Runs`: an (n, 2) int64 array of absolute (start, length),
+0-based in column-major order, ascending, disjoint and merged (two runs never touch).
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ import numpy as np
 from kernel_lib.errors import InputError
 
 EMPTY = "-1"
-# A number above this is a slip of the hand in any image, and sums of those below fit into 64 bits.
+# A number above this is a slip in any image, and sums of those below fit into 64 bits.
 LARGEST_NUMBER = 2**31 - 1
 
 Runs = np.ndarray
+NO_RUNS = np.zeros((0, 2), dtype=np.int64)
 
 
 class RleError(InputError):
@@ -26,9 +26,8 @@ class RleError(InputError):
 
 
 def encode(mask: np.ndarray) -> str:
-    """RLE of a mask, its nonzero pixels as 1: "gap length gap length …", or "-1" when empty.
+    """Return the RLE of a mask (H, W), nonzero as 1: "gap length gap length …", or "-1" when empty.
 
-    Shapes: mask (H, W), any dtype.
     Raises: RleError when the mask is not two-dimensional.
     Source: competition page, "Evaluation"; exact where the last run reaches the last pixel.
     """
@@ -36,15 +35,12 @@ def encode(mask: np.ndarray) -> str:
 
 
 def decode(rle: str, shape: tuple[int, int] = (1024, 1024)) -> np.ndarray:
-    """Mask (H, W) of an RLE, uint8 0/1, C-contiguous.
-
-    Raises: RleError as `parse` does.
-    """
+    """Return the mask (H, W) of an RLE, uint8 0/1, C-contiguous. Raises: RleError as `parse`."""
     return _paint(parse(rle, shape), *_checked_shape(shape))
 
 
 def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
-    """Runs (n, 2) of an RLE; "-1", " -1" and "" have none. Runs without a gap become one.
+    """Return the runs (n, 2) of an RLE; none of "-1", " -1" and "". Runs without a gap become one.
 
     Raises: RleError for text, an odd count, a negative number, a run of 0 pixels or, when the
     shape (H, W) is given, an end outside the image; it names the token or the pair (from 1).
@@ -56,7 +52,7 @@ def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
         )
     rle = rle.strip()
     if rle in ("", EMPTY):
-        return _no_runs()
+        return NO_RUNS.copy()
     # Only digits and blanks: then fromstring reads every token, five times as fast as int() would.
     if rle.encode("ascii", "replace").translate(None, b"0123456789 \t\r\n"):
         raise _bad_token(rle)
@@ -92,7 +88,7 @@ def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
 
 
 def to_string(runs: Runs) -> str:
-    """RLE of runs (n, 2); "-1" when there are none."""
+    """Return the RLE of runs (n, 2); "-1" without any."""
     if not len(runs):
         return EMPTY
     numbers = np.array(runs, dtype=np.int64)  # (n, 2) (gap, length), a copy
@@ -101,10 +97,10 @@ def to_string(runs: Runs) -> str:
 
 
 def union(many: Iterable[Runs]) -> Runs:
-    """Runs (n, 2) of the pixels that lie in any of the given runs."""
+    """Return the runs (n, 2) of the pixels that lie in any of the given runs."""
     many = [runs for runs in many if len(runs)]
     if not many:
-        return _no_runs()
+        return NO_RUNS.copy()
     runs = np.concatenate(many)
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
     # A long run may end after later ones: what counts is the furthest end so far.
@@ -112,19 +108,18 @@ def union(many: Iterable[Runs]) -> Runs:
 
 
 def area(runs: Runs) -> int:
-    """Number of pixels in the runs (n, 2)."""
+    """Return the number of pixels in the runs (n, 2)."""
     return int(runs[:, 1].sum())
 
 
 def shared_px(first: Runs, second: Runs) -> int:
-    """Pixels that lie in both of two lists of runs, (n, 2) and (m, 2)."""
+    """Return the number of pixels in both of two lists of runs, (n, 2) and (m, 2)."""
     if not len(first) or not len(second):
         return 0
     starts, lengths = second.T
     before = np.append(0, np.cumsum(lengths))
 
-    def covered(position: np.ndarray) -> np.ndarray:
-        """Pixels of `second` before each position."""
+    def covered(position: np.ndarray) -> np.ndarray:  # pixels of `second` before each position
         run = np.searchsorted(starts, position, side="right") - 1
         inside = np.minimum(position - starts[run], lengths[run])
         return np.where(run < 0, 0, before[run] + inside)
@@ -133,9 +128,9 @@ def shared_px(first: Runs, second: Runs) -> int:
 
 
 def check_inside(runs: Runs, shape: tuple[int, int]) -> None:
-    """Check that runs (n, 2) are ascending, disjoint and inside an image of shape (H, W).
+    """Raise RleError unless runs (n, 2) are ascending, disjoint and inside an image (H, W).
 
-    Raises: RleError naming the first run at fault (from 1).
+    It names the first run at fault (from 1).
     """
     height, width = _checked_shape(shape)
     if not len(runs):
@@ -154,9 +149,8 @@ def check_inside(runs: Runs, shape: tuple[int, int]) -> None:
 
 
 def runs_of(mask: np.ndarray) -> Runs:
-    """Runs (n, 2) of a mask's nonzero pixels.
+    """Return the runs (n, 2) of a mask's nonzero pixels; mask (H, W), any dtype.
 
-    Shapes: mask (H, W), any dtype.
     Raises: RleError when the mask is not two-dimensional.
     """
     mask = np.asarray(mask)
@@ -164,10 +158,10 @@ def runs_of(mask: np.ndarray) -> Runs:
         raise RleError(f"the mask has shape {mask.shape}, not (H, W): give one channel, one image")
     if mask.dtype.kind not in "iu":
         mask = (mask != 0).view(np.uint8)
-    # A pneumothorax covers a small part of the image: all else is done within its bounding box.
+    # A pneumothorax covers a small part of the image: the rest is done within its bounding box.
     columns = np.flatnonzero(np.bitwise_or.reduce(mask, axis=0))
     if not len(columns):
-        return _no_runs()
+        return NO_RUNS.copy()
     left, right = columns[0], columns[-1] + 1
     rows = np.flatnonzero(np.bitwise_or.reduce(mask[:, left:right], axis=1))
     top, bottom = rows[0], rows[-1] + 1
@@ -183,7 +177,7 @@ def runs_of(mask: np.ndarray) -> Runs:
 
 
 def mask_of(runs: Runs, shape: tuple[int, int]) -> np.ndarray:
-    """Mask (H, W) of runs (n, 2), uint8 0/1, C-contiguous.
+    """Return the mask (H, W) of runs (n, 2), uint8 0/1, C-contiguous.
 
     Raises: RleError as `check_inside` does.
     """
@@ -206,16 +200,12 @@ def _paint(runs: Runs, height: int, width: int) -> np.ndarray:
 
 
 def _merged(starts: np.ndarray, ends: np.ndarray) -> Runs:
-    """Runs from ascending starts and ends, joined where one begins at or before the last end."""
+    """Return runs of ascending starts and ends, joined where one begins by the last end."""
     first = np.ones(len(starts), dtype=bool)
     np.greater(starts[1:], ends[:-1], out=first[1:])
     last = np.append(first[1:], True)
     starts = starts[first]
     return np.stack([starts, ends[last] - starts], axis=1)
-
-
-def _no_runs() -> Runs:
-    return np.zeros((0, 2), dtype=np.int64)
 
 
 def _bad_token(rle: str) -> RleError:

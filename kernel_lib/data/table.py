@@ -326,11 +326,11 @@ class _Discovery:
         read = {self.given: read_sample(self.given)} if self.given else self._samples()
         if not read:
             return None, self._test_frame(in_folder)
-        found = {path: list(map(self.images.find, table.names)) for path, table in read.items()}
-        present = {path: len(ids) - ids.count(None) for path, ids in found.items()}
+        ids_of = {path: list(map(self.images.find, table.names)) for path, table in read.items()}
+        present = {path: len(ids) - ids.count(None) for path, ids in ids_of.items()}
         # Later stages come last by name, and win where both have their images.
         sample = max(read, key=lambda path: (present[path], path.name))
-        ids, names = found[sample], read[sample].names
+        ids, names = ids_of[sample], read[sample].names
         if None not in ids:
             return sample, self._test_frame(ids)
         unclaimed = set(in_folder) - set(labelled["image_id"])
@@ -351,7 +351,7 @@ class _Discovery:
 
         Raises: InputError for a table called sample submission that has other columns.
         """
-        found = {}
+        kept = {}
         for path in self.listing.tables:
             name = path.name.lower()
             if "sample" not in name:
@@ -368,9 +368,9 @@ class _Discovery:
                     f"not used: {path} holds masks, so that it is no sample submission"
                 )
             else:
-                found[path] = table
+                kept[path] = table
         # A sample of a table of labels may hold no mask.
-        return {p: t for p, t in found.items() if "submission" in p.name.lower()} or found
+        return {p: t for p, t in kept.items() if "submission" in p.name.lower()} or kept
 
     def _in_test_folders(self, labelled: pd.DataFrame) -> list[str]:
         """Return images in folders for test images, else in those for validation images.
@@ -381,13 +381,13 @@ class _Discovery:
         for image_id, paths in self.images.files.items():
             for split in set(map(self.listing.split, paths)):
                 of_split[split].append(image_id)
-        found = of_split["test"] or of_split["validation"]
+        in_folders = of_split["test"] or of_split["validation"]
         known = set(labelled["image_id"])
-        if self.labels is None or known.issuperset(found):
-            return found
+        if self.labels is None or known.issuperset(in_folders):
+            return in_folders
         return [
             image_id
-            for image_id in found
+            for image_id in in_folders
             if image_id not in known
             or not any(map(self.listing.is_of_a_stage, self.images.files[image_id]))
         ]
@@ -419,11 +419,11 @@ class _Discovery:
 
 def _label_tables(listing: Listing) -> list[Path]:
     """Return tables called as the competition's labels are; unpacked ones before packed ones."""
-    found: dict[Path, Path] = {}
+    unpacked: dict[Path, Path] = {}
     for path in listing.tables:  # in order of name, hence unpacked first
         if label_rank(path.name) < len(LABEL_FILES):
-            found.setdefault(path.parent / path.name[: path.name.lower().index(".csv")], path)
-    return list(found.values())
+            unpacked.setdefault(path.parent / path.name[: path.name.lower().index(".csv")], path)
+    return list(unpacked.values())
 
 
 def _like_labels(listing: Listing) -> list[Path]:

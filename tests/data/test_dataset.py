@@ -47,9 +47,6 @@ def test_an_item_is_an_image_a_mask_and_a_row():
     assert image.dtype == mask.dtype == torch.uint8
     assert mask.max() == 1
     assert row == 4
-
-
-def test_without_augmentation_it_is_what_lies_in_the_cache():
     image, mask, _ = training_images(augmentation="none")[(0, 2, 0)]
     assert np.array_equal(image[0].numpy(), FakePrepared().image(2))
     assert np.array_equal(mask[0].numpy(), FakePrepared().mask(2))
@@ -63,21 +60,18 @@ def test_an_image_shown_twice_in_an_epoch_looks_different():
 
 
 def test_workers_make_the_same_items_and_do_not_repeat_epochs():
-    alone = [epoch(number, workers=0) for number in range(2)]
-    helped = [epoch(number, workers=2) for number in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
-    assert not torch.equal(helped[0], helped[1])
+    own = [epoch(number, workers=0) for number in range(2)]
+    loaded = [epoch(number, workers=2) for number in range(2)]
+    assert all(map(torch.equal, own, loaded))
+    assert not torch.equal(loaded[0], loaded[1])
 
 
-def test_batches_and_order_do_not_matter():
+def test_batches_and_order_do_not_matter_and_seeds_do():
     assert torch.equal(epoch(1, 0, batch=2), epoch(1, 0, batch=5))
     images = training_images()
     late = images[(1, 3, 0)]
     images[(0, 1, 0)]
     assert torch.equal(images[(1, 3, 0)][0], late[0])
-
-
-def test_seeds_differ():
     assert not torch.equal(epoch(0, 0, seed=7), epoch(0, 0, seed=8))
 
 

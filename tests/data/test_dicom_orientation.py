@@ -16,41 +16,32 @@ def header(**elements) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "dataset",
+    ("elements", "stated"),
     [
-        header(),
-        header(PatientOrientation=""),
-        header(PatientOrientation=["", ""]),
-        header(PatientOrientation="L"),
-        header(PatientOrientation=["L", "F"]),
-        header(PatientOrientation=["LP", "FR"]),
-        header(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
-        header(ImageOrientationPatient=[0.9, 0.1, 0, 0, 0.1, -0.9]),
-        header(ImageOrientationPatient=[0, 0, 0, 0, 0, 0]),
+        ({}, None),
+        ({"PatientOrientation": ""}, None),
+        ({"PatientOrientation": ["", ""]}, None),
+        ({"PatientOrientation": "L"}, None),
+        ({"PatientOrientation": ["L", "F"]}, None),
+        ({"PatientOrientation": ["LP", "FR"]}, None),
+        ({"PatientOrientation": ["R", "F"]}, "RF"),
+        ({"PatientOrientation": ["L", "H"]}, "LH"),
+        ({"PatientOrientation": ["F", "R"]}, "FR"),
+        ({"PatientOrientation": ["A", "F"]}, "AF"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, None),
+        ({"ImageOrientationPatient": [0.9, 0.1, 0, 0, 0.1, -0.9]}, None),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, None),
+        ({"ImageOrientationPatient": [-1, 0, 0, 0, 0, -1]}, "RF"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}, "LH"),
+        ({"ImageOrientationPatient": [0, 0, -1, 1, 0, 0]}, "FL"),
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "PF"),
+        ({"ImageOrientationPatient": [0, -1, 0, 0, 0, -1]}, "AF"),
     ],
 )
-def test_frontal_or_unknown(dataset):
-    assert orientation_notes(dataset) == []
-
-
-@pytest.mark.parametrize(
-    ("dataset", "row", "column"),
-    [
-        (header(PatientOrientation=["R", "F"]), "R", "F"),
-        (header(PatientOrientation=["L", "H"]), "L", "H"),
-        (header(PatientOrientation=["F", "R"]), "F", "R"),
-        (header(PatientOrientation=["A", "F"]), "A", "F"),
-        (header(ImageOrientationPatient=[-1, 0, 0, 0, 0, -1]), "R", "F"),
-        (header(ImageOrientationPatient=[1, 0, 0, 0, 0, 1]), "L", "H"),
-        (header(ImageOrientationPatient=[0, 0, -1, 1, 0, 0]), "F", "L"),
-        (header(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "P", "F"),
-        (header(ImageOrientationPatient=[0, -1, 0, 0, 0, -1]), "A", "F"),
-    ],
-)
-def test_others_are_named(dataset, row, column):
-    (note,) = orientation_notes(dataset)
-    assert f" {row} " in note
-    assert f" {column} " in note
+def test_orientations_other_than_frontal_are_named(elements, stated):
+    notes = orientation_notes(header(**elements))
+    wanted = [f"rows run towards {stated[0]} and columns towards {stated[1]}"] if stated else []
+    assert [note.split(" by the header")[0] for note in notes] == wanted
 
 
 @pytest.mark.parametrize(

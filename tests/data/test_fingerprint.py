@@ -103,10 +103,10 @@ def test_another_picture_of_the_same_patient_is_another_image():
 
 def test_a_fingerprint_is_of_unit_length_and_the_same_from_any_size(phantoms):
     for shape in ((256, 256), (64, 64), (300, 200), (20, 20)):
-        one = fingerprint.of(cv2.resize(phantoms[0], shape[::-1]))
-        assert one.shape == (1024,)
-        assert one.dtype == np.float32
-        assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
+        found = fingerprint.of(cv2.resize(phantoms[0], shape[::-1]))
+        assert found.shape == (1024,)
+        assert found.dtype == np.float32
+        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -118,7 +118,7 @@ def test_a_blank_film_matches_nothing_not_even_another(level):
 
 def test_a_turned_a_flipped_and_an_inverted_picture_do_not_match(phantoms):
     changed = (phantoms[0][:, ::-1], phantoms[0].T, 255 - phantoms[0])
-    found = codes([np.ascontiguousarray(one) for one in changed])
+    found = codes(list(map(np.ascontiguousarray, changed)))
     assert len(fingerprint.matches(found, codes(phantoms[:1]))) == 0
 
 

@@ -22,20 +22,15 @@ NEITHER = (
 )
 
 
-@pytest.mark.parametrize("name", [*TEST.split(), "Test Set", "Test Data"])
-def test_names_of_test_images(name):
-    assert folder.splits_in(name) == ["test"]
-
-
-@pytest.mark.parametrize("name", [*VALIDATION.split(), "Validation Set"])
-def test_names_of_validation_images(name):
-    assert folder.splits_in(name) == ["validation"]
-
-
-@pytest.mark.parametrize("name", NEITHER.split())
-def test_names_that_say_no_split(name):
-    assert folder.splits_in(name) == []
-
-
-def test_a_name_of_several_splits():
-    assert folder.splits_in("train-test_val") == ["train", "test", "validation"]
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        ([*TEST.split(), "Test Set", "Test Data"], ["test"]),
+        ([*VALIDATION.split(), "Validation Set"], ["validation"]),
+        (NEITHER.split(), []),
+        (["train-test_val"], ["train", "test", "validation"]),
+    ],
+    ids=["test", "validation", "neither", "several"],
+)
+def test_splits_in_names(names, splits):
+    assert {name: folder.splits_in(name) for name in names} == dict.fromkeys(names, splits)

@@ -68,16 +68,12 @@ def test_masks_that_are_not_square_are_named_by_a_side_or_a_share(of_masks, of_i
 VARYING = [(960 + 40 * (at % 5), 1000 + 32 * (at % 7)) for at in range(30)]
 
 
-def test_half_the_size_of_each_image_is_named_where_sizes_vary():
-    halves = [crescents(h // 2, w // 2, 1, at)[0] for at, (h, w) in enumerate(VARYING)]
-    labels = list(zip(map(rle.runs_of, halves), VARYING, strict=True))
-    assert label_checks.drawn_at(labels) == "1/2 as high"
-
-
-def test_masks_of_the_images_own_sizes_raise_no_doubt_where_sizes_vary():
-    masks = [crescents(*shape, 1, at)[0] for at, shape in enumerate(VARYING)]
+@pytest.mark.parametrize(("part", "name"), [(2, "1/2 as high"), (1, None)])
+def test_a_share_of_the_size_is_named_where_sizes_vary(part, name):
+    masks = [crescents(h // part, w // part, 1, at)[0] for at, (h, w) in enumerate(VARYING)]
     labels = list(zip(map(rle.runs_of, masks), VARYING, strict=True))
-    assert label_checks.doubt(labels) is None
+    assert label_checks.drawn_at(labels) == name
+    assert (label_checks.doubt(labels) is None) == (name is None)
 
 
 @pytest.mark.parametrize("shape", [(400, 500), (500, 400), (480, 512)])
@@ -98,13 +94,10 @@ def test_masks_of_the_images_own_size_raise_no_doubt(side, n):
         assert label_checks.doubt(of_images(drawn(side, n, seed), side, side)) is None
 
 
-def test_masks_that_all_lie_far_left_raise_no_doubt():
+def test_masks_far_left_of_one_column_or_of_full_columns_are_no_sign():
     mask = np.zeros((1024, 1024), np.uint8)
     mask[200:700, 20:90] = 1  # within the pixels of 320×320
     assert label_checks.drawn_at([(rle.runs_of(mask), mask.shape)] * 50) is None
-
-
-def test_masks_of_one_column_or_of_full_columns_tell_nothing():
     for text in ("5 10", "0 2000", "3 4 100 4"):
         assert label_checks.drawn_at(of_images([rle.parse(text)] * 9, 128, 128)) is None
 

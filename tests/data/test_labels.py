@@ -28,17 +28,8 @@ def test_labels(csv, header, start, end):
     table = labels.read_labels(csv(end.join(rows)))
     assert table["image_id"].tolist() == ["a", "b", "c", "d"]
     assert table["rle"].tolist() == ["-1", "5 11", "-1", "0 1"]
-    assert [at.rpartition("t.csv ")[2] for at in table["label_at"]] == [
-        "row 2",
-        "rows 3, 6",
-        "row 5",
-        "row 7",
-    ]
-
-
-def test_columns_may_stand_otherwise(csv):
-    table = labels.read_labels(csv("n,EncodedPixels,ImageId\n1,2 3,a\n"))
-    assert table[["image_id", "rle"]].to_numpy().tolist() == [["a", "2 3"]]
+    wanted = ["row 2", "rows 3, 6", "row 5", "row 7"]
+    assert [at.rpartition("t.csv ")[2] for at in table["label_at"]] == wanted
 
 
 @pytest.mark.parametrize(
@@ -107,16 +98,38 @@ def test_sample_keeps_order_and_first_of_repeats(csv):
     assert sample.cells.index.tolist() == [2, 3, 5]
 
 
-def test_a_sample_with_masks_that_differ_is_told(csv):
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("ImageId,EncodedPixels\na.dcm,-1\na.png,-1\n", "row 3: image a "),  # in two ways
+        ("id,label\na,1\n", "another competition"),
+    ],
+)
+def test_sample_faults(csv, text, word):
+    with pytest.raises(InputError, match=word):
+        labels.read_sample(csv(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("n,EncodedPixels,ImageId\n1,2 3,a\n", [["a", "2 3"]]),
+        (
+            "ImageId,EncodedPixels\np1/v.jpg,0 3\np2/v.jpg,5 2\n",
+            [["p1/v", "0 3"], ["p2/v", "5 2"]],  # images that share a name
+        ),
+    ],
+)
+def test_columns_may_stand_otherwise_and_ids_be_paths(csv, text, rows):
+    table = labels.read_labels(csv(text))
+    assert table[["image_id", "rle"]].to_numpy().tolist() == rows
+
+
+def test_a_sample_with_masks_that_differ_has_masks(csv):
     head = "ImageId,EncodedPixels\n"
     assert labels.read_sample(csv(head + "a,-1\nb,1 2\n")).has_masks
     for constant in ("-1", "1 2", ""):
         assert not labels.read_sample(csv(f"{head}a,{constant}\nb,{constant}\n")).has_masks
-
-
-def test_a_sample_that_writes_an_image_in_two_ways_is_refused(csv):
-    with pytest.raises(InputError, match="row 3: image a "):
-        labels.read_sample(csv("ImageId,EncodedPixels\na.dcm,-1\na.png,-1\n"))
 
 
 @pytest.mark.parametrize(
@@ -131,16 +144,6 @@ def test_a_sample_that_writes_an_image_in_two_ways_is_refused(csv):
 )
 def test_names_are_without_folders_unless_these_tell_images_apart(written, names):
     assert labels.names_of(written) == names
-
-
-def test_labels_of_images_that_share_a_name_are_not_united(csv):
-    table = labels.read_labels(csv("ImageId,EncodedPixels\np1/v.jpg,0 3\np2/v.jpg,5 2\n"))
-    assert table[["image_id", "rle"]].to_numpy().tolist() == [["p1/v", "0 3"], ["p2/v", "5 2"]]
-
-
-def test_sample_of_another_competition(csv):
-    with pytest.raises(InputError, match="another competition"):
-        labels.read_sample(csv("id,label\na,1\n"))
 
 
 def test_groups(csv):

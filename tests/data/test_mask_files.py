@@ -35,6 +35,10 @@ def grey(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(levels)
 
 
+def over(mask: np.ndarray, level: int, of_lungs: int) -> np.ndarray:
+    return np.where(mask, level, of_lungs * LUNGS).astype(np.uint8)
+
+
 RIGHT = {
     "0 and 255": lambda m: grey(m * 255),
     "0 and 1": lambda m: grey(m),
@@ -72,26 +76,13 @@ REFUSED = {
     "two classes and a void rim": (lambda m: grey(m + m * (m.cumsum(1) > 4) + RIM * 255), "void"),
     "void rim, palette": (lambda m: palette(m + RIM * 2, RAMP[6:]), "levels up to|covers"),
     "classes, palette": (
-        lambda m: palette(m + RIM * 2, [0, 0, 0, 128, 0, 0, 0, 128, 0]),
-        "3 colours",
+        lambda m: palette(m + RIM * 2, [0, 0, 0, 128, 0, 0, 0, 128, 0]), "3 colours",
     ),
-    "lungs at half": (
-        lambda m: grey(np.where(m, 255, 128 * LUNGS).astype(np.uint8)),
-        "0, 128, 255",
-    ),
-    "lungs below half": (
-        lambda m: grey(np.where(m, 255, 100 * LUNGS).astype(np.uint8)),
-        "0, 100, 255",
-    ),
-    "mask below lungs": (
-        lambda m: grey(np.where(m, 60, 255 * LUNGS).astype(np.uint8)),
-        "0, 60, 255",
-    ),
+    "lungs at half": (lambda m: grey(over(m, 255, 128)), "0, 128, 255"),
+    "lungs below half": (lambda m: grey(over(m, 255, 100)), "0, 100, 255"),
+    "mask below lungs": (lambda m: grey(over(m, 60, 255)), "0, 60, 255"),
     "nearly one level": (lambda m: grey(255 * LUNGS - m), "0, 254, 255"),
-    "many levels, some flat": (
-        lambda m: grey(cv2.blur(np.where(m, 255, 150 * LUNGS).astype(np.uint8), (3, 3))),
-        "level 150",
-    ),
+    "many levels, some flat": (lambda m: grey(cv2.blur(over(m, 255, 150), (3, 3))), "level 150"),
     "green lungs, red": (lambda m: layers(m * 255, (LUNGS - m) * 255, BLACK), "colours.*0, 255, 0"),
     "blue, yellow lungs": (lambda m: layers(*[(LUNGS - m) * 255] * 2, m * 255), "colours"),
     "two colours of a program": (
@@ -99,29 +90,24 @@ REFUSED = {
         "colours",
     ),
     "two colours, opaque": (
-        lambda m: layers(m * 255, (LUNGS - m) * 255, BLACK, LUNGS * 255),
-        "colours",
+        lambda m: layers(m * 255, (LUNGS - m) * 255, BLACK, LUNGS * 255), "colours",
     ),
     "two colours on white": (
-        lambda m: layers(255 - LUNGS * 255 + m * 255, 255 - m * 255, 255 - LUNGS * 255),
-        "colours",
+        lambda m: layers(255 - LUNGS * 255 + m * 255, 255 - m * 255, 255 - LUNGS * 255), "colours",
     ),
     "dark": (lambda m: grey(m * 90), "levels up to 90"),
     "8 bits in 16": (lambda m: grey(m.astype(np.uint16) * 255), "levels up to 255"),
     "red and blue": (lambda m: layers(m * 255, BLACK, RIM * 255), "levels up to 76"),
     "red, JPEG's blue": (lambda m: layers(m * 255, BLACK, BLACK + 3), "levels up to 77"),
     "colour against opacity": (
-        lambda m: layers(m * 255, np.roll(m, 5, axis=0) * 255),
-        "another by its opacity",
+        lambda m: layers(m * 255, np.roll(m, 5, axis=0) * 255), "another by its opacity",
     ),
     "inverted": (lambda m: grey(255 - m * 255), "MASKS_ARE"),
     "inverted, 0 and 1": (lambda m: grey(1 - m), "MASKS_ARE"),
     "inverted, 1 bit": (lambda m: grey(255 - m * 255).convert("1"), "MASKS_ARE"),
     "opaque background": (lambda m: layers(BLACK, BLACK, BLACK, 255 - m * 255), "MASKS_ARE"),
     "all white": (lambda m: grey(WHITE), "MASKS_ARE"),
-}
-
-
+}  # fmt: skip
 SHADES = np.add.outer(np.arange(64), np.arange(48)).astype(np.uint8) * 2 + 20  # 20 to 240
 MARKED = cv2.dilate(MASK, np.ones((9, 9))) - cv2.dilate(MASK, np.ones((7, 7)))
 PICTURES = {
@@ -188,13 +174,10 @@ def test_a_mask_that_was_resized_is_no_picture_and_no_classes(read, how):
     np.testing.assert_array_equal(read(grey(soft)), (soft > 127).astype(np.uint8))
 
 
-def test_an_inverted_mask_is_read_as_the_user_says(read):
+def test_large_masks_are_read_as_the_user_says_or_where_they_leave_a_corner(read):
     white = grey(255 - MASK * 255)
     np.testing.assert_array_equal(read(white, masks_are="inverted"), MASK)
     np.testing.assert_array_equal(read(white, masks_are="right"), 1 - MASK)
-
-
-def test_a_huge_mask_that_leaves_a_corner_is_a_mask(read):
     huge = np.ones_like(MASK)
     huge[0, 0] = 0
     np.testing.assert_array_equal(read(grey(huge * 255)), huge)

@@ -111,12 +111,7 @@ def test_a_single_pixel_survives_any_shrinking_where_it_was():
     assert resized[700 // 16, 300 // 16] == 1
 
 
-def test_the_same_size_is_the_same_mask():
-    mask = (np.random.default_rng(0).random((37, 53)) < 0.4).astype(np.uint8)
-    np.testing.assert_array_equal(resize_mask(mask, mask.shape), mask)
-
-
-@pytest.mark.parametrize("times", [2, 3, 4])
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
 def test_aligned_blocks_shrink_without_loss(times):
     small = (np.random.default_rng(1).random((16, 24)) < 0.5).astype(np.uint8)
     large = np.kron(small, np.ones((times, times), dtype=np.uint8))

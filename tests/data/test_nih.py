@@ -16,13 +16,9 @@ HEADER = (
 )
 NAMES = [f"{patient:08d}_{number:03d}.png" for patient in (1, 2, 30805) for number in (0, 1)]
 FINDINGS = [
-    "Pneumothorax",
-    "Effusion|Pneumothorax",
-    "No Finding",
-    "Pleural_Thickening|Pneumonia",
-    "Pneumothorax|Nodule",
-    "Hernia",
-]
+    "Pneumothorax", "Effusion|Pneumothorax", "No Finding", "Pleural_Thickening|Pneumonia",
+    "Pneumothorax|Nodule", "Hernia",
+]  # fmt: skip
 
 
 def row(name: str, finding: str, patient: str | None = None) -> str:
@@ -57,20 +53,15 @@ def test_images_patients_and_labels_in_every_layout(tmp_path, name, end, folder)
     assert [Path(path).read_text() for path in frame["path"]] == NAMES
 
 
-def test_the_newer_table_wins(tmp_path):
-    write_table(tmp_path)
-    write_table(tmp_path, [row(NAMES[0], "Hernia")], name="Data_Entry_2017_v2020.csv")
-    write_images(tmp_path)
-    assert nih.read(tmp_path)["positive"].tolist() == [False]
-
-
-def test_what_a_mac_leaves_and_what_no_table_lists_is_not_looked_at(tmp_path):
+def test_other_files_are_not_looked_at_and_the_newer_table_wins(tmp_path):
     write_table(tmp_path)
     write_images(tmp_path)
-    write_images(tmp_path, [f"._{name}" for name in NAMES])
+    write_images(tmp_path, [f"._{name}" for name in NAMES])  # of a Mac
     write_images(tmp_path, [NAMES[0]], folder="__MACOSX")
     write_images(tmp_path, ["00000009_000.png", "logo.png"])
     assert len(nih.read(tmp_path)) == len(NAMES)
+    write_table(tmp_path, [row(NAMES[0], "Hernia")], name="Data_Entry_2017_v2020.csv")
+    assert nih.read(tmp_path)["positive"].tolist() == [False]
 
 
 def test_the_same_file_twice_is_one_and_another_of_its_name_is_refused(tmp_path):
@@ -97,6 +88,9 @@ def test_a_few_missing_images_are_left_out_and_listed_and_many_refused(tmp_path)
         nih.read(tmp_path)
 
 
+SHORT = "Image Index,Finding Labels,Patient ID\n"
+
+
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
@@ -110,10 +104,26 @@ def test_a_few_missing_images_are_left_out_and_listed_and_many_refused(tmp_path)
         (NAMES[2], r"row 4 has 1 cells under a header of 12"),
     ],
 )
-def test_an_ill_row_is_named(tmp_path, bad, complaint):
+def test_a_bad_row_is_named(tmp_path, bad, complaint):
     write_table(tmp_path, [row(NAMES[0], "Hernia"), row(NAMES[1], "Hernia"), bad])
     write_images(tmp_path)
     with pytest.raises(InputError, match=rf"Data_Entry_2017.csv {complaint}.*fetch the table"):
+        nih.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "is empty: fetch it again"),
+        (SHORT, "has a header and no rows"),
+        ("Image Index,Labels\n00000001_000.png,Hernia\n", r"not Finding Labels and Patient ID: is"),
+        (f'{SHORT}"a,b\n', "is no table with commas"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, text, complaint):
+    write_images(tmp_path)
+    (tmp_path / "Data_Entry_2017.csv").write_text(text)
+    with pytest.raises(InputError, match=complaint):
         nih.read(tmp_path)
 
 
@@ -126,19 +136,3 @@ def test_a_folder_that_is_not_nih_s_is_refused_with_what_it_lacks(tmp_path):
         nih.read(tmp_path / "b")
     with pytest.raises(InputError, match=r"gone can't be listed: No such file"):
         nih.read(tmp_path / "gone")
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("", "is empty: fetch it again"),
-        ("Image Index,Finding Labels,Patient ID\n", "has a header and no rows"),
-        ("Image Index,Labels\n00000001_000.png,Hernia\n", r"not Finding Labels and Patient ID: is"),
-        ('Image Index,Finding Labels,Patient ID\n"a,b\n', "is no table with commas"),
-    ],
-)
-def test_a_table_that_is_none_is_refused(tmp_path, text, complaint):
-    write_images(tmp_path)
-    (tmp_path / "Data_Entry_2017.csv").write_text(text)
-    with pytest.raises(InputError, match=complaint):
-        nih.read(tmp_path)

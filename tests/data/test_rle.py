@@ -93,19 +93,21 @@ def test_large_masks_round_trip(shape):
     assert rle.encode(mask) == reference_encode(mask)
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (0, -1), (-1, 0), (-1, -1)])
-def test_runs_at_the_first_and_last_pixel_are_kept(corner):
+@pytest.mark.parametrize(
+    ("pixels", "text"),
+    [
+        ((0, 0), "0 1"),
+        ((0, -1), f"{1023 * 1024} 1"),
+        ((-1, 0), "1023 1"),
+        ((-1, -1), f"{1024 * 1024 - 1} 1"),
+        (slice(None), "0 1048576"),
+    ],
+)
+def test_runs_at_the_first_and_last_pixel_are_kept(pixels, text):
     mask = np.zeros((1024, 1024), dtype=np.uint8)
-    mask[corner] = 1
-    text = rle.encode(mask)
+    mask[pixels] = 1
+    assert rle.encode(mask) == text
     np.testing.assert_array_equal(rle.decode(text), mask)
-    start = {(0, 0): 0, (0, -1): 1023 * 1024, (-1, 0): 1023, (-1, -1): 1024 * 1024 - 1}[corner]
-    assert text == f"{start} 1"
-
-
-def test_a_full_mask_is_one_run():
-    assert rle.encode(np.ones((1024, 1024), dtype=np.uint8)) == "0 1048576"
-    assert rle.decode("0 1048576").all()
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.int64, np.float32])
@@ -118,10 +120,7 @@ def test_nonzero_is_one_in_any_type_and_layout(dtype):
     assert rle.encode(np.repeat(typed, 2, axis=1)[:, ::2]) == expected
     if np.dtype(dtype).kind in "if":
         assert rle.encode(-typed) == expected
-
-
-def test_values_that_share_no_bit_are_both_one():
-    assert rle.encode(np.array([[1, 2, 0, 4]], dtype=np.uint8)) == "0 2 1 1"
+    assert rle.encode(np.array([[1, 2, 0, 4]], dtype=np.uint8)) == "0 2 1 1"  # no bit in common
 
 
 def test_the_mask_given_is_left_as_it_was():
@@ -161,30 +160,31 @@ def test_union_is_the_or_of_the_masks(many):
     if not many:
         assert united.shape == (0, 2)
         return
-    expected = np.bitwise_or.reduce(many)
-    np.testing.assert_array_equal(united, rle.runs_of(expected))
+    np.testing.assert_array_equal(united, rle.runs_of(np.bitwise_or.reduce(many)))
+    longer, short, later = np.array([[0, 10]]), np.array([[2, 3]]), np.array([[6, 1], [10, 2]])
+    np.testing.assert_array_equal(rle.union([short, later, longer]), [[0, 12]])
 
 
-def test_union_of_a_run_within_a_longer_one():
-    long, short, later = np.array([[0, 10]]), np.array([[2, 3]]), np.array([[6, 1], [10, 2]])
-    np.testing.assert_array_equal(rle.union([short, later, long]), [[0, 12]])
-
-
-@pytest.mark.parametrize("text", ["-1", " -1", "-1 ", "", "  "])
-def test_empty_strings_have_no_runs(text):
-    assert rle.parse(text).shape == (0, 2)
-    assert not rle.decode(text, (3, 4)).any()
-    assert rle.decode(text, (3, 4)).shape == (3, 4)
-
-
-def test_adjacent_runs_become_one():
-    np.testing.assert_array_equal(rle.parse("3 2 0 4 0 1 5 1"), [[3, 7], [15, 1]])
-    assert rle.to_string(rle.parse("3 2 0 4 0 1 5 1")) == "3 7 5 1"
-    np.testing.assert_array_equal(rle.parse("0 2 0 4"), [[0, 6]])
-
-
-def test_blanks_of_any_width_separate():
-    np.testing.assert_array_equal(rle.parse(" 3  2\t4\n1 "), [[3, 2], [9, 1]])
+@pytest.mark.parametrize(
+    ("text", "runs", "written"),
+    [
+        *((empty, [], "-1") for empty in ("-1", " -1", "-1 ", "", "  ")),
+        ("3 2 0 4 0 1 5 1", [[3, 7], [15, 1]], "3 7 5 1"),  # runs without a gap become one
+        ("0 2 0 4", [[0, 6]], "0 6"),
+        (" 3  2\t4\n1 ", [[3, 2], [9, 1]], "3 2 4 1"),
+        ("11 1", [[11, 1]], "11 1"),  # the last pixel of 3×4
+        ("11 2", [[11, 2]], "11 2"),  # beyond it: no shape, no bound
+    ],
+)
+def test_strings_are_read_as_runs(text, runs, written):
+    np.testing.assert_array_equal(rle.parse(text), np.reshape(runs, (-1, 2)))
+    assert rle.to_string(rle.parse(text)) == written
+    if text == "11 2":
+        with pytest.raises(rle.RleError, match="pixel 13"):
+            rle.parse(text, (3, 4))
+    elif not runs:
+        assert rle.decode(text, (3, 4)).shape == (3, 4)
+        assert not rle.decode(text, (3, 4)).any()
 
 
 @pytest.mark.parametrize(
@@ -219,19 +219,6 @@ def test_bad_strings_are_refused_by_pair(text, words):
         rle.decode(text, (3, 4))
 
 
-def test_a_run_may_end_at_the_last_pixel_but_not_after():
-    assert rle.decode("11 1", (3, 4))[2, 3] == 1
-    with pytest.raises(rle.RleError, match="pixel 13"):
-        rle.parse("11 2", (3, 4))
-    np.testing.assert_array_equal(rle.parse("11 2"), [[11, 2]])  # no shape, no bound
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), 12, b"1 2"])
-def test_what_is_not_text_is_refused(value):
-    with pytest.raises(rle.RleError, match="keep_default_na=False"):
-        rle.parse(value)
-
-
 @given(st.text(alphabet="0123456789 -x.", max_size=30))
 @settings(max_examples=300)
 def test_any_string_parses_or_is_refused_with_a_word(text):
@@ -263,11 +250,14 @@ def test_bad_runs_are_refused_by_number(runs, words):
             assert word in str(caught.value)
 
 
-def test_bad_shapes_are_refused():
+def test_arguments_of_other_kinds_are_refused():
     with pytest.raises(rle.RleError, match=r"\(1, 4, 4\)"):
         rle.encode(np.zeros((1, 4, 4)))
     with pytest.raises(rle.RleError, match=r"\(0, 4\)"):
         rle.decode("-1", (0, 4))
+    for value in (None, float("nan"), 12, b"1 2"):
+        with pytest.raises(rle.RleError, match="keep_default_na=False"):
+            rle.parse(value)
 
 
 @pytest.fixture(scope="module")

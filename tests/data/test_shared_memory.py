@@ -17,17 +17,11 @@ KB, MB = 1024, 1_000_000
 @pytest.mark.parametrize(
     ("workers", "images", "size", "free", "fits"),
     [
-        (2, 16, 256, 64 * KB, False),
-        (2, 16, 256, 4 * MB, False),
-        (2, 16, 256, 16 * MB, True),
-        (2, 16, 512, 16 * MB, False),
-        (2, 16, 512, 64 * MB, True),
-        (2, 16, 1024, 64 * MB, False),
-        (4, 16, 512, 64 * MB, True),
-        (4, 32, 512, 64 * MB, False),
-        (0, 32, 1024, 0, True),
+        (2, 16, 256, 64 * KB, False), (2, 16, 256, 4 * MB, False), (2, 16, 256, 16 * MB, True),
+        (2, 16, 512, 16 * MB, False), (2, 16, 512, 64 * MB, True), (2, 16, 1024, 64 * MB, False),
+        (4, 16, 512, 64 * MB, True), (4, 32, 512, 64 * MB, False), (0, 32, 1024, 0, True),
     ],
-)
+)  # fmt: skip
 def test_the_batches_of_all_workers_must_fit(workers, images, size, free, fits):
     if fits:
         shared_memory.check(workers, images, size, free=free)
