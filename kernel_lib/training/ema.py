@@ -19,18 +19,37 @@ class Ema:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.steps = 0
+        self._of: nn.Module | None = None  # the network whose tensors `_pairs` holds
+        self._pairs: dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Add the weights after one more optimiser step."""
         self.steps += 1
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.decay else 0.0
+        if self._of is not model:
+            self._of, self._pairs = model, self._paired(model)
+        average, values = self._pairs[True]
+        values = [v.to(a.dtype) for a, v in zip(average, values, strict=True)]
+        torch._foreach_lerp_(average, values, 1 - keep)
+        if self._pairs[False][0]:
+            torch._foreach_copy_(*self._pairs[False])
+
+    def _paired(
+        self, model: nn.Module
+    ) -> dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """Return average and current tensors, those of floating-point numbers under True.
+
+        Listing them takes milliseconds of each step; training changes them in place.
+        """
         average, current = self.model.state_dict(), model.state_dict()
-        floats = [k for k in average if average[k].is_floating_point()]
-        values = [current[k].to(average[k].dtype) for k in floats]
-        torch._foreach_lerp_([average[k] for k in floats], values, 1 - keep)
-        for key in average.keys() - set(floats):
-            average[key].copy_(current[key])
+        return {
+            floating: tuple(
+                [state[k] for k in average if average[k].is_floating_point() == floating]
+                for state in (average, current)
+            )
+            for floating in (True, False)
+        }
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "steps": self.steps}

@@ -103,10 +103,11 @@ class Step:
         masks = engine.to_device(masks)
         labels = self.positive[own_rows].to(engine.device)
         loss = self.loss(output, masks, labels)  # the part of this rank
-        value = float(self.world.total(loss.detach()))
-        self.steps.check_loss(value, self._where(position, batch))
         # DistributedDataParallel takes the mean over ranks; the parts are to be summed.
         self.scaler.scale(loss * (weight * self.world.size)).backward()
+        # Only now, since reading it waits for the GPU, which has the backward pass to do meanwhile.
+        value = float(self.world.total(loss.detach()))
+        self.steps.check_loss(value, self._where(position, batch))
         if self.experiment.sampling in sampling.BY_HARDNESS and math.isfinite(value):
             own = hardness_of(output, masks, labels).cpu()
             hardness[torch.from_numpy(batch[:, 1])] = torch.cat(self.world.gathered(own))
