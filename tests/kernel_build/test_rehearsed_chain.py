@@ -51,7 +51,7 @@ class Clock:
         self.left_over -= 1
         return self.left_over >= 0
 
-    def allows_whole(self, seconds, what):
+    def allows_uninterrupted(self, seconds, what):
         return self.allows(seconds)
 '''
 
