@@ -167,37 +167,48 @@ def measurements(
 
 @click.command()
 @click.argument("experiment")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True)
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="As for training.")
-@click.option("--log", "logs", multiple=True, metavar="[ROW=]FILE", help="A run's log.jsonl.")
-@click.option("--seconds-per-epoch", "seconds", multiple=True, metavar="[ROW=]S")
 @click.option(
-    "--session-hours",
-    "--hours",
-    "hours",
-    type=float,
-    default=quota.SESSION_HOURS,
-    show_default=True,
-    help=f"What a session lasts; {quota.SHORT_SESSION_HOURS:g} are reported for some accounts.",
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds."
 )
+@click.option(
+    "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Number of folds."
+)
+@click.option(
+    "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of training."
+)
+@click.option(
+    "--log", "logs", multiple=True, metavar="[EXPERIMENT=]FILE",
+    help="The log.jsonl of a run, from which an epoch's time is read.",
+)  # fmt: skip
+@click.option(
+    "--seconds-per-epoch", "seconds", multiple=True, metavar="[EXPERIMENT=]S",
+    help="An epoch's time, where there is no log.",
+)  # fmt: skip
+@click.option(
+    "--session-hours", "--hours", "hours", type=float, default=quota.SESSION_HOURS,
+    show_default=True,
+    help=f"Length of a session; {quota.SHORT_SESSION_HOURS:g} are reported for some accounts.",
+)  # fmt: skip
 @click.option(
     "--write", "out", type=click.Path(file_okay=False, path_type=Path),
-    help="Build every kernel here, and push_all.py.",
+    help="Build all kernels in this folder, with push_all.py.",
 )  # fmt: skip
-@click.option("--owner", help="Kaggle user name; default: KAGGLE_USERNAME or kaggle.json.")
-@click.option("--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True)
-@click.option("--slug", help="What all kernels' names begin with; default: their run's name.")
-@click.option("--data", metavar="OWNER/SLUG", help="The images' data set; default: competition.")
-@click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="Also attached.")
+@click.option("--owner", help="Kaggle user name [KAGGLE_USERNAME or kaggle.json].")
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
-    help="A Kaggle Model, also attached.",
-)
-@click.option("--offline", "attached", metavar="FOLDER", help="A data set of `offline`, attached.")
+    "--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True,
+    help="Kind of the kernels.",
+)  # fmt: skip
+@click.option("--slug", help="Beginning of the kernels' names [their run's name].")
+@click.option("--data", metavar="OWNER/SLUG", help="Data set of the images [the competition].")
+@click.option(
+    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG",
+    help="A data set to attach; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--model", "models", multiple=True, metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
+    help="A Kaggle Model to attach; repeatable.",
+)  # fmt: skip
+@click.option("--offline", "attached", metavar="FOLDER", help="A folder of `offline` to attach.")
 @click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
 def plan(
     experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, slug, data, datasets,

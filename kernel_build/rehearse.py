@@ -269,7 +269,7 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Stands for the competition, or for the data set that holds its files.",
+    help="Folder to mount as the competition, or as the data set of its files.",
 )
 @click.option(
     "--input",
@@ -277,8 +277,8 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
     multiple=True,
     metavar="NAME=FOLDER",
     callback=_named_folder,
-    help="Stands for another source, NAME as the metadata has it; may be repeated. Default for a "
-    "kernel: what its rehearsal beside this one left.",
+    help="Folder to mount as another input, NAME as in the metadata; repeatable [for a kernel: the "
+    "output of its rehearsal beside this one].",
 )
 @click.option(
     "--session-hours",
@@ -287,22 +287,24 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
     type=float,
     default=quota.SESSION_HOURS,
     show_default=True,
-    help="What a session lasts.",
+    help="Length of a session.",
 )
 @click.option(
     "--scale",
     type=float,
     default=1.0,
     show_default=True,
-    help="Of the time limit: 0.01 makes a session of 12 h one of 7 minutes.",
+    help="Factor of the time limit: 0.01 turns a session of 12 h into 7 minutes.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where outputs and log stay; default: rehearsals/SLUG beside FOLDER.",
+    help="Folder for outputs and log [rehearsals/SLUG beside FOLDER].",
 )
 @click.option(
-    "--level", type=click.Choice(list(sandbox.LEVELS)), help="Default: the strictest possible."
+    "--level",
+    type=click.Choice(list(sandbox.LEVELS)),
+    help="How strictly to isolate the kernel [as strictly as possible].",
 )
 def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
     """Run the built kernel in FOLDER as Kaggle would, and check what it leaves."""
