@@ -114,7 +114,7 @@ ablation-quick: $(READY)
 
 # Five folds of the lite0 experiments and their variants; skips where DATA is absent.
 real: $(READY)
-	$(PY) -m tools.ablation real --data $(DATA) $(if $(GPU),--gpu --at-once 10)
+	$(PY) -m tools.ablation real --data $(DATA) $(if $(GPU),--gpu --at-once 5)
 
 honesty: $(READY)
 	$(PY) -m tools.ablation honesty --sets $(SETS)

@@ -75,7 +75,15 @@ def test_where_it_says_that_there_is_room_a_loader_runs(disk, workers, images, s
     code = [sys.executable, "-c", LOADED, str(workers), str(images), str(size)]
     for share, works in ((1.0, True), (0.3, False)):
         mount = f"mount -t tmpfs -o size={int(pages * share) * 4096} tmpfs /dev/shm"
-        shell = ["unshare", "-m", "bash", "-c", f'{mount} || exit 77; exec timeout 120 "$@"', "-", *code]
+        shell = [
+            "unshare",
+            "-m",
+            "bash",
+            "-c",
+            f'{mount} || exit 77; exec timeout 120 "$@"',
+            "-",
+            *code,
+        ]
         done = subprocess.run(shell, capture_output=True, text=True, check=False)
         if done.returncode == 77 or "unshare" in done.stderr:
             pytest.skip(f"no folder can be mounted here: {done.stderr.strip()}")

@@ -144,17 +144,17 @@ GPU_STUDY = Study(
             name="lite0_512",
             size=512,
             augment="distortions",
-            epochs=16,
-            min_epochs=12,
+            epochs=10,
+            min_epochs=8,
             warmup_epochs=1.0,
         ),
     ),
     variants={
         "flips": Variant("small affine and contrast alone", {"augment": "flips"}, EVERY_FOLD),
-        "short": Variant("half the epochs", {"epochs": 8, "min_epochs": 6}, EVERY_FOLD),
+        "short": Variant("half the epochs", {"epochs": 5, "min_epochs": 4}, EVERY_FOLD),
     },
-    # All trainings share one card, whose processors are not many: one process loads for each.
-    training={"device": "cuda", "workers": 1, "processes": 1},
+    # All trainings share one card and its machine's few processors.
+    training={"device": "cuda", "workers": 2, "processes": 1},
     marks=("<!-- real gpu:begin -->", "<!-- real gpu:end -->"),
 )
 

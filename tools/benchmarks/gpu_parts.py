@@ -78,7 +78,7 @@ def scale(device: str) -> Scale:
             unet=_row("UNetResNet34_512_v1"),
             deeplab=_row("deeplabv3plus_resnet_512_v1"),
             large=(_row("UNetResNet34_1024_v1"), _row("deeplabv3plus_resnet_1024_v2")),
-            images=512, rounds=3, most_images=256, most_epochs=30, n_folds=5,
+            images=160, rounds=3, most_images=256, most_epochs=30, n_folds=5,
         )  # fmt: skip
     toy = {"encoder": "resnet18", "size": 64, "batch_size": 2}
     unet = _row("UNetResNet34_512_v1", decoder_channels=(16, 16, 16, 16, 16), **toy)
@@ -424,12 +424,12 @@ def parameters(place: Place, **changes: Any) -> TrainParameters:
     return TrainParameters(
         fold=0, n_folds=place.scale.n_folds, data_dir=str(place.data),
         work_dir=str(place.scratch / "work"), cache_dir=str(place.scratch / "cache"),
-        device=place.given.device, processes=1, max_hours=max(1.0, place.left() - 5) / 3600,
-        **given, **changes,
+        device=place.given.device, processes=1, **given, **changes,
     )  # fmt: skip
 
 
 def _one_epoch(place: Place, epoch_s: dict[str, float]) -> Iterator[Row]:
+    # Without a clock, which a first step of half a minute would stop.
     asked = parameters(place, epochs=1, min_epochs=0, keep=1)
     began = time.monotonic()
     source, size = table.discover(place.data), asked.size or EXPERIMENTS[asked.experiment].size
@@ -456,7 +456,8 @@ def _as_many_as_fit(place: Place, epoch_s: dict[str, float]) -> Iterator[Row]:
         yield {"what": "more epochs", "here": f"none: {place.left():.0f} s left, {each:.0f} s each"}
         return
     began = time.monotonic()
-    asked = parameters(place, epochs=epochs, min_epochs=epochs // 2, patience=epochs)
+    asked = parameters(place, epochs=epochs, min_epochs=epochs // 2, patience=epochs,
+                       max_hours=max(1.0, place.left() - 5) / 3600)  # fmt: skip
     result = train.run(asked)
     if not result.complete:
         raise RuntimeError(f"the clock stopped it: {result}")
