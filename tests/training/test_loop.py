@@ -97,15 +97,15 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor that a finished training leaves, by file and name."""
-    tensors = {}
+    """Return every tensor that a finished training leaves, by file and name."""
+    weights = {}
     for path in sorted((folder / "runs/tiny_seed7/fold0").glob("*.pt")):
         state, _ = checkpoints.load(path)
         for part in ("model", "ema"):
             tensors = state.get(part, {})
             tensors = tensors.get("model", tensors)
-            tensors |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
-    return tensors
+            weights |= {f"{path.name}/{part}/{k}": v for k, v in tensors.items()}
+    return weights
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
