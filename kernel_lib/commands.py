@@ -229,10 +229,11 @@ def experiments() -> None:
 @click.option("--max-mb", default=25.0, show_default=True, help="The file's limit, MB.")
 def view(ensemble: Path, out: Path | None, **options) -> None:
     """Write the viewer of an ENSEMBLE folder's masks: one HTML file for any browser."""
+    from kernel_lib.artifacts.filenames import VIEWER
     from kernel_lib.viewer.document import viewer
 
     page = viewer(ensemble, **options)
-    target = page.save(out or ensemble / "viewer.html")
+    target = page.save(out or ensemble / VIEWER)
     click.echo(f"{target}: {page}; open it in a browser")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from kernel_lib import storage
-from kernel_lib.artifacts.ensemble import MEMBERS, THRESHOLDS, Ensemble, Member, named_if_damaged
+from kernel_lib.artifacts.ensemble import Ensemble, Member, named_if_damaged
+from kernel_lib.artifacts.filenames import MEMBERS, THRESHOLDS
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult

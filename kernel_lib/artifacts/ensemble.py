@@ -15,12 +15,9 @@ from pydantic import Field, model_validator
 
 from kernel_lib import archives, storage
 from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.filenames import ENSEMBLES, MEMBERS, THRESHOLDS
 from kernel_lib.config import Combine, Frozen
 from kernel_lib.errors import InputError
-
-FOLDER = "ensembles"  # in the working folder
-MEMBERS, THRESHOLDS = "members.json", "thresholds.json"
-REPORT, VIEWER = "report.html", "viewer.html"  # what stages draw into an ensemble's folder
 
 
 class Member(Frozen):
@@ -115,16 +112,16 @@ def _missing(path: Path) -> str:
     work = next((p.parent for p in (folder, *folder.parents) if p.name == "runs"), None)
     if work is not None:
         kind = " but a run's"
-    elif (folder / FOLDER).is_dir():
+    elif (folder / ENSEMBLES).is_dir():
         work = folder
-    elif folder.name == FOLDER:
+    elif folder.name == ENSEMBLES:
         work = folder.parent
     elif any((folder / name).is_file() for name in (MEMBERS, THRESHOLDS)):
         return f"{path} is missing: the thresholds stage makes it"
-    there = [] if work is None else sorted(work.glob(f"{FOLDER}/*/{THRESHOLDS}"))
+    there = [] if work is None else sorted(work.glob(f"{ENSEMBLES}/*/{THRESHOLDS}"))
     give = " or ".join(str(one.parent) for one in there)
     return f"{folder} is no ensemble's folder{kind}: give " + (
-        give or f"WORK_DIR/{FOLDER}/NAME, which the thresholds stage makes"
+        give or f"WORK_DIR/{ENSEMBLES}/NAME, which the thresholds stage makes"
     )
 
 
@@ -135,7 +132,7 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
     """
     found, begun = (
         {p.parent.name: p.parent for root in reversed(roots) for p in sorted(root.glob(pattern))}
-        for pattern in (f"{FOLDER}/*/{THRESHOLDS}", f"{FOLDER}/*/{MEMBERS}")
+        for pattern in (f"{ENSEMBLES}/*/{THRESHOLDS}", f"{ENSEMBLES}/*/{MEMBERS}")
     )
     lost = begun.keys() - found.keys()
     if name in lost or (name is None and not found and len(lost) == 1):

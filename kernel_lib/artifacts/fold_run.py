@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_lib import storage
+from kernel_lib.artifacts import filenames
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
@@ -39,29 +40,29 @@ class FoldRun:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.json"
+        return self.path / filenames.CONFIG
 
     @property
     def log(self) -> Path:
-        return self.path / "log.jsonl"
+        return self.path / filenames.LOG
 
     @property
     def last(self) -> Path:
-        return self.path / "last.pt"
+        return self.path / filenames.LAST
 
     @property
     def oof(self) -> Path:
         """Maps of the held-out images by the kept checkpoints."""
-        return self.path / "oof.zip"
+        return self.path / filenames.OOF
 
     @property
     def oof_last(self) -> Path:
         """The same by the last EMA weights, which no label selected."""
-        return self.path / "oof_last.zip"
+        return self.path / filenames.OOF_LAST
 
     @property
     def test(self) -> Path:
-        return self.path / "test.zip"
+        return self.path / filenames.TEST_MAPS
 
     @property
     def holds_training(self) -> bool:
@@ -90,15 +91,15 @@ class FoldRun:
         return False
 
     def best(self, epoch: int) -> Path:
-        return self.path / f"best_epoch{epoch:03d}.pt"
+        return self.path / f"{filenames.BEST}{epoch:03d}{filenames.CHECKPOINT_SUFFIX}"
 
     def kept_epochs(self) -> list[int]:
         """The epochs of the kept checkpoints, in order."""
-        return [int(path.stem.removeprefix("best_epoch")) for path in self.kept()]
+        return [int(path.stem.removeprefix(filenames.BEST)) for path in self.kept()]
 
     def kept(self) -> list[Path]:
         """The kept checkpoints, by epoch."""
-        return sorted(self.path.glob("best_epoch*.pt"))
+        return sorted(self.path.glob(f"{filenames.BEST}*{filenames.CHECKPOINT_SUFFIX}"))
 
     def require_kept(self, names: Iterable[str], needed_for: str) -> None:
         """Raise InputError where a checkpoint that predicted the held-out images is gone."""
@@ -136,13 +137,13 @@ class FoldRun:
 
 def fold_folder(work: Path, run: str, fold: int) -> FoldRun:
     """Where fold `fold` of a run lies, or will lie, under a working folder."""
-    return FoldRun(run, fold, work / "runs" / run / f"fold{fold}")
+    return FoldRun(run, fold, work / filenames.RUNS / run / f"fold{fold}")
 
 
 def begun(root: Path, run: str = "*") -> list[FoldRun]:
     """The folds of a run, or of all runs, under a root in which a training wrote, by path."""
     found = []
-    for path in sorted((root / "runs").glob(f"{run}/fold*")):
+    for path in sorted((root / filenames.RUNS).glob(f"{run}/fold*")):
         number = path.name.removeprefix("fold")
         if number.isdecimal() and path.is_dir():
             folder = FoldRun(path.parent.name, int(number), path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kernel_lib.artifacts.filenames import FOLDS
 from kernel_lib.data import cells, rle
 from kernel_lib.data.folds import groups_of
 from kernel_lib.errors import InputError
@@ -23,7 +24,6 @@ WHOLE_NUMBERS = {
     "area_px": (0, 65_535**2),
 }
 REDRAW = "delete it and run `prepare` again"
-FILE = "folds.csv"
 RESTORE = (
     "restore it from a copy, or from the output of another kernel or machine that trained them, "
     "which holds the same; or train in another WORK_DIR; drawn again it may hold out other images"
@@ -47,7 +47,7 @@ def save(table: pd.DataFrame, path: Path) -> None:
 
 def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFrame:
     """The folds file under these folders (the one with that digest); InputError where none is."""
-    there = [root / FILE for root in roots if (root / FILE).is_file()]
+    there = [root / FOLDS for root in roots if (root / FOLDS).is_file()]
     for path in there:
         drawn = load(path)
         if digest_wanted is None or digest(drawn) == digest_wanted:
@@ -62,7 +62,7 @@ def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFram
 
 def missing(roots: Sequence[Path]) -> str:
     """What to say where runs lie under these folders, the working folder first, and no file."""
-    return f"{roots[0] / FILE} is missing, by which the runs there were trained: {RESTORE}"
+    return f"{roots[0] / FOLDS} is missing, by which the runs there were trained: {RESTORE}"
 
 
 def load(path: Path) -> pd.DataFrame:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Self
 
 from kernel_lib import storage
+from kernel_lib.artifacts.filenames import LEFT_OUT
 from kernel_lib.errors import InputError
 
-FILE = "left_out.json"
-NIH_FILE = "nih_left_out.json"  # of NIH ChestX-ray14
 _COLON = re.compile(": ")
 
 
@@ -32,7 +31,7 @@ class LeftOut:
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._beginnings
 
-    def save(self, work: Path, name: str = FILE) -> None:
+    def save(self, work: Path, name: str = LEFT_OUT) -> None:
         storage.write_json(work / name, list(self.lines))
 
     @classmethod
@@ -41,7 +40,7 @@ class LeftOut:
 
         Raises InputError where the file is damaged.
         """
-        path = next((root / FILE for root in roots if (root / FILE).is_file()), None)
+        path = next((root / LEFT_OUT for root in roots if (root / LEFT_OUT).is_file()), None)
         if path is None:
             return cls()
         try:

@@ -14,9 +14,9 @@ import pandas as pd
 from kernel_lib import storage
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import named_if_damaged
+from kernel_lib.artifacts.filenames import PER_IMAGE, STATISTICS
 from kernel_lib.postprocess.histograms import Stacked
 
-PER_IMAGE, STATISTICS = "oof.csv", "oof_statistics.npz"
 # What is read of oof.csv, beside the images' ids.
 _COLUMNS = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
             "dice": "float64"}  # fmt: skip

@@ -10,10 +10,9 @@ from typing import Self
 import numpy as np
 
 from kernel_lib import archives, storage
+from kernel_lib.artifacts.filenames import TEST_RUN
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.nested_cv_report import TestSummary
-
-FILE, SUBMISSION = "test.json", "submission.csv"
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class TestRun:
             "area_px": self.area_px,
             "trained_on": self.trained_on,
         }
-        storage.write_json(folder / FILE, document)
+        storage.write_json(folder / TEST_RUN, document)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """Return None where the inference stage has not run; InputError for a damaged file."""
-        path = folder / FILE
+        path = folder / TEST_RUN
         if not path.is_file():
             return None
         try:

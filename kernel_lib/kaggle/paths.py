@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kernel_lib import experiment_file
+from kernel_lib.artifacts.filenames import ENSEMBLES, FOLDS, RUNS
 from kernel_lib.data.layouts import (
     LABEL_FILES,
     LAYOUTS,
@@ -208,10 +209,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _holds_artefacts(folder: Path) -> bool:
-    return (
-        any((folder / n).is_dir() for n in ("runs", "ensembles"))
-        or (folder / "folds.csv").is_file()
-    )
+    return any((folder / name).is_dir() for name in (RUNS, ENSEMBLES)) or (folder / FOLDS).is_file()
 
 
 def _holds_weights(folder: Path) -> bool:

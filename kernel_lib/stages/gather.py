@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, folds_file, left_out
+from kernel_lib.artifacts import filenames, fold_run, folds_file
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.errors import InputError
@@ -27,7 +27,7 @@ Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folde
 
 _BLOCK = 1 << 22  # bytes read at a time
 # What trainings left out: the same for the same folds file, and only told in reports.
-_BESIDE = (left_out.FILE, left_out.NIH_FILE)
+_BESIDE = (filenames.LEFT_OUT, filenames.NIH_LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _refuse_changed(was: Mapping[Path, Stamp | None]) -> None:
 
 def _bring_table(table: Path, fold_table: pd.DataFrame, roots: Sequence[Path], work: Path) -> None:
     """folds.csv first, so that a training that starts here meanwhile takes it too."""
-    target = work / "folds.csv"
+    target = work / filenames.FOLDS
     with storage.folder_lock(target, wait=True):
         if target.exists():
             if differs := folds_file.difference(folds_file.load(target), fold_table):

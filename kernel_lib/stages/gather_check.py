@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run, folds_file
+from kernel_lib.artifacts.filenames import FOLDS
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage, check_lineage
 from kernel_lib.artifacts.maps import Maps
@@ -131,7 +132,7 @@ def refuse_mixed(found: Sequence[Fold]) -> None:
 
 def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.DataFrame]:
     """The folds file that all places share and all folds were trained on, and where it lies."""
-    there = [path for root in roots if (path := root / "folds.csv").is_file()]
+    there = [path for root in roots if (path := root / FOLDS).is_file()]
     if not there:
         places = ", ".join(map(str, roots))
         raise InputError(

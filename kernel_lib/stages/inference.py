@@ -15,12 +15,13 @@ import torch
 
 from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import ensemble as ensembles
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import filenames, fold_run, maps
 from kernel_lib.artifacts.decision import Decision
-from kernel_lib.artifacts.ensemble import REPORT, Ensemble
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.filenames import REPORT, SUBMISSION
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import check_lineage, stated_lineage
-from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
+from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
 from kernel_lib.data.images import Skipped
@@ -202,7 +203,7 @@ class Asked:
     @property
     def folder(self) -> Path:
         """The ensemble's folder in the working folder."""
-        return self.roots[0] / ensembles.FOLDER / self.ensemble.name
+        return self.roots[0] / filenames.ENSEMBLES / self.ensemble.name
 
     @property
     def output(self) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts.left_out import NIH_FILE, LeftOut
+from kernel_lib.artifacts.filenames import NIH_LEFT_OUT
+from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, nih, table
 from kernel_lib.data.cache import Prepared
@@ -93,7 +94,7 @@ def prepare(
     )
     truth.insert(1, "fold", _folds(truth, fold_table, folds_of))
     truth.insert(2, "group", truth.pop("group"))
-    LeftOut(tuple(map(str, excluded))).save(work, NIH_FILE)
+    LeftOut(tuple(map(str, excluded))).save(work, NIH_LEFT_OUT)
     _say(truth, size, past_known, excluded)
     return NihImages(prepared, truth, tuple(codes[i] for i in kept), past_known, excluded)
 
@@ -173,7 +174,7 @@ def _say(truth: pd.DataFrame, size: int, past_known: bool, excluded: list[Skippe
         what = "held out by no fold" if fold == ALWAYS_TRAINS else f"held out by fold {fold}"
         print(f"  {what}: {len(rows)}, {int(rows['positive'].sum())} with pneumothorax")
     if excluded:
-        print(f"  left out: {len(excluded)}, see {NIH_FILE}; {excluded[0]}")
+        print(f"  left out: {len(excluded)}, see {NIH_LEFT_OUT}; {excluded[0]}")
     if not past_known:
         print(
             "warning: not every competition image has an NIH patient, so these images may hold "

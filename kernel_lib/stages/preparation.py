@@ -10,6 +10,7 @@ import pandas as pd
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
+from kernel_lib.artifacts.filenames import FOLDS
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
@@ -144,15 +145,15 @@ def settle_folds(
     Trainings that start together in one folder draw once: the others wait, and take what is there.
     Raises InputError where the one there is of other images, labels or N_FOLDS.
     """
-    with storage.folder_lock(roots[0] / "folds.csv", wait=True):
+    with storage.folder_lock(roots[0] / FOLDS, wait=True):
         return _settle_alone(prepared, parameters, roots)
 
 
 def _settle_alone(
     prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
 ) -> pd.DataFrame:
-    target = roots[0] / folds_file.FILE
-    existing = next((r / folds_file.FILE for r in roots if (r / folds_file.FILE).is_file()), None)
+    target = roots[0] / FOLDS
+    existing = next((r / FOLDS for r in roots if (r / FOLDS).is_file()), None)
     if existing is None:
         refuse_lost_folds(roots)
         fold_table = _drawn(prepared, parameters)
@@ -181,7 +182,7 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
     begun = fold_run.names(
         roots
     )  # first: a training that begins writes the folds file before its run
-    if begun and not any((root / folds_file.FILE).is_file() for root in roots):
+    if begun and not any((root / FOLDS).is_file() for root in roots):
         raise InputError(f"{folds_file.missing(roots)} (runs: {', '.join(begun)})")
 
 

@@ -11,10 +11,11 @@ import pandas as pd
 
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
-from kernel_lib.artifacts.ensemble import REPORT, THRESHOLDS, Ensemble, named_if_damaged
+from kernel_lib.artifacts.ensemble import Ensemble, named_if_damaged
+from kernel_lib.artifacts.filenames import REPORT, SUBMISSION, THRESHOLDS
 from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.artifacts.oof import OofStatistics, load_per_image
-from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
+from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data.table import Source
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.postprocess import search

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.artifacts.decision import Decision, Scores
-from kernel_lib.artifacts.ensemble import MEMBERS, REPORT, THRESHOLDS, VIEWER, Ensemble
-from kernel_lib.artifacts.test_run import SUBMISSION, TestRun
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.filenames import MEMBERS, REPORT, SUBMISSION, THRESHOLDS, VIEWER
+from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from kernel_lib.artifacts import filenames
+
 if TYPE_CHECKING:
     from kernel_lib.config import Parameters
 
-FOLD_FILES = tuple(f"runs/*/fold*/{name}" for name in ("config.json", "log.jsonl", "last.pt"))
+OF_FOLD, OF_ENSEMBLE = f"{filenames.RUNS}/*/fold*", f"{filenames.ENSEMBLES}/*"
+FOLD_FILES = tuple(
+    f"{OF_FOLD}/{name}" for name in (filenames.CONFIG, filenames.LOG, filenames.LAST)
+)
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,11 @@ _ALL = (
         "images",
         then="where time ran out, a kernel with the same parameters that takes this one's output "
         "goes on; when every fold is trained, a thresholds kernel that takes the output of all",
-        outputs=("folds.csv", *FOLD_FILES),
+        outputs=(filenames.FOLDS, *FOLD_FILES),
         artefacts=(
-            *FOLD_FILES, "runs/*/fold*/best_epoch*.pt", "runs/*/fold*/oof*.zip", "folds.csv",
-            "left_out.json", "nih_*.csv", "nih_*.json",
+            *FOLD_FILES, f"{OF_FOLD}/{filenames.BEST}*", f"{OF_FOLD}/{filenames.OOF}",
+            f"{OF_FOLD}/{filenames.OOF_LAST}", filenames.FOLDS, filenames.LEFT_OUT, "nih_*.csv",
+            "nih_*.json",
         ),
         left_out=(
             "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
@@ -99,10 +105,12 @@ _ALL = (
         "every image, download all of these into one folder and run `python -m kernel_lib view "
         "FOLDER/ensembles/NAME`",
         outputs=tuple(
-            f"ensembles/*/{name}"
-            for name in ("members.json", "thresholds.json", "oof.csv", "report.html")
+            f"{OF_ENSEMBLE}/{name}"
+            for name in (
+                filenames.MEMBERS, filenames.THRESHOLDS, filenames.PER_IMAGE, filenames.REPORT,
+            )
         ),
-        artefacts=("ensembles/*/*",),
+        artefacts=(f"{OF_ENSEMBLE}/*",),
         left_out=(
             "checkpoints.py", "inference/predict.py", "inference/predictions.py", "models",
             "released.py", "stages/inference.py", "stages/initial_weights.py",
@@ -118,8 +126,13 @@ _ALL = (
         leaves="below `ensembles/` the checked `submission.csv` and `report.html`",
         then="submit `submission.csv`; to look at its masks, download this output and run "
         "`python -m kernel_lib view FOLDER/ensembles/NAME --test`",
-        outputs=("*submission.csv", "ensembles/*/test.json", "ensembles/*/report.html"),
-        artefacts=("runs/*/fold*/test.zip", "ensembles/*/*", "submission.csv"),
+        outputs=(
+            f"*{filenames.SUBMISSION}", f"{OF_ENSEMBLE}/{filenames.TEST_RUN}",
+            f"{OF_ENSEMBLE}/{filenames.REPORT}",
+        ),
+        artefacts=(
+            f"{OF_FOLD}/{filenames.TEST_MAPS}", f"{OF_ENSEMBLE}/*", filenames.SUBMISSION,
+        ),
         left_out=(
             "data/nih.py", "models/losses.py", "stages/initial_weights.py", "stages/nih.py",
             "stages/preparation.py", "stages/thresholds.py", "stages/train.py", "training",

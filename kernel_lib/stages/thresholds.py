@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, folds_file, test_run
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision, Scores, Searched
-from kernel_lib.artifacts.ensemble import FOLDER, REPORT, THRESHOLDS, Ensemble
+from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.filenames import ENSEMBLES, REPORT, TEST_RUN, THRESHOLDS
 from kernel_lib.artifacts.oof import OofStatistics, save_per_image
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
@@ -105,7 +106,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, fold_table, **allow)
     last = out_of_fold(ensemble, roots, fold_table, last=True, **allow)
-    folder = work / FOLDER / ensemble.name
+    folder = work / ENSEMBLES / ensemble.name
     with Signals().caught(), storage.folder_lock(folder):
         fitted, report_kept = _fit(kept, recipe, parameters, progress=True)
         _, report_last = _fit(last, recipe, parameters)
@@ -209,7 +210,7 @@ def _save(
     if candidates.by_members:
         weightings = [alone(n, at) for at in range(n)]
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
-    with storage.replace_files(folder, without=(THRESHOLDS, test_run.FILE)) as aside:
+    with storage.replace_files(folder, without=(THRESHOLDS, TEST_RUN)) as aside:
         save_per_image(aside, decision.scores.kept.per_image)
         seen = tuple(part.gated(weights) for weights in weightings)
         OofStatistics(tuple(part.table["image_id"]), seen).save(aside)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kernel_lib.artifacts.left_out import FILE, LeftOut
+from kernel_lib.artifacts.filenames import LEFT_OUT
+from kernel_lib.artifacts.left_out import LeftOut
 from kernel_lib.errors import InputError
 
 
@@ -21,6 +22,6 @@ def test_an_id_may_hold_a_colon():
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])
 def test_a_damaged_file_is_named(tmp_path, text):
-    (tmp_path / FILE).write_text(text)
-    with pytest.raises(InputError, match=FILE):
+    (tmp_path / LEFT_OUT).write_text(text)
+    with pytest.raises(InputError, match=LEFT_OUT):
         LeftOut.load([tmp_path])

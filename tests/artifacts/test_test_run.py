@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from kernel_lib.artifacts.test_run import FILE, TestRun
+from kernel_lib.artifacts.filenames import TEST_RUN
+from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
@@ -34,14 +35,14 @@ def test_it_comes_back(tmp_path):
 def test_there_is_none_before_inference_and_an_earlier_version_looked_for_no_leak(tmp_path):
     assert TestRun.load(tmp_path) is None
     run().save(tmp_path)
-    document = json.loads((tmp_path / FILE).read_text())
+    document = json.loads((tmp_path / TEST_RUN).read_text())
     del document["trained_on"]
-    (tmp_path / FILE).write_text(json.dumps(document))
+    (tmp_path / TEST_RUN).write_text(json.dumps(document))
     assert TestRun.load(tmp_path).trained_on == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"summary": 3}'])
 def test_a_damaged_file_is_named_with_its_stage(tmp_path, text):
-    (tmp_path / FILE).write_text(text)
-    with pytest.raises(InputError, match=rf"{FILE} is damaged .*inference stage"):
+    (tmp_path / TEST_RUN).write_text(text)
+    with pytest.raises(InputError, match=rf"{TEST_RUN} is damaged .*inference stage"):
         TestRun.load(tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernel_lib import storage
-from kernel_lib.artifacts import left_out, maps
+from kernel_lib.artifacts import filenames, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import out_of_fold
@@ -38,7 +38,7 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
 
 def test_images_that_training_left_out_by_name_are_not_scored(tmp_path):
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table().iloc[:5])
-    storage.write_json(tmp_path / left_out.FILE, ["i5: it is cut short", "i4: another was"])
+    storage.write_json(tmp_path / filenames.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
     found = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
     assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
 
@@ -50,7 +50,7 @@ def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, l
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table())
     if order == ["a"]:
         lines = ["i55: it is cut short"]
-    storage.write_json(tmp_path / left_out.FILE, lines)
+    storage.write_json(tmp_path / filenames.LEFT_OUT, lines)
     ensemble = gather([tmp_path], order)
     with pytest.raises(InputError, match=r"runs/[ab]/fold1/oof.zip holds no map of image i5"):
         out_of_fold(ensemble, [tmp_path], table())

@@ -106,7 +106,7 @@ def test_no_copy_of_a_test_image_trains_in_any_nor_another_of_its_patient(
     of_them = set(listed.index[listed.isin(patients)])
     assert len(of_them) > N_TEST
     assert {image.image_id for image in found.excluded} == of_them
-    assert json.loads((tmp_path / stage.NIH_FILE).read_text()) == [
+    assert json.loads((tmp_path / stage.NIH_LEFT_OUT).read_text()) == [
         str(image) for image in found.excluded
     ]
     test = [fingerprint.code(images.read(path)) for path in source.test["path"]]

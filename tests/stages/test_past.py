@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.artifacts import left_out
+from kernel_lib.artifacts import filenames
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import fingerprint, table
@@ -60,7 +60,7 @@ def test_training_images_that_are_test_images_by_id_or_pixels_are_left_out(tmp_p
     assert fingerprint.matches(fingerprint.codes(found), [code(1), code(3)]).tolist() == [
         [0, 0], [1, 1]
     ]  # fmt: skip
-    lines = json.loads((tmp_path / left_out.FILE).read_text())
+    lines = json.loads((tmp_path / filenames.LEFT_OUT).read_text())
     assert [line.split(": ")[0] for line in lines] == ["b", "d"]
     assert "x" in lines[0]
     assert "2 of 4 training images" in capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_training_images_that_are_test_images_by_id_or_pixels_are_left_out(tmp_p
 def test_where_all_training_images_are_test_images_all_stay_with_a_warning(tmp_path, capsys):
     assert len(prepared(tmp_path, {"b": 2}, {"x": 2})) == 1
     assert "b: it is the test image x" in capsys.readouterr().out
-    assert json.loads((tmp_path / left_out.FILE).read_text()) == []
+    assert json.loads((tmp_path / filenames.LEFT_OUT).read_text()) == []
 
 
 def test_without_copies_all_are_kept(tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_folds_with_images_that_are_not_here_nor_left_out_by_name_are_refused(tm
     fewer = prepared(tmp_path / "less", {"a": 1, "c": 3}, {})
     with pytest.raises(InputError, match="1 images that DATA_DIR lacks, b first"):
         preparation.settle_folds(fewer, parameters, [tmp_path])
-    (tmp_path / left_out.FILE).write_text('["b: it is cut short"]')
+    (tmp_path / filenames.LEFT_OUT).write_text('["b: it is cut short"]')
     assert len(preparation.settle_folds(fewer, parameters, [tmp_path])) == 3
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.artifacts import fold_run, folds_file
-from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data.table import discover
@@ -203,7 +202,7 @@ def section(work: Path, study: Study) -> str:
 
     Only what is trained to its end is in them.
     """
-    drawn = folds_file.load(work / "folds.csv")
+    drawn = folds_file.find([work])
     rows = [
         _scored(work, names)
         for names in study.scored
@@ -239,9 +238,9 @@ def _finished(work: Path, names: Sequence[str]) -> list[int]:
 def _scored(work: Path, names: Sequence[str]) -> str:
     """Return the table row of a mean whose folds are all there, by the thresholds stage."""
     runs_given = ",".join(_run(name) for name in names)
-    folder = thresholds.run(ThresholdsParameters(runs=runs_given, work_dir=str(work))).folder
-    report = Decision.load(folder).scores.kept
-    sensitivity, specificity = image_level(pd.read_csv(folder / "oof.csv"))
+    result = thresholds.run(ThresholdsParameters(runs=runs_given, work_dir=str(work)))
+    report = result.honest
+    sensitivity, specificity = image_level(result.per_image)
     low, high = report.interval
     return (
         f"| {_shown(names)} | {report.honest.dice:.4f} ({low:.4f}–{high:.4f}) | "
@@ -251,9 +250,9 @@ def _scored(work: Path, names: Sequence[str]) -> str:
 
 
 def image_level(per_image: pd.DataFrame) -> tuple[float, float]:
-    """Return sensitivity and specificity of "has a mask" from the columns of an oof.csv."""
-    predicted = per_image["area_px"].to_numpy() > 0
-    positive = per_image["true_area_px"].to_numpy() > 0
+    """Return sensitivity and specificity of "has a mask" from the images of an `oof.csv`."""
+    predicted = per_image["predicted_px"].to_numpy() > 0
+    positive = per_image["truth_px"].to_numpy() > 0
     return float(predicted[positive].mean()), float((~predicted[~positive]).mean())
 
 

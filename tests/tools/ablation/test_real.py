@@ -31,7 +31,7 @@ def test_without_data_nothing_is_done(tmp_path):
 
 
 def test_sensitivity_and_specificity_count_images_with_a_mask():
-    images = pd.DataFrame({"area_px": [5, 0, 3, 0, 0], "true_area_px": [9, 9, 0, 0, 0]})
+    images = pd.DataFrame({"predicted_px": [5, 0, 3, 0, 0], "truth_px": [9, 9, 0, 0, 0]})
     assert real.image_level(images) == (1 / 2, 2 / 3)
 
 
