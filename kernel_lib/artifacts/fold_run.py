@@ -57,7 +57,7 @@ class FoldRun:
 
     @property
     def oof_last(self) -> Path:
-        """The same by the last EMA weights, which no label selected."""
+        """The same by the last EMA weights; labels selected them only if training ended early."""
         return self.path / filenames.OOF_LAST
 
     @property
@@ -71,10 +71,10 @@ class FoldRun:
         return any(path.is_file() for path in written) or bool(self.kept())
 
     def is_predicted(self) -> bool:
-        """Return whether its held-out images are predicted, as the end of its training does.
+        """Return whether its held-out images are predicted, which is the last step of training.
 
-        Raises InputError where its training is over and a file of that is gone: a fold that stays
-        out unnoticed would make the score one of other images.
+        Raises InputError where training is over but a prediction file is gone: the score would
+        silently leave this fold out.
         """
         lost = [path for path in (self.oof, self.oof_last) if not path.is_file()]
         if not lost:
@@ -154,14 +154,14 @@ def begun(root: Path, run: str = "*") -> list[FoldRun]:
 def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
     """The folds of a run, from the first root that holds each.
 
-    Raises InputError where the configuration of one is gone: what it was trained as is not known.
+    Raises InputError where the configuration of one is gone: its experiment would be unknown.
     """
     found: dict[int, FoldRun] = {}
     for root in roots:
         for folder in begun(root, glob.escape(run)):
             if not folder.config.is_file():
                 raise InputError(
-                    f"{folder.config} is missing, and what lies beside it was trained by it: "
+                    f"{folder.config} is missing, and the files beside it were trained with it: "
                     f"restore it, or delete {folder.path} and train this fold again"
                 )
             found.setdefault(folder.fold, folder)
@@ -204,7 +204,7 @@ def listed(wanted: str) -> list[str]:
 
 
 def settle_lineage(folder: FoldRun, lineage: Lineage) -> None:
-    """Note the past of a fold's checkpoints in its config.json, unless it stands there."""
+    """Record the lineage digest of a fold's checkpoints in its config.json, if it is not there."""
     config = folder.read_config()
     if LINEAGE not in config:
         storage.write_json(folder.config, config | {LINEAGE: lineage.digest()})
@@ -255,9 +255,9 @@ def check_experiment(roots: Iterable[Path], plan: TrainPlan) -> None:
 
 
 def differences(there: Mapping, here: Mapping) -> Iterable[str]:
-    """Each field in which two config.json differ, with both values; prose is no difference.
+    """Yield each field in which two config.json differ, with both values, but descriptions.
 
-    Nor is a fold's past, which follows from the rest and from what it started from.
+    The lineage digest is ignored, too: it follows from the other fields and the initial weights.
     A field that an earlier version of the package did not write has its default.
     """
     for key in sorted({*there, *here}):

@@ -80,7 +80,7 @@ class Prepared:
         return replace(self, table=table, _slots=self._slots[rows])
 
     def digest(self) -> str:
-        """Return the SHA-256 (hex) of images, slots and every image ever decoded here."""
+        """Return the SHA-256 (hex) of the image ids, in order, and of the cache's journal."""
         listed = "\n".join(self.table["image_id"]).encode()
         return hashlib.sha256(listed + self._store.journal.read_bytes()).hexdigest()
 
@@ -164,7 +164,7 @@ def prepare(
 
 
 def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None:
-    """Raise InputError where more was left out than the bad files of a sound data set explain.
+    """Raise InputError where more was left out than MAX_SKIPPED and MAX_POSITIVES_SKIPPED allow.
 
     n_images: given to `prepare`; positive: the ids among them that have, or may have, a mask.
     """
@@ -244,9 +244,9 @@ class _Filler:
         slot = self.journal.slots[record["image_id"]]
         mask_path, text = record.get("mask_path", ""), record.get("rle", "")
         digest = [hashlib.sha256(text.encode()).hexdigest()[:16]]
-        label = _fingerprint(mask_path) if mask_path else digest
+        label = _file_stamp(mask_path) if mask_path else digest
         label += [self.masks_are] if self.masks_are else []
-        source = _fingerprint(record["path"])
+        source = _file_stamp(record["path"])
         row = self.journal.rows.get(slot)
         if row is not None and row.source == source and row.label == label:
             return None
@@ -293,7 +293,7 @@ class _Filler:
             )
 
 
-def _fingerprint(path: str) -> list[str | int]:
+def _file_stamp(path: str) -> list[str | int]:
     try:
         stat = os.stat(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Masks of test images, in each way in which folds and members may speak together."""
+"""Masks of test images, for each way of combining the predictions of folds and members."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kernel_lib.progress import bar
 
 
 def vote(combine: str) -> Callable[[Sequence[rle.Runs], int], rle.Runs]:
-    """The vote on runs that `member_vote` or `member_union` names."""
+    """Return the function on RLE runs that performs `member_vote` or `member_union`."""
     return {"member_vote": votes.at_least, "member_union": votes.union_of_agreeing}[combine]
 
 
@@ -32,7 +32,7 @@ def mask(
     """Mask (H, W) uint8 0/1 of an image: the mean under one rule, or a vote of members' masks."""
     if choice.rules is None:
         return ensemble_maps.mask(image_id, shape, choice.triplet, weights)
-    many = ensemble_maps.member_runs(image_id, shape, choice.rules)
+    many = ensemble_maps.member_mask_runs(image_id, shape, choice.rules)
     return rle.mask_of(vote(ensemble_maps.ensemble.combine)(many, choice.at_least), shape)
 
 
@@ -47,19 +47,19 @@ def test_masks(
     no rule afterwards.
     """
     folds = [[fold] for fold in ensemble.folds] if ensemble.combine == "vote" else [ensemble.folds]
-    speaking = [open_maps(ensemble, roots, some, "test") for some in folds]
+    all_maps = [open_maps(ensemble, roots, some, "test") for some in folds]
 
-    def one(image: tuple[str, int, int]) -> tuple[str, np.ndarray]:
+    def draw(image: tuple[str, int, int]) -> tuple[str, np.ndarray]:
         image_id, *shape = image
-        drawn = [mask(one, image_id, tuple(shape), choice, ensemble.weights) for one in speaking]
-        if len(drawn) == 1:
-            return image_id, drawn[0]
-        runs = votes.at_least([rle.runs_of(one) for one in drawn], len(drawn) // 2 + 1)
+        masks = [mask(m, image_id, tuple(shape), choice, ensemble.weights) for m in all_maps]
+        if len(masks) == 1:
+            return image_id, masks[0]
+        runs = votes.at_least([rle.runs_of(m) for m in masks], len(masks) // 2 + 1)
         return image_id, rle.mask_of(runs, tuple(shape))
 
     rows = images[["image_id", "height", "width"]].itertuples(index=False, name=None)
     with ThreadPoolExecutor(2) as pool:
-        yield from bar(_windowed(pool, one, rows), total=len(images), desc="masks", unit="image")
+        yield from bar(_windowed(pool, draw, rows), total=len(images), desc="masks", unit="image")
 
 
 test_masks.__test__ = False  # the name is no test case to pytest

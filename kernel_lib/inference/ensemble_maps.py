@@ -1,4 +1,4 @@
-"""What an ensemble's archives say together of one image: a map, a label, each member's mask."""
+"""Combine an ensemble's archives into a map, a label, or each member's mask of an image."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
 
 class EnsembleMaps:
-    """The archives that speak for an image: out of fold those of one fold, on test of several.
+    """The archives used for an image: of one fold if it is held out, of several if a test image.
 
-    Weights are the members', 0 for who is to be silent; all folds of a member speak alike.
+    Weights are one per member, 0 to leave it out, and the same for all folds of that member.
     """
 
     def __init__(
@@ -37,32 +37,34 @@ class EnsembleMaps:
 
     def level_map(self, image_id: str, weights: Sequence[float]) -> np.ndarray:
         """The (S, S) uint8 map of an image, averaged as probabilities."""
-        return maps.mean(*_voices(self.members, weights, lambda archive: archive[image_id]))
+        return maps.mean(*_answers(self.members, weights, lambda archive: archive[image_id]))
 
     def label(self, image_id: str, weights: Sequence[float]) -> float | None:
-        """The image's probability of a pneumothorax; None where who speaks has no label head.
+        """The image's probability of a pneumothorax; None if an archive in use has no label.
 
-        It is that of the classifiers where they gate, else of the members. Raises InputError where
-        the label gates and an archive lacks it.
+        It comes from the gating classifiers if there are any, else from the members. Raises
+        InputError if the gate is the label and an archive lacks it.
         """
-        folds, voices = (self.members, weights)
+        folds, member_weights = (self.members, weights)
         if self.gates:
-            folds, voices = self.gates, [m.weight for m in self.ensemble.gate_members]
-        labels, weights = _voices(folds, voices, lambda archive: archive.label(image_id))
+            folds, member_weights = self.gates, [m.weight for m in self.ensemble.gate_members]
+        labels, weights = _answers(folds, member_weights, lambda archive: archive.label(image_id))
         if any(label is None for label in labels):
             if self.ensemble.gate == "label":
-                mute = _voices(folds, voices, lambda archive: archive)[0][labels.index(None)]
+                lacking = _answers(folds, member_weights, lambda archive: archive)[0][
+                    labels.index(None)
+                ]
                 raise InputError(
-                    f"{mute.path} holds no label of image {image_id}, which is to gate its mask: "
+                    f"{lacking.path} holds no label of image {image_id}, needed to gate its mask: "
                     "delete it and run its stage, or -p GATE none in the thresholds stage"
                 )
             return None
         return float(np.average(labels, weights=weights))
 
-    def seen(
+    def full_map(
         self, image_id: str, shape: tuple[int, int], weights: Sequence[float]
     ) -> tuple[np.ndarray, int | None]:
-        """The (H, W) map at the image's own size, and the level that gates it, if any does."""
+        """The (H, W) uint8 map at the image's own size, and the gate's level or None."""
         prob = maps.at_shape(self.level_map(image_id, weights), shape)
         if self.ensemble.gate == "sum":
             return prob, sum_level(statistics(prob, None).hist_all, prob.size)
@@ -74,21 +76,21 @@ class EnsembleMaps:
         self, image_id: str, shape: tuple[int, int], rule: Triplet, weights: Sequence[float]
     ) -> np.ndarray:
         """Mask (H, W) uint8 0/1 of the members' mean under one rule."""
-        prob, level = self.seen(image_id, shape, weights)
+        prob, level = self.full_map(image_id, shape, weights)
         return apply_rule(prob, rule, level)
 
-    def member_runs(
+    def member_mask_runs(
         self, image_id: str, shape: tuple[int, int], rules: Sequence[Triplet]
     ) -> list[rle.Runs]:
-        """Runs of each member's own mask under its own rule."""
+        """RLE runs (not training runs) of each member's own mask under its own rule."""
         return [
-            rle.runs_of(self.mask(image_id, shape, rule, alone(len(rules), at)))
+            rle.runs_of(self.mask(image_id, shape, rule, one_hot(len(rules), at)))
             for at, rule in enumerate(rules)
         ]
 
 
-def alone(n_members: int, at: int) -> tuple[int, ...]:
-    """Weights with which one member speaks and the others are silent."""
+def one_hot(n_members: int, at: int) -> tuple[int, ...]:
+    """Weights that select one member: 1 for it, 0 for the others."""
     return tuple(int(m == at) for m in range(n_members))
 
 
@@ -119,13 +121,13 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
     return archive
 
 
-def _voices(folds: Sequence[Sequence[Maps]], weights: Sequence[float], ask) -> tuple[list, list]:
-    """What each archive that is not silent answers, and its weight."""
-    spoken = [
+def _answers(folds: Sequence[Sequence[Maps]], weights: Sequence[float], ask) -> tuple[list, list]:
+    """The result of `ask` for each archive whose weight is not 0, and those weights."""
+    answered = [
         (ask(archive), weight)
         for archives in folds
         for archive, weight in zip(archives, weights, strict=True)
         if weight
     ]
-    answers, weights = zip(*spoken, strict=True)
+    answers, weights = zip(*answered, strict=True)
     return list(answers), list(weights)

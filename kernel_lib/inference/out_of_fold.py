@@ -1,4 +1,4 @@
-"""Held-out images as the members that never saw them predict them, for whatever is searched."""
+"""Predictions of held-out images by members that never saw them, as input of every search."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from kernel_lib.progress import bar
 
 
 class OutOfFold:
-    """Every held-out image with what the members of its fold say; rows are those of `table`."""
+    """Predictions of all held-out images by the members of their fold; rows as in `table`."""
 
     def __init__(
         self, ensemble: Ensemble, table: pd.DataFrame, ensemble_maps: Mapping[int, EnsembleMaps],
-        honest: bool, selected: bool,
+        past_known: bool, selected: bool,
     ) -> None:  # fmt: skip
         self.ensemble = ensemble
         self.table = table  # image_id, fold, group, height, width, area_px, rle
         self.ensemble_maps = ensemble_maps  # by fold
-        self.honest = honest  # False: some member's past is unknown
+        self.past_known = past_known  # False: some member's lineage is not fully known
         self.selected = selected  # whether the labels of these images selected a member's epoch
         self._kept: dict[tuple[float, ...], Stacked] = {}
 
     @property
     def stats(self) -> Stacked:
-        """Statistics of every image under the members' own weights, labels as models say them."""
+        """Statistics of all images under the ensemble's weights, with the predicted label."""
         return self.statistics(self.ensemble.weights)
 
     def statistics(self, weights: Sequence[float]) -> Stacked:
-        """The same under other weights, 0 for who is silent; each weighting is computed once."""
+        """Return `stats` under other weights, 0 to leave a member out; each is computed once."""
         weights = tuple(weights)
         if weights not in self._kept:
 
@@ -65,21 +65,21 @@ class OutOfFold:
         return replace(stats, **large)
 
     def gated(self, weights: Sequence[float]) -> Stacked:
-        """As `statistics`, with the label that gates: where the sum does, the map's own."""
+        """Return `statistics` with the gating label: for GATE sum, the level of the map's sum."""
         stats = self.statistics(weights)
         return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
 
     def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
-        """For rows (N,) and each k of 1…n members, what their vote shares with the truth, its area.
+        """Count the pixels of each k-vote mask, k = 1…n members: shared with the truth, and all.
 
-        Shapes: rules one a member; the result (N, n, 2) int64 px.
+        Shapes: rows (N,); one rule per member; the result (N, n, 2) int64 px.
         """
         draw = vote(self.ensemble.combine)
 
         def one(image: Any) -> list[tuple[int, int]]:
             shape = (image.height, image.width)
             ensemble_maps, truth = self.ensemble_maps[image.fold], rle.parse(image.rle, shape)
-            many = ensemble_maps.member_runs(image.image_id, shape, rules)
+            many = ensemble_maps.member_mask_runs(image.image_id, shape, rules)
             voted = [draw(many, k) for k in range(1, len(rules) + 1)]
             return [(rle.shared_px(mask, truth), rle.area(mask)) for mask in voted]
 
@@ -108,19 +108,19 @@ def out_of_fold(
     where any of them saw an image or its patient, and where a past is unknown unless
     `allow_unknown_past`.
     """
-    honest, selected, parts, ensemble_maps = True, False, [], {}
+    past_known, selected, parts, ensemble_maps = True, False, [], {}
     here, left_out = frozenset(table["image_id"]), LeftOut.load(roots)
     for fold in ensemble.folds:
-        speak = open_maps(ensemble, roots, [fold], "oof_last" if last else "oof")
-        rows = _predicted(table[table["fold"] == fold], speak.archives, left_out)
-        for archive in speak.archives:
-            honest &= refuse_seen(archive, rows, allow_unknown_past, here)
+        fold_maps = open_maps(ensemble, roots, [fold], "oof_last" if last else "oof")
+        rows = _predicted(table[table["fold"] == fold], fold_maps.archives, left_out)
+        for archive in fold_maps.archives:
+            past_known &= refuse_seen(archive, rows, allow_unknown_past, here)
             lineage = stated_lineage(archive.meta, archive.path)
             selected |= lineage.selected_by(rows["image_id"])
         parts.append(rows)
-        ensemble_maps[fold] = speak
+        ensemble_maps[fold] = fold_maps
     table = pd.concat(parts, ignore_index=True)
-    return OutOfFold(ensemble, table, ensemble_maps, honest, selected)
+    return OutOfFold(ensemble, table, ensemble_maps, past_known, selected)
 
 
 def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
@@ -153,12 +153,12 @@ def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
 def _predicted(
     rows: pd.DataFrame, archives: Sequence[maps.Maps], left_out: LeftOut
 ) -> pd.DataFrame:
-    """The rows of a fold that all archives predict: all but those that every training left out.
+    """Return the fold's rows, except those that left_out.json lists and no archive predicts.
 
-    Raises: InputError, before hours of work, where an archive lacks another one.
+    Raises: InputError, before hours of work, where an archive lacks one of the returned rows.
     """
-    lone = [i for i in rows["image_id"] if i in left_out and not any(i in a for a in archives)]
-    rows = rows[~rows["image_id"].isin(lone)]
+    absent = [i for i in rows["image_id"] if i in left_out and not any(i in a for a in archives)]
+    rows = rows[~rows["image_id"].isin(absent)]
     for archive in archives:
         lacking = [image_id for image_id in rows["image_id"] if image_id not in archive]
         if lacking:
@@ -177,21 +177,21 @@ def refuse_seen(
     allow_unknown_past: bool,
     here: Container[str] | None = None,
 ) -> bool:
-    """Whether scoring these images with that archive's predictions is honest.
+    """Refuse images that the archive's model has seen; return whether its lineage is fully known.
 
-    It is not where the member's past is unknown: also where it has seen an image that is not among
-    those `here`, the ids of the folds file, and has no fingerprint that distinguishes it from them.
-    Raises InputError naming an image that the member had seen, or an unknown past that was not
-    allowed: a score counts only if no member saw the image.
+    It is not fully known if an ancestor's training images are unknown, or if it saw an image that
+    is neither in the folds file (`here`) nor has a fingerprint to compare with those that are.
+    Raises InputError naming an image that the model, or one of its patient, has seen; or for a
+    lineage that is not fully known, unless `allow_unknown_past`.
     """
     lineage = stated_lineage(archive.meta, archive.path)
     member = f"{archive.meta['run']}/fold{archive.meta['fold']}"
     ancestors = ", ".join(lineage.ancestors)
     for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
         if lineage.saw(image_id, group):
+            via = f", or descends from {ancestors}, trained on it" if ancestors else ""
             raise InputError(
-                f"{member} was trained on image {image_id} "
-                f"or its patient, or descends from {ancestors or 'what'} was: "
+                f"{member} was trained on image {image_id} or its patient{via}: "
                 "it cannot be scored on it; leave that run out, or train it on this folds file"
             )
     foreign = [i for i, code in lineage.pairs if not code and here is not None and i not in here]
@@ -200,6 +200,6 @@ def refuse_seen(
         of = f": image {foreign[0]} is not in folds.csv" if foreign else ""
         raise InputError(
             f"what {member} descends from ({ancestors}{of}) may have seen these images: its score "
-            "would not be honest; -p ALLOW_UNKNOWN_PAST True prints it as such"
+            "would not be honest; -p ALLOW_UNKNOWN_PAST True prints it, marked NOT HONEST"
         )
     return known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_lib.inference.ensemble_maps import alone
+from kernel_lib.inference.ensemble_maps import one_hot
 from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.postprocess.search import SearchOptions
@@ -18,7 +18,7 @@ def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Str
     options = SearchOptions(single=single, label=ensemble.gate != "none")
     n_members = len(ensemble.members)
     if ensemble.by_members:
-        members = [held.gated(alone(n_members, at)) for at in range(n_members)]
+        members = [held.gated(one_hot(n_members, at)) for at in range(n_members)]
         return MemberVote(members, held.vote_counts, recipe.at_least, options)
     if recipe.choose == "greedy":
         return Greedy(held.gated, n_members, options)

@@ -65,7 +65,7 @@ def of_members(
 
     def one(image: Any) -> tuple[list[rle.Runs], rle.Runs]:
         shape = (image.height, image.width)
-        many = speaking[image.fold].member_runs(image.image_id, shape, rules)
+        many = speaking[image.fold].member_mask_runs(image.image_id, shape, rules)
         return many, rle.parse(image.rle, shape)
 
     images = list(everything.iloc[rows].itertuples(index=False))

@@ -125,8 +125,8 @@ def _sizes_read(opened: Opened, n: int) -> str:
     sizes = sorted({f"{w}×{h}" for h, w in opened.shapes.values()})
     if not sizes:
         return "opened: no image could be read"
-    told = f"{counted(len(sizes), 'size')} ({_some(sizes)})"
-    return f"opened: {len(opened.shapes):,} of {counted(n, 'image')}, of {told}"
+    sizes_text = f"{counted(len(sizes), 'size')} ({_some(sizes)})"
+    return f"opened: {len(opened.shapes):,} of {counted(n, 'image')}, of {sizes_text}"
 
 
 def _some(names: Sequence[str]) -> str:

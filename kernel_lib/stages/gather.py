@@ -26,8 +26,8 @@ from kernel_lib.stages.gather_check import Fold, Stamp
 Places = dict[tuple[str, int], list[Fold]]  # by run and fold, the working folder's first
 
 _BLOCK = 1 << 22  # bytes read at a time
-# What trainings left out: the same for the same folds file, and only told in reports.
-_BESIDE = (filenames.LEFT_OUT, filenames.NIH_LEFT_OUT)
+# Images left out of training: equal for equal folds files, shown only in reports.
+_LEFT_OUT_FILES = (filenames.LEFT_OUT, filenames.NIH_LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class GatherResult:
         for fold in self.folds:
             if not fold.finished:
                 lines.append(
-                    f"{fold.folder.name} is unfinished ({fold.told}): run the train stage in this "
-                    "WORK_DIR to go on"
+                    f"{fold.folder.name} is unfinished ({fold.progress}): run the train stage in "
+                    "this WORK_DIR to continue"
                 )
         copied = ", ".join(self.copied) or "nothing, all of it was there"
         return "\n".join([*lines, f"copied into {self.work}: {copied}", f"next: {self._next()}"])
@@ -93,7 +93,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
     roots = _roots(sources, work)
     with Signals().caught():
         found = _opened(roots)
-        table, drawn = gather_check.one_table(roots, found)
+        folds_path, fold_table = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
         LeftOut.load(roots)  # damage is refused here, and not passed on
         places: Places = {}
@@ -102,8 +102,8 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         taken = [gather_check.furthest(some) for some in places.values()]
         copies = [fold for fold in taken if fold.root != work]
         _check_room(copies, work)
-        with _held(copies, places, work):
-            _bring_table(table, drawn, roots, work)
+        with _locked(copies, places, work):
+            _bring_table(folds_path, fold_table, roots, work)
             _bring(copies, work)
         _tidy(taken, work)
     return GatherResult(
@@ -157,13 +157,13 @@ def _bytes(copies: Iterable[Fold]) -> int:
 
 
 @contextmanager
-def _held(copies: Iterable[Fold], places: Places, work: Path) -> Iterator[None]:
-    """All folders that are to be written held by this process, and as they were when checked."""
+def _locked(copies: Iterable[Fold], places: Places, work: Path) -> Iterator[None]:
+    """Lock all folders to be written, and refuse files that changed since they were checked."""
     with ExitStack() as held:
         for fold in copies:
             here = _target(work, fold)
             held.enter_context(storage.folder_lock(here.path))
-            # What was not there when all was checked may have come since.
+            # A file that was missing at the check may have been written since.
             was: dict[Path, Stamp | None] = {here.config: None, here.last: None}
             for one in places[fold.key]:
                 was |= one.stamps
@@ -193,7 +193,7 @@ def _bring_table(table: Path, fold_table: pd.DataFrame, roots: Sequence[Path], w
                 )
         else:
             _copy(table, target)
-    for name in _BESIDE:
+    for name in _LEFT_OUT_FILES:
         first = next((root / name for root in roots if (root / name).is_file()), None)
         if first is not None and first != work / name:
             _copy(first, work / name)
@@ -233,10 +233,10 @@ def _notes(taken: Iterable[Fold], places: Places) -> Iterator[str]:
     for fold in taken:
         behind = [one for one in places[fold.key] if one.further != fold.further]
         if behind:
-            others = "; ".join(f"{one.root}: {one.told}" for one in behind)
+            others = "; ".join(f"{one.root}: {one.progress}" for one in behind)
             yield (
-                f"note: {fold.folder.name} is taken from {fold.root} ({fold.told}), where it is "
-                f"further than elsewhere ({others})"
+                f"note: {fold.folder.name} is taken from {fold.root} ({fold.progress}), where its "
+                f"training got furthest; elsewhere: {others}"
             )
 
 

@@ -59,7 +59,7 @@ class Fold:
         return self.stands, self.finished
 
     @property
-    def told(self) -> str:
+    def progress(self) -> str:
         """Where it stands, in words."""
         at = self.position
         if self.finished:
@@ -168,8 +168,8 @@ def furthest(places: Sequence[Fold]) -> Fold:
             a, b = ((one.weights.get(name) or "none")[:12] for one in (best, other))
             raise InputError(
                 f"{best.folder.path} and {other.folder.path} are the same fold, trained as far "
-                f"({best.told}), with other weights ({name}: {a} and {b}): it was trained twice; "
-                "leave one of them out"
+                f"({best.progress}), with other weights ({name}: {a} and {b}): it was trained "
+                "twice; leave one of them out"
             )
     return best
 

@@ -68,11 +68,11 @@ class InferenceResult:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The test images, once every member's fold has said what it sees in them."""
+    """The test images, after every fold of every member has predicted them."""
 
     images: pd.DataFrame  # image_id, height, width
     skipped: list[Skipped]  # those that cannot be read
-    notes: list[str]  # what was changed in images, or is doubted
+    notes: list[str]  # corrections made while reading images, and doubts about them
 
     @property
     def unreadable(self) -> tuple[str, ...]:
@@ -80,23 +80,23 @@ class Predicted:
         return tuple(sorted(image.image_id for image in self.skipped))
 
     def to_json(self) -> dict:
-        """What one of several processes tells the one that started it."""
+        """The result of one of several processes, for the process that started it."""
         return {"images": len(self.images), "unreadable": self.unreadable}
 
 
 def predict(parameters: InferenceParameters) -> Predicted:
-    """Write what every fold of every member says of the test images, as far as it is not there.
+    """Write the test-image predictions of every fold of every member, except those that exist.
 
-    With several GPUs, or PROCESSES, as many processes share it; started by torchrun it is one of
-    them. Raises InputError as `run` does.
+    With several GPUs, or PROCESSES, that many processes divide the images; under torchrun this
+    process is one of them. Raises InputError as `run` does.
     """
-    asked = _asked(parameters)
-    # Of several processes the one that started them holds the folder, or nobody.
-    held = storage.folder_lock(asked.folder) if n_ranks() == 1 else nullcontext()
+    setup = _setup(parameters)
+    # Among several processes only the parent locks the folder; under torchrun none does.
+    held = storage.folder_lock(setup.folder) if n_ranks() == 1 else nullcontext()
     with Signals().caught(), held:
-        # Not needed to predict, but hours of that are for a submission and its report.
-        report.load(asked.earlier, asked.roots)
-        return _predict(asked)
+        # Predicting needs no report, but its inputs are checked before hours are spent on it.
+        report.load(setup.earlier, setup.roots)
+        return _predict(setup)
 
 
 def run(parameters: InferenceParameters) -> InferenceResult:
@@ -108,46 +108,46 @@ def run(parameters: InferenceParameters) -> InferenceResult:
     """
     if n_ranks() > 1:
         raise InputError(
-            "inference writes one submission: start it in one process, with PROCESSES for more to "
-            "predict; of several that torchrun starts, `predict-test` is the command"
+            "inference writes one submission: start it in one process, and set PROCESSES to "
+            "predict with more; under torchrun use the command `predict-test` instead"
         )
-    asked = _asked(parameters)
-    folder = asked.folder
+    setup = _setup(parameters)
+    folder = setup.folder
     with Signals().caught(), storage.folder_lock(folder):
         # All that the report needs, refused before hours are spent on predicting.
-        known = report.load(asked.earlier, asked.roots)
-        trained_on = _trained_on(asked)
-        predicted = _predict(asked)
-        masks, areas = _masks(asked, predicted)
+        known = report.load(setup.earlier, setup.roots)
+        trained_on = _trained_on(setup)
+        predicted = _predict(setup)
+        masks, areas = _masks(setup, predicted)
         oof_score = known.decision.scores.kept
         summary = nested_cv.summary_of_areas(np.array(areas), oof_score)
         for warning in summary.warnings:
             print(f"warning: {warning}")
-        _take_along(asked.earlier, folder)
-        _save(asked, predicted, masks, TestRun(summary, predicted.unreadable, areas, trained_on))
-        if asked.output == folder:  # another data set is not part of the training's report
-            report.write(folder, report.load(folder, asked.roots), asked.source)
+        _take_along(setup.earlier, folder)
+        _save(setup, predicted, masks, TestRun(summary, predicted.unreadable, areas, trained_on))
+        if setup.output == folder:  # another data set is not part of the training's report
+            report.write(folder, report.load(folder, setup.roots), setup.source)
     result = InferenceResult(
         folder=folder,
-        submission=asked.output / SUBMISSION,
+        submission=setup.output / SUBMISSION,
         summary=summary,
         honest=oof_score,
         unreadable=predicted.unreadable,
         notes=tuple(predicted.notes),
         summary_lines=known.summary_lines,
-        source=asked.source,
-        roots=tuple(asked.test_roots),
+        source=setup.source,
+        roots=tuple(setup.test_roots),
     )
     print(result)
-    session_budget.say(asked.roots[0])
+    session_budget.say(setup.roots[0])
     return result
 
 
-def _masks(asked: Asked, predicted: Predicted) -> tuple[dict[str, str], tuple[float, ...]]:
+def _masks(setup: Setup, predicted: Predicted) -> tuple[dict[str, str], tuple[float, ...]]:
     """Return each test image's RLE, and the areas (px of 1024²) of those that the sample names."""
-    unreadable, wanted = frozenset(predicted.unreadable), frozenset(asked.sample)
+    unreadable, wanted = frozenset(predicted.unreadable), frozenset(setup.sample)
     rles, areas = {}, []
-    masks = test_masks(asked.ensemble, asked.test_roots, predicted.images, asked.choice)
+    masks = test_masks(setup.ensemble, setup.test_roots, predicted.images, setup.choice)
     for image_id, mask in masks:
         if image_id in unreadable:
             mask[:] = 0
@@ -157,39 +157,39 @@ def _masks(asked: Asked, predicted: Predicted) -> tuple[dict[str, str], tuple[fl
     return rles, tuple(areas)
 
 
-def _save(asked: Asked, predicted: Predicted, rles: Mapping[str, str], test: TestRun) -> None:
+def _save(setup: Setup, predicted: Predicted, rles: Mapping[str, str], test: TestRun) -> None:
     """Write the submission, checked, and what is to be known of it."""
-    with storage.replace_files(asked.output) as aside:
+    with storage.replace_files(setup.output) as aside:
         written = aside / SUBMISSION
-        submission.write(written, asked.form or asked.sample, [rles[i] for i in asked.sample])
-        _check(written, asked, predicted.images)
+        submission.write(written, setup.form or setup.sample, [rles[i] for i in setup.sample])
+        _check(written, setup, predicted.images)
         test.save(aside)
 
 
-def _trained_on(asked: Asked) -> tuple[str, ...]:
+def _trained_on(setup: Setup) -> tuple[str, ...]:
     """A line for each test image that a member, or what it descends from, was trained on."""
     folders = [
-        fold_run.find(asked.roots, member.run)[fold]
-        for member in asked.ensemble.everyone
-        for fold in asked.ensemble.folds
+        fold_run.find(setup.roots, member.run)[fold]
+        for member in setup.ensemble.everyone
+        for fold in setup.ensemble.folds
     ]
     lineages = [stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
-    images = prepared_images(folders[0].read_config()["experiment"]["size"], asked)
-    test = past.Known(images.table["image_id"].tolist(), fingerprint.codes(images))
+    images = prepared_images(folders[0].read_config()["experiment"]["size"], setup)
+    test = past.ImageSet(images.table["image_id"].tolist(), fingerprint.codes(images))
     found = past.seen_by(test, lineages)
     if found:
         print(f"warning: {past.leak(found)}")
     if not all(one.known and all(code for _, code in one.pairs) for one in lineages):
         print(
-            "note: not all that the members were trained on is known by its pixels: a test image "
-            "among it, under another id, is not noticed"
+            "note: of some images that the members were trained on no fingerprint is known: a copy "
+            "of one among the test images, under another id, is not detected"
         )
     return tuple(found)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a call of the stage is about, all of it there and fitting together."""
+class Setup:
+    """Everything that a call of the stage works on, found and checked to fit together."""
 
     parameters: InferenceParameters
     roots: Sequence[Path]  # the working folder first
@@ -218,14 +218,14 @@ class Asked:
 
 
 def check(parameters: InferenceParameters) -> None:
-    """Refuse test-time views and devices that are none, whatever lies here."""
+    """Refuse unknown TTA views, devices and process counts before any input is looked for."""
     if parameters.tta is not None:
         tta.views(parameters.tta)
     launch.check(parameters.processes, parameters.device)
     check_device(parameters.device, parameters.precision)
 
 
-def _asked(parameters: InferenceParameters) -> Asked:
+def _setup(parameters: InferenceParameters) -> Setup:
     check(parameters)
     work = paths.work_dir(parameters.work_dir)
     storage.check_writable(work, "WORK_DIR")
@@ -248,13 +248,13 @@ def _asked(parameters: InferenceParameters) -> Asked:
     if form is None:
         print("no sample submission: one row for each test image, by id")
     check_members(decision, roots)
-    return Asked(
+    return Setup(
         parameters, roots, earlier, decision.ensemble, decision.choice, source, form, sample
     )
 
 
 def check_members(decision: Decision, roots: Sequence[Path]) -> None:
-    """Refuse members that are not there, or not those whose maps the rule was searched on."""
+    """Refuse members that are missing or that changed since the rule was searched on them."""
     ensemble = decision.ensemble
     check_predicted_by(decision, roots)
     for member in ensemble.everyone:
@@ -272,27 +272,27 @@ def check_members(decision: Decision, roots: Sequence[Path]) -> None:
             same = folder.read_config()["folds_digest"] == ensemble.folds_digest
             if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
                 raise InputError(
-                    f"{folder.path} is not what the rule of {ensemble.name} was searched on: run "
+                    f"{folder.path} changed since the rule of {ensemble.name} was searched: run "
                     "the train stage to its end, then the thresholds stage"
                 )
             past_of_kept = checkpoints.past(folder.kept()[0])
             check_lineage(meta, folder.oof, past_of_kept.digest())
 
 
-def _predict(asked: Asked) -> Predicted:
-    return in_processes("predict-test", asked.parameters, partial(predict_all, asked))
+def _predict(setup: Setup) -> Predicted:
+    return in_processes("predict-test", setup.parameters, partial(predict_all, setup))
 
 
 def in_processes(
     command: str, parameters: InferenceParameters, share: Callable[[Engine, World], Predicted]
 ) -> Predicted:
-    """Predict with as many processes as GPUs, or PROCESSES, each of which runs `command`.
+    """Predict with one process per GPU, or PROCESSES processes, each of which runs `command`.
 
-    `share` writes this process's part, and leaves alone what is complete.
+    `share(engine, world)` writes this process's part and skips archives that are complete.
     """
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
-        launch.run(command, parameters, n)  # and what follows finds it all done
+        launch.run(command, parameters, n)  # `share` below then finds every archive complete
     engine = choose_engine(own_device(parameters.device), parameters.precision)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
@@ -300,28 +300,28 @@ def in_processes(
         return share(engine, world)
 
 
-def predict_all(asked: Asked, engine: Engine, world: World) -> Predicted:
+def predict_all(setup: Setup, engine: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
-    for member in asked.ensemble.everyone:
-        folder = fold_run.find(asked.roots, member.run)[asked.ensemble.folds[0]]
+    for member in setup.ensemble.everyone:
+        folder = fold_run.find(setup.roots, member.run)[setup.ensemble.folds[0]]
         experiment = Experiment.model_validate(folder.read_config()["experiment"])
-        predictions.check_shared_memory(asked.parameters, experiment, engine)
+        predictions.check_shared_memory(setup.parameters, experiment, engine)
     by_size: dict[int, cache.Prepared] = {}
-    for member in asked.ensemble.everyone:
-        folders = fold_run.find(asked.roots, member.run)
-        for fold in asked.ensemble.folds:
+    for member in setup.ensemble.everyone:
+        folders = fold_run.find(setup.roots, member.run)
+        for fold in setup.ensemble.folds:
             experiment = Experiment.model_validate(folders[fold].read_config()["experiment"])
             if experiment.size not in by_size:
-                prepare = partial(prepared_images, experiment.size, asked)
+                prepare = partial(prepared_images, experiment.size, setup)
                 by_size[experiment.size] = world.agreed(prepare)
-            _predict_fold(folders[fold], experiment, by_size[experiment.size], asked, engine, world)
+            _predict_fold(folders[fold], experiment, by_size[experiment.size], setup, engine, world)
     skipped = {image.image_id: image for part in by_size.values() for image in part.skipped}
     last = by_size[experiment.size]
     return Predicted(last.table, list(skipped.values()), last.notes)
 
 
-def prepared_images(size: int, asked: Asked) -> cache.Prepared:
-    source, parameters = asked.source, asked.parameters
+def prepared_images(size: int, setup: Setup) -> cache.Prepared:
+    source, parameters = setup.source, setup.parameters
     return cache.prepare(
         source.test, source.root, size, paths.cache_dir(parameters.cache_dir),
         "test", workers=parameters.workers or None, on_bad_file="blank",
@@ -332,22 +332,22 @@ def _predict_fold(
     folder: FoldRun,
     experiment: Experiment,
     prepared: cache.Prepared,
-    asked: Asked,
+    setup: Setup,
     engine: Engine,
     world: World,
 ) -> None:
     """test.zip of one fold of one run, into the working folder, unless it lies there already."""
-    parameters = asked.parameters
+    parameters = setup.parameters
     if parameters.tta is not None:
         experiment = experiment.model_copy(update={"tta": parameters.tta})
         print(
-            f"note: {folder.name} predicts with TTA {experiment.tta}, its rule was found with the "
-            "experiment's"
+            f"note: {folder.name} predicts with TTA {experiment.tta}, but its rule was chosen with "
+            "the TTA of its experiment"
         )
     kept = folder.kept()
     meta = predictions.describe(folder, experiment, kept, checkpoints.past(kept[0]))
     meta["images_digest"] = _digest(prepared)
-    target = fold_run.fold_folder(asked.test_roots[0], folder.run, folder.fold).test
+    target = fold_run.fold_folder(setup.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):
         return
     models = predictions.load_models(experiment, kept, engine)
@@ -358,9 +358,9 @@ def _predict_fold(
 
 
 def _digest(prepared: cache.Prepared) -> str:
-    """Which test images an archive was made of: ids and files, as they were then and were read."""
+    """Return a digest of the test images: ids, paths, file sizes and times, and reading notes."""
     listed = prepared.table[["image_id", "path"]].copy()
-    listed["state"] = [_state(path) for path in listed["path"]]  # a mended file is another image
+    listed["state"] = [_state(path) for path in listed["path"]]  # a replaced file counts as new
     text = listed.to_csv(index=False) + "\n".join(prepared.notes)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -369,7 +369,7 @@ def _state(path: str) -> str:
     try:
         stat = Path(path).stat()
     except OSError:
-        return "gone"  # and so a black image
+        return "gone"  # the file is missing and is predicted as a black image
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
@@ -382,12 +382,12 @@ def _take_along(earlier: Path, folder: Path) -> None:
             copy.write(path.read_bytes())
 
 
-def _check(target: Path, asked: Asked, images: pd.DataFrame) -> None:
+def _check(target: Path, setup: Setup, images: pd.DataFrame) -> None:
     """Read the submission back and refuse it where Kaggle would, or should."""
-    written = asked.form.image_id if asked.form else asked.sample
-    by_id = images.set_index("image_id")[["height", "width"]].loc[asked.sample]
+    written = setup.form.image_id if setup.form else setup.sample
+    by_id = images.set_index("image_id")[["height", "width"]].loc[setup.sample]
     shapes = dict(zip(written, by_id.itertuples(index=False, name=None), strict=True))
-    problems = submission.validate(target, asked.form or asked.sample, shapes)
+    problems = submission.validate(target, setup.form or setup.sample, shapes)
     if problems:
         raise RuntimeError(f"{target} is not valid: " + "; ".join(problems[:5]))
     print(f"{target.name}: {len(submission.read(target))} rows, checked against the sample")

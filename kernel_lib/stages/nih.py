@@ -49,7 +49,7 @@ def prepare(
     work: Path,
     fold_table: pd.DataFrame,
     source: table.Source,
-    here: past.Known = past.NONE,
+    here: past.ImageSet = past.NONE,
 ) -> NihImages:
     """Decode NIH's images at `size`, each once, and say which fold may not see which.
 
@@ -123,7 +123,7 @@ def _test_patients(
 
 
 def _folds_of_patients(
-    fold_table: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.Known
+    fold_table: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.ImageSet
 ) -> dict[str, set[int]]:
     """The folds in which each patient's images stand, by name or by pixels.
 

@@ -1,4 +1,4 @@
-"""What was trained on, held against the images that are here: by id, by patient and by pixels."""
+"""Compare the images of a training with those of a data folder: by id, patient and pixels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kernel_lib.kaggle import paths
 
 
 @dataclass(frozen=True)
-class Known:
-    """Images by id, with their fingerprints' codes."""
+class ImageSet:
+    """A set of images: their ids, and their fingerprints' codes in the same order."""
 
     ids: Sequence[str] = ()
     codes: Sequence[str] = ()
 
 
-NONE = Known()
+NONE = ImageSet()
 BY = "by id or pixels"
 
 
-def test_images(source: table.Source, size: int, parameters: TrainParameters) -> Known:
+def test_images(source: table.Source, size: int, parameters: TrainParameters) -> ImageSet:
     """The test images of a data folder.
 
     They are decoded as `inference` does, which then finds them done. Of what cannot be read, which
@@ -47,10 +47,10 @@ def test_images(source: table.Source, size: int, parameters: TrainParameters) ->
     )
     for image in test.skipped:
         print(f"note: a test image cannot be compared with the training images: {image}")
-    return Known(test.table["image_id"].tolist(), fingerprint.codes(test))
+    return ImageSet(test.table["image_id"].tolist(), fingerprint.codes(test))
 
 
-def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list[Skipped]]:
+def without_test_images(prepared: Prepared, test: ImageSet) -> tuple[Prepared, list[Skipped]]:
     """Leave out the training images that are test images too, by id or by pixels.
 
     Return the others, and each that is left out. Where nothing would be left all stay, with a
@@ -83,7 +83,7 @@ def without_test_images(prepared: Prepared, test: Known) -> tuple[Prepared, list
 
 
 def note_copies_across_folds(truth: pd.DataFrame, codes: Sequence[str]) -> None:
-    """Note images that show the same and stand in different folds: each was trained on elsewhere.
+    """Warn of copies of one radiograph in different folds: each leaks into the other's score.
 
     truth: image_id and fold by row, whose codes these are.
     """
@@ -126,7 +126,7 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
         print(
             f"warning: {len(unclear)} images that {name} was trained on are not in folds.csv and "
             f"have no fingerprint to compare ({unclear[0]} first): any may be held out here, so no "
-            "score of what starts from it is honest"
+            "score of a model that starts from these weights is honest"
         )
     here = [(image, own.get(image, "")) for _, image in same]
     patients = {groups[image] for image, _ in (*seen, *here) if image in groups} - {""}
@@ -148,7 +148,7 @@ def leak(lines: Sequence[str]) -> str:
     )
 
 
-def seen_by(images: Known, lineages: Iterable[Lineage]) -> list[str]:
+def seen_by(images: ImageSet, lineages: Iterable[Lineage]) -> list[str]:
     """A line for each of these images that was trained on, by id or by pixels."""
     trained = sorted({pair for lineage in lineages for pair in lineage.pairs})
     at = {image_id: i for i, image_id in enumerate(images.ids)}

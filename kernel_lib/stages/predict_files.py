@@ -48,7 +48,7 @@ from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import RESEARCH_ONLY
 from kernel_lib.signals import Signals
 from kernel_lib.stages import inference, scores
-from kernel_lib.stages.inference import Asked, Predicted
+from kernel_lib.stages.inference import Predicted, Setup
 
 TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
 COLUMNS = (
@@ -297,7 +297,7 @@ def _predict(
     frame = pd.DataFrame({"image_id": ids, "path": listed}, dtype=object)
     root = given.roots[0]
     source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
-    asked = Asked(parameters, given.roots, root, given.ensemble, given.choice, source, None, ids)
+    asked = Setup(parameters, given.roots, root, given.ensemble, given.choice, source, None, ids)
     if given.released is None:
         return inference.predict_all(asked, engine, world)
     experiment = given.released.experiment

@@ -30,8 +30,8 @@ class TrainingSet:
     truth: pd.DataFrame
     folds_digest: str
     fingerprints: tuple[str, ...] = ()  # by cache row, as `data.fingerprint` gives them
-    test: past.Known = past.NONE  # the test images, of which none is to be trained on
-    past_known: bool = True  # False: an image may show a patient of the fold without saying so
+    test: past.ImageSet = past.NONE  # the test images, of which none is to be trained on
+    past_known: bool = True  # False: some images may show patients that the fold holds out
 
 
 def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
@@ -48,7 +48,7 @@ def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     prepared = prepare_training(source, parameters, size, roots[0], test)
     drawn = settle_folds(prepared, parameters, roots)
     if plan.experiment.images == "nih":
-        here = past.Known(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
+        here = past.ImageSet(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
         found = nih.prepare(parameters, size, roots[0], drawn, source, here)
         return TrainingSet(
             found.prepared,
@@ -70,7 +70,7 @@ def prepare_training(
     parameters: TrainParameters,
     size: int,
     work: Path,
-    test: past.Known = past.NONE,
+    test: past.ImageSet = past.NONE,
 ) -> cache.Prepared:
     """Decode the labelled images of DATA_DIR at `size`, each once.
 
@@ -159,11 +159,11 @@ def _settle_alone(
         fold_table = _drawn(prepared, parameters)
     else:
         fold_table = folds_file.load(existing)
-        _same_file(fold_table, existing, roots[0])
-        _same_images(fold_table, prepared.table, existing)
-        _all_images(fold_table, prepared.table, existing, roots[0])
+        _refuse_other_file(fold_table, existing, roots[0])
+        _refuse_other_images(fold_table, prepared.table, existing)
+        _refuse_missing_images(fold_table, prepared.table, existing, roots[0])
         n_folds = int(fold_table["fold"].max()) + 1
-        _same_groups(fold_table, prepared, parameters.groups, existing)
+        _refuse_other_groups(fold_table, prepared, parameters.groups, existing)
         if n_folds != parameters.n_folds:
             raise InputError(
                 f"{existing} has {n_folds} folds, N_FOLDS is {parameters.n_folds}: "
@@ -175,9 +175,9 @@ def _settle_alone(
 
 
 def refuse_lost_folds(roots: Sequence[Path]) -> None:
-    """Refuse to draw folds where runs lie that were trained on a folds file which is gone.
+    """Refuse to draw new folds if runs exist whose folds file is missing.
 
-    Drawn again, of images or labels that changed, it may hold out what those runs have seen.
+    If images or labels changed since, new folds could hold out images that those runs have seen.
     """
     begun = fold_run.names(
         roots
@@ -186,7 +186,7 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
         raise InputError(f"{folds_file.missing(roots)} (runs: {', '.join(begun)})")
 
 
-def _same_file(fold_table: pd.DataFrame, path: Path, work: Path) -> None:
+def _refuse_other_file(fold_table: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
     digest = folds_file.digest(fold_table)
     for folder in fold_run.begun(work):
@@ -219,14 +219,14 @@ def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
 
 
 def _with_copies(groups: pd.Series, prepared: cache.Prepared) -> pd.Series:
-    """Return the patients with images of the same pixels as one patient's; note them."""
+    """Return the groups, patients united whose images are copies of each other; note them."""
     codes, ids = fingerprint.codes(prepared), prepared.table["image_id"].tolist()
     copies = [(i, j) for i, j in fingerprint.matches(codes, codes).tolist() if i < j]
     if copies:
         i, j = copies[0]
         print(
             f"note: {len(copies)} pairs of images show the same radiograph ({ids[i]} and {ids[j]} "
-            "first): both of a pair are taken as one patient's"
+            "first): both of a pair are assigned to one patient"
         )
     return patients.united(groups, ids, copies)
 
@@ -242,10 +242,10 @@ def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
     return found
 
 
-def _same_groups(
+def _refuse_other_groups(
     fold_table: pd.DataFrame, prepared: cache.Prepared, given: str | None, path: Path
 ) -> None:
-    """Refuse a table of patients that the folds were not drawn with: some would stand in two."""
+    """Refuse GROUPS that differ from the patients at the draw: one could be in two folds."""
     if given is None:
         return
     ids = prepared.table["image_id"]
@@ -265,7 +265,9 @@ def _same_groups(
         )
 
 
-def _all_images(fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: Path) -> None:
+def _refuse_missing_images(
+    fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path, work: Path
+) -> None:
     """Refuse folds that hold images which are not here and were not left out by name.
 
     A run without them would be scored on fewer images than the others.
@@ -275,21 +277,21 @@ def _all_images(fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path, wo
     if len(lacking):
         raise InputError(
             f"{path} has {len(lacking)} images that DATA_DIR lacks, {lacking['image_id'].iloc[0]} "
-            "first: restore them, or choose another WORK_DIR, or delete it with its runs"
+            "first: restore them, or choose another WORK_DIR, or delete folds.csv and its runs"
         )
 
 
-def _same_images(fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path) -> None:
+def _refuse_other_images(fold_table: pd.DataFrame, prepared: pd.DataFrame, path: Path) -> None:
     both = prepared.merge(fold_table, on="image_id", how="left", suffixes=("", "_drawn"))
     new = both[both["fold"].isna()]
     if len(new):
         raise InputError(
             f"{path} does not know {len(new)} of the images, {new['image_id'].iloc[0]} first: it "
-            "was drawn over other data; choose another WORK_DIR, or delete it with its runs"
+            "was drawn over other data; choose another WORK_DIR, or delete folds.csv and its runs"
         )
     changed = both[both["rle"] != both["rle_drawn"]]
     if len(changed):
         raise InputError(
-            f"the label of {changed['image_id'].iloc[0]} and {len(changed) - 1} others is not the "
-            f"one in {path}: choose another WORK_DIR, or delete it with its runs"
+            f"the mask of {changed['image_id'].iloc[0]} and {len(changed) - 1} others is not the "
+            f"one in {path}: choose another WORK_DIR, or delete folds.csv and its runs"
         )

@@ -51,7 +51,7 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
             shape = (int(label["height"]), int(label["width"]))
             ensemble_maps, choice = speaking[row.fold], choice_of_part[row.part]
             weights = choice.weights or ensemble.weights
-            prob, _ = ensemble_maps.seen(row.image_id, shape, weights)
+            prob, _ = ensemble_maps.full_map(row.image_id, shape, weights)
             shown.append(
                 overlays.Example(
                     image_id=row.image_id,

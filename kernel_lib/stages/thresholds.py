@@ -21,7 +21,7 @@ from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
 from kernel_lib.errors import InputError
 from kernel_lib.inference import members, recipes, selection
-from kernel_lib.inference.ensemble_maps import alone
+from kernel_lib.inference.ensemble_maps import one_hot
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.kaggle import paths
@@ -111,9 +111,9 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
         fitted, report_kept = _fit(kept, recipe, parameters, progress=True)
         _, report_last = _fit(last, recipe, parameters)
         of_images = None if set(ensemble.folds) == set(fold_table["fold"]) else len(fold_table)
-        honest = kept.honest and last.honest
+        past_known = kept.past_known and last.past_known
         selected = (kept.selected, last.selected)
-        both = Scores(report_kept, report_last, honest, *selected, of_images)
+        both = Scores(report_kept, report_last, past_known, *selected, of_images)
         decision, searches = _decision(kept, fitted, both, predicted_by([kept, last]))
         _save(folder, decision, searches, kept)
         data = report.load(folder, roots)
@@ -208,7 +208,7 @@ def _save(
     candidates, n = decision.candidates, len(searches)
     weightings = [decision.choice.weights or candidates.weights]
     if candidates.by_members:
-        weightings = [alone(n, at) for at in range(n)]
+        weightings = [one_hot(n, at) for at in range(n)]
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with storage.replace_files(folder, without=(THRESHOLDS, TEST_RUN)) as aside:
         save_per_image(aside, decision.scores.kept.per_image)

@@ -52,7 +52,7 @@ class TrainResult:
         return self.finished == self.wanted
 
     def to_json(self) -> dict:
-        """What one of several processes tells the one that started it."""
+        """Return the part of the result that rank 0 reports to the process that launched all."""
         return {"finished": self.finished}
 
     def logs(self) -> dict[str, list[dict]]:
@@ -72,12 +72,12 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class _Session:
-    """What a call of the stage trains with."""
+    """Folders, device, clock, processes and signals that one call of the stage trains with."""
 
     roots: Sequence[Path]  # the working folder first
     engine: Engine
     clock: Clock
-    world: World  # where it is several processes, the first alone writes
+    world: World  # the processes that train together; only the first writes files
     signals: Signals
 
 
@@ -85,9 +85,9 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     """Train the fold or folds asked for and predict their held-out images.
 
     `rows` are the experiments that EXPERIMENT, or a JSON of the user's own, may name.
-    It can be stopped anywhere, and a signal saves first; the same call goes on from there. With
-    MAX_HOURS it stops in time by itself. WITH_PARENTS trains first what the row starts from and
-    what gates it.
+    It may be stopped at any moment (SIGTERM and Ctrl-C save first); the same call resumes. With
+    MAX_HOURS it stops in time by itself. WITH_PARENTS first trains the runs whose weights this one
+    starts from, and the classifier that gates it.
     Raises InputError before any data is touched where a name is unknown. With several GPUs, or
     PROCESSES, it starts as many processes of itself and waits for them. Where RANK and WORLD_SIZE
     are set, as torchrun sets them, it is one of several processes that train each fold together;
@@ -110,13 +110,14 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         return TrainResult(plan.run, work, tuple(came["finished"]), tuple(wanted))
     engine = choose_engine(own_device(parameters.device), parameters.precision)
     for one in chain:
-        row, n_workers = one.experiment, predictions.workers(parameters.workers, engine)
+        experiment = one.experiment
+        n_workers = predictions.workers(parameters.workers, engine)
         # Images and masks; to score held-out images, twice as many images.
-        shared_memory.check(n_workers, 2 * row.batch_size, row.size)
+        shared_memory.check(n_workers, 2 * experiment.batch_size, experiment.size)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    patient = n_ranks() > 1
-    with Signals(patient).caught() as signals, joined(engine.device) as world:
+    one_of_several = n_ranks() > 1
+    with Signals(one_of_several).caught() as signals, joined(engine.device) as world:
         session = _Session(roots, engine, SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
@@ -126,9 +127,9 @@ def resolve(
 ) -> tuple[tuple[TrainPlan, ...], Sequence[int]]:
     """Return the runs to train, the one asked for last, and their folds.
 
-    Touches neither data nor device, so that a build can refuse what its kernel would.
+    Touches neither data nor device: a build uses it to refuse what the kernel would refuse.
 
-    Raises: InputError for an unknown row, impossible numbers, or a device that is none.
+    Raises: InputError for an unknown experiment, impossible numbers, or an unknown device.
     """
     given = paths.experiment_text(parameters.experiment)
     plan = plan_training(parameters.model_copy(update={"experiment": given}), rows)
@@ -144,9 +145,9 @@ def resolve(
 
 def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Session) -> TrainResult:
     """The runs of a chain, one after the other; the result is that of the last."""
-    among = {one.run for one in chain}
+    in_chain = {one.run for one in chain}
     for one in chain:
-        session.world.agreed(partial(initial_weights.check, one, wanted, session.roots, among))
+        session.world.agreed(partial(initial_weights.check, one, wanted, session.roots, in_chain))
     for one in chain:
         result = _train(one, wanted, session)
         print(result)
@@ -196,20 +197,20 @@ def _one_fold(
     session: _Session,
 ) -> bool:
     """Train one fold and predict its held-out images; False where the clock stopped it."""
-    truth, row = images.truth, plan.experiment
+    truth, experiment = images.truth, plan.experiment
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
-    if (~held).sum() < (least := networks.min_batch(row)):
+    if (~held).sum() < (least := networks.min_batch(experiment)):
         raise InputError(
-            f"fold {fold} trains on one image, and a batch norm of {row.network} at {row.size} px "
-            f"needs {least}: give more images, or -p FREEZE_BATCH_NORM True"
+            f"fold {fold} trains on one image, and a batch norm of {experiment.network} at "
+            f"{experiment.size} px needs {least}: give more images, or -p FREEZE_BATCH_NORM True"
         )
     for does, part in (("trains on", ~held), ("holds out", held)):
         if not truth["positive"].to_numpy()[part].any():
             print(
-                f"note: fold {fold} {does} no image with a pneumothorax: its scores say how well "
-                "emptiness is found, and no more"
+                f"note: fold {fold} {does} no image with a pneumothorax: its scores only measure "
+                "how well images without one are recognised"
             )
     folder = fold_run.fold_folder(session.roots[0], plan.run, fold)
     with ExitStack() as kept_alone:

@@ -1,9 +1,10 @@
 """Train one fold. A training may be stopped anywhere and ends with the same result.
 
-The order of an epoch is a function of (seed, epoch) and of the hardness of each image before it, an
-augmentation of (seed, epoch, image), the learning rate of the epochs completed. A checkpoint adds
-weights, optimiser, scaler, EMA, random states, hardness and a position (epoch, optimiser step), so
-that a resumed training computes what an unbroken one would have.
+The order of an epoch depends only on (seed, epoch) and on each image's hardness before it (how
+wrong the network was about the image); an augmentation on (seed, epoch, image, repetition); the
+learning rate on the progress through the epochs. A checkpoint adds weights, optimiser, scaler,
+EMA, random states, hardness and a position (epoch, optimiser step), so that a resumed training
+computes what an uninterrupted one would have.
 
 Several processes may train one fold together (`parallel.world`). All of them have the same weights
 and position; the first one writes all files, and makes all decisions that depend on time or a disk.
@@ -91,7 +92,7 @@ class Training:
     def run(self) -> bool:
         """Train to the end or to the limit of the clock; return whether the end was reached.
 
-        On a signal it saves, and raises what the signal raises.
+        On SIGTERM or Ctrl-C it saves, then raises SystemExit or KeyboardInterrupt.
         """
         sizes = (self.experiment.size, self.experiment.batch_size, self.experiment.accumulate)
         with self.signals.deferred(), memory_named(*sizes):
@@ -113,7 +114,7 @@ class Training:
 
     @property
     def last_lineage(self) -> Lineage:
-        """The lineage of the last weights, which labels selected if they ended the training."""
+        """The lineage of the last weights; early stopping means that labels selected them."""
         stopped_early = bool(self.position.ended) and self.position.epoch < self.experiment.epochs
         return self._lineage(stopped_early)
 
@@ -125,7 +126,7 @@ class Training:
         return self.signals.come_to_any(self.world.gathered)
 
     def _end_if_asked(self) -> None:
-        """Raise, on every rank, what a signal to any of them raises."""
+        """Raise KeyboardInterrupt or SystemExit on every rank if any of them got a signal."""
         if self._asked_to_end():
             self.signals.end()
 
@@ -154,7 +155,7 @@ class Training:
         on_gpu = self.job.engine.device.type == "cuda"
         stream = iter(training_loader(self.images, own_keys, self.job.workers, on_gpu))
         with self._bar(len(steps)) as shown:
-            for number, step in enumerate(steps[at.step :], start=at.step):
+            for number, step_batches in enumerate(steps[at.step :], start=at.step):
                 if self._asked_to_end():
                     self._save_on_signal()
                     return False
@@ -164,7 +165,7 @@ class Training:
                 began = time.perf_counter()
                 rate = schedule.rate(experiment, at.epoch + number / len(steps))
                 schedule.set_rate(self.optimizer, rate)
-                self._step(stream, step)
+                self._step(stream, step_batches)
                 seconds = time.perf_counter() - began
                 at.step, at.seconds = number + 1, at.seconds + seconds
                 self.slowest = max(self.slowest, seconds)
@@ -193,8 +194,8 @@ class Training:
             epochs=self.experiment.epochs,
         )
 
-    def _step(self, stream: Iterator, step: list[np.ndarray]) -> None:
-        if self.step.take(stream, step, self.position, self.hardness):
+    def _step(self, stream: Iterator, step_batches: list[np.ndarray]) -> None:
+        if self.step.take(stream, step_batches, self.position, self.hardness):
             self.ema.update(self.model)
 
     def _end_epoch(self) -> bool:
@@ -381,7 +382,7 @@ class Training:
 
 def _gone(path: Path, folder: FoldRun) -> InputError:
     return InputError(
-        f"{path} is gone, and what lies beside it goes on from it: restore it, or delete "
+        f"{path} is gone, and the other files of this fold depend on it: restore it, or delete "
         f"{folder.path} and train this fold again"
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import rle
 from kernel_lib.inference import combine
-from kernel_lib.inference.ensemble_maps import EnsembleMaps, alone
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, one_hot
 from kernel_lib.postprocess.histograms import Stacked, stack, statistics
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
@@ -32,7 +32,7 @@ class ModelView:
     def predict(self, image: tuple) -> tuple[np.ndarray, int | None]:
         """Return the (H, W) uint8 map at the image's own size, and the level that gates it."""
         ensemble_maps = self.ensemble_maps[None if None in self.ensemble_maps else image.fold]
-        return ensemble_maps.seen(image.image_id, (image.height, image.width), self.weights)
+        return ensemble_maps.full_map(image.image_id, (image.height, image.width), self.weights)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def model_views(
     n = len(ensemble.members)
     rules = choice.rules or [choice.triplet] * n
     members = tuple(
-        ModelView(member.run, rule, ensemble_maps, alone(n, at))
+        ModelView(member.run, rule, ensemble_maps, one_hot(n, at))
         for at, (member, rule) in enumerate(zip(ensemble.members, rules, strict=True))
     )
     if n == 1 or choice.rules is not None:

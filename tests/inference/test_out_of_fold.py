@@ -27,7 +27,7 @@ def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_p
         members=(Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=3.0)),
     )
     found = out_of_fold(ensemble, [tmp_path], drawn)
-    assert found.honest
+    assert found.past_known
     assert found.table["image_id"].tolist() == ["i0", "i2", "i4", "i1", "i3", "i5"]
     for row, image in enumerate(found.table.itertuples()):
         mixed = maps.mean([level_map(image.image_id, r) for r in "ab"], [1.0, 3.0])

@@ -27,7 +27,7 @@ from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
 from kernel_lib.stages import initial_weights
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.stages.past import Known
+from kernel_lib.stages.past import ImageSet
 from kernel_lib.stages.preparation import TrainingSet
 
 ROW = Experiment(
@@ -97,7 +97,9 @@ def begin(
     truth = table() if truth is None else truth
     held = (truth["fold"] == fold).to_numpy()
     folder = settled(work, "child", fold, weights)
-    images = TrainingSet(None, truth, DIGEST, tuple(map(code, truth["image_id"])), test or Known())
+    images = TrainingSet(
+        None, truth, DIGEST, tuple(map(code, truth["image_id"])), test or ImageSet()
+    )
     decided = plan("child", weights)
     given = {"parameters": decided.parameters.model_copy(update=parameters)}
     return initial_weights.network(folder, decided.model_copy(update=given), images, held, [work])
@@ -204,7 +206,7 @@ def test_a_copy_of_a_held_out_image_under_another_id_is_refused(tmp_path, turned
 
 def test_a_test_image_that_an_ancestor_saw_is_named(tmp_path, capsys):
     path = other_past(tmp_path, {"png_5": code("of the test set")})
-    begin(tmp_path, 0, path, test=Known(["t7", "t8"], [code("t7"), code("of the test set")]))
+    begin(tmp_path, 0, path, test=ImageSet(["t7", "t8"], [code("t7"), code("of the test set")]))
     assert "t8 is the training image png_5" in capsys.readouterr().out
 
 

@@ -102,11 +102,11 @@ def test_test_images_that_a_member_was_trained_on_are_told_by_id_or_pixels():
         Lineage(images=("a", "b"), fingerprints=(code(1), code(2))),
         Lineage(images=("x", "a"), fingerprints=("", code(1))),  # of x nothing but its id is known
     ]
-    found = past.seen_by(past.Known("xyz", [code(7), code(2), code(8)]), members)
+    found = past.seen_by(past.ImageSet("xyz", [code(7), code(2), code(8)]), members)
     assert [line.split(", by")[0] for line in found] == [
         "x is the training image x", "y is the training image b"
     ]  # fmt: skip
-    assert past.seen_by(past.Known("z", [code(8)]), members) == []
+    assert past.seen_by(past.ImageSet("z", [code(8)]), members) == []
 
 
 @pytest.mark.parametrize(
