@@ -155,7 +155,7 @@ def test_of_the_same_fold_the_further_one_is_taken_and_it_is_said(tmp_path, behi
     assert result.copied == (f"{RUN}/fold0",)
     (note,) = result.notes
     assert note.startswith(f"note: {RUN}/fold0 is taken from {b} (")
-    assert f"({work}: " in note
+    assert f" {work}: " in note
     assert f"; {a}: " in note
     assert stage.run([a], work).copied == ()
     assert contents(work) == contents(b)
