@@ -122,7 +122,7 @@ def test_training_and_inference_start_their_own_processes(place, trained):
 def test_a_submission_is_one_process_s_work(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process.*PROCESSES"):
+    with pytest.raises(InputError, match=r"one process.*PROCESSES"):
         inference.run(InferenceParameters())
 
 
