@@ -53,8 +53,10 @@ def of_members(
     folds file.
     """
     n = len(ensemble.members)
-    speaking = {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
-    held = {fold: set(ensemble_maps.archives[0].ids) for fold, ensemble_maps in speaking.items()}
+    maps_of_fold = {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
+    held = {
+        fold: set(ensemble_maps.archives[0].ids) for fold, ensemble_maps in maps_of_fold.items()
+    }
     known = [
         i in held.get(f, ())
         for i, f in zip(fold_table["image_id"], fold_table["fold"], strict=True)
@@ -65,7 +67,7 @@ def of_members(
 
     def one(image: Any) -> tuple[list[rle.Runs], rle.Runs]:
         shape = (image.height, image.width)
-        many = speaking[image.fold].member_mask_runs(image.image_id, shape, rules)
+        many = maps_of_fold[image.fold].member_mask_runs(image.image_id, shape, rules)
         return many, rle.parse(image.rle, shape)
 
     images = list(everything.iloc[rows].itertuples(index=False))

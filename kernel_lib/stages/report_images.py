@@ -43,13 +43,13 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
         ].nlargest(SHOWN, "predicted_px"),
     }
     truth = data.folds.set_index("image_id")
-    speaking = {fold: open_maps(ensemble, data.roots, [fold], "oof") for fold in ensemble.folds}
+    maps_of_fold = {fold: open_maps(ensemble, data.roots, [fold], "oof") for fold in ensemble.folds}
     for title, rows in kinds.items():
         shown = []
         for row in rows[rows["image_id"].isin(paths)].itertuples():
             label = truth.loc[row.image_id]
             shape = (int(label["height"]), int(label["width"]))
-            ensemble_maps, choice = speaking[row.fold], choice_of_part[row.part]
+            ensemble_maps, choice = maps_of_fold[row.fold], choice_of_part[row.part]
             weights = choice.weights or ensemble.weights
             prob, _ = ensemble_maps.full_map(row.image_id, shape, weights)
             shown.append(

@@ -233,7 +233,7 @@ KNOWLEDGE: tuple[Line, ...] = (
         "voting over different networks", "vote of two U-Nets and two DeepLabs (3 of 4) against "
         "the better single network", "four_vote:dice", "unet|deeplab:dice", "more",
         "a false alarm of one network is outvoted",
-        "two of the four voices are the weaker network's, and three must agree on every mask",
+        "two of the four votes are the weaker network's, and three must agree on every mask",
     ),
     Claim(
         "different networks together improve significantly",

@@ -99,7 +99,7 @@ def _folder(arm: Trained, seed: int, place: Place, how: Setting) -> FoldRun:
 def _train(
     job: Job, folder: FoldRun, place: Place, how: Setting, rows: Mapping[str, Experiment]
 ) -> None:
-    """Train the arm's fold, or go on with it; a run of another key is begun anew."""
+    """Train the arm's fold, or go on with it; a run of another key starts again."""
     from kernel_lib.stages import train
 
     arm, key_file = job.arm, folder.path.parent / "key.txt"

@@ -90,7 +90,7 @@ def run(
 ) -> list[Line]:
     """Do what is not done yet; the lines of this plan, failed ones among them.
 
-    A failed arm is recorded, what needs it is left out, and the next call tries it anew.
+    A failed arm is recorded, what needs it is left out, and the next call tries it again.
     """
     place.folder.mkdir(parents=True, exist_ok=True)
     todo = plan(arms, seeds, how)
