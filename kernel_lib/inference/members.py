@@ -121,19 +121,21 @@ def _gate(asked: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple
     which its own label gates the mask.
     """
     named = tuple(dict.fromkeys(row["gate"] for row in rows.values() if row.get("gate")))
-    mute = [run for run, row in rows.items() if not row.get("label_weight")]
+    without_label = [run for run, row in rows.items() if not row.get("label_weight")]
     gated = [run for run, row in rows.items() if row.get("monitor") == "dice_gated"]
     if asked == "auto":
-        asked = "label" if named or (gated and not mute) else "none"
+        asked = "label" if named or (gated and not without_label) else "none"
         if asked == "none" and gated:
-            print(f"note: {gated[0]} was scored with its label as a gate, but {mute[0]} has none: "
-                  "no gate; -p GATE sum gates by the maps' own sums")  # fmt: skip
+            print(
+                f"note: {gated[0]} was scored with its label as a gate, but {without_label[0]} has "
+                "none: no gate; -p GATE sum gates by the maps' own sums"
+            )
     if asked != "label":
         return asked, ()
-    if not named and mute:
+    if not named and without_label:
         raise InputError(
-            f"GATE label, but {mute[0]} has no label head and its row names no classifier: leave "
-            "it out, or -p GATE sum, or -p GATE none"
+            f"GATE label, but {without_label[0]} has no label head and its row names no "
+            "classifier: leave it out, or -p GATE sum, or -p GATE none"
         )
     return asked, named
 

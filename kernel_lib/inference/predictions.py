@@ -95,7 +95,7 @@ def describe(
 ) -> dict:
     """What an archive says of itself; two that say the same hold the same maps.
 
-    `kept` are the checkpoints whose predictions it averages, told by their weights.
+    `kept` are the checkpoints whose predictions it averages, identified by their weights.
     """
     return {
         "run": folder.run,

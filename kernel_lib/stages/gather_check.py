@@ -90,7 +90,7 @@ def opened(root: Path, folder: FoldRun) -> Fold:
     for path in kept:
         if path not in there:
             raise InputError(
-                f"{path}, which last.pt speaks of, is missing, as in a copy that was cut short: "
+                f"{path}, which last.pt names, is missing, as in a copy that was cut short: "
                 f"copy {folder.path} whole, or leave it out"
             )
         weights[path.name] = checkpoints.digest(path)

@@ -129,8 +129,8 @@ def test_two_files_that_differ_are_told_apart_by_the_first_image(table):
     other = table.sort_values("image_id", ignore_index=True)
     other.loc[[3, 7], "fold"] = 9
     was = table.set_index("image_id").at["id0003", "fold"]
-    told = f"id0003: fold {was} there, 9 here; 2 of 200 images differ"
-    assert folds_file.difference(table, other) == told
+    message = f"id0003: fold {was} there, 9 here; 2 of 200 images differ"
+    assert folds_file.difference(table, other) == message
     alone = "1 images stand in one of them alone, id0199 first"
     assert folds_file.difference(table, other.iloc[:-1]) == alone
 

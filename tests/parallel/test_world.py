@@ -565,7 +565,7 @@ def place(scratch) -> Path:
 def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_root, place):
     both = command(project_root, place, "two", 2)
     assert both.returncode == 0, both.stderr[-3000:]
-    assert both.stdout.count("run demo_UNetResNet10_128_v1") == 1, "the first rank alone speaks"
+    assert both.stdout.count("run demo_UNetResNet10_128_v1") == 1, "only the first rank prints"
     single = command(project_root, place, "one", 1)
     assert single.returncode == 0, single.stderr[-3000:]
     (name,) = fold_run.names([place / "two"])

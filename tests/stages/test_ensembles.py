@@ -228,9 +228,9 @@ def test_own_heads_gate_where_the_dice_was_gated_and_only_report_elsewhere(tmp_p
     assert free.honest.auc_label > 0.9
     assert "gate" not in document(free)
     assert choose_rule(tmp_path, runs="heads", gate="label").choice.triplet.label is not None
-    make_run(tmp_path, "mute")
-    with pytest.raises(InputError, match="GATE label, but mute has no label head"):
-        choose_rule(tmp_path, runs="heads,mute", gate="label")
+    make_run(tmp_path, "headless")
+    with pytest.raises(InputError, match="GATE label, but headless has no label head"):
+        choose_rule(tmp_path, runs="heads,headless", gate="label")
 
 
 def test_archives_without_the_label_that_is_to_gate_are_named(tmp_path):
@@ -241,9 +241,9 @@ def test_archives_without_the_label_that_is_to_gate_are_named(tmp_path):
 
 def test_members_of_which_one_has_no_label_are_not_gated_unasked(tmp_path, capsys):
     make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
-    make_run(tmp_path, "mute")
-    assert choose_rule(tmp_path, runs="gated,mute").ensemble.gate == "none"
-    assert "note: gated was scored with its label as a gate, but mute has none" in (
+    make_run(tmp_path, "headless")
+    assert choose_rule(tmp_path, runs="gated,headless").ensemble.gate == "none"
+    assert "note: gated was scored with its label as a gate, but headless has none" in (
         capsys.readouterr().out
     )
 

@@ -271,8 +271,8 @@ def test_ids_of_every_form(tmp_path) -> None:
     table(tmp_path, [(name, "-1") for name in ids])
     for name in ids:
         draw(tmp_path / f"{name}.png")
-    told = [line for line in look(tmp_path).lines if line.startswith("ids: ")]
-    assert [line.split(", ")[-1] for line in told] == [f"{name} first" for name in ids]
+    line_of_ids = [line for line in look(tmp_path).lines if line.startswith("ids: ")]
+    assert [line.split(", ")[-1] for line in line_of_ids] == [f"{name} first" for name in ids]
 
 
 def test_markup_in_ids_is_shown_as_it_stands(tmp_path) -> None:

@@ -104,7 +104,7 @@ def test_folds_of_several_places_come_together_and_a_second_call_copies_nothing(
     trained(begun(b, 2), 1, step=4)
     begun(b, 2, run="tiny_seed2", seed=2)  # another seed is another run
     expected = {k: v for k, v in contents(a).items() if not k.startswith("ensembles")} | contents(b)
-    # Of a kill: no checkpoint that last.pt speaks of, and half a file.
+    # Of a kill: no checkpoint that last.pt names, and half a file.
     trained(begun(b, 2), 1, step=4).best(2).write_bytes(b"stray")
     (b / "runs" / RUN / "fold1/.last.pt.x.part").touch()
     # Of inference in a kernel that had the fold as its input.
@@ -264,7 +264,7 @@ REFUSED = {
     "last cut": (edited("last.pt", cut), "{b}/runs/tiny_seed1/fold1/last.pt cannot be read"),
     "last gone": (without("last.pt"), "fold1 has maps and no last.pt"),
     "best cut": (edited("best_epoch002.pt", cut), "fold1/best_epoch002.pt cannot be read"),
-    "best gone": (without("best_epoch003.pt"), "fold1/best_epoch003.pt, which last.pt speaks of"),
+    "best gone": (without("best_epoch003.pt"), "fold1/best_epoch003.pt, which last.pt names"),
     "log cut": (edited("log.jsonl", lambda c: c[:-4]), "fold1/log.jsonl is damaged"),
     "log short": (edited("log.jsonl", lambda c: c.splitlines(keepends=True)[0]),
                   "fold1/log.jsonl has 1 epochs, last.pt 3"),

@@ -37,7 +37,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Told:
+class Explained:
     """One line of the notes that is explained and not measured."""
 
     says: str
@@ -54,7 +54,7 @@ class OnGpu:
     why: str
 
 
-Line = Claim | Spread | OnGpu | Told
+Line = Claim | Spread | OnGpu | Explained
 
 _FEW = "so few images and epochs say little of seventy epochs on ten thousand"
 
@@ -108,7 +108,7 @@ EXPERIMENTS: tuple[Line, ...] = (
         "seed_mean:dice", "unet:dice", "more",
         "errors of one seed's noise are averaged away; no member saw the images",
     ),
-    Told(
+    Explained(
         "5 seeds: local CV 0.88+, LB 0.85", "not a pair",
         "the seed drew the split too, so four of five members had trained on the images of that "
         "CV; here a score on an image that a member saw is refused",
@@ -192,7 +192,7 @@ KNOWLEDGE: tuple[Line, ...] = (
         "with few images the third number is chosen by chance as much as by reason",
         "what decides that there is a mask and where it ends are two questions",
     ),
-    Told(
+    Explained(
         "do not split a mask into instances", "arithmetic",
         "one mask an image is scored: of two equal parts one alone has dice 2 · ½ / (½ + 1) = 0.67 "
         "against the whole, and two rows of an image are refused",

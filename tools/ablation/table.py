@@ -205,12 +205,12 @@ def _tried(claim: Claim, results: Results) -> tuple[str, ...]:
     found = results.difference(claim)
     form, margin = UNITS[measure_named(claim.a.partition(":")[2]).unit]
     said = verdict(found, claim.expects, margin)
-    told = "–"
+    measured = "–"
     if found.n_seeds:
         value, low, high = (form.format(one) for one in found[:3])
-        told = f"{value} [{low}, {high}]"
+        measured = f"{value} [{low}, {high}]"
     why = (claim.otherwise or claim.why) if said == "does not hold" else claim.why
-    return claim.says, claim.tried, str(found.n_seeds), told, said, why
+    return claim.says, claim.tried, str(found.n_seeds), measured, said, why
 
 
 def _on_gpu(line: OnGpu, results: Results) -> tuple[str, ...]:
@@ -219,10 +219,10 @@ def _on_gpu(line: OnGpu, results: Results) -> tuple[str, ...]:
         return line.says, line.tried, "–", "–", "unmeasured: no GPU here", line.why
     bound, free = (np.array(results.speeds[name]) for name in ("deterministic", "free"))
     ratios = bound / free
-    told = f"{bound.mean():,.0f} against {free.mean():,.0f}: × {ratios.mean():.2f} "
-    told += f"({ratios.min():.2f} to {ratios.max():.2f})"
+    measured = f"{bound.mean():,.0f} against {free.mean():,.0f}: × {ratios.mean():.2f} "
+    measured += f"({ratios.min():.2f} to {ratios.max():.2f})"
     said = "holds" if ratios.max() < 1 else "does not hold" if ratios.min() > 1 else "undecided"
-    return line.says, line.tried, f"{len(ratios)} rounds", told, said, line.why
+    return line.says, line.tried, f"{len(ratios)} rounds", measured, said, line.why
 
 
 def _spread(line: Spread, results: Results) -> tuple[str, ...]:
@@ -232,11 +232,11 @@ def _spread(line: Spread, results: Results) -> tuple[str, ...]:
     if len(scores) < FEWEST_SEEDS:
         said = f"undecided (n = {len(scores)})"
         return line.says, tried, str(len(scores)), "–", said, line.why
-    told = ", ".join(f"{seed}: {score:.4f}" for seed, score in sorted(scores.items()))
-    told += f"; standard deviation {np.std(list(scores.values()), ddof=1):.4f}"
+    measured = ", ".join(f"{seed}: {score:.4f}" for seed, score in sorted(scores.items()))
+    measured += f"; standard deviation {np.std(list(scores.values()), ddof=1):.4f}"
     apart = ", ".join(map(str, outliers(scores)))
     if len(scores) < FEWEST_FOR_OUTLIERS:
         said = f"{FEWEST_FOR_OUTLIERS} seeds are needed to call one an outlier"
     else:
         said = f"outlier: {apart}" if apart else "no outlier"
-    return line.says, tried, str(len(scores)), told, said, line.why
+    return line.says, tried, str(len(scores)), measured, said, line.why

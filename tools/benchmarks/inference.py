@@ -8,7 +8,7 @@ writes, reads back and draws the report. The bare pass sends as many tensors tha
 through the same network, in the same views and batches, and keeps nothing. Both use one thread. The
 rule is set so that a fifth of the images gets a mask; noise makes it ragged, so that rule and RLE
 cost more than usual. What is done once a call, reading the checkpoint and drawing the report, is
-told apart from what is done for each image: for 3,205 test images the former is next to nothing.
+separated from what is done for each image: for 3,205 test images the former is next to nothing.
 """
 
 from __future__ import annotations

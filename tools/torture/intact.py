@@ -78,7 +78,7 @@ def _folds_broken(trial: Path) -> list[str]:
         if log != history[: len(log)]:  # which the next start completes
             faults.append(f"{folder.log} says otherwise than {last}")
         kept = [folder.best(kept_epoch["epoch"]) for kept_epoch in position["kept"]]
-        faults += [f"{path} is gone, of which {last} speaks" for path in kept if not path.is_file()]
+        faults += [f"{path} is gone, which {last} names" for path in kept if not path.is_file()]
     return faults
 
 

@@ -160,12 +160,12 @@ def counted(work: Callable[[], None], processes: int = 1) -> int:
         if os.environ.get("RANK", "0") == "0":
             os.write(writer, str(events).encode())
 
-    status, told = live(counting, processes=processes)
+    status, output = live(counting, processes=processes)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         found = pipe.read()
     if status:
-        raise RuntimeError(told)
+        raise RuntimeError(output)
     return int(found)
 
 

@@ -77,7 +77,7 @@ def test_every_arm_serves_a_claim():
 
 
 def test_every_line_of_the_notes_checkpoints_has_a_line():
-    """The names of the notes' list, sizes and seeds aside; what is told twice stands once."""
+    """The names of the notes' list, sizes and seeds aside; what is stated twice stands once."""
     said = " ".join(line.says for line in (*claims.CHECKPOINTS, *claims.CURRENT_BEST))
     for name in (
         "UNetResNet34_512_v1", "UNetResNet34_512_v2", "UNetResNet34_512_v3", "UNetResNet34_512_v4",

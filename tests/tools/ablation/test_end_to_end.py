@@ -1,4 +1,4 @@
-"""Tiny arms, trained and told in a table, and one of every kind."""
+"""Tiny arms, trained and shown in a table, and one of every kind."""
 
 from pathlib import Path
 
@@ -46,11 +46,11 @@ def test_two_arms_become_a_table_and_a_second_call_trains_nothing(place):
     before = place.results.read_bytes()
     assert run(place, "unet", "lovasz") == lines
     assert place.results.read_bytes() == before
-    told = table.render(table.Results(lines, 20), HOW)
-    (lovasz,) = [row for row in told.splitlines() if "Lovász against BCE" in row]
+    page = table.render(table.Results(lines, 20), HOW)
+    (lovasz,) = [row for row in page.splitlines() if "Lovász against BCE" in row]
     assert "| 1 |" in lovasz
     assert "undecided (n = 1)" in lovasz
-    assert str(place.folder) not in told
+    assert str(place.folder) not in page
 
 
 def test_every_kind_of_arm_comes_to_numbers(place):

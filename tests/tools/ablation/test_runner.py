@@ -30,7 +30,7 @@ SEEDS = runner.seeds(2)
 
 
 class Stub:
-    """Writes down what it was asked to do; fails where told to."""
+    """Writes down what it was asked to do; fails on request."""
 
     def __init__(self, failing: set = frozenset()) -> None:
         self.failing, self.did = failing, []
@@ -123,8 +123,8 @@ def test_what_changed_is_made_again_and_nothing_else(place):
     run(place, do, ARMS | {"large": changed})
     assert do.did == [("large", seed) for seed in SEEDS]
     do = Stub()
-    told = Trained(BASE.model_copy(update={"says": "prose is no number"}))
-    run(place, do, ARMS | {"unet": told, "view": Viewed("view", told, "hflip")})
+    reworded = Trained(BASE.model_copy(update={"says": "prose is no number"}))
+    run(place, do, ARMS | {"unet": reworded, "view": Viewed("view", reworded, "hflip")})
     assert do.did == []
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from kernel_lib.errors import InputError
 from tools.ablation import runner, setting, table
-from tools.ablation.claims import Claim, OnGpu, Spread, Told
+from tools.ablation.claims import Claim, Explained, OnGpu, Spread
 from tools.ablation.paired import Difference
 from tools.ablation.table import BEGIN, END, Results, verdict
 
@@ -127,7 +127,9 @@ def test_determinism_is_measured_or_said_to_be_unmeasured():
 def test_what_is_told_and_what_failed_stand_there():
     failed = {"key": "f", "arm": "big", "seed": 7, "error": "ValueError: broken"}
     text = table.render(
-        Results([IMAGES, failed], 10), setting.QUICK, {"S": [Told("split", "arithmetic", "0.67")]}
+        Results([IMAGES, failed], 10),
+        setting.QUICK,
+        {"S": [Explained("split", "arithmetic", "0.67")]},
     )
     assert "| split | arithmetic | – | – | explained | 0.67 |" in text
     assert "- failed: big, seed 7: ValueError: broken" in text
@@ -135,8 +137,8 @@ def test_what_is_told_and_what_failed_stand_there():
 
 
 def test_only_lines_whose_arms_are_there_are_known():
-    spread, told = Spread("seeds", "other", ""), Told("", "", "")
-    sections = {"A": [CLAIM, spread, told], "B": [spread]}
+    spread, explained = Spread("seeds", "other", ""), Explained("", "", "")
+    sections = {"A": [CLAIM, spread, explained], "B": [spread]}
     assert table.known(sections, {"big", "small"}) == {"A": [CLAIM]}
 
 
