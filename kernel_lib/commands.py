@@ -210,10 +210,9 @@ def release(
 @main.command()
 def experiments() -> None:
     """List the experiments: what each is, where it starts, the reference solution's score."""
-    from kernel_lib import catalogue
-    from kernel_lib.experiments import EXPERIMENTS
+    from kernel_lib.experiments import EXPERIMENTS, experiments_table
 
-    click.echo(catalogue.as_markdown(EXPERIMENTS), nl=False)
+    click.echo(experiments_table(EXPERIMENTS), nl=False)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The shipped experiments, each as a difference from its parent.
+"""The shipped experiments, each as a difference from its parent, and their table.
 
 Most are those of the reference solution, https://github.com/niudd/SIIM; `leaderboard` is the dice
 on the public leaderboard that it reports, for several seeds, never ours. What its README leaves out
@@ -7,6 +7,8 @@ states.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from kernel_lib.config import Experiment
 
@@ -246,3 +248,22 @@ _ALL = (
 )
 
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
+
+HEAD = ("experiment", "what it is", "starts from", "public LB of the reference solution")
+
+
+def experiments_table(experiments: Mapping[str, Experiment]) -> str:
+    """Return a table with a line for each experiment, in the order of the registry."""
+    lines = [HEAD, ("---",) * len(HEAD)]
+    for experiment in experiments.values():
+        start = _start(experiment, experiments)
+        name, score = f"`{experiment.name}`", experiment.leaderboard or "–"
+        lines.append((name, experiment.says, start, score))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _start(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
+    """Return the initial weights of an experiment, and the classifier that gates it, if any."""
+    weights, names = experiment.weights, {"imagenet": "ImageNet", "none": "scratch"}
+    start = f"`{weights}`" if weights in experiments else names.get(weights, weights)
+    return start + (f"; gated by `{experiment.gate}`" if experiment.gate else "")

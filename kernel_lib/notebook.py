@@ -1,4 +1,4 @@
-"""Time to save, and a sentence instead of a traceback, where a notebook's kernel is stopped.
+"""What a notebook needs: progress bars that do not flood it, and time to save where it is stopped.
 
 On Ctrl-C papermill sends its kernel SIGINT and a request to shut down, SIGTERM after 2.5 seconds
 and SIGKILL after 5. ipykernel answers the request from a thread while the cell still runs: it
@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
+
+from tqdm import tqdm
 
 GOES_ON = "run the same command again to go on"
 STOPPED = f"stopped, finished work is saved; {GOES_ON}"
@@ -62,3 +65,11 @@ class _Shutdown:
             # papermill awaits no reply: of an error it would print a traceback.
             result.error_in_exec = None
         self._idle.set()
+
+
+def bar(items: Iterable | None = None, **options: Any) -> tqdm:
+    """Return a tqdm bar, redrawn often on a terminal and rarely in a log or a notebook."""
+    is_terminal = sys.stderr.isatty()
+    options.setdefault("mininterval", 0.2 if is_terminal else 15.0)
+    options.setdefault("dynamic_ncols", is_terminal)
+    return tqdm(items, **options)

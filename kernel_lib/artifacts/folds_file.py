@@ -1,15 +1,21 @@
-"""`folds.csv` in the working folder: the one table of labels and folds that later stages read."""
+"""`folds.csv`, the one table of labels and folds that later stages read, and `left_out.json`."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts.filenames import FOLDS
+from kernel_lib import storage
+from kernel_lib.artifacts.filenames import FOLDS, LEFT_OUT
 from kernel_lib.data import cells, rle
 from kernel_lib.data.folds import groups_of
 from kernel_lib.errors import InputError
@@ -170,3 +176,44 @@ def _area(row, where: str, fix: str) -> int:
         return rle.area(rle.parse(row.rle, (row.height, row.width)))
     except rle.RleError as error:
         raise InputError(f"{where}: the rle of {row.image_id}: {error} ({fix})") from error
+
+
+_COLON = re.compile(": ")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A line "id: reason" for each image that training left out."""
+
+    lines: tuple[str, ...] = ()
+
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        # An id, and a reason, may hold colons: every beginning that could be the id.
+        return frozenset(line[: at.start()] for line in self.lines for at in _COLON.finditer(line))
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._beginnings
+
+    def save(self, work: Path, name: str = LEFT_OUT) -> None:
+        storage.write_json(work / name, list(self.lines))
+
+    @classmethod
+    def load(cls, roots: Sequence[Path]) -> Self:
+        """Return that of the first root that holds one, else an empty one.
+
+        Raises InputError where the file is damaged.
+        """
+        path = next((root / LEFT_OUT for root in roots if (root / LEFT_OUT).is_file()), None)
+        if path is None:
+            return cls()
+        try:
+            lines = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise ValueError("it is no list of lines")
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): delete it, which leaves it out of reports, or run "
+                "the train stage, which writes it again"
+            ) from error
+        return cls(tuple(lines))

@@ -17,11 +17,10 @@ import pandas as pd
 
 from kernel_lib import storage
 from kernel_lib.data import images
-from kernel_lib.data.cache_store import Journal, Row, Store, Task
-from kernel_lib.data.cache_workers import outcomes
+from kernel_lib.data.cache_store import Journal, Row, Store, Task, outcomes
 from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
-from kernel_lib.progress import bar
+from kernel_lib.notebook import bar
 
 SPLITS = ("train", "test", "nih")
 ON_BAD_FILE = ("stop", "skip", "blank")

@@ -1,4 +1,4 @@
-"""DICOM files in memory: their header, and their pixels as 8-bit grey levels, bones white.
+"""DICOM files in memory: header, view, orientation, and pixels as 8-bit grey levels, bones white.
 
 Errors are InputErrors without the file's name, which `images` puts before them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -19,8 +19,7 @@ from pydicom import encaps, uid
 from pydicom.filereader import read_dataset, read_preamble
 
 from kernel_lib.data import contrast, pictures
-from kernel_lib.data.dicom_bits import pixel_values
-from kernel_lib.data.dicom_levels import grey_levels, padding
+from kernel_lib.data.dicom_levels import grey_levels, padding, pixel_values
 from kernel_lib.errors import InputError
 
 MAX_BYTES = 1 << 29  # of a file, packed or not: more than MAX_PIXELS of 16 bits take
@@ -242,3 +241,54 @@ def _opencv_frame(dataset: pydicom.Dataset, frame: bytes) -> np.ndarray | None:
     stored = pictures.decode(frame, in_dicom=True)
     is_right = stored is not None and stored.dtype == np.uint8
     return stored if is_right and stored.shape == (dataset.Rows, dataset.Columns) else None
+
+
+FRONTAL = ("L", "F")  # rows towards the patient's left, columns towards the feet
+AXES = ("LR", "PA", "HF")  # of ImageOrientationPatient, positive and negative
+LATERAL = ("LL", "RL", "LAT", "LATERAL")
+NO_CHEST = (
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER", "FOOT",
+    "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "NECK", "PELVIS",
+    "SHOULDER", "SKULL", "TOE", "WRIST",
+)  # fmt: skip
+
+
+def view_notes(dataset: pydicom.Dataset) -> list[str]:
+    """Return a note where the header states a lateral view, or another part than the chest."""
+    return [
+        f"{tag} is {stated} by the header: not a frontal chest radiograph, read anyway"
+        for tag, others in (("ViewPosition", LATERAL), ("BodyPartExamined", NO_CHEST))
+        if (stated := str(dataset.get(tag) or "").strip().upper()) in others
+    ]
+
+
+def orientation_notes(dataset: pydicom.Dataset) -> list[str]:
+    """Return a note where the header states another orientation than frontal radiographs have.
+
+    Source: DICOM PS3.3 C.7.6.1.1.1 (PatientOrientation) and C.7.6.2.1.1.
+    """
+    stated = _stated(dataset)
+    if stated in (None, FRONTAL):
+        return []
+    return [
+        f"rows run towards {stated[0]} and columns towards {stated[1]} by the header, where "
+        "frontal radiographs have L and F: left as stored"
+    ]
+
+
+def _stated(dataset: pydicom.Dataset) -> tuple[str, str] | None:
+    """Return the letters of rows and columns; None where nothing usable is stated."""
+    letters = dataset.get("PatientOrientation") or ""
+    if not isinstance(letters, str) and len(letters) == 2 and all(letters):
+        return letters[0][0].upper(), letters[1][0].upper()
+    cosines = dataset.get("ImageOrientationPatient") or ""
+    if isinstance(cosines, str) or len(cosines) != 6:
+        return None
+    row, column = list(map(float, cosines[:3])), list(map(float, cosines[3:]))
+    return (_main(row), _main(column)) if any(row) and any(column) else None
+
+
+def _main(direction: Sequence[float]) -> str:
+    """Return the letter of the axis nearest to a direction (x, y, z)."""
+    axis = max(range(3), key=lambda i: abs(direction[i]))
+    return AXES[axis][direction[axis] < 0]

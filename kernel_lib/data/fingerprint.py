@@ -32,7 +32,7 @@ import numpy as np
 from kernel_lib import storage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.cache_store import resized
-from kernel_lib.progress import bar
+from kernel_lib.notebook import bar
 
 # Codes begin with it, and only those of one version compare.
 VERSION = 2

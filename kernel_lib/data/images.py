@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 
 from kernel_lib.data import contrast, dicom, mask_files, pictures
-from kernel_lib.data.dicom_orientation import orientation_notes, view_notes
+from kernel_lib.data.dicom import orientation_notes, view_notes
 from kernel_lib.data.layouts import SUFFIXES
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError

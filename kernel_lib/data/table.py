@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import cells, rle, splits
+from kernel_lib.data import cells, rle
 from kernel_lib.data.folder import (
     INSTANCE_FOLDER,
     Images,
@@ -21,7 +21,14 @@ from kernel_lib.data.folder import (
     survey,
 )
 from kernel_lib.data.images import read_mask
-from kernel_lib.data.labels import Sample, names_of, read_labels, read_sample
+from kernel_lib.data.labels import (
+    Sample,
+    held_out_notes,
+    names_of,
+    read_labels,
+    read_sample,
+    stated_splits,
+)
 from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PICTURE_SUFFIXES, label_rank
 from kernel_lib.errors import InputError
 
@@ -119,7 +126,7 @@ class _Discovery:
         in_test = labelled["image_id"].isin(test["image_id"])
         train = self._kept_for_training(labelled, in_test & (self.given is None))
         if not self.for_inference:
-            self.problems += splits.noted(self.listing, self.images, set(train["image_id"]))
+            self.problems += held_out_notes(self.listing, self.images, set(train["image_id"]))
             if self.labels is None:
                 self._compare_with_tables(train)
         return Source(
@@ -180,7 +187,7 @@ class _Discovery:
 
     def _take_stated_splits(self, labels: Path) -> None:
         """Take the splits that a column of the label table states, before any folder's."""
-        stated = splits.of_table(labels)
+        stated = stated_splits(labels)
         for written, name in zip(stated, names_of(list(stated)), strict=True):
             if stated[written]:
                 files = self.images.files[self.images.find(name)]

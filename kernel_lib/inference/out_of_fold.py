@@ -14,15 +14,14 @@ import pandas as pd
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference.combine import vote
-from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps, vote_function
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.progress import bar
 
 
 class OutOfFold:
@@ -74,7 +73,7 @@ class OutOfFold:
 
         Shapes: rows (N,); one rule per member; the result (N, n, 2) int64 px.
         """
-        draw = vote(self.ensemble.combine)
+        draw = vote_function(self.ensemble.combine)
 
         def one(image: Any) -> list[tuple[int, int]]:
             shape = (image.height, image.width)

@@ -16,7 +16,7 @@ from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, InferenceParameters, PredictParameters
-from kernel_lib.data import shared_memory
+from kernel_lib.data import dataset
 from kernel_lib.data.cache import Prepared
 from kernel_lib.data.dataset import PlainImages, plain_loader
 from kernel_lib.engine import Engine, memory_named
@@ -24,8 +24,8 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks, weights
+from kernel_lib.notebook import bar
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
-from kernel_lib.progress import bar
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def check_shared_memory(
     images = parameters.batch_size or 2 * experiment.batch_size
     # The `predict` command has no parameters of a notebook.
     way_out = "--workers 0" if isinstance(parameters, PredictParameters) else "-p WORKERS 0"
-    shared_memory.check(
+    dataset.check_shared_memory(
         workers(parameters.workers, engine), images, experiment.size, way_out=way_out
     )
 

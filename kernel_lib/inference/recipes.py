@@ -1,4 +1,4 @@
-"""Ensembles as data: a file that names members, and how they speak together.
+"""Ensembles as data: a file that names members, how they are combined, and how that is chosen.
 
 Shipped ones lie in `kernel_lib/ensembles/<name>.json`; a user's own may lie anywhere.
 """
@@ -15,7 +15,11 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Choose, Combine, Frozen, Gate, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
+from kernel_lib.inference.ensemble_maps import one_hot
+from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.plan import find_experiment, plan_training
+from kernel_lib.postprocess.search import SearchOptions
+from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Strategy
 
 SHIPPED = Path(__file__).parent.parent / "ensembles"
 
@@ -155,3 +159,19 @@ def _checked(values: str | Mapping[str, Any], where: str) -> Recipe:
             place = ".".join(str(part) for part in fault["loc"])
             faults.append(f"{place}: " * bool(place) + fault["msg"].removeprefix("Value error, "))
         raise InputError(f"{where}: {'; '.join(faults)}") from None
+
+
+def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Strategy:
+    """What a recipe leaves to be chosen on labels: a rule, members and weights, or rules and k.
+
+    `single` holds top == bottom in every rule.
+    """
+    ensemble = held.ensemble
+    options = SearchOptions(single=single, label=ensemble.gate != "none")
+    n_members = len(ensemble.members)
+    if ensemble.by_members:
+        members = [held.gated(one_hot(n_members, at)) for at in range(n_members)]
+        return MemberVote(members, held.vote_counts, recipe.at_least, options)
+    if recipe.choose == "greedy":
+        return Greedy(held.gated, n_members, options)
+    return OneRule(held.gated(ensemble.weights), options)

@@ -1,4 +1,4 @@
-"""Kaggle's limits as numbers, and how much of a session is left: hours and disk.
+"""Kaggle's limits as numbers; how long a stage may take, and what of a session is left.
 
 Source of each unless said: Kaggle's documentation of notebooks (kaggle.com/docs/notebooks,
 technical specifications) and its users' reports, as of autumn 2026; an account's own hours are
@@ -13,6 +13,8 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from kernel_lib.kaggle import paths
 
 GPU_HOURS_A_WEEK = 30.0  # an hour of two T4 costs one; reset Saturday 00:00 UTC
 SESSION_HOURS = 12.0  # "the maximum notebook runtime": competitions submit --help, kaggle-cli 2.2.5
@@ -108,3 +110,31 @@ def sessions_for(hours: float, usable_hours: float) -> int:
 
 def _gb(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB"
+
+
+RESERVE_HOURS = 0.5  # for saving, predicting the last batch, and Kaggle's own collecting
+
+
+def max_hours(given: float | None) -> float | None:
+    """MAX_HOURS as given; without it, on Kaggle, what its session has left, else no limit.
+
+    A session that is cut off keeps what was written, but a stop in time also predicts and reports.
+    """
+    if given is not None or not paths.on_kaggle():
+        return given
+    return session_hours() - RESERVE_HOURS - _spent_hours()
+
+
+def say_hours_left(work: Path) -> None:
+    """Print hours and disk left, and a warning where outputs near Kaggle's limit."""
+    if not paths.on_kaggle():
+        return
+    print(session_line(work, 3600 * _spent_hours(), session_hours()))
+    for line in warnings(usage(work)):
+        print(f"warning: {line}")
+
+
+def _spent_hours() -> float:
+    spent = (session_seconds() or 0.0) / 3600
+    # A first process older than any session is no session's: this is a rehearsal.
+    return spent if spent < session_hours() - RESERVE_HOURS else 0.0

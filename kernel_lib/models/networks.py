@@ -20,8 +20,14 @@ from torch import nn
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import encoders
-from kernel_lib.models.attention import AttentionGate
-from kernel_lib.models.heads import Hypercolumn, LabelHead, SideMasks, init_prior, resize
+from kernel_lib.models.heads import (
+    AttentionGate,
+    Hypercolumn,
+    LabelHead,
+    SideMasks,
+    init_prior,
+    resize,
+)
 from kernel_lib.registry import lookup
 
 ASPP_CHANNELS = 256

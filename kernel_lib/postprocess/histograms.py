@@ -12,9 +12,17 @@ import cv2
 import numpy as np
 
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess import gate
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.postprocess.triplet import Triplet, checked_map, first_level
+from kernel_lib.postprocess.triplet import (
+    NO_LABEL,
+    Triplet,
+    checked_label,
+    checked_map,
+    first_level,
+    label_array,
+    passes_gate,
+    sum_level,
+)
 from kernel_lib.postprocess.units import FULL_AREA
 
 CV2_EXACT_PX = 1 << 24  # cv2 counts in float32, which is exact up to here
@@ -43,7 +51,7 @@ class Stacked:
 
     def __post_init__(self) -> None:
         if self.label is None:
-            object.__setattr__(self, "label", np.full(len(self), gate.NO_LABEL, dtype=np.int16))
+            object.__setattr__(self, "label", np.full(len(self), NO_LABEL, dtype=np.int16))
 
     def __len__(self) -> int:
         return len(self.n_px)
@@ -56,7 +64,7 @@ class Stacked:
     @property
     def has_labels(self) -> bool:
         """Whether every image has a label."""
-        return bool((self.label != gate.NO_LABEL).all())
+        return bool((self.label != NO_LABEL).all())
 
     def take(self, rows: np.ndarray) -> Stacked:
         """Return the images at these indices, or where a boolean array is true."""
@@ -76,7 +84,7 @@ def statistics(prob: np.ndarray, mask: np.ndarray | None, label: int | None = No
     (all zero: truth is empty), or None when no truth is known.
     Raises: InputError for another type, shape or level.
     """
-    prob, label = checked_map(prob), gate.checked_level(label)
+    prob, label = checked_map(prob), checked_label(label)
     hist_all, hist_true = _histogram(prob, None), np.zeros(256, dtype=np.int64)
     if mask is None:
         return Statistics(hist_all, hist_true, prob.size, has_truth=False, label=label)
@@ -107,7 +115,7 @@ def stack(stats: Iterable[Statistics] | Stacked) -> Stacked:
         np.stack([s.hist_true for s in stats]).astype(np.int64, copy=False),
         np.array([s.n_px for s in stats], dtype=np.int64),
         np.array([s.has_truth for s in stats], dtype=bool),
-        gate.as_array(s.label for s in stats),
+        label_array(s.label for s in stats),
     )
 
 
@@ -126,10 +134,10 @@ def with_truth(stats: AnyStatistics) -> Stacked:
 
 
 def gate_by_sum(stats: AnyStatistics) -> Stacked:
-    """Return the same images, labelled by their map's sum of probabilities (`gate.sum_level`)."""
+    """Return the same images, labelled by their map's sum of probabilities (`sum_level`)."""
     stats = stack(stats)
-    levels = map(gate.sum_level, stats.hist_all, stats.n_px)
-    return replace(stats, label=gate.as_array(levels))
+    levels = map(sum_level, stats.hist_all, stats.n_px)
+    return replace(stats, label=label_array(levels))
 
 
 def areas_above(stats: AnyStatistics, threshold: float) -> np.ndarray:
@@ -144,7 +152,7 @@ def kept(stats: AnyStatistics, triplet: Triplet) -> np.ndarray:
     """
     stats = stack(stats)
     reached = areas_above(stats, triplet.top) * FULL_AREA >= triplet.min_area_px * stats.n_px
-    return reached & gate.passes(stats.label, triplet.label)
+    return reached & passes_gate(stats.label, triplet.label)
 
 
 def areas(stats: AnyStatistics, triplet: Triplet) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kernel_lib.postprocess.bootstrap import Interval
+from kernel_lib.postprocess.metrics import Interval
 from kernel_lib.postprocess.serialization import NAN_AS_NULL, JsonDocument, JsonFloat
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from kernel_lib.errors import InputError
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess import exhaustive, label_threshold, plateau
 from kernel_lib.postprocess.exhaustive import LEVELS
 from kernel_lib.postprocess.histograms import AnyStatistics, Stacked, per_image_dice, with_truth
@@ -20,7 +21,6 @@ from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.serialization import JsonDocument
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.postprocess.units import FULL_AREA
-from kernel_lib.progress import bar
 
 
 @dataclass(frozen=True)

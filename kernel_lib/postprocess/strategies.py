@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, areas, areas_above, per_image_dice
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.search import (
@@ -25,7 +26,6 @@ from kernel_lib.postprocess.search import (
     searches_label,
 )
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.progress import bar
 
 MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops rising
 TIE = 2.0**-42  # means closer than this are equal, as in the search

@@ -10,9 +10,9 @@ import numpy as np
 
 from kernel_lib.data import labels, rle
 from kernel_lib.errors import InputError
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.metrics import dice_of_counts
-from kernel_lib.progress import bar
 
 
 @dataclass(frozen=True)

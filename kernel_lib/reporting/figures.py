@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kernel_lib.data.folds import balance
-from kernel_lib.postprocess.bootstrap import Interval
+from kernel_lib.postprocess.metrics import Interval
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport, TestSummary
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.units import AREA_UNIT

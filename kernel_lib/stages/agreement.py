@@ -16,8 +16,8 @@ from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import rle
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.kaggle import paths
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess.strategies import Choice
-from kernel_lib.progress import bar
 from kernel_lib.reporting import agreement
 from kernel_lib.reporting.agreement import Agreement
 

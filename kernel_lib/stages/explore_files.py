@@ -13,8 +13,8 @@ import pandas as pd
 from kernel_lib.data import cells, images, label_checks, labels, rle
 from kernel_lib.data.table import Source
 from kernel_lib.errors import InputError
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess.units import FULL_AREA
-from kernel_lib.progress import bar
 from kernel_lib.reporting.mean_images import RunningMean
 
 

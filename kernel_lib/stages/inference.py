@@ -30,16 +30,16 @@ from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions, tta
-from kernel_lib.inference.combine import test_masks
+from kernel_lib.inference.ensemble_maps import test_masks
 from kernel_lib.inference.out_of_fold import check_predicted_by
-from kernel_lib.kaggle import paths
+from kernel_lib.kaggle import paths, quota
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.signals import Signals
-from kernel_lib.stages import past, report, session_budget
+from kernel_lib.stages import past, report
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
         roots=tuple(setup.test_roots),
     )
     print(result)
-    session_budget.say(setup.roots[0])
+    quota.say_hours_left(setup.roots[0])
     return result
 
 

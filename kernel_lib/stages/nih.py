@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.artifacts.filenames import NIH_LEFT_OUT
-from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, nih, table
 from kernel_lib.data.cache import Prepared

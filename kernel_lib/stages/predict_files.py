@@ -37,8 +37,7 @@ from kernel_lib.data.table import Source
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions
-from kernel_lib.inference.combine import test_masks
-from kernel_lib.inference.ensemble_maps import open_maps
+from kernel_lib.inference.ensemble_maps import open_maps, test_masks
 from kernel_lib.kaggle import paths
 from kernel_lib.parallel.world import World
 from kernel_lib.postprocess.strategies import Choice

@@ -11,7 +11,7 @@ import pandas as pd
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.filenames import FOLDS
-from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
 from kernel_lib.data.labels import read_groups

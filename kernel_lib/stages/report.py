@@ -13,7 +13,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, named_if_damaged
 from kernel_lib.artifacts.filenames import REPORT, SUBMISSION, THRESHOLDS
-from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.oof import OofStatistics, load_per_image
 from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data.table import Source

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
-from kernel_lib.inference.combine import mask as mask_of
+from kernel_lib.inference.ensemble_maps import combined_mask as mask_of
 from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA

@@ -86,12 +86,12 @@ _ALL = (
         ),
         left_out=(
             "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
-            "artifacts/test_run.py", "inference/combine.py", "inference/ensemble_maps.py",
-            "inference/members.py", "inference/out_of_fold.py", "inference/recipes.py",
-            "inference/selection.py", "postprocess/nested_cv.py", "postprocess/submission.py",
-            "postprocess/votes.py", "reporting/agreement.py", "reporting/report.py",
-            "stages/agreement.py", "stages/inference.py", "stages/report.py",
-            "stages/report_images.py", "stages/scores.py", "stages/thresholds.py",
+            "artifacts/test_run.py", "inference/ensemble_maps.py", "inference/members.py",
+            "inference/out_of_fold.py", "inference/recipes.py", "postprocess/nested_cv.py",
+            "postprocess/submission.py", "postprocess/votes.py", "reporting/agreement.py",
+            "reporting/report.py", "stages/agreement.py", "stages/inference.py",
+            "stages/report.py", "stages/report_images.py", "stages/scores.py",
+            "stages/thresholds.py",
         ),
     ),
     Stage(

@@ -20,18 +20,18 @@ from kernel_lib.artifacts.oof import OofStatistics, save_per_image
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
 from kernel_lib.errors import InputError
-from kernel_lib.inference import members, recipes, selection
+from kernel_lib.inference import members, recipes
 from kernel_lib.inference.ensemble_maps import one_hot
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
-from kernel_lib.kaggle import paths
+from kernel_lib.kaggle import paths, quota
 from kernel_lib.postprocess import nested_cv
-from kernel_lib.postprocess.bootstrap import Resampler
+from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice, Fitted
 from kernel_lib.signals import Signals
-from kernel_lib.stages import report, scores, session_budget
+from kernel_lib.stages import report, scores
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
         report.write(folder, data, source, searches)
     result = ThresholdsResult(folder, decision, searches, data.per_image)
     print(result)
-    session_budget.say(work)
+    quota.say_hours_left(work)
     return result
 
 
@@ -168,7 +168,7 @@ def _fit(
     part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
 ) -> tuple[Fitted, NestedCVReport]:
     """Return what is chosen on all images, and the honest score of choosing so."""
-    strategy = selection.strategy_of(part, recipe, single=parameters.single)
+    strategy = recipes.strategy_of(part, recipe, single=parameters.single)
     fitted = strategy.fit(np.arange(len(part.table)), progress)
     groups = part.table["group"]
     return fitted, nested_cv.score_strategy(

@@ -18,23 +18,22 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.data import augment, shared_memory
+from kernel_lib.data import augment, dataset
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import predictions, tta
-from kernel_lib.kaggle import paths
+from kernel_lib.kaggle import paths, quota
 from kernel_lib.models import losses, networks
 from kernel_lib.notebook import GOES_ON
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.plan import TrainPlan, plan_training
 from kernel_lib.signals import Signals
-from kernel_lib.stages import initial_weights, preparation, session_budget
+from kernel_lib.stages import initial_weights, preparation
 from kernel_lib.training import sampling, schedule, validation
-from kernel_lib.training.clock import Clock, SharedClock
-from kernel_lib.training.job import Job
+from kernel_lib.training.job import Clock, Job, SharedClock
 from kernel_lib.training.loop import Training
 
 
@@ -93,7 +92,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
     are set, as torchrun sets them, it is one of several processes that train each fold together;
     they must see the same working folder and cache.
     """
-    clock = Clock(session_budget.max_hours(parameters.max_hours))
+    clock = Clock(quota.max_hours(parameters.max_hours))
     chain, wanted = resolve(parameters, rows)
     plan = chain[-1]
     parameters = plan.parameters
@@ -113,7 +112,7 @@ def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENT
         experiment = one.experiment
         n_workers = predictions.workers(parameters.workers, engine)
         # Images and masks; to score held-out images, twice as many images.
-        shared_memory.check(n_workers, 2 * experiment.batch_size, experiment.size)
+        dataset.check_shared_memory(n_workers, 2 * experiment.batch_size, experiment.size)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
     one_of_several = n_ranks() > 1
@@ -151,7 +150,7 @@ def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Sess
     for one in chain:
         result = _train(one, wanted, session)
         print(result)
-        session_budget.say(session.roots[0])
+        quota.say_hours_left(session.roots[0])
         if not result.complete:
             plan = chain[-1]
             return replace(result, run=plan.run, finished=result.finished * (one is plan))

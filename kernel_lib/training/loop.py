@@ -38,13 +38,11 @@ from kernel_lib.engine import (
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks, sync_norm
-from kernel_lib.notebook import GOES_ON
-from kernel_lib.progress import bar
+from kernel_lib.notebook import GOES_ON, bar
 from kernel_lib.signals import Signals
-from kernel_lib.training import nan_guard, sampling, schedule
-from kernel_lib.training.clock import Clock
-from kernel_lib.training.ema import Ema
-from kernel_lib.training.job import Job, Position
+from kernel_lib.training import sampling, schedule, step
+from kernel_lib.training.job import Clock, Job, Position
+from kernel_lib.training.schedule import Ema
 from kernel_lib.training.step import Step, shares
 from kernel_lib.training.validation import HeldOut, better, selects, validate
 
@@ -57,7 +55,7 @@ class Training:
     ) -> None:
         """`start` is the network with its initial weights, used if there is no checkpoint.
 
-        It and the answers of `clock` must be the same on every rank (`clock.SharedClock`). A signal
+        It and the answers of `clock` must be the same on every rank (`job.SharedClock`). A signal
         to any rank ends all of them.
         """
         self.job, self.clock, self.world = job, clock, job.world
@@ -288,7 +286,7 @@ class Training:
         Every rank waits until the first has written: if one leaves, the launcher ends all of them.
         """
         at = self.position
-        nan_guard.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
+        step.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
         random = self.world.gathered(random_states())  # also waits for every rank
         self.saved_at = self.clock.spent()
         self.world.agreed(lambda: self._write(random))

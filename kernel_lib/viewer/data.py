@@ -1,7 +1,8 @@
-"""What a viewer shows: every image of an ensemble with the map and the mask of each model."""
+"""What a viewer shows: an ensemble's images in the order in which they are worth a look."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,12 +13,19 @@ import pandas as pd
 
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import rle
-from kernel_lib.inference import combine
-from kernel_lib.inference.ensemble_maps import EnsembleMaps, one_hot
-from kernel_lib.postprocess.histograms import Stacked, stack, statistics
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, one_hot, vote_function
+from kernel_lib.notebook import bar
+from kernel_lib.postprocess.histograms import (
+    Stacked,
+    areas,
+    areas_above,
+    per_image_dice,
+    stack,
+    statistics,
+)
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
-from kernel_lib.progress import bar
+from kernel_lib.postprocess.units import FULL_AREA
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Vote:
 
     models: tuple[int, ...]
     at_least: int
-    combine: str  # member_vote or member_union
+    ensemble_maps: str  # member_vote or member_union
     counts: np.ndarray = field(repr=False)  # (N, n, 2) int64 px for k = 1…n: shared with truth, all
 
 
@@ -93,7 +101,7 @@ def measure(
     elif kind == "vote" and len(models) > 1 and None in models[0].ensemble_maps:
         kind, voters = "member_vote", tuple(range(1, len(models)))
         at_least = len(voters) // 2 + 1
-    vote = combine.vote(kind) if voters else None
+    vote = vote_function(kind) if voters else None
 
     def measure_image(image: tuple) -> tuple[list, np.ndarray]:
         shape = (image.height, image.width)
@@ -120,3 +128,43 @@ def measure(
         )
     stacked = tuple(stack(of_model) for of_model in zip(*stats, strict=True))
     return stacked, Vote(voters, at_least, kind, np.stack(counts)) if voters else None
+
+
+def rank_images(stats: Stacked, rule: Triplet) -> list[int]:
+    """Return the rows of all N images, one of each kind in turn.
+
+    With ground truth: lowest Dice, largest false negatives, largest false positives, borderline
+    (area above `top` nearest to the minimum area), highest Dice, and true negatives. Without:
+    the largest masks, borderline, the smallest masks, and empty ones.
+    """
+    scale = FULL_AREA / stats.n_px
+    area, above = areas(stats, rule) * scale, areas_above(stats, rule.top) * scale
+    predicted = area > 0
+    distance = np.abs(np.log((above + 1) / (rule.min_area_px + 1)))  # from the minimum area
+    borderline = _ordered(above > 0, distance)
+    if stats.has_truth.all():
+        dice, true_area = per_image_dice(stats, rule), stats.true_px * scale
+        positive = true_area > 0
+        kinds = [
+            _ordered(predicted & positive, dice),
+            _ordered(~predicted & positive, -true_area),
+            _ordered(predicted & ~positive, -area),
+            borderline,
+            _ordered(predicted & positive, -dice),
+            _ordered(~predicted & ~positive, distance),
+        ]
+    else:
+        kinds = [
+            _ordered(predicted, -area),
+            borderline,
+            _ordered(predicted, area),
+            _ordered(~predicted, distance),
+        ]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
+    return list(dict.fromkeys(row for row in in_turn if row is not None))
+
+
+def _ordered(which: np.ndarray, key: np.ndarray) -> list[int]:
+    """Return the rows where `which` holds, smallest key first, ties in the table's order."""
+    rows = np.flatnonzero(which)
+    return rows[np.argsort(key[rows], kind="stable")].tolist()

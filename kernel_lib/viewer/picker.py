@@ -8,9 +8,8 @@ from typing import Any
 from kernel_lib.postprocess.histograms import areas, per_image_dice
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 from kernel_lib.viewer import document
-from kernel_lib.viewer.data import ViewerData
+from kernel_lib.viewer.data import ViewerData, rank_images
 from kernel_lib.viewer.load import load_viewer_data
-from kernel_lib.viewer.ranking import rank_images
 
 
 def picker(

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from kernel_lib.artifacts import folds_file
+from kernel_lib.artifacts.filenames import LEFT_OUT
+from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.data import folds
 from kernel_lib.errors import InputError
 from tests.data.test_folds import make_table
@@ -145,3 +147,23 @@ def test_the_digest_sees_ids_folds_and_groups_only(table):
     assert digest != folds_file.digest(table.assign(image_id=table["image_id"] + "x"))
     by_hand = pd.DataFrame({"image_id": ["b", "a"], "fold": [1, 0], "group": ["p", ""]})
     assert folds_file.digest(by_hand) == hashlib.sha256(b"a\t0\t\nb\t1\tp\n").hexdigest()
+
+
+def test_it_comes_back_as_it_was_saved(tmp_path):
+    kept = LeftOut(("a: it is cut short", "b: another reason"))
+    kept.save(tmp_path)
+    assert LeftOut.load([tmp_path / "nowhere", tmp_path]) == kept
+    assert LeftOut.load([tmp_path / "nowhere"]) == LeftOut()
+
+
+def test_an_id_may_hold_a_colon():
+    kept = LeftOut(("1.2: 3: it is cut short", "a: b"))
+    assert all(image_id in kept for image_id in ("1.2: 3", "a"))
+    assert not any(image_id in kept for image_id in ("1", "a: b", "b", ""))
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])
+def test_a_damaged_file_is_named(tmp_path, text):
+    (tmp_path / LEFT_OUT).write_text(text)
+    with pytest.raises(InputError, match=LEFT_OUT):
+        LeftOut.load([tmp_path])

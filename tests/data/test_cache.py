@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kernel_lib.data import cache, cache_store, cache_workers, contrast, images, rle
+from kernel_lib.data import cache, cache_store, contrast, images, rle
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
 
@@ -76,8 +76,8 @@ def decoded(monkeypatch):
 
 def at_once(monkeypatch) -> None:
     """Let processes work from the second image on."""
-    monkeypatch.setattr(cache_workers, "TRIAL_S", 0)
-    monkeypatch.setattr(cache_workers, "WORTH_S", 0)
+    monkeypatch.setattr(cache_store, "TRIAL_S", 0)
+    monkeypatch.setattr(cache_store, "WORTH_S", 0)
 
 
 def check(prepared, frame):
@@ -310,7 +310,7 @@ def test_image_gone_after_it_was_found(prepare, frame, monkeypatch):
 
     def after_it_went(*arguments):
         path.unlink(missing_ok=True)
-        return cache_workers.outcomes(*arguments)
+        return cache_store.outcomes(*arguments)
 
     monkeypatch.setattr(cache, "outcomes", after_it_went)
     with pytest.raises(InputError, match=rf"{path} can't be read: No such file"):
@@ -415,7 +415,7 @@ def test_damaged_cache_is_made_anew(prepare, frame, name, damage):
 
 DYING = """
 import os, pickle, signal, sys
-from kernel_lib.data import cache, cache_store, cache_workers
+from kernel_lib.data import cache, cache_store
 
 counts = {}
 
@@ -437,7 +437,7 @@ if __name__ == "__main__":
     owner = cache_store.Store if moment.startswith("write") else cache_store.Journal
     dying(owner, moment.removesuffix(" half"), moment.endswith("half"))
     if arguments.pop("at once"):
-        cache_workers.TRIAL_S = cache_workers.WORTH_S = 0
+        cache_store.TRIAL_S = cache_store.WORTH_S = 0
     cache.prepare(**arguments)
 """
 
@@ -510,7 +510,7 @@ def test_lock_keeps_a_second_call_waiting(prepare, frame, monkeypatch):
     import fcntl
 
     folder, seen = prepare(frame.iloc[:1]).folder, []
-    fill = cache_workers.fill
+    fill = cache_store.fill
 
     def tried(store, task):
         with open(folder.with_name(f".{folder.name}.lock")) as file:
@@ -520,7 +520,7 @@ def test_lock_keeps_a_second_call_waiting(prepare, frame, monkeypatch):
                 seen.append("taken")
         return fill(store, task)
 
-    monkeypatch.setattr(cache_workers, "fill", tried)
+    monkeypatch.setattr(cache_store, "fill", tried)
     prepare(frame)
     assert seen == ["taken"] * 5
 

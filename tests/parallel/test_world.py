@@ -33,8 +33,7 @@ from kernel_lib.models import losses, sync_norm
 from kernel_lib.models.networks import Logits
 from kernel_lib.parallel.world import SINGLE_PROCESS, World, joined, own_device
 from kernel_lib.plan import TrainPlan
-from kernel_lib.training.clock import Clock, SharedClock
-from kernel_lib.training.job import Job
+from kernel_lib.training.job import Clock, Job, SharedClock
 from kernel_lib.training.loop import Training
 from tests.training.test_loop import (
     FakePrepared,

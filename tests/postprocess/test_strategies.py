@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kernel_lib.postprocess import metrics, nested_cv
-from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, stack, statistics
+from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.postprocess.strategies import (
     Choice,

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from kernel_lib.data import folds
-from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import areas, statistics
+from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
 from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.reporting import figures, overlays, sizes

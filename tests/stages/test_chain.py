@@ -27,7 +27,7 @@ from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import inference as inference_stage
 from kernel_lib.stages import thresholds as thresholds_stage
 from kernel_lib.stages import train as train_stage
-from kernel_lib.training.clock import Clock
+from kernel_lib.training.job import Clock
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow

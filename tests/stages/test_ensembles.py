@@ -20,8 +20,8 @@ from kernel_lib.artifacts.oof import load_per_image
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference.combine import test_masks as masks_of_test
-from kernel_lib.postprocess import gate, metrics, votes
+from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
+from kernel_lib.postprocess import metrics, triplet, votes
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
@@ -277,7 +277,7 @@ def test_the_map_s_own_sum_gates(tmp_path):
     for image_id, shape in SHAPES.items():
         mean = maps.mean([archive[image_id] for archive in archives(tmp_path, "plain")])
         prob = maps.at_shape(mean, shape)
-        level = gate.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
+        level = triplet.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
         assert np.array_equal(found[image_id], apply_rule(prob, forced, level))
     assert "the sum of the probability map" in str(result)
 

@@ -16,7 +16,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.stages import gather, inference, thresholds
 from kernel_lib.stages import train as train_stage
-from kernel_lib.training.clock import Clock
+from kernel_lib.training.job import Clock
 from tools.phantoms import competition
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart", "no_report")]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import cache_workers, fingerprint, folds, images, labels, nih, table
+from kernel_lib.data import cache_store, fingerprint, folds, images, labels, nih, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import nih as stage
 from tools.phantoms.competition import write_competition
@@ -195,7 +195,7 @@ def test_a_second_call_decodes_and_compares_nothing_and_a_changed_file_is_seen(
     first = prepare(places, source, by_table, tmp_path / "work", **options)
     assert first.excluded == []
     with monkeypatch.context() as patch:
-        patch.setattr(cache_workers, "fill", None)
+        patch.setattr(cache_store, "fill", None)
         patch.setattr(fingerprint, "code", None)
         second = prepare(places, source, by_table, tmp_path / "work", **options)
     pd.testing.assert_frame_equal(first.truth, second.truth)

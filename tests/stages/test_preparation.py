@@ -13,7 +13,7 @@ import pytest
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
-from kernel_lib.artifacts.left_out import LeftOut
+from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, fingerprint, folds, rle, table
 from kernel_lib.errors import InputError

@@ -16,7 +16,7 @@ from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
-from kernel_lib.inference.combine import test_masks as masks_of_test
+from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds as stage
 from tests.stages import reference

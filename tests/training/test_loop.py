@@ -20,7 +20,7 @@ from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
-from kernel_lib.training.clock import Clock
+from kernel_lib.training.job import Clock
 from kernel_lib.training.loop import Job, Training
 from kernel_lib.training.sampling import SAMPLERS
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import zlib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,16 +29,17 @@ from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import fingerprint, images, rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference.combine import test_masks as masks_of_test
+from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
+from kernel_lib.postprocess import histograms
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum, per_image_dice
-from kernel_lib.postprocess.metrics import dice_of_counts
+from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer import picker as picking
-from kernel_lib.viewer.document import MB, render, viewer, viewer_or_why
+from kernel_lib.viewer.data import rank_images
+from kernel_lib.viewer.document import MB, pack, page, render, viewer, viewer_or_why
 from kernel_lib.viewer.load import load_viewer_data
-from kernel_lib.viewer.ranking import rank_images
 
 SIZE, N = 32, 20
 SHAPES = [(32, 32), (48, 40), (64, 64)]
@@ -523,3 +526,870 @@ def test_a_rule_that_predicts_nothing_is_named(work):
     for model, named in ((data.models[0], False), (none, True)):
         notes = payload_of(render(replace(data, models=(model,)), count=0).html)["notes"]
         assert any("predicts nothing" in note for note in notes) == named
+
+
+ODD_IDS = [
+    "<img src=x onerror=\"window.hacked='id'\">",
+    "</script><script>window.hacked='script'</script>",
+    "<!--<script>",
+    "\"double\" and 'single' quotes",
+    "&amp; &lt;b&gt;",
+    "radiograph 🫁 of Ærø",
+    "back\\slash {{brace}} \u2028 $& <!-- style -->",
+]
+LONG_NAME = "deeplabv3plus_supervision_resnet_1024_v1_seed345{}_size768_epochs12"
+TRUTH, PREDICTION = (255, 176, 0), (79, 195, 247)
+RULE = Triplet(0.6, 2000, 0.3)
+# What is cut off although no title gives it in full, number boxes at their largest values, controls
+# that lie over one another, and a page wider than its window.
+CUT_OFF = """() => {
+  const wrong = [];
+  const name = (item) => `${item.tagName} ${item.id} ${item.className} ${item.textContent}`;
+  for (const box of document.querySelectorAll("input[type=number]")) {
+    box.value = box.max > 1 || /area|truth/.test(box.id) ? "1048577" : "0.9980";
+  }
+  const shown = [...document.querySelectorAll("body *")].filter((item) => item.checkVisibility());
+  for (const item of shown) {
+    const hides = getComputedStyle(item).overflowX !== "visible";
+    // Both widths are rounded: at a fraction of a pixel they differ by 1 where nothing is cut.
+    const cut = item.scrollWidth > item.clientWidth + 1;
+    if (hides && cut && (item.type === "number" || !item.title)) wrong.push(name(item));
+  }
+  const placed = (item) => {
+    const box = item.getBoundingClientRect();
+    const within = item.parentElement.closest("#shown, #panel, #list")?.getBoundingClientRect();
+    const bottom = Math.min(box.bottom, within?.bottom ?? Infinity);
+    return { item, left: box.left, right: box.right, top: box.top, bottom };
+  };
+  const controls = shown.filter((item) => item.matches("button, select, input, label")).map(placed);
+  for (const a of controls) for (const b of controls) {
+    if (a === b || a.item.contains(b.item) || b.item.contains(a.item)) continue;
+    const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (across > 1 && down > 1) wrong.push(`${name(a.item)} over ${name(b.item)}`);
+  }
+  const { scrollWidth } = document.documentElement;
+  return scrollWidth > innerWidth ? [...wrong, `${scrollWidth} px of ${innerWidth}`] : wrong;
+}"""
+ONLY = """layers => {
+  const set = (id, name, value, event) => {
+    const field = document.getElementById(id);
+    if (!field) return;
+    field[name] = value;
+    field.dispatchEvent(new Event(event));
+  };
+  for (const name of ["image", "probability", "prediction", "truth"]) {
+    set(`${name}-on`, "checked", layers.includes(name), "change");
+    set(`${name}-opacity`, "value", 1, "input");
+    set(`${name}-fill`, "checked", true, "change");
+    set(`${name}-contour`, "checked", false, "change");
+  }
+}"""
+
+
+@dataclass
+class Case:
+    """The content of a page: its images, their maps (a list for each model) and true masks."""
+
+    payload: dict
+    masks: list[np.ndarray]
+    maps: list[list[np.ndarray]]
+    stats: list[histograms.Stacked]
+
+
+def make(
+    n: int = 40,
+    *,
+    rules: tuple[Triplet, ...] = (RULE,),
+    labels: bool = False,
+    truth: bool = True,
+    vote: int = 0,
+    union: bool = False,
+    embed: int | None = None,
+    ids: list[str] | None = None,
+) -> Case:
+    """Return random images of several sizes; `vote` is the minimum of a vote of all models."""
+    rng = np.random.default_rng(0)
+    shapes = [(int(h), int(w)) for h, w in rng.integers(20, 70, (n, 2))]
+    masks = [_blob(rng, shape) > 0.5 if rng.random() < 0.6 else np.zeros(shape) for shape in shapes]
+    maps = [[_prob(rng, mask) for mask in masks] for _ in rules]
+    levels = [rng.integers(0, 256, n).tolist() if labels else [None] * n for _ in rules]
+    stats = [
+        histograms.stack(
+            histograms.statistics(prob, mask if truth else None, level)
+            for prob, mask, level in zip(maps[m], masks, levels[m], strict=True)
+        )
+        for m in range(len(rules))
+    ]
+    arrays = []
+    for s in stats:
+        arrays += [s.hist_all, *([s.hist_true] if truth else []), s.label]
+    payload = {
+        "title": "A page of phantoms",
+        "notes": ["The first sentence.", "The second."],
+        "images": {
+            "id": ids or [f"case-{rng.integers(1e6):06d}-{row}" for row in range(n)],
+            "fold": [int(fold) for fold in rng.integers(0, 5, n)],
+            "height": [h for h, _ in shapes],
+            "width": [w for _, w in shapes],
+        },
+        "truth": truth,
+        "models": [
+            {"name": f"seed {m}", "labels": labels, "rule": asdict(rule)}
+            for m, rule in enumerate(rules)
+        ],
+        "one_rule": False,
+        "vote": None,
+    }
+    if vote:
+        voters = list(range(len(rules)))
+        payload["vote"] = {"name": "vote", "models": voters, "at_least": vote, "union": union}
+        votes = [_votes(maps, rules, row) for row in range(n)]
+        arrays.append(np.array([[(v > k).sum() for k in voters] for v in votes]))
+        if truth:
+            both = zip(votes, masks, strict=True)
+            arrays.append(np.array([[((v > k) & (m > 0)).sum() for k in voters] for v, m in both]))
+    payload["packed"] = pack(arrays)
+    rows = range(n if embed is None else embed)
+    payload["pictures"] = [_picture(masks[row], [m[row] for m in maps], row, truth) for row in rows]
+    return Case(payload, masks, maps, stats)
+
+
+def _votes(maps: list, rules: tuple, row: int) -> np.ndarray:
+    return sum(apply_rule(m[row], rule) for m, rule in zip(maps, rules, strict=True))
+
+
+def _blob(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    noise = cv2.GaussianBlur(rng.random(shape), (0, 0), 6)
+    return (noise - noise.min()) / np.ptp(noise) > rng.uniform(0.5, 0.95)
+
+
+def _prob(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    soft = cv2.GaussianBlur(mask.astype(np.float64), (0, 0), 2) * rng.uniform(0.3, 1)
+    soft += 0.5 * rng.random() * rng.random(mask.shape)
+    return np.rint(255 * np.clip(soft, 0, 1)).astype(np.uint8)
+
+
+def _picture(mask: np.ndarray, maps: list[np.ndarray], row: int, truth: bool) -> dict:
+    height, width = mask.shape
+    grey = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+    return {
+        "row": row,
+        "size": [width, height],
+        "image": _encoded(".jpg", grey),
+        "truth": _encoded(".png", (mask > 0).astype(np.uint8) * 255) if truth else None,
+        "maps": [_encoded(".png", level_map) for level_map in maps],
+    }
+
+
+def _encoded(suffix: str, pixels: np.ndarray) -> str:
+    return base64.b64encode(cv2.imencode(suffix, pixels)[1].tobytes()).decode()
+
+
+@pytest.fixture
+def open_case(open_page: Callable) -> Callable:
+    """`open_case(case, **options)` opens a page and waits for its numbers and first picture."""
+
+    def opened(case: Case, **options):
+        return ready(open_page(page(case.payload), **options))
+
+    return opened
+
+
+def ready(opened):
+    opened.evaluate("async () => { await viewer.ready; await viewer.shown() }")
+    return opened
+
+
+def texts(opened, selector: str) -> list[str]:
+    return opened.eval_on_selector_all(selector, "all => all.map(item => item.textContent)")
+
+
+def enter(opened, selector: str, value: object) -> None:
+    opened.locator(selector).fill(str(value))
+    opened.keyboard.press("Enter")
+
+
+def choose(opened, row: int) -> None:
+    opened.evaluate("row => viewer.choose(row)", row)
+
+
+def chosen_row(opened) -> int:
+    return opened.evaluate("viewer.state.chosen")
+
+
+def listed_rows(opened) -> list[int]:
+    return opened.evaluate("Array.from(viewer.state.order)")
+
+
+def rules_of(opened, field: str) -> list[float]:
+    return opened.evaluate("field => viewer.state.rules.map(rule => rule[field])", field)
+
+
+def only(opened, *layers: str) -> None:
+    """Show these layers only, filled, opaque, without contours."""
+    opened.evaluate(ONLY, layers)
+
+
+def canvas_pixels(opened, pane: int = 0) -> np.ndarray:
+    """Return RGB (H, W, 3) of a pane's canvas."""
+    script = "k => document.querySelectorAll('#panes canvas')[k].toDataURL('image/png')"
+    png = base64.b64decode(opened.evaluate(script, pane).partition(",")[2])
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def predicted_px(opened) -> int:
+    """Return the pixels of the prediction on the canvas at 1:1."""
+    opened.locator("#one-to-one").click()
+    only(opened, "prediction")
+    return count_of(canvas_pixels(opened), PREDICTION)
+
+
+def count_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((pixels == colour).all(axis=-1).sum())
+
+
+def dice_of(case: Case, rule: Triplet, model: int = 0) -> np.ndarray:
+    return histograms.per_image_dice(case.stats[model], rule)
+
+
+def random_triplets(rng: np.random.Generator, n: int, labels: bool) -> list[Triplet]:
+    """Return thresholds on levels, beside them and anywhere; areas up to most of the image."""
+    triplets = []
+    for _ in range(n):
+        kinds = [rng.random(), float(rng.integers(0, 256)) / 255, round(rng.random(), 2), 0.0, 1.0]
+        top, bottom, label = rng.choice(kinds[:3] * 4 + kinds[3:], 3)
+        top, bottom = max(top, bottom), min(top, bottom)
+        area = int(rng.choice([0, 1, 200, 3500, 17_000, 60_000, 400_000]) * rng.uniform(0.5, 1.5))
+        label = label if labels and rng.random() < 0.8 else None
+        triplets.append(Triplet(top, area, bottom, label))
+    return triplets
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_areas_dice_and_means_are_python_s(open_case: Callable, labels: bool) -> None:
+    case = make(300, rules=(RULE, RULE), labels=labels, embed=1)
+    rules = random_triplets(np.random.default_rng(1), 240, labels)
+    asked = [[k % 2, asdict(rule)] for k, rule in enumerate(rules)]
+    script = "asked => JSON.stringify(asked.map(pair => viewer.evaluate(...pair)))"
+    empty = []
+    answers = json.loads(open_case(case).evaluate(script, asked))
+    for (model, _), rule, answer in zip(asked, rules, answers, strict=True):
+        areas, dice = histograms.areas(case.stats[model], rule), dice_of(case, rule, model)
+        assert answer["areas"] == areas.tolist()
+        assert answer["dice"] == dice.tolist()
+        assert answer["mean"] == pytest.approx(mean_dice(dice), abs=1e-12)
+        empty.append((areas == 0).mean())
+    assert 0.2 < np.mean(empty) < 0.8  # the triplets do separate masks
+
+
+@pytest.mark.parametrize("union", [False, True])
+def test_a_vote_s_numbers_come_with_the_page(open_case: Callable, union: bool) -> None:
+    rules = (RULE, Triplet(0.5, 9000, 0.5), Triplet(0.8, 0, 0.1))
+    case = make(30, rules=rules, vote=2, union=union)
+    opened = open_case(case)
+    for k in (1, 2, 3):
+        answer = opened.evaluate("k => viewer.evaluateVote(k)", k)
+        masks = [_votes(case.maps, rules, row) >= k for row in range(30)]
+        areas = [int(mask.sum()) for mask in masks]
+        shared = [int((mask & (t > 0)).sum()) for mask, t in zip(masks, case.masks, strict=True)]
+        dice = dice_of_counts(shared, areas, case.stats[0].true_px)
+        assert answer["areas"] == areas
+        assert answer["dice"] == dice.tolist()
+        opened.locator("#k").fill(str(k))
+        assert texts(opened, "#all-mean td")[0] == f"{mean_dice(dice):.6f}"
+
+
+@pytest.mark.parametrize("field", ["", "-number"])
+def test_each_slider_changes_the_metrics_to_python_s(open_case: Callable, field: str) -> None:
+    rule = Triplet(0.6, 2000, 0.3, 0.2)
+    case = make(80, rules=(rule,), labels=True)
+    opened = open_case(case)
+    chosen, has_truth = mean_dice(dice_of(case, rule)), case.stats[0].true_px > 0
+    for name, place, key, value in (  # the area's slider has places, not areas
+        ("top", 0.75, "top", 0.75),
+        ("bottom", 0.405, "bottom", 0.405),
+        ("label", 0.55, "label", 0.55),
+        ("min-area", 100, "min_area_px", 15_000),
+    ):
+        rule = Triplet(**(asdict(rule) | {key: value}))
+        opened.locator(f"#{name}{field}").fill(str(value if field else place))
+        if field:
+            opened.keyboard.press("Enter")
+        dice, areas = dice_of(case, rule), histograms.areas(case.stats[0], rule)
+        now, before, difference = texts(opened, "#all-mean td")
+        assert (now, before) == (f"{mean_dice(dice):.6f}", f"{chosen:.6f}")
+        assert float(difference) == pytest.approx(mean_dice(dice) - chosen, abs=1e-6)
+        assert texts(opened, "#all-positive td")[0] == f"{mean_dice(dice[has_truth]):.6f}"
+        assert texts(opened, "#all-with-mask td")[0] == f"{100 * (areas > 0).mean():.2f}"
+        kinds = [(has_truth & (areas == 0)).sum(), (~has_truth & (areas > 0)).sum()]
+        assert [texts(opened, f"#all-kind-{k} td")[0] for k in (0, 1)] == [str(n) for n in kinds]
+        row = chosen_row(opened)
+        assert texts(opened, "#chosen-dice") == [f"{dice[row]:.6f}"]
+        scaled = areas[row] * 2**20 / case.stats[0].n_px[row]
+        assert texts(opened, "#chosen-mask") == [f"{math.floor(scaled + 0.5):,} px of 1024²"]
+    opened.locator("#label-on").uncheck()
+    off = Triplet(**(asdict(rule) | {"label": None}))
+    assert texts(opened, "#all-mean td")[0] == f"{mean_dice(dice_of(case, off)):.6f}"
+    opened.locator("#reset").click()
+    assert texts(opened, "#all-mean td")[2] == "0.000000"
+    assert opened.evaluate("viewer.state.rules[0]") == asdict(Triplet(0.6, 2000, 0.3, 0.2))
+
+
+def test_bottom_and_top_push_each_other(open_case: Callable) -> None:
+    opened = open_case(make(5))
+    opened.locator("#bottom").fill("0.8")
+    assert rules_of(opened, "top") == [0.8]
+    opened.locator("#top").fill("0.1")
+    assert rules_of(opened, "bottom") == [0.1]
+    assert opened.locator("#bottom-number").input_value() == "0.1"
+
+
+def test_the_same_rule_changes_for_all_models_or_one(open_case: Callable) -> None:
+    other = Triplet(0.7, 100, 0.2)
+    opened = open_case(make(6, rules=(RULE, other)))
+    opened.select_option("#model", "1")
+    assert opened.locator("#top-number").input_value() == "0.7"
+    opened.locator("#top").fill("0.9")
+    assert rules_of(opened, "top") == [0.6, 0.9]
+    opened.locator("#one-rule").check()
+    assert rules_of(opened, "top") == [0.9, 0.9]
+    opened.locator("#min-area").fill("0")
+    assert rules_of(opened, "min_area_px") == [0, 0]
+    opened.locator("#reset").click()
+    assert opened.evaluate("viewer.state.rules") == [asdict(RULE), asdict(other)]
+
+
+def test_a_vote_has_no_metrics_once_a_rule_changes(open_case: Callable) -> None:
+    case = make(8, rules=(RULE, RULE, RULE), vote=2)
+    opened = open_case(case)
+    assert opened.locator("#caution").is_hidden()
+    assert opened.locator("#top").is_disabled()
+    opened.select_option("#model", "1")
+    opened.locator("#top").fill("1")
+    opened.select_option("#model", "3")
+    assert opened.locator("#caution").is_visible()
+    assert texts(opened, "#all-mean td")[0] == "–"
+    assert texts(opened, "#chosen-mask") == ["–"]
+    rules = (RULE, Triplet(1, 2000, 0.3), RULE)
+    for row in range(8):  # the picture follows: only the other two models predict a mask
+        choose(opened, row)
+        assert predicted_px(opened) == (_votes(case.maps, rules, row) >= 2).sum()
+    opened.locator("#reset").click()
+    assert opened.locator("#caution").is_hidden()
+    assert opened.evaluate("viewer.state.rules[1]") == asdict(RULE)
+
+
+def test_the_union_of_agreeing_masks_is_drawn(open_case: Callable) -> None:
+    first, second, apart = masks = np.zeros((3, 30, 40), np.uint8)
+    first[2:10, 2:10], second[8:16, 8:16], apart[20:28, 30:38] = 255, 255, 255
+    case = make(1, rules=(Triplet(0.5, 0, 0.5),) * 3, vote=1, union=True)
+    case.payload["images"] |= {"height": [30], "width": [40]}
+    hists = [histograms.statistics(mask, None).hist_all for mask in masks]
+    arrays = [part for hist in hists for part in (hist, 0 * hist, np.array([-1]))]
+    case.payload["packed"] = pack([*arrays, np.zeros(3, int), np.zeros(3, int)])
+    case.payload["pictures"] = [_picture(0 * first, list(masks), 0, True)]
+    opened = open_case(case)
+    for k, area in ((1, 64 * 3 - 4), (2, 64 * 2 - 4), (3, 0)):
+        opened.locator("#k").fill(str(k))
+        assert predicted_px(opened) == area
+
+
+def images_of(case: Case, rule: Triplet = RULE) -> pd.DataFrame:
+    """Return the columns of the page's list as Python has them, a row for each image."""
+    stats, scale = case.stats[0], 2**20 / case.stats[0].n_px
+    areas, truth = histograms.areas(stats, rule), stats.true_px
+    order = np.where(truth > 0, np.where(areas > 0, 2, 0), np.where(areas > 0, 1, 3))
+    kinds = ["false negative", "false positive", "true positive", "true negative"]
+    return pd.DataFrame({
+        "id": case.payload["images"]["id"], "fold": case.payload["images"]["fold"],
+        "kind": order, "name": np.array(kinds)[order], "dice": dice_of(case, rule),
+        "area": areas * scale, "truth": truth * scale,
+        "max-probability": [np.flatnonzero(hist).max() / 255 for hist in stats.hist_all],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "downs"),
+    [
+        ("id", [False, True]),
+        ("fold", [False, True]),
+        ("kind", [False, True]),
+        ("dice", [True, False]),  # the page opens with it, lowest first
+        ("area", [True, False]),
+        ("truth", [True, False]),
+        ("max-probability", [True, False]),
+    ],
+)
+def test_the_list_is_sorted_as_python_sorts(
+    open_case: Callable, column: str, downs: list[bool]
+) -> None:
+    case = make(120, embed=3)
+    opened = open_case(case)
+    for down in downs:
+        opened.locator(f"#head .{column} button").click()
+        order = images_of(case).sort_values(column, ascending=not down, kind="stable").index
+        assert listed_rows(opened) == order.tolist()
+        sort = opened.locator(f"#head .{column}").get_attribute("aria-sort")
+        assert sort == ("descending" if down else "ascending")
+        opened.evaluate("document.getElementById('list').scrollTop = 0")
+    drawn = opened.eval_on_selector_all(
+        ".row", "all => all.sort((a, b) => a.offsetTop - b.offsetTop).map(r => r.dataset.row)"
+    )
+    assert [int(row) for row in drawn] == order.tolist()[: len(drawn)]
+    assert opened.locator(".row .id").first.text_content() in images_of(case)["id"].tolist()
+
+
+def test_filters_leave_the_rows_that_python_leaves(open_case: Callable) -> None:
+    case = make(150, embed=60)
+    opened, images = open_case(case), images_of(case)
+
+    def check(passing: pd.Series) -> None:
+        rows = images[passing].sort_values("dice", kind="stable").index.tolist()
+        assert listed_rows(opened) == rows
+        assert 0 < len(rows) < 150
+        assert texts(opened, "#count") == [f"{len(rows)} of 150 images"]
+        assert texts(opened, "#listed-mean td")[0] == f"{mean_dice(images['dice'][rows]):.6f}"
+        opened.locator("#clear").click()
+        assert len(listed_rows(opened)) == 150
+
+    opened.locator("#text").fill(" SE-1")
+    check(images["id"].str.contains("se-1"))
+    opened.select_option("#fold", "3")
+    check(images["fold"] == 3)
+    opened.locator("#kind-0").uncheck()
+    opened.locator("#kind-3").uncheck()
+    check(images["name"].isin(["false positive", "true positive"]))
+    opened.locator("#more summary").click()
+    opened.locator("#embedded").check()
+    check(images.index < 60)
+    for column, low, high in (("dice", 0.2, 0.95), ("area", 1, 150_000)):
+        opened.locator(f"#{column}-min").fill(str(low))
+        opened.locator(f"#{column}-max").fill(str(high))
+        check(images[column].between(low, high))
+    opened.locator("#max-probability-max").fill("0.7")
+    opened.select_option("#fold", "1")
+    check((images["max-probability"] <= 0.7) & (images["fold"] == 1))
+
+
+def test_filters_follow_the_rule(open_case: Callable) -> None:
+    case = make(60)
+    opened = open_case(case)
+    opened.locator("#kind-3").uncheck()
+    opened.locator("#top").fill("0.9")
+    images = images_of(case, Triplet(0.9, 2000, 0.3))
+    rows = images[images["name"] != "true negative"].sort_values("dice", kind="stable").index
+    assert listed_rows(opened) == rows.tolist()
+
+
+def test_masks_on_the_canvas_have_the_area_of_the_table(open_case: Callable) -> None:
+    case = make(15)
+    opened, n_masks = open_case(case), 0
+    for row, rule in enumerate(random_triplets(np.random.default_rng(5), 15, labels=False)):
+        for name, value in (("top", rule.top), ("bottom", rule.bottom), ("top", rule.top)):
+            enter(opened, f"#{name}-number", value)
+        enter(opened, "#min-area-number", rule.min_area_px)
+        choose(opened, row)
+        area = histograms.areas(case.stats[0], rule)[row]
+        assert predicted_px(opened) == area
+        n_masks += area > 0
+        only(opened, "truth")
+        assert count_of(canvas_pixels(opened), TRUTH) == case.stats[0].true_px[row]
+    assert n_masks > 3
+
+
+def drawn_at(opened, case: Case, row: int) -> np.ndarray:
+    """Return the picture's part (h, w, 3) of the canvas at 1:1."""
+    pixels = canvas_pixels(opened).astype(int)
+    (height, width), (h, w) = pixels.shape[:2], case.masks[row].shape
+    top, left = math.floor(height / 2 - h / 2 + 0.5), math.floor(width / 2 - w / 2 + 0.5)
+    return pixels[top : top + h, left : left + w]
+
+
+def test_layers_are_composed_as_stated(open_case: Callable) -> None:
+    case, row = make(3), 0
+    jpeg = base64.b64decode(case.payload["pictures"][row]["image"])
+    grey = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE).astype(int)
+    opened = open_case(case)
+    opened.locator("#one-to-one").click()
+    only(opened)
+    assert not drawn_at(opened, case, row).any()
+    only(opened, "image")
+    shown = drawn_at(opened, case, row)
+    assert np.abs(shown - grey[..., None]).max() <= 2  # two JPEG decoders
+    assert np.ptp(shown, axis=2).max() == 0
+    opened.locator("#image-opacity").fill("0.5")
+    assert np.abs(drawn_at(opened, case, row) - shown / 2).max() <= 1
+    opened.locator("#image-opacity").fill("1")
+    enter(opened, "#window-level-number", 100)
+    enter(opened, "#window-width-number", 50)
+    windowed = np.clip((shown - 75) * 255 / 50, 0, 255)
+    assert np.abs(drawn_at(opened, case, row) - windowed).max() <= 1
+    opened.locator("#window-reset").click()
+    assert (drawn_at(opened, case, row) == shown).all()
+    only(opened, "image", "prediction")
+    opened.locator("#prediction-opacity").fill("0.5")
+    mask = apply_rule(case.maps[0][row], RULE).astype(bool)
+    mixed = np.where(mask[..., None], (shown + PREDICTION) / 2, shown)
+    assert np.abs(drawn_at(opened, case, row) - mixed).max() <= 1
+    only(opened, "probability")
+    colour, levels = drawn_at(opened, case, row).sum(axis=2), case.maps[0][row]
+    assert (colour[levels == 0] == 0).all()
+    means = [colour[levels == level].mean() for level in np.unique(levels)]
+    assert (np.diff(means) > -1).all()  # the brighter the more probable
+
+
+def test_contours_run_along_the_mask_s_edge(open_case: Callable) -> None:
+    mask = np.zeros((40, 50), bool)
+    mask[10:20, 10:30] = mask[20:25, 10:15] = True  # an L
+    mask[20:30, 30:40] = True  # touches it at a corner
+    case, levels = make(1), mask.astype(np.uint8) * 255
+    case.payload["images"] |= {"height": [40], "width": [50]}
+    stats = histograms.statistics(levels, mask)
+    case.payload["packed"] = pack([stats.hist_all, stats.hist_true, np.array([-1])])
+    case.payload["pictures"] = [_picture(mask, [levels], 0, True)]
+    opened = open_case(case)
+    for name, colour in (("truth", TRUTH), ("prediction", PREDICTION)):
+        only(opened, name)
+        opened.locator(f"#{name}-fill").uncheck()
+        assert not canvas_pixels(opened).any()
+        opened.locator(f"#{name}-contour").check()
+        pixels = canvas_pixels(opened)
+        assert opened.evaluate("viewer.state.view.zoom") == 1
+        height, width = pixels.shape[:2]
+        scale = min(height / 40, width / 50)
+        left, top = round(width / 2 - 25 * scale), round(height / 2 - 20 * scale)
+        # Lines end between pixels: these are theirs for the most part.
+        ys, xs = np.nonzero(np.abs(pixels.astype(int) - colour).max(axis=2) < 90)
+        points = np.stack([xs + 0.5 - left, ys + 0.5 - top], axis=1) / scale
+        starts, ends = _edges(mask)
+        ways = ends - starts
+        along = np.einsum("pek,ek->pe", points[:, None] - starts, ways).clip(0, 1)
+        nearest = starts + along[..., None] * ways
+        away = np.linalg.norm(points[:, None] - nearest, axis=2) * scale  # (P, E) screen px
+        assert away.min(axis=1).max() < 2.5
+        lengths = np.linspace(0, 1, 9)[1:-1, None, None] * ways + starts  # points along the edges
+        gaps = np.linalg.norm(lengths.reshape(-1, 1, 2) - points, axis=2).min(axis=1) * scale
+        share = (gaps < 1.6).mean()
+        assert share == 1 if name == "truth" else 0.4 < share < 0.95  # solid, dashed
+
+
+def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and ends (E, 2), as (x, y), of the unit edges of the mask."""
+    ys, xs = np.nonzero(mask[1:] != mask[:-1])
+    starts, ends = [np.stack([xs, ys + 1], axis=1)], [np.stack([xs + 1, ys + 1], axis=1)]
+    ys, xs = np.nonzero(mask[:, 1:] != mask[:, :-1])
+    starts.append(np.stack([xs + 1, ys], axis=1))
+    ends.append(np.stack([xs + 1, ys + 1], axis=1))
+    return np.concatenate(starts), np.concatenate(ends)
+
+
+def test_panes_zoom_and_move_together(open_case: Callable) -> None:
+    case = make(3, rules=(RULE, RULE))
+    for picture in case.payload["pictures"]:
+        picture["maps"][1] = picture["maps"][0]  # so that the panes must look alike
+    arrays = [case.stats[0].hist_all, case.stats[0].hist_true, np.full(3, -1)]
+    case.payload["packed"] = pack(arrays * 2)
+    opened = open_case(case)
+    opened.locator("#shown-1").check()
+    fitted = canvas_pixels(opened, 0)
+    box = opened.locator("#panes canvas").first.bounding_box()
+    x, y = box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"]
+    opened.mouse.move(x, y)
+    before = opened.locator("#pointer").text_content()
+    opened.mouse.wheel(0, -400)
+    opened.wait_for_function("viewer.state.view.zoom > 1")
+    assert opened.locator("#pointer").text_content() == before  # the pixel stays under the pointer
+    for _ in range(3):
+        opened.keyboard.press("+")  # about the middle
+    assert opened.locator("#pointer").text_content() != before
+    for _ in range(3):
+        opened.keyboard.press("-")
+    near = canvas_pixels(opened, 0)
+    assert (near != fitted).any()
+    assert (near == canvas_pixels(opened, 1)).all()
+    opened.mouse.down()
+    opened.mouse.move(x + 30, y + 10)
+    opened.mouse.up()
+    moved = canvas_pixels(opened, 1)
+    assert (moved[10:, 30:] == near[:-10, :-30]).mean() > 0.98
+    opened.locator("#panes canvas").nth(1).dblclick()
+    assert (canvas_pixels(opened, 0) == fitted).all()
+    opened.mouse.move(x, y)
+    opened.mouse.down(button="right")
+    opened.mouse.move(x - 60, y + 20)
+    opened.mouse.up(button="right")
+    expected = {"width": 195, "level": 137.5}
+    assert opened.evaluate("viewer.state.windowing") == pytest.approx(expected, abs=1e-3)
+    opened.keyboard.press("w")
+    assert (canvas_pixels(opened, 0) == fitted).all()
+
+
+def test_the_pixel_under_the_pointer_is_described(open_case: Callable) -> None:
+    case, row = make(2), 0
+    opened = open_case(case)
+    h, w = case.masks[row].shape
+    opened.locator("#one-to-one").click()
+    box = opened.locator("#panes canvas").bounding_box()
+    top, left = (math.floor((box[k] - n) / 2 + 0.5) for k, n in (("height", h), ("width", w)))
+    for y, x in ((3, 5), (h - 4, w // 2), (h // 2, w - 3)):
+        opened.mouse.move(box["x"] + left + x + 0.5, box["y"] + top + y + 0.5)
+        level = case.maps[0][row][y, x]
+        parts = opened.locator("#pointer").text_content().split(" · ")
+        assert parts[:2] == [f"x {x}, y {y}", f"prob. {level / 255:.3f} ({level})"]
+        assert parts[3] == f"ground truth {'yes' if case.masks[row][y, x] else 'no'}"
+
+
+def test_without_truth_there_is_no_dice(open_case: Callable) -> None:
+    case = make(30, truth=False)
+    opened = open_case(case)
+    assert opened.evaluate("rule => viewer.evaluate(0, rule).dice", asdict(RULE)) is None
+    assert opened.locator("#all-mean, #chosen-dice, #truth-on, #head .dice, #dice-min").count() == 0
+    areas = histograms.areas(case.stats[0], RULE)
+    n = (areas > 0).sum()
+    assert texts(opened, "#kinds label") == [f" mask {n}", f" empty {30 - n}"]
+    opened.locator("#kind-1").uncheck()
+    scaled = areas * 2**20 / case.stats[0].n_px
+    order = [row for row in sorted(range(30), key=lambda row: -scaled[row]) if areas[row]]
+    assert listed_rows(opened) == order
+    opened.keyboard.press("4")  # there is no such layer
+    assert predicted_px(opened) == areas[chosen_row(opened)]
+
+
+def test_ids_and_names_are_escaped(open_case: Callable) -> None:
+    case = make(len(ODD_IDS), ids=ODD_IDS, embed=3, rules=(RULE, RULE))
+    case.payload["title"] = ODD_IDS[1] + ODD_IDS[5]
+    case.payload["notes"] = ODD_IDS
+    for model, name in zip(case.payload["models"], ODD_IDS, strict=False):
+        model["name"] = name
+    opened = open_case(case)
+    assert opened.title() == case.payload["title"]
+    assert opened.locator("#title").text_content() == case.payload["title"]
+    opened.locator("#notes summary").click()
+    assert texts(opened, "#notes summary") + texts(opened, "#notes li") == ODD_IDS
+    assert texts(opened, "#model option") == ODD_IDS[:2]
+    opened.locator("#head .id button").click()
+    assert texts(opened, ".row .id") == sorted(ODD_IDS)
+    for row, name in enumerate(ODD_IDS):
+        choose(opened, row)
+        assert texts(opened, "#chosen-image") == [name]
+        if row >= 3:
+            assert f"--ids {name}\n" in opened.locator("#absent").text_content()
+    opened.locator("#text").fill("<IMG")
+    assert listed_rows(opened) == [0]
+    assert opened.evaluate("window.hacked") is None
+    assert opened.locator("img").count() == 0
+
+
+def test_images_without_a_picture_show_metrics_and_how_to_embed_them(open_case: Callable) -> None:
+    case = make(10, embed=2)
+    case.payload["pictures"][1] |= {"image": None, "truth": None}
+    opened = open_case(case)
+    assert opened.locator(".row.absent").count() == 8
+    name = case.payload["images"]["id"][7]
+    opened.locator(".row", has_text=name).click()
+    text = opened.locator("#absent").text_content()
+    assert f"--ids {name}\n" in text
+    assert f'viewer(ids=["{name}"])' in text
+    assert opened.locator("#panes").is_hidden()
+    assert texts(opened, "#chosen-dice") == [f"{dice_of(case, RULE)[7]:.6f}"]
+    choose(opened, 1)  # only a map
+    assert opened.locator("#panes").is_visible()
+    assert "radiograph is not in the page" in opened.locator("#pointer").text_content()
+    opened.locator("#one-to-one").click()
+    only(opened, "prediction", "image", "truth")
+    area = histograms.areas(case.stats[0], RULE)[1]
+    assert count_of(canvas_pixels(opened), PREDICTION) == area
+
+
+def test_a_page_without_any_picture_or_fold_opens(open_case: Callable) -> None:
+    case = make(4, embed=0)
+    case.payload["images"]["fold"] = [None] * 4
+    case.payload["notes"] = []
+    opened = open_case(case)
+    assert opened.locator("#absent").is_visible()
+    assert opened.locator("#fold").is_hidden()
+    assert texts(opened, "#count") == ["4 of 4 images"]
+
+
+def test_keys_do_what_their_list_states(open_case: Callable) -> None:
+    opened = open_case(make(12))
+    order = listed_rows(opened)
+    choose(opened, order[3])
+    for key, place in (("j", 4), ("ArrowDown", 5), ("k", 4), ("ArrowUp", 3)):
+        opened.keyboard.press(key)
+        assert chosen_row(opened) == order[place]
+        assert opened.locator(f"#row-{order[place]}").get_attribute("aria-selected") == "true"
+    for key, name in zip("1234", ("image", "probability", "prediction", "truth"), strict=True):
+        before = opened.locator(f"#{name}-on").is_checked()
+        opened.keyboard.press(key)
+        assert opened.locator(f"#{name}-on").is_checked() != before
+    opened.keyboard.press("c")
+    assert not opened.locator("#truth-contour").is_checked()
+    for key, rule in (
+        ("]", (0.61, 2000, 0.3)),
+        ("[", (0.6, 2000, 0.3)),
+        ("'", (0.6, 2000, 0.31)),
+        (";", (0.6, 2000, 0.3)),
+        (".", (0.6, 2100, 0.3)),
+        (",", (0.6, 2000, 0.3)),
+    ):
+        opened.keyboard.press(key)
+        assert opened.evaluate("viewer.state.rules[0]") == asdict(Triplet(*rule))
+    for key, zoom in (("+", 1.25), ("f", 1)):
+        opened.keyboard.press(key)
+        assert opened.evaluate("viewer.state.view.zoom") == zoom
+    opened.keyboard.press("/")
+    opened.keyboard.type("jk1?")  # in a field, keys are letters
+    assert opened.locator("#text").input_value() == "jk1?"
+    opened.keyboard.press("Escape")
+    opened.keyboard.press("?")
+    assert opened.locator("#help").is_visible()
+    assert {*"jk1234cf0+-[];',.w/?"} <= set(texts(opened, "#shortcuts kbd"))
+    opened.keyboard.press("Escape")
+    assert opened.locator("#help").is_hidden()
+
+
+def test_a_long_list_keeps_few_rows_in_the_page(open_case: Callable) -> None:
+    n = 12_000
+    hist = np.zeros((n, 256), np.int64)
+    hist[:, 255] = np.arange(n) % 97
+    hist[:, 0] = 4096 - hist[:, 255]
+    case = make(1)
+    ids = [f"image_{row}" for row in range(n)]
+    images = {"id": ids, "fold": [0] * n, "height": [64] * n, "width": [64] * n}
+    packed = pack([hist, hist // 2, np.full(n, -1)])
+    case.payload |= {"images": images, "packed": packed, "pictures": []}
+    opened = open_case(case)
+    assert 10 < opened.locator(".row").count() < 60
+    opened.evaluate("document.getElementById('list').scrollTop = 1e9")
+    last = opened.evaluate("viewer.state.order[11999]")
+    opened.locator(f"#row-{last}").click()
+    assert chosen_row(opened) == last
+    assert 10 < opened.locator(".row").count() < 60
+
+
+def test_nothing_is_cut_off_without_truth(open_case: Callable) -> None:
+    opened = open_case(make(30, truth=False, ids=[f"i{k}" for k in range(30)]))
+    for width in (1280, 900, 400):
+        opened.set_viewport_size({"width": width, "height": 700})
+        assert opened.evaluate(CUT_OFF) == []
+
+
+# By window, CSS px; 853 × 480 and 600 × 413 are what is left of 1280 × 720 and 900 × 620 at 150 %.
+@pytest.mark.parametrize(
+    ("scale", "sizes"),
+    [
+        (1, [(1920, 1080), (1200, 800), (1151, 700), (900, 620), (861, 600), (700, 900)]),
+        (1.25, [(1024, 576), (720, 496)]),
+        (1.5, [(853, 480), (600, 413), (561, 700)]),
+        (2, [(560, 700), (400, 800)]),
+    ],
+)
+def test_nothing_is_cut_off_at_any_size(
+    open_case: Callable, scale: float, sizes: list[tuple[int, int]]
+) -> None:
+    uid = "1.2.276.0.7230010.3.1.4.8323329.{}.1517875202.{}"
+    ids = [uid.format(1000 + k, 900_000 + k) for k in range(12)]
+    case = make(12, rules=(Triplet(0.5, 2000, 0.28039215686),) * 3, vote=2, ids=ids)
+    for k, model in enumerate(case.payload["models"]):
+        rule = model["rule"] | {"label": 0.12352941}
+        model |= {"name": LONG_NAME.format(k), "labels": True, "rule": rule}
+    case.payload["title"] = "deeplabv3plus_supervision_resnet_1024_v1_and_two_more, out of fold"
+    case.payload["notes"] = [f"{word} note of a length that no header holds. " * 4 for word in "ab"]
+    opened = open_case(case, device_scale_factor=scale)
+    opened.select_option("#model", "1")
+    assert opened.locator("#bottom-number").input_value() == "0.2804"
+    assert opened.locator("#label-number").input_value() == "0.1235"
+    opened.locator("#more summary").click()
+    for width, height in sizes:
+        opened.set_viewport_size({"width": width, "height": height})
+        box = opened.locator("#panes canvas").bounding_box()
+        assert min(box["height"], box["width"]) > 150
+        opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert opened.evaluate(CUT_OFF) == []
+
+
+def test_a_second_stage_s_ids_and_a_pane_s_numbers_are_seen_in_full(open_case: Callable) -> None:
+    ids = [f"ID_{k:09x}" for k in range(200_000_000, 200_000_060)]
+    case = make(60, rules=(RULE,) * 3, ids=ids)
+    for k, model in enumerate(case.payload["models"]):
+        model["name"] = LONG_NAME.format(k)
+    opened = open_case(case)
+    opened.locator("#shown-1").check()
+    cut = "all => all.filter(item => item.scrollWidth > item.clientWidth).length"
+    assert opened.eval_on_selector_all("figcaption span", cut) == 0
+    for width in (1280, 900):
+        opened.set_viewport_size({"width": width, "height": 720})
+        assert opened.eval_on_selector_all(".row .id", cut) == 0
+
+
+def test_a_sorted_list_begins_at_its_top(open_case: Callable) -> None:
+    opened = open_case(make(80))
+    opened.evaluate("document.getElementById('list').scrollTop = 1e9")
+    opened.locator("#head .area button").click()
+    assert opened.evaluate("document.getElementById('list').scrollTop") == 0
+
+
+def test_a_page_that_a_browser_saved_opens_as_it_did(
+    open_case: Callable, open_page: Callable
+) -> None:
+    opened = open_case(make(9, rules=(RULE, RULE), labels=True))
+    saved = ready(open_page(opened.content()))
+    for selector in ("#kinds", "#rule", "#head", ".row", "#shown", "#layers", "#shortcuts", "main"):
+        assert texts(saved, selector) == texts(opened, selector)
+
+
+@pytest.mark.parametrize(
+    ("box", "kept", "least", "largest"),
+    [
+        ("top", "0.6", "0", "1"),
+        ("min-area", "2000", "0", "1048577"),
+        ("window-width", "255", "1", "510"),
+    ],
+)
+def test_an_odd_number_is_brought_within_the_bounds_or_refused(
+    open_case: Callable, box: str, kept: str, least: str, largest: str
+) -> None:
+    opened = open_case(make(3))
+    number = opened.locator(f"#{box}-number")
+    for typed, shown in {"abc": kept, "": kept, "--": kept, "1e9": largest, "-1": least}.items():
+        number.press("Control+a")
+        number.press("Delete")
+        opened.keyboard.type(typed)
+        opened.keyboard.press("Enter")
+        assert number.input_value() == shown
+
+
+def test_areas_name_their_unit_and_the_page_its_use(open_case: Callable) -> None:
+    opened = open_case(make(3))
+    for selector in ("#rule label[for=min-area]", "#unit", "figcaption", "#chosen-mask"):
+        assert [text for text in texts(opened, selector) if "px of 1024²" in text]
+    assert texts(opened, "#about") == ["Research only, not a medical device."]
+
+
+def test_an_old_browser_gets_an_error_message(open_page: Callable) -> None:
+    opened = open_page(page(make(2).payload), init="delete window.DecompressionStream")
+    assert "cannot unpack" in opened.locator("#fatal").text_content()
+    assert opened.locator("main").is_hidden()
+
+
+def test_pack_is_planes_of_little_endian_bytes() -> None:
+    arrays = [np.array([[1, 256], [65536, -1]]), np.array([2**31 - 1], np.int64)]
+    planes = zlib.decompress(base64.b64decode(pack(arrays)))
+    values = np.frombuffer(planes, np.uint8).reshape(4, 5).T.copy().view("<i4").ravel()
+    assert values.tolist() == [1, 256, 65536, -1, 2**31 - 1]
+    with pytest.raises(InputError, match="2147483648 is beyond 2147483647"):
+        pack([np.array([2**31])])
+
+
+def test_the_page_is_one_piece_and_refuses_nan() -> None:
+    case = make(1, ids=["</script>"])
+    text = page(case.payload)
+    assert text.count("</script>") == 2  # of the data and of the code
+    assert "://" not in text
+    data = text.split('id="payload">')[1].split("</script>")[0]
+    assert json.loads(data) == case.payload
+    case.payload["models"][0]["rule"]["top"] = math.nan
+    with pytest.raises(InputError, match="null"):
+        page(case.payload)

@@ -26,15 +26,15 @@ from pathlib import Path
 import numpy as np
 
 from kernel_lib.artifacts import maps
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess import nested_cv
-from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, per_image_dice
+from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchOptions, best_score
 from kernel_lib.postprocess.strategies import Choice, Fitted, Greedy, MemberVote, OneRule, Strategy
 from kernel_lib.postprocess.triplet import Triplet, first_level
 from kernel_lib.postprocess.units import FULL_AREA
-from kernel_lib.progress import bar
 from tools.ablation import jobs
 
 BEGIN, END = "<!-- honesty:begin -->", "<!-- honesty:end -->"

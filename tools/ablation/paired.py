@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.bootstrap import LEVEL, N_BOOTSTRAP, SEED
-from kernel_lib.postprocess.metrics import auc
+from kernel_lib.postprocess.metrics import LEVEL, N_BOOTSTRAP, SEED, auc
 from tools.ablation.score import Columns
 
 

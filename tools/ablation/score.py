@@ -13,9 +13,8 @@ from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
 from kernel_lib.inference import out_of_fold
 from kernel_lib.postprocess import votes
-from kernel_lib.postprocess.bootstrap import Resampler
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, per_image_dice, stack
-from kernel_lib.postprocess.metrics import dice_of_counts
+from kernel_lib.postprocess.metrics import Resampler, dice_of_counts
 from kernel_lib.postprocess.nested_cv import ABOVE_HALF, NestedCVReport, score_rule
 from kernel_lib.postprocess.search import SearchOptions
 from kernel_lib.postprocess.triplet import apply_rule

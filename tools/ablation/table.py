@@ -10,7 +10,7 @@ import numpy as np
 
 from kernel_lib import storage
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.bootstrap import N_BOOTSTRAP
+from kernel_lib.postprocess.metrics import N_BOOTSTRAP
 from tools.ablation.claims import SECTIONS, Claim, Expected, Line, OnGpu, Spread
 from tools.ablation.paired import Difference, Draws, measure_named
 from tools.ablation.runner import GPU, IMAGES

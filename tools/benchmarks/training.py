@@ -27,7 +27,7 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training import schedule, step
-from kernel_lib.training.clock import Clock
+from kernel_lib.training.job import Clock
 from kernel_lib.training.loop import Job, Training
 from tools.benchmarks.rounds import figure, timed
 from tools.phantoms import competition

@@ -21,7 +21,7 @@ from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.progress import bar
+from kernel_lib.notebook import bar
 from kernel_lib.storage import write_text
 from tools.phantoms.anatomy import draw_anatomy
 from tools.phantoms.draw import Phantom, draw

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.progress import bar
+from kernel_lib.notebook import bar
 from kernel_lib.signals import Signals
 from tools.torture import disks, lives
 from tools.torture.stages import PROCESSES, STAGES, Place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydicom.dataset import Dataset
 
-from kernel_lib.data.dicom_orientation import orientation_notes, view_notes
+from kernel_lib.data.dicom import orientation_notes, view_notes
 
 
 def header(**elements) -> Dataset:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from kernel_lib.data.dicom_bits import WRONG_BITS, WRONG_SIGN, pixel_values
+from kernel_lib.data.dicom_levels import WRONG_BITS, WRONG_SIGN, pixel_values
 
 ROWS, COLUMNS = np.mgrid[:64, :64]
 RAMP = ((ROWS + COLUMNS) / 126 * 4095).astype(np.uint16)  # 12 bits, all of them in use

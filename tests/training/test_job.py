@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kernel_lib.errors import InputError
-from kernel_lib.training.clock import Clock
+from kernel_lib.training.job import Clock
 
 
 class Now:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from kernel_lib.artifacts.ensemble import Ensemble, Member
-from kernel_lib.inference import combine
+from kernel_lib.inference import ensemble_maps
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import apply_rule
 from tests.inference.small_runs import (
@@ -21,7 +21,7 @@ from tests.inference.small_runs import (
 
 
 def masks_of(ensemble: Ensemble, root: Path, images: pd.DataFrame, rule=RULE) -> dict:
-    return dict(combine.test_masks(ensemble, [root], images, Choice(rule)))
+    return dict(ensemble_maps.test_masks(ensemble, [root], images, Choice(rule)))
 
 
 def flat(value: int) -> np.ndarray:
