@@ -15,7 +15,7 @@ LIBRARY = "kernel_lib"
 # Files and folders that only the command line and the notebook `explore` use. With those that a
 # stage leaves out besides (`Stage.left_out`), it is the one rule of what a kernel carries.
 LEFT_OUT = (
-    "experiments.py", "commands.py", "reporting/mean_images.py", "stages/explore.py",
+    "commands.py", "reporting/mean_images.py", "stages/explore.py",
     "stages/explore_files.py", "stages/gather.py", "stages/gather_check.py",
     "stages/predict_files.py", "stages/release.py", "viewer",
 )  # fmt: skip

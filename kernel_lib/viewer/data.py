@@ -49,7 +49,7 @@ class Vote:
 
     models: tuple[int, ...]
     at_least: int
-    ensemble_maps: str  # member_vote or member_union
+    combine: str  # member_vote or member_union
     counts: np.ndarray = field(repr=False)  # (N, n, 2) int64 px for k = 1…n: shared with truth, all
 
 
