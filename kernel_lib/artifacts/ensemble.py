@@ -142,7 +142,7 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
     if name in found:
         return found[name]
     places = ", ".join(str(root) for root in roots)
-    trained = fold_run.names(roots)
+    trained = fold_run.run_names(roots)
     if not found and not trained:
         raise InputError(
             f"no runs and no thresholds under {places}: run the train stage, then the thresholds "

@@ -34,24 +34,22 @@ def of_run(run: str, roots: Sequence[Path], source: Source) -> Picture:
     if not folders:
         return Picture(None, f"No augmentation: {run} has no fold here.")
     config = folders[0].read_config()
-    row, seed = config["experiment"], config["seed"]
-    chosen = _median(folds_file.find(roots, config["folds_digest"]), source)
+    experiment, seed = config.experiment, config.seed
+    chosen = _median(folds_file.find(roots, config.folds_digest), source)
     if chosen is None:
         return Picture(None, f"No augmentation: no image of {run} lies in {source.root}.")
     paths_of = dict(zip(source.train["image_id"], source.train["path"], strict=True))
-    size, name = row["size"], chosen["image_id"]
+    size, name = experiment.size, chosen["image_id"]
     image = resized(images.read(paths_of[name]), size)
     mask = rle.decode(chosen["rle"], (int(chosen["height"]), int(chosen["width"])))
     mask = resize_mask(mask, (size, size))
-    change = augment.Augment(row["augment"])
+    change = augment.Augment(experiment.augment)
     variants = [
         change(image, mask, augment.item_seed(seed, epoch, name)) for epoch in range(EPOCHS)
     ]
     shown = overlays.augmentations(image, mask, variants)
-    said = (
-        f"Image {name} at {size} px, augmented by {row['augment']!r} with seed {seed}, epoch 1 on."
-    )
-    return replace(shown, sentence=f"{said} {shown.sentence}")
+    made = f"augmented by {experiment.augment!r} with seed {seed}, epoch 1 on"
+    return replace(shown, sentence=f"Image {name} at {size} px, {made}. {shown.sentence}")
 
 
 def _median(fold_table: pd.DataFrame, source: Source) -> pd.Series | None:

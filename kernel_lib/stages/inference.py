@@ -174,7 +174,7 @@ def _trained_on(setup: Setup) -> tuple[str, ...]:
         for fold in setup.ensemble.folds
     ]
     lineages = [stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
-    images = prepared_images(folders[0].read_config()["experiment"]["size"], setup)
+    images = prepared_images(folders[0].read_config().experiment.size, setup)
     test = past.ImageSet(images.table["image_id"].tolist(), fingerprint.codes(images))
     found = past.seen_by(test, lineages)
     if found:
@@ -269,7 +269,7 @@ def check_members(decision: Decision, roots: Sequence[Path]) -> None:
             folder = folders[fold]
             meta = maps.Maps(folder.oof).meta
             folder.require_kept(meta["checkpoints"], ensemble.name)
-            same = folder.read_config()["folds_digest"] == ensemble.folds_digest
+            same = folder.read_config().folds_digest == ensemble.folds_digest
             if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
                 raise InputError(
                     f"{folder.path} changed since the rule of {ensemble.name} was searched: run "
@@ -304,13 +304,13 @@ def predict_all(setup: Setup, engine: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
     for member in setup.ensemble.everyone:
         folder = fold_run.find(setup.roots, member.run)[setup.ensemble.folds[0]]
-        experiment = Experiment.model_validate(folder.read_config()["experiment"])
+        experiment = folder.read_config().experiment
         predictions.check_shared_memory(setup.parameters, experiment, engine)
     by_size: dict[int, cache.Prepared] = {}
     for member in setup.ensemble.everyone:
         folders = fold_run.find(setup.roots, member.run)
         for fold in setup.ensemble.folds:
-            experiment = Experiment.model_validate(folders[fold].read_config()["experiment"])
+            experiment = folders[fold].read_config().experiment
             if experiment.size not in by_size:
                 prepare = partial(prepared_images, experiment.size, setup)
                 by_size[experiment.size] = world.agreed(prepare)

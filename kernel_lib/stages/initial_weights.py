@@ -111,7 +111,7 @@ def check(
         if not groups.is_file():
             raise InputError(f"GROUPS {groups} does not exist")
         read_groups(groups)
-    if row.gate is not None and row.gate not in among and row.gate not in fold_run.names(roots):
+    if row.gate is not None and row.gate not in among and row.gate not in fold_run.run_names(roots):
         print(
             f"note: the masks of {plan.run} are gated by {row.gate}, which is not there yet; "
             f"the thresholds stage will need it: {how_to_make(plan.gate)}"
@@ -121,7 +121,7 @@ def check(
         return
     if row.weights == "imagenet":
         _from_imagenet(networks.build(row), plan, Lineage())
-    elif row.weights not in fold_run.names(roots) and _file(row.weights, roots) is None:
+    elif row.weights not in fold_run.run_names(roots) and _file(row.weights, roots) is None:
         _no_such_weights(plan, min(folds), roots)
 
 
@@ -163,7 +163,7 @@ def _file(name: str, roots: Sequence[Path]) -> Path | None:
             raise InputError(f"WEIGHTS {path} does not exist; {weights.OFFER}")
         return path
     path = paths.models_dir() / f"{name}{released.SUFFIX}"
-    return path if name not in fold_run.names(roots) and path.is_file() else None
+    return path if name not in fold_run.run_names(roots) and path.is_file() else None
 
 
 def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) -> bool:
@@ -179,8 +179,8 @@ def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) ->
 
 def _no_such_weights(plan: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
     name = plan.experiment.weights
-    there = ", ".join(fold_run.names(roots)) or "none"
-    near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.names(roots)))
+    there = ", ".join(fold_run.run_names(roots)) or "none"
+    near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.run_names(roots)))
     if plan.parent is not None:
         raise InputError(
             f"{plan.run} starts from fold {fold} of {name}, which is not finished here (runs "
@@ -209,12 +209,12 @@ def _parent(
     if parent is None or not parent.is_predicted():
         _no_such_weights(plan, fold, roots)
     config = parent.read_config()
-    if config["folds_digest"] != folder.read_config()["folds_digest"]:
+    if config.folds_digest != folder.read_config().folds_digest:
         raise InputError(
             f"{parent.name} was trained on another folds file: its fold {fold} is not this one; "
             "train both in one WORK_DIR"
         )
-    parent_network = networks.network_class(config["experiment"]["network"])
+    parent_network = networks.network_class(config.experiment.network)
     has_mask = networks.network_class(row.network).has_mask
     return best_kept(parent), has_mask and not parent_network.has_mask
 
@@ -233,7 +233,7 @@ def best_kept(folder: FoldRun) -> Path:
             f"{folder.log} is missing, which says how good each checkpoint is: run the train stage "
             f"of fold {folder.fold} again, which writes it from last.pt"
         )
-    monitor = folder.read_config()["experiment"]["monitor"]
+    monitor = folder.read_config().experiment.monitor
     key = better(monitor)
     best = max(folder.kept_epochs(), key=lambda e: (key(kept[e][monitor]), -e))
     return folder.best(best)

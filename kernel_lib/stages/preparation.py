@@ -179,7 +179,7 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 
     If images or labels changed since, new folds could hold out images that those runs have seen.
     """
-    begun = fold_run.names(
+    begun = fold_run.run_names(
         roots
     )  # first: a training that begins writes the folds file before its run
     if begun and not any((root / FOLDS).is_file() for root in roots):
@@ -189,8 +189,8 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 def _refuse_other_file(fold_table: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
     digest = folds_file.digest(fold_table)
-    for folder in fold_run.begun(work):
-        if folder.config.is_file() and folder.read_config().get("folds_digest") != digest:
+    for folder in fold_run.with_training(work):
+        if folder.config.is_file() and folder.read_config().folds_digest != digest:
             raise InputError(
                 f"{path} is not the folds file that {folder.path} was trained on: "
                 f"{folds_file.RESTORE}"

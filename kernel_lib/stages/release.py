@@ -9,7 +9,6 @@ from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
-from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
@@ -38,7 +37,7 @@ def run(
             f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
             f"thresholds stage with -p RUNS {folder.run}"
         )
-    if folder.fold not in ensemble.folds or config["folds_digest"] != ensemble.folds_digest:
+    if folder.fold not in ensemble.folds or config.folds_digest != ensemble.folds_digest:
         raise InputError(
             f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
         )
@@ -50,16 +49,17 @@ def run(
     alone = last or len(folder.kept()) == 1
     holds = scores.is_honest(selected) and alone
     state, lineage = checkpoints.load(checkpoint)
-    experiment = Experiment.model_validate(config["experiment"])
-    model = networks.build(experiment)
+    model = networks.build(config.experiment)
     model.load_state_dict(state["ema"]["model"] if "ema" in state else state["model"])
     given = Released(
         name=name,
         # Paths are the training machine's own; a file's name is enough to know what it was.
-        experiment=experiment.model_copy(update={"weights": Path(experiment.weights).name}),
+        experiment=config.experiment.model_copy(
+            update={"weights": Path(config.experiment.weights).name}
+        ),
         rule=report.chosen if last else choice.triplet,
         gate=ensemble.gate,
-        tta=experiment.tta,
+        tta=config.experiment.tta,
         lineage=_without_paths(lineage),
         score=_score(ensemble, report, folder, holds),
         licence=licence,

@@ -136,7 +136,7 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
     elif given in recipes.shipped() and parameters.runs is None:
         name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
     else:
-        name, found = given, recipes.of_runs(fold_run.named(roots, parameters.runs))
+        name, found = given, recipes.of_runs(fold_run.chosen_runs(roots, parameters.runs))
         if given is not None and parameters.runs is None:
             print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
                   f"the ensemble of {found.members[0].name}")  # fmt: skip
@@ -153,7 +153,7 @@ def check(parameters: ThresholdsParameters) -> None:
                 "and its name, of letters, digits and _.+- alone, is the ensemble's"
             )
     elif parameters.runs is not None:
-        _as_asked(recipes.of_runs(fold_run.listed(parameters.runs)), parameters)
+        _as_asked(recipes.of_runs(fold_run.parse_runs(parameters.runs)), parameters)
     elif given in recipes.shipped():
         _as_asked(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
 

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.data import cache, rle
 from kernel_lib.data.dataset import TrainingImages
 from kernel_lib.data.table import discover
 from kernel_lib.reporting import overlays
 from kernel_lib.stages import augmented
+from tests.configs import write_config
 
 RUN, SIZE, SEED = "run", 32, 7
 
@@ -33,12 +33,8 @@ def data(tmp_path):
         group="", fold=[0, 1, 0, 1]
     )[list(folds_file.COLUMNS)]
     folds_file.save(drawn, tmp_path / "work" / "folds.csv")
-    config = {
-        "seed": SEED,
-        "folds_digest": folds_file.digest(drawn),
-        "experiment": {"size": SIZE, "augment": "notes"},
-    }
-    storage.write_json(fold_run.fold_folder(tmp_path / "work", RUN, 0).config, config)
+    folder = fold_run.fold_folder(tmp_path / "work", RUN, 0)
+    write_config(folder, folds_file.digest(drawn), seed=SEED, size=SIZE, augment="notes")
     return tmp_path, source, prepared
 
 

@@ -26,6 +26,7 @@ from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer.load import load_held_out
+from tests.configs import write_config
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -75,8 +76,7 @@ def make_run(
     folds_file.save(drawn, work / "folds.csv")
     for fold in (0, 1):
         folder = fold_run.fold_folder(work, run, fold)
-        config = {"run": run, "folds_digest": folds_file.digest(drawn), "experiment": row}
-        storage.write_json(folder.config, config)
+        write_config(folder, folds_file.digest(drawn), **row)
         held = drawn["fold"] == fold
         past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
