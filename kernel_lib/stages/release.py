@@ -7,7 +7,7 @@ from pathlib import Path
 from kernel_lib import checkpoints
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import check_predicted_by
@@ -29,19 +29,8 @@ def run(
         raise InputError(f"-o {out}: a released model is a {SUFFIX} file")
     folder = _fold(fold_folder.resolve())
     config = folder.read_config()
-    decision = Decision.load(ensemble_folder)
-    ensemble, choice, scores = decision.ensemble, decision.choice, decision.scores
-    if [m.run for m in ensemble.everyone] != [folder.run] or choice.triplet is None:
-        raise InputError(
-            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
-            f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
-            f"thresholds stage with -p RUNS {folder.run}"
-        )
-    if folder.fold not in ensemble.folds or config.folds_digest != ensemble.folds_digest:
-        raise InputError(
-            f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
-        )
-    check_predicted_by(decision, [folder.path.parents[2]])
+    decision = _decision(ensemble_folder, folder, config)
+    ensemble, scores = decision.ensemble, decision.scores
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
     # All kept ones are there.
@@ -57,7 +46,7 @@ def run(
         experiment=config.experiment.model_copy(
             update={"weights": Path(config.experiment.weights).name}
         ),
-        rule=report.chosen if last else choice.triplet,
+        rule=report.chosen if last else decision.choice.triplet,
         gate=ensemble.gate,
         tta=config.experiment.tta,
         lineage=_without_paths(lineage),
@@ -73,6 +62,24 @@ def _fold(path: Path) -> FoldRun:
     if not number.isdigit():
         raise InputError(f"{path} is no fold of a run: give WORK_DIR/runs/<run>/fold<k>")
     return FoldRun(path.parent.name, int(number), path)
+
+
+def _decision(ensemble_folder: Path, folder: FoldRun, config: FoldConfig) -> Decision:
+    """Return the decision for that fold's run alone, made on its present predictions."""
+    decision = Decision.load(ensemble_folder)
+    ensemble = decision.ensemble
+    if [m.run for m in ensemble.everyone] != [folder.run] or decision.choice.triplet is None:
+        raise InputError(
+            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
+            f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
+            f"thresholds stage with -p RUNS {folder.run}"
+        )
+    if folder.fold not in ensemble.folds or config.folds_digest != ensemble.folds_digest:
+        raise InputError(
+            f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
+        )
+    check_predicted_by(decision, [folder.path.parents[2]])
+    return decision
 
 
 def _without_paths(lineage: Lineage) -> Lineage:

@@ -32,6 +32,7 @@ from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice, Fitted
 from kernel_lib.signals import Signals
 from kernel_lib.stages import report, scores
+from kernel_lib.stages.report import ReportData
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class ThresholdsResult:
     folder: Path
     decision: Decision
     searches: dict[str, SearchResult]  # of the ensemble's map, or of each member's
-    per_image: pd.DataFrame  # as `load_per_image` has it
+    data: ReportData
+
+    @property
+    def per_image(self) -> pd.DataFrame:
+        """The held-out images, as `load_per_image` returns them."""
+        return self.data.per_image
 
     @property
     def ensemble(self) -> Ensemble:
@@ -118,7 +124,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
         _save(folder, decision, searches, kept)
         data = report.load(folder, roots)
         report.write(folder, data, source, searches)
-    result = ThresholdsResult(folder, decision, searches, data.per_image)
+    result = ThresholdsResult(folder, decision, searches, data)
     print(result)
     quota.say_hours_left(work)
     return result
