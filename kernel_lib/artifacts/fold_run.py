@@ -120,15 +120,15 @@ class FoldRun:
 
     @property
     def holds_training(self) -> bool:
-        """Whether a training wrote here; inference alone leaves a test.zip and nothing else."""
+        """Whether a training wrote here; inference alone leaves only a test.zip."""
         written = (self.config, self.log, self.last, self.oof, self.oof_last)
         return any(path.is_file() for path in written) or bool(self.kept())
 
     def is_predicted(self) -> bool:
         """Return whether its held-out images are predicted, which is the last step of training.
 
-        Raises InputError where training is over but a prediction file is gone: the score would
-        silently leave this fold out.
+        Raises: InputError where training is over but a prediction file is gone, since the score
+            would silently leave this fold out.
         """
         lost = [path for path in (self.oof, self.oof_last) if not path.is_file()]
         if not lost:
@@ -136,7 +136,7 @@ class FoldRun:
         log = self.read_log()
         epochs = self.read_config().experiment.epochs
         over = bool(log) and (bool(log[-1].get("ended")) or len(log) >= epochs)
-        if over or len(lost) == 1:  # the one that is there was made after the training
+        if over or len(lost) == 1:  # either file is written after the training
             raise InputError(
                 f"{lost[0]} is missing, and the training of fold {self.fold} is over: restore it, "
                 f"or run the train stage again with -p FOLD {self.fold}, which predicts it from "
@@ -156,7 +156,7 @@ class FoldRun:
         return sorted(self.path.glob(f"{filenames.BEST}*{filenames.CHECKPOINT_SUFFIX}"))
 
     def require_kept(self, names: Iterable[str], needed_for: str) -> None:
-        """Raise InputError where a checkpoint that predicted the held-out images is gone."""
+        """Refuse to go on without a checkpoint that predicted the held-out images."""
         lost = [path for name in sorted(names) if not (path := self.path / name).is_file()]
         if lost:
             raise InputError(
@@ -199,27 +199,27 @@ class FoldRun:
 
 
 def fold_folder(work: Path, run: str, fold: int) -> FoldRun:
-    """Where fold `fold` of a run lies, or will lie, under a working folder."""
+    """Return the folder of a fold under a working folder; it need not exist."""
     return FoldRun(run, fold, work / filenames.RUNS / run / f"fold{fold}")
 
 
 def with_training(root: Path, run: str = "*") -> list[FoldRun]:
-    """The folds of a run, or of all runs, under a root in which a training wrote, by path."""
-    found = []
+    """Return the folds of a run, or of all runs, in which a training wrote, by path."""
+    folders = []
     for path in sorted((root / filenames.RUNS).glob(f"{run}/fold*")):
         number = path.name.removeprefix("fold")
         if number.isdecimal() and path.is_dir():
             folder = FoldRun(path.parent.name, int(number), path)
-            found += [folder] * folder.holds_training
-    return found
+            folders += [folder] * folder.holds_training
+    return folders
 
 
 def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
-    """The folds of a run, from the first root that holds each.
+    """Return the folds of a run by number, from the first root that holds each.
 
-    Raises InputError where the configuration of one is gone: its experiment would be unknown.
+    Raises: InputError where the configuration of one is gone: its experiment would be unknown.
     """
-    found: dict[int, FoldRun] = {}
+    folds: dict[int, FoldRun] = {}
     for root in roots:
         for folder in with_training(root, glob.escape(run)):
             if not folder.config.is_file():
@@ -227,37 +227,39 @@ def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
                     f"{folder.config} is missing, and the files beside it were trained with it: "
                     f"restore it, or delete {folder.path} and train this fold again"
                 )
-            found.setdefault(folder.fold, folder)
-    return dict(sorted(found.items()))
+            folds.setdefault(folder.fold, folder)
+    return dict(sorted(folds.items()))
 
 
 def run_names(roots: Iterable[Path]) -> list[str]:
-    """All runs under the roots, sorted."""
+    """Return the names of all runs under the roots, sorted."""
     return sorted({folder.run for root in roots for folder in with_training(root)})
 
 
 def chosen_runs(roots: Sequence[Path], wanted: str | None) -> list[str]:
-    """The runs meant by a comma-separated list, or the only one there is.
+    """Return the runs of a comma-separated list; without a list the only run that exists.
 
-    Raises InputError where a run does not exist, or several do and none was named.
+    Raises: InputError where a run does not exist, or several do and none was named.
     """
-    there = run_names(roots)
-    if not there:
+    existing = run_names(roots)
+    if not existing:
         places = ", ".join(str(r) for r in roots)
         raise InputError(f"no runs under {places}: the train stage makes them")
     if wanted is None:
-        if len(there) > 1:
-            raise InputError(f"several runs are there; name some with -p RUNS: {', '.join(there)}")
-        return there
+        if len(existing) > 1:
+            raise InputError(
+                f"there are several runs; name some with -p RUNS: {', '.join(existing)}"
+            )
+        return existing
     chosen = parse_runs(wanted)
     for name in chosen:
-        if name not in there:
-            raise InputError(f"run {name!r} is not there; there are {', '.join(there)}")
+        if name not in existing:
+            raise InputError(f"RUNS: there is no run {name!r}; there are {', '.join(existing)}")
     return chosen
 
 
 def parse_runs(wanted: str) -> list[str]:
-    """The runs of a comma-separated list; InputError where it names none, or one twice."""
+    """Return the runs of a comma-separated list. Raises: InputError for none, or one twice."""
     chosen = [name.strip() for name in wanted.split(",") if name.strip()]
     if not chosen:
         raise InputError(f"RUNS {wanted!r} names no run: write names with commas between them")

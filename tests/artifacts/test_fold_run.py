@@ -114,10 +114,10 @@ def test_the_only_run_needs_no_name_and_several_do(tmp_path):
     make(tmp_path, "b", 0)
     assert fold_run.chosen_runs([tmp_path], None) == ["b"]
     make(tmp_path, "a", 0)
-    with pytest.raises(InputError, match="several runs are there; name some with -p RUNS: a, b"):
+    with pytest.raises(InputError, match="RUNS: a, b"):
         fold_run.chosen_runs([tmp_path], None)
     assert fold_run.chosen_runs([tmp_path], " b, a,") == ["b", "a"]
-    with pytest.raises(InputError, match="run 'c' is not there; there are a, b"):
+    with pytest.raises(InputError, match="RUNS: there is no run 'c'"):
         fold_run.chosen_runs([tmp_path], "a,c")
 
 

@@ -133,7 +133,7 @@ def test_two_files_that_differ_are_told_apart_by_the_first_image(table):
     was = table.set_index("image_id").at["id0003", "fold"]
     message = f"id0003: fold {was} there, 9 here; 2 of 200 images differ"
     assert folds_file.difference(table, other) == message
-    alone = "1 images stand in one of them alone, id0199 first"
+    alone = "1 images are in only one of them, id0199 first"
     assert folds_file.difference(table, other.iloc[:-1]) == alone
 
 

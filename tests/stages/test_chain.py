@@ -286,7 +286,7 @@ def test_two_seeds_speak_together_in_mean_and_vote(project_root, place, whole, n
     assert voted.search.chosen == found.search.chosen, "out of fold each image has one map"
     assert ensembles.Ensemble.load(voted.folder).combine == "vote"
     check_submission(project_root, place, infer(place, "work", ensemble="voted"))
-    with pytest.raises(InputError, match="several runs are there"):
+    with pytest.raises(InputError, match="-p RUNS"):
         choose_rule(place, "work")
     with pytest.raises(InputError, match="name one with -p ENSEMBLE"):
         infer(place, "work")

@@ -239,7 +239,7 @@ REFUSED = {
     "other labels": (lambda b: table(b, DRAWN.assign(area_px=5, rle="0 5")),
                      "{b}/folds.csv is not {a}/folds.csv (i0: area_px 4 there, 5 here; 6 of 6"),
     "other images": (lambda b: table(b, DRAWN.assign(image_id=[f"i{k + 1}" for k in range(6)])),
-                     "(2 images stand in one of them alone, i0 first)"),
+                     "(2 images are in only one of them, i0 first)"),
     "other digest": (drawn_otherwise, "{b}/runs/tiny_seed1/fold1 was trained on another folds file "
                                       "than {a}/folds.csv (digest f00df00df00d there, "),
     "other row": (lambda b: finished(b, 2, lr=0.5, epochs=4),
@@ -275,7 +275,7 @@ REFUSED = {
                        "fold1/oof.zip was predicted by other checkpoints than lie beside it"),
     "maps of another past": (lambda b: predicted(fold_run.fold_folder(b, RUN, 1),
                                                  Lineage(known=False)),
-                             "fold1/oof.zip states another past"),
+                             "fold1/oof.zip states another lineage"),
 }  # fmt: skip
 
 

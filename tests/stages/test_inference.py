@@ -167,5 +167,5 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
 
 def test_maps_of_another_past_than_the_checkpoints_are_refused(place):
     retold(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
-    with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another past"):
+    with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another lineage"):
         infer(place, "first")

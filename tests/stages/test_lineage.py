@@ -451,7 +451,7 @@ def test_maps_that_state_another_past_than_the_checkpoints_are_refused(tmp_path)
     assert search(tmp_path).past_known
     other = {"lineage_digest": Lineage(images=("i02",)).digest()}
     folder.write_config(folder.read_config().model_copy(update=other))
-    with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another past"):
+    with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another lineage"):
         search(tmp_path)
 
 
