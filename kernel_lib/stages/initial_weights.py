@@ -1,4 +1,4 @@
-"""What a fold's training starts from, and the past that comes with it."""
+"""Starting weights of a fold, and the lineage that comes with them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def network(
     held: np.ndarray,
     roots: Sequence[Path],
 ) -> tuple[nn.Module, Lineage]:
-    """The fold's network with its starting weights, and the past it will have once trained."""
+    """Return the fold's network with its starting weights, and its lineage once trained."""
     row, parameters, truth = plan.experiment, plan.parameters, images.truth
     seed_everything(parameters.seed, parameters.deterministic)
     model = networks.build(row)
@@ -76,7 +76,7 @@ def network(
 
 
 def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Lineage:
-    """Fill the encoder with ImageNet's weights; return the past with what is known of the file."""
+    """Fill the encoder with ImageNet's weights; return the lineage with the file's origin."""
     row, parameters = plan.experiment, plan.parameters
     folders = paths.weights_dirs(parameters.weights_dir)
     path = weights.load_imagenet(model.encoder, row.encoder, folders)
@@ -138,7 +138,7 @@ def check_weights_are(plan: TrainPlan) -> None:
 def _same_images(folder: FoldRun, lineage: Lineage, now: set[str], everything: set[str]) -> None:
     """Refuse to go on with other training images than the fold began with.
 
-    The order of an epoch, and what the checkpoint says it has seen, would both be wrong.
+    The order of an epoch and the lineage in the checkpoint would both be wrong.
     """
     began = set(lineage.images)
     gone = began - everything if not lineage.ancestors else set()
@@ -167,12 +167,12 @@ def _file(name: str, roots: Sequence[Path]) -> Path | None:
 
 
 def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) -> bool:
-    """Whether a network can take the encoder of a released model and not the rest."""
+    """Return whether a network can take the encoder of a released model and not the rest."""
     if given.experiment.encoder != experiment.encoder:
         return False  # loading the weights names what differs
     own, theirs = (
-        {name: tensor.shape for name, tensor in one.state_dict().items()}
-        for one in (model, given.model)
+        {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for network in (model, given.model)
     )
     return not own.items() <= theirs.items()
 

@@ -90,7 +90,7 @@ c,1,,8,8,2,62 2
         (GOOD, "", ["not a folds file", "prepare"]),
         ("fold,group", "fold,patient", ["lacks the columns ['group']", "prepare"]),
         (GOOD[GOOD.index("a,0") :], "", ["has no rows"]),
-        ("\nb,0", "\na,0", ["row 3", "image a", "second time"]),
+        ("\nb,0", "\na,0", ["row 3", "image a"]),
         ("\nb,0", "\n,0", ["row 3", "image id is empty"]),
         ("\nb,0", "\nb,x", ["row 3", "fold is 'x'", "whole number"]),
         ("\nb,0", "\nb,", ["row 3", "fold is ''"]),
