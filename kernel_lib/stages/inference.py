@@ -182,18 +182,18 @@ def _trained_on(setup: Setup) -> tuple[str, ...]:
         for member in setup.ensemble.everyone
         for fold in setup.ensemble.folds
     ]
-    lineages = [stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
+    lineages = [stated_lineage(maps.Maps(f.oof).meta, f.oof) for f in folders]
     images = prepared_images(folders[0].read_config().experiment.size, setup)
     test = past.ImageSet(images.table["image_id"].tolist(), fingerprint.codes(images))
-    found = past.seen_by(test, lineages)
-    if found:
-        print(f"warning: {past.leak(found)}")
-    if not all(one.known and all(code for _, code in one.pairs) for one in lineages):
+    lines = past.seen_by(test, lineages)
+    if lines:
+        print(f"warning: {past.leak(lines)}")
+    if not all(x.known and all(code for _, code in x.pairs) for x in lineages):
         print(
             "note: of some images that the members were trained on no fingerprint is known: a copy "
             "of one among the test images, under another id, is not detected"
         )
-    return tuple(found)
+    return tuple(lines)
 
 
 @dataclass(frozen=True)

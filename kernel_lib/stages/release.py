@@ -35,12 +35,12 @@ def run(
     selected = scores.last_selected if last else scores.kept_selected
     # All kept ones are there.
     checkpoint = folder.last if last else initial_weights.best_kept(folder)
-    alone = last or len(folder.kept()) == 1
-    holds = scores.is_honest(selected) and alone
+    single = last or len(folder.kept()) == 1
+    holds = scores.is_honest(selected) and single
     state, lineage = checkpoints.load(checkpoint)
     model = networks.build(config.experiment)
     model.load_state_dict(state["ema"]["model"] if "ema" in state else state["model"])
-    given = Released(
+    model_file = Released(
         name=name,
         # Paths are the training machine's own; a file's name is enough to know what it was.
         experiment=config.experiment.model_copy(
@@ -54,7 +54,7 @@ def run(
         licence=licence,
         model=model,
     )
-    return given, given.save(out)
+    return model_file, model_file.save(out)
 
 
 def _fold(path: Path) -> FoldRun:

@@ -202,8 +202,8 @@ def _surfaces(searches: Mapping[str, SearchResult]) -> tuple:
     named = len(searches) > 1
     return tuple(
         part
-        for name, one in searches.items()
-        for part in ([f"{name}:"] * named + [figures.threshold_surface(one)])
+        for name, result in searches.items()
+        for part in ([f"{name}:"] * named + [figures.threshold_surface(result)])
     )
 
 

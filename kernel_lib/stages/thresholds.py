@@ -138,15 +138,15 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
     given = parameters.ensemble
     check(parameters)
     if given is not None and given.endswith(".json"):
-        name, found = Path(given).stem, recipes.read(paths.from_root(given))
+        name, recipe = Path(given).stem, recipes.read(paths.from_root(given))
     elif given in recipes.shipped() and parameters.runs is None:
-        name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
+        name, recipe = given, recipes.read(recipes.SHIPPED / f"{given}.json")
     else:
-        name, found = given, recipes.of_runs(fold_run.chosen_runs(roots, parameters.runs))
+        name, recipe = given, recipes.of_runs(fold_run.chosen_runs(roots, parameters.runs))
         if given is not None and parameters.runs is None:
             print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
-                  f"the ensemble of {found.members[0].name}")  # fmt: skip
-    return _as_asked(found, parameters), name
+                  f"the ensemble of {recipe.members[0].name}")  # fmt: skip
+    return _with_overrides(recipe, parameters), name
 
 
 def check(parameters: ThresholdsParameters) -> None:
@@ -159,15 +159,15 @@ def check(parameters: ThresholdsParameters) -> None:
                 "and its name, of letters, digits and _.+- alone, is the ensemble's"
             )
     elif parameters.runs is not None:
-        _as_asked(recipes.of_runs(fold_run.parse_runs(parameters.runs)), parameters)
+        _with_overrides(recipes.of_runs(fold_run.parse_runs(parameters.runs)), parameters)
     elif given in recipes.shipped():
-        _as_asked(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
+        _with_overrides(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
 
 
-def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
-    asked = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
-    asked["gate"] = None if parameters.gate == "auto" else parameters.gate
-    return recipe.differing(**asked)
+def _with_overrides(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
+    overrides = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
+    overrides["gate"] = None if parameters.gate == "auto" else parameters.gate
+    return recipe.differing(**overrides)
 
 
 def _fit(
@@ -201,7 +201,7 @@ def _decision(
         candidates=candidates,
         choice=fitted.choice,
         scores=both,
-        searches={k: Searched(one.single, one.label_swept) for k, one in searches.items()},
+        searches={k: Searched(result.single, result.label_swept) for k, result in searches.items()},
         predicted_by=made_of,
     )
     return decision, searches
