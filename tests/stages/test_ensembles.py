@@ -566,7 +566,7 @@ def test_a_damaged_list_of_images_left_out_is_named_before_the_search(tmp_path, 
     make_run(tmp_path, "plain")
     listed = tmp_path / "left_out.json"
     listed.write_bytes(content)
-    with pytest.raises(InputError, match=r"left_out.json is damaged .*: delete it, .*train stage"):
+    with pytest.raises(InputError, match=r"left_out.json is damaged"):
         choose_rule(tmp_path)
     assert not (tmp_path / "ensembles").exists()
     listed.unlink()
