@@ -88,11 +88,7 @@ _LITE0 = _UNET.differing(
 )
 _ALL = (
     _UNET,
-    _UNET.differing(
-        name="UNetResNet34_512_v2",
-        says="BCE + dice",
-        loss={"bce": 1.0, "dice": 1.0},
-    ),
+    _UNET.differing(name="UNetResNet34_512_v2", says="BCE + dice", loss={"bce": 1.0, "dice": 1.0}),
     _UNET.differing(
         name="UNetResNet34_512_v3",
         says="v1 fine-tuned with BCE + dice",
@@ -105,11 +101,7 @@ _ALL = (
         says="trained on positives only; predicted and scored on all images",
         sampling="nonempty",
     ),
-    _UNET.differing(
-        name="UNetResNet34_512_v5",
-        says="symmetric Lovász hinge",
-        **_LOVASZ,
-    ),
+    _UNET.differing(name="UNetResNet34_512_v5", says="symmetric Lovász hinge", **_LOVASZ),
     _UNET.differing(
         name="UNetResNet34_512_v5_focal",
         says="focal loss, the other v5 of the reference solution",

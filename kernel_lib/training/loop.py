@@ -37,8 +37,9 @@ from kernel_lib.engine import (
 )
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
-from kernel_lib.models import losses, networks, sync_norm
+from kernel_lib.models import losses, networks
 from kernel_lib.notebook import GOES_ON, bar
+from kernel_lib.parallel.world import synchronise_batch_norm
 from kernel_lib.signals import Signals
 from kernel_lib.training import sampling, schedule, step
 from kernel_lib.training.job import Clock, Job, Position
@@ -71,7 +72,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(job.engine.device.type, enabled=job.engine.scales)
         self.ema = Ema(self.model, self.experiment.ema_decay)
         if self.world.size > 1 and not self.experiment.freeze_batch_norm:
-            sync_norm.synchronise(self.model)
+            synchronise_batch_norm(self.model)
         self.step = Step(job, self.model, self.optimizer, self.scaler)
         self.position = Position()
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session

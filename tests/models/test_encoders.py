@@ -85,9 +85,7 @@ def test_the_trial_leaves_the_numbers_that_a_seed_draws(encoder):
     assert all(torch.equal(v, wanted[k]) for k, v in built.state_dict().items())
 
 
-def test_a_size_that_an_encoder_cannot_take_is_refused_with_sizes_that_it_takes(
-    monkeypatch,
-):
+def test_a_size_that_an_encoder_cannot_take_is_refused_with_sizes_that_it_takes(monkeypatch):
     monkeypatch.setattr(
         encoders, "_problem", lambda name, size, options: "too small" if size < 256 else None
     )

@@ -40,12 +40,8 @@ def title(experiment: Experiment) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seeded(one_thread):
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def levels(batch: int = 2, size: int = 64) -> torch.Tensor:

@@ -29,9 +29,15 @@ from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
-from kernel_lib.models import losses, sync_norm
+from kernel_lib.models import losses
 from kernel_lib.models.networks import Logits
-from kernel_lib.parallel.world import SINGLE_PROCESS, World, joined, own_device
+from kernel_lib.parallel.world import (
+    SINGLE_PROCESS,
+    World,
+    joined,
+    own_device,
+    synchronise_batch_norm,
+)
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training.job import Clock, Job, SharedClock
 from kernel_lib.training.loop import Training
@@ -44,9 +50,8 @@ from tests.training.test_loop import (
     weights_of,
     without_times,
 )
-from tools.phantoms import competition
 
-SIZE = 32
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Without processes
 
@@ -159,7 +164,7 @@ def test_a_batch_norm_that_does_more_than_normalise_is_refused():
         pass
 
     with pytest.raises(InputError, match="Acting cannot be synchronised over several processes"):
-        sync_norm.synchronise(nn.Sequential(Acting(3)))
+        synchronise_batch_norm(nn.Sequential(Acting(3)))
 
 
 # With processes: started once, then asked
@@ -222,14 +227,6 @@ def two() -> Iterator[Ranks]:
     ranks = Ranks(2)
     yield ranks
     ranks.close()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Net(nn.Module):
@@ -338,7 +335,7 @@ def normalised(world: World, x: torch.Tensor, grad: torch.Tensor, affine: bool) 
             norm.bias.copy_(torch.linspace(-1, 1, x.shape[1]))
     norm.to(x.device)
     if world.size > 1:
-        sync_norm.synchronise(norm)
+        synchronise_batch_norm(norm)
     mine = world.share(len(x))
     for _ in range(2):
         norm.zero_grad()
@@ -375,7 +372,7 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(two, affine, count, 
 
 def half_precision(world: World, x: torch.Tensor) -> tuple[torch.dtype, torch.Tensor]:
     norm = nn.BatchNorm2d(x.shape[1])
-    sync_norm.synchronise(norm)
+    synchronise_batch_norm(norm)
     part = x[world.share(len(x))].clone().requires_grad_()
     y = norm(part)
     y.float().square().sum().backward()
@@ -549,15 +546,6 @@ def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
         [sys.executable, "-m", *start, "kernel_lib", "train", str(config)],
         cwd=root, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def place(scratch) -> Path:
-    competition.write_competition(
-        scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
-    )  # fmt: skip
-    return scratch
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +27,6 @@ from kernel_lib.models import losses, networks
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from tests.parallel.test_world import Ranks, command, normalised, settings_file
 from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
-from tools.phantoms import competition
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 CARD = "cuda:0" if DEVICE == "cuda" else DEVICE
@@ -71,7 +69,7 @@ def test_a_deterministic_training_stopped_and_resumed_ends_with_the_same_bits(
 def test_a_float16_overflow_is_skipped_and_the_scale_halved(tmp_path):
     job = training(tmp_path, on=choose_engine(DEVICE, "float16"))
     job.scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**40)  # which overflows at once
-    job.step.scaler = job.step.steps.scaler = job.scaler
+    job.step.scaler = job.scaler
     job._train_epoch()
     assert job.position.skipped > 0
     assert job.scaler.get_scale() < 2.0**40
@@ -164,15 +162,6 @@ def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, cou
         torch.testing.assert_close(sum(p["parameters"][i] for p in parts), expected, **tolerance)
     for part in parts:
         torch.testing.assert_close(part["state"], whole["state"], **tolerance)
-
-
-@pytest.fixture(scope="module")
-def place(scratch) -> Path:
-    competition.write_competition(
-        scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
-    )  # fmt: skip
-    return scratch
 
 
 def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypatch):

@@ -82,7 +82,7 @@ def broken(job: Training, what: str, at: set[int], by: float) -> Training:
 def scaled(job: Training) -> Training:
     """Return the training with a scaler, as in float16."""
     job.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    job.step.scaler = job.step.steps.scaler = job.scaler
+    job.step.scaler = job.scaler
     return job
 
 
