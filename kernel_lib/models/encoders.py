@@ -97,21 +97,18 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
         # without a gradient they would stop training with several processes.
         del built.conv_head, built.bn2
     for conv in built.modules():
-        if isinstance(conv, nn.Conv2d) and _crashes(conv):
+        # oneDNN writes beyond its memory in the backward pass, in channels_last on a CPU, of a
+        # strided 1×1 convolution of three channels, the first layer of RepVGG-like encoders
+        # (MobileOne, FastViT). Subsampling its input gives the same numbers.
+        if (
+            isinstance(conv, nn.Conv2d)
+            and (conv.in_channels, conv.kernel_size, conv.padding) == (3, (1, 1), (0, 0))
+            and conv.stride != (1, 1)
+        ):
             conv.register_forward_pre_hook(partial(_subsample, stride=conv.stride))
             conv.stride = (1, 1)
     built.timm_options = {k: v for k, v in options.items() if k != "output_stride"}
     return built
-
-
-def _crashes(conv: nn.Conv2d) -> bool:
-    """Return whether the backward pass of a first layer crashes on a CPU, in channels_last.
-
-    oneDNN writes beyond its memory for a strided 1×1 convolution of three channels, the first layer
-    of RepVGG-like encoders (MobileOne, FastViT). Subsampling its input gives the same numbers.
-    """
-    shape = (conv.in_channels, conv.kernel_size, conv.padding)
-    return shape == (3, (1, 1), (0, 0)) and conv.stride != (1, 1)
 
 
 def _subsample(conv: nn.Module, inputs: tuple[torch.Tensor], stride: tuple[int, int]) -> tuple:

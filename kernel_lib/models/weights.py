@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors
+import safetensors.torch
 import timm
 import torch
 from segmentation_models_pytorch.encoders import get_encoder
@@ -29,6 +29,9 @@ _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
 _TIMEOUT_S = 20  # for a site that does not answer; torch itself would wait for ever
 _FOLDER = 0x10  # attribute of a zip record
+_FIRST_MARK = 1000
+
+State = dict[str, torch.Tensor]
 
 
 def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Path:
@@ -96,7 +99,9 @@ def _downloaded(name: str, report: str, folder: Path) -> Path:
 
 def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
     """Fill an encoder from a file of ImageNet weights, whoever published it."""
-    state = in_torchvision_s_names(read_state(path, own=False))
+    # A torchvision DenseNet's file has the names of an older code: norm.1 is norm1.
+    older = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+    state = {older.sub(r"\1\2.", k): v for k, v in read_state(path, own=False).items()}
     model = imagenet.timm_name(name)
     try:
         if model is not None and "_conv_stem.weight" in state:
@@ -113,7 +118,7 @@ def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
     _fill(encoder, state, path)
 
 
-def read_state(path: Path, own: bool = True) -> dict[str, torch.Tensor]:
+def read_state(path: Path, own: bool = True) -> State:
     """Return the tensors of a weights file or checkpoint without running code in it.
 
     Raises:
@@ -145,8 +150,7 @@ def _stored(path: Path) -> tuple[Any, Mapping]:
         state = load_state(path)
         return state, state if isinstance(state, dict) else {}
     with safetensors.safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, file.metadata() or {}
+        return safetensors.torch.load_file(path), file.metadata() or {}
 
 
 def is_table(state: Any) -> bool:
@@ -208,7 +212,7 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     _fill(encoder, own, path)
 
 
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def _fill(module: nn.Module, state: State, path: Path) -> None:
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
@@ -239,11 +243,6 @@ def check_hash(path: Path) -> None:
             f"{path} is damaged: its SHA-256 begins {digest[:8]}, its name says {prefix}; "
             f"fetch it again, {OFFER}"
         )
-
-
-State = dict[str, torch.Tensor]
-
-_FIRST_MARK = 1000
 
 
 def converted(state: State, encoder: nn.Module, name: str) -> State:
@@ -288,15 +287,13 @@ def in_timm_order(state: State, name: str) -> State:
         return state
     model = _timm_state(name)
     theirs, ours = ([k for k in s if not k.endswith("num_batches_tracked")] for s in (state, model))
-    if [_kind(state, k) for k in theirs] != [_kind(model, k) for k in ours]:
+
+    def kinds(tensors: State, keys: list[str]) -> list[tuple]:
+        return [(key.rsplit(".", 1)[-1], tensors[key].shape) for key in keys]
+
+    if kinds(state, theirs) != kinds(model, ours):
         raise RuntimeError(f"its tensors have other shapes than those of {name}")
     return {new: state[old] for new, old in zip(ours, theirs, strict=True)}
-
-
-def in_torchvision_s_names(state: State) -> State:
-    """Return the file of a torchvision DenseNet under the names of its code: norm.1 is norm1."""
-    old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-    return {old.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
 def _loaded(state: State, encoder: nn.Module, name: str) -> State:
@@ -330,10 +327,6 @@ def _timm_state(name: str) -> State:
                 return timm.create_model(name).state_dict()
         except (RuntimeError, NotImplementedError):  # some read values while being built
             return timm.create_model(name).state_dict()
-
-
-def _kind(state: Mapping[str, torch.Tensor], key: str) -> tuple:
-    return key.rsplit(".", 1)[-1], state[key].shape
 
 
 def _blocks(key: str) -> Iterator[str]:

@@ -64,7 +64,6 @@ class Training:
         self.experiment = job.plan.experiment
         self.seed = job.plan.parameters.seed
         self.key = better(self.experiment.monitor)
-        self.views = tta.views("none")
         self.model = start.to(job.engine.device)
         self.optimizer = schedule.optimizer(
             networks.parameter_groups(self.model, self.experiment), self.experiment
@@ -250,7 +249,7 @@ class Training:
                 self.ema.model,
                 HeldOut(loader, job.prepared.mask, job.truth),
                 losses.build(self.experiment),
-                self.views,
+                tta.views("none"),
                 job.engine,
                 self.world,
                 self._end_if_asked,
