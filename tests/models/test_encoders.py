@@ -61,6 +61,8 @@ def test_every_encoder_has_statistics_without_a_look_at_the_hub(monkeypatch):
     [
         ("resnet43", "is unknown; nearest: .*resnet34"),
         ("tu-convnext_ato", "is unknown; nearest: .*tu-convnext_atto"),
+        ("§§", "is unknown"),
+        ("tu-nonsense", "is unknown"),
         ("tu-resnet18.a9", r"resnet18 has no weights .* take one of .*tu-resnet18\.a1_in1k"),
         ("timm-regnetx_002", "is unknown"),
     ],

@@ -24,10 +24,8 @@ from torch import nn
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.artifacts.maps import Maps
-from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.engine import choose_engine
+from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses
 from kernel_lib.models.networks import Logits
@@ -38,16 +36,14 @@ from kernel_lib.parallel.world import (
     own_device,
     synchronise_batch_norm,
 )
-from kernel_lib.plan import TrainPlan
-from kernel_lib.training.job import Clock, Job, SharedClock
+from kernel_lib.training.job import Clock, SharedClock
 from kernel_lib.training.loop import Training
+from tests.training import test_loop
 from tests.training.test_loop import (
-    FakePrepared,
-    N,
     StepsClock,
     assert_same,
+    assert_same_end,
     tiny,
-    weights_of,
     without_times,
 )
 
@@ -86,49 +82,37 @@ def test_one_numbered_card_is_refused_to_several_processes(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [own_device(d) for d in ("auto", "cuda", "cpu")] == [
-        "cuda:1", "cuda:1", "cpu",
-    ]  # fmt: skip
+    assert [own_device(d) for d in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(InputError, match="DEVICE 'cuda:0' is one card for 2 processes"):
         own_device("cuda:0")
     monkeypatch.delenv("RANK")
     assert own_device("cuda:0") == "cuda:0"
 
 
-class Together:
-    """Sums over threads, as a world sums over processes."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier, self.given = threading.Barrier(size, timeout=20), [None] * size
-
-    def total_of(self, rank: int) -> losses.Total:
-        def total(counts: torch.Tensor) -> torch.Tensor:
-            self.given[rank] = counts.detach()
-            self.barrier.wait()
-            reference = sum(self.given)
-            self.barrier.wait()
-            return reference
-
-        return total
-
-
 def spread(experiment: Experiment, output: Logits, masks, labels, cuts: list[int]) -> list:
     """The loss's parts of a batch cut in pieces, each computed in a thread of its own."""
-    together, parts = Together(len(cuts) + 1), {}
     edges = [0, *cuts, len(labels)]
+    size = len(edges) - 1
+    barrier, given, parts = threading.Barrier(size, timeout=20), [None] * size, [None] * size
 
     def piece(rank: int) -> None:
-        mine = slice(edges[rank], edges[rank + 1])
-        loss = losses.build(experiment, together.total_of(rank))
-        shown = Logits(output.mask[mine], output.label[mine], tuple(s[mine] for s in output.sides))
-        parts[rank] = loss(shown, masks[mine], labels[mine])
+        def total(counts: torch.Tensor) -> torch.Tensor:
+            given[rank] = counts.detach()
+            barrier.wait()
+            over_all = sum(given)
+            barrier.wait()
+            return over_all
 
-    threads = [threading.Thread(target=piece, args=(rank,)) for rank in range(len(edges) - 1)]
+        mine = slice(edges[rank], edges[rank + 1])
+        shown = Logits(output.mask[mine], output.label[mine], tuple(s[mine] for s in output.sides))
+        parts[rank] = losses.build(experiment, total)(shown, masks[mine], labels[mine])
+
+    threads = [threading.Thread(target=piece, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [parts[rank] for rank in range(len(threads))]
+    return parts
 
 
 @settings(max_examples=60)
@@ -181,13 +165,11 @@ class Ranks:
         self.pipes, self.processes = [], []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, size, port, theirs, device), daemon=True
-            )
-            process.start()
+            given = (rank, size, port, theirs, device)
+            self.processes.append(context.Process(target=_serve, args=given, daemon=True))
+            self.processes[-1].start()
             theirs.close()
             self.pipes.append(mine)
-            self.processes.append(process)
 
     def __call__(self, work: Callable, *arguments: Any) -> list:
         """What each rank returns from work(world, *arguments)."""
@@ -198,7 +180,10 @@ class Ranks:
         assert not faults, "\n".join(faults)
         return [result for _, result in answers]
 
-    def close(self) -> None:
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for pipe in self.pipes:
             pipe.send(None)
         for process in self.processes:
@@ -208,11 +193,9 @@ class Ranks:
 
 def _serve(rank: int, size: int, port: int, pipe, device: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(number) for name, number in numbers.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with joined(torch.device(device)) as world:
         while (asked := pipe.recv()) is not None:
             work, arguments = asked
@@ -224,9 +207,8 @@ def _serve(rank: int, size: int, port: int, pipe, device: str) -> None:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
+    with Ranks(2) as ranks:
+        yield ranks
 
 
 class Net(nn.Module):
@@ -256,23 +238,10 @@ def training(
     world: World, folder: Path, experiment: Experiment, clock: Clock | None = None,
     dropout: float = 0.0, held_from: int = 7,
 ) -> Training:  # fmt: skip
-    torch.manual_seed(5)
-    prepared = FakePrepared()
-    job = Job(
-        folder=fold_run.fold_folder(folder, "tiny_seed7", 0),
-        plan=TrainPlan(
-            run="tiny_seed7", experiment=experiment, parameters=TrainParameters(seed=7)
-        ),
-        prepared=prepared,
-        train_rows=np.arange(min(7, held_from)),
-        held_rows=np.arange(held_from, N),
-        truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
-        lineage=Lineage(images=("image0",)),
-        engine=choose_engine("cpu"),
-        workers=0,
-        world=world,
+    return test_loop.training(
+        folder, experiment, SharedClock(world, clock or Clock(None)), world=world,
+        network=lambda: Net(dropout).double(), held_from=held_from,
     )  # fmt: skip
-    return Training(job, Net(dropout).double(), SharedClock(world, clock or Clock(None)))
 
 
 def gradients(world: World, folder: Path, experiment: Experiment) -> dict:
@@ -427,8 +396,7 @@ def test_two_processes_stopped_and_resumed_end_with_the_same_bits(two, tmp_path,
     stopped = two(trained, tmp_path / "parts", experiment, stop_after, 0.3)
     assert not any(done for done, _ in stopped)
     assert all(done for done, _ in two(trained, tmp_path / "parts", experiment, None, 0.3))
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def asked_while_scoring(world: World, folder: Path, experiment: Experiment) -> dict:
@@ -464,8 +432,7 @@ def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
     state, _ = checkpoints.load(fold_run.fold_folder(tmp_path / "parts", "tiny_seed7", 0).last)
     assert state["position"]["step"] == ended[0]["step"] > 0
     two(trained, tmp_path / "parts", experiment, None, 0.3, 4)
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from tests.parallel.test_world import Ranks, command, normalised, settings_file
-from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
+from tests.training.test_loop import StepsClock, assert_same, assert_same_end, training
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 CARD = "cuda:0" if DEVICE == "cuda" else DEVICE
@@ -61,8 +61,7 @@ def test_a_deterministic_training_stopped_and_resumed_ends_with_the_same_bits(
     assert resumed.scaler.state_dict() == state["scaler"]
     assert bool(state["scaler"]) == (precision == "float16")
     assert resumed.run()
-    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "unbroken", tmp_path / "parts")
 
 
 @only_on_a_gpu
@@ -144,9 +143,8 @@ def normalised_there(world: World, x: torch.Tensor, grad: torch.Tensor, device: 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
-    ranks = Ranks(2, CARD)
-    yield ranks
-    ranks.close()
+    with Ranks(2, CARD) as ranks:
+        yield ranks
 
 
 @pytest.mark.parametrize("count", [7, 1])

@@ -16,10 +16,10 @@ from kernel_lib.training.loop import Training
 from tests.training.test_loop import (
     StepsClock,
     assert_same,
+    assert_same_end,
     tiny,
     training,
     weights_of,
-    without_times,
 )
 
 
@@ -39,8 +39,7 @@ def test_a_compiled_training_stops_resumes_and_ends_with_the_same_bits(tmp_path)
     parts = training(tmp_path / "parts", experiment, StepsClock(5), compile=True)
     assert not parts.run()
     assert training(tmp_path / "parts", experiment, compile=True).run()
-    assert_same(weights_of(tmp_path / "complete"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "complete") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "complete", tmp_path / "parts")
 
 
 def test_compilation_is_used_and_changes_no_name_in_a_checkpoint(tmp_path):
@@ -206,11 +205,7 @@ def test_full_memory_names_what_it_goes_by(tmp_path):
 
     job = training(tmp_path)
     job.step.loss = full
-    words = (
-        "full at SIZE 32, BATCH_SIZE 2, ACCUMULATE 2: -p BATCH_SIZE 1 -p ACCUMULATE 4, the same "
-        r"optimiser step; or a smaller SIZE.*Tried to allocate 2.00 GiB.\)"
-    )
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=r"at SIZE 32, BATCH_SIZE 2, ACCUMULATE 2: .*2.00 GiB"):
         job.run()
 
 
