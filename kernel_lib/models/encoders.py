@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -148,20 +149,23 @@ def _create(encoder: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _problem(encoder: str, size: int, options: dict[str, Any]) -> str | None:
-    """Return why an encoder with these options lacks the features of a decoder; None if it fits.
-
-    The trial runs on the meta device, which computes only shapes and draws no random numbers.
-    """
+    """Return why an encoder with these options lacks the features of a decoder; None if it fits."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            try:
-                with torch.device("meta"):
-                    trial = _create(encoder, options)
-            except (RuntimeError, NotImplementedError):  # some read values while being built
-                trial = _create(encoder, options).to("meta")
-            features = trial.eval()(torch.empty(2, 3, size, size, device="meta"))
+            trial = on_meta(partial(_create, encoder, options)).eval()
+            features = trial(torch.empty(2, 3, size, size, device="meta"))
     except Exception as error:  # whatever smp and timm raise, asserts included
         return " ".join(str(error).split()) or f"{type(error).__name__} at {size} px"
     sizes = [feature.shape[-1] for feature in features]
     wanted = [size // min(2**level, options["output_stride"]) for level in range(6)]
     return None if sizes == wanted else f"its features have sizes {sizes}, not {wanted}"
+
+
+def on_meta(create: Callable[[], nn.Module]) -> nn.Module:
+    """Return a module on the meta device: shapes without values, and no random number drawn."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return create()
+        except (RuntimeError, NotImplementedError):  # some read values while being built
+            return create().to("meta")

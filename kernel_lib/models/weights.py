@@ -12,6 +12,7 @@ import re
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from kernel_lib import archives
 from kernel_lib.errors import InputError
-from kernel_lib.models import imagenet
+from kernel_lib.models import encoders, imagenet
 
 _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
@@ -104,7 +105,7 @@ def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
     state = {older.sub(r"\1\2.", k): v for k, v in read_state(path, own=False).items()}
     model = imagenet.timm_name(name)
     try:
-        if model is not None and "_conv_stem.weight" in state:
+        if model is not None:
             state = in_timm_order(state, model)
         needed = (k for k, v in encoder.state_dict().items() if v.is_floating_point())
         if name.startswith("tu-") and model is not None and not all(k in state for k in needed):
@@ -160,15 +161,15 @@ def is_table(state: Any) -> bool:
     )
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
-    """Return what torch saved in a file, without running code in it.
+def load_state(path: Path) -> Any:
+    """Return what torch saved in a file, on the CPU, without running code in it.
 
     Checks the checksums, which torch does not. Raises anything for a damaged or foreign file.
     """
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
             _check_sums(file)
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in _tensors(state):
         stored = tensor.layout is torch.strided and tensor.untyped_storage().nbytes()
         if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:
@@ -257,7 +258,6 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
     Raises:
         RuntimeError: a tensor has another shape.
     """
-    state = in_timm_order(state, name)
     keys = list(state)
     marks = {
         key: torch.full(value.shape, float(mark)) if value.is_floating_point() else value
@@ -320,13 +320,8 @@ def _loaded(state: State, encoder: nn.Module, name: str) -> State:
 
 
 def _timm_state(name: str) -> State:
-    """Return the names and shapes of timm's complete model; its values are meaningless."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return timm.create_model(name).state_dict()
-        except (RuntimeError, NotImplementedError):  # some read values while being built
-            return timm.create_model(name).state_dict()
+    """Return the names and shapes of timm's complete model, without values."""
+    return encoders.on_meta(partial(timm.create_model, name)).state_dict()
 
 
 def _blocks(key: str) -> Iterator[str]:

@@ -236,17 +236,15 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         centred = wide - mean.view(1, -1, 1, 1)
         var = _Sum.apply(centred.square().sum(_AXES)) / count
         if self.track_running_stats:
-            self._remember(mean.detach(), var.detach() * (count / (count - 1).clamp(min=1)))
+            self.num_batches_tracked += 1
+            share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            unbiased = var.detach() * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), share)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
         y = centred * torch.rsqrt(var + self.eps).view(1, -1, 1, 1)
         if self.affine:
             y = y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return y.to(x.dtype)
-
-    def _remember(self, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
-        self.num_batches_tracked += 1
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 class _Sum(torch.autograd.Function):

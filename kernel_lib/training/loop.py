@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -303,7 +303,12 @@ class Training:
             "threads": torch.get_num_threads(),
         }
         checkpoints.save(self.job.folder.last, state, self.last_lineage)
-        write_log(self.job.folder, self.position.history)
+        self._write_log()
+
+    def _write_log(self) -> None:
+        """Write log.jsonl from the history in the checkpoint, so that the two agree."""
+        lines = (json.dumps(line) + "\n" for line in self.position.history)
+        storage.write_text(self.job.folder.log, "".join(lines))
 
     def _keep_threads(self, before: int) -> None:
         """Use the same number of threads as before: on a CPU another number changes the result."""
@@ -375,7 +380,7 @@ class Training:
         if folder.last.exists():
             if not folder.log.exists():
                 print(f"note: {folder.log} was missing: it is written again from last.pt")
-            write_log(folder, self.position.history)
+            self._write_log()
 
 
 def _gone(path: Path, folder: FoldRun) -> InputError:
@@ -383,8 +388,3 @@ def _gone(path: Path, folder: FoldRun) -> InputError:
         f"{path} is gone, and the other files of this fold depend on it: restore it, or delete "
         f"{folder.path} and train this fold again"
     )
-
-
-def write_log(folder: FoldRun, history: Iterable[dict]) -> None:
-    """Write log.jsonl from the history in the checkpoint, so that the two agree."""
-    storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))
