@@ -44,9 +44,9 @@ class Released:
     model: nn.Module = field(repr=False, compare=False)
 
     def save(self, path: Path) -> int:
-        """Write the model in float16, whole or not at all; return the file's size in bytes.
+        """Write the model in float16, atomically, and return the file's size in bytes.
 
-        Raises: InputError where a weight is beyond float16, or the file would exceed MAX_BYTES.
+        InputError if a weight is beyond float16, or the file would exceed MAX_BYTES.
         """
         tensors = {}
         for name, tensor in self.model.state_dict().items():
@@ -84,8 +84,7 @@ class Released:
     def load(cls, path: Path) -> Released:
         """Read a released model, every tensor of the network filled, in float32.
 
-        Raises: InputError naming the file, where it is missing, damaged, of another schema or
-            network.
+        InputError, naming the file, if it is missing, damaged, or of another schema or network.
         """
         path = Path(path)
         metadata = _metadata_of(path)
@@ -127,10 +126,7 @@ def is_released(path: Path) -> bool:
 
 
 def find(folder: Path, name: str | None) -> Path:
-    """Return the file of a released model by its name, or of the only one in a folder.
-
-    Raises: InputError naming those that are there.
-    """
+    """Return the file of a released model by its name, or of the only one in a folder."""
     models = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
     if name is None and len(models) == 1:
         (name,) = models

@@ -79,9 +79,7 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
 
     An encoder that cannot be dilated to `output_stride` gets stride 32, as its attribute
     `output_stride` says. Its attribute `timm_options` holds what timm needs for that size.
-
-    Raises:
-        InputError: no form of the encoder takes that size; with the reason, and sizes that fit.
+    InputError, with sizes that fit, where no form of the encoder takes that size.
     """
     options, problem = _fitting_options(encoder, size, output_stride)
     if options is None:

@@ -41,10 +41,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     The file may be torchvision's, timm's or segmentation-models-pytorch's, under a name that these
     publish (`imagenet.names`). It is sought in `folders`, in the caches of torch and of the Hugging
     Face Hub, and in an installed package; else the official file is downloaded and its hash
-    checked.
-
-    Raises:
-        InputError: there is no file, or it is damaged or of another network.
+    checked. InputError without a file, and for one that is damaged or of another network.
     """
     torch_cache, hub_cache = imagenet.torch_cache(), imagenet.hub_cache()
     packaged = imagenet.packaged(name)
@@ -122,8 +119,7 @@ def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
 def read_state(path: Path, own: bool = True) -> State:
     """Return the tensors of a weights file or checkpoint without running code in it.
 
-    Raises:
-        InputError: another file, or a network of this package unless `own`.
+    InputError for another file, and for a network of this package unless `own`.
     """
     path = Path(path)
     try:
@@ -198,11 +194,7 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def load_model(model: nn.Module, path: Path) -> None:
-    """Fill a network from a checkpoint of the same network.
-
-    Raises:
-        InputError: the tensors of the two differ.
-    """
+    """Fill a network from a checkpoint of it; InputError if the tensors of the two differ."""
     _fill(model, read_state(path), path)
 
 
@@ -253,10 +245,7 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
     takes the part with the features. It ignores missing tensors silently. The same is therefore
     done a second time with numbers in place of the tensors, which show what came from where. The
     result lacks tensors that are not in the file, and contains those of blocks that timm's model
-    lacks: they have no place in the encoder.
-
-    Raises:
-        RuntimeError: a tensor has another shape.
+    lacks: they have no place in the encoder. RuntimeError for a tensor of another shape.
     """
     keys = list(state)
     marks = {

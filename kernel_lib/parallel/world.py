@@ -140,8 +140,7 @@ def n_ranks() -> int:
 def own_device(asked: str) -> str:
     """Return the device of this process: each of several takes the GPU of its local rank.
 
-    Raises:
-        InputError: Several processes of one machine ask for one numbered GPU.
+    InputError if several processes of one machine ask for one numbered GPU.
     """
     n_local = _n_local_ranks()
     if n_local == 1 or asked == "cpu" or not torch.cuda.is_available():
@@ -262,8 +261,7 @@ class _Sum(torch.autograd.Function):
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Make every batch norm of a network one over all ranks, in place; names and weights stay.
 
-    Raises:
-        InputError: A batch norm does more than normalise.
+    InputError for a batch norm that does more than normalise.
     """
     tensors = itertools.chain(model.parameters(), model.buffers())
     kind = GpuSyncedBatchNorm2d if next(tensors).is_cuda else SyncedBatchNorm2d

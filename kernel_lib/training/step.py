@@ -84,11 +84,8 @@ class Step:
     ) -> bool:
         """Take a step over the keys of its batches and update `position` and `hardness`.
 
-        `stream` yields this rank's shares. Returns False if the step was skipped.
-
-        Raises:
-            FloatingPointError: A loss or gradient is not finite, and the training must stop; with
-                the images.
+        `stream` yields this rank's shares. Returns False if the step was skipped. Raises
+        FloatingPointError, with the images, where the training must stop.
         """
         total = sum(len(batch) for batch in step)
         # Forward passes change them; a skipped step must not.
