@@ -129,6 +129,13 @@ class Experiment(Frozen):
         inherited = self.model_dump() | {"leaderboard": None, "parent": self.name}
         return Experiment.model_validate(inherited | changes)
 
+    def options_reset_by(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return empty options of what `fields` replace: they were written for another name."""
+        replaced = (
+            k for k in ("loss", "sampling") if k in fields and fields[k] != getattr(self, k)
+        )
+        return {f"{k}_options": {} for k in replaced}
+
 
 class Parameters(Frozen):
     """A notebook's `parameters` cell: one field for each upper-case name."""

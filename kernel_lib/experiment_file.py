@@ -122,13 +122,8 @@ def _experiment(fields: Mapping[str, Any], parent: Experiment | None) -> Experim
     """Return the experiment that differs in `fields` from its parent, else from the defaults."""
     values = dict(fields)
     if parent is not None:
-        # As with overrides, options belong to the names that they were written for.
-        options = {
-            f"{key}_options": {}
-            for key in ("loss", "sampling")
-            if key in fields and fields[key] != getattr(parent, key)
-        }
-        values = parent.model_dump() | {"says": "", "leaderboard": None} | options | values
+        inherited = parent.model_dump() | {"says": "", "leaderboard": None}
+        values = inherited | parent.options_reset_by(fields) | values
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

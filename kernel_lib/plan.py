@@ -141,9 +141,7 @@ def _overrides(parameters: TrainParameters, base: Experiment) -> tuple[dict[str,
             f"{base.min_epochs} of {base.epochs} to {given['min_epochs']}"
         )
     changed = {k: v for k, v in given.items() if v != getattr(base, k)}
-    # Options belong to the names that they were written for.
-    options = {f"{k}_options": {} for k in ("loss", "sampling") if k in changed}
-    return changed | options, notes
+    return changed | base.options_reset_by(changed), notes
 
 
 def _run_name(
