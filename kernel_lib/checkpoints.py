@@ -39,7 +39,7 @@ def load(path: Path) -> tuple[dict[str, Any], Lineage]:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of the weights alone that a checkpoint predicts with (of last.pt, EMA)."""
+    """Return the SHA-256 of only the weights that a checkpoint predicts with (in last.pt, EMA)."""
     return digest_of(load(path)[0], path)
 
 

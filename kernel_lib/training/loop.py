@@ -152,7 +152,7 @@ class Training:
         own_keys = shares(steps[at.step :], self.world)
         on_gpu = self.job.engine.device.type == "cuda"
         stream = iter(training_loader(self.images, own_keys, self.job.workers, on_gpu))
-        with self._bar(len(steps)) as shown:
+        with self._bar(len(steps)) as progress:
             for number, step_batches in enumerate(steps[at.step :], start=at.step):
                 if self._asked_to_end():
                     self._save_on_signal()
@@ -167,8 +167,8 @@ class Training:
                 seconds = time.perf_counter() - began
                 at.step, at.seconds = number + 1, at.seconds + seconds
                 self.slowest = max(self.slowest, seconds)
-                shown.update()
-                shown.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
+                progress.update()
+                progress.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
                 if self.clock.spent() - self.saved_at > 60 * self.job.plan.parameters.save_minutes:
                     self._save()
         return True

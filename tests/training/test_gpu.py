@@ -25,7 +25,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
-from tests.parallel.test_world import Ranks, command, normalised, settings_file
+from tests.parallel.test_world import Ranks, assert_joined, command, normalised, settings_file
 from tests.training.test_loop import StepsClock, assert_same, assert_same_end, training
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
@@ -152,14 +152,11 @@ def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, cou
     generator = torch.Generator().manual_seed(count)
     x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
     parts = two(normalised_there, x + 3, grad, CARD)
-    whole = normalised_there(SINGLE_PROCESS, x + 3, grad, CARD)
+    reference = normalised_there(SINGLE_PROCESS, x + 3, grad, CARD)
     tolerance = {"rtol": 1e-11, "atol": 1e-11}
-    for key in ("y", "x"):
-        torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], **tolerance)
-    for i, expected in enumerate(whole["parameters"]):
-        torch.testing.assert_close(sum(p["parameters"][i] for p in parts), expected, **tolerance)
+    assert_joined(parts, reference, ("y", "x"), **tolerance)
     for part in parts:
-        torch.testing.assert_close(part["state"], whole["state"], **tolerance)
+        torch.testing.assert_close(part["state"], reference["state"], **tolerance)
 
 
 def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypatch):

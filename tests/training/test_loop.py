@@ -167,10 +167,13 @@ def test_stopped_at_every_step_every_sampler_ends_with_the_same_bits(tmp_path, s
 def test_hard_images_come_again_in_the_epoch_after(tmp_path):
     """Each epoch's order follows from what the one before thought of each training image."""
     job = training(tmp_path, tiny(sampling="hard", epochs=2, min_epochs=1))
-    shown = []
-    real = job._step
-    job._step = lambda stream, step: (shown.extend(k for b in step for k in b.tolist()),
-                                      real(stream, step))  # fmt: skip
+    shown, real = [], job._step
+
+    def step(stream, batches) -> None:
+        shown.extend(key for batch in batches for key in batch.tolist())
+        real(stream, batches)
+
+    job._step = step
     job._train_epoch()
     assert sorted(row for _, row, _ in shown) == list(range(7)), "at first nothing is known"
     assert job.hardness[:7].any()
