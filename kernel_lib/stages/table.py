@@ -113,8 +113,9 @@ _ALL = (
         artefacts=(f"{OF_ENSEMBLE}/*",),
         left_out=(
             "checkpoints.py", "inference/predict.py", "inference/predictions.py", "models",
-            "released.py", "stages/inference.py", "stages/initial_weights.py",
-            "stages/nih.py", "stages/preparation.py", "stages/train.py", "training",
+            "parallel/world.py", "released.py", "stages/inference.py",
+            "stages/initial_weights.py", "stages/nih.py", "stages/preparation.py",
+            "stages/train.py", "training",
         ),
     ),
     Stage(

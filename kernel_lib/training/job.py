@@ -27,7 +27,7 @@ class Position:
     step: int = 0  # optimiser steps done in the present epoch
     loss_sum: float = 0.0  # Σ loss · images of the present epoch
     images: int = 0
-    skipped: int = 0  # optimiser steps of the present epoch (`step.Steps`)
+    skipped: int = 0  # optimiser steps of the present epoch (`step.Step`)
     seconds: float = 0.0  # spent in the present epoch, over all sessions
     history: list[LogLine] = field(default_factory=list)
     kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
@@ -75,11 +75,7 @@ class Clock:
         return self.max_hours is None or self.left() > self._needed(seconds)
 
     def allows_uninterrupted(self, seconds: float, what: str) -> bool:
-        """Return `allows` for work that cannot be interrupted.
-
-        Raises:
-            InputError: no session is long enough, so each would stop before it.
-        """
+        """Return `allows` for work in one go; InputError if no session is long enough for it."""
         if self.max_hours is not None and self.max_hours * 3600 <= self._needed(seconds):
             least = math.ceil(100 * 2 * seconds / 0.99 / 3600 + 1) / 100
             raise InputError(

@@ -36,8 +36,9 @@ from kernel_lib.engine import (
 )
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
-from kernel_lib.models import losses, networks, sync_norm
+from kernel_lib.models import losses, networks
 from kernel_lib.notebook import GOES_ON, bar
+from kernel_lib.parallel.world import synchronise_batch_norm
 from kernel_lib.signals import Signals
 from kernel_lib.training import sampling, schedule, step
 from kernel_lib.training.job import Clock, Job, Position
@@ -62,7 +63,6 @@ class Training:
         self.experiment = job.plan.experiment
         self.seed = job.plan.parameters.seed
         self.key = better(self.experiment.monitor)
-        self.views = tta.views("none")
         self.model = start.to(job.engine.device)
         self.optimizer = schedule.optimizer(
             networks.parameter_groups(self.model, self.experiment), self.experiment
@@ -70,7 +70,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(job.engine.device.type, enabled=job.engine.scales)
         self.ema = Ema(self.model, self.experiment.ema_decay)
         if self.world.size > 1 and not self.experiment.freeze_batch_norm:
-            sync_norm.synchronise(self.model)
+            synchronise_batch_norm(self.model)
         self.step = Step(job, self.model, self.optimizer, self.scaler)
         self.position = Position()
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session
@@ -151,7 +151,7 @@ class Training:
         own_keys = shares(steps[at.step :], self.world)
         on_gpu = self.job.engine.device.type == "cuda"
         stream = iter(training_loader(self.images, own_keys, self.job.workers, on_gpu))
-        with self._bar(len(steps)) as shown:
+        with self._bar(len(steps)) as progress:
             for number, step_batches in enumerate(steps[at.step :], start=at.step):
                 if self._asked_to_end():
                     self._save_on_signal()
@@ -166,8 +166,8 @@ class Training:
                 seconds = time.perf_counter() - began
                 at.step, at.seconds = number + 1, at.seconds + seconds
                 self.slowest = max(self.slowest, seconds)
-                shown.update()
-                shown.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
+                progress.update()
+                progress.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
                 if self.clock.spent() - self.saved_at > 60 * self.job.plan.parameters.save_minutes:
                     self._save()
         return True
@@ -248,7 +248,7 @@ class Training:
                 self.ema.model,
                 HeldOut(loader, job.prepared.mask, job.truth),
                 losses.build(self.experiment),
-                self.views,
+                tta.views("none"),
                 job.engine,
                 self.world,
                 self._end_if_asked,
