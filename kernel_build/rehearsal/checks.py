@@ -55,10 +55,7 @@ def of_end(ended: Ended, limit_seconds: float) -> list[Check]:
             Check("exit status", False, "none: the time limit stopped it"),
             Check("time", False, f"stopped at the limit, {taken}: lower MAX_HOURS, or the work"),
         ]
-    return [
-        Check("exit status", ended.status == 0, str(ended.status)),
-        Check("time", True, taken),
-    ]
+    return [Check("exit status", ended.status == 0, str(ended.status)), Check("time", True, taken)]
 
 
 def of_log(log: str, notebook: Path | None = None) -> Check:

@@ -70,11 +70,7 @@ def test_nih_rows_need_a_data_set():
 @pytest.mark.parametrize(
     ("stage", "values", "words"),
     [
-        (
-            "train",
-            {"EXPERIMENT": "UNetResNet34_512_v9"},
-            "'UNetResNet34_512_v9' is unknown",
-        ),
+        ("train", {"EXPERIMENT": "UNetResNet34_512_v9"}, "'UNetResNet34_512_v9' is unknown"),
         ("train", {"SIZE": 500}, "the nearest is 512"),
         ("train", {"FOLD": 5}, "FOLD 5 is not below N_FOLDS 5"),
         ("train", {"LOSS": "bse"}, "loss 'bse' is unknown; nearest: bce"),

@@ -51,11 +51,7 @@ def test_the_folder_holds_files_manifest_and_metadata(
     assert said[1].endswith("; needs numpy")
     folder = tmp_path / "set"
     meta = json.loads((folder / "dataset-metadata.json").read_text())
-    assert meta == {
-        "id": "me/some-things",
-        "title": "Some things",
-        "licenses": [{"name": "other"}],
-    }
+    assert meta == {"id": "me/some-things", "title": "Some things", "licenses": [{"name": "other"}]}
     manifest = offline.manifest(folder)
     assert manifest["dataset"] == "me/some-things"
     assert manifest["files"][weights.name] == {

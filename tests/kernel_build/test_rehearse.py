@@ -210,11 +210,7 @@ BROKEN = {
         {"log"},
         "a traceback at line 1: ZeroDivisionError",
     ),
-    "litter": (
-        'Path(".cache").mkdir()\nPath(".cache/x").write_text("")',
-        {"litter"},
-        ".cache/x",
-    ),
+    "litter": ('Path(".cache").mkdir()\nPath(".cache/x").write_text("")', {"litter"}, ".cache/x"),
     "a part of a file": ('Path("a.csv.part").write_text("")', {"litter"}, "a.csv.part"),
     "20 GB and a byte": (
         'with open("big.bin", "wb") as f:\n    f.truncate(20 * 10**9)',

@@ -24,8 +24,7 @@ from kernel_lib.stages.table import STAGES
 # Texts near everything that a raw literal, a tokenizer or IPython might stumble over.
 ODD = st.text(
     st.one_of(
-        st.sampled_from("'\"\\\n%!?>{}#\t\r\x0c\x85\u2028\ufeff\x00"),
-        st.characters(codec="utf-8"),
+        st.sampled_from("'\"\\\n%!?>{}#\t\r\x0c\x85\u2028\ufeff\x00"), st.characters(codec="utf-8")
     ),
     max_size=40,
 )

@@ -56,10 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Place(Path(scratch), given.size, given.images)
         parts = Parts()
-        works = {
-            "stage": lambda: place.infer(parts),
-            "bare": place.bare_pass(),
-        }
+        works = {"stage": lambda: place.infer(parts), "bare": place.bare_pass()}
         took = timed(works, given.rounds)
         tell(given.size, given.images, took, parts)
 
