@@ -32,7 +32,7 @@ def for_kernel(percent: str, stage: str, values: Mapping[str, object], meta: Map
 
 def _subject(stage: str, values: Mapping[str, object]) -> str:
     """Return what the kernel works on: a run and its folds, or an ensemble."""
-    if stage != "train":
+    if not STAGES[stage].per_fold:
         return str(values.get("ENSEMBLE") or values.get("RUNS") or "the runs that are attached")
     name = values.get("NAME") or experiment_file.trained(str(values.get("EXPERIMENT")))
     fold = values.get("FOLD")

@@ -18,6 +18,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.plan import TrainPlan, plan_training
+from kernel_lib.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as in the reference solution
@@ -69,10 +70,13 @@ def _table_lines(estimate: Estimate) -> list[str]:
             f"{times} × {len(cost.sessions)}", f"{cost.gpu_hours * times:.1f}",
             f"{cost.bytes / 1e9:.1f}",
         ))  # fmt: skip
-    rows.append(("thresholds (no GPU)", "", "", "", "", "1", "0.0", ""))
-    rows.append(("inference", "", "", "", "", "1", f"{estimate.inference_hours:.1f}", ""))
-    rows.append(("together", "", "", "", "", str(estimate.gpu_sessions + 1),
-                 f"{estimate.gpu_hours:.1f}", ""))  # fmt: skip
+    for node in estimate.nodes:
+        if not STAGES[node.stage].per_fold:
+            name = node.stage if node.gpu else f"{node.stage} (no GPU)"
+            rows.append((name, "", "", "", "", "1", f"{node.hours:.1f}", ""))
+    rows.append(
+        ("together", "", "", "", "", str(len(estimate.nodes)), f"{estimate.gpu_hours:.1f}", "")
+    )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
         (text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(pairs))

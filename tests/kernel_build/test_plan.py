@@ -48,9 +48,10 @@ def test_a_fold_s_hours_are_its_epochs_and_predictions():
     assert cost.sessions == (pytest.approx(0.5 + 5.6 + 0.04),)
     # A look at 3,205 of 12,047 images is 5 · 3205 / 12047 of one at a fifth; 6 looks by 5 folds.
     look = 18 * 5 * 3205 / 12047 / 3600
-    assert found.inference_hours == pytest.approx(0.5 + look * 6 * 5)
-    assert found.gpu_hours == pytest.approx(5 * cost.gpu_hours + found.inference_hours)
-    assert found.gpu_sessions == 6
+    inference = found.nodes[-1].hours
+    assert inference == pytest.approx(0.5 + look * 6 * 5)
+    assert found.gpu_hours == pytest.approx(5 * cost.gpu_hours + inference)
+    assert sum(node.gpu for node in found.nodes) == 6
     maps = 2 * 0.1 * 512**2 * 12047 / 5
     assert cost.bytes == 300 + 4 * 100 + round(maps)
 
@@ -103,7 +104,7 @@ def test_a_week_that_is_too_short_says_what_fits():
     # 5.64 + 0.5 h a fold.
     found = estimate(ROW, {ROW: Measured(270, 18)}, seeds=2)
     (line,) = found.advice
-    each = 5 * found.costs[0].gpu_hours + found.inference_hours / 2
+    each = 5 * found.costs[0].gpu_hours + found.nodes[-1].hours / 2
     assert each > 30
     assert line.startswith(f"{found.gpu_hours:.0f} GPU hours are more than a week's 30")
     assert "4 of 5 folds of one seed" in line
