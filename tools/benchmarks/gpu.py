@@ -38,6 +38,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kernel_lib.artifacts import filenames
+
 ROOT = Path(__file__).resolve().parents[2]
 # Each part's share of the time left when it begins; the last leaves a moment to write.
 PARTS = {"machine": 0.2, "tests": 0.35, "speed": 0.5, "training": 0.97}
@@ -193,10 +195,10 @@ def tested(log: Path) -> Iterator[dict[str, Any]]:
 def logged(work: Path) -> dict[str, list[dict]]:
     """Return the log of each fold that a training left, also of one that was killed."""
     return {
-        str(path.parent.relative_to(work / "runs")): [
+        str(path.parent.relative_to(work / filenames.RUNS)): [
             json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
         ]
-        for path in sorted(work.glob("runs/*/fold*/log.jsonl"))
+        for path in sorted(work.glob(f"{filenames.RUNS}/*/fold*/{filenames.LOG}"))
     }
 
 

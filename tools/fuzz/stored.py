@@ -17,7 +17,7 @@ import torch
 
 from kernel_build import wheels
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import maps
+from kernel_lib.artifacts import filenames, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.kaggle import packages
 from kernel_lib.models import weights
@@ -74,7 +74,7 @@ def _archive() -> tuple[bytes, dict[str, np.ndarray], dict[str, float]]:
     levels = {f"1.2.{i}": noise.integers(0, 256, (8, 8), np.uint8) for i in range(3)}
     labels = {name: at / 3 for at, name in enumerate(levels)}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "oof.zip"
+        path = Path(folder) / filenames.OOF
         shown = ((name, maps.Prediction(levels[name], labels[name])) for name in levels)
         maps.write(path, shown, META)
         return path.read_bytes(), levels, labels
@@ -83,7 +83,7 @@ def _archive() -> tuple[bytes, dict[str, np.ndarray], dict[str, float]]:
 def map_archive(desk: Desk) -> Case:
     original, levels, labels = _archive()
     data, noticed = _changed(desk.rng, original)
-    path = desk.put("oof.zip", data)
+    path = desk.put(filenames.OOF, data)
 
     def attempt():
         archive = maps.Maps(path)
@@ -204,7 +204,7 @@ def _saved() -> tuple[bytes, dict]:
         "text": "x",
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "last.pt"
+        path = Path(folder) / filenames.LAST
         checkpoints.save(path, state, PAST)
         return path.read_bytes(), state
 
@@ -223,7 +223,7 @@ def same(one, other) -> bool:
 def checkpoint(desk: Desk) -> Case:
     original, state = _saved()
     data, noticed = _changed(desk.rng, original)
-    path = desk.put("last.pt", data)
+    path = desk.put(filenames.LAST, data)
 
     def attempt():
         return *checkpoints.load(path), checkpoints.digest(path)
