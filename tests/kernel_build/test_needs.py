@@ -9,13 +9,8 @@ import pytest
 from kernel_build import needs
 from kernel_lib.errors import InputError
 
-NOTHING = {
-    "dataset_sources": [],
-    "model_sources": [],
-    "competition_sources": ["siim"],
-    "kernel_sources": [],
-    "enable_internet": False,
-}
+NOTHING = {"dataset_sources": [], "model_sources": [], "competition_sources": ["siim"],
+           "kernel_sources": [], "enable_internet": False}  # fmt: skip
 ROW = "deeplabv3plus_resnet_1024_v1"  # starts from the run at 512
 
 

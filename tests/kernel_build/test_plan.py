@@ -162,9 +162,7 @@ def test_what_is_no_log_is_said_to_be_none(tmp_path: Path, text: str | None, wor
 def test_seconds_of_an_epoch_are_divided():
     measured = costs.from_seconds(260, 5)
     assert measured.train + measured.look == pytest.approx(260)
-    assert measured.look == pytest.approx(
-        measured.train / 12
-    )  # a quarter at a third
+    assert measured.look == pytest.approx(measured.train / 12)  # a quarter at a third
 
 
 def run(*arguments: str):
