@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import OVERRIDES, TrainPlan
 from kernel_lib.stages.table import STAGES
-from kernel_lib.storage import atomic_folder, write_text
+from kernel_lib.storage import atomic_folder, write_json
 
 FILE = "graph.json"
 PUSHER = "push_all.py"
@@ -153,12 +152,7 @@ def weeks(
 
 
 def write(
-    kernels: Sequence[Node],
-    out: Path,
-    root: Path,
-    owner: str,
-    kind: str,
-    inputs: bundle.Inputs | None = None,
+    kernels: Sequence[Node], out: Path, root: Path, owner: str, kind: str, inputs: bundle.Inputs
 ) -> list[Path]:
     """Write the kernels' folders, graph.json and the script that pushes them; nothing if one fails.
 
@@ -177,7 +171,6 @@ def write(
         raise InputError(
             f"{out} is being pushed (push_state.json): finish it, or give another folder"
         )
-    inputs = inputs or bundle.Inputs()
     with atomic_folder(out) as fresh:
         for node in kernels:
             sources = tuple(f"{owner}/{source}" for source in node.sources)
@@ -187,8 +180,7 @@ def write(
                 inputs=own if node.gpu else bundle.Inputs(own.sources),
             )  # fmt: skip
         listed = [asdict(node) | {"id": f"{owner}/{node.slug}"} for node in kernels]
-        text = json.dumps({"owner": owner, "kernels": listed}, indent=1)
-        write_text(fresh / FILE, text + "\n")
+        write_json(fresh / FILE, {"owner": owner, "kernels": listed})
         shutil.copy(Path(__file__).with_name(PUSHER), fresh / PUSHER)
         if (out / REHEARSALS).is_dir():
             (out / REHEARSALS).rename(fresh / REHEARSALS)

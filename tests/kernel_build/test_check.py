@@ -206,7 +206,7 @@ def test_a_data_set_s_damaged_file_or_manifest_is_found(data_set: Path):
     with (data_set / "thing-1.0-py3-none-any.whl").open("ab") as file:
         file.write(b"x")
     (problem,) = of(data_set)
-    assert problem.startswith("thing-1.0-py3-none-any.whl differs from what offline-manifest.json")
+    assert problem.startswith("thing-1.0-py3-none-any.whl differs from offline-manifest.json")
     (data_set / MANIFEST).write_text('{"dataset": "me/x"}')
     (problem,) = of(data_set)
     assert "has no complete offline-manifest.json" in problem
@@ -218,4 +218,4 @@ def test_a_data_set_s_folders_and_gaps_are_found(data_set: Path):
     (data_set / gone).unlink()
     inner, listed = of(data_set)
     assert inner.startswith("inner is a folder")
-    assert listed.startswith(f"{gone} is listed in {MANIFEST}")
+    assert listed.startswith(f"{gone} is missing and listed in {MANIFEST}")

@@ -209,7 +209,7 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
 
 def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path):
     kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
-    (folder,) = graph.write(kernels, tmp_path / "graph", project, "me", "notebook")
+    (folder,) = graph.write(kernels, tmp_path / "graph", project, "me", "notebook", bundle.Inputs())
     meta = json.loads((folder / metadata.FILE).read_text())
     assert meta["competition_sources"] == ["siim-acr-pneumothorax-segmentation"]
     assert meta["code_file"] == "a-kernel-f0.ipynb"
@@ -217,12 +217,13 @@ def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path)
 
 def test_what_somebody_else_wrote_or_is_pushing_is_not_replaced(project: Path, tmp_path: Path):
     kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
-    out = tmp_path / "graph"
+    out, options = tmp_path / "graph", (project, "me", "script", bundle.Inputs())
     out.mkdir()
     (out / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match=r"thesis\.tex, which no plan wrote"):
-        graph.write(kernels, out, project, "me", "script")
-    graph.write(kernels, tmp_path / "other", project, "me", "script")
-    (tmp_path / "other" / "push_state.json").write_text("{}")
+        graph.write(kernels, out, *options)
+    (out / "thesis.tex").unlink()
+    graph.write(kernels, out, *options)
+    (out / "push_state.json").write_text("{}")
     with pytest.raises(InputError, match="is being pushed"):
-        graph.write(kernels, tmp_path / "other", project, "me", "script")
+        graph.write(kernels, out, *options)

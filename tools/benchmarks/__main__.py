@@ -50,8 +50,8 @@ def run(name: str) -> tuple[list[str], int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
         for line in child.stdout:
             print(line, end="", flush=True)
-            if found := FIGURE.match(line.rstrip("\n")):
-                cells = " | ".join(found.groups())
+            if match := FIGURE.match(line.rstrip("\n")):
+                cells = " | ".join(match.groups())
                 rows.append(f"| {cells} | `tools.benchmarks.{name}` |\n")
     return rows, child.returncode
 

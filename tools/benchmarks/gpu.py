@@ -56,14 +56,14 @@ def main() -> None:
     given = parser.parse_args()
     ends = time.monotonic() + given.limit_s
     given.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, share in PARTS.items():
             left = share * max(0.0, ends - time.monotonic())
             print(f"=== {name}, at most {left:.0f} s", flush=True)
-            found[name] = run(name, left, given, Path(scratch))
-            print(f"{name}: {found[name].get('reason', 'ok')}", flush=True)
-            write(given.out, found)
+            parts[name] = run(name, left, given, Path(scratch))
+            print(f"{name}: {parts[name].get('reason', 'ok')}", flush=True)
+            write(given.out, parts)
     print((given.out / "gpu.md").read_text(encoding="utf-8"))
 
 
@@ -157,7 +157,7 @@ def limited(command: list[str], limit_s: float, log: Path, device: str) -> int |
             child.wait()
 
 
-def tell(row: dict[str, Any]) -> None:
+def emit(row: dict[str, Any]) -> None:
     """Print a measurement for `measured`, on a line of its own whatever a bar has printed."""
     print(f"\n{MEASURED}{json.dumps(row)}", flush=True)
 
@@ -167,7 +167,7 @@ def measured(log: Path) -> list[dict[str, Any]]:
 
     One that was begun and did not end is there as failed.
     """
-    found: dict[str, list[dict]] = {}
+    by_name: dict[str, list[dict]] = {}
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith(MEASURED):
             continue
@@ -175,9 +175,9 @@ def measured(log: Path) -> list[dict[str, Any]]:
             row = json.loads(line.removeprefix(MEASURED))
         except ValueError:
             continue
-        found.setdefault(row["name"], []).append(row)
+        by_name.setdefault(row["name"], []).append(row)
     rows: list[dict] = []
-    for begun, *ended in found.values():
+    for begun, *ended in by_name.values():
         rows += ended or [begun | {"failed": "did not end"}]
     return rows
 

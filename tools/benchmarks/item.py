@@ -50,7 +50,7 @@ def main() -> None:
         for size in given.sizes:
             images_cached = prepared(frame, source.root, size, Path(scratch) / "cache")
             took = timed(works(images_cached, size), given.rounds)
-            tell(took, size, len(images_cached))
+            show(took, size, len(images_cached))
 
 
 def winners() -> A.Compose:
@@ -124,7 +124,7 @@ def decoded(path: str, text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return image and mask (size, size) uint8, straight from DICOM and RLE."""
     image = pydicom.dcmread(path).pixel_array
     flat = np.zeros(image.size, np.uint8)
-    at, numbers = 0, [int(one) for one in text.split()] if text.strip() not in ("", "-1") else []
+    at, numbers = 0, [] if text.strip() in ("", "-1") else list(map(int, text.split()))
     for gap, length in zip(numbers[0::2], numbers[1::2], strict=True):
         at += gap
         flat[at : at + length] = 1
@@ -140,7 +140,7 @@ def _tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).unsqueeze(0)  # (1, S, S)
 
 
-def tell(took: Timed, size: int, n: int) -> None:
+def show(took: Timed, size: int, n: int) -> None:
     def ms(name: str) -> str:
         return f"{1e3 * took.seconds(name) / n:.1f} ms"
 

@@ -111,10 +111,10 @@ def main() -> None:
         "run by run, transposed": each(partial(run_by_run, contiguous=False), texts),
         "pixel by pixel": each(pixel_by_pixel, masks[:N_SLOW]),
     }
-    tell(timed(works | others(masks)))
+    show(timed(works | others(masks)))
 
 
-def tell(took: Timed) -> None:
+def show(took: Timed) -> None:
     def ms(name: str) -> float:
         return 1e3 * took.seconds(name) / (N_SLOW if name == "pixel by pixel" else N_MASKS)
 

@@ -176,8 +176,8 @@ def _dicom_case(desk: Desk, data: bytes) -> Case:
     path = desk.put("image.dcm", data)
 
     def attempt():
-        found = images.open_radiograph(path)
-        return found.pixels, found.patient, images.patient_of(path), images.size_of(path)
+        radiograph = images.open_radiograph(path)
+        return radiograph.pixels, radiograph.patient, images.patient_of(path), images.size_of(path)
 
     return Case(data, attempt, lambda result: _wrong_dicom(data, *result))
 
@@ -294,8 +294,8 @@ def _wrong_dicom(data: bytes, levels, patient, patient_alone, size) -> str | Non
         return None  # which bits are pixels then is a rule of its own, and has its own tests
     else:
         bits = _depth(dataset, stored)
-        found, where = np.unique(stored, return_inverse=True)
-        naive = [naive_level(float(value), dataset, bits) for value in found.tolist()]
+        distinct, where = np.unique(stored, return_inverse=True)
+        naive = [naive_level(float(value), dataset, bits) for value in distinct.tolist()]
         expected, values = (
             np.array(each)[where].reshape(stored.shape) for each in zip(*naive, strict=True)
         )

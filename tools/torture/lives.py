@@ -163,10 +163,10 @@ def counted(work: Callable[[], None], processes: int = 1) -> int:
     status, output = live(counting, processes=processes)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        found = pipe.read()
+        text = pipe.read()
     if status:
         raise RuntimeError(output)
-    return int(found)
+    return int(text)
 
 
 def _lived(work: Callable[[], None], death: Death, said: int) -> None:
