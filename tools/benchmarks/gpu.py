@@ -121,7 +121,7 @@ def command(
 ) -> list[str]:
     """Return the command of a part, which leaves out the measurements that are done."""
     if name == "tests":
-        # -v: a line as each test ends, so that a killed run tells what came of the others.
+        # -v: a line as each test ends, so that a killed run shows what came of the others.
         how = ["-p", "no:cacheprovider", "-m", "", "-vv", "--durations=10"]
         return [sys.executable, "-m", "pytest", *TESTS, *how]
     start = [sys.executable, "-m", "tools.benchmarks.gpu_parts", name, "--scratch", str(scratch)]

@@ -62,7 +62,9 @@ def measure(frame: pd.DataFrame, root: Path, sizes: list[int], scratch: Path, ro
         "read": lambda: [images.read(path) for path in frame["path"]],
     }
     for size in sizes:
-        works[f"prepare {size}"] = lambda size=size: anew(frame, root, size, scratch / "new")
+        works[f"prepare {size}"] = lambda size=size: prepared_again(
+            frame, root, size, scratch / "new"
+        )
         works[f"back {size}"] = lambda size=size: read_back(cached[size])
         works[f"again {size}"] = lambda size=size: decoded_again(frame, size)
     show(timed(works, rounds), sizes, len(frame))
@@ -72,7 +74,7 @@ def prepared(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> cache.
     return cache.prepare(frame, root, size, folder, "train", workers=1)
 
 
-def anew(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> None:
+def prepared_again(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     prepared(frame, root, size, folder)
 

@@ -5,7 +5,7 @@
 Four parts, in one process on at most two threads: the histograms from PNG-compressed 512² maps
 (measured on some, scaled to all), the search over synthetic histograms, the same with a label's
 threshold swept, for labels that tell more or less, and the loop over grid points that public
-solutions use, written anew here (measured on a few, scaled). Writes nothing.
+solutions use, rewritten here (measured on a few, scaled). Writes nothing.
 """
 
 from __future__ import annotations

@@ -71,14 +71,14 @@ def _drawn(rng: random.Random) -> bytes:
 
 def with_checksums(data: bytes) -> bytes:
     """Return a PNG with right checksums, as far as its chunks can be read."""
-    mended, at = bytearray(data), 8
+    fixed, at = bytearray(data), 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         if at + 12 + length > len(data):
             break
-        struct.pack_into(">I", mended, at + 8 + length, zlib.crc32(data[at + 4 : at + 8 + length]))
+        struct.pack_into(">I", fixed, at + 8 + length, zlib.crc32(data[at + 4 : at + 8 + length]))
         at += 12 + length
-    return bytes(mended)
+    return bytes(fixed)
 
 
 def _by_pillow(data: bytes) -> np.ndarray | str:
