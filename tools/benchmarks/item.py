@@ -73,7 +73,7 @@ def winners() -> A.Compose:
     return A.Compose([A.HorizontalFlip(), A.OneOf(light, p=0.3), A.OneOf(bent, p=0.3), moved])
 
 
-def unseeded(transform: A.Compose) -> augment.Augment:
+def unseeded(transform: A.Compose) -> Callable:
     """Return the transform as a plain Dataset calls it: every draw is from one generator."""
     transform.set_random_seed(SEED)
 
@@ -87,7 +87,7 @@ def unseeded(transform: A.Compose) -> augment.Augment:
 def works(images_cached: cache.Prepared, size: int) -> dict[str, Callable[[], None]]:
     """Return by name a function that makes an epoch's items."""
     ours = TrainingImages(images_cached, ROW.augment, SEED)
-    others = {"notes": augment.build(ROW.augment), "winners": unseeded(winners())}
+    others = {"notes": augment.Augment(ROW.augment), "winners": unseeded(winners())}
 
     def of_ours() -> None:
         for i in range(len(images_cached)):
@@ -97,7 +97,7 @@ def works(images_cached: cache.Prepared, size: int) -> dict[str, Callable[[], No
         for i in range(len(images_cached)):
             _tensor(images_cached.image(i)), _tensor(images_cached.mask(i))
 
-    def each(get: Callable, change: augment.Augment) -> Callable[[], None]:
+    def each(get: Callable, change: Callable) -> Callable[[], None]:
         def epoch() -> None:
             for i, image_id in enumerate(images_cached.table["image_id"]):
                 image, mask = change(*get(i), augment.item_seed(SEED, 0, image_id))
