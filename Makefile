@@ -10,7 +10,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 PYTHON_kaggle ?= 3.12
 PYTHON_kaggle-next ?= 3.13
-NOTEBOOKS := train thresholds inference explore
+NOTEBOOKS := $(filter-out notebooks/papermill_sentences.py,$(wildcard notebooks/*.py))
 DEMO := demo
 SEEDS := 3
 DATA := ../shared/data/stage2-512
@@ -98,7 +98,7 @@ format: $(READY)
 	.venv/bin/ruff format .
 
 notebooks: $(READY)
-	.venv/bin/jupytext --quiet --to ipynb $(NOTEBOOKS:%=notebooks/%.py)
+	.venv/bin/jupytext --quiet --to ipynb $(NOTEBOOKS)
 
 pictures: $(READY)
 	PYTHONPATH=. $(PY) docs/make_pictures.py $(DEMO) docs/pictures

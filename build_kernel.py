@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from kernel_build import bundle, check, metadata, names, offline, parameters, wheels
+from kernel_build import bundle, check, metadata, names, offline, options, parameters, wheels
+from kernel_build.options import FOLDER, OWNER
 from kernel_build.plan import plan
 from kernel_build.rehearse import rehearse
 from kernel_lib.errors import InputError
@@ -18,13 +18,13 @@ from kernel_lib.registry import nearest
 from kernel_lib.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parent
-FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-OWNER = click.option("--owner", help="Kaggle user name [KAGGLE_USERNAME or kaggle.json].")
 
 
 class BuildUnlessNamed(click.Group):
     """A group that runs `build` where the first argument is a stage or an option."""
+
+    command_class = options.Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] in STAGES or args[0].startswith("-"):
@@ -39,19 +39,6 @@ class BuildUnlessNamed(click.Group):
                 f"{nearest(args[0], (*STAGES, *sorted(self.commands)))}"
             )
         return super().resolve_command(ctx, args)
-
-
-def with_plain_errors(command: Callable) -> Callable:
-    """Return the command with its InputErrors as a line each, and status 1."""
-
-    @functools.wraps(command)
-    def run(*arguments, **options):
-        try:
-            return command(*arguments, **options)
-        except InputError as error:
-            raise click.ClickException(str(error)) from None
-
-    return run
 
 
 @click.group(cls=BuildUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,39 +56,24 @@ def main() -> None:
     help="Set a parameter of the notebook, parsed as papermill does; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--kind", type=click.Choice(metadata.KINDS),
-    help="Kind of kernel [notebook for a stage, both for all stages].",
-)  # fmt: skip
+    "--kind", type=options.KIND, help="Kind of kernel [notebook for a stage, both for all stages]."
+)
 @OWNER
 @click.option("--out", type=FOLDER, help="Folder of the kernels' folders [build].")
 @click.option("--slug", help="The kernel's name [that of its run or ensemble].")
 @click.option(
-    "--data", metavar="OWNER/SLUG",
-    help="The data set to read, or another competition's slug [the competition].",
-)  # fmt: skip
-@click.option(
-    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG",
-    help="A data set to attach; repeatable.",
-)  # fmt: skip
-@click.option(
     "--kernel-source", "kernels", multiple=True, metavar="OWNER/SLUG",
     help="A kernel whose output to attach; repeatable [those of the stages before].",
 )  # fmt: skip
-@click.option(
-    "--model", "models", multiple=True, metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
-    help="A Kaggle Model to attach, such as encoder weights; repeatable.",
-)  # fmt: skip
-@click.option("--offline", "attached", type=FOLDER, help="A folder of `offline` to attach.")
-@click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
+@options.sources
 @click.option(
     "--root", "fill_root", is_flag=True,
     help=f"Write the owner into the root's {metadata.FILE} too: `kaggle kernels push` there pushes "
     "the train notebook.",
 )  # fmt: skip
-@with_plain_errors
 def build(
     stage, given, kind, owner, out, slug, attached, without_wheel, fill_root, **sources
-) -> None:  # fmt: skip
+) -> None:
     """Write one folder per kernel for `kaggle kernels push`, of STAGE or of all stages."""
     from kernel_build import needs  # takes half a second to import
 
@@ -139,7 +111,6 @@ def build(
 
 @main.command("check")
 @click.argument("folders", nargs=-1, type=FOLDER)
-@with_plain_errors
 def check_folders(folders) -> None:
     """Print what Kaggle would refuse, or accept silently, in FOLDERS [all that are built].
 
@@ -164,15 +135,11 @@ def check_folders(folders) -> None:
     "--fetch", multiple=True, metavar="ENCODER", help="Download torchvision's ImageNet weights."
 )
 @click.option(
-    "--wheel",
-    "named",
-    multiple=True,
-    metavar="NAME==VERSION",
+    "--wheel", "named", multiple=True, metavar="NAME==VERSION",
     help="Download a wheel for Kaggle's Python.",
-)
+)  # fmt: skip
 @OWNER
 @click.option("--slug", default=offline.SLUG, show_default=True, help="The data set's name.")
-@with_plain_errors
 def write_offline(out, weights, fetch, named, owner, slug) -> None:
     """Write a data set of weights and wheels into OUT, for kernels without internet."""
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())

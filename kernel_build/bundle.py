@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel_build import boot, cells, metadata, names, parameters, wheels
-from kernel_build.sources import LEFT_OUT, LIBRARY, Member, collect, literal, read_text
+from kernel_build.sources import LIBRARY, Member, collect, left_out, literal, read_text
 from kernel_lib.errors import InputError
 from kernel_lib.stages.table import STAGES, Stage
 from kernel_lib.storage import atomic_folder, write_text
@@ -98,7 +98,7 @@ def compose(
     percent = read_notebook(root, stage)
     values = parameters.read(percent, notebook, given)
     name = slug or names.slug(stage, kind)
-    members = collect(root, (*LEFT_OUT, *STAGES[stage].left_out))
+    members = collect(root, left_out(stage))
     code_name = f"{name}.py" if kind == "script" else f"{name}.ipynb"
     meta = metadata.of_kernel(
         metadata.read_base(root), stage, kind, owner, code_name, name=name, sources=inputs.sources

@@ -32,7 +32,7 @@ def for_kernel(percent: str, stage: str, values: Mapping[str, object], meta: Map
 
 def _subject(stage: str, values: Mapping[str, object]) -> str:
     """Return what the kernel works on: a run and its folds, or an ensemble."""
-    if stage != "train":
+    if not STAGES[stage].per_fold:
         return str(values.get("ENSEMBLE") or values.get("RUNS") or "the runs that are attached")
     name = values.get("NAME") or experiment_file.trained(str(values.get("EXPERIMENT")))
     fold = values.get("FOLD")
@@ -41,15 +41,11 @@ def _subject(stage: str, values: Mapping[str, object]) -> str:
 
 
 def _facts(stage: str, meta: Mapping) -> Iterator[str]:
-    inputs = [name for key in metadata.SOURCES for name in meta[key]]
-    yield f"- **Takes** {', '.join(f'`{_plain(name)}`' for name in inputs) or 'nothing'}"
+    unowned = f"{metadata.PLACEHOLDER}/"
+    inputs = [name.removeprefix(unowned) for key in metadata.SOURCES for name in meta[key]]
+    yield f"- **Takes** {', '.join(f'`{name}`' for name in inputs) or 'nothing'}"
     yield f"- **Leaves** in `/kaggle/working` {STAGES[stage].leaves}"
     yield f"- **Then** {STAGES[stage].then}"
-
-
-def _plain(name: str) -> str:
-    """Return a source without the placeholder of an unknown owner."""
-    return name.removeprefix(f"{metadata.PLACEHOLDER}/")
 
 
 def _tags(chunk: str) -> list[str]:

@@ -100,17 +100,15 @@ def _of_stage(stage: Stage, code: str, meta: dict, name: str) -> list[str]:
 
 def _of_notebook(notebook: dict) -> list[str]:
     """Return what a push keeps or drops of a notebook that was opened or run after its build."""
-    faults = []
-    outputs = sum(bool(cell.get("outputs")) for cell in notebook["cells"])
-    if outputs:
+    faults, cells = [], notebook["cells"]
+    if outputs := sum(bool(cell.get("outputs")) for cell in cells):
         faults.append(f"{outputs} cells have outputs, which the push drops; build it again")
-    for key in ("widgets", "papermill"):
-        kept = [notebook["metadata"], *(cell.get("metadata", {}) for cell in notebook["cells"])]
-        if any(key in meta for meta in kept):
-            faults.append(
-                f"metadata holds {key} of an earlier run, which is pushed; build it again"
-            )
-    return faults
+    kept = {*notebook["metadata"]}.union(*(cell.get("metadata", {}) for cell in cells))
+    return faults + [
+        f"metadata holds {key} of an earlier run, which is pushed; build it again"
+        for key in ("widgets", "papermill")
+        if key in kept
+    ]
 
 
 def _of_data_set(folder: Path, file: Path) -> list[str]:
@@ -129,12 +127,10 @@ def _of_data_set(folder: Path, file: Path) -> list[str]:
         except InputError as error:
             return [*faults, str(error)]
         for name, entry in sorted(listed.items()):
-            if not (folder / name).is_file():
-                faults.append(
-                    f"{name} is listed in {MANIFEST} and is not there; write the folder again"
-                )
-            elif offline.entry(folder / name) != entry:
-                faults.append(f"{name} differs from what {MANIFEST} says; write the folder again")
+            path = folder / name
+            if not path.is_file() or offline.entry(path) != entry:
+                fault = "differs from" if path.is_file() else "is missing and listed in"
+                faults.append(f"{name} {fault} {MANIFEST}; write the folder again")
     return faults
 
 

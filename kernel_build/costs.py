@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kernel_build import graph
 from kernel_build.graph import Node
+from kernel_lib.artifacts.filenames import CONFIG, LOG
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
@@ -99,22 +100,17 @@ class Estimate:
     folds: int
     nodes: tuple[Node, ...]
     weeks: tuple[tuple[Node, ...], ...]
-    inference_hours: float
     advice: tuple[str, ...]
 
     @property
     def gpu_hours(self) -> float:
         return sum(node.hours for node in self.nodes if node.gpu)
 
-    @property
-    def gpu_sessions(self) -> int:
-        return sum(node.gpu for node in self.nodes)
-
 
 def from_log(path: Path, size: int) -> Measured:
-    """Return the median epoch of a run's log.jsonl, for images of `size` px.
+    """Return the median epoch of a run's log, for images of `size` px.
 
-    It is scaled by pixels where the run, by the config.json beside its log, had another size.
+    It is scaled by pixels where the run, by the configuration beside its log, had another size.
 
     Raises: InputError for a file that is not a log.
     """
@@ -122,14 +118,14 @@ def from_log(path: Path, size: int) -> Measured:
         lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
         seconds = [(float(x["seconds"]), float(x["val_seconds"])) for x in lines]
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a run's log.jsonl") from None
+        raise InputError(f"{path} does not exist; give a run's {LOG}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not the log of a training ({error!r})") from None
     if not seconds:
         raise InputError(f"{path} holds no epoch; let one end first")
     measured = Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
     try:
-        ran = int(json.loads(path.with_name("config.json").read_text())["experiment"]["size"])
+        ran = int(json.loads(path.with_name(CONFIG).read_text())["experiment"]["size"])
     except (OSError, ValueError, KeyError, TypeError):  # without a config: the planned size
         ran = size
     return measured if ran == size else measured.times((size / ran) ** 2)
@@ -155,15 +151,9 @@ def fold_cost(
              for done in range(count)]  # fmt: skip
     maps = 2 * MAP_BYTES_PER_PX * experiment.size**2 * TRAIN_IMAGES / folds
     n_bytes = sizes.last + (experiment.keep + 1) * sizes.model + round(maps)
+    looks_kept = views * experiment.keep
     return FoldCost(
-        plan.run,
-        experiment,
-        measured,
-        views * experiment.keep,
-        train,
-        predict,
-        tuple(parts),
-        n_bytes,
+        plan.run, experiment, measured, looks_kept, train, predict, tuple(parts), n_bytes
     )
 
 
@@ -203,9 +193,8 @@ def estimate(
     advice += _inference_advice(own, len(plans) * folds, inference, session)
     advice += _week_advice(costs, len(plans), folds, inference)
     return Estimate(
-        costs, tuple(plans), folds, tuple(nodes), tuple(tuple(w) for w in by_week), inference,
-        tuple(advice),
-    )  # fmt: skip
+        costs, tuple(plans), folds, tuple(nodes), tuple(map(tuple, by_week)), tuple(advice)
+    )
 
 
 def _measured(plan: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:

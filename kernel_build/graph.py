@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,8 @@ from kernel_build.rehearse import REHEARSALS
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import OVERRIDES, TrainPlan
-from kernel_lib.storage import atomic_folder, write_text
+from kernel_lib.stages.table import STAGES
+from kernel_lib.storage import atomic_folder, write_json
 
 FILE = "graph.json"
 PUSHER = "push_all.py"
@@ -52,6 +52,7 @@ def nodes(
     Args:
         runs: By seed the runs to train, parents first and the wanted one last.
         hours: By experiment the hours of each session of one fold.
+        inference_hours: Those of a later stage that needs a GPU.
         prefix: The beginning of all kernels' names; None: that of their run.
     """
     heads = _heads(runs, folds, hours, prefix)
@@ -75,18 +76,20 @@ def nodes(
     members = {p.run for c in runs.values() for p in (c[-1], c[-1].gate) if p is not None}
     trained = tuple(kernel for (run, _), kernel in last.items() if run in members)
     ensemble = (first.parameters.name or first.experiment_name) if len(wanted) > 1 else wanted[0]
-    seeds = _seeds(runs)
-    given = (("RUNS", ",".join(wanted)), ("ENSEMBLE", ensemble))
-    name = names.joined(heads[first.experiment_name], seeds, "thresholds")
-    search = Node(name, "thresholds", given, trained, gpu=False, hours=0.0)
-    given = (("ENSEMBLE", ensemble),)
-    sources = (*trained, search.slug)
-    name = names.joined(heads[first.experiment_name], seeds, "inference")
-    return [
-        *kernels,
-        search,
-        Node(name, "inference", given, sources, gpu=True, hours=inference_hours),
-    ]
+    values = {"RUNS": ",".join(wanted), "ENSEMBLE": ensemble}
+    slugs: dict[str, tuple[str, ...]] = {}  # by stage
+    for stage in STAGES.values():
+        if stage.per_fold:
+            slugs[stage.name] = trained
+            continue
+        known = stage.parameters.model_fields
+        given = tuple((name, value) for name, value in values.items() if name.lower() in known)
+        sources = tuple(slug for taken in stage.takes for slug in slugs[taken])
+        name = names.joined(heads[first.experiment_name], _seeds(runs), stage.name)
+        hours_taken = inference_hours if stage.needs_gpu else 0.0
+        kernels.append(Node(name, stage.name, given, sources, stage.needs_gpu, hours_taken))
+        slugs[stage.name] = (name,)
+    return kernels
 
 
 def _heads(
@@ -103,7 +106,8 @@ def _heads(
         for fold in range(folds)
         for part in range(1, len(hours[plan.experiment_name]) + 1)
     ]
-    endings += [names.ending(_seeds(runs), stage) for stage in ("thresholds", "inference")]
+    later = (stage.name for stage in STAGES.values() if not stage.per_fold)
+    endings += [names.ending(_seeds(runs), stage) for stage in later]
     chain = next(iter(runs.values()))
     by_name = names.heads([names.split(plan.run)[0] for plan in chain], endings, given=prefix)
     return dict(zip((plan.experiment_name for plan in chain), by_name.values(), strict=True))
@@ -148,12 +152,7 @@ def weeks(
 
 
 def write(
-    kernels: Sequence[Node],
-    out: Path,
-    root: Path,
-    owner: str,
-    kind: str,
-    inputs: bundle.Inputs | None = None,
+    kernels: Sequence[Node], out: Path, root: Path, owner: str, kind: str, inputs: bundle.Inputs
 ) -> list[Path]:
     """Write the kernels' folders, graph.json and the script that pushes them; nothing if one fails.
 
@@ -172,7 +171,6 @@ def write(
         raise InputError(
             f"{out} is being pushed (push_state.json): finish it, or give another folder"
         )
-    inputs = inputs or bundle.Inputs()
     with atomic_folder(out) as fresh:
         for node in kernels:
             sources = tuple(f"{owner}/{source}" for source in node.sources)
@@ -182,8 +180,7 @@ def write(
                 inputs=own if node.gpu else bundle.Inputs(own.sources),
             )  # fmt: skip
         listed = [asdict(node) | {"id": f"{owner}/{node.slug}"} for node in kernels]
-        text = json.dumps({"owner": owner, "kernels": listed}, indent=1)
-        write_text(fresh / FILE, text + "\n")
+        write_json(fresh / FILE, {"owner": owner, "kernels": listed})
         shutil.copy(Path(__file__).with_name(PUSHER), fresh / PUSHER)
         if (out / REHEARSALS).is_dir():
             (out / REHEARSALS).rename(fresh / REHEARSALS)

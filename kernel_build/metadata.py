@@ -20,8 +20,7 @@ KINDS = ("notebook", "script")
 # With what kaggle-cli 2.2.5 sends where one is missing (kernels_push of kaggle_api_extended.py; its
 # documentation says false of the internet).
 BOOLEANS = {"is_private": True, "enable_gpu": False, "enable_tpu": False, "enable_internet": True}
-OWNER = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-_SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+OWNER = _SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _DOTTED = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 # As kaggle-cli 2.2.5 validates them, which lets a malformed owner or slug pass.
 SOURCES = {
@@ -139,12 +138,8 @@ def problems(meta: dict) -> list[str]:
     faults = _unknown_keys(meta)
     if mistyped := _mistyped(meta):
         return mistyped + faults
-    owner, _, name = (meta.get("id") or "").partition("/")
-    if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{5,50}", name):
-        faults.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 5 to 50 a-z, 0-9, -")
-    heading = meta.get("title") or ""
-    if not 5 <= len(heading) <= names.MAX_LENGTH:
-        faults.append(f"title {heading!r} has {len(heading)} characters; give 5 to 50")
+    faults += name_problems(meta, shortest=5)
+    heading, name = meta.get("title") or "", (meta.get("id") or "").partition("/")[2]
     if names.slugify(heading) != name:
         faults.append(
             f"title {heading!r} becomes {names.slugify(heading)!r}, not the id's {name!r}; "
@@ -170,6 +165,22 @@ def problems(meta: dict) -> list[str]:
         faults.append(
             f"docker_image_pinning_type is {meta['docker_image_pinning_type']!r}; write original "
             "or latest, or leave it out"
+        )
+    return faults
+
+
+def name_problems(meta: dict, shortest: int) -> list[str]:
+    """Return what Kaggle would refuse of the id and title of a kernel or data set."""
+    faults, name, heading = [], str(meta.get("id") or ""), str(meta.get("title") or "")
+    if not re.fullmatch(rf"{OWNER}/[a-z0-9-]{{{shortest},{names.MAX_LENGTH}}}", name):
+        faults.append(
+            f"id {meta.get('id')!r} is not owner/slug with a slug of {shortest} to "
+            f"{names.MAX_LENGTH} a-z, 0-9, -"
+        )
+    if not shortest <= len(heading) <= names.MAX_LENGTH:
+        faults.append(
+            f"title {heading!r} has {len(heading)} characters; give {shortest} to "
+            f"{names.MAX_LENGTH}"
         )
     return faults
 
@@ -239,20 +250,18 @@ def _accelerator_faults(shape: str) -> list[str]:
     known = {name.lower(): name for name in (DEFAULT_GPU, *LIMITED_GPUS)}
     asked = shape.strip().lower()
     near = [name for name in known if asked in name] or difflib.get_close_matches(asked, known, n=1)
-    return [
-        f"machine_shape {shape!r} is not an accelerator of Kaggle's; write "
-        f"{known[near[0]] if near else DEFAULT_GPU}"
-    ]
+    fix = known[near[0]] if near else DEFAULT_GPU
+    return [f"machine_shape {shape!r} is not an accelerator of Kaggle's; write {fix}"]
 
 
 def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> dict:
     """Return the lists of sources: the root's own, and those given for a kernel."""
     datasets = [*base.get("dataset_sources", []), *given.datasets]
     competitions = base.get("competition_sources", [])
-    if given.data is not None:
-        is_dataset = "/" in given.data
-        competitions = [] if is_dataset else [given.data]
-        datasets = [given.data, *datasets] if is_dataset else datasets
+    if given.data is not None and "/" in given.data:
+        datasets, competitions = [given.data, *datasets], []
+    elif given.data is not None:
+        competitions = [given.data]
     earlier = [f"{owner}/{names.slug(taken, kind)}" for taken in STAGES[stage].takes]
     return {
         "dataset_sources": list(dict.fromkeys(datasets)),

@@ -27,7 +27,7 @@ ABBREVIATIONS = {
 # What follows the name, where 50 characters do not hold it in full.
 _SHORT = {stage.name: stage.short for stage in STAGES.values()} | {"script": "py"}
 # The parts of a run: a train kernel's fold and the later stages.
-_PARTS = ("f10", *(stage.short for stage in STAGES.values() if stage.takes))
+_PARTS = ("f10", *(stage.short for stage in STAGES.values() if not stage.per_fold))
 _ADVICE = "name the run with -p NAME SHORT, or the kernels with --slug NAME"
 
 
@@ -44,9 +44,11 @@ def slug(stage: str, kind: str, of: str | None = None, fold: int | None = None) 
         return "-".join(["pneumothorax", stage, *script])
     name, seed = split(of)
     ends = [ending(seed, part, "py") for part in _PARTS]
-    head = heads([name], ends, _ADVICE if stage == "train" else "name the kernel with --slug NAME")
-    part = stage if stage != "train" else "" if fold is None else f"f{fold}"
-    return joined(head[name], seed, part, *script)
+    if STAGES[stage].per_fold:
+        advice, part = _ADVICE, "" if fold is None else f"f{fold}"
+    else:
+        advice, part = "name the kernel with --slug NAME", stage
+    return joined(heads([name], ends, advice)[name], seed, part, *script)
 
 
 def ensemble(values: Mapping[str, object]) -> str | None:

@@ -30,7 +30,7 @@ def resolve(stage: str, values: Mapping[str, object]) -> tuple[TrainPlan, ...]:
     kind = STAGES[stage].parameters
     parameters = kind.from_namespace(values)
     if parameters == kind():  # the defaults are tested, and a stage takes seconds to import
-        return (plan_training(parameters, EXPERIMENTS),) if stage == "train" else ()
+        return (plan_training(parameters, EXPERIMENTS),) if STAGES[stage].per_fold else ()
     if isinstance(parameters, TrainParameters):
         return resolve_training(parameters)
     _check_paths(parameters)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_build import names, wheels
-from kernel_build.metadata import OWNER, PLACEHOLDER
+from kernel_build.metadata import PLACEHOLDER, name_problems
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle.packages import MANIFEST
 from kernel_lib.kaggle.paths import WEIGHT_ENDINGS
@@ -41,11 +41,8 @@ def write(folder: Path, contents: Contents, *, owner: str, slug: str, cache: Pat
     Raises: InputError for a slug that Kaggle would refuse, weights that cannot be read, and what
         cannot be fetched.
     """
-    meta = {
-        "id": f"{owner}/{slug}",
-        "title": names.title(slug),
-        "licenses": [{"name": "other"}],  # of each file, its author's
-    }
+    licenses = [{"name": "other"}]  # of each file, its author's
+    meta = {"id": f"{owner}/{slug}", "title": names.title(slug), "licenses": licenses}
     if faults := problems(meta):
         raise InputError(f"{FILE}: " + "; ".join(faults))
     if not (contents.weights or contents.fetch or contents.wheels):
@@ -78,15 +75,9 @@ def manifest(folder: Path) -> dict:
 
 def problems(meta: dict) -> list[str]:
     """Return what Kaggle would refuse of a data set's metadata, each with its fix."""
-    faults = []
-    owner, _, slug = str(meta.get("id", "")).partition("/")
-    if not re.fullmatch(OWNER, owner) or not re.fullmatch(r"[a-z0-9-]{6,50}", slug):
-        faults.append(f"id {meta.get('id')!r} is not owner/slug with a slug of 6 to 50 a-z, 0-9, -")
-    if owner == PLACEHOLDER:
+    faults = name_problems(meta, shortest=6)
+    if str(meta.get("id")).partition("/")[0] == PLACEHOLDER:
         faults.append(f"the owner is still {PLACEHOLDER}; give --owner")
-    title = str(meta.get("title") or "")
-    if not 6 <= len(title) <= 50:
-        faults.append(f"title {title!r} has {len(title)} characters; give 6 to 50")
     licenses = meta.get("licenses")
     if not isinstance(licenses, list) or len(licenses) != 1:
         faults.append(f'licenses is {licenses!r}; write exactly one, [{{"name": "other"}}]')

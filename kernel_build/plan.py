@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from kernel_build import bundle, costs, graph, metadata, needs, offline, wheels
+from kernel_build import bundle, costs, graph, metadata, needs, offline, options, wheels
 from kernel_build.costs import Estimate, Measured, Session, Sizes
 from kernel_build.graph import Node
 from kernel_lib.config import Experiment, TrainParameters, parse_value
@@ -18,6 +18,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.plan import TrainPlan, plan_training
+from kernel_lib.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as in the reference solution
@@ -69,10 +70,13 @@ def _table_lines(estimate: Estimate) -> list[str]:
             f"{times} × {len(cost.sessions)}", f"{cost.gpu_hours * times:.1f}",
             f"{cost.bytes / 1e9:.1f}",
         ))  # fmt: skip
-    rows.append(("thresholds (no GPU)", "", "", "", "", "1", "0.0", ""))
-    rows.append(("inference", "", "", "", "", "1", f"{estimate.inference_hours:.1f}", ""))
-    rows.append(("together", "", "", "", "", str(estimate.gpu_sessions + 1),
-                 f"{estimate.gpu_hours:.1f}", ""))  # fmt: skip
+    for node in estimate.nodes:
+        if not STAGES[node.stage].per_fold:
+            name = node.stage if node.gpu else f"{node.stage} (no GPU)"
+            rows.append((name, "", "", "", "", "1", f"{node.hours:.1f}", ""))
+    rows.append(
+        ("together", "", "", "", "", str(len(estimate.nodes)), f"{estimate.gpu_hours:.1f}", "")
+    )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
         (text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(pairs))
@@ -165,7 +169,7 @@ def measurements(
     return measured
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("experiment")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds."
@@ -190,55 +194,39 @@ def measurements(
     help=f"Length of a session; {quota.SHORT_SESSION_HOURS:g} are reported for some accounts.",
 )  # fmt: skip
 @click.option(
-    "--write", "out", type=click.Path(file_okay=False, path_type=Path),
+    "--write", "out", type=options.FOLDER,
     help="Build all kernels in this folder, with push_all.py.",
 )  # fmt: skip
-@click.option("--owner", help="Kaggle user name [KAGGLE_USERNAME or kaggle.json].")
+@options.OWNER
 @click.option(
-    "--kind", type=click.Choice(metadata.KINDS), default="script", show_default=True,
-    help="Kind of the kernels.",
-)  # fmt: skip
+    "--kind", type=options.KIND, default="script", show_default=True, help="Kind of the kernels."
+)
 @click.option("--slug", help="Beginning of the kernels' names [their run's name].")
-@click.option("--data", metavar="OWNER/SLUG", help="Data set of the images [the competition].")
-@click.option(
-    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG",
-    help="A data set to attach; repeatable.",
-)  # fmt: skip
-@click.option(
-    "--model", "models", multiple=True, metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
-    help="A Kaggle Model to attach; repeatable.",
-)  # fmt: skip
-@click.option("--offline", "attached", metavar="FOLDER", help="A folder of `offline` to attach.")
-@click.option("--without-wheel", is_flag=True, help=f"Do not carry {wheels.CARRIED}.")
+@options.sources
 def plan(
     experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, slug, data, datasets,
     models, attached, without_wheel,
 ) -> None:  # fmt: skip
     """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels."""
-    try:
-        session = Session(hours)
-        if not 0 < session.usable < float("inf"):
-            raise InputError(
-                f"--session-hours {hours:g} leaves no hours after start and end; give over 1"
-            )
-        sources = metadata.Sources(data, datasets, models=models)
-        values = {name.lower(): parse_value(text) for name, text in given}
-        if own := [name.upper() for name in values if name in _OWN]:
-            raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
-        text = paths.experiment_text(experiment)
-        asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
-        needs.resolve_training(asked.model_copy(update={"with_parents": True}))
-        plans = plans_of(asked, seeds)
-        experiments = {plan.experiment_name: plan.experiment for plan in next(iter(plans.values()))}
-        measured = measurements(logs, seconds, experiments, folds)
-        estimate = _estimate(plans, experiments, folds, measured, session, slug)
-        click.echo(as_text(estimate, session))
-        if out is not None:
-            manifest = offline.manifest(Path(attached)) if attached else None
-            carried = () if without_wheel else (wheels.carried(ROOT),)
-            _write(estimate, out, owner, kind, bundle.Inputs(sources, carried, manifest))
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    session = Session(hours)
+    if not 0 < session.usable < float("inf"):
+        raise InputError(f"--session-hours {hours:g} leaves no hours to work; give over 1")
+    sources = metadata.Sources(data, datasets, models=models)
+    values = {name.lower(): parse_value(text) for name, text in given}
+    if own := [name.upper() for name in values if name in _OWN]:
+        raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
+    text = paths.experiment_text(experiment)
+    asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
+    needs.resolve_training(asked.model_copy(update={"with_parents": True}))
+    plans = plans_of(asked, seeds)
+    experiments = {plan.experiment_name: plan.experiment for plan in next(iter(plans.values()))}
+    measured = measurements(logs, seconds, experiments, folds)
+    estimate = _estimate(plans, experiments, folds, measured, session, slug)
+    click.echo(as_text(estimate, session))
+    if out is not None:
+        manifest = offline.manifest(attached) if attached else None
+        carried = () if without_wheel else (wheels.carried(ROOT),)
+        _write(estimate, out, owner, kind, bundle.Inputs(sources, carried, manifest))
 
 
 def _estimate(plans, experiments, folds, measured, session, slug) -> Estimate:
@@ -271,7 +259,3 @@ def _unmet(nodes: Sequence[Node], folders: Sequence[Path], manifest: dict | None
         texts |= dict.fromkeys(metadata.notes(meta))
         texts |= dict.fromkeys(needs.unmet(node.stage, values, meta, manifest))
     return list(texts)
-
-
-if __name__ == "__main__":
-    plan()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from kernel_build import bundle, metadata
+from kernel_build import bundle, metadata, options
 from kernel_build.rehearsal import checks, sandbox, watch
 from kernel_build.rehearsal.checks import Check
 from kernel_build.rehearsal.sandbox import Ended, Place
@@ -22,6 +22,7 @@ from kernel_lib.kaggle import quota
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "__notebook__.ipynb"  # where Kaggle puts a notebook that it runs
 REPORT = "rehearsal.json"  # marks a folder as a rehearsal's, which the next one may empty
+EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
 REHEARSALS = "rehearsals"  # beside the built kernels, a folder for each
 # Where a source of each kind is mounted; the name is what the metadata say.
 _MOUNTS = {
@@ -169,19 +170,13 @@ def _empty(out: Path) -> None:
 def _put_watch(place: Place) -> None:
     """Copy the watch under the name that Python loads at each start, with its settings."""
     shutil.copy(watch.__file__, place.watch / "sitecustomize.py")
-    hidden = place.level == "bwrap"
+    hidden, inputs = place.level == "bwrap", place.inputs.values()
     settings = {
-        "inputs": ["/kaggle/input"] if hidden else sorted(_real(place.inputs.values())),
-        "project": [] if hidden else [str(place.project)],
-        "allowed": [
-            str(p) for p in (*sandbox.environments(), place.scratch, place.working.resolve())
-        ],
+        "inputs": ["/kaggle/input"] if hidden else [path.resolve() for path in inputs],
+        "project": [] if hidden else [place.project],
+        "allowed": [*sandbox.environments(), place.scratch, place.working.resolve()],
     }
-    (place.watch / "watch.json").write_text(json.dumps(settings))
-
-
-def _real(folders) -> set[str]:
-    return {str(folder.resolve()) for folder in folders}
+    (place.watch / "watch.json").write_text(json.dumps(settings, default=str))
 
 
 def _run(place: Place, code_file: str, log: Path, seconds: float) -> Ended:
@@ -204,17 +199,11 @@ def _run(place: Place, code_file: str, log: Path, seconds: float) -> Ended:
 
 
 def _verdict(
-    place: Place,
-    meta: dict,
-    code_file: Path,
-    log: Path,
-    ended: Ended,
-    seconds: float,
-    changed: list[str],
+    place: Place, meta: dict, code: Path, log: Path, ended: Ended, seconds: float, changed: list
 ) -> list[Check]:
     text = log.read_text(encoding="utf-8", errors="replace")
-    notebook = place.working / NOTEBOOK if code_file.suffix == ".ipynb" else None
-    stage = bundle.stage_of(code_file.read_text(encoding="utf-8"))
+    notebook = place.working / NOTEBOOK if code.suffix == ".ipynb" else None
+    stage = bundle.stage_of(code.read_text(encoding="utf-8"))
     # Off Kaggle's own paths the library keeps its artefacts in `work` below the current folder.
     inner = "" if place.level == "bwrap" else "work/"
     files = sorted(
@@ -226,7 +215,7 @@ def _verdict(
     lines = seen_file.read_text(encoding="utf-8").splitlines() if seen_file.is_file() else []
     seen = [json.loads(line) for line in lines]
     return [
-        checks.of_metadata(meta, code_file),
+        checks.of_metadata(meta, code),
         *checks.of_end(ended, seconds),
         checks.of_log(text, notebook),
         checks.of_watch("network", seen),
@@ -264,66 +253,46 @@ def _named_folder(context, parameter, values: tuple[str, ...]) -> dict[str, Path
     return folders
 
 
-@click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.command(cls=options.Command)
+@click.argument("folder", type=EXISTING)
 @click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    "--data", type=EXISTING,
     help="Folder to mount as the competition, or as the data set of its files.",
-)
+)  # fmt: skip
 @click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="NAME=FOLDER",
-    callback=_named_folder,
+    "--input", "inputs", multiple=True, metavar="NAME=FOLDER", callback=_named_folder,
     help="Folder to mount as another input, NAME as in the metadata; repeatable [for a kernel: the "
     "output of its rehearsal beside this one].",
-)
+)  # fmt: skip
 @click.option(
-    "--session-hours",
-    "--hours",
-    "hours",
-    type=float,
-    default=quota.SESSION_HOURS,
-    show_default=True,
-    help="Length of a session.",
-)
+    "--session-hours", "--hours", "hours", type=float, default=quota.SESSION_HOURS,
+    show_default=True, help="Length of a session.",
+)  # fmt: skip
 @click.option(
-    "--scale",
-    type=float,
-    default=1.0,
-    show_default=True,
+    "--scale", type=float, default=1.0, show_default=True,
     help="Factor of the time limit: 0.01 turns a session of 12 h into 7 minutes.",
-)
+)  # fmt: skip
 @click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    "--out", type=options.FOLDER,
     help="Folder for outputs and log [rehearsals/SLUG beside FOLDER].",
-)
+)  # fmt: skip
 @click.option(
-    "--level",
-    type=click.Choice(list(sandbox.LEVELS)),
+    "--level", type=click.Choice(list(sandbox.LEVELS)),
     help="How strictly to isolate the kernel [as strictly as possible].",
-)
+)  # fmt: skip
 def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
     """Run the built kernel in FOLDER as Kaggle would, and check what it leaves."""
-    try:
-        if hours * scale <= 0:
-            raise InputError(
-                f"--session-hours {hours} × --scale {scale} leave no time; give both above 0"
-            )
-        level = level or sandbox.best_level()
-        folder = folder.resolve()
-        click.echo(f"rehearsal of {folder.name}; {sandbox.LEVELS[level]}")
-        inputs = rehearsed(folder) | inputs
-        out = out or folder.parent / REHEARSALS / folder.name
-        done = run(
-            folder, out.resolve(), data=data, inputs=inputs,
-            seconds=hours * scale * 3600, level=level,
-        )  # fmt: skip
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    if hours * scale <= 0:
+        raise InputError(
+            f"--session-hours {hours} × --scale {scale} leave no time; give both above 0"
+        )
+    level = level or sandbox.best_level()
+    folder = folder.resolve()
+    click.echo(f"rehearsal of {folder.name}; {sandbox.LEVELS[level]}")
+    inputs = rehearsed(folder) | inputs
+    out = (out or folder.parent / REHEARSALS / folder.name).resolve()
+    seconds = hours * scale * 3600
+    done = run(folder, out, data=data, inputs=inputs, seconds=seconds, level=level)
     for check in done.checks:
         click.echo(str(check))
     click.echo(f"outputs: {done.working}\nlog: {done.log}")
@@ -331,7 +300,3 @@ def rehearse(folder, data, inputs, hours, scale, out, level) -> None:
     click.echo(f"{len(done.checks) - failed} passed, {failed} failed")
     if failed:
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    rehearse()

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_lib.errors import InputError
+from kernel_lib.stages.table import STAGES
 
 LIBRARY = "kernel_lib"
-# Files and folders that only the command line and the notebook `explore` use. With those that a
-# stage leaves out besides (`Stage.left_out`), it is the one rule of what a kernel carries.
+# Files and folders that only the command line and the notebook `explore` use.
 LEFT_OUT = (
     "commands.py", "reporting/mean_images.py", "stages/explore.py",
     "stages/explore_files.py", "stages/gather.py", "stages/gather_check.py",
@@ -33,19 +33,25 @@ class Member:
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
 
-def collect(root: Path, left_out: Iterable[str] = ()) -> list[Member]:
+def left_out(stage: str) -> tuple[str, ...]:
+    """Return what a stage's kernel leaves out: the one rule of what a kernel carries."""
+    others = (f"stages/{other}.py" for other in STAGES if other != stage)
+    return (*LEFT_OUT, *others, *STAGES[stage].left_out)
+
+
+def collect(root: Path, without: Iterable[str] = ()) -> list[Member]:
     """Return the files of the library, sub-packages and data files too, by path.
 
-    Caches and hidden files stay out, and the files and folders `left_out`, given from the library's
+    Caches and hidden files stay out, and the files and folders `without`, given from the library's
     folder.
 
     Raises: InputError for a file that is not UTF-8, or a module that is not Python.
     """
     library, members = root / LIBRARY, []
-    without = {library / path for path in left_out}
+    excluded = {library / path for path in without}
     for path in sorted(library.rglob("*")):
         parts = path.relative_to(library).parts
-        if not path.is_file() or path.suffix == ".pyc" or without & {path, *path.parents}:
+        if not path.is_file() or path.suffix == ".pyc" or excluded & {path, *path.parents}:
             continue
         if any(part.startswith(".") or part == "__pycache__" for part in parts):
             continue

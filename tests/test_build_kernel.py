@@ -72,6 +72,14 @@ def folders(clone: Path) -> list[str]:
     return sorted(path.name for path in (clone / "build").iterdir())
 
 
+def meta_of(clone: Path, slug: str) -> dict:
+    return json.loads((clone / "build" / slug / "kernel-metadata.json").read_text())
+
+
+def code_of(clone: Path, slug: str) -> str:
+    return (clone / "build" / slug / f"{slug}.py").read_text()
+
+
 def test_without_a_stage_every_kernel_is_built_and_the_root_can_be_pushed(clone: Path):
     command = [sys.executable, str(clone / "build_kernel.py"), "--owner", "somebody", "--root"]
     variables = variables_of(clone, {})
@@ -106,34 +114,31 @@ def test_a_build_changes_no_tracked_file_unless_asked(clone: Path, project_root:
     assert done.returncode == 0  # the owner that the root has now
 
 
-def test_a_stage_alone_is_a_notebook_unless_a_kind_is_said(clone: Path, tmp_path: Path):
+def test_a_stage_without_a_kind_is_a_notebook(clone: Path, tmp_path: Path):
     done = build(clone, "thresholds", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert folders(clone) == ["pneumothorax-thresholds"]
     assert "owner unknown: OWNER_TO_FILL stays" in done.stdout
     done = build(clone, "train", "--kind", "script", "-p", "SIZE", "1024", KAGGLE_USERNAME="me")
-    thresholds, train = folders(clone)
-    assert thresholds == "pneumothorax-thresholds"
-    assert train == "unetresnet34-1024-v1-s3456-script"  # the row of that size
-    code = clone / "build" / train / f"{train}.py"
-    assert "'SIZE': 1024" in code.read_text()
+    train = "unetresnet34-1024-v1-s3456-script"  # the experiment of that size
+    assert folders(clone) == ["pneumothorax-thresholds", train]
+    assert "'SIZE': 1024" in code_of(clone, train)
     assert f"kaggle kernels push -p build/{train}" in done.stdout
-    meta = json.loads((code.parent / "kernel-metadata.json").read_text())
-    assert meta["id"] == f"me/{train}"
+    assert meta_of(clone, train)["id"] == f"me/{train}"
 
 
-def test_a_training_is_named_by_row_seed_and_fold_and_takes_what_is_given(
+def test_a_training_is_named_by_experiment_seed_and_fold_and_takes_what_is_given(
     clone: Path, project_root: Path
 ):
     shutil.copy(project_root / "notebooks" / "train.py", clone / "notebooks")
-    row = "deeplabv3plus_resnet_1024_v2"
-    given = ["-p", "EXPERIMENT", row, "-p", "SEED", "5678", "-p", "FOLD", "0", "--owner", "me"]
+    given = ["-p", "EXPERIMENT", "deeplabv3plus_resnet_1024_v2", "-p", "SEED", "5678"]
+    given += ["-p", "FOLD", "0", "--owner", "me"]
     inputs = ["--data", "a/images", "--dataset", "me/weights", "--kernel-source", "me/train-part1"]
     done = build(clone, "train", *given, *inputs)
     assert done.returncode == 0, done.stderr
     slug = "deeplabv3plus-resnet-1024-v2-s5678-f0"
     assert folders(clone) == [slug]
-    meta = json.loads((clone / "build" / slug / "kernel-metadata.json").read_text())
+    meta = meta_of(clone, slug)
     assert meta["dataset_sources"] == ["a/images", "me/weights"]
     assert meta["kernel_sources"] == ["me/train-part1"]
     assert meta["competition_sources"] == []
@@ -152,15 +157,9 @@ def test_training_and_inference_carry_the_wheel_and_thresholds_do_not(clone: Pat
     carrying = f'kernel_wheels["{WHEEL}"]'
     build(clone, "--kind", "script", "--owner", "me")
     for stage, carries in (("train", True), ("thresholds", False), ("inference", True)):
-        name = f"pneumothorax-{stage}-script"
-        assert (carrying in (clone / "build" / name / f"{name}.py").read_text()) is carries
+        assert (carrying in code_of(clone, f"pneumothorax-{stage}-script")) is carries
     build(clone, "train", "--kind", "script", "--without-wheel")
-    assert (
-        carrying
-        not in (
-            clone / "build" / "pneumothorax-train-script" / "pneumothorax-train-script.py"
-        ).read_text()
-    )
+    assert carrying not in code_of(clone, "pneumothorax-train-script")
 
 
 def test_without_registry_and_cache_a_build_says_how_to_go_on(clone: Path):
@@ -186,10 +185,9 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
     assert done.returncode == 0, done.stderr
     assert "kaggle datasets create -p set" in done.stdout
     done = build(clone, "train", "--kind", "script", "--owner", "me", "--offline", "set")
-    folder = clone / "build" / "pneumothorax-train-script"
-    meta = json.loads((folder / "kernel-metadata.json").read_text())
-    assert meta["dataset_sources"] == ["me/pneumothorax-offline"]
-    assert '"dataset": "me/pneumothorax-offline"' in (folder / f"{folder.name}.py").read_text()
+    slug, data_set = "pneumothorax-train-script", "me/pneumothorax-offline"
+    assert meta_of(clone, slug)["dataset_sources"] == [data_set]
+    assert f'"dataset": "{data_set}"' in code_of(clone, slug)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from kernel_build import metadata
 from kernel_build.bundle import MAX_BYTES, sent_bytes
 from kernel_build.rehearsal.sandbox import Ended
+from kernel_lib.artifacts.filenames import OOF
 from kernel_lib.kaggle import quota
 from kernel_lib.stages.table import FOLD_FILES, Stage
 
@@ -55,10 +56,7 @@ def of_end(ended: Ended, limit_seconds: float) -> list[Check]:
             Check("exit status", False, "none: the time limit stopped it"),
             Check("time", False, f"stopped at the limit, {taken}: lower MAX_HOURS, or the work"),
         ]
-    return [
-        Check("exit status", ended.status == 0, str(ended.status)),
-        Check("time", True, taken),
-    ]
+    return [Check("exit status", ended.status == 0, str(ended.status)), Check("time", True, taken)]
 
 
 def of_log(log: str, notebook: Path | None = None) -> Check:
@@ -101,16 +99,14 @@ def of_outputs(files: list[str], stage: Stage | None, log: str) -> Check:
     absent = [p for p in stage.outputs if not any(fnmatchcase(name, p) for name in files)]
     if absent:
         return Check("outputs", False, f"{stage.name} left no {', '.join(absent)}")
-    if stage.name == "train":
-        folds = {name.rpartition("/")[0] for name in files if fnmatchcase(name, FOLD_FILES[0])}
-        open_ = sorted(fold for fold in folds if f"{fold}/oof.zip" not in files)
-        if open_ and _GOES_ON not in log:
-            return Check("outputs", False, f"{open_[0]} has no oof.zip, and the log does not say "
-                         "that it goes on")  # fmt: skip
-        if open_:
-            return Check(
-                "outputs", True, f"{', '.join(open_)} unfinished: the next session goes on"
-            )
+    folds = {name.rpartition("/")[0] for name in files if fnmatchcase(name, FOLD_FILES[0])}
+    unfinished = sorted(fold for fold in folds if f"{fold}/{OOF}" not in files)
+    if stage.per_fold and unfinished:
+        if _GOES_ON in log:
+            text = f"{', '.join(unfinished)} unfinished: the next session goes on"
+            return Check("outputs", True, text)
+        text = f"{unfinished[0]} has no {OOF}, and the log does not say that it goes on"
+        return Check("outputs", False, text)
     return Check("outputs", True, f"all that {stage.name} leaves: {', '.join(stage.outputs)}")
 
 

@@ -36,7 +36,9 @@ class Stage:
         then: What to do next, in Markdown.
         outputs: Files that it must leave.
         artefacts: Files that it may leave.
-        left_out: Files and folders of the library that its kernel does not carry.
+        left_out: Files and folders of the library that its kernel does not carry, besides the
+            modules of the other stages.
+        per_fold: Whether each of its kernels trains a fold of a run, not one works on an ensemble.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Stage:
     outputs: tuple[str, ...]
     artefacts: tuple[str, ...]
     left_out: tuple[str, ...]
+    per_fold: bool = False
 
     # Both import when asked: a command's help waits neither for pydantic nor for torch.
 
@@ -89,10 +92,10 @@ _ALL = (
             "artifacts/test_run.py", "inference/ensemble_maps.py", "inference/members.py",
             "inference/out_of_fold.py", "inference/recipes.py", "postprocess/nested_cv.py",
             "postprocess/submission.py", "postprocess/votes.py", "reporting/agreement.py",
-            "reporting/report.py", "stages/inference.py",
-            "stages/report.py", "stages/report_images.py", "stages/scores.py",
-            "stages/thresholds.py",
+            "reporting/report.py", "stages/report.py",
+            "stages/report_images.py", "stages/scores.py",
         ),
+        per_fold=True,
     ),
     Stage(
         name="thresholds",
@@ -113,9 +116,8 @@ _ALL = (
         artefacts=(f"{OF_ENSEMBLE}/*",),
         left_out=(
             "checkpoints.py", "inference/predict.py", "inference/predictions.py", "models",
-            "parallel/world.py", "released.py", "stages/inference.py",
-            "stages/initial_weights.py", "stages/nih.py", "stages/preparation.py",
-            "stages/train.py", "training",
+            "parallel/world.py", "released.py", "stages/initial_weights.py", "stages/nih.py",
+            "stages/preparation.py", "training",
         ),
     ),
     Stage(
@@ -136,7 +138,7 @@ _ALL = (
         ),
         left_out=(
             "data/nih.py", "models/losses.py", "stages/initial_weights.py", "stages/nih.py",
-            "stages/preparation.py", "stages/thresholds.py", "stages/train.py", "training",
+            "stages/preparation.py", "training",
         ),
     ),
 )  # fmt: skip

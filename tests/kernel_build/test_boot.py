@@ -1,4 +1,4 @@
-"""What a kernel does at its start: the library unpacked whole, the notebook read rightly."""
+"""What a kernel does at its start: it unpacks the library and reads the notebook."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_same_library_gets_the_same_folder_and_another_its_own(scratch: Path):
-    one = boot.unpack_library(packed(a="x = 1\n", b=""))
-    assert boot.unpack_library(packed(b="", a="x = 1\n")) == one
-    assert boot.unpack_library(packed(a="x = 2\n", b="")) != one
-    assert Path(one).parent == scratch
+    folder = boot.unpack_library(packed(a="x = 1\n", b=""))
+    assert boot.unpack_library(packed(b="", a="x = 1\n")) == folder
+    assert boot.unpack_library(packed(a="x = 2\n", b="")) != folder
+    assert Path(folder).parent == scratch
 
 
 def test_an_unchanged_folder_is_left_alone_with_its_compiled_files(scratch: Path):
@@ -49,7 +49,7 @@ def test_an_unchanged_folder_is_left_alone_with_its_compiled_files(scratch: Path
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added", "a file"])
-def test_a_folder_already_there_is_verified_and_mended(scratch: Path, damage: str):
+def test_a_folder_that_exists_is_verified_and_repaired(scratch: Path, damage: str):
     files = packed(a="x = 1\n", b="y = 2\n")
     folder = Path(boot.unpack_library(files))
     if damage == "changed":
@@ -62,8 +62,8 @@ def test_a_folder_already_there_is_verified_and_mended(scratch: Path, damage: st
         folder.rename(scratch / "away")
         folder.write_text("")
     assert boot.unpack_library(files) == str(folder)
-    found = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.py")}
-    assert found == {path: text for path, (_, text) in files.items()}
+    written = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.py")}
+    assert written == {path: text for path, (_, text) in files.items()}
 
 
 def test_an_altered_file_is_named(scratch: Path):
@@ -72,7 +72,7 @@ def test_an_altered_file_is_named(scratch: Path):
         boot.unpack_library({path: (digest, "x = 2\n") for path, (digest, _) in files.items()})
 
 
-def test_nowhere_to_write_names_the_mend(scratch: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nowhere_to_write_names_the_fix(scratch: Path, monkeypatch: pytest.MonkeyPatch):
     (scratch / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(scratch / "file"))
     with pytest.raises(RuntimeError, match="set TMPDIR"):

@@ -100,22 +100,25 @@ def test_an_unknown_parameter_stops_before_anything_is_written(project: Path):
     assert not (project / "build").exists()
 
 
-def test_an_unembeddable_file_stops_the_build_with_its_name(project: Path):
-    (project / "kernel_lib" / "data" / "page.html").write_text("''' \"\"\"")
-    with pytest.raises(InputError, match=r"kernel_lib/data/page\.html cannot be embedded"):
-        bundle.build(project, "train", "script")
-
-
-def test_a_missing_notebook_is_named(project: Path):
-    (project / "notebooks" / "train.py").unlink()
-    with pytest.raises(InputError, match="there is no train kernel"):
-        bundle.build(project, "train", "script")
-
-
-def test_a_notebook_with_magics_is_refused_with_its_cell(project: Path):
-    path = project / "notebooks" / "train.py"
-    path.write_text(path.read_text() + "\n# %%\n# %matplotlib inline\n")
-    with pytest.raises(InputError, match=r"cell 6 of notebooks/train\.py"):
+@pytest.mark.parametrize(
+    ("name", "added", "words"),
+    [
+        (
+            "kernel_lib/data/page.html",
+            "''' \"\"\"",
+            r"kernel_lib/data/page\.html cannot be embedded",
+        ),
+        ("notebooks/train.py", "\n# %%\n# %matplotlib inline\n", r"cell 6 of notebooks/train\.py"),
+        ("notebooks/train.py", None, "there is no train kernel"),
+    ],
+)
+def test_a_file_that_no_kernel_can_hold_is_named(project: Path, name: str, added, words: str):
+    path = project / name
+    if added is None:
+        path.unlink()
+    else:
+        path.write_text((path.read_text() if path.exists() else "") + added)
+    with pytest.raises(InputError, match=words):
         bundle.build(project, "train", "script")
 
 
@@ -130,8 +133,6 @@ def test_a_folder_with_other_things_is_not_replaced(project: Path):
 def test_the_project_s_own_kernels_can_be_pushed(
     project_root: Path, tmp_path: Path, stage: str, kind: str
 ):
-    if not (project_root / "notebooks" / f"{stage}.py").is_file():
-        pytest.skip(f"notebooks/{stage}.py is not written yet")
     kernel = bundle.build(project_root, stage, kind, owner="me", out=tmp_path)
     assert kernel.size_bytes < 1_000_000
     meta = json.loads((kernel.folder / "kernel-metadata.json").read_text())

@@ -18,86 +18,66 @@ from kernel_lib.plan import plan_training
 
 
 def plans(experiment: str, *seeds: int, **given) -> dict:
-    found = {}
+    chains = {}
     for seed in seeds:
-        decided = plan_training(
-            TrainParameters(experiment=experiment, seed=seed, **given), EXPERIMENTS
-        )
-        found[seed] = (*decided.needs(), decided)
-    return found
+        asked = TrainParameters(experiment=experiment, seed=seed, **given)
+        wanted = plan_training(asked, EXPERIMENTS)
+        chains[seed] = (*wanted.needs(), wanted)
+    return chains
 
 
 def nodes(
-    experiment: str,
-    *seeds: int,
-    hours: dict | None = None,
-    folds: int = 2,
-    prefix: str | None = None,
-    **given,
-):
+    experiment: str, *seeds: int, hours: tuple = (1.0,), folds: int = 2, prefix=None, **given
+) -> list[Node]:
+    """The kernels of an experiment whose folds take these sessions, and its parents' an hour."""
     runs = plans(experiment, *seeds, **given)
-    every = {one.parameters.experiment: (1.0,) for chain in runs.values() for one in chain}
-    return graph.nodes(runs, folds, every | (hours or {}), 2.0, 11.5, prefix)
+    every = {plan.parameters.experiment: (1.0,) for chain in runs.values() for plan in chain}
+    return graph.nodes(runs, folds, every | {experiment: hours}, 2.0, 11.5, prefix)
 
 
-def by_slug(found: list[Node]) -> dict[str, Node]:
-    return {node.slug: node for node in found}
+def sources_by_slug(kernels: list[Node]) -> dict[str, tuple[str, ...]]:
+    return {node.slug: node.sources for node in kernels}
 
 
 def test_one_seed_without_parents_is_a_kernel_a_fold_and_two_more():
-    found = nodes("UNetResNet34_512_v1", 3456)
-    assert [node.slug for node in found] == [
-        "unetresnet34-512-v1-s3456-f0",
-        "unetresnet34-512-v1-s3456-f1",
-        "unetresnet34-512-v1-s3456-thresholds",
-        "unetresnet34-512-v1-s3456-inference",
-    ]
-    assert [node.gpu for node in found] == [True, True, False, True]
-    assert [node.sources for node in found] == [
-        (),
-        (),
-        (found[0].slug, found[1].slug),
-        (found[0].slug, found[1].slug, found[2].slug),
-    ]
-    assert dict(found[1].given) == {
-        "EXPERIMENT": "UNetResNet34_512_v1",
-        "SEED": "3456",
-        "FOLD": "1",
-        "N_FOLDS": "2",
-        "MAX_HOURS": "11.5",
+    kernels = nodes("UNetResNet34_512_v1", 3456)
+    name = "unetresnet34-512-v1-s3456"
+    folds = (f"{name}-f0", f"{name}-f1")
+    assert sources_by_slug(kernels) == {
+        folds[0]: (),
+        folds[1]: (),
+        f"{name}-thresholds": folds,
+        f"{name}-inference": (*folds, f"{name}-thresholds"),
     }
-    assert dict(found[2].given)["RUNS"] == "UNetResNet34_512_v1_seed3456"
-    assert found[3].hours == 2.0
+    assert [node.gpu for node in kernels] == [True, True, False, True]
+    given = {"EXPERIMENT": "UNetResNet34_512_v1", "SEED": "3456", "FOLD": "1", "N_FOLDS": "2"}
+    assert dict(kernels[1].given) == given | {"MAX_HOURS": "11.5"}
+    assert dict(kernels[2].given)["RUNS"] == "UNetResNet34_512_v1_seed3456"
+    assert kernels[3].hours == 2.0
 
 
 def test_a_fold_longer_than_a_session_is_a_chain_each_on_the_last_one_s_output():
-    found = by_slug(nodes("UNetResNet34_512_v1", 1, hours={"UNetResNet34_512_v1": (12, 12, 3)}))
-    name = "unetresnet34-512-v1-s1-f1-p"
-    assert [found[f"{name}{part}"].sources for part in (1, 2, 3)] == [
-        (),
-        (f"{name}1",),
-        (f"{name}2",),
-    ]
-    assert found[f"{name}3"].hours == 3
-    assert found[f"{name}1"].given == found[f"{name}2"].given
-    search = found["unetresnet34-512-v1-s1-thresholds"]
-    assert search.sources == ("unetresnet34-512-v1-s1-f0-p3", f"{name}3")
+    kernels = nodes("UNetResNet34_512_v1", 1, hours=(12, 12, 3))
+    sources, name = sources_by_slug(kernels), "unetresnet34-512-v1-s1"
+    part = f"{name}-f1-p"
+    assert [sources[f"{part}{n}"] for n in (1, 2, 3)] == [(), (f"{part}1",), (f"{part}2",)]
+    assert sources[f"{name}-thresholds"] == (f"{name}-f0-p3", f"{part}3")
+    first, second, third = kernels[3:6]
+    assert third.hours == 3
+    assert first.given == second.given
 
 
 def test_a_child_takes_its_parent_s_same_fold_in_each_of_its_sessions():
-    found = by_slug(
-        nodes("deeplabv3plus_resnet_1024_v1", 1, hours={"deeplabv3plus_resnet_1024_v1": (12, 3)})
-    )
+    sources = sources_by_slug(nodes("deeplabv3plus_resnet_1024_v1", 1, hours=(12, 3)))
     child, parent = "deeplabv3plus-resnet-1024-v1-s1", "deeplabv3plus-resnet-512-v1-s1"
-    assert found[f"{child}-f1-p1"].sources == (f"{parent}-f1",)
-    assert found[f"{child}-f1-p2"].sources == (f"{child}-f1-p1", f"{parent}-f1")
-    # The parents speak no more.
-    assert found[f"{child}-thresholds"].sources == (f"{child}-f0-p2", f"{child}-f1-p2")
+    assert sources[f"{child}-f1-p1"] == (f"{parent}-f1",)
+    assert sources[f"{child}-f1-p2"] == (f"{child}-f1-p1", f"{parent}-f1")
+    # The ensemble needs the parents no longer.
+    assert sources[f"{child}-thresholds"] == (f"{child}-f0-p2", f"{child}-f1-p2")
 
 
 def test_what_gates_a_run_goes_on_to_the_thresholds():
-    found = nodes("two_step", 1)
-    assert found[-2].sources == (
+    assert nodes("two_step", 1)[-2].sources == (
         "two-step-classifier-512-v1-s1-f0",
         "two-step-s1-f0",
         "two-step-classifier-512-v1-s1-f1",
@@ -105,38 +85,34 @@ def test_what_gates_a_run_goes_on_to_the_thresholds():
     )
 
 
-def test_several_seeds_are_one_ensemble_under_the_row_s_name():
-    found = nodes("UNetResNet34_512_v1", 1, 2, size=256, weights="none")
-    assert len(found) == 6
-    assert dict(found[-2].given) == {
-        "RUNS": "UNetResNet34_512_v1_size256_fromnone_seed1,"
-        "UNetResNet34_512_v1_size256_fromnone_seed2",
-        "ENSEMBLE": "UNetResNet34_512_v1",
-    }
-    assert dict(found[0].given)["SIZE"] == "256"
-    assert dict(found[0].given)["WEIGHTS"] == "none"
-    assert found[-1].sources == tuple(node.slug for node in found[:-1])
+def test_several_seeds_are_one_ensemble_under_the_experiment_s_name():
+    kernels = nodes("UNetResNet34_512_v1", 1, 2, size=256, weights="none")
+    assert len(kernels) == 6
+    run = "UNetResNet34_512_v1_size256_fromnone_seed"
+    given = {"RUNS": f"{run}1,{run}2", "ENSEMBLE": "UNetResNet34_512_v1"}
+    assert dict(kernels[-2].given) == given
+    assert dict(kernels[0].given).items() >= {"SIZE": "256", "WEIGHTS": "none"}.items()
+    assert kernels[-1].sources == tuple(node.slug for node in kernels[:-1])
 
 
 def test_the_parameters_make_the_run_again_that_was_planned():
     """What the notebook is given, read as papermill reads it, names the same run."""
     runs = plans("deeplabv3plus_resnet_1024_v1", 5678, epochs=8, lr=0.001, parent_weights="none",
                  weights_dir="w", ema_decay=0.5, freeze_batch_norm=True)  # fmt: skip
-    hours = {one.parameters.experiment: (1.0,) for one in runs[5678]}
-    found = graph.nodes(runs, 3, hours, 1.0, 8.5, "short")
-    for node, decided in zip(found, runs[5678], strict=False):
+    hours = {plan.parameters.experiment: (1.0,) for plan in runs[5678]}
+    kernels = graph.nodes(runs, 3, hours, 1.0, 8.5, "short")
+    for node, planned in zip(kernels, runs[5678], strict=False):
         values = {name.lower(): parse_value(text) for name, text in node.given}
         again = plan_training(TrainParameters.checked(values), EXPERIMENTS)
-        assert again.run == decided.run
-        assert again.experiment == decided.experiment
+        assert (again.run, again.experiment) == (planned.run, planned.experiment)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_row_gives_kernels_that_kaggle_can_name(name: str):
-    found = nodes(name, 3456, 4567, hours={name: (12, 12)}, folds=5)
-    assert len({node.slug for node in found}) == len(found)
+def test_every_experiment_gives_kernels_that_kaggle_can_name(name: str):
+    kernels = nodes(name, 3456, 4567, hours=(12, 12), folds=5)
+    assert len({node.slug for node in kernels}) == len(kernels)
     done = set()
-    for node in found:
+    for node in kernels:
         assert 5 <= len(node.slug) <= 50
         assert names.slugify(node.slug.replace("-", " ").capitalize()) == node.slug
         assert set(node.sources) <= done
@@ -150,8 +126,8 @@ def test_all_kernels_of_a_plan_begin_with_the_run_s_name_or_the_slug_given():
         "demo-unetresnet10-128-v1-size64-epochs2-s3456-thr",
         "demo-unetresnet10-128-v1-size64-epochs2-s3456-inf",
     ]
-    found = nodes("lite0_384", 1, 2, folds=1, hours={"lite0_384": (12, 3)}, name="mine")
-    assert [node.slug for node in found] == [
+    kernels = nodes("lite0_384", 1, 2, folds=1, hours=(12, 3), name="mine")
+    assert [node.slug for node in kernels] == [
         *("lite0-256-s1-f0", "mine-s1-f0-p1", "mine-s1-f0-p2"),
         *("lite0-256-s2-f0", "mine-s2-f0-p1", "mine-s2-f0-p2"),
         *("mine-2seeds-thresholds", "mine-2seeds-inference"),
@@ -174,7 +150,7 @@ def node(name: str, hours: float, *sources: str) -> Node:
 def test_a_week_holds_its_quota_and_no_session_is_cut_by_it():
     kernels = [node("a", 12), node("b", 12), node("c", 12, "a"), node("d", 6), node("e", 0, "c")]
     weeks = graph.weeks(kernels, 30)
-    assert [[one.slug for one in week] for week in weeks] == [["a", "b", "d"], ["c", "e"]]
+    assert [[node.slug for node in week] for week in weeks] == [["a", "b", "d"], ["c", "e"]]
 
 
 def test_what_no_week_holds_or_waits_for_ever_is_an_error():
@@ -191,11 +167,11 @@ def test_weeks_hold_every_kernel_once_in_order_and_within_the_quota(hours, back)
         for i, h in enumerate(hours)
     ]
     weeks = graph.weeks(kernels, 30)
-    order = [one.slug for week in weeks for one in week]
-    assert sorted(order) == sorted(one.slug for one in kernels)
-    for one in kernels:
-        assert all(order.index(source) < order.index(one.slug) for source in one.sources)
-    assert all(sum(one.hours for one in week) <= 30 + 1e-6 for week in weeks)
+    order = [kernel.slug for week in weeks for kernel in week]
+    assert sorted(order) == sorted(kernel.slug for kernel in kernels)
+    for kernel in kernels:
+        assert all(order.index(source) < order.index(kernel.slug) for source in kernel.sources)
+    assert all(sum(kernel.hours for kernel in week) <= 30 + 1e-6 for week in weeks)
 
 
 def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tmp_path: Path):
@@ -210,19 +186,22 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
     assert sorted(path.name for path in out.iterdir()) == [
         "a-kernel-f0", "a-kernel-thresholds", "graph.json", "push_all.py",
     ]  # fmt: skip
-    for folder, one in zip(folders, kernels, strict=True):
+    for folder, kernel in zip(folders, kernels, strict=True):
         meta = json.loads((folder / metadata.FILE).read_text())
         assert metadata.problems(meta) == []
-        assert meta["id"] == f"me/{one.slug}"
-        assert meta["kernel_sources"] == [f"me/{source}" for source in one.sources]
-        assert meta["dataset_sources"] == ["you/images", "me/weights"]
-        assert meta["model_sources"] == ["me/nets/pyTorch/lite0/1"]
-        assert meta["competition_sources"] == []
-        assert meta["enable_gpu"] is one.gpu
+        expected = {
+            "id": f"me/{kernel.slug}",
+            "kernel_sources": [f"me/{source}" for source in kernel.sources],
+            "dataset_sources": ["you/images", "me/weights"],
+            "model_sources": ["me/nets/pyTorch/lite0/1"],
+            "competition_sources": [],
+            "enable_gpu": kernel.gpu,
+        }
+        assert meta | expected == meta
         assert (folder / meta["code_file"]).is_file()
     assert "'SEED': 7" in (out / "a-kernel-f0" / "a-kernel-f0.py").read_text()
     listed = json.loads((out / "graph.json").read_text())["kernels"]
-    assert [one["id"] for one in listed] == ["me/a-kernel-f0", "me/a-kernel-thresholds"]
+    assert [kernel["id"] for kernel in listed] == ["me/a-kernel-f0", "me/a-kernel-thresholds"]
     (out / "rehearsals" / "a-kernel-f0").mkdir(parents=True)
     assert graph.write(*given) == folders  # again, over the first
     assert (out / "rehearsals" / "a-kernel-f0").is_dir()
@@ -230,7 +209,7 @@ def test_the_graph_is_written_with_every_source_and_the_script(project: Path, tm
 
 def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path):
     kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
-    (folder,) = graph.write(kernels, tmp_path / "graph", project, "me", "notebook")
+    (folder,) = graph.write(kernels, tmp_path / "graph", project, "me", "notebook", bundle.Inputs())
     meta = json.loads((folder / metadata.FILE).read_text())
     assert meta["competition_sources"] == ["siim-acr-pneumothorax-segmentation"]
     assert meta["code_file"] == "a-kernel-f0.ipynb"
@@ -238,12 +217,13 @@ def test_without_a_data_set_the_competition_stays(project: Path, tmp_path: Path)
 
 def test_what_somebody_else_wrote_or_is_pushing_is_not_replaced(project: Path, tmp_path: Path):
     kernels = [Node("a-kernel-f0", "train", (), (), True, 1.0)]
-    out = tmp_path / "graph"
+    out, options = tmp_path / "graph", (project, "me", "script", bundle.Inputs())
     out.mkdir()
     (out / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match=r"thesis\.tex, which no plan wrote"):
-        graph.write(kernels, out, project, "me", "script")
-    graph.write(kernels, tmp_path / "other", project, "me", "script")
-    (tmp_path / "other" / "push_state.json").write_text("{}")
+        graph.write(kernels, out, *options)
+    (out / "thesis.tex").unlink()
+    graph.write(kernels, out, *options)
+    (out / "push_state.json").write_text("{}")
     with pytest.raises(InputError, match="is being pushed"):
-        graph.write(kernels, tmp_path / "other", project, "me", "script")
+        graph.write(kernels, out, *options)

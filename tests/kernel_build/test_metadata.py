@@ -42,48 +42,31 @@ def test_every_kernel_s_metadata_is_whole(project: Path, stage: str, kind: str):
     assert meta["enable_tpu"] is False
     assert meta["kernel_type"] == kind
     assert meta["competition_sources"] == [COMPETITION]
-
-
-def test_kernel_sources_follow_the_way_through(project: Path):
-    base = metadata.read_base(project)
-
-    def sources(stage: str, kind: str) -> list[str]:
-        return metadata.of_kernel(base, stage, kind, "me", "code")["kernel_sources"]
-
-    assert sources("train", "notebook") == []
-    assert sources("thresholds", "notebook") == ["me/pneumothorax-train"]
-    assert sources("inference", "script") == [
-        "me/pneumothorax-train-script",
-        "me/pneumothorax-thresholds-script",
-    ]
+    end = "-script" if kind == "script" else ""
+    earlier = {"train": [], "thresholds": ["train"], "inference": ["train", "thresholds"]}[stage]
+    assert meta["kernel_sources"] == [f"someone/pneumothorax-{name}{end}" for name in earlier]
 
 
 def test_given_sources_replace_those_of_the_stage(project: Path):
     base = metadata.read_base(project) | {"dataset_sources": ["me/always"]}
+    base["model_sources"] = ["me/nets/pyTorch/always/1"]
 
     def of(**given: object) -> dict:
         return metadata.of_kernel(base, "inference", "script", "me", "c", sources=Sources(**given))
 
-    one = of(data="else/siim-png", datasets=("me/weights", "me/always"), kernels=("me/train-a",))
-    assert one["dataset_sources"] == ["else/siim-png", "me/always", "me/weights"]
-    assert one["competition_sources"] == []
-    assert one["kernel_sources"] == ["me/train-a"]
-    assert metadata.problems(one) == []
+    models = ("google/gemma/transformers/2b-it/2", "me/qwen2.5-3b_x/PyTorch/v1.0/14")
+    datasets = ("me/weights", "me/always")
+    meta = of(data="else/siim-png", datasets=datasets, kernels=("me/train-a",), models=models)
+    assert meta["dataset_sources"] == ["else/siim-png", "me/always", "me/weights"]
+    assert meta["competition_sources"] == []
+    assert meta["kernel_sources"] == ["me/train-a"]
+    assert meta["model_sources"] == ["me/nets/pyTorch/always/1", *models]
+    assert metadata.problems(meta) == []
     other = of(data="another-competition")
     assert other["competition_sources"] == ["another-competition"]
     assert other["dataset_sources"] == ["me/always"]
     with pytest.raises(InputError, match="dataset_sources: 'x/y/z' is not OWNER/SLUG"):
         of(datasets=("x/y/z",))
-
-
-@pytest.mark.parametrize(
-    "model", ["google/gemma/transformers/2b-it/2", "me/qwen2.5-3b_x/PyTorch/v1.0/14"]
-)
-def test_models_are_attached_beside_the_root_s_own(project: Path, model: str):
-    base = metadata.read_base(project) | {"model_sources": ["me/nets/pyTorch/always/1"]}
-    meta = metadata.of_kernel(base, "train", "script", "me", "c", sources=Sources(models=(model,)))
-    assert meta["model_sources"] == ["me/nets/pyTorch/always/1", model]
-    assert metadata.problems(meta) == []
 
 
 @pytest.mark.parametrize(
@@ -130,6 +113,10 @@ def test_a_name_of_one_s_own_is_id_and_title(project: Path):
         ({"language": "r"}, "language is 'r'; write python"),
         ({"code_file": ""}, "code_file is missing"),
         ({"docker_image_pinning_type": "newest"}, "write original or latest"),
+        ({"enable_tpu": True}, "enable_tpu is true, and nothing here runs on a TPU; write false"),
+        ({"dataset_source": []}, "dataset_source is not a key"),
+        ({"dataset_source": []}, "misreads it; write dataset_sources"),
+        ({"id_no": 12}, "misreads it; leave it out"),
         ({"title": 5}, "title is 5, "),
         ({"keywords": "gpu"}, "keywords is 'gpu'; write a list"),
         ({"enable_interne": True}, "write enable_internet"),
@@ -149,38 +136,27 @@ def test_what_kaggle_would_refuse_or_misread_is_found(project: Path, change: dic
 def test_a_boolean_missing_from_the_base_stops_the_build(project: Path):
     base = metadata.read_base(project)
     del base["enable_internet"]
-    with pytest.raises(InputError, match="enable_internet is missing"):
+    with pytest.raises(InputError, match=r"internet is missing, and .* sends true"):
         metadata.of_kernel(base, "train", "script", "me", "code")
 
 
 def test_the_owner_comes_from_the_nearest_place(project: Path, tmp_path: Path):
     home = tmp_path / "home"
     (home / ".kaggle").mkdir(parents=True)
-    assert metadata.find_owner(project, None, {}, home) is None
+    assert metadata.find_owner(project, metadata.PLACEHOLDER, {}, home) is None
     metadata.fill_owner(project, "in-root")
     assert metadata.find_owner(project, None, {}, home) == ("in-root", "kernel-metadata.json")
+    log_in = home / ".kaggle" / "credentials.json"
+    log_in.write_text('{"username": "logged-in"}')
+    assert metadata.find_owner(project, None, {}, home) == ("logged-in", str(log_in))
     file = home / ".kaggle" / "kaggle.json"
     file.write_text(json.dumps({"username": "in-file", "key": "k"}))
     assert metadata.find_owner(project, None, {}, home) == ("in-file", str(file))
     environ = {"KAGGLE_USERNAME": "in-env"}
     assert metadata.find_owner(project, None, environ, home) == ("in-env", "KAGGLE_USERNAME")
     assert metadata.find_owner(project, "given", environ, home) == ("given", "--owner")
-
-
-def test_the_placeholder_is_nobody_s_name(project: Path, tmp_path: Path):
-    assert metadata.find_owner(project, metadata.PLACEHOLDER, {}, tmp_path) is None
-    environ = {"KAGGLE_USERNAME": "me"}
-    assert metadata.find_owner(project, metadata.PLACEHOLDER, environ, tmp_path) == (
-        "me",
-        "KAGGLE_USERNAME",
-    )
-
-
-def test_a_log_in_names_the_owner_where_there_is_no_key(project: Path, tmp_path: Path):
-    (tmp_path / ".kaggle").mkdir()
-    (tmp_path / ".kaggle" / "credentials.json").write_text('{"username": "logged-in"}')
-    owner, _ = metadata.find_owner(project, None, {}, tmp_path)
-    assert owner == "logged-in"
+    owner, _ = metadata.find_owner(project, metadata.PLACEHOLDER, environ, home)
+    assert owner == "in-env"  # the placeholder is nobody's name
 
 
 @pytest.mark.parametrize("variable", ["KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"])
@@ -193,16 +169,13 @@ def test_kaggle_s_file_may_lie_elsewhere(project: Path, tmp_path: Path, variable
     assert owner == "me"
 
 
-def test_a_broken_file_of_kaggle_s_is_named(project: Path, tmp_path: Path):
+def test_an_impossible_owner_and_a_broken_file_of_kaggle_s_are_named(project, tmp_path: Path):
+    with pytest.raises(InputError, match="'a b'"):
+        metadata.find_owner(project, "a b", {}, tmp_path)
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle" / "kaggle.json").write_text("{")
     with pytest.raises(InputError, match=r"kaggle\.json is not Kaggle's JSON; give --owner"):
         metadata.find_owner(project, None, {}, tmp_path)
-
-
-def test_an_impossible_owner_is_refused(project: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="'a b'"):
-        metadata.find_owner(project, "a b", {}, tmp_path)
 
 
 def test_filling_the_owner_changes_nothing_else(project: Path):

@@ -9,13 +9,8 @@ import pytest
 from kernel_build import needs
 from kernel_lib.errors import InputError
 
-NOTHING = {
-    "dataset_sources": [],
-    "model_sources": [],
-    "competition_sources": ["siim"],
-    "kernel_sources": [],
-    "enable_internet": False,
-}
+NOTHING = {"dataset_sources": [], "model_sources": [], "competition_sources": ["siim"],
+           "kernel_sources": [], "enable_internet": False}  # fmt: skip
 ROW = "deeplabv3plus_resnet_1024_v1"  # starts from the run at 512
 
 
@@ -70,11 +65,7 @@ def test_nih_rows_need_a_data_set():
 @pytest.mark.parametrize(
     ("stage", "values", "words"),
     [
-        (
-            "train",
-            {"EXPERIMENT": "UNetResNet34_512_v9"},
-            "'UNetResNet34_512_v9' is unknown",
-        ),
+        ("train", {"EXPERIMENT": "UNetResNet34_512_v9"}, "'UNetResNet34_512_v9' is unknown"),
         ("train", {"SIZE": 500}, "the nearest is 512"),
         ("train", {"FOLD": 5}, "FOLD 5 is not below N_FOLDS 5"),
         ("train", {"LOSS": "bse"}, "loss 'bse' is unknown; nearest: bce"),

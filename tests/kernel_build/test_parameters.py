@@ -54,18 +54,11 @@ def test_the_injected_cell_reads_as_papermill_s(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("SIZE", "1024", 1024),
-        ("SIZE", "None", None),
-        ("SEED", "007", 7),
-        ("MAX_HOURS", "9", 9),
-        ("MAX_HOURS", "8.5", 8.5),
-        ("WEIGHTS", "none", "none"),
-        ("DETERMINISTIC", "True", True),
-        ("EITHER", "x", "x"),
-        ("CHOICE", "vote", "vote"),
-        ("FREE", "anything", "anything"),
+        ("SIZE", "1024", 1024), ("SIZE", "None", None), ("SEED", "007", 7), ("MAX_HOURS", "9", 9),
+        ("MAX_HOURS", "8.5", 8.5), ("WEIGHTS", "none", "none"), ("DETERMINISTIC", "True", True),
+        ("EITHER", "x", "x"), ("CHOICE", "vote", "vote"), ("FREE", "anything", "anything"),
     ],
-)
+)  # fmt: skip
 def test_a_fitting_value_is_taken(name: str, text: str, value: object):
     assert parameters.check([(name, text)], NAMES, "n") == {name: value}
 
@@ -73,19 +66,11 @@ def test_a_fitting_value_is_taken(name: str, text: str, value: object):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("SIZE", "large"),
-        ("SIZE", "512.0"),
-        ("SIZE", "True"),
-        ("SEED", "None"),
-        ("MAX_HOURS", "nine"),
-        ("WEIGHTS", "7"),
-        ("DETERMINISTIC", "1"),
-        ("DETERMINISTIC", "true"),
-        ("EITHER", "0.5"),
-        ("CHOICE", "median"),
-        ("FOLDS", "[0,1]"),
+        ("SIZE", "large"), ("SIZE", "512.0"), ("SIZE", "True"), ("SEED", "None"),
+        ("MAX_HOURS", "nine"), ("WEIGHTS", "7"), ("DETERMINISTIC", "1"), ("DETERMINISTIC", "true"),
+        ("EITHER", "0.5"), ("CHOICE", "median"), ("FOLDS", "[0,1]"),
     ],
-)
+)  # fmt: skip
 def test_an_ill_typed_value_is_refused_with_the_type(name: str, text: str):
     with pytest.raises(InputError) as caught:
         parameters.check([(name, text)], NAMES, "notebooks/train.py")
@@ -105,10 +90,7 @@ def test_the_last_value_of_a_name_counts():
 
 def test_names_and_annotations_are_those_of_the_parameters_cell():
     percent = '# %%\nX = 1\n# %% tags=["parameters"]\nA: Optional[int] = None\nB = C = 2\nA2: str\n'
-    found = parameters.declared(percent, "n")
-    assert found == {"A": "Optional[int]", "B": "", "C": "", "A2": "str"}
-
-
-def test_a_notebook_without_a_parameters_cell_is_refused():
+    declared = {"A": "Optional[int]", "B": "", "C": "", "A2": "str"}
+    assert parameters.declared(percent, "n") == declared
     with pytest.raises(InputError, match="0 cells tagged `parameters`"):
         parameters.declared("# %%\nX = 1\n", "notebooks/train.py")

@@ -120,37 +120,29 @@ def test_a_built_kernel_arrives_as_it_was_built(
     given = (("EXPERIMENT", "deeplabv3plus_supervision_resnet_1024_v1"), ("FOLD", "0"))
     run = "deeplabv3plus_supervision_resnet_1024_v1_seed3456"
     slug = names.slug("train", kind, run, 0)
-    kernel = bundle.build(
-        project_root,
-        "train",
-        kind,
-        given=given,
-        owner="me",
-        out=tmp_path / "build",
-        slug=slug,
-        inputs=bundle.Inputs(
-            metadata.Sources(
-                "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
-            )
-        ),
+    sources = metadata.Sources(
+        "else/siim-png", ("me/weights",), ("me/train-earlier",), ("me/nets/pyTorch/x.1/2",)
     )
+    kernel = bundle.build(
+        project_root, "train", kind, given=given, owner="me", out=tmp_path / "build", slug=slug,
+        inputs=bundle.Inputs(sources),
+    )  # fmt: skip
     assert check.check([kernel.folder]) == {kernel.folder: []}
-    said = kaggle("kernels", "push", "-p", str(kernel.folder))
-    assert "Kernel version 1 successfully pushed" in said
-    assert "title does not resolve" not in said
+    printed = kaggle("kernels", "push", "-p", str(kernel.folder))
+    assert "Kernel version 1 successfully pushed" in printed
+    assert "title does not resolve" not in printed
     ((method, sent),) = server.got
     assert method == "SaveKernel"
-    assert sent["slug"] == f"me/{slug}"
+    expected = {
+        "slug": f"me/{slug}", "language": "python", "kernelType": kind,
+        "datasetDataSources": ["else/siim-png", "me/weights"],
+        "kernelDataSources": ["me/train-earlier"], "modelDataSources": ["me/nets/pyTorch/x.1/2"],
+        "enableGpu": True, "isPrivate": True, "machineShape": "NvidiaTeslaT4",
+    }  # fmt: skip
+    assert sent | expected == sent
     assert sent["newTitle"].lower().replace(" ", "-") == slug
-    assert (sent["language"], sent["kernelType"]) == ("python", kind)
-    assert sent["datasetDataSources"] == ["else/siim-png", "me/weights"]
-    assert sent["kernelDataSources"] == ["me/train-earlier"]
-    assert sent["modelDataSources"] == ["me/nets/pyTorch/x.1/2"]
     assert not sent.get("competitionDataSources")
-    assert sent["enableGpu"] is True
-    assert sent["isPrivate"] is True
     assert not sent.get("enableInternet", True)
-    assert sent["machineShape"] == "NvidiaTeslaT4"
     assert len(sent["text"].encode()) == kernel.size_bytes < 1_000_000
     built = kernel.code_file.read_text(encoding="utf-8")
     if kind == "script":
@@ -160,9 +152,7 @@ def test_a_built_kernel_arrives_as_it_was_built(
         assert [c["source"] for c in arrived] == ["".join(c["source"]) for c in cells]
 
 
-def test_the_root_pushes_the_default_training_kernel(
-    project: Path, server: ThreadingHTTPServer, kaggle: Callable
-):
+def test_the_root_pushes_the_default_training_kernel(project: Path, server, kaggle: Callable):
     cell = '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nWEIGHTS: str = "none"\n'
     (project / "notebooks" / "train.py").write_text(cell)
     bundle.build(project, "train", "notebook", owner="me")
@@ -174,19 +164,16 @@ def test_the_root_pushes_the_default_training_kernel(
     assert sent["competitionDataSources"] == ["siim-acr-pneumothorax-segmentation"]
 
 
-def test_thresholds_arrive_without_a_gpu(
-    project: Path, server: ThreadingHTTPServer, kaggle: Callable
-):
+def test_thresholds_arrive_without_a_gpu(project: Path, server, kaggle: Callable):
     kernel = bundle.build(project, "thresholds", "script", owner="me")
     kaggle("kernels", "push", "-p", str(kernel.folder))
     ((_, sent),) = server.got
-    assert not sent.get("enableGpu")
-    assert not sent.get("machineShape")
+    assert (sent.get("enableGpu", False), sent.get("machineShape", "")) == (False, "")
     assert not sent.get("enableInternet", True)
     assert sent["kernelDataSources"] == ["me/pneumothorax-train-script"]
 
 
-def test_a_data_set_arrives_whole(
+def test_a_data_set_arrives_complete(
     tmp_path: Path, make_wheel: Callable, server: ThreadingHTTPServer, kaggle: Callable
 ):
     cache, folder = tmp_path / "cache", tmp_path / "set"
@@ -265,20 +252,12 @@ def test_push_all_reads_what_the_command_line_says(
         ("SaveKernel", (403, {}), "403 Client Error|You don't have access"),
         ("SaveKernel", (200, PUSHED[1] | {"invalidKernelSources": ["me/x"]}), "sources were"),
         ("GetKernelSessionStatus", (200, {"status": "CANCEL_ACKNOWLEDGED"}), "cancel_acknowledged"),
-        (
-            "GetKernelSessionStatus",
-            (200, {"status": "ERROR", "failureMessage": "out of memory"}),
-            'Failure message: "out of memory"',
-        ),
+        ("GetKernelSessionStatus", (200, {"status": "ERROR", "failureMessage": "out of memory"}),
+         'Failure message: "out of memory"'),
     ],
-)
+)  # fmt: skip
 def test_push_all_stops_at_what_the_command_line_reports(
-    graph: Path,
-    environ: dict[str, str],
-    server: ThreadingHTTPServer,
-    method: str,
-    answer: tuple[int, dict],
-    words: str,
+    graph: Path, environ: dict[str, str], server, method: str, answer: tuple[int, dict], words: str
 ):
     server.plays = {method: [answer]}
     done = push_all(graph, environ)

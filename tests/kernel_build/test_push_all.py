@@ -42,6 +42,7 @@ RUNNING = ['me/x has status "KernelWorkerStatus.RUNNING"', 0]
 QUEUED = ['me/x has status "queued"', 0]
 COMPLETE = ['me/x has status "complete"', 0]
 ERROR = ['me/x has status "error"\nFailure message: "ValueError"', 0]
+PUSHED = ["Kernel version 1 successfully pushed", 0]
 REFUSED = ["Kernel push error: Notebook not found", 0]
 BUSY = ["Kernel push error: Maximum batch GPU session count of 2 reached.", 0]
 INVALID = [
@@ -62,18 +63,17 @@ class World:
     """A folder of four kernels, a and b before c (no GPU), c before d, and the fake command."""
 
     def __init__(self, folder: Path, script: Path) -> None:
-        self.folder = folder / "graph"
-        self.fake = folder / "fake"
-        for one in (self.folder, self.fake):
-            one.mkdir()
+        self.folder, self.fake = folder / "graph", folder / "fake"
+        self.folder.mkdir()
+        self.fake.mkdir()
         shutil.copy(script, self.folder)
         command = self.fake / "kaggle"
         command.write_text(FAKE)
         command.chmod(0o755)
-        self.kernels({"a": (), "b": (), "c": ("a", "b"), "d": ("c",)}, cpu=("c",))
+        self.kernels({"a": (), "b": (), "c": ("a", "b"), "d": ("c",)}, cpu="c")
         self.play({})
 
-    def kernels(self, sources: dict[str, tuple[str, ...]], cpu: tuple[str, ...] = ()) -> None:
+    def kernels(self, sources: dict[str, tuple[str, ...]], cpu: str = "") -> None:
         listed = [
             {"slug": s, "id": f"me/{s}", "sources": list(before), "gpu": s not in cpu}
             for s, before in sources.items()
@@ -83,11 +83,9 @@ class World:
     def play(self, plays: dict[str, list]) -> None:
         (self.fake / "plays.json").write_text(json.dumps(plays))
 
-    def run(self) -> subprocess.CompletedProcess:
-        env = os.environ | {
-            "PATH": f"{self.fake}:{os.environ['PATH']}",
-            "FAKE_KAGGLE": str(self.fake),
-        }
+    def run(self, **env: str) -> subprocess.CompletedProcess:
+        env = os.environ | {"PATH": f"{self.fake}:{os.environ['PATH']}"} | env
+        env["FAKE_KAGGLE"] = str(self.fake)
         command = [sys.executable, str(self.folder / "push_all.py"), "--poll", "0"]
         # In a background job Ctrl-C is ignored, and children inherit that.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -102,8 +100,8 @@ class World:
         return file.read_text().splitlines() if file.is_file() else []
 
     @property
-    def pushed(self) -> list[str]:
-        return [call.removeprefix("push ") for call in self.calls if call.startswith("push")]
+    def pushed(self) -> str:
+        return "".join(call.removeprefix("push ") for call in self.calls if call[:4] == "push")
 
     @property
     def state(self) -> dict[str, str]:
@@ -119,10 +117,9 @@ def test_each_is_pushed_after_what_it_takes_and_all_end_complete(world: World):
     world.play({"status a": [QUEUED, RUNNING, COMPLETE]})
     done = world.run()
     assert done.returncode == 0, done.stderr
-    assert world.pushed == ["a", "b", "c", "d"]
-    assert (
-        world.calls.index("push c") > [i for i, x in enumerate(world.calls) if "status a" in x][2]
-    )
+    assert world.pushed == "abcd"
+    of_a = [at for at, call in enumerate(world.calls) if call == "status a"]
+    assert world.calls.index("push c") > of_a[2]
     assert set(world.state.values()) == {"complete"}
     assert "all 4 kernels are complete" in done.stdout
     before = len(world.calls)
@@ -131,11 +128,11 @@ def test_each_is_pushed_after_what_it_takes_and_all_end_complete(world: World):
 
 
 def test_no_more_than_two_gpu_sessions_and_any_number_of_others(world: World):
-    world.kernels(dict.fromkeys("abcdef", ()), cpu=("e", "f"))
+    world.kernels(dict.fromkeys("abcdef", ()), cpu="ef")
     world.play({"status a": [RUNNING] * 3 + [COMPLETE], "status b": [RUNNING] * 2 + [ERROR]})
     assert world.run().returncode == 1
     # a and b run, so c and d wait, but not e and f; b fails, and nothing else begins.
-    assert world.pushed == ["a", "b", "e", "f"]
+    assert world.pushed == "abef"
 
 
 def test_a_slot_that_is_free_is_taken(world: World):
@@ -147,63 +144,44 @@ def test_a_slot_that_is_free_is_taken(world: World):
     assert world.calls[:push_c].count("status a") == 1
 
 
-def test_a_refusal_with_status_0_stops_and_a_new_start_goes_on_from_there(world: World):
-    world.play({"push c": [REFUSED, ["Kernel version 2 successfully pushed.", 0]]})
+@pytest.mark.parametrize(
+    ("plays", "status", "words", "pushed", "after"),
+    [
+        # Refused with status 0, and again with a report of success.
+        ({"push c": [REFUSED]}, 1, "stopped: c: Kernel push error: Notebook", "abc", "cd"),
+        ({"push c": [INVALID]}, 1, "sources were refused, cancel the run on Kaggle", "abc", "cd"),
+        ({"push a": [NO_PUSH]}, 1, "You don't have access", "a", "abcd"),
+        ({"push a": [NOBODY]}, 1, "not logged in, kaggle auth login: 401", "a", "abcd"),
+        ({"push a": [NO_LOGIN]}, 1, "kaggle auth login: Authentication", "a", "abcd"),
+        ({"status a": [ERROR]}, 1, "a is error on Kaggle: me/x has", "ab", "acd"),
+        ({"status a": [ERROR]}, 1, "ValueError", "ab", "acd"),
+        ({"status a": [NETWORK]}, 1, "no clear answer (10 of 10)", "ab", "cd"),
+        # A login that ends while a kernel runs pushes it no second time.
+        ({"status a": [NO_ACCESS]}, 1, "a was pushed, and Kaggle shows this login", "ab", "cd"),
+        ({"status a": [["Ctrl-C", 0], COMPLETE]}, 130, "what was pushed runs on", "ab", "cd"),
+        ({"status a": [NETWORK, NETWORK, COMPLETE]}, 0, "", "abcd", ""),
+        ({"push d": [NETWORK, NETWORK, PUSHED], "status d": [UNKNOWN, UNKNOWN, COMPLETE]}, 0, "",
+         "abcddd", ""),
+        # A push that arrived although its answer was lost.
+        ({"push a": [NETWORK], "status a": [RUNNING, COMPLETE]}, 0, "", "abcd", ""),
+        # Sessions of somebody else are waited for, longer than for the network.
+        ({"push a": [BUSY] * 15 + [PUSHED]}, 0, "", 15 * "a" + "abcd", ""),
+        ({"push a": [["Kernel version 401 successfully pushed.", 0]]}, 0, "", "abcd", ""),
+        ({"push a": [["Kernel version successfully pushed.  See x", 0]]}, 0, "", "abcd", ""),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_it_or_not_and_a_new_start_goes_on_from_there(
+    world: World, plays: dict, status: int, words: str, pushed: str, after: str
+):
+    world.play(plays)
     done = world.run()
-    assert done.returncode == 1
-    assert "stopped: c: Kernel push error: Notebook not found" in done.stderr
-    assert world.state == {"a": "complete", "b": "complete", "c": "failed", "d": "waiting"}
+    assert done.returncode == status, done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert world.pushed == pushed
+    world.play({})
     assert world.run().returncode == 0
-    assert world.pushed == ["a", "b", "c", "c", "d"]
-
-
-def test_sources_that_were_refused_stop_it_although_it_says_success(world: World):
-    world.play({"push c": [INVALID]})
-    done = world.run()
-    assert done.returncode == 1
-    assert "sources were refused, cancel the run on Kaggle: The following are not" in done.stderr
-    assert world.state["c"] == "failed"
-    assert world.state["d"] == "waiting"
-
-
-def test_a_kernel_that_fails_on_kaggle_stops_it_and_is_pushed_anew_at_the_next_start(world: World):
-    world.play({"status a": [ERROR, COMPLETE]})
-    done = world.run()
-    assert done.returncode == 1
-    assert "a is error on Kaggle" in done.stderr
-    assert "ValueError" in done.stderr
-    assert world.pushed == ["a", "b"]
-    assert world.run().returncode == 0
-    assert world.pushed == ["a", "b", "a", "c", "d"]
-
-
-def test_the_network_may_fail_for_a_while(world: World):
-    pushed = ["Kernel version 1 successfully pushed", 0]
-    world.play(
-        {
-            "status a": [NETWORK, NETWORK, COMPLETE],
-            "push d": [NETWORK, NETWORK, pushed],
-            "status d": [UNKNOWN, UNKNOWN, COMPLETE],
-        }
-    )
-    done = world.run()
-    assert done.returncode == 0, done.stderr
-    assert world.pushed == ["a", "b", "c", "d", "d", "d"]
-
-
-def test_a_network_that_stays_away_stops_it_after_ten_times(world: World):
-    world.play({"status a": [NETWORK]})
-    done = world.run()
-    assert done.returncode == 1
-    assert "no clear answer for too long" in done.stderr
-    assert world.calls.count("status a") == 10
-    assert world.state["a"] == "pushed"
-
-
-def test_a_push_that_arrived_though_its_answer_was_lost_is_not_made_twice(world: World):
-    world.play({"push a": [NETWORK], "status a": [RUNNING, COMPLETE]})
-    assert world.run().returncode == 0
-    assert world.pushed.count("a") == 1
+    assert world.pushed == pushed + after
 
 
 @pytest.mark.parametrize(
@@ -220,67 +198,8 @@ def test_killed_while_pushing_it_asks_kaggle_whether_that_arrived(
     assert world.pushed.count("a") == pushes
 
 
-def test_ctrl_c_ends_it_in_a_line_and_the_next_start_goes_on(world: World):
-    world.play({"status a": [["Ctrl-C", 0], COMPLETE]})
-    done = world.run()
-    assert done.returncode == 130
-    assert done.stderr == "stopped; what was pushed runs on; start this again to go on\n"
-    assert world.run().returncode == 0
-    assert world.pushed == ["a", "b", "c", "d"]
-
-
-def test_sessions_of_somebody_else_are_waited_for(world: World):
-    """As long as it takes: longer than the network is given."""
-    world.play({"push a": [BUSY] * 15 + [["Kernel version 1 successfully pushed", 0]]})
-    assert world.run().returncode == 0
-    assert world.pushed.count("a") == 16
-
-
-@pytest.mark.parametrize(("answer", "words"), [(NOBODY, "401"), (NO_LOGIN, "Authentication")])
-def test_without_a_login_it_stops_at_once(world: World, answer: list, words: str):
-    world.play({"push a": [answer]})
-    done = world.run()
-    assert done.returncode == 1
-    assert f"not logged in, kaggle auth login: {words}" in done.stderr
-    assert world.calls == ["push a"]
-
-
-def test_a_login_that_ends_while_a_kernel_runs_does_not_push_it_twice(world: World):
-    world.play({"status a": [NO_ACCESS]})
-    done = world.run()
-    assert done.returncode == 1
-    assert "a was pushed, and Kaggle shows this login no such kernel" in done.stdout
-    assert world.state["a"] == "pushed"
-    world.play({})
-    assert world.run().returncode == 0
-    assert world.pushed.count("a") == 1
-
-
-def test_a_push_without_access_stops_at_once(world: World):
-    world.play({"push a": [NO_PUSH]})
-    done = world.run()
-    assert done.returncode == 1
-    assert "You don't have access" in done.stderr
-    assert world.calls == ["push a"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "Kernel version 401 successfully pushed.",
-        "Kernel version successfully pushed.  See https://x",
-    ],
-)
-def test_a_push_is_known_by_its_words_whatever_the_version(world: World, words: str):
-    world.play({"push a": [[words, 0]]})
-    assert world.run().returncode == 0
-    assert world.pushed == ["a", "b", "c", "d"]
-
-
 def test_without_the_command_line_it_says_how_to_get_it(world: World):
     (world.fake / "kaggle").unlink()
-    env = {"PATH": str(world.fake), "FAKE_KAGGLE": str(world.fake)}
-    command = [sys.executable, str(world.folder / "push_all.py"), "--poll", "0"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = world.run(PATH=str(world.fake))
     assert done.returncode == 1
     assert "pip install kaggle" in done.stderr

@@ -16,15 +16,8 @@ from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
 
-TINY = {
-    "EXPERIMENT": "demo_UNetResNet10_128_v1",
-    "SIZE": "64",
-    "EPOCHS": "2",
-    "MIN_EPOCHS": "0",
-    "N_FOLDS": "2",
-    "WORKERS": "0",
-    "THREADS": "1",
-}
+TINY = {"EXPERIMENT": "demo_UNetResNet10_128_v1", "SIZE": "64", "EPOCHS": "2", "MIN_EPOCHS": "0",
+        "N_FOLDS": "2", "WORKERS": "0", "THREADS": "1"}  # fmt: skip
 # In the place of the clock: MAX_HOURS says how many pieces of work a session allows, so that
 # sessions end at the same places however fast the machine is.
 PIECES = """
@@ -56,54 +49,45 @@ def data(tmp_path: Path) -> Path:
 
 
 def build(root: Path, folder: Path, stage: str, kind: str, given: dict[str, str], **meta) -> Path:
-    kernel = bundle.build(
-        root, stage, kind, given=tuple(given.items()), owner="me", out=folder / "build"
-    )
-    if meta:
-        file = kernel.folder / metadata.FILE
-        found = metadata.read_base(kernel.folder) | meta
-        file.write_text(metadata.as_text(found))
-    return kernel.folder
+    options = {"given": tuple(given.items()), "owner": "me", "out": folder / "build"}
+    built = bundle.build(root, stage, kind, **options).folder
+    (built / metadata.FILE).write_text(metadata.as_text(metadata.read_base(built) | meta))
+    return built
 
 
-def passes(folder: Path, out: Path, data: Path, **inputs: Path) -> Path:
+def passes(folder: Path, out: Path, data: Path, inputs: dict[str, Path] | None = None) -> Path:
     """Rehearse; every check passes. Returns the working folder that is left."""
-    by_name = {name.replace("__", "/").replace("_", "-"): path for name, path in inputs.items()}
-    done = rehearse.run(folder, out, data=data, inputs=by_name, seconds=900)
+    done = rehearse.run(folder, out, data=data, inputs=inputs, seconds=900)
     assert done.passed, "\n".join(map(str, done.checks)) + done.log.read_text()[-4000:]
     return done.working
 
 
 def test_the_three_stages_pass_in_a_chain(project_root: Path, tmp_path: Path, data: Path):
-    folder = build(project_root, tmp_path, "train", "script", TINY)
-    trained = passes(folder, tmp_path / "out" / "train", data)
-    assert (trained / "runs").is_dir() or (trained / "work" / "runs").is_dir()
-    folder = build(project_root, tmp_path, "thresholds", "notebook", {"BOOTSTRAP": "100"},
-                   kernel_sources=["me/pneumothorax-train-script"])  # fmt: skip
-    searched = passes(
-        folder, tmp_path / "out" / "thresholds", data, me__pneumothorax_train_script=trained
-    )
-    sources = ["me/pneumothorax-train-script", "me/pneumothorax-thresholds"]
-    folder = build(project_root, tmp_path, "inference", "script", {"WORKERS": "0"},
-                   kernel_sources=sources)  # fmt: skip
-    left = passes(
-        folder, tmp_path / "out" / "inference", data,
-        me__pneumothorax_train_script=trained, me__pneumothorax_thresholds=searched,
-    )  # fmt: skip
-    (submission,) = left.rglob("submission.csv")
+    train, thresholds = "me/pneumothorax-train-script", "me/pneumothorax-thresholds"
+    left: dict[str, Path] = {}
+    for stage, kind, given, sources in (
+        ("train", "script", TINY, []),
+        ("thresholds", "notebook", {"BOOTSTRAP": "100"}, [train]),
+        ("inference", "script", {"WORKERS": "0"}, [train, thresholds]),
+    ):
+        folder = build(project_root, tmp_path, stage, kind, given, kernel_sources=sources)
+        working = passes(folder, tmp_path / "out" / stage, data, dict(left))
+        left[f"me/{folder.name}"] = working
+    assert list(left)[:2] == [train, thresholds]
+    (submission,) = working.rglob("submission.csv")
     with submission.open() as file, (data / "sample_submission.csv").open() as sample:
         rows, expected = list(csv.reader(file)), list(csv.reader(sample))
     assert [row[0] for row in rows] == [row[0] for row in expected]
 
 
 def bits(folder: fold_run.FoldRun) -> dict[str, torch.Tensor]:
-    found = {}
+    tensors = {}
     for path in [folder.last, *folder.kept()]:
         state, _ = checkpoints.load(path)
-        found |= {f"{path.name}/{k}": v for k, v in state["model"].items()}
+        tensors |= {f"{path.name}/{k}": v for k, v in state["model"].items()}
         if "ema" in state:
-            found |= {f"{path.name}/ema/{k}": v for k, v in state["ema"]["model"].items()}
-    return found
+            tensors |= {f"{path.name}/ema/{k}": v for k, v in state["ema"]["model"].items()}
+    return tensors
 
 
 def test_a_training_in_three_sessions_ends_with_the_bits_of_an_unbroken_one(
@@ -116,28 +100,28 @@ def test_a_training_in_three_sessions_ends_with_the_bits_of_an_unbroken_one(
             project_root / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
         )
     shutil.copy(project_root / metadata.FILE, root)
-    with (root / "kernel_lib" / "training" / "clock.py").open("a") as file:
+    with (root / "kernel_lib" / "training" / "job.py").open("a") as file:
         file.write(PIECES)
     one_fold = TINY | {"FOLD": "0"}
     folder = build(root, tmp_path, "train", "script", one_fold)
-    whole = passes(folder, tmp_path / "out" / "whole", data)
+    unbroken = passes(folder, tmp_path / "out" / "unbroken", data)
     # 2 epochs of 2 steps, 2 scorings and 2 predictions: 8 pieces of work, 3 a session.
     folder = build(root, tmp_path / "parts", "train", "script", one_fold | {"MAX_HOURS": "3"})
     working = passes(folder, tmp_path / "out" / "1", data)
-    ended = ["run the same command again" in (tmp_path / "out" / "1" / "log.txt").read_text()]
+    goes_on = ["run the same command again" in (tmp_path / "out" / "1" / "log.txt").read_text()]
     for number in ("2", "3"):
         meta = metadata.read_base(folder) | {"kernel_sources": ["me/earlier"]}
         (folder / metadata.FILE).write_text(metadata.as_text(meta))
-        working = passes(folder, tmp_path / "out" / number, data, me__earlier=working)
+        working = passes(folder, tmp_path / "out" / number, data, {"me/earlier": working})
         log = (tmp_path / "out" / number / "log.txt").read_text()
         assert "going on from" in log
-        ended.append("run the same command again" in log)
-    assert ended == [True, True, False]
-    name = next(iter(fold_run.run_names([whole, whole / "work"])))
-    one, other = (fold_run.find([p, p / "work"], name)[0] for p in (whole, working))
-    there, here = bits(one), bits(other)
+        goes_on.append("run the same command again" in log)
+    assert goes_on == [True, True, False]
+    (name,) = fold_run.run_names([unbroken, unbroken / "work"])
+    first, second = (fold_run.find([p, p / "work"], name)[0] for p in (unbroken, working))
+    there, here = bits(first), bits(second)
     assert len(there) > 100
     assert there.keys() == here.keys()
     assert all(torch.equal(there[k], here[k]) for k in there)
-    assert one.oof.read_bytes() == other.oof.read_bytes()
-    assert one.oof_last.read_bytes() == other.oof_last.read_bytes()
+    assert first.oof.read_bytes() == second.oof.read_bytes()
+    assert first.oof_last.read_bytes() == second.oof_last.read_bytes()

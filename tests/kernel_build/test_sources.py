@@ -24,8 +24,7 @@ from kernel_lib.stages.table import STAGES
 # Texts near everything that a raw literal, a tokenizer or IPython might stumble over.
 ODD = st.text(
     st.one_of(
-        st.sampled_from("'\"\\\n%!?>{}#\t\r\x0c\x85\u2028\ufeff\x00"),
-        st.characters(codec="utf-8"),
+        st.sampled_from("'\"\\\n%!?>{}#\t\r\x0c\x85\u2028\ufeff\x00"), st.characters(codec="utf-8")
     ),
     max_size=40,
 )
@@ -110,8 +109,7 @@ def test_sub_packages_and_data_files_are_in_and_litter_is_out(project: Path):
     for litter in ("__pycache__/a.pyc", ".hidden", "data/.ipynb_checkpoints/x.py", "old.pyc"):
         (library / litter).parent.mkdir(exist_ok=True)
         (library / litter).write_bytes(b"\xff")
-    found = {member.path for member in sources.collect(project)}
-    assert found == {
+    assert {member.path for member in sources.collect(project)} == {
         path.relative_to(project).as_posix()
         for path in library.rglob("*.*")
         if path.suffix in (".py", ".html") and "checkpoints" not in str(path)
@@ -122,16 +120,15 @@ def test_files_and_folders_that_are_left_out_stay_out(project: Path):
     every = [member.path for member in sources.collect(project)]
     left = ["data", "viewer/viewer.html", "gone.py"]
     carried = [member.path for member in sources.collect(project, left)]
-    out = [path for path in every if path not in carried]
-    assert out == [
-        *("kernel_lib/data/__init__.py", "kernel_lib/data/rle.py", "kernel_lib/viewer/viewer.html")
-    ]
+    data = ["kernel_lib/data/__init__.py", "kernel_lib/data/rle.py"]
+    out = [*data, "kernel_lib/viewer/viewer.html"]
     assert carried == [path for path in every if path not in out]
+    assert len(every) == len(carried) + len(out)
 
 
-def carried(root: Path, stage: str) -> dict[str, sources.Member]:
-    """Return the members of a stage's kernel by the names of their modules."""
-    members = sources.collect(root, (*sources.LEFT_OUT, *STAGES[stage].left_out))
+def by_module(root: Path, without: tuple[str, ...] = ()) -> dict[str, sources.Member]:
+    """Return the library's members by the names of their modules."""
+    members = sources.collect(root, without)
     return {
         m.path.removesuffix(".py").replace("/__init__", "").replace("/", "."): m for m in members
     }
@@ -150,16 +147,13 @@ def imports(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kernel_imports_nothing_that_it_leaves_out(project_root: Path, stage: str):
     """Not even inside a function, but for the commands that a kernel has not."""
-    members = carried(project_root, stage)
+    members = by_module(project_root, sources.left_out(stage))
     texts = {name: m.text for name, m in members.items() if m.path.endswith(".py")}
     texts["kernel_lib.__main__"] = texts["kernel_lib.__main__"].replace("kernel_lib.commands", "os")
     notebook = read_notebook(project_root, stage)
     meta = dict.fromkeys(metadata.SOURCES, ())
     texts["notebook"] = for_kernel(notebook, stage, {}, meta).replace("# %%", "#")
-    modules = {
-        m.path.removesuffix(".py").replace("/__init__", "").replace("/", ".")
-        for m in sources.collect(project_root)
-    }
+    modules = by_module(project_root)
     for name, text in texts.items():
         absent = {i for i in imports(text) if i in modules} - members.keys()
         assert not absent, f"{name} imports {absent}: carry it, or leave {name} out too"
@@ -167,7 +161,7 @@ def test_a_kernel_imports_nothing_that_it_leaves_out(project_root: Path, stage: 
 
 def test_what_is_left_out_exists(project_root: Path):
     """Else it was renamed, and is carried."""
-    left = {*sources.LEFT_OUT, *(path for stage in STAGES.values() for path in stage.left_out)}
+    left = {path for stage in STAGES for path in sources.left_out(stage)}
     assert [path for path in left if not (project_root / "kernel_lib" / path).exists()] == []
 
 
@@ -187,7 +181,7 @@ def test_no_module_of_the_library_is_imported_by_a_computed_name(project_root: P
     "stage", [pytest.param(s, marks=[pytest.mark.slow] * STAGES[s].needs_gpu) for s in STAGES]
 )
 def test_every_module_of_a_kernel_can_be_imported(project_root: Path, tmp_path: Path, stage: str):
-    members = carried(project_root, stage)
+    members = by_module(project_root, sources.left_out(stage))
     for member in members.values():
         path = tmp_path / member.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,15 +197,16 @@ def test_every_module_of_a_kernel_can_be_imported(project_root: Path, tmp_path: 
     assert ast.literal_eval(done.stdout) == {str(tmp_path / members[name].path) for name in names}
 
 
-def test_files_that_no_kernel_can_carry_are_named(project: Path):
-    (project / "kernel_lib" / "viewer" / "icon.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(InputError, match=r"kernel_lib/viewer/icon\.png is not UTF-8 at byte 0"):
-        sources.collect(project)
-
-
-def test_a_module_that_is_not_python_is_named_with_its_line(project: Path):
-    (project / "kernel_lib" / "broken.py").write_text("x = 1\ny = (\n")
-    with pytest.raises(InputError, match=r"kernel_lib/broken\.py:2 is not Python"):
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("viewer/icon.png", b"\x89PNG\r\n", r"kernel_lib/viewer/icon\.png is not UTF-8 at byte 0"),
+        ("broken.py", b"x = 1\ny = (\n", r"kernel_lib/broken\.py:2 is not Python"),
+    ],
+)
+def test_files_that_no_kernel_can_carry_are_named(project: Path, name: str, content, words: str):
+    (project / "kernel_lib" / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
         sources.collect(project)
 
 

@@ -51,6 +51,7 @@ def test_a_wheel_is_fetched_once_and_then_taken_from_the_cache(registry: Path, t
     assert [path.name for path in cache.iterdir()] == [published.name]
     published.unlink()
     assert wheels.fetch(SMP, "0.6.0", cache) == first
+    assert wheels.needs(first) == ["numpy"]  # without those of extras
 
 
 def altered(path: Path, change: Callable[[dict[str, bytes]], object]) -> bytes:
@@ -64,29 +65,15 @@ def altered(path: Path, change: Callable[[dict[str, bytes]], object]) -> bytes:
     return path.read_bytes()
 
 
-def entry(content: bytes, name: str) -> int:
-    """Where a wheel's list of members has a member."""
-    return content.index(b"PK\x01\x02", content.rindex(name.encode()) - 46)
-
-
 def flipped(content: bytes, at: int, bits: int) -> bytes:
     return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
 
 
-DAMAGE = {
-    "cut": lambda content: content[: len(content) // 2],
-    "unpacking fails": lambda content: flipped(content, 30 + len(MODULE), 0x06),
-    "unknown packing": lambda content: flipped(content, entry(content, MODULE) + 10, 0x10),
-    "encrypted": lambda content: flipped(content, entry(content, MODULE) + 8, 0x01),
-    "empty": lambda content: b"",
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_wheel_in_the_cache_is_fetched_again(kind: str, registry: Path, tmp_path: Path):
+@pytest.mark.parametrize("part", [0.5, 0])
+def test_a_damaged_wheel_in_the_cache_is_fetched_again(part: float, registry: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     first = wheels.fetch(SMP, "0.6.0", cache)
-    (cache / first.name).write_bytes(DAMAGE[kind](first.content))
+    (cache / first.name).write_bytes(first.content[: int(part * len(first.content))])
     assert wheels.fetch(SMP, "0.6.0", cache) == first
     assert (cache / first.name).read_bytes() == first.content
 
@@ -162,22 +149,14 @@ def test_signatures_folders_and_wheels_within_need_no_row(registry: Path):
 
 
 def test_without_registry_and_cache_the_error_says_what_to_do(registry: Path, tmp_path: Path):
-    with pytest.raises(InputError, match=r"cannot fetch the wheel of .* 0\.7\.0: it is not in"):
-        wheels.fetch(SMP, "0.7.0", tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_wheel_under_another_name_is_not_used(registry: Path, tmp_path: Path):
+    """Also where the cache holds a wheel of another version under this name."""
     (published,) = registry.iterdir()
     cache = tmp_path / "cache"
     cache.mkdir()
-    (cache / published.name.replace("0.6.0", "0.5.0")).write_bytes(published.read_bytes())
-    with pytest.raises(InputError, match="cannot fetch"):
-        wheels.fetch(SMP, "0.5.0", cache)
-
-
-def test_the_needs_of_a_wheel_leave_extras_out(registry: Path, tmp_path: Path):
-    assert wheels.needs(wheels.fetch(SMP, "0.6.0", tmp_path / "cache")) == ["numpy"]
+    (cache / published.name.replace("0.6.0", "0.7.0")).write_bytes(published.read_bytes())
+    with pytest.raises(InputError, match=r"cannot fetch the wheel of .* 0\.7\.0: it is not in"):
+        wheels.fetch(SMP, "0.7.0", cache)
+    assert list(cache.iterdir()) == []
 
 
 def test_a_kernel_carries_the_wheel_under_a_banner(project: Path, registry: Path, tmp_path: Path):
@@ -235,13 +214,9 @@ def test_a_kernel_trains_with_nothing_but_the_wheel_that_it_carries(
         "N_FOLDS": 2, "FOLD": 0, "WORKERS": 0, "THREADS": 1,
     }  # fmt: skip
     kernel = bundle.build(
-        project_root,
-        "train",
-        "script",
-        given=tuple((name, str(value)) for name, value in given.items()),
-        out=tmp_path / "build",
-        inputs=bundle.Inputs(wheels=(wheel,)),
-    )
+        project_root, "train", "script", given=tuple((k, str(v)) for k, v in given.items()),
+        out=tmp_path / "build", inputs=bundle.Inputs(wheels=(wheel,)),
+    )  # fmt: skip
     assert kernel.size_bytes < 1_000_000
     for folder in ("hide", "tmp", "working"):
         (tmp_path / folder).mkdir()

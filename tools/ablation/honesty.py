@@ -60,8 +60,8 @@ class Sample:
 
     def stats(self, weights: Sequence[float], labelled: bool = False) -> Stacked:
         """Return histograms of the weighted mean of the members' maps."""
-        speaking = [(levels, w) for levels, w in zip(self.levels, weights, strict=True) if w]
-        mean = maps.mean([levels for levels, _ in speaking], [w for _, w in speaking])  # (N, P)
+        weighted = [(levels, w) for levels, w in zip(self.levels, weights, strict=True) if w]
+        mean = maps.mean([levels for levels, _ in weighted], [w for _, w in weighted])  # (N, P)
         labels = self.labels.astype(np.int16) if labelled else np.full(len(self), -1, np.int16)
         return Stacked(
             _histograms(mean, np.ones_like(self.truth)),

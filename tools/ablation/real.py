@@ -96,18 +96,18 @@ class Study:
     @property
     def comparisons(self) -> list[Comparison]:
         every = tuple(range(self.n_folds))
-        found = [
+        listed = [
             Comparison(
                 f"{row.size} px, warm start from {parent.size}", (row.name,), (parent.name,), every
             )
             for parent, row in pairwise(self.chain)
         ]
         if len(together := self.scored[-1]) > 1:
-            found.append(Comparison("the mean of all", together, self.names[-1:], every))
+            listed.append(Comparison("the mean of all", together, self.names[-1:], every))
         for key, variant in self.variants.items():
             pair = (self.name(key),), (self.first.name,)
-            found.append(Comparison(variant.tries, *pair, variant.folds))
-        return found
+            listed.append(Comparison(variant.tries, *pair, variant.folds))
+        return listed
 
 
 STUDY = Study(
@@ -172,7 +172,7 @@ def run(
         if not only or name in only:
             todo += [(k, (study.name(name),)) for k in variant.folds]
     with ProcessPoolExecutor(at_once, get_context("spawn"), initializer=jobs.start_worker) as pool:
-        for future in [pool.submit(_train, data, folder, study, *one) for one in todo]:
+        for future in [pool.submit(_train, data, folder, study, *job) for job in todo]:
             future.result()
     return section(folder / "work", study)
 
@@ -208,7 +208,7 @@ def section(work: Path, study: Study) -> str:
         for names in study.scored
         if len(_finished(work, names)) == study.n_folds
     ]
-    gaps = (_compared(work, one, drawn) for one in study.comparisons)
+    gaps = (_compared(work, comparison, drawn) for comparison in study.comparisons)
     lines = [
         "| experiment | honest score (95 %) | dice on positives | AUC | sensitivity | "
         "specificity | empty baseline |",
@@ -230,8 +230,8 @@ def _finished(work: Path, names: Sequence[str]) -> list[int]:
     """Return the folds that every one of these experiments has finished."""
     every = []
     for name in names:
-        found = fold_run.find([work], _run(name))
-        every.append({k for k, f in found.items() if f.oof.is_file() and f.oof_last.is_file()})
+        folds = fold_run.find([work], _run(name))
+        every.append({k for k, f in folds.items() if f.oof.is_file() and f.oof_last.is_file()})
     return sorted(set.intersection(*every))
 
 
@@ -292,12 +292,12 @@ def _columns(
     work: Path, names: Sequence[str], numbers: Sequence[int], truths: Sequence[pd.DataFrame]
 ) -> score.Columns:
     """Return per-image numbers of these folds, each rule chosen on the fold's other images."""
-    found = []
+    parts = []
     for number, truth in zip(numbers, truths, strict=True):
         archives = [Maps(fold_run.fold_folder(work, _run(name), number).oof) for name in names]
         score.refuse_seen(archives, truth)
-        found.append(score.of_mean(archives, truth))
-    return {key: list(chain(*(one[key] for one in found))) for key in found[0]}
+        parts.append(score.of_mean(archives, truth))
+    return {key: list(chain(*(part[key] for part in parts))) for key in parts[0]}
 
 
 def write(document: Path, text: str, study: Study = STUDY) -> None:

@@ -53,7 +53,7 @@ class Results:
                 self.speeds = line["columns"]
             elif line is not images:
                 self.columns[line["arm"]][line["seed"]] = line["columns"]
-        self.seeds = sorted({seed for found in self.columns.values() for seed in found})
+        self.seeds = sorted({seed for of_arm in self.columns.values() for seed in of_arm})
         self.columns[IMAGES] = dict.fromkeys(self.seeds, images["columns"])
         self.draws = Draws(images["groups"], images["columns"]["true_area_px"], n_bootstrap)
         self._values: dict[tuple[str, str, int], np.ndarray] = {}
@@ -61,13 +61,13 @@ class Results:
     def side(self, side: str) -> dict[int, np.ndarray]:
         """Return by seed the values of one side of a claim: of all images, then of each draw."""
         names, _, measure = side.partition(":")
-        found = [self._by_seed(name, measure) for name in names.split("|")]
-        if len(found) == 1:
-            return found[0]
-        common = set.intersection(*(set(one) for one in found))
+        by_arm = [self._by_seed(name, measure) for name in names.split("|")]
+        if len(by_arm) == 1:
+            return by_arm[0]
+        common = set.intersection(*(set(of_arm) for of_arm in by_arm))
         if not common:
             return {}
-        best = max(found, key=lambda one: float(np.mean([one[seed][0] for seed in common])))
+        best = max(by_arm, key=lambda of_arm: float(np.mean([of_arm[seed][0] for seed in common])))
         return {seed: best[seed] for seed in common}
 
     def difference(self, claim: Claim) -> Difference:
@@ -156,13 +156,13 @@ def render(
 
 def known(sections: Mapping[str, Sequence[Line]], arms: Set[str]) -> dict[str, list[Line]]:
     """Return by section the lines whose arms are all among these, without empty sections."""
-    found = {
+    known_lines = {
         title: [
             line for line in lines if isinstance(line, Claim | Spread) and arms_of(line) <= arms
         ]
         for title, lines in sections.items()
     }
-    return {title: lines for title, lines in found.items() if lines}
+    return {title: lines for title, lines in known_lines.items() if lines}
 
 
 def arms_of(line: Claim | Spread) -> set[str]:
@@ -202,15 +202,15 @@ def _row(line: Line, results: Results) -> str:
 
 
 def _tried(claim: Claim, results: Results) -> tuple[str, ...]:
-    found = results.difference(claim)
+    gap = results.difference(claim)
     form, margin = UNITS[measure_named(claim.a.partition(":")[2]).unit]
-    said = verdict(found, claim.expects, margin)
+    said = verdict(gap, claim.expects, margin)
     measured = "–"
-    if found.n_seeds:
-        value, low, high = (form.format(one) for one in found[:3])
+    if gap.n_seeds:
+        value, low, high = (form.format(number) for number in gap[:3])
         measured = f"{value} [{low}, {high}]"
     why = (claim.otherwise or claim.why) if said == "does not hold" else claim.why
-    return claim.says, claim.tried, str(found.n_seeds), measured, said, why
+    return claim.says, claim.tried, str(gap.n_seeds), measured, said, why
 
 
 def _on_gpu(line: OnGpu, results: Results) -> tuple[str, ...]:

@@ -50,8 +50,8 @@ def run(name: str) -> tuple[list[str], int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
         for line in child.stdout:
             print(line, end="", flush=True)
-            if found := FIGURE.match(line.rstrip("\n")):
-                cells = " | ".join(found.groups())
+            if match := FIGURE.match(line.rstrip("\n")):
+                cells = " | ".join(match.groups())
                 rows.append(f"| {cells} | `tools.benchmarks.{name}` |\n")
     return rows, child.returncode
 
@@ -60,8 +60,8 @@ def joined(document: str, rows: list[str]) -> str:
     """Return the document with these rows, and the old ones of benchmarks that did not run."""
     before, rest = document.split(BEGIN)
     block, after = rest.split(END)
-    anew = {_name(row) for row in rows}
-    kept = [line for line in block.splitlines(keepends=True) if _name(line) in {*NAMES} - anew]
+    ran = {_name(row) for row in rows}
+    kept = [line for line in block.splitlines(keepends=True) if _name(line) in {*NAMES} - ran]
     order = sorted([*kept, *rows], key=lambda row: NAMES.index(_name(row)))
     return before + BEGIN + "\n" + HEAD + "".join(order) + END + after
 

@@ -38,6 +38,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kernel_lib.artifacts import filenames
+
 ROOT = Path(__file__).resolve().parents[2]
 # Each part's share of the time left when it begins; the last leaves a moment to write.
 PARTS = {"machine": 0.2, "tests": 0.35, "speed": 0.5, "training": 0.97}
@@ -54,14 +56,14 @@ def main() -> None:
     given = parser.parse_args()
     ends = time.monotonic() + given.limit_s
     given.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, share in PARTS.items():
             left = share * max(0.0, ends - time.monotonic())
             print(f"=== {name}, at most {left:.0f} s", flush=True)
-            found[name] = run(name, left, given, Path(scratch))
-            print(f"{name}: {found[name].get('reason', 'ok')}", flush=True)
-            write(given.out, found)
+            parts[name] = run(name, left, given, Path(scratch))
+            print(f"{name}: {parts[name].get('reason', 'ok')}", flush=True)
+            write(given.out, parts)
     print((given.out / "gpu.md").read_text(encoding="utf-8"))
 
 
@@ -119,7 +121,7 @@ def command(
 ) -> list[str]:
     """Return the command of a part, which leaves out the measurements that are done."""
     if name == "tests":
-        # -v: a line as each test ends, so that a killed run tells what came of the others.
+        # -v: a line as each test ends, so that a killed run shows what came of the others.
         how = ["-p", "no:cacheprovider", "-m", "", "-vv", "--durations=10"]
         return [sys.executable, "-m", "pytest", *TESTS, *how]
     start = [sys.executable, "-m", "tools.benchmarks.gpu_parts", name, "--scratch", str(scratch)]
@@ -155,7 +157,7 @@ def limited(command: list[str], limit_s: float, log: Path, device: str) -> int |
             child.wait()
 
 
-def tell(row: dict[str, Any]) -> None:
+def emit(row: dict[str, Any]) -> None:
     """Print a measurement for `measured`, on a line of its own whatever a bar has printed."""
     print(f"\n{MEASURED}{json.dumps(row)}", flush=True)
 
@@ -165,7 +167,7 @@ def measured(log: Path) -> list[dict[str, Any]]:
 
     One that was begun and did not end is there as failed.
     """
-    found: dict[str, list[dict]] = {}
+    by_name: dict[str, list[dict]] = {}
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith(MEASURED):
             continue
@@ -173,9 +175,9 @@ def measured(log: Path) -> list[dict[str, Any]]:
             row = json.loads(line.removeprefix(MEASURED))
         except ValueError:
             continue
-        found.setdefault(row["name"], []).append(row)
+        by_name.setdefault(row["name"], []).append(row)
     rows: list[dict] = []
-    for begun, *ended in found.values():
+    for begun, *ended in by_name.values():
         rows += ended or [begun | {"failed": "did not end"}]
     return rows
 
@@ -193,10 +195,10 @@ def tested(log: Path) -> Iterator[dict[str, Any]]:
 def logged(work: Path) -> dict[str, list[dict]]:
     """Return the log of each fold that a training left, also of one that was killed."""
     return {
-        str(path.parent.relative_to(work / "runs")): [
+        str(path.parent.relative_to(work / filenames.RUNS)): [
             json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
         ]
-        for path in sorted(work.glob("runs/*/fold*/log.jsonl"))
+        for path in sorted(work.glob(f"{filenames.RUNS}/*/fold*/{filenames.LOG}"))
     }
 
 

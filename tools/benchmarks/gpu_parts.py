@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.gpu_parts PART --scratch DIR [the options of benchmarks.gpu]
 
-Every measurement is announced and its rows are printed as they come (`gpu.tell`). One that fails
+Every measurement is announced and its rows are printed as they come (`gpu.emit`). One that fails
 is a row with its reason, and the others follow. A CUDA error that poisons the process ends it; it
 is then started again without what is `--done`.
 """
@@ -513,18 +513,18 @@ def main() -> None:
     place = Place(given)
     for name, measure in PARTS[given.part](place):
         if name not in given.done.split(","):
-            one(name, measure, place.engine)
+            make(name, measure, place.engine)
 
 
-def one(name: str, measure: Callable[[], Iterator[Row]], on: Engine) -> None:
+def make(name: str, measure: Callable[[], Iterator[Row]], on: Engine) -> None:
     """Make one measurement and print its rows as they come; raise only where none can follow."""
-    gpu.tell({"name": name})
+    gpu.emit({"name": name})
     try:
         for row in measure():
-            gpu.tell({"name": name} | row)
+            gpu.emit({"name": name} | row)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:300]
-        gpu.tell({"name": name, "failed": f"{type(error).__name__}: {reason}"})
+        gpu.emit({"name": name, "failed": f"{type(error).__name__}: {reason}"})
         synchronise(on)  # which raises again after an error that poisons the process
     finally:
         gc.collect()

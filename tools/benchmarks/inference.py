@@ -56,12 +56,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Place(Path(scratch), given.size, given.images)
         parts = Parts()
-        works = {
-            "stage": lambda: place.infer(parts),
-            "bare": place.bare_pass(),
-        }
+        works = {"stage": lambda: place.infer(parts), "bare": place.bare_pass()}
         took = timed(works, given.rounds)
-        tell(given.size, given.images, took, parts)
+        show(given.size, given.images, took, parts)
 
 
 class Place:
@@ -170,7 +167,7 @@ class Parts:
         return timed_stream
 
 
-def tell(size: int, n: int, took: Timed, parts: Parts) -> None:
+def show(size: int, n: int, took: Timed, parts: Parts) -> None:
     stage, bare = took.rounds("stage"), took.rounds("bare")
     by_part = {name: np.array(all_of[1:]) for name, all_of in parts.seconds.items()}
     for name in Parts.EACH:

@@ -50,7 +50,7 @@ def main() -> None:
         for size in given.sizes:
             images_cached = prepared(frame, source.root, size, Path(scratch) / "cache")
             took = timed(works(images_cached, size), given.rounds)
-            tell(took, size, len(images_cached))
+            show(took, size, len(images_cached))
 
 
 def winners() -> A.Compose:
@@ -73,7 +73,7 @@ def winners() -> A.Compose:
     return A.Compose([A.HorizontalFlip(), A.OneOf(light, p=0.3), A.OneOf(bent, p=0.3), moved])
 
 
-def unseeded(transform: A.Compose) -> augment.Augment:
+def unseeded(transform: A.Compose) -> Callable:
     """Return the transform as a plain Dataset calls it: every draw is from one generator."""
     transform.set_random_seed(SEED)
 
@@ -87,7 +87,7 @@ def unseeded(transform: A.Compose) -> augment.Augment:
 def works(images_cached: cache.Prepared, size: int) -> dict[str, Callable[[], None]]:
     """Return by name a function that makes an epoch's items."""
     ours = TrainingImages(images_cached, ROW.augment, SEED)
-    others = {"notes": augment.build(ROW.augment), "winners": unseeded(winners())}
+    others = {"notes": augment.Augment(ROW.augment), "winners": unseeded(winners())}
 
     def of_ours() -> None:
         for i in range(len(images_cached)):
@@ -97,7 +97,7 @@ def works(images_cached: cache.Prepared, size: int) -> dict[str, Callable[[], No
         for i in range(len(images_cached)):
             _tensor(images_cached.image(i)), _tensor(images_cached.mask(i))
 
-    def each(get: Callable, change: augment.Augment) -> Callable[[], None]:
+    def each(get: Callable, change: Callable) -> Callable[[], None]:
         def epoch() -> None:
             for i, image_id in enumerate(images_cached.table["image_id"]):
                 image, mask = change(*get(i), augment.item_seed(SEED, 0, image_id))
@@ -124,7 +124,7 @@ def decoded(path: str, text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return image and mask (size, size) uint8, straight from DICOM and RLE."""
     image = pydicom.dcmread(path).pixel_array
     flat = np.zeros(image.size, np.uint8)
-    at, numbers = 0, [int(one) for one in text.split()] if text.strip() not in ("", "-1") else []
+    at, numbers = 0, [] if text.strip() in ("", "-1") else list(map(int, text.split()))
     for gap, length in zip(numbers[0::2], numbers[1::2], strict=True):
         at += gap
         flat[at : at + length] = 1
@@ -140,7 +140,7 @@ def _tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).unsqueeze(0)  # (1, S, S)
 
 
-def tell(took: Timed, size: int, n: int) -> None:
+def show(took: Timed, size: int, n: int) -> None:
     def ms(name: str) -> str:
         return f"{1e3 * took.seconds(name) / n:.1f} ms"
 

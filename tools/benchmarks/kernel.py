@@ -38,7 +38,7 @@ def main() -> None:
                         {(stage, kind): bundle.build(ROOT, stage, kind, owner="me", out=out)}
                     ),
                 }
-                tell(f"{kind} kernel of {stage}", timed(works, ROUNDS), built, (stage, kind))
+                show(f"{kind} kernel of {stage}", timed(works, ROUNDS), built, (stage, kind))
 
 
 def read(stage: str) -> None:
@@ -48,7 +48,7 @@ def read(stage: str) -> None:
     (ROOT / "notebooks" / f"{stage}.py").read_bytes()
 
 
-def tell(title: str, took, built: dict, key: tuple[str, str]) -> None:
+def show(title: str, took, built: dict, key: tuple[str, str]) -> None:
     size = built[key].size_bytes
     size += 1000 * WHEEL_KB if STAGES[key[0]].needs_gpu else 0
     figure(

@@ -9,7 +9,7 @@ under many names: phantoms of 1024², or those of --data. All are training image
 images. With --root the folder is kept, and with --only one stage is run in it.
 
 Of each stage's whole process tree: the memory of its own, which the kernel cannot take back, and
-what is mapped from files, libraries mostly (`processes.sampled`), five times a second; and the
+what is mapped from files, libraries mostly (`sampled`), five times a second; and the
 kernel's own record of the first process's peak (VmHWM), which misses nothing. The figure is the
 larger of both sums, libraries and all, without what the network by itself takes. Pages that the
 kernel keeps of files that were read, and not mapped, belong to no process.
@@ -26,14 +26,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from kernel_lib.data import table
-from tools.benchmarks import memory_stages
+from kernel_lib.data import cache, table
 from tools.benchmarks.prepare import drawn
-from tools.benchmarks.processes import sampled
 from tools.benchmarks.rounds import figure
 
 STAGES = ("prepare", "predict", "thresholds", "inference")
 BAR_GB = 2.0
+# The smallest network there is: what is measured is what is held beside it.
+TINY = {"encoder": "tu-mobilenetv3_small_050", "decoder_channels": (16,), "weights": "none",
+        "epochs": 1, "min_epochs": 0, "keep": 1, "tta": "none", "batch_size": 1}  # fmt: skip
+N_FOLDS = 2  # the fewest; all of them, so that every image is held out once
+WORKERS = 2  # of the loaders, as beside a GPU
 DIFFERENT = 32  # phantoms; drawing all would take an hour
 
 
@@ -48,9 +51,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.inside:
         if given.only == "model":
-            print(memory_stages.of_model(given.size))
+            print(of_model(given.size))
         else:
-            memory_stages.do(given.only, given.root, given.size)
+            do(given.only, given.root, given.size)
         return
     with tempfile.TemporaryDirectory() as scratch:
         root = given.root or Path(scratch)
@@ -61,7 +64,7 @@ def main() -> None:
         print(f"the network's own weights and activations: {model / 1e9:.2f} GB")
         for stage in [given.only] if given.only else STAGES:
             predicts = stage in ("predict", "inference")
-            tell(stage, given, watched(stage, root, given.size), model if predicts else 0)
+            show(stage, given, watched(stage, root, given.size), model if predicts else 0)
 
 
 def inside(stage: str, root: Path, size: int) -> list[str]:
@@ -107,7 +110,7 @@ def watched(stage: str, root: Path, size: int) -> dict[str, float]:
     return peaks | {"seconds": time.monotonic() - began}
 
 
-def tell(stage: str, given: argparse.Namespace, peaks: dict[str, float], model: int) -> None:
+def show(stage: str, given: argparse.Namespace, peaks: dict[str, float], model: int) -> None:
     gb = {key: value / 1e9 for key, value in peaks.items()}
     print(f"{stage}: {peaks['processes']:.0f} processes at most, {peaks['seconds']:.0f} s; "
           f"of its own {gb['own']:.2f} GB, mapped files {gb['files']:.2f}, both at once "
@@ -115,6 +118,100 @@ def tell(stage: str, given: argparse.Namespace, peaks: dict[str, float], model: 
     most = max(gb["sum"], gb["record"]) - model / 1e9
     figure(f"memory of {stage}, {given.images:,} images at {given.size}", f"{most:.2f} GB",
            f"the bar {BAR_GB:g} GB", f"{most / BAR_GB:.0%}", "100 %")  # fmt: skip
+
+
+def sampled(pid: int) -> dict[str, int]:
+    """Return the memory of the process and its descendants at this moment, in bytes.
+
+    `own` is memory that the kernel cannot take back, pages that forked processes share counted
+    once; `files` what is mapped from files, of the process that maps most, since the others map
+    the same libraries; `record` the most that the first process itself ever held of both.
+    """
+    pids = descendants(pid)
+    every = [fields(each, "smaps_rollup") for each in pids]
+    status = [fields(each, "status") for each in pids]
+    return {
+        "own": sum(x.get("Pss_Anon", 0) + x.get("Pss_Shmem", 0) for x in every),
+        "files": max(x.get("RssFile", 0) for x in status),
+        "record": status[0].get("VmHWM", 0),
+        "processes": len(pids),
+    }
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the process first, then its children, theirs, and so on."""
+    tree = [pid]
+    for each in tree:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            try:
+                tree += map(int, task.read_text().split())
+            except OSError:  # it has ended
+                continue
+    return tree
+
+
+def fields(pid: int, name: str) -> dict[str, int]:
+    """Return the fields of a file under /proc that are in kB, in bytes; none of an ended one."""
+    try:
+        lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
+    except OSError:
+        return {}
+    parts = [line.split() for line in lines]
+    return {p[0].rstrip(":"): 1024 * int(p[1]) for p in parts if len(p) == 3 and p[2] == "kB"}
+
+
+def do(stage: str, root: Path, size: int) -> None:
+    """Run one stage in a folder that holds `data`, with what the stages before it left."""
+    os.environ["KERNEL_LIB_MOUNTS"] = str(root / "no-mounts")
+    where = {"data_dir": str(root / "data"), "work_dir": str(root / "work")}
+    if stage == "prepare":
+        source = table.discover(root / "data")
+        for split, frame in (("train", source.train), ("test", source.test)):
+            cache.prepare(frame, source.root, size, root / "cache", split, workers=WORKERS)
+        return
+    if stage == "thresholds":
+        # Its own import: without torch, as on a machine that has none.
+        from kernel_lib.config import ThresholdsParameters
+        from kernel_lib.stages import thresholds
+
+        thresholds.run(ThresholdsParameters(**where))
+        return
+    where |= {"cache_dir": str(root / "cache"), "device": "cpu", "workers": WORKERS,
+              "threads": 1}  # fmt: skip
+    if stage == "predict":
+        from kernel_lib.config import TrainParameters
+        from tools.benchmarks import untrained
+
+        row = tiny(size)
+        untrained.folds(row, TrainParameters(experiment=row.name, n_folds=N_FOLDS, **where))
+        return
+    from kernel_lib.config import InferenceParameters
+    from kernel_lib.stages import inference
+
+    inference.run(InferenceParameters(**where))
+
+
+def tiny(size: int):
+    """Return the row whose network all stages use."""
+    from kernel_lib.experiments import EXPERIMENTS
+
+    return EXPERIMENTS["UNetResNet34_512_v1"].differing(name="tiny", size=size, **TINY)
+
+
+def of_model(size: int) -> int:
+    """Return the bytes of the network: its weights and the prediction of one batch."""
+    import torch
+
+    from kernel_lib.engine import choose_engine
+    from kernel_lib.models import networks
+
+    row, on = tiny(size), choose_engine("cpu")
+    before = fields(os.getpid(), "status")["VmRSS"]
+    model = networks.build(row).eval()
+    batch = torch.zeros((2 * row.batch_size, 1, size, size), dtype=torch.uint8)
+    with torch.inference_mode():
+        model(on.to_device(batch))
+    return fields(os.getpid(), "status")["VmHWM"] - before
 
 
 if __name__ == "__main__":

@@ -62,17 +62,19 @@ def measure(frame: pd.DataFrame, root: Path, sizes: list[int], scratch: Path, ro
         "read": lambda: [images.read(path) for path in frame["path"]],
     }
     for size in sizes:
-        works[f"prepare {size}"] = lambda size=size: anew(frame, root, size, scratch / "new")
+        works[f"prepare {size}"] = lambda size=size: prepared_again(
+            frame, root, size, scratch / "new"
+        )
         works[f"back {size}"] = lambda size=size: read_back(cached[size])
         works[f"again {size}"] = lambda size=size: decoded_again(frame, size)
-    tell(timed(works, rounds), sizes, len(frame))
+    show(timed(works, rounds), sizes, len(frame))
 
 
 def prepared(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> cache.Prepared:
     return cache.prepare(frame, root, size, folder, "train", workers=1)
 
 
-def anew(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> None:
+def prepared_again(frame: pd.DataFrame, root: Path, size: int, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     prepared(frame, root, size, folder)
 
@@ -91,7 +93,7 @@ def decoded_again(frame: pd.DataFrame, size: int) -> None:
         resize_mask(rle.decode(text, picture.shape), (size, size))
 
 
-def tell(took: Timed, sizes: list[int], n: int) -> None:
+def show(took: Timed, sizes: list[int], n: int) -> None:
     bare = took.seconds("pydicom") / n
     print(f"pydicom's pixel_array {1e3 * bare:.2f} ms, our decode "
           f"{1e3 * took.seconds('read') / n:.2f} ms an image")  # fmt: skip

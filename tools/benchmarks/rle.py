@@ -5,8 +5,8 @@
 The masks are ragged blobs of 1024 × 1024 with areas much as in the competition (there: median
 8,630 px). What is compared: from a C-contiguous mask to the RLE, and back to a C-contiguous mask.
 pycocotools is a development tool here, not a requirement (`pip install pycocotools`); without it
-its figures are left out. The competition's two functions are written anew, in their way: one looks
-at every pixel in Python, the other fills a flat array run by run and leaves the mask transposed.
+its figures are left out. The competition's two functions are rewritten here: one looks at every
+pixel in Python, the other fills a flat array run by run and leaves the mask transposed.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def main() -> None:
         "run by run, transposed": each(partial(run_by_run, contiguous=False), texts),
         "pixel by pixel": each(pixel_by_pixel, masks[:N_SLOW]),
     }
-    tell(timed(works | others(masks)))
+    show(timed(works | others(masks)))
 
 
-def tell(took: Timed) -> None:
+def show(took: Timed) -> None:
     def ms(name: str) -> float:
         return 1e3 * took.seconds(name) / (N_SLOW if name == "pixel by pixel" else N_MASKS)
 

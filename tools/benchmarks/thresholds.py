@@ -5,7 +5,7 @@
 Four parts, in one process on at most two threads: the histograms from PNG-compressed 512² maps
 (measured on some, scaled to all), the search over synthetic histograms, the same with a label's
 threshold swept, for labels that tell more or less, and the loop over grid points that public
-solutions use, written anew here (measured on a few, scaled). Writes nothing.
+solutions use, rewritten here (measured on a few, scaled). Writes nothing.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def main() -> None:
         say(f"and every threshold of {name}", seconds, LIMITS["sweep"])
         print(f"{'':44s}{seconds / searched[False]:8.2f} × the search without a label")
     print(f"peak memory of the search   {memory:8.2f} GB  (limit {LIMITS['memory_gb']:.0f} GB)")
-    tell(took, n, arguments.maps)
+    show(took, n, arguments.maps)
 
 
-def tell(took: Timed, n: int, n_maps: int) -> None:
+def show(took: Timed, n: int, n_maps: int) -> None:
     """Print the figures, against the loop on one thread, extrapolated from few images."""
     made, searched = took.seconds("histograms") / n_maps * n, took.seconds("search")
     per_point = took.seconds("loop") / (min(n_maps, LOOPED) * len(POINTS))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import filenames, fold_run, maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import images
 from kernel_lib.postprocess.triplet import Triplet
@@ -78,6 +78,7 @@ def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
     cut = min(int(np.quantile(np.stack(levels), 1 - AREA)), 254) / 255
     areas = [int((each > 255 * cut).sum()) for each in levels]
     rule = Triplet(cut, int(np.quantile(areas, 1 - SHARE)), cut)
-    document = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
-    storage.write_json(folder / "thresholds.json", document | {"rule": rule.to_json()})
+    path = folder / filenames.THRESHOLDS
+    document = json.loads(path.read_text(encoding="utf-8"))
+    storage.write_json(path, document | {"rule": rule.to_json()})
     return rule

@@ -4,7 +4,7 @@
 
 The page holds the histogram pairs of 10,675 images, drawn at random, and 200 pictures of 512²:
 phantoms with blurred masks as maps. Opening ends with the first picture drawn. A slider's answer
-ends when list, numbers and picture are drawn anew; the median and slowest of 40 moves count.
+ends when list, numbers and picture are drawn again; the median and slowest of 40 moves count.
 """
 
 from __future__ import annotations

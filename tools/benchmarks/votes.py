@@ -3,8 +3,8 @@
     python -m tools.benchmarks.votes
 
 Nine submissions' masks of one image are a ragged blob as `benchmarks.rle` draws it, shifted,
-widened or narrowed and frayed anew by each; a few miss it, and some add a blob of their own. Both
-ways go from nine RLE strings to one, at least four agreeing: ours parses, sweeps and encodes; the
+widened or narrowed and frayed by each; a few miss it, and some add a blob of their own. Both ways
+go from nine RLE strings to one, at least four agreeing: ours parses, sweeps and encodes; the
 bitmap vote decodes nine masks, sums, compares and encodes with the same fast RLE code. Every image
 has masks here; the competition's images mostly have none, which costs next to nothing.
 """

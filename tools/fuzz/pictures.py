@@ -71,14 +71,14 @@ def _drawn(rng: random.Random) -> bytes:
 
 def with_checksums(data: bytes) -> bytes:
     """Return a PNG with right checksums, as far as its chunks can be read."""
-    mended, at = bytearray(data), 8
+    fixed, at = bytearray(data), 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         if at + 12 + length > len(data):
             break
-        struct.pack_into(">I", mended, at + 8 + length, zlib.crc32(data[at + 4 : at + 8 + length]))
+        struct.pack_into(">I", fixed, at + 8 + length, zlib.crc32(data[at + 4 : at + 8 + length]))
         at += 12 + length
-    return bytes(mended)
+    return bytes(fixed)
 
 
 def _by_pillow(data: bytes) -> np.ndarray | str:
@@ -176,8 +176,8 @@ def _dicom_case(desk: Desk, data: bytes) -> Case:
     path = desk.put("image.dcm", data)
 
     def attempt():
-        found = images.open_radiograph(path)
-        return found.pixels, found.patient, images.patient_of(path), images.size_of(path)
+        radiograph = images.open_radiograph(path)
+        return radiograph.pixels, radiograph.patient, images.patient_of(path), images.size_of(path)
 
     return Case(data, attempt, lambda result: _wrong_dicom(data, *result))
 
@@ -294,8 +294,8 @@ def _wrong_dicom(data: bytes, levels, patient, patient_alone, size) -> str | Non
         return None  # which bits are pixels then is a rule of its own, and has its own tests
     else:
         bits = _depth(dataset, stored)
-        found, where = np.unique(stored, return_inverse=True)
-        naive = [naive_level(float(value), dataset, bits) for value in found.tolist()]
+        distinct, where = np.unique(stored, return_inverse=True)
+        naive = [naive_level(float(value), dataset, bits) for value in distinct.tolist()]
         expected, values = (
             np.array(each)[where].reshape(stored.shape) for each in zip(*naive, strict=True)
         )

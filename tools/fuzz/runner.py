@@ -106,7 +106,7 @@ def write_fault(kept: Path, name: str, seed: int, index: int, what: str, data: b
 
 
 def _keep(kept: Path, name: str, target: Target, seed: int, index: int, corpus, what: str) -> None:
-    """Make a case anew that took its process with it, to write it down."""
+    """Make a case again that took its process with it, to write it down."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         case = target.make(desk_of(name, seed, index, corpus, Path(folder)))
         write_fault(kept, name, seed, index, what, case.data)

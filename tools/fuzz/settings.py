@@ -112,12 +112,12 @@ def recipe(desk: Desk) -> Case:
 
     def wrong(result: recipes.Recipe) -> str | None:
         values = json.loads(data)
-        found = result.model_dump()
+        read = result.model_dump()
         for name, value in values.items():
-            if name != "members" and found[name] != value:
-                return f"{name} is {found[name]!r}, not {value!r}"
+            if name != "members" and read[name] != value:
+                return f"{name} is {read[name]!r}, not {value!r}"
         given = [{k: v for k, v in m.items() if v is not None} for m in values["members"]]
-        kept = [{k: m[k] for k in g} for m, g in zip(found["members"], given, strict=True)]
+        kept = [{k: m[k] for k in g} for m, g in zip(read["members"], given, strict=True)]
         return None if kept == given else f"members {kept}, not {given}"[:300]
 
     return Case(data, lambda: recipes.read(path), wrong)
@@ -145,11 +145,11 @@ def experiment(desk: Desk) -> Case:
     def wrong(result: TrainPlan) -> str | None:
         values = json.loads(data)
         (row,) = values[-1:] if isinstance(values, list) else (values,)
-        found = result.experiment.model_dump(mode="json")
+        read = result.experiment.model_dump(mode="json")
         for name, value in row.items():
             runs = (f"{value}_seed{result.parameters.seed}",) if name in ("weights", "gate") else ()
-            if found[name] not in (value, *runs):
-                return f"{name} is {found[name]!r}, given {value!r}"[:200]
+            if read[name] not in (value, *runs):
+                return f"{name} is {read[name]!r}, given {value!r}"[:200]
         return None
 
     return Case(data, attempt, wrong)

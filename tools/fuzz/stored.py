@@ -17,7 +17,7 @@ import torch
 
 from kernel_build import wheels
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import maps
+from kernel_lib.artifacts import filenames, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.kaggle import packages
 from kernel_lib.models import weights
@@ -74,7 +74,7 @@ def _archive() -> tuple[bytes, dict[str, np.ndarray], dict[str, float]]:
     levels = {f"1.2.{i}": noise.integers(0, 256, (8, 8), np.uint8) for i in range(3)}
     labels = {name: at / 3 for at, name in enumerate(levels)}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "oof.zip"
+        path = Path(folder) / filenames.OOF
         shown = ((name, maps.Prediction(levels[name], labels[name])) for name in levels)
         maps.write(path, shown, META)
         return path.read_bytes(), levels, labels
@@ -83,7 +83,7 @@ def _archive() -> tuple[bytes, dict[str, np.ndarray], dict[str, float]]:
 def map_archive(desk: Desk) -> Case:
     original, levels, labels = _archive()
     data, noticed = _changed(desk.rng, original)
-    path = desk.put("oof.zip", data)
+    path = desk.put(filenames.OOF, data)
 
     def attempt():
         archive = maps.Maps(path)
@@ -91,10 +91,14 @@ def map_archive(desk: Desk) -> Case:
 
     def wrong(result) -> str | None:
         read, meta = result
-        for name, found, label in read:
-            if found.dtype != np.uint8 or found.ndim != 2 or not (label is None or 0 <= label <= 1):
-                return f"{name}: {found.dtype} {found.shape}, label {label!r}"
-            if noticed and not (np.array_equal(found, levels[name]) and label == labels[name]):
+        for name, level_map, label in read:
+            if (
+                level_map.dtype != np.uint8
+                or level_map.ndim != 2
+                or not (label is None or 0 <= label <= 1)
+            ):
+                return f"{name}: {level_map.dtype} {level_map.shape}, label {label!r}"
+            if noticed and not (np.array_equal(level_map, levels[name]) and label == labels[name]):
                 return f"another map or label of {name}"
         if noticed and (len(read), meta) != (len(levels), META | {"images": 3}):
             return f"{len(read)} maps, {meta}"
@@ -135,9 +139,9 @@ def cached_wheel(desk: Desk) -> Case:
     path = desk.put(WHEEL, data)
 
     def wrong(result: wheels.Wheel) -> str | None:
-        found = packages.members(WHEEL, result.content)
-        found.pop(RECORD)
-        return None if found == files else f"other files: {sorted(found)}"
+        members = packages.members(WHEEL, result.content)
+        members.pop(RECORD)
+        return None if members == files else f"other files: {sorted(members)}"
 
     return Case(data, lambda: wheels.read(path, "thing", "1.0"), wrong)
 
@@ -204,26 +208,24 @@ def _saved() -> tuple[bytes, dict]:
         "text": "x",
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "last.pt"
+        path = Path(folder) / filenames.LAST
         checkpoints.save(path, state, PAST)
         return path.read_bytes(), state
 
 
-def same(one, other) -> bool:
+def same(a, b) -> bool:
     """Return whether two states are equal to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return (
-            isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-        )
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    return one == other
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a == b
 
 
 def checkpoint(desk: Desk) -> Case:
     original, state = _saved()
     data, noticed = _changed(desk.rng, original)
-    path = desk.put("last.pt", data)
+    path = desk.put(filenames.LAST, data)
 
     def attempt():
         return *checkpoints.load(path), checkpoints.digest(path)

@@ -177,9 +177,12 @@ def score(desk: Desk) -> Case:
         dice = []
         for name, text in zip(ids, texts, strict=True):
             if name in masks:
-                one, two = sum(masks[name]) > 0, naive(text, shapes.get(name, (SIDE, SIDE))) > 0
-                total = int(one.sum()) + int(two.sum())
-                dice.append(2 * int((one & two).sum()) / total if total else 1.0)
+                predicted, true = (
+                    sum(masks[name]) > 0,
+                    naive(text, shapes.get(name, (SIDE, SIDE))) > 0,
+                )
+                total = int(predicted.sum()) + int(true.sum())
+                dice.append(2 * int((predicted & true).sum()) / total if total else 1.0)
         expected = sum(dice) / len(dice)
         right = abs(result.dice - expected) < 1e-12 and result.n_images == len(dice)
         return None if right else f"dice {result.dice}, expected {expected}"
@@ -201,10 +204,10 @@ def read_folds(desk: Desk) -> Case:
     data = _changed(desk, ("\n".join(lines) + "\n").encode())
 
     def compare(table: pd.DataFrame, rows: list[list[str]]) -> str | None:
-        found = [[str(cell).strip() for cell in row] for row in table.to_numpy().tolist()]
+        actual = [[str(cell).strip() for cell in row] for row in table.to_numpy().tolist()]
         expected = [[n, *(str(int(x)) if at in (0, 2, 3, 4) else x for at, x in enumerate(rest))]
                     for n, *rest in rows]  # fmt: skip
-        if wrong := _differ(found, expected):
+        if wrong := _differ(actual, expected):
             return wrong
         group_folds: dict[str, str] = {}
         for name, fold, group, height, width, area, text in expected:

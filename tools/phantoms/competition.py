@@ -97,11 +97,7 @@ def draw_case(case: Case, *, size: int, difficulty: float) -> Phantom:
 
 
 def generate(
-    n_images: int,
-    size: int,
-    seed: int = 0,
-    difficulty: float = 0.5,
-    positives: float = 0.22,
+    n_images: int, size: int, seed: int = 0, difficulty: float = 0.5, positives: float = 0.22
 ) -> Iterator[tuple[Case, Phantom]]:
     """Draw images one after the other; `difficulty` and `positives` 0..1.
 

@@ -132,7 +132,7 @@ class _Writer:
 
 
 def _case_of(image_id: str) -> Case:
-    """Return the case that a phantom's id tells of, which ends in seed, patient and number."""
+    """Return the case of a phantom's id, which ends in seed, patient and number."""
     try:
         seed, patient, number = map(int, image_id.split(".")[-3:])
     except ValueError as error:

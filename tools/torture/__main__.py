@@ -4,7 +4,7 @@
 
 A trial takes one stage, kills it or asks it to end a few times, lets it finish, and compares what
 it leaves with the same stage undisturbed, bit for bit: `lives` says how it is killed, `stages` what
-is compared. Or its disk is full, which `disks` tells of; that needs the right to mount one.
+is compared. Or its disk is full (`disks`), which needs the right to mount one.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.torture import intact, lives
-from tools.torture.stages import PROCESSES, Place
+from tools.torture.stages import AT_ONCE, PROCESSES, Place
 
 BYTES, FILES = 1 << 28, 1 << 14  # a disk with room
 CLONE_NEWNS = 0x20000  # os.unshare is Python 3.12's
@@ -127,7 +127,7 @@ class Trials:
     def _drawn(self, name: str) -> tuple[str, Shortage]:
         """Return what is there when the stage begins, and what it then lacks."""
         # Whether it stands or not, thresholds and inference write all of it again.
-        begun = ("nothing", "half", *("all", "other") * (name in intact.AT_ONCE))
+        begun = ("nothing", "half", *("all", "other") * (name in AT_ONCE))
         begun = self.chance.choice(begun)
         if begun == "half":
             self.place.usual(name)  # before the folder is this trial's

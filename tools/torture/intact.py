@@ -8,20 +8,17 @@ from contextlib import closing
 from pathlib import Path
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import filenames, fold_run
 from kernel_lib.data.cache_store import Journal, Store
 from kernel_lib.errors import InputError
-from tools.torture.stages import SIZE, Place, content
+from tools.torture.stages import AT_ONCE, SIZE, Place, content
 
-# Written in one go: all of them old, or all new.
-AT_ONCE = {
-    "thresholds": ("members.json", "oof.csv", "oof_statistics.npz", "thresholds.json"),
-    "inference": ("submission.csv", "test.json"),
-}
-GROWING = re.compile(r"last\.pt|best_epoch\d+\.pt|log\.jsonl|rows\.jsonl|pixels\.u8|masks\.bits")
-# What a stage may remove: a checkpoint of an epoch that comes again, a cache that it makes anew,
+_KEPT = rf"{filenames.BEST}\d+\{filenames.CHECKPOINT_SUFFIX}"
+_CACHE = r"rows\.jsonl|pixels\.u8|masks\.bits"
+GROWING = re.compile(rf"{re.escape(filenames.LAST)}|{_KEPT}|{re.escape(filenames.LOG)}|{_CACHE}")
+# What a stage may remove: a checkpoint of an epoch that comes again, a cache that it makes again,
 # and what was made by a rule that is no more.
-GOES = re.compile(r"best_epoch\d+\.pt|rows\.jsonl|pixels\.u8|masks\.bits|test\.json")
+GOES = re.compile(rf"{_KEPT}|{_CACHE}|{re.escape(filenames.TEST_RUN)}")
 
 # Of each file, by its path within the folder, what changes wherever it is written.
 Seen = dict[Path, tuple[int, int, int]]
@@ -64,8 +61,10 @@ def _as_in(undisturbed: Path, trial: Path, path: Path) -> bool:
 def _folds_broken(trial: Path) -> list[str]:
     """Return checkpoints that do not load, or that contradict the files beside them."""
     faults = []
-    for last in trial.glob("*/runs/*/fold*/last.pt"):
-        folder = fold_run.FoldRun("", 0, last.parent)
+    for folder in (fold for work in trial.iterdir() for fold in fold_run.with_training(work)):
+        last = folder.last
+        if not last.is_file():
+            continue
         try:
             position = checkpoints.load(last)[0]["position"]
             for path in folder.kept():

@@ -89,7 +89,7 @@ def live(
             child = os.fork()
             if not child:
                 if processes > 1:
-                    os.environ |= _told(rank, processes, port)
+                    os.environ |= _rank_variables(rank, processes, port)
                 _lived(work, death if rank == death.rank else Death(), said.fileno())
             children.append(child)
         if death.after_s is not None:
@@ -130,8 +130,8 @@ def _ended(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _told(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return what torch's launcher tells a rank."""
+def _rank_variables(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Return the environment that torch's launcher gives a rank."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -163,17 +163,17 @@ def counted(work: Callable[[], None], processes: int = 1) -> int:
     status, output = live(counting, processes=processes)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        found = pipe.read()
+        text = pipe.read()
     if status:
         raise RuntimeError(output)
-    return int(found)
+    return int(text)
 
 
 def _lived(work: Callable[[], None], death: Death, said: int) -> None:
     """Run the work in the child, with its death."""
     status = REFUSED
     try:
-        faulthandler.enable(file=said)  # a life that hangs tells where
+        faulthandler.enable(file=said)  # a life that hangs prints where
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process that was not forked
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(said, 1)

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import filenames
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import cache, fingerprint, table
 from kernel_lib.experiments import EXPERIMENTS
@@ -31,21 +32,24 @@ ROW = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
 )  # fmt: skip
 # Batch norm that more than normalises cannot be synchronised.
 ROW_2 = ROW.differing(name="torture2", encoder="tu-test_resnet")
+# Written in one go: all of them old, or all new.
+AT_ONCE = {
+    "thresholds": (filenames.MEMBERS, filenames.PER_IMAGE, filenames.STATISTICS,
+                   filenames.THRESHOLDS),
+    "inference": (filenames.SUBMISSION, filenames.TEST_RUN),
+}  # fmt: skip
 # What each stage makes, which a trial begins without.
 STAGES = {
     "prepare": ("cache/**/*",),
     "train": ("work/runs/**/*.json*", "work/runs/**/*.pt", "work/runs/**/oof*.zip", "work/*.csv",
               "work/*.json"),
     "predict": ("work/runs/**/oof*.zip",),
-    "thresholds": tuple(
-        f"work/ensembles/*/{name}"
-        for name in ("members.json", "oof.csv", "oof_statistics.npz", "thresholds.json")
-    ),
-    "inference": ("work/runs/**/test.zip", "work/ensembles/*/submission.csv",
-                  "work/ensembles/*/test.json"),
+    "thresholds": tuple(f"work/ensembles/*/{name}" for name in AT_ONCE["thresholds"]),
+    "inference": (f"work/runs/**/{filenames.TEST_MAPS}",
+                  *(f"work/ensembles/*/{name}" for name in AT_ONCE["inference"])),
     # All but what a training that has just begun leaves, which further folds then replace.
     "gather": ("gathered/*.*", "gathered/runs/**/*.pt", "gathered/runs/**/*.zip",
-               "gathered/runs/**/log.jsonl"),
+               f"gathered/runs/**/{filenames.LOG}"),
     "train2": ("work2/**/*",),
 }  # fmt: skip
 PROCESSES = {"train2": 2}  # that share a stage
@@ -169,7 +173,7 @@ def made(name: str, folder: Path) -> list[Path]:
 
 def _drawn(folder: Path, *_, **__) -> None:
     """Stand in for a report."""
-    storage.write_text(folder / "report.html", REPORT)
+    storage.write_text(folder / filenames.REPORT, REPORT)
 
 
 def content(path: Path) -> str:
@@ -181,7 +185,7 @@ def content(path: Path) -> str:
         position = _untimed(state.get("position", {}))
         position["history"] = [_untimed(line) for line in position.get("history", [])]
         return checkpoints.digest(path) + json.dumps(position)
-    if path.name == "log.jsonl":
+    if path.name == filenames.LOG:
         lines = path.read_text(encoding="utf-8").splitlines()
         return json.dumps([_untimed(json.loads(line)) for line in lines])
     return hashlib.sha256(path.read_bytes()).hexdigest()

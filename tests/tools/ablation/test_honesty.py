@@ -19,13 +19,13 @@ def sample(informative: bool = True, n: int = 60, members: int = 3) -> honesty.S
 
 def test_statistics_are_those_of_each_image_s_mean_map():
     drawn = sample()
-    found = drawn.stats([2, 0, 1], labelled=True)
+    stats = drawn.stats([2, 0, 1], labelled=True)
     mean = np.rint((2.0 * drawn.levels[0] + drawn.levels[2]) / 3).astype(np.uint8)
     for row in (0, 17, 59):
-        one = statistics(mean[row].reshape(16, 16), drawn.truth[row].reshape(16, 16))
-        assert np.array_equal(found.hist_all[row], one.hist_all)
-        assert np.array_equal(found.hist_true[row], one.hist_true)
-        assert found.label[row] == drawn.labels[row]
+        expected = statistics(mean[row].reshape(16, 16), drawn.truth[row].reshape(16, 16))
+        assert np.array_equal(stats.hist_all[row], expected.hist_all)
+        assert np.array_equal(stats.hist_true[row], expected.hist_true)
+        assert stats.label[row] == drawn.labels[row]
 
 
 def test_votes_are_counted_as_on_masks():
@@ -52,10 +52,10 @@ def test_informative_maps_find_masks_and_random_ones_do_not():
 def test_a_set_is_the_same_when_it_is_simulated_again(cell, monkeypatch):
     monkeypatch.setattr(honesty, "_N_FIXED", 100)
     honesty._fixed.cache_clear()
-    one = honesty.simulate(cell, True, 0, 50)
-    assert -1 < one["gap"] < 1
-    assert one == honesty.simulate(cell, True, 0, 50)
-    assert one["gap"] != honesty.simulate(cell, True, 1, 50)["gap"]
+    line = honesty.simulate(cell, True, 0, 50)
+    assert -1 < line["gap"] < 1
+    assert line == honesty.simulate(cell, True, 0, 50)
+    assert line["gap"] != honesty.simulate(cell, True, 1, 50)["gap"]
     honesty._fixed.cache_clear()
 
 
@@ -78,8 +78,8 @@ def test_what_is_done_is_not_done_again_and_half_a_line_is_dropped(tmp_path, mon
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "sets_50.jsonl").write_text(text + '{"cell": "one"')
     monkeypatch.setattr(honesty, "simulate", None)  # nothing is left to do
-    found = honesty.run(tmp_path, 3, 50, 1)
+    table = honesty.run(tmp_path, 3, 50, 1)
     assert (tmp_path / "sets_50.jsonl").read_text() == text
     row = "| one run: threshold and area | informative | 3 | +0.0100 | 0.0058 | +0.1000 |"
-    assert row in found.splitlines()  # 0.01 / √3
-    assert len(found.splitlines()) == 2 + 14
+    assert row in table.splitlines()  # 0.01 / √3
+    assert len(table.splitlines()) == 2 + 14

@@ -61,60 +61,52 @@ def test_patients_come_whole_and_the_first_row_is_no_draw():
 
 def test_draws_of_an_auc_are_those_of_the_images_repeated():
     draws = Draws(NAMES, AREA, 20)
-    found = draws.value(columns(), "auc_sum")
-    for counts, one in zip(draws.counts, found, strict=True):
+    values = draws.value(columns(), "auc_sum")
+    for counts, value_of in zip(draws.counts, values, strict=True):
         scores = np.repeat(columns()["sum_prob"], counts)
         labels = np.repeat(np.array(AREA) > 0, counts)
-        assert metrics.auc(scores, labels) == pytest.approx(one, nan_ok=True)
+        assert metrics.auc(scores, labels) == pytest.approx(value_of, nan_ok=True)
 
 
-def test_a_constant_difference_has_no_width():
+def test_a_constant_difference_has_no_width_and_none_without_a_seed():
     draws = Draws(NAMES, AREA, 50)
-    one = draws.value(columns(), "dice")
-    other = draws.value(columns(dice=[d - 0.125 for d in columns()["dice"]]), "dice")
-    assert tuple(draws.difference([(one, other)] * 3)) == pytest.approx((0.125, 0.125, 0.125, 3))
-
-
-def test_without_a_seed_there_is_no_difference():
-    found = Draws(NAMES, AREA, 10).difference([])
-    assert found.n_seeds == 0
-    assert np.isnan(found[:3]).all()
+    a = draws.value(columns(), "dice")
+    b = draws.value(columns(dice=[d - 0.125 for d in columns()["dice"]]), "dice")
+    assert tuple(draws.difference([(a, b)] * 3)) == pytest.approx((0.125, 0.125, 0.125, 3))
+    *interval, n_seeds = draws.difference([])
+    assert n_seeds == 0
+    assert np.isnan(interval).all()
 
 
 def test_seeds_are_drawn_too():
     """Images alike, three seeds apart by 0, 3 and 6: each third of the draws of one seed."""
     draws = Draws(NAMES, AREA, 4000)
     zero = np.zeros(4001)
-    found = draws.difference([(zero + gap, zero) for gap in (0.0, 3.0, 6.0)])
-    assert found.value == 3.0
+    gaps = draws.difference([(zero + gap, zero) for gap in (0.0, 3.0, 6.0)])
     # All three the same has a chance of 1/27 = 3.7 %, so 2.5 % lies at the extremes themselves.
-    assert (found.low, found.high) == (0.0, 6.0)
+    assert gaps == (3.0, 0.0, 6.0, 3)
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=5, max_size=5),
-    st.lists(st.floats(0, 1), min_size=5, max_size=5),
-)
+SCORES = st.lists(st.floats(0, 1), min_size=5, max_size=5)
+
+
+@given(SCORES, SCORES)
 def test_the_other_way_round_the_interval_turns(a, b):
     draws = Draws(NAMES, AREA, 40)
-    one, other = (draws.value({"dice": side}, "dice") for side in (a, b))
-    there, back = draws.difference([(one, other)]), draws.difference([(other, one)])
-    assert there.value == pytest.approx(-back.value)
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    mine, theirs = (draws.value({"dice": side}, "dice") for side in (a, b))
+    there, back = draws.difference([(mine, theirs)]), draws.difference([(theirs, mine)])
+    assert there[:3] == pytest.approx((-back.value, -back.high, -back.low))
     assert there.value == pytest.approx(np.mean(a) - np.mean(b))
 
 
-def test_pairing_tells_what_single_scores_do_not():
+def test_pairing_shows_what_single_scores_do_not():
     """Images differ much, the arms by little in every one: the interval is of the little."""
-    rng = np.random.default_rng(0)
-    dice = rng.random(60)
+    dice = np.random.default_rng(0).random(60)
     draws = Draws([str(i) for i in range(60)], np.ones(60), 500)
-    one, other = draws.value({"dice": list(dice + 0.01)}, "dice"), draws.value(
-        {"dice": list(dice)}, "dice"
-    )  # fmt: skip
-    found = draws.difference([(one, other)])
-    assert 0.0099 < found.low <= found.high < 0.0101
-    assert np.ptp(one) > 0.1
+    a, b = (draws.value({"dice": list(dice + more)}, "dice") for more in (0.01, 0))
+    gap = draws.difference([(a, b)])
+    assert 0.0099 < gap.low <= gap.high < 0.0101
+    assert np.ptp(a) > 0.1
 
 
 def test_every_measure_has_a_subset_that_exists():

@@ -18,14 +18,11 @@ LARGE = Trained(BASE.differing(name="large", size=192))
 ARMS = {
     arm.name: arm
     for arm in (
-        LARGE,
-        CHILD,
-        UNET,
-        Viewed("view", UNET, "hflip"),
+        LARGE, CHILD, UNET, Viewed("view", UNET, "hflip"),
         Joined("pair", (("unet", 0), ("child", 1))),
         Joined("all", (("unet", 0),), every_seed=True),
     )
-}
+}  # fmt: skip
 SEEDS = runner.seeds(2)
 
 
@@ -44,10 +41,8 @@ class Stub:
 
 
 def run(place: Place, do: Stub, chosen=ARMS, seeds=SEEDS, how=setting.QUICK, **more) -> list[dict]:
-    said = more.setdefault("say", lambda text: None)
-    return runner.run(
-        chosen, seeds, how, place, do=do, pool=ThreadPoolExecutor, at_once=1, say=said
-    )
+    options = {"pool": ThreadPoolExecutor, "at_once": 1, "say": lambda text: None} | more
+    return runner.run(chosen, seeds, how, place, do=do, **options)
 
 
 @pytest.fixture
@@ -55,7 +50,7 @@ def place(tmp_path) -> Place:
     return Place(tmp_path / "results")
 
 
-def test_seeds_are_numbered_as_the_notes_do():
+def test_seeds_are_numbered_as_in_the_reference_solution():
     assert runner.seeds(5) == (3456, 4567, 5678, 6789, 7900)
     with pytest.raises(InputError, match="SEEDS 0"):
         runner.seeds(0)
@@ -116,32 +111,32 @@ def test_a_failed_arm_is_recorded_what_needs_it_left_out_and_the_rest_goes_on(pl
     assert not any("error" in line for line in lines)
 
 
-def test_what_changed_is_made_again_and_nothing_else(place):
+def unet(**changes) -> dict:
+    """All arms, with another baseline."""
+    changed = Trained(BASE.model_copy(update=changes))
+    return ARMS | {"unet": changed, "view": Viewed("view", changed, "hflip")}
+
+
+OTHER = replace(setting.QUICK, own=replace(setting.QUICK.own, difficulty=0.25))
+
+
+@pytest.mark.parametrize(
+    ("again", "names"),
+    [
+        (
+            {"chosen": ARMS | {"large": Trained(LARGE.row.model_copy(update={"lr": 0.5}))}},
+            {"large"},
+        ),
+        ({"chosen": unet(says="prose is no number")}, set()),
+        ({"chosen": unet(lr=0.5)}, {"unet", "view", "child", "pair", "all"}),  # its children, too
+        ({"how": OTHER}, set(ARMS)),
+    ],
+)
+def test_what_changed_is_made_again_and_nothing_else(place, again: dict, names: set):
     run(place, Stub())
-    changed = Trained(BASE.differing(name="large", size=192, lr=0.5))
     do = Stub()
-    run(place, do, ARMS | {"large": changed})
-    assert do.did == [("large", seed) for seed in SEEDS]
-    do = Stub()
-    reworded = Trained(BASE.model_copy(update={"says": "prose is no number"}))
-    run(place, do, ARMS | {"unet": reworded, "view": Viewed("view", reworded, "hflip")})
-    assert do.did == []
-
-
-def test_a_changed_parent_makes_its_children_again(place):
-    run(place, Stub())
-    do = Stub()
-    other = Trained(BASE.differing(name="unet", lr=0.5))
-    run(place, do, ARMS | {"unet": other, "view": Viewed("view", other, "hflip")})
-    assert {name for name, _ in do.did} == {"unet", "view", "child", "pair", "all"}
-
-
-def test_other_phantoms_are_other_results(place):
-    run(place, Stub())
-    do = Stub()
-    other = replace(setting.QUICK.own, difficulty=0.25)
-    run(place, do, how=replace(setting.QUICK, own=other))
-    assert len(do.did) == 12
+    run(place, do, **again)
+    assert set(do.did) == {(name, seed) for name in names for seed in SEEDS}
 
 
 def test_a_third_seed_keeps_what_two_had_made(place):
@@ -149,10 +144,9 @@ def test_a_third_seed_keeps_what_two_had_made(place):
     do = Stub()
     run(place, do, seeds=runner.seeds(3))
     third = runner.seeds(3)[2]
-    assert {at for at in do.did if at[1] != third} == {
-        # Of all seeds there are now more, and the second is followed by the third.
-        ("all", SEEDS[0]), ("all", SEEDS[1]), ("pair", SEEDS[1]),
-    }  # fmt: skip
+    # Of all seeds there are now more, and the second is followed by the third.
+    again = {("all", SEEDS[0]), ("all", SEEDS[1]), ("pair", SEEDS[1])}
+    assert {job for job in do.did if job[1] != third} == again
 
 
 def test_one_seed_has_nothing_to_join_across():
@@ -173,11 +167,11 @@ def test_checkpoints_stay_for_those_who_start_from_them():
 
 
 def test_progress_says_what_is_left(place):
-    said = []
-    run(place, Stub(), say=said.append)
-    assert said[0] == "12 arms and seeds, 0 of them done"
-    assert said[1].startswith(f"1/12 unet seed {SEEDS[0]}: 1 s; about ")
-    assert said[-1].startswith("12/12 pair")
+    lines = []
+    run(place, Stub(), say=lines.append)
+    assert lines[0] == "12 arms and seeds, 0 of them done"
+    assert lines[1].startswith(f"1/12 unet seed {SEEDS[0]}: 1 s; about ")
+    assert lines[-1].startswith("12/12 pair")
 
 
 def test_lines_are_json_and_the_last_of_a_key_counts(tmp_path):

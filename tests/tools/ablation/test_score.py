@@ -32,22 +32,20 @@ def archive(path, seed: int, labels=None, with_maps=True) -> Maps:
     """Maps of 240 in the true mask and 20 around it, and noise of up to 15 on either."""
     rng = np.random.default_rng(seed)
 
-    def one(i: int) -> Prediction:
+    def prediction(i: int) -> Prediction:
         levels = 220 * mask_of(i) + 20 + rng.integers(0, 16, (SIDE, SIDE)).astype(np.uint8)
         return Prediction(levels if with_maps else None, labels[i] if labels else None)
 
-    maps.write(path, ((f"i{i}", one(i)) for i in range(N)), SEEN_NOTHING)
+    maps.write(path, ((f"i{i}", prediction(i)) for i in range(N)), SEEN_NOTHING)
     return Maps(path)
 
 
 def test_clear_maps_score_as_they_should(tmp_path, truth):
-    found = score.of_mean([archive(tmp_path / "a.zip", 0)], truth)
-    assert found["half"] == [1.0] * N
-    assert found["dice"] == [1.0] * N
+    columns = score.of_mean([archive(tmp_path / "a.zip", 0)], truth)
+    assert columns["half"] == columns["dice"] == [1.0] * N
     area = [int(mask_of(i).sum()) * (1024 // SIDE) ** 2 for i in range(N)]
-    assert found["area_px"] == area
-    assert found["rle_length"] == [len(rle.encode(mask_of(i))) for i in range(N)]
-    assert score.of_truth(truth)["true_area_px"] == area
+    assert columns["area_px"] == score.of_truth(truth)["true_area_px"] == area
+    assert columns["rle_length"] == [len(rle.encode(mask_of(i))) for i in range(N)]
     assert sum(score.of_truth(truth)["dice"]) == N - sum(a > 0 for a in area)
 
 
@@ -75,37 +73,32 @@ def test_a_gate_of_another_archive_clears_what_maps_cannot(tmp_path, truth):
 
 def test_a_classifier_has_a_label_and_no_mask(tmp_path, truth):
     labels = [float(i) / N for i in range(N)]
-    found = score.of_mean([archive(tmp_path / "c.zip", 0, labels, False)], truth)
-    assert found == {"label": labels}
+    assert score.of_mean([archive(tmp_path / "c.zip", 0, labels, False)], truth) == {
+        "label": labels
+    }
 
 
 @pytest.mark.slow
 def test_a_vote_is_that_of_the_members_masks(tmp_path, truth):
     """Two members see the masks, one sees a corner that is not there: it is outvoted."""
-    wrong = tmp_path / "w.zip"
-
-    def corner(i: int) -> np.ndarray:
-        levels = 220 * mask_of(i)
-        levels[:, -4:] = 240
-        return levels
-
-    maps.write(wrong, ((f"i{i}", Prediction(corner(i))) for i in range(N)), SEEN_NOTHING)
+    wrong, corner = tmp_path / "w.zip", np.zeros((SIDE, SIDE), np.uint8)
+    corner[:, -4:] = 240
+    levels = (np.maximum(220 * mask_of(i), corner) for i in range(N))
+    maps.write(wrong, ((f"i{i}", Prediction(x)) for i, x in enumerate(levels)), SEEN_NOTHING)
     members = [archive(tmp_path / "a.zip", 0), Maps(wrong), archive(tmp_path / "b.zip", 1)]
     assert score.of_vote(members, truth)["dice"] == [1.0] * N
-    alone = score.of_mean(members[1:2], truth)
-    assert min(alone["dice"]) < 1
-    of_one = score.of_vote(members[1:2], truth)
-    for name in ("dice", "area_px", "rle_length"):
-        assert of_one[name] == pytest.approx(alone[name])
+    mean = score.of_mean(members[1:2], truth)
+    assert min(mean["dice"]) < 1
+    for name, column in score.of_vote(members[1:2], truth).items():
+        assert column == pytest.approx(mean[name])
 
 
 def test_the_mean_is_of_maps_and_not_of_scores(tmp_path, truth):
     members = [archive(tmp_path / "a.zip", 0), archive(tmp_path / "b.zip", 1)]
     levels = score.mean_levels(members, truth)
     each = [[member[f"i{i}"].astype(float) for member in members] for i in range(N)]
-    both = [np.rint((one + other) / 2) for one, other in each]
-    assert all((one == other).all() for one, other in zip(levels, both, strict=True))
-    half = [metrics.dice(one >= 128, mask_of(i)) for i, one in enumerate(levels)]
+    assert np.array_equal(levels, [np.rint((a + b) / 2) for a, b in each])
+    half = [metrics.dice(mean >= 128, mask_of(i)) for i, mean in enumerate(levels)]
     assert score.of_mean(members, truth)["half"] == half
 
 

@@ -17,13 +17,13 @@ FAILING = """
 from tools.benchmarks import gpu
 done = {done!r}.split(",")
 if "first" not in done:
-    gpu.tell({{"name": "first"}})
-    gpu.tell({{"name": "first", "what": "a", "here": "1"}})
+    gpu.emit({{"name": "first"}})
+    gpu.emit({{"name": "first", "what": "a", "here": "1"}})
 if "second" not in done:
-    gpu.tell({{"name": "second"}})
+    gpu.emit({{"name": "second"}})
     {how}
-gpu.tell({{"name": "third"}})
-gpu.tell({{"name": "third", "what": "c", "here": "3"}})
+gpu.emit({{"name": "third"}})
+gpu.emit({{"name": "third", "what": "c", "here": "3"}})
 """
 
 

@@ -9,21 +9,21 @@ import sys
 
 import pytest
 
-from tools.benchmarks import processes
+from tools.benchmarks import memory
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux tells it alone")
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="only Linux has it")
 def test_a_process_holds_memory_of_its_own_and_its_children_count():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        seen = processes.sampled(os.getpid())
-        assert child.pid in processes.descendants(os.getpid())
+        seen = memory.sampled(os.getpid())
+        assert child.pid in memory.descendants(os.getpid())
     finally:
         child.communicate(b"\n")
     assert 0 < seen["own"] < 1 << 40
     assert seen["record"] >= seen["files"] > 0
     assert seen["processes"] >= 2
-    assert processes.fields(child.pid, "status") == {}
+    assert memory.fields(child.pid, "status") == {}
 
 
 @pytest.mark.slow

@@ -15,10 +15,14 @@ ROW = "| a | 1 | 2 | 3 | 4 | `tools.benchmarks.{}` |\n"
 
 def test_a_figure_is_a_line_that_the_table_reads(capsys):
     figure("an item of 512", "1.2 ms", "a plain one, decoded: 9 ms", "7.5 × faster", "5 ×")
-    found = FIGURE.match(capsys.readouterr().out.strip())
-    assert found.groups() == (
-        "an item of 512", "1.2 ms", "a plain one, decoded: 9 ms", "7.5 × faster", "5 ×",
-    )  # fmt: skip
+    cells = FIGURE.match(capsys.readouterr().out.strip()).groups()
+    assert cells == (
+        "an item of 512",
+        "1.2 ms",
+        "a plain one, decoded: 9 ms",
+        "7.5 × faster",
+        "5 ×",
+    )
     assert FIGURE.match("128²: train 9.10 images/s, bare loop 9.50: 96% (bar: 90 %)")
     assert not FIGURE.match("48 DICOMs of 217 kB, phantoms")
 
@@ -38,11 +42,9 @@ def test_a_ratio_is_the_median_of_each_round_s_own():
 
 
 def test_rows_replace_those_of_the_same_benchmark_alone():
-    said = (
-        f"before {table.BEGIN}\n{table.HEAD}{ROW.format('rle')}{ROW.format('votes')}{table.END} on"
-    )
+    old = f"{table.BEGIN}\n{table.HEAD}{ROW.format('rle')}{ROW.format('votes')}{table.END}"
     new = ROW.format("rle").replace("1", "9")
-    joined = table.joined(said, [new, ROW.format("prepare")])
+    joined = table.joined(f"before {old} on", [new, ROW.format("prepare")])
     block = table.HEAD + ROW.format("prepare") + new + ROW.format("votes")
     assert joined == f"before {table.BEGIN}\n{block}{table.END} on"
 

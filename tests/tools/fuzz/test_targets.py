@@ -80,7 +80,7 @@ def _case(attempt, wrong=lambda result: None) -> Target:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "counts", "said"),
+    ("attempt", "counts", "fault"),
     [
         (lambda: 1, (0, 3, 0), None),
         (_refused, (3, 0, 0), None),
@@ -88,21 +88,44 @@ def _case(attempt, wrong=lambda result: None) -> Target:
         (lambda: os.kill(os.getpid(), signal.SIGKILL), (0, 0, 3), "0: the process died (-9)"),
     ],
 )
-def test_a_tally_counts_what_became_of_each_case(tmp_path, files, attempt, counts, said):
+def test_a_tally_counts_what_became_of_each_case(tmp_path, files, attempt, counts, fault):
     tally = runner.run("it", _case(attempt), range(3), 5, files, tmp_path / "kept")
     assert (tally.refused, tally.right, len(tally.faults)) == counts
     assert tally.cases == 3
-    if said is None:
+    if fault is None:
         assert not (tmp_path / "kept").exists()
         return
-    assert tally.faults[0] == said
+    assert tally.faults[0] == fault
     assert (tmp_path / "kept" / "it-5-2.bin").read_bytes() == b"input"
     assert "--target it --seed 5 --case 2" in (tmp_path / "kept" / "it-5-2.txt").read_text()
 
 
-def test_a_wrong_result_is_a_fault():
-    outcome, what = judge(Case(b"", lambda: 3, lambda result: f"it is {result}"))
-    assert (outcome, what) == (Outcome.FAULT, "wrong: it is 3")
+def _exhausted():
+    try:
+        raise MemoryError
+    except MemoryError as error:
+        raise InputError("too large") from error
+
+
+def _endless():
+    while True:
+        try:
+            signal.pause()
+        except Exception:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("attempt", "fault"),
+    [
+        (lambda: 3, "wrong: it is 3"),
+        (_exhausted, "memory ran out: too large"),  # though it was refused
+        (_endless, "not done after 0.05 s"),  # though everything is caught
+    ],
+)
+def test_a_wrong_result_is_a_fault_and_so_are_hangs_and_lost_memory(monkeypatch, attempt, fault):
+    monkeypatch.setattr("tools.fuzz.case.LIMIT_SECONDS", 0.05)
+    assert judge(Case(b"", attempt, lambda result: f"it is {result}")) == (Outcome.FAULT, fault)
 
 
 def test_decoders_may_differ_in_one_block_of_a_damaged_jpeg_and_not_in_two():
@@ -113,34 +136,12 @@ def test_decoders_may_differ_in_one_block_of_a_damaged_jpeg_and_not_in_two():
     assert not pictures._in_few_blocks(differs)
 
 
-def test_a_hang_is_a_fault_even_where_everything_is_caught(monkeypatch):
-    monkeypatch.setattr("tools.fuzz.case.LIMIT_SECONDS", 0.05)
-
-    def endless():
-        while True:
-            try:
-                signal.pause()
-            except Exception:
-                continue
-
-    outcome, what = judge(Case(b"", endless, lambda result: None))
-    assert (outcome, what) == (Outcome.FAULT, "not done after 0.05 s")
-
-
-def test_memory_that_ran_out_is_a_fault_though_it_was_refused():
-    def attempt():
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise InputError("too large") from error
-
-    assert judge(Case(b"", attempt, lambda result: None))[0] is Outcome.FAULT
-
-
 def test_the_same_seed_makes_the_same_case(files, tmp_path):
-    one, two = (TARGETS["dicom"].make(desk_of("dicom", 1, 4, files, tmp_path)) for _ in range(2))
-    assert one.data == two.data
-    assert TARGETS["dicom"].make(desk_of("dicom", 2, 4, files, tmp_path)).data != one.data
+    first, again, other = (
+        TARGETS["dicom"].make(desk_of("dicom", seed, 4, files, tmp_path)).data for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
 
 
 def test_the_command_prints_a_table_and_ends_with_1_at_a_fault(tmp_path, monkeypatch, files):
@@ -149,9 +150,12 @@ def test_the_command_prints_a_table_and_ends_with_1_at_a_fault(tmp_path, monkeyp
     monkeypatch.setattr(
         "tools.fuzz.__main__.TARGETS", {"rle": TARGETS["rle"], "bad": _case(lambda: 1 / 0)}
     )
-    fine = CliRunner().invoke(main, ["--cases", "20", "--target", "rle"])
-    assert fine.exit_code == 0, fine.output
-    assert fine.output.splitlines()[2].split()[:2] == ["rle", "20"]
+    done = CliRunner().invoke(main, ["--cases", "20", "--target", "rle"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[2].split()[:2] == ["rle", "20"]
+    done = CliRunner().invoke(main, ["--cases", "20"])
+    assert done.exit_code == 1
+    assert "bad 0: ZeroDivisionError: division by zero" in done.output
 
 
 def test_no_warning_is_silenced_for_good(files, tmp_path):
