@@ -18,8 +18,8 @@ import pydicom
 from pydicom import encaps, uid
 from pydicom.filereader import read_dataset, read_preamble
 
-from kernel_lib.data import contrast, pictures
-from kernel_lib.data.dicom_levels import grey_levels, padding, pixel_values
+from kernel_lib.data import pictures
+from kernel_lib.data.levels import depth_note, grey_levels, padding, pixel_values, shown
 from kernel_lib.errors import InputError
 
 MAX_BYTES = 1 << 29  # of a file, packed or not: more than MAX_PIXELS of 16 bits take
@@ -95,19 +95,19 @@ def grey(dataset: pydicom.Dataset) -> tuple[np.ndarray, list[str]]:
     words = _words(dataset)
     if words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
         stored = cv2.cvtColor(words, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
-        return contrast.shown(np.arange(256, dtype=np.uint8), np.arange(256.0), stored)
+        return shown(np.arange(256, dtype=np.uint8), np.arange(256.0), stored)
     if words.ndim != 2 or not is_grey:
         raise unknown
     stored, bits, notes = pixel_values(words, dataset)
     levels = grey_levels(dataset, bits)
     if levels.by == "range" and not notes and bits < dataset.BitsStored:
-        notes = [contrast.depth_note(bits)]
+        notes = [depth_note(bits)]
     table, values = levels.grey, levels.values
     if kind == "MONOCHROME1":
         table, values = 255 - table, -values
     if levels.lowest or stored.dtype != np.uint8:
         stored = stored.astype(np.int32) - levels.lowest
-    pixels, flat = contrast.shown(
+    pixels, flat = shown(
         table, values, stored, padding=padding(dataset, levels), by_window=levels.by == "window"
     )
     return pixels, notes + flat

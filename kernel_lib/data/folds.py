@@ -1,18 +1,105 @@
-"""Folds, even in mask areas, no patient in two of them.
+"""Patients of images, and folds: even in mask areas, no patient in two of them.
 
-They do not depend on a model's seed, nor on the order in which the images were found.
+Folds do not depend on a model's seed, nor on the order in which the images were found.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import patients
 from kernel_lib.errors import InputError
+
+# What de-identification and missing cells leave in an id's place, without case and punctuation.
+NOBODY = re.compile(
+    r"|0+|x+|nan|na|nil|none|null|nothing|unk|unknown|undefined|missing|notavailable|noname|nobody"
+    r"|anon|anonym|anonymous|anonymi[sz]ed|deidentified|removed|redacted|hidden"
+)
+# A patient with as many images as this, who makes up most of the data, is a placeholder.
+MIN_SHARED = 10
+# NIH ChestX-ray14 names a file patient_number.png; CheXpert has a folder for each patient.
+NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
+_IN_ID = re.compile(rf"{NIH_NAME.pattern}|(?:.*[/_-])?(patient[-_]?\d+)[/_-].*", re.IGNORECASE)
+WAY_OUT = "-p GROUPS FILE, a table of image and patient, says who is who"
+
+
+def is_nobody(patient: str) -> bool:
+    """Return whether an id is blank or a word such as "unknown"."""
+    return NOBODY.fullmatch(re.sub(r"[\W_]+", "", patient.lower())) is not None
+
+
+def known_patients(patient: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Return the patients of images with "" for ids that name nobody, and a note for each such id.
+
+    Those are words for nobody, and an id that more than half of the images share. An image of an
+    unknown patient counts as a patient of its own.
+    """
+    text = patient.astype(object).where(patient.notna(), "")
+    notes = []
+    for name, count in text[text != ""].value_counts().items():
+        is_shared = count >= MIN_SHARED and 2 * count > len(text)
+        if is_shared or is_nobody(str(name)):
+            text = text.where(text != name, "")
+            notes.append(
+                f"{count:,} of {len(text):,} images have the patient {str(name)!r}, which names no "
+                f"one: each is taken as a patient of its own; {WAY_OUT}"
+            )
+    return text, notes
+
+
+def united_patients(
+    patient: pd.Series, ids: Sequence[str], copies: Sequence[tuple[int, int]]
+) -> pd.Series:
+    """Return the patients with images that are copies of each other as one patient's.
+
+    Copies, pairs of positions, may have two patients' ids or none.
+    """
+    same: dict[str | int, str | int] = {}
+
+    def root(key: str | int) -> str | int:
+        while key in same:
+            key = same[key]
+        return key
+
+    keys = [name or at for at, name in enumerate(patient)]
+    for i, j in copies:
+        a, b = sorted((root(keys[i]), root(keys[j])), key=lambda key: (type(key) is int, key))
+        if a != b:
+            same[b] = a
+    copied = {root(keys[at]) for pair in copies for at in pair}
+
+    def name(key: str | int) -> str:
+        if isinstance(key, str):
+            return key
+        return f"same picture as {ids[key]}" if key in copied else ""
+
+    return pd.Series(map(name, map(root, keys)), index=patient.index, dtype=object)
+
+
+def note_unknown_patients(ids: Iterable[str], patient: pd.Series) -> list[str]:
+    """Return a note where no image has a patient; it counts images whose ids state a shared one."""
+    if (patient != "").any():
+        return []
+    stated = [m[1] or m[3] for m in map(_IN_ID.fullmatch, ids) if m]
+    shared = {name: n for name, n in Counter(stated).items() if n > 1}
+    shared_note = (
+        f" but by their ids {sum(shared.values()):,} images share a patient with others, "
+        f"{next(iter(shared))} first, who may be in two folds and make scores too good;"
+        if shared
+        else ""
+    )
+    return [
+        f"no image has a patient: each is taken as a patient of its own;{shared_note} {WAY_OUT}"
+    ]
+
+
+# --- folds ---
 
 # Another seed is another split, and then scores no longer compare: hence fixed here.
 SEED = 20190904
@@ -25,7 +112,7 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
     """Fold of each row, 0 … n_folds − 1: even in images, in positives and in mask areas.
 
     Whole groups go to one fold; an image whose group is "", missing or that of nobody
-    (`patients.known`) is its own group. Positives fall into up to 20 classes of equal count by
+    (`known_patients`) is its own group. Positives fall into up to 20 classes of equal count by
     area, empty images into one of their own. Groups with the most positives are placed first, then
     those with the most images, ties in the order of a hash; each goes to the fold where it least
     raises the sum, over classes, positives and images, of (the fold's share of the total)². The
@@ -45,7 +132,7 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
             f"{len(names)} groups (patients) cannot fill {n_folds} folds, one group to a fold at "
             f"most: set N_FOLDS to {len(names)} or less"
             + ("" if len(names) > 1 else ", which takes at least 2 groups: add images")
-            + f"; or, where these are not the patients, {patients.WAY_OUT}"
+            + f"; or, where these are not the patients, {WAY_OUT}"
         )
     members = _count(ordered["area_px"].to_numpy(), group, len(names), n_folds)
     fold_of_group = _place(members, [_tie_order(seed, name) for name in names], n_folds)
@@ -111,7 +198,7 @@ def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
             f"the image {row['image_id']} has a mask area of {row['area_px']!r} px: "
             "give 0 for an empty mask, else the number of its pixels"
         )
-    groups, notes = patients.known(groups_of(table))
+    groups, notes = known_patients(groups_of(table))
     for note in notes:
         warnings.warn(note, stacklevel=3)
     return table.assign(area_px=areas, group=groups)
@@ -172,6 +259,6 @@ def _warn_of_overfull_fold(folds: np.ndarray, groups: pd.Series) -> None:
         warnings.warn(
             f"fold {fullest} holds {images[fullest]:,} of {len(folds):,} images, of which "
             f"{inside.iloc[0]:,} of the patient {inside.index[0]}: if that is no patient, "
-            f"{patients.WAY_OUT}",
+            f"{WAY_OUT}",
             stacklevel=3,
         )

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import pydicom
 
-from kernel_lib.data import contrast, dicom, mask_files, pictures
+from kernel_lib.data import dicom, masks, pictures
 from kernel_lib.data.dicom import orientation_notes, view_notes
 from kernel_lib.data.layouts import SUFFIXES
+from kernel_lib.data.levels import as_grey, depth, depth_note, shown
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
 
@@ -97,7 +98,7 @@ def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
-    """Return the mask in a PNG or JPEG file as (H, W) uint8 0/1; `mask_files` has the rules.
+    """Return the mask in a PNG or JPEG file as (H, W) uint8 0/1; `masks` has the rules.
 
     masks_are: "right" or "inverted", for masks that else are refused as inverted.
     Raises: ImageError where the file can't be read, InputError where its mask is in doubt.
@@ -108,11 +109,11 @@ def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
             other = "is neither PNG nor JPEG: masks are pictures, 0 and 255"
             raise InputError(pictures.other_kind(data) or other)
         levels = _raster(data)
-        by_index = mask_files.by_index(data)
+        by_index = masks.by_index(data)
         indices = None if by_index is None else _raster(by_index)[..., 0]
     is_jpeg = data.startswith(JPEG_MAGIC)
     try:
-        return mask_files.decide(levels, indices, is_jpeg=is_jpeg, masks_are=masks_are)
+        return masks.decide(levels, indices, is_jpeg=is_jpeg, masks_are=masks_are)
     except InputError as error:
         raise InputError(f"{path} {error}") from None
 
@@ -246,10 +247,10 @@ def _picture(data: bytes) -> Radiograph:
     notes = [TURNED] if pictures.orientation(data) != 1 else []
     bits = 8
     if stored.dtype != np.uint8:
-        bits = contrast.depth(0, int(stored.max()))
-        notes += [contrast.depth_note(bits)] if bits < 16 else []
+        bits = depth(0, int(stored.max()))
+        notes += [depth_note(bits)] if bits < 16 else []
     values = np.arange(1 << bits, dtype=np.float64)
-    pixels, flat = contrast.shown(contrast.as_grey(values / values[-1]), values, stored)
+    pixels, flat = shown(as_grey(values / values[-1]), values, stored)
     return Radiograph(pixels, None, (*notes, *flat))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import cells, patients, rle
+from kernel_lib.data import cells, folds, rle
 from kernel_lib.data.cells import ID_COLUMN, RLE_COLUMN
 from kernel_lib.data.folder import Images, Listing, split_word, splits_in
 from kernel_lib.data.images import image_id
@@ -140,7 +140,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     """Return the group (patient) of each image, from a table of two columns: image id, group.
 
     NIH file names as groups (00028864_007.png) are cut to the patient before the underscore. A
-    blank, or a word for nobody (`patients.is_nobody`), is NaN, which equals no other image's.
+    blank, or a word for nobody (`folds.is_nobody`), is NaN, which equals no other image's.
     Raises: InputError naming file and row, also for an id with two groups.
     """
     table = cells.read_table(csv)
@@ -152,11 +152,11 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     groups: dict[str, str | float] = {}
     names, given = names_of(table.iloc[:, 0]), table.iloc[:, 1]
     for row, name, group in zip(table.index, names, given, strict=True):
-        nih = patients.NIH_NAME.fullmatch(group)
+        nih = folds.NIH_NAME.fullmatch(group)
         group = nih[1] if nih else group
         if not name:
             raise InputError(f"{csv} row {row}: the group {group!r} has no image id")
-        if patients.is_nobody(group):
+        if folds.is_nobody(group):
             group = math.nan
         first = groups.setdefault(name, group)
         if first is not group and first != group:

@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kernel_lib.data import cache, cache_store, contrast, images, rle
+from kernel_lib.data import cache, cache_store, images, rle
+from kernel_lib.data.levels import FLAT
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
 
@@ -98,7 +99,7 @@ def test_notes_on_images_are_counted_and_kept(prepare, frame, decoded):
     for at in (1, 4):
         cv2.imwrite(frame["path"][at], OTHER % 16)
     (note,) = prepare(frame).notes
-    assert note.startswith(contrast.FLAT)
+    assert note.startswith(FLAT)
     assert f"2 of 6 images, {frame['path'][1]} first" in note
     decoded.clear()
     assert prepare(frame).notes == [note]

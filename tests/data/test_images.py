@@ -28,8 +28,7 @@ from pydicom.uid import (
 )
 
 from kernel_lib.data import images
-from kernel_lib.data.contrast import FLAT, MISSED, depth_note
-from kernel_lib.data.dicom_levels import WRONG_BITS, WRONG_SIGN
+from kernel_lib.data.levels import FLAT, MISSED, WRONG_BITS, WRONG_SIGN, depth_note
 
 SHAPE = (24, 40)
 RAMP = (np.add(*np.mgrid[:64, :65]) * 4095 // 127).astype(np.uint16)  # 12 bits, 128 levels

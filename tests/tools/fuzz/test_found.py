@@ -26,7 +26,7 @@ from kernel_lib.artifacts import folds_file, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import dicom, images, labels, pictures
-from kernel_lib.data.dicom_levels import grey_levels
+from kernel_lib.data.levels import grey_levels
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import packages
