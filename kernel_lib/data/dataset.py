@@ -60,40 +60,27 @@ def training_loader(
     images: TrainingImages, batches: Sequence[Sequence[Key]], workers: int, pin: bool
 ) -> DataLoader:
     """Return batches in the order given; an item depends on its key, never on its worker."""
+    return _loader(images, workers, pin, batch_sampler=batches)
+
+
+def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) -> DataLoader:
+    """Return batches of every image once, in order; the last one may be shorter."""
+    return _loader(images, workers, pin, batch_size=batch_size)
+
+
+def _loader(images: Dataset, workers: int, pin: bool, **batches: object) -> DataLoader:
     return DataLoader(
         images,
-        batch_sampler=batches,
         num_workers=workers,
-        multiprocessing_context=_start_method(workers),
+        # Copies start in milliseconds; spawned processes and Python 3.14 have other defaults.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=pin,
         worker_init_fn=_one_thread,
         # A generator of its own: the loader must not draw from the one that drives dropout, or a
         # run resumed in mid-epoch, which makes one loader more, would drop other units.
         generator=torch.Generator(),
+        **batches,
     )
-
-
-def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) -> DataLoader:
-    """Return batches of every image once, in order; the last one may be shorter."""
-    return DataLoader(
-        images,
-        batch_size=batch_size,
-        shuffle=False,
-        drop_last=False,
-        num_workers=workers,
-        multiprocessing_context=_start_method(workers),
-        pin_memory=pin,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),
-    )
-
-
-def _start_method(workers: int) -> str | None:
-    """Return how workers start: as copies on Linux, which every epoch's do in milliseconds.
-
-    Also in a process that was itself spawned, or under Python 3.14, whose defaults are others.
-    """
-    return "fork" if workers and sys.platform == "linux" else None
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -192,9 +192,6 @@ class Images:
             by_name[name.rpartition("/")[2]].append(name)
         return cls(listing.root, dict(sorted(files.items())), in_two_formats, dict(by_name))
 
-    def __len__(self) -> int:
-        return len(self.files)
-
     def path(self, name: str) -> Path:
         """Return the preferred file of an image."""
         return self.files[name][0]
