@@ -149,8 +149,8 @@ def _checked_kind(dataset: pydicom.Dataset) -> str:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise InputError(
-            f"states {frames} frames, and a radiograph is one: split the file, or write 1 as its "
-            "NumberOfFrames where it holds a single picture"
+            f"states {frames} frames, and a radiograph is one: split the file, or correct its "
+            "NumberOfFrames"
         )
     missing = [tag for tag in ("Rows", "Columns", "BitsStored") if not dataset.get(tag)]
     if missing:
@@ -194,10 +194,9 @@ def _words(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _frame(dataset: pydicom.Dataset) -> bytes:
-    """Return the pixels of the one frame as stored. Raise ValueError where their size is another.
+    """Return the pixels of the frame as stored. Raise ValueError if the header states another size.
 
-    Decoders lay out any bytes as Rows × Columns state, so a header that differs from its pixels
-    would give a sheared picture.
+    Decoders would lay out the bytes by the header, as a sheared picture.
     """
     stated = int(dataset.Rows), int(dataset.Columns)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -228,7 +227,7 @@ def _is_padding(frame: bytes, length: int, n_rows: int) -> bool:
 
     def edges(end: int) -> float:
         rows = np.frombuffer(frame[:end], np.uint8).reshape(n_rows, -1).astype(np.int16)
-        return float(np.abs(np.diff(rows, axis=0)).mean()) if n_rows > 1 else 0.0
+        return float(np.abs(np.diff(rows, axis=0)).mean()) if n_rows > 1 else 0
 
     return len(frame) % n_rows > 0 or length % n_rows > 0 or edges(length) <= edges(len(frame))
 

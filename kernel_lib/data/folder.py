@@ -138,25 +138,19 @@ def _split_of_folder(name: str) -> str:
 
 
 def one_path_an_id(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return the preferred file of each id.
-
-    Raises: InputError where two files of one format and id differ.
-    """
+    """Return the first file of each id. Raises: InputError where two files of one id differ."""
     path_of: dict[str, Path] = {}
     for name, (first, *others) in _by_name(paths).items():
         path_of[name] = first
         for path in others:
-            if first.suffix.lower() == path.suffix.lower() and not _same_content(first, path):
-                raise InputError(
-                    f"image {name} is there twice, with differing content: {first} and {path}; "
-                    "remove one"
-                )
-    return dict(sorted(path_of.items()))
+            if not _same_content(first, path):
+                raise InputError(f"image {name} has two files: {first} and {path}; remove one")
+    return path_of
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a folder by their id: a file's name, or its path where names do not do.
+    """The images of a folder by their id: a file's name, or its path where names are not unique.
 
     files: of each id its file and, after it, copies and other formats of it.
     """
@@ -168,25 +162,25 @@ class Images:
 
     @classmethod
     def of(cls, listing: Listing) -> Images:
-        """Tell apart the images of a listing: files that share a name and differ get paths as ids.
+        """Return the images of a listing; files that share a name and differ get paths as ids.
 
         Files of one name and several formats are one image, unless some are test images.
-        Raises: InputError where paths do not tell them apart either, but case or blanks do.
+        Raises: InputError where paths differ only in case or blanks.
         """
         files: dict[str, list[Path]] = {}
         in_two_formats = 0
         for name, paths in _by_name(listing.images).items():
-            told_apart: list[list[Path]] = []
+            distinct: list[list[Path]] = []
             for path in paths:
-                for same in told_apart:
+                for same in distinct:
                     if _is_another_format(same[0], path, listing) or _same_content(same[0], path):
                         same.append(path)
                         break
                 else:
-                    told_apart.append([path])
-            in_two_formats += any(len({p.suffix.lower() for p in same}) > 1 for same in told_apart)
-            ids = [name] if len(told_apart) == 1 else _path_ids(told_apart, listing.root)
-            files |= dict(zip(ids, told_apart, strict=True))
+                    distinct.append([path])
+            in_two_formats += any(len({p.suffix.lower() for p in same}) > 1 for same in distinct)
+            ids = [name] if len(distinct) == 1 else _path_ids(distinct, listing.root)
+            files |= dict(zip(ids, distinct, strict=True))
         by_name = defaultdict(list)
         for name in sorted(files):
             by_name[name.rpartition("/")[2]].append(name)
@@ -260,12 +254,12 @@ def path_id(
     return unicodedata.normalize("NFC", "/".join([*kept, image_id(path)]))
 
 
-def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
-    short = [path_id(paths[0], root) for paths in told_apart]
+def _path_ids(distinct: list[list[Path]], root: Path) -> list[str]:
+    short = [path_id(paths[0], root) for paths in distinct]
     if len(set(short)) == len(short):
         return short
     full: dict[str, Path] = {}
-    for first, *_ in told_apart:
+    for first, *_ in distinct:
         name = path_id(first, root, ())
         if full.setdefault(name, first) != first:
             raise InputError(
@@ -303,8 +297,7 @@ def _same_content(first: Path, second: Path) -> bool:
         return filecmp.cmp(first, second, shallow=False)
     except OSError as error:
         raise InputError(
-            f"{error.filename} can't be read: {error.strerror}; is it a link that leads nowhere? "
-            "fetch the file again"
+            f"{error.filename} can't be read: {error.strerror}; fetch the file again"
         ) from error
 
 

@@ -37,8 +37,7 @@ def is_nobody(patient: str) -> bool:
 def known_patients(patient: pd.Series) -> tuple[pd.Series, list[str]]:
     """Return the patients of images with "" for ids that name nobody, and a note for each such id.
 
-    Those are words for nobody, and an id that more than half of the images share. An image of an
-    unknown patient counts as a patient of its own.
+    Those are words for nobody, and an id that more than half of the images share.
     """
     text = patient.astype(object).where(patient.notna(), "")
     notes = []
@@ -109,46 +108,42 @@ OVERFULL = 1.5
 
 
 def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
-    """Fold of each row, 0 … n_folds − 1: even in images, in positives and in mask areas.
+    """Return the fold of each row, 0 … n_folds − 1: even in images, positives and mask areas.
 
-    Whole groups go to one fold; an image whose group is "", missing or that of nobody
-    (`known_patients`) is its own group. Positives fall into up to 20 classes of equal count by
-    area, empty images into one of their own. Groups with the most positives are placed first, then
-    those with the most images, ties in the order of a hash; each goes to the fold where it least
-    raises the sum, over classes, positives and images, of (the fold's share of the total)². The
-    result does not depend on the order of rows.
+    A group goes to one fold; an image whose group is "", missing or that of nobody
+    (`known_patients`) is its own group. Positives are divided into up to 20 classes of equal count
+    by area, empty images are one class. Groups are placed by number of positives, then of images,
+    ties in the order of a hash; each goes to the fold where it least raises the sum, over classes,
+    positives and images, of (the fold's share of the total)². The order of rows has no influence.
 
     Shapes: table with image_id, area_px and perhaps group → int64 Series with the table's index.
     Raises: InputError for fewer than 2 folds, fewer groups than folds, an id twice, a bad area.
-    Warns: UserWarning when a fold has no positive image, as when there are fewer than folds, when
-    one has far more than its share of the images, and for groups that name nobody.
+    Warns: UserWarning for a fold without a positive image or with far more than its share of the
+    images, and for groups that name nobody.
     Source: greedy placement as in scikit-learn's StratifiedGroupKFold, with the classes above.
     """
     table = _drawable(table, n_folds)
     ordered = table.reset_index(drop=True).sort_values("image_id")
     group, names = pd.factorize(_group_keys(ordered))
     if len(names) < n_folds:
+        fix = f"set N_FOLDS to {len(names)} or less" if len(names) > 1 else "add images"
         raise InputError(
-            f"{len(names)} groups (patients) cannot fill {n_folds} folds, one group to a fold at "
-            f"most: set N_FOLDS to {len(names)} or less"
-            + ("" if len(names) > 1 else ", which takes at least 2 groups: add images")
-            + f"; or, where these are not the patients, {WAY_OUT}"
+            f"{len(names)} groups (patients) cannot fill {n_folds} folds (at least 2 groups, one "
+            f"to a fold at most): {fix}; or, if these are not the patients, {WAY_OUT}"
         )
     members = _count(ordered["area_px"].to_numpy(), group, len(names), n_folds)
-    fold_of_group = _place(members, [_tie_order(seed, name) for name in names], n_folds)
+    # A random order that no version of NumPy changes, and no other group either.
+    ties = [hashlib.sha256(f"{seed}\t{name}".encode()).hexdigest() for name in names]
     folds = np.empty(len(table), dtype=np.int64)
-    folds[ordered.index] = fold_of_group[group]
-    _warn_of_folds_without_positives(folds[table["area_px"] > 0], n_folds)
-    _warn_of_overfull_fold(folds, groups_of(table))
+    folds[ordered.index] = _place(members, ties, n_folds)[group]
+    _warn_of_uneven(folds, (table["area_px"] > 0).to_numpy(), groups_of(table))
     return pd.Series(folds, index=table.index, name="fold")
 
 
 def balance(table: pd.DataFrame) -> pd.DataFrame:
-    """What each fold holds: images, groups, positives, their share (0–1), median area.
+    """Return images, groups, positives, their share (0–1) and median area (px of 1024²) per fold.
 
-    That is in px of 1024², whatever the images' sizes; area_px is in their own.
-    Shapes: table with image_id, height, width, area_px, fold and perhaps group → a row a fold, fold
-    as index.
+    Shapes: table with image_id, height, width, area_px, fold and perhaps group → index fold.
     """
     positive = table["area_px"] > 0
     scaled = table["area_px"] * 1024**2 / (table["height"] * table["width"])
@@ -172,7 +167,7 @@ def groups_of(table: pd.DataFrame) -> pd.Series:
 
 
 def _group_keys(table: pd.DataFrame) -> pd.Series:
-    """A name for each row's group, no image's own ever equal to a patient's."""
+    """Return a name for each row's group, no image's own ever equal to a patient's."""
     groups = groups_of(table)
     own = "image " + table["image_id"].astype(object)
     return ("group " + groups.astype(str)).where(groups != "", own)
@@ -181,22 +176,18 @@ def _group_keys(table: pd.DataFrame) -> pd.Series:
 def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
     if n_folds != int(n_folds) or n_folds < 2:
         raise InputError(
-            f"N_FOLDS is {n_folds}: at least 2 folds are needed, so that each image "
-            "is held out from some model; to train one of them only, set FOLD"
+            f"N_FOLDS is {n_folds}: at least 2 folds are needed; to train one of them, set FOLD"
         )
     repeated = table["image_id"][table["image_id"].duplicated()]
     if len(repeated):
-        raise InputError(
-            f"the image {repeated.iloc[0]} stands twice in the table: "
-            "unite its rows into one mask first"
-        )
+        raise InputError(f"image {repeated.iloc[0]} is in the table twice: unite its rows")
     areas = pd.to_numeric(table["area_px"], errors="coerce")
     bad = ~(areas >= 0)
     if bad.any():
         row = table[bad].iloc[0]
         raise InputError(
-            f"the image {row['image_id']} has a mask area of {row['area_px']!r} px: "
-            "give 0 for an empty mask, else the number of its pixels"
+            f"image {row['image_id']} has a mask area of {row['area_px']!r} px: give its number of "
+            "pixels, 0 for an empty mask"
         )
     groups, notes = known_patients(groups_of(table))
     for note in notes:
@@ -205,7 +196,7 @@ def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
 
 
 def _count(areas: np.ndarray, group: np.ndarray, n_groups: int, n_folds: int) -> np.ndarray:
-    """Images of each group by kind: (n_groups, empty, area classes …, positives, images)."""
+    """Return the images of each group by kind: (n_groups, empty, classes …, positives, images)."""
     positive = areas > 0
     n_positive = int(positive.sum())
     # A class with fewer images than folds could not be even anyway.
@@ -222,7 +213,7 @@ def _count(areas: np.ndarray, group: np.ndarray, n_groups: int, n_folds: int) ->
 
 
 def _place(members: np.ndarray, ties: list[str], n_folds: int) -> np.ndarray:
-    """Fold of each group, by greedy placement; members (n_groups, kinds) as `_count` gives it."""
+    """Return the fold of each group, by greedy placement; members (n_groups, kinds) of `_count`."""
     # Placing a group g in fold f raises the sum of squares by 2 · Σ held[f] g / total² + Σ g² /
     # total², whose second part is the same for every fold.
     total = np.maximum(members.sum(axis=0), 1)
@@ -236,23 +227,15 @@ def _place(members: np.ndarray, ties: list[str], n_folds: int) -> np.ndarray:
     return folds
 
 
-def _tie_order(seed: int, name: str) -> str:
-    """A random order that no version of NumPy changes, and no other group either."""
-    return hashlib.sha256(f"{seed}\t{name}".encode()).hexdigest()
-
-
-def _warn_of_folds_without_positives(folds_of_positives: np.ndarray, n_folds: int) -> None:
-    bare = sorted(set(range(n_folds)) - set(folds_of_positives.tolist()))
+def _warn_of_uneven(folds: np.ndarray, is_positive: np.ndarray, groups: pd.Series) -> None:
+    images = np.bincount(folds)
+    bare = sorted(set(range(len(images))) - set(folds[is_positive].tolist()))
     if bare:
         warnings.warn(
-            f"no positive image in fold(s) {bare} of {n_folds}: {len(folds_of_positives)} positive "
-            "images, by whole patients, do not reach all; set N_FOLDS lower or add images",
+            f"no positive image in fold(s) {bare} of {len(images)}: {is_positive.sum()} positive "
+            "images, by patients, do not reach all; set N_FOLDS lower or add images",
             stacklevel=3,
         )
-
-
-def _warn_of_overfull_fold(folds: np.ndarray, groups: pd.Series) -> None:
-    images = np.bincount(folds)
     fullest = int(images.argmax())
     inside = groups[(folds == fullest) & (groups != "").to_numpy()].value_counts()
     if images[fullest] >= OVERFULL * len(folds) / len(images) and inside.max() > 1:

@@ -56,10 +56,10 @@ def read(path: Path | str) -> np.ndarray:
 
     Shapes: (H, W) uint8, C-contiguous. The content decides how it is read, not the name.
     DICOM: modality rescale or LUT, then the VOI LUT or the first window, else the full range of
-    the stored bits; MONOCHROME1 is inverted; 8-bit MONOCHROME2 without a window stays as it is.
+    the stored bits; MONOCHROME1 is inverted.
     PNG and JPEG: turned by their EXIF orientation, colours to grey (ITU-R 601), alpha dropped.
-    16 bits of which nobody says how many are in use: by the range of the 8, 10, 12, 14 or 16 that
-    hold all pixels. A result that is flat, or mostly beyond its window, is stretched to its values.
+    16 bits of which an unknown number is in use: by the range of the 8, 10, 12, 14 or 16 that hold
+    all pixels. A result that is flat, or mostly beyond its window, is stretched to its values.
     Raises: ImageError that names the file and how to fix it.
     """
     return open_radiograph(path).pixels
@@ -70,7 +70,7 @@ def open_radiograph(path: Path | str) -> Radiograph:
     with _named(path):
         data = _content(path)
         if not data:
-            raise InputError("is empty (0 bytes): fetch it again, or remove it")
+            raise InputError(f"is empty (0 bytes): {dicom.AGAIN}")
         if data.startswith(PICTURE_MAGIC):
             return _picture(data)
         dataset = dicom.parse(data)
@@ -111,9 +111,10 @@ def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
         levels = _raster(data)
         by_index = masks.by_index(data)
         indices = None if by_index is None else _raster(by_index)[..., 0]
-    is_jpeg = data.startswith(JPEG_MAGIC)
     try:
-        return masks.decide(levels, indices, is_jpeg=is_jpeg, masks_are=masks_are)
+        return masks.decide(
+            levels, indices, is_jpeg=data.startswith(JPEG_MAGIC), masks_are=masks_are
+        )
     except InputError as error:
         raise InputError(f"{path} {error}") from None
 
@@ -141,7 +142,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
         with _named(path):
             size = pictures.shown_size(_content(path))
         if size is None:
-            raise ImageError(f"{path} is no complete PNG or JPEG: fetch it again, or remove it")
+            raise ImageError(f"{path} is no complete PNG or JPEG: {dicom.AGAIN}")
         return size
 
     def stated(header: pydicom.Dataset) -> tuple[int, int]:
@@ -258,7 +259,7 @@ def _raster(data: bytes) -> np.ndarray:
     """Return levels as stored, (H, W) or (H, W, 3 or 4), turned by the EXIF orientation."""
     levels = pictures.decode(data)
     if levels is None:
-        damaged = "is cut short or damaged: fetch it again, or remove it"
+        damaged = f"is cut short or damaged: {dicom.AGAIN}"
         raise InputError(pictures.other_kind(data) or damaged)
     if levels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"has {levels.dtype} pixels: save it with 8 or 16 bits")

@@ -21,8 +21,8 @@ MAX_MARKER_VALUES = 16  # padding and markers have no more, and say nothing of t
 def pixel_values(words: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, int, list[str]]:
     """Return the stored values, the bits that they take, and notes where the header is wrong.
 
-    words: (H, W) integers as decoded, unused bits and all; signed by PixelRepresentation, which is
-    corrected in the data set where the values wrap around by it.
+    words: (H, W) integers as decoded, with unused bits; signed by PixelRepresentation, which is
+    corrected in the data set if the values wrap around.
     """
     signed, container = words.dtype.kind == "i", 8 * words.itemsize
     stated = min(int(dataset.BitsStored), container)
@@ -134,10 +134,9 @@ class Levels:
 
 
 def grey_levels(dataset: pydicom.Dataset, bits: int) -> Levels:
-    """Return the grey level 0..255 of every stored value that so many bits allow.
+    """Return the grey level 0..255 of every stored value of so many bits, at most 65,536.
 
-    Source: DICOM PS3.3 C.11.1 (modality) and C.11.2 (VOI); every step maps a value on its own,
-    so one table of at most 65,536 entries holds them all.
+    Source: DICOM PS3.3 C.11.1 (modality) and C.11.2 (VOI).
     """
     signed = bool(dataset.get("PixelRepresentation", 0))
     lowest = -(1 << (bits - 1)) if signed else 0

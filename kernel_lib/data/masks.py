@@ -66,8 +66,8 @@ def decide(
     corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
     if masks_are is None and corners.all() and 2 * np.count_nonzero(mask) > mask.size:
         raise InputError(
-            f"covers {mask.mean():.0%} of its image and all four corners, as where the background "
-            "is white: -p MASKS_ARE inverted reads it so, -p MASKS_ARE right takes it as it is"
+            f"covers {mask.mean():.0%} of its image and all four corners, like a white background: "
+            "-p MASKS_ARE inverted reads it so, -p MASKS_ARE right takes it as it is"
         )
     return 1 - mask if masks_are == "inverted" else mask
 
@@ -109,8 +109,8 @@ def _check_colours(levels: np.ndarray) -> None:
     if off.max() > OFF_COLOUR * np.iinfo(levels.dtype).max:
         three = (str(tuple(map(int, used[at]))) for at in (ground, far, off.argmax()))
         raise InputError(
-            f"has areas of the colours {', '.join(three)} (RGB), and a mask and its background are "
-            "two: save one class as its mask, 255 on 0"
+            f"has areas of the colours {', '.join(three)} (RGB), more than mask and background: "
+            "save one class as its mask, 255 on 0"
         )
 
 
@@ -136,9 +136,7 @@ def _by_opacity(levels: np.ndarray) -> np.ndarray:
         return _agreed(opaque, grey)
     mask = _by_level(grey)
     if (mask > opaque).any():
-        raise InputError(
-            "draws one mask by its colours and another by its opacity: save it as grey"
-        )
+        raise InputError("draws one mask by colours and another by its opacity: save it as grey")
     return mask
 
 
@@ -161,7 +159,7 @@ def _by_level(grey: np.ndarray, is_jpeg: bool = False) -> np.ndarray:
     if 1 < top <= half or (top == 1 and is_jpeg):
         blurred = ", and JPEG blurs them" if is_jpeg else ""
         raise InputError(
-            f"has levels up to {top}{blurred}, which is neither a 0/1 nor a 0/{full} mask: write a "
+            f"has levels up to {top}{blurred}, so it is neither a 0/1 nor a 0/{full} mask: write a "
             f"PNG with {full} where there is pneumothorax"
         )
     if top > half and len(used) > 2:
@@ -172,10 +170,11 @@ def _by_level(grey: np.ndarray, is_jpeg: bool = False) -> np.ndarray:
 def _check_classes(grey: np.ndarray, used: np.ndarray, is_jpeg: bool) -> None:
     """Refuse levels that stand for more than background and mask, and pictures."""
     top = int(used[-1])
+    fix = f"save one class as its mask, {top} on 0"
     if used[-2] <= NEARLY_BLACK * top:
         raise InputError(
-            f"has the levels {', '.join(map(str, used[:-1]))} and {top}, as classes whose rim is "
-            f"marked as void by {top}: save one class as its mask, {top} on 0"
+            f"has the levels {', '.join(map(str, used[:-1]))} and {top}, like classes with a void "
+            f"rim of {top}: {fix}"
         )
     low, high = (share * top for share in MIDDLE)
     is_few = len(used) <= FEW_LEVELS and not is_jpeg
@@ -186,21 +185,19 @@ def _check_classes(grey: np.ndarray, used: np.ndarray, is_jpeg: bool) -> None:
     classes = np.unique(flat) if is_few else []
     if len(classes) > 2:
         raise InputError(
-            f"has areas of the levels {', '.join(map(str, classes))}, as of two classes: save one "
-            f"class as its mask, {top} on 0"
+            f"has areas of the levels {', '.join(map(str, classes))}, two classes: {fix}"
         )
     middle = flat[(flat > low) & (flat < high)]
     n_mask = np.count_nonzero(grey >= high)
     if len(middle) > MAX_FLAT_SHARE * n_mask:
         raise InputError(
-            f"has areas of level {int(np.median(middle))}, neither background nor mask beside "
-            f"{top}: save one class as its mask, {top} on 0"
+            f"has areas of level {int(np.median(middle))}, neither background nor mask: {fix}"
         )
     n_between = np.count_nonzero((least > low) & (most < high))
     if n_between > np.clip(n_mask, *(share * grey.size for share in PICTURE_SHARES)):
         raise InputError(
-            f"has {n_between:,} px of middle levels and {n_mask:,} px of mask, so it looks like a "
-            f"picture, not a mask: save the mask alone, {top} on 0"
+            f"has {n_between:,} px of middle levels and {n_mask:,} px of mask, like a picture: "
+            f"save the mask alone, {top} on 0"
         )
 
 
@@ -210,12 +207,12 @@ def _check_classes(grey: np.ndarray, used: np.ndarray, is_jpeg: bool) -> None:
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return a mask resized to shape (h, w), uint8 0/1, with exactly `resized_area` pixels.
 
-    The pixels taken are those of greatest coverage: the share of the output pixel's own area that
-    the mask fills. Along an axis that is enlarged, where that share would only repeat pixels, it is
-    the share of a window of one input pixel about the output pixel's centre (bilinear
-    interpolation). Ties go to the pixel with the greater coverage summed over its 3×3
-    neighbourhood (beyond the image's edge the edge repeats), then to the first in reading order.
-    All of it is exact, in integers.
+    A mask resized as a photograph and cut at a level would lose or gain a few per cent of its area.
+    Here the pixels taken are those of greatest coverage: the share of the output pixel's own area
+    that the mask fills, or, along an axis that is enlarged, of a window of one input pixel about
+    its centre (bilinear interpolation). Ties go to the greater coverage summed over the 3×3
+    neighbourhood (the image's edge repeats), then to the first in reading order. All of it is
+    exact, in integers.
 
     Shapes: mask (H, W), any dtype, nonzero = 1.
     Raises: InputError when the mask is not two-dimensional or a side of either shape is below 1.

@@ -52,27 +52,24 @@ MAX_PIXELS = 1 << 26
 
 
 def other_kind(data: bytes) -> str | None:
-    """Return the kind of a file that is no PNG or JPEG, and the fix; None where it is not known."""
+    """Return the kind of a file that is no PNG or JPEG, and the fix; None where it is not known.
+
+    Also of a JPEG that is decoded in a DICOM only.
+    """
     if data.startswith(JPEG_MAGIC):
-        return _other_jpeg(data)
+        bits = stated_bits(data) or 8
+        try:
+            is_ls = any(marker == JPEG_LS for marker, _ in _segments(data))
+        except (struct.error, IndexError):
+            return None
+        kind = "JPEG-LS" if is_ls else "JPEG"
+        is_other = bits > 8 or is_ls
+        return f"is a {kind} of {bits} bits by its content: {TO_PNG}" if is_other else None
     data = data[4:] if data[4:8] == b"ftyp" else data  # after the length of the box
     for start, (kind, fix) in OTHERS.items():
         if data.startswith(start):
             return f"is {kind} by its content: {fix}"
     return None
-
-
-def _other_jpeg(data: bytes) -> str | None:
-    """Return as `other_kind` the kind of a JPEG that is decoded in a DICOM only."""
-    bits = stated_bits(data) or 8
-    try:
-        is_ls = any(marker == JPEG_LS for marker, _ in _segments(data))
-    except (struct.error, IndexError):
-        return None
-    if bits <= 8 and not is_ls:
-        return None
-    kind = "JPEG-LS" if is_ls else "JPEG"
-    return f"is a {kind} of {bits} bits by its content: {TO_PNG}"
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:

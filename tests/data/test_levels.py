@@ -167,7 +167,8 @@ def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     ("grey", "flat"),
     [
         (grey_of(3, 100), True), (grey_of(65), True), (grey_of(65, 190), True),
-        (grey_of(66), False), (grey_of(25, 0, 10), True), (grey_of(26, 0, 9), False), (grey_of(256), False),
+        (grey_of(66), False), (grey_of(25, 0, 10), True), (grey_of(26, 0, 9), False),
+        (grey_of(256), False),
         (grey_of(6, 0, 51), True),  # over the full range, so stretching changes nothing
     ],
 )  # fmt: skip
