@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kernel_lib.data import dataset
+from kernel_lib.data import cache_store, dataset
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
 from kernel_lib.errors import InputError
 
@@ -167,15 +167,8 @@ def test_where_it_says_that_there_is_room_a_loader_runs(disk, workers, images, s
     code = [sys.executable, "-c", LOADED, str(workers), str(images), str(size)]
     for share, works in ((1.0, True), (0.3, False)):
         mount = f"mount -t tmpfs -o size={int(pages * share) * 4096} tmpfs /dev/shm"
-        shell = [
-            "unshare",
-            "-m",
-            "bash",
-            "-c",
-            f'{mount} || exit 77; exec timeout 120 "$@"',
-            "-",
-            *code,
-        ]
+        script = f'{mount} || exit 77; exec timeout 120 "$@"'
+        shell = ["unshare", "-m", "bash", "-c", script, "-", *code]
         done = subprocess.run(shell, capture_output=True, text=True, check=False)
         if done.returncode == 77 or "unshare" in done.stderr:
             pytest.skip(f"no folder can be mounted here: {done.stderr.strip()}")
@@ -183,8 +176,6 @@ def test_where_it_says_that_there_is_room_a_loader_runs(disk, workers, images, s
 
 
 def test_a_full_one_leaves_the_decoding_to_one_process(monkeypatch, capsys):
-    from kernel_lib.data import cache_store
-
     def full(*args, **how):
         raise OSError(28, "No space left on device")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_lib.artifacts import folds_file
-from kernel_lib.data import folds, rle
+from kernel_lib.data import folds, labels, rle
 from kernel_lib.errors import InputError
 
 
@@ -68,14 +68,8 @@ def test_images_without_a_group_are_their_own(table):
 
 
 def test_a_group_named_like_an_image_is_not_that_image():
-    table = pd.DataFrame(
-        {
-            "image_id": ["a", "b", "c", "image a"],
-            "group": ["", "a", "a", ""],
-            "area_px": [5, 6, 7, 8],
-        }
-    )
-    drawn = folds.draw(table, 3)
+    columns = {"image_id": ["a", "b", "c", "image a"], "group": ["", "a", "a", ""]}
+    drawn = folds.draw(pd.DataFrame({**columns, "area_px": [5, 6, 7, 8]}), 3)
     assert drawn[1] == drawn[2]
     assert sorted({drawn[0], drawn[1], drawn[3]}) == [0, 1, 2]
 
@@ -119,19 +113,6 @@ def test_the_draw_is_frozen(table):
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "2782ff406a8a1c69"
 
 
-@pytest.mark.parametrize("n_folds", [1, 0, -2, 2.5])
-def test_too_few_folds_are_refused(table, n_folds):
-    with pytest.raises(InputError, match="at least 2 folds"):
-        folds.draw(table, n_folds)
-
-
-def test_fewer_groups_than_folds_are_refused_with_the_number(table):
-    with pytest.raises(InputError, match=r"3 groups.*5 folds.*N_FOLDS to 3"):
-        folds.draw(table.assign(group=[f"p{n % 3}" for n in range(len(table))]), 5)
-    with pytest.raises(InputError, match=r"1 groups.*at least 2 groups.*GROUPS"):
-        folds.draw(table.iloc[:9].assign(group="p"), 2)
-
-
 def test_a_placeholder_is_no_group_and_is_said(table):
     for shared in ("ANONYMOUS", "0", "nan", "one word for all"):
         with pytest.warns(UserWarning, match=f"200 of 200 images .*'{shared}'.*GROUPS"):
@@ -162,33 +143,29 @@ def test_a_fold_without_positives_is_drawn_with_a_warning():
         assert sorted(folds.draw(table, 2)) == [0, 1]
 
 
-def test_bad_tables_are_refused_by_image(table):
-    twice = pd.concat([table, table.iloc[[7]]])
-    with pytest.raises(InputError, match=table["image_id"][7]):
-        folds.draw(twice, 5)
+def test_bad_tables_and_numbers_of_folds_are_refused(table):
+    def refused(table, n_folds: float, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            folds.draw(table, n_folds)
+
+    for n_folds in (1, 0, -2, 2.5):
+        refused(table, n_folds, f"N_FOLDS is {n_folds}")
+    three = table.assign(group=[f"p{n % 3}" for n in range(len(table))])
+    refused(three, 5, r"3 groups.*5 folds.*N_FOLDS to 3")
+    refused(table.iloc[:9].assign(group="p"), 2, r"1 groups.*at least 2 groups.*GROUPS")
+    refused(pd.concat([table, table.iloc[[7]]]), 5, table["image_id"][7])
     for area in (-1, float("nan"), "x"):
         bad = table.astype({"area_px": object})
         bad.loc[9, "area_px"] = area
-        with pytest.raises(InputError, match=table["image_id"][9]):
-            folds.draw(bad, 5)
+        refused(bad, 5, table["image_id"][9])
 
 
 def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
-    labels = shared_data / "siim-labels"
-    rows = pd.read_csv(labels / "train-rle.csv", dtype=str, keep_default_na=False)
-    rows = rows.set_axis(["image_id", "rle"], axis=1)
-    names = pd.read_csv(labels / "nih_id.csv", dtype=str, keep_default_na=False)
-    patient = dict(zip(names["Kaggle_ID"], names["NIH_ID"].str.split("_").str[0], strict=True))
-    runs = rows["rle"].map(rle.parse).groupby(rows["image_id"]).apply(rle.union)
-    table = pd.DataFrame(
-        {
-            "image_id": runs.index,
-            "group": [patient[image_id] for image_id in runs.index],
-            "height": 1024,
-            "width": 1024,
-            "area_px": [rle.area(r) for r in runs],
-            "rle": [rle.to_string(r) for r in runs],
-        }
+    table = labels.read_labels(shared_data / "siim-labels" / "train-rle.csv")
+    patient = labels.read_groups(shared_data / "siim-labels" / "nih_id.csv")
+    areas = table["rle"].map(lambda text: rle.area(rle.parse(text)))
+    table = table.assign(
+        group=table["image_id"].map(patient), height=1024, width=1024, area_px=areas
     )
     assert table["group"].nunique() == 6_171
     table["fold"] = folds.draw(table, 5)
