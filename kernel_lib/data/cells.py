@@ -64,8 +64,7 @@ def read(path: Path | str) -> list[Row]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path} is no table with commas between its cells: row {line}, {error}; correct its "
-            "quotes, or fetch it again"
+            f"{path} row {line} is no table with commas ({error}): correct its quotes"
         ) from None
     _check_separator(path, rows)
     return rows
@@ -82,9 +81,8 @@ def read_table(
 ) -> pd.DataFrame:
     """Return all cells as stripped text, indexed by row in the file; of `wanted` columns if given.
 
-    Rows without a word are left out. `ragged` lets rows have a cell more than the header; `hint`
-    ends the message on missing columns.
-    Raises: InputError naming the file, and the row.
+    Blank rows are left out. `ragged` lets rows have a cell more than the header; `hint` ends the
+    message on missing columns. Raises: InputError naming the file, and the row.
     """
     header, rows = read_parts(path)
     if not any(header):
@@ -99,8 +97,8 @@ def read_table(
     for line, row in rows:
         if len(row) not in (n, n + ragged):
             raise InputError(
-                f"{path} row {line} has {len(row)} cells under a header of {n}: this is no table "
-                "with commas between its cells, or cut short; fetch the table again"
+                f"{path} row {line} has {len(row)} cells under a header of {n}, so it is no table "
+                "with commas, or cut short: fetch the table again"
             )
     lines = {line: row[:n] for line, row in rows if any(row)}
     if not lines:

@@ -98,18 +98,16 @@ PREFETCHED = 2  # batches that a worker prepares ahead, torch's default
 
 
 def check_shared_memory(
-    workers: int, images: int, size: int, *, free: int | None = None, way_out: str = "-p WORKERS 0"
+    workers: int, images: int, size: int, *, way_out: str = "-p WORKERS 0"
 ) -> None:
     """Raise InputError where /dev/shm is too small for the batches that workers prepare.
 
     images: uint8 pictures of (size, size) in a batch, over all processes of the training, masks
     counted too. Docker gives 64 MB by default, which would end a training in its first steps.
-    free: bytes free in the folder, measured where it is None.
     """
-    if not workers or (free is None and not SHARED_MEMORY.is_dir()):
+    if not workers or not SHARED_MEMORY.is_dir():  # as on macOS
         return
-    free = shutil.disk_usage(SHARED_MEMORY).free if free is None else free
-    needed = _needed(workers, images, size)
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, _needed(workers, images, size)
     if needed > free:
         docker = max(2, math.ceil(2 * needed / 1e9))
         raise InputError(
@@ -129,5 +127,7 @@ def _needed(workers: int, images: int, size: int) -> int:
 
 
 def _size_text(n_bytes: int) -> str:
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (0, "KB")) if n_bytes >= u)
-    return f"{n_bytes / (unit or 1024):.{0 if not unit else 1}f} {name}"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {name}"
+    return f"{n_bytes / 1024:.0f} KB"

@@ -107,7 +107,7 @@ N_AREA_CLASSES = 20
 OVERFULL = 1.5
 
 
-def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
+def draw(table: pd.DataFrame, n_folds: int) -> pd.Series:
     """Return the fold of each row, 0 … n_folds − 1: even in images, positives and mask areas.
 
     A group goes to one fold; an image whose group is "", missing or that of nobody
@@ -133,7 +133,7 @@ def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
         )
     members = _count(ordered["area_px"].to_numpy(), group, len(names), n_folds)
     # A random order that no version of NumPy changes, and no other group either.
-    ties = [hashlib.sha256(f"{seed}\t{name}".encode()).hexdigest() for name in names]
+    ties = [hashlib.sha256(f"{SEED}\t{name}".encode()).hexdigest() for name in names]
     folds = np.empty(len(table), dtype=np.int64)
     folds[ordered.index] = _place(members, ties, n_folds)[group]
     _warn_of_uneven(folds, (table["area_px"] > 0).to_numpy(), groups_of(table))

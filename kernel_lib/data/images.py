@@ -120,10 +120,7 @@ def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
 
 
 def image_id(path: Path | str) -> str:
-    """Return the image's id: the file's name without a known suffix (ids hold dots themselves).
-
-    As NFC, since file systems and tables differ in that, and without blanks around it.
-    """
+    """Return the image's id: the file's name without a known suffix, as NFC, stripped."""
     name = unicodedata.normalize("NFC", Path(path).name).strip()
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
@@ -157,8 +154,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
 def is_image(path: Path | str) -> bool:
     """Return whether a file holds a radiograph by its content, whatever its name.
 
-    PNG and JPEG by their first bytes; DICOM, with a preamble or without, where its header states
-    Rows and Columns, so that a DICOMDIR or a report is none.
+    A DICOM has to state Rows and Columns, unlike a DICOMDIR or a report.
     """
     try:
         with open(path, "rb") as file:
@@ -179,7 +175,7 @@ def is_image(path: Path | str) -> bool:
 def spacing_of(path: Path | str) -> tuple[float, float] | None:
     """Return a DICOM's pixel spacing, (between rows, between columns) in mm; None where unknown.
 
-    PixelSpacing, else ImagerPixelSpacing (at the detector, hence of a magnified image), as stated.
+    PixelSpacing, else ImagerPixelSpacing (at the detector).
     """
     tags = ["PixelSpacing", "ImagerPixelSpacing"]
 

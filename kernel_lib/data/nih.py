@@ -24,10 +24,10 @@ def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFr
     """Return the images of an NIH folder with patients and labels, by image_id; opens no image.
 
     Shapes: DataFrame[image_id, path, patient, positive]: image_id is the file's stem, patient its
-    first part (8 digits), positive whether Pneumothorax is among the findings. Listed images that
-    have no file are added to `left_out`; images that no table lists are not looked at.
-    Raises: InputError naming file, row and fix: no table, no images, wrong columns or rows, an
-    image listed twice, two differing files of one name, more than 5 % of the images missing.
+    first 8 digits, positive whether Pneumothorax is among the findings. Listed images without a
+    file are added to `left_out`; images that are not listed are ignored.
+    Raises: InputError naming file, row and fix, also for two differing files of one name and for
+    more than 5 % of the images missing.
     """
     folder = Path(folder)
     tables, pictures = _scan(folder)

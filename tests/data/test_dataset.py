@@ -106,6 +106,18 @@ def test_plain_images_come_once_in_order_the_last_batch_short():
 KB, MB = 1024, 1_000_000
 
 
+@pytest.fixture
+def set_free(monkeypatch, tmp_path):
+    """Let /dev/shm be a folder of so many free bytes."""
+
+    def call(n_bytes: int) -> None:
+        monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
+        usage = type("Usage", (), {"free": n_bytes})
+        monkeypatch.setattr(dataset.shutil, "disk_usage", lambda folder: usage)
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("workers", "images", "size", "free", "fits"),
     [
@@ -114,32 +126,32 @@ KB, MB = 1024, 1_000_000
         (4, 16, 512, 64 * MB, True), (4, 32, 512, 64 * MB, False), (0, 32, 1024, 0, True),
     ],
 )  # fmt: skip
-def test_the_batches_of_all_workers_must_fit(workers, images, size, free, fits):
+def test_the_batches_of_all_workers_must_fit(set_free, workers, images, size, free, fits):
+    set_free(free)
     if fits:
-        dataset.check_shared_memory(workers, images, size, free=free)
+        dataset.check_shared_memory(workers, images, size)
         return
     with pytest.raises(InputError) as error:
-        dataset.check_shared_memory(workers, images, size, free=free)
-    for words in ("/dev/shm has", f"WORKERS {workers}", "-p WORKERS 0", "--shm-size 2g"):
+        dataset.check_shared_memory(workers, images, size)
+    for words in ("has", f"WORKERS {workers}", "-p WORKERS 0", "--shm-size 2g"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_processes_of_one_machine_share_it(monkeypatch):
+def test_the_processes_of_one_machine_share_it(set_free, monkeypatch):
     """Of a batch each rank's workers load its share, and each worker prepares as many batches."""
-    dataset.check_shared_memory(2, 16, 512, free=30 * MB)
+    set_free(30 * MB)
+    dataset.check_shared_memory(2, 16, 512)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    dataset.check_shared_memory(2, 16, 512, free=30 * MB)
+    dataset.check_shared_memory(2, 16, 512)
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(InputError, match=r"has 30\.0 MB free"):
-        dataset.check_shared_memory(2, 16, 512, free=30 * MB)
+        dataset.check_shared_memory(2, 16, 512)
 
 
-def test_what_is_free_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
-    used = type("Used", (), {"free": 64 * KB})
-    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda folder: used)
+def test_what_is_free_is_measured_where_there_is_such_a_folder(set_free, monkeypatch, tmp_path):
+    set_free(64 * KB)
     with pytest.raises(InputError, match=f"{tmp_path} has 64 KB free, too little for WORKERS 3"):
         dataset.check_shared_memory(3, 8, 64)
     monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path / "none")  # as on macOS
