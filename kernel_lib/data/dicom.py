@@ -201,10 +201,10 @@ def _frame(dataset: pydicom.Dataset) -> bytes:
     stated = int(dataset.Rows), int(dataset.Columns)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         frame = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-        size = pictures.stated_size(frame)
-        if size is not None and size != stated:
-            raise ValueError(f"its pixels are {size[0]}×{size[1]}, the header says {stated}")
-        if (pictures.stated_bits(frame) or 0) > dataset.get("BitsAllocated", 16):
+        own = pictures.stated(frame)
+        if own and own.size != stated:
+            raise ValueError("its pixels are {}×{}, the header says {}".format(*own.size, stated))
+        if own and own.bits > dataset.get("BitsAllocated", 16):
             dataset.BitsAllocated = 16  # what is decoded would be cut to the lower byte
         return frame
     frame = dataset.PixelData

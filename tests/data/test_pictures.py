@@ -71,12 +71,13 @@ def test_the_chunk_is_read_wherever_it_stands():
     np.testing.assert_array_equal(pictures.decode(data), np.rot90(GREY, -1))
 
 
-def test_bits_that_a_frame_states():
-    assert pictures.stated_bits(encoded(GREY, "JPEG")) == 8
-    assert pictures.stated_bits(encoded(GREY, "JPEG2000")) == 8
-    assert pictures.stated_bits(encoded(LEVELS_16, "JPEG2000")) == 16
-    assert pictures.stated_bits(encoded(GREY, "JPEG")[:20]) is None
-    assert pictures.stated_bits(b"\0" * 50) is None
+def test_size_and_bits_that_a_header_states():
+    for kind in ("PNG", "JPEG", "JPEG2000"):
+        assert pictures.stated(encoded(GREY, kind)) == ((5, 8), 8)
+    for kind in ("PNG", "JPEG2000"):
+        assert pictures.stated(encoded(LEVELS_16, kind)) == ((5, 8), 16)
+    assert pictures.stated(encoded(GREY, "JPEG")[:20]) is None
+    assert pictures.stated(b"\0" * 50) is None
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_whole_jpegs_of_every_make_are_whole():
         assert pictures.is_whole_jpeg(content)
         assert pictures.is_whole_jpeg(content + b"\0\0")
         assert pictures.is_whole_jpeg(content + jpeg(noise(8, 8)))  # a camera's preview
-        assert pictures.stated_size(content) == (64, 48)
+        assert pictures.stated(content).size == (64, 48)
         assert not any(pictures.is_whole_jpeg(content[:end]) for end in range(len(content)))
         assert not pictures.is_whole_jpeg(content[:-2] + content[content.index(b"\xff\xdb") :])
         assert not pictures.is_whole_jpeg(content[: len(content) // 2] + b"\xff")
