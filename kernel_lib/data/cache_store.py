@@ -240,8 +240,16 @@ def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Out
         for task in tasks:
             yield from _fill_batch(store, [task])
         return
+    waiting: set[Future] = set()
     try:
-        yield from _in_flight(pool, store, tasks, workers)
+        for start in range(0, len(tasks), BATCH):
+            if len(waiting) >= BATCHES_AHEAD * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield from future.result()
+            waiting.add(pool.submit(_fill_batch, store, tasks[start : start + BATCH]))
+        for future in waiting:
+            yield from future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker of `prepare` died (out of memory, or the calling script lacks "
@@ -249,20 +257,6 @@ def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Out
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _in_flight(
-    pool: ProcessPoolExecutor, store: Store, tasks: list[Task], workers: int
-) -> Iterator[Outcome]:
-    waiting: set[Future] = set()
-    for start in range(0, len(tasks), BATCH):
-        if len(waiting) >= BATCHES_AHEAD * workers:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield from future.result()
-        waiting.add(pool.submit(_fill_batch, store, tasks[start : start + BATCH]))
-    for future in waiting:
-        yield from future.result()
 
 
 def _fill_batch(store: Store, tasks: list[Task]) -> list[Outcome]:

@@ -101,7 +101,7 @@ class Listing:
 def survey(data_dir: Path, by_content: bool = False) -> Listing:
     """List a data folder, to the depth of an archive unpacked into a folder of its own.
 
-    With `by_content` files of any other ending are opened, and listed where they are images.
+    With `by_content` files of other endings are opened, and listed where they are images.
     Raises: InputError where there is no such folder, or it is far too large for a data set.
     """
     if not data_dir.exists():
@@ -382,8 +382,8 @@ def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
     """Return the splits in files' own names, where nearly all hold one and not all the same."""
     splits_of = {path: splits_in(path.stem) for path in images}
     clear = {path: splits[0] for path, splits in splits_of.items() if len(splits) == 1}
-    nearly_all = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images)
-    return clear if nearly_all and len(set(clear.values())) > 1 else {}
+    is_rule = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images) and len({*clear.values()}) > 1
+    return clear if is_rule else {}
 
 
 def _suffix(name: str) -> str:

@@ -273,7 +273,8 @@ def shown(
     notes: list[str] = []
     # For nearly every radiograph a few of the pixels suffice to find no fault.
     for step in (max(min(stored.shape) // 128, 1), 1):
-        counts = _counts(stored[::step, ::step], len(table), padding)
+        counts = np.bincount(stored[::step, ::step].ravel(), minlength=len(table))
+        counts[padding] = 0
         fault = FLAT if _is_flat(table, counts) else None
         if not fault and by_window and _is_missed(table, values, counts):
             fault = MISSED
@@ -287,15 +288,9 @@ def shown(
     return table[stored], notes
 
 
-def _counts(stored: np.ndarray, n: int, padding: slice) -> np.ndarray:
-    counts = np.bincount(stored.ravel(), minlength=n)
-    counts[padding] = 0
-    return counts
-
-
 def _is_flat(table: np.ndarray, counts: np.ndarray) -> bool:
     n_levels = len(np.unique(table[counts > 0]))
-    return n_levels < FEW_LEVELS or _width(table, counts, OUTLIERS) <= NARROW
+    return n_levels < FEW_LEVELS or np.ptp(_ends(table, counts, OUTLIERS)) <= NARROW
 
 
 def _is_missed(table: np.ndarray, values: np.ndarray, counts: np.ndarray) -> bool:
@@ -306,7 +301,8 @@ def _is_missed(table: np.ndarray, values: np.ndarray, counts: np.ndarray) -> boo
     inside = np.ptp(values[(table > 0) & (table < 255)])
     beyond = (np.where(table == end, counts, 0) for end in (0, 255))
     return any(
-        n.sum() > MAX_BEYOND * counts.sum() and _width(values, n, 0.05) > inside for n in beyond
+        n.sum() > MAX_BEYOND * counts.sum() and np.ptp(_ends(values, n, 0.05)) > inside
+        for n in beyond
     )
 
 
@@ -314,23 +310,18 @@ def _stretched(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the table over the values in use, without outliers where those leave it flat."""
     if np.count_nonzero(counts) == 2:
         raise InputError(
-            "has two grey levels only, as a mask or a 1-bit picture: save the radiograph with 8 or "
-            "16 bits, or remove it"
+            "has only two grey levels, like a mask: save the radiograph with 8 or 16 bits, or "
+            "remove it"
         )
     for outliers in (0, OUTLIERS):
         low, high = _ends(values, counts, outliers)
         table = as_grey((values - low) / ((high - low) or 1))
-        if _width(table, counts, OUTLIERS_AFTER) > NARROW:
+        if np.ptp(_ends(table, counts, OUTLIERS_AFTER)) > NARROW:
             return table
     raise InputError(
-        "has the same grey level in nearly every pixel: save its picture as grey levels without "
-        "an alpha channel, fetch it again, or remove it"
+        "has the same grey level in nearly every pixel: save it as grey levels without an alpha "
+        "channel, fetch it again, or remove it"
     )
-
-
-def _width(values: np.ndarray, counts: np.ndarray, tail: float) -> float:
-    low, high = _ends(values, counts, tail)
-    return float(high - low)
 
 
 def _ends(values: np.ndarray, counts: np.ndarray, tail: float) -> np.ndarray:

@@ -205,12 +205,13 @@ SYNTAXES = {
     "JPEG lossless": (JPEGLosslessSV1, (8,)),
     "JPEG 2000": (JPEG2000Lossless, (8, 10, 12, 16)),
 }
+KINDS = ("MONOCHROME1", "MONOCHROME2")
 CASES = [
     pytest.param(syntax, bits, view, kind, id=f"{name}-{bits}-{view}-{kind[-1]}")
     for name, (syntax, all_bits) in SYNTAXES.items()
     for bits in all_bits
     for view in views(8)
-    for kind in ("MONOCHROME1", "MONOCHROME2")
+    for kind in KINDS
 ]
 
 
@@ -225,7 +226,7 @@ def test_grey_is_what_pydicom_gives(tmp_path, syntax, bits, view, kind):
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_signed_pixels(opened, bits, kind):
     dataset, stored = dataset_of(pixels_of(bits, signed=True), bits, kind=kind)
     grey = opened(dataset).pixels
@@ -370,7 +371,7 @@ def test_a_baseline_jpeg_has_8_bits_whatever_the_header_says(opened, allocated, 
         ),
     ],
 )
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_gone_flat_or_beyond_its_window_is_stretched(
     opened, values, bits, window, note, kind
 ):
@@ -439,7 +440,7 @@ def test_a_mask_and_a_picture_of_one_level_are_no_radiographs(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_kinds_in_small_letters_are_known(opened, kind):
     dataset, _ = dataset_of(pixels_of(8), 8, kind=kind)
     right = opened(dataset).pixels
