@@ -137,17 +137,6 @@ def _split_of_folder(name: str) -> str:
     return "train" if "train" in name.lower() else next(iter(splits_in(name)), "")
 
 
-def one_path_an_id(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return the first file of each id. Raises: InputError where two files of one id differ."""
-    path_of: dict[str, Path] = {}
-    for name, (first, *others) in _by_name(paths).items():
-        path_of[name] = first
-        for path in others:
-            if not _same_content(first, path):
-                raise InputError(f"image {name} has two files: {first} and {path}; remove one")
-    return path_of
-
-
 @dataclass(frozen=True)
 class Images:
     """The images of a folder by their id: a file's name, or its path where names are not unique.
@@ -173,7 +162,7 @@ class Images:
             distinct: list[list[Path]] = []
             for path in paths:
                 for same in distinct:
-                    if _is_another_format(same[0], path, listing) or _same_content(same[0], path):
+                    if _is_another_format(same[0], path, listing) or same_content(same[0], path):
                         same.append(path)
                         break
                 else:
@@ -242,7 +231,7 @@ def mask_name(mask: Path) -> str:
 
 def same_picture(first: Path, second: Path) -> bool:
     """Return whether two masks are the same: of one content, or side by side in two formats."""
-    return first.with_suffix("") == second.with_suffix("") or _same_content(first, second)
+    return first.with_suffix("") == second.with_suffix("") or same_content(first, second)
 
 
 def path_id(
@@ -292,7 +281,8 @@ def _is_another_format(first: Path, other: Path, listing: Listing) -> bool:
     )
 
 
-def _same_content(first: Path, second: Path) -> bool:
+def same_content(first: Path, second: Path) -> bool:
+    """Return whether two files hold the same bytes. Raises: InputError."""
     try:
         return filecmp.cmp(first, second, shallow=False)
     except OSError as error:
