@@ -359,7 +359,7 @@ def test_too_small_a_disk_is_seen_before_the_work(prepare, frame, decoded, monke
 
 @pytest.mark.parametrize("name", ["pixels.u8", "masks.bits"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_cache_that_vanishes_in_use_is_named_and_made_anew(prepare, frame, name, damage):
+def test_a_cache_that_vanishes_in_use_is_named_and_made_again(prepare, frame, name, damage):
     prepared = prepare(frame)
     path = prepared.folder / name
     path.write_bytes(path.read_bytes()[:7]) if damage == "cut" else path.unlink()
@@ -383,14 +383,14 @@ def test_slots_without_room_yet_cost_no_others(prepare, frame, decoded):
 
 @pytest.mark.parametrize("name", ["pixels.u8", "masks.bits", "rows.jsonl"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_damaged_cache_is_made_anew(prepare, frame, name, damage):
+def test_damaged_cache_is_made_again(prepare, frame, name, damage):
     path = prepare(frame).folder / name
     path.write_bytes(path.read_bytes()[:-99]) if damage == "cut" else path.unlink()
     check(prepare(frame), frame)
 
 
 @pytest.mark.parametrize(("part", "other"), [(b'"row"', b'"rwo"'), (b'"format":2', b'"format":1')])
-def test_a_cache_of_another_format_is_made_anew(prepare, frame, decoded, part, other):
+def test_a_cache_of_another_format_is_made_again(prepare, frame, decoded, part, other):
     path = prepare(frame).folder / "rows.jsonl"
     path.write_bytes(path.read_bytes().replace(part, other))
     decoded.clear()

@@ -63,8 +63,8 @@ def test_other_headers_are_left_to_who_reads_them(tmp_path, header):
 
 @pytest.mark.parametrize("cut", [3, 20])
 def test_a_damaged_archive_is_named(tmp_path, cut):
-    whole = zipped(tmp_path / "w.zip", {"a.csv": TEXT}).read_bytes()
-    for name, content in (("t.zip", whole[:-cut]), ("t.gz", gzip.compress(TEXT)[:-cut])):
+    complete = zipped(tmp_path / "w.zip", {"a.csv": TEXT}).read_bytes()
+    for name, content in (("t.zip", complete[:-cut]), ("t.gz", gzip.compress(TEXT)[:-cut])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=rf"{name} can.t be unpacked"):
             cells.read(tmp_path / name)

@@ -42,9 +42,9 @@ def epoch(number: int, workers: int, seed: int = 7, batch: int = 2) -> torch.Ten
     keys = [(number, row, 0) for row in range(N)]
     batches = [keys[i : i + batch] for i in range(0, N, batch)]
     loader = training_loader(training_images(seed), batches, workers, pin=False)
-    found = [(torch.cat([image, mask], 1), rows) for image, mask, rows in loader]
-    assert torch.cat([rows for _, rows in found]).tolist() == list(range(N))
-    return torch.cat([items for items, _ in found])
+    result = [(torch.cat([image, mask], 1), rows) for image, mask, rows in loader]
+    assert torch.cat([rows for _, rows in result]).tolist() == list(range(N))
+    return torch.cat([items for items, _ in result])
 
 
 def test_an_item_is_an_image_a_mask_and_a_row():
@@ -196,6 +196,6 @@ def test_a_full_one_leaves_the_decoding_to_one_process(monkeypatch, capsys):
     monkeypatch.setattr(cache_store, "TRIAL_S", 0.0)
     monkeypatch.setattr(cache_store, "WORTH_S", -1.0)
     monkeypatch.setattr(cache_store, "fill", lambda store, task: task * 2)
-    found = list(cache_store.outcomes(Path("store"), tasks, workers=2))
-    assert found == [(n, 2 * n) for n in tasks]
+    result = list(cache_store.outcomes(Path("store"), tasks, workers=2))
+    assert result == [(n, 2 * n) for n in tasks]
     assert "by one process: No space left on device in /dev/shm" in capsys.readouterr().out

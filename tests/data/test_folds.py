@@ -42,7 +42,7 @@ def table() -> pd.DataFrame:
 
 @given(st.integers(20, 150), st.integers(1, 60), st.integers(0, 10**6), st.integers(2, 6))
 @settings(max_examples=60)
-def test_groups_stay_whole_and_every_fold_is_used(n_images, n_groups, seed, n_folds):
+def test_groups_stay_together_and_every_fold_is_used(n_images, n_groups, seed, n_folds):
     table = make_table(n_images, n_groups, seed)
     own = folds.known_patients(table["group"])[0] == ""
     if table["group"][~own].nunique() + own.sum() < n_folds:
@@ -51,11 +51,11 @@ def test_groups_stay_whole_and_every_fold_is_used(n_images, n_groups, seed, n_fo
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn = folds.draw(table, n_folds)
-    assert drawn.index.equals(table.index)
-    assert drawn.dtype == np.int64
-    assert set(drawn) == set(range(n_folds))
-    assert (drawn[~own].groupby(table["group"]).nunique() == 1).all()
+        assigned = folds.draw(table, n_folds)
+    assert assigned.index.equals(table.index)
+    assert assigned.dtype == np.int64
+    assert set(assigned) == set(range(n_folds))
+    assert (assigned[~own].groupby(table["group"]).nunique() == 1).all()
 
 
 def test_images_without_a_group_are_their_own(table):
@@ -69,9 +69,9 @@ def test_images_without_a_group_are_their_own(table):
 
 def test_a_group_named_like_an_image_is_not_that_image():
     columns = {"image_id": ["a", "b", "c", "image a"], "group": ["", "a", "a", ""]}
-    drawn = folds.draw(pd.DataFrame({**columns, "area_px": [5, 6, 7, 8]}), 3)
-    assert drawn[1] == drawn[2]
-    assert sorted({drawn[0], drawn[1], drawn[3]}) == [0, 1, 2]
+    assigned = folds.draw(pd.DataFrame({**columns, "area_px": [5, 6, 7, 8]}), 3)
+    assert assigned[1] == assigned[2]
+    assert sorted({assigned[0], assigned[1], assigned[3]}) == [0, 1, 2]
 
 
 def test_single_images_spread_evenly_over_area():
@@ -101,19 +101,19 @@ def test_neither_row_order_nor_index_matters(table):
 
 
 def test_the_draw_is_frozen_and_leaves_the_table_alone():
-    # Folds drawn last year must be drawn alike today: a change here orphans every trained fold.
+    # Folds of last year must be the same today: a change here orphans every trained fold.
     table = make_table()
-    drawn = table.assign(fold=folds.draw(table, 5)).sort_values("image_id")["fold"]
+    assigned = table.assign(fold=folds.draw(table, 5)).sort_values("image_id")["fold"]
     pd.testing.assert_frame_equal(table, make_table())
-    digest = hashlib.sha256("".join(map(str, drawn)).encode()).hexdigest()
+    digest = hashlib.sha256("".join(map(str, assigned)).encode()).hexdigest()
     assert digest[:16] == "2782ff406a8a1c69"
 
 
 def test_a_placeholder_is_no_group_and_is_said(table):
     for shared in ("ANONYMOUS", "0", "nan", "one word for all"):
         with pytest.warns(UserWarning, match=f"200 of 200 images .*'{shared}'.*GROUPS"):
-            drawn = folds.draw(table.assign(group=shared), 5)
-        assert drawn.value_counts().tolist() == [40] * 5
+            assigned = folds.draw(table.assign(group=shared), 5)
+        assert assigned.value_counts().tolist() == [40] * 5
     half = [f"p{n}" if n % 2 else "unknown" for n in range(len(table))]
     with pytest.warns(UserWarning, match="100 of 200 images"):
         assert folds.draw(table.assign(group=half), 5).value_counts().tolist() == [40] * 5
@@ -177,9 +177,9 @@ def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
     assert (balance["median_area_px_1024"] / median - 1).abs().max() < 0.02
     # Small and large masks too, not only those in the middle.
     for quantile in (0.05, 0.25, 0.75, 0.95):
-        whole = table["area_px"][positive].quantile(quantile)
+        overall = table["area_px"][positive].quantile(quantile)
         each = table[positive].groupby("fold")["area_px"].quantile(quantile)
-        assert (each / whole - 1).abs().max() < 0.08
+        assert (each / overall - 1).abs().max() < 0.08
     folds_file.save(table, tmp_path / "folds.csv")
     assert folds_file.digest(folds_file.load(tmp_path / "folds.csv")) == folds_file.digest(table)
 
@@ -196,15 +196,15 @@ SOMEBODY = "7,00000013,P0,ANON0001,Anna,Nancy,none7,x1,0a,10,-1"
 
 @pytest.mark.parametrize(("names", "are_nobody"), [(NOBODY, True), (SOMEBODY, False)])
 def test_words_for_nobody(names, are_nobody):
-    found = {name: folds.is_nobody(name) for name in names.split(",")}
-    assert found == dict.fromkeys(found, are_nobody)
+    result = {name: folds.is_nobody(name) for name in names.split(",")}
+    assert result == dict.fromkeys(result, are_nobody)
 
 
 def test_words_are_blanked_and_noted_and_the_rest_is_as_it_was():
     given = pd.Series(["a", "unknown", None, np.nan, "", "unknown", "b"], index=range(7, 0, -1))
-    found, notes = folds.known_patients(given)
-    assert found.tolist() == ["a", "", "", "", "", "", "b"]
-    assert found.index.equals(given.index)
+    result, notes = folds.known_patients(given)
+    assert result.tolist() == ["a", "", "", "", "", "", "b"]
+    assert result.index.equals(given.index)
     assert len(notes) == 1
     assert "2 of 7 images" in notes[0]
     assert "'unknown'" in notes[0]
@@ -216,11 +216,11 @@ def test_words_are_blanked_and_noted_and_the_rest_is_as_it_was():
 )
 def test_an_id_of_most_images_is_no_patient(shared, other, is_patient):
     given = pd.Series(["HOSPITAL"] * shared + [f"p{n}" for n in range(other)])
-    found, notes = folds.known_patients(given)
-    assert (found == "HOSPITAL").any() == is_patient
+    result, notes = folds.known_patients(given)
+    assert (result == "HOSPITAL").any() == is_patient
     assert len(notes) == (0 if is_patient else 1)
-    again, nothing = folds.known_patients(found)
-    assert again.tolist() == found.tolist()
+    again, nothing = folds.known_patients(result)
+    assert again.tolist() == result.tolist()
     assert nothing == []
 
 
@@ -254,5 +254,5 @@ def test_ids_that_share_a_patient_are_counted_where_no_patient_is_known(ids, sha
     ],
 )
 def test_copies_are_one_patient_s_as_are_all_images_of_theirs(given, copies, expected):
-    found = folds.united_patients(pd.Series(given.split(",")), ["i0", "i1", "i2", "i3"], copies)
-    assert found.tolist() == expected.split(",")
+    result = folds.united_patients(pd.Series(given.split(",")), ["i0", "i1", "i2", "i3"], copies)
+    assert result.tolist() == expected.split(",")

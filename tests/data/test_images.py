@@ -166,31 +166,31 @@ def expected(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 def views(bits: int) -> dict[str, dict]:
     """Name of a way to show the pixels → its DICOM elements."""
-    whole = 1 << bits
-    window = {"WindowCenter": whole * 0.45, "WindowWidth": whole * 0.6}
+    span = 1 << bits
+    window = {"WindowCenter": span * 0.45, "WindowWidth": span * 0.6}
     return {
         "none": {},
         "window": window,
         "first of two windows": {
-            "WindowCenter": [whole // 3, 9], "WindowWidth": [whole // 2, 2],
+            "WindowCenter": [span // 3, 9], "WindowWidth": [span // 2, 2],
             "WindowCenterWidthExplanation": ["A", "B"],
         },
         "exact window": {**window, "VOILUTFunction": "LINEAR_EXACT"},
         "sigmoid": {**window, "VOILUTFunction": "SIGMOID"},
         "rescale": {"RescaleSlope": 2, "RescaleIntercept": -100},
-        "falling rescale": {"RescaleSlope": -1, "RescaleIntercept": whole - 1},
+        "falling rescale": {"RescaleSlope": -1, "RescaleIntercept": span - 1},
         "rescale and window": {
             "RescaleSlope": 2, "RescaleIntercept": -100,
-            "WindowCenter": whole - 100, "WindowWidth": whole,
+            "WindowCenter": span - 100, "WindowWidth": span,
         },
-        "VOI LUT": {"VOILUTSequence": lut(min(whole, 4096), 3, 12)},
+        "VOI LUT": {"VOILUTSequence": lut(min(span, 4096), 3, 12)},
         "rescale and VOI LUT": {
             "RescaleSlope": 1, "RescaleIntercept": -50,
-            "VOILUTSequence": lut(min(whole, 20_000), -20, 16),
+            "VOILUTSequence": lut(min(span, 20_000), -20, 16),
         },
-        "modality LUT": {"ModalityLUTSequence": lut(min(whole, 4096), 0, 16)},
+        "modality LUT": {"ModalityLUTSequence": lut(min(span, 4096), 0, 16)},
         "modality LUT and window": {
-            "ModalityLUTSequence": lut(min(whole, 4096), 0, 16),
+            "ModalityLUTSequence": lut(min(span, 4096), 0, 16),
             "WindowCenter": 30000, "WindowWidth": 40000,
         },
     }  # fmt: skip
@@ -266,9 +266,9 @@ def test_8_bits_pass_through(opened, elements):
 def test_the_first_window_that_is_complete_is_taken(opened, centres, widths, window):
     elements = dict(zip(("WindowCenter", "WindowWidth"), window, strict=True)) if window else {}
     single, stored = dataset_of(RAMP, 12, **elements)
-    found = opened(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
-    equal(found.pixels, expected(stored, single))
-    assert found.notes == ()
+    result = opened(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
+    equal(result.pixels, expected(stored, single))
+    assert result.notes == ()
 
 
 def test_packed_lut_of_bytes(opened):
@@ -316,10 +316,10 @@ def test_ids_that_are_no_uids_cause_no_warning(tmp_path):
     ("factor", "bits", "high"), [(16, 12, 15), (2, 12, 11), (16, 12, 11), (1, 12, 15), (1, 10, 9)]
 )
 def test_a_ramp_stays_a_ramp(opened, syntax, factor, bits, high):
-    found = opened(RAMP * factor, bits, syntax=syntax, HighBit=high)
-    assert (np.diff(found.pixels.astype(int), axis=1) >= 0).all()
-    assert len(np.unique(found.pixels)) > 100
-    assert found.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
+    result = opened(RAMP * factor, bits, syntax=syntax, HighBit=high)
+    assert (np.diff(result.pixels.astype(int), axis=1) >= 0).all()
+    assert len(np.unique(result.pixels)) > 100
+    assert result.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
@@ -334,27 +334,27 @@ def test_a_ramp_stays_a_ramp(opened, syntax, factor, bits, high):
     ],
 )
 def test_a_ramp_whose_sign_is_wrong_stays_a_ramp(opened, syntax, values, bits, elements):
-    found = opened(values, bits, syntax=syntax, **elements)
+    result = opened(values, bits, syntax=syntax, **elements)
     right = RAMP if values.itemsize == 2 else RAMP >> 4 << 4
-    assert np.abs(found.pixels - right / 4095 * 255).max() < 1.1
-    assert found.notes == (WRONG_SIGN,)
+    assert np.abs(result.pixels - right / 4095 * 255).max() < 1.1
+    assert result.notes == (WRONG_SIGN,)
 
 
 @pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 8), (16, 12)])
 def test_a_codestream_of_more_bits_than_are_allocated_is_not_cut(opened, allocated, stored):
     smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 1)
-    found = opened(smooth, stored, syntax=JPEG2000Lossless, BitsAllocated=allocated)
-    equal(found.pixels, stretched(smooth, 0, 65535))
-    assert found.notes == (WRONG_BITS,)
+    result = opened(smooth, stored, syntax=JPEG2000Lossless, BitsAllocated=allocated)
+    equal(result.pixels, stretched(smooth, 0, 65535))
+    assert result.notes == (WRONG_BITS,)
 
 
 @pytest.mark.parametrize(("allocated", "stored"), [(16, 12), (16, 16), (8, 7)])
 def test_a_baseline_jpeg_has_8_bits_whatever_the_header_says(opened, allocated, stored):
     dataset, levels = dataset_of((RAMP >> 4).astype(np.uint8), 8, syntax=JPEGBaseline8Bit)
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
-    found = opened(dataset)
-    equal(found.pixels, levels)
-    assert found.notes == (WRONG_BITS,)
+    result = opened(dataset)
+    equal(result.pixels, levels)
+    assert result.notes == (WRONG_BITS,)
 
 
 @pytest.mark.parametrize(
@@ -376,11 +376,11 @@ def test_a_picture_gone_flat_or_beyond_its_window_is_stretched(
     opened, values, bits, window, note, kind
 ):
     elements = dict(zip(("WindowCenter", "WindowWidth"), window, strict=True)) if window else {}
-    found = opened(values.astype(np.uint16), bits, kind=kind, **elements)
+    result = opened(values.astype(np.uint16), bits, kind=kind, **elements)
     low, high = values.min(), values.max()
     right = values if kind == "MONOCHROME2" else high - values + low
-    equal(found.pixels, stretched(right.astype(float), low, high))
-    assert found.notes == (note,)
+    equal(result.pixels, stretched(right.astype(float), low, high))
+    assert result.notes == (note,)
 
 
 @pytest.mark.parametrize(
@@ -395,11 +395,11 @@ def test_a_picture_gone_flat_or_beyond_its_window_is_stretched(
 def test_padding_that_is_stated_does_not_set_the_range(opened, padding, elements):
     values = RAMP.astype(np.int64) - 1000 * (padding < 0)
     values[:9] = padding
-    found = opened(values.astype(np.uint16 if padding > 0 else np.int16), 16, **elements)
+    result = opened(values.astype(np.uint16 if padding > 0 else np.int16), 16, **elements)
     seen = RAMP[9:].astype(float)
-    equal(found.pixels[9:], stretched(seen, seen.min(), seen.max()))
-    assert not found.pixels[:9].any()
-    assert FLAT in found.notes
+    equal(result.pixels[9:], stretched(seen, seen.min(), seen.max()))
+    assert not result.pixels[:9].any()
+    assert FLAT in result.notes
 
 
 @pytest.mark.parametrize(
@@ -408,21 +408,21 @@ def test_padding_that_is_stated_does_not_set_the_range(opened, padding, elements
 )
 def test_a_window_on_the_values_is_kept(opened, bits, window):
     dataset, _ = dataset_of(RAMP, bits, WindowCenter=window[0], WindowWidth=window[1])
-    found = opened(dataset)
-    equal(found.pixels, expected(RAMP, dataset))
-    assert found.notes == ()
+    result = opened(dataset)
+    equal(result.pixels, expected(RAMP, dataset))
+    assert result.notes == ()
 
 
 @pytest.mark.parametrize(("shift", "bits"), [(4, 8), (2, 10), (0, 12), (-2, 14)])
 def test_fewer_bits_in_16_without_a_window(tmp_path, opened, shift, bits):
     values = RAMP >> shift if shift > 0 else RAMP << -shift
-    for found in (opened(values, 16), images.open_radiograph(written(tmp_path, "a.png", values))):
-        equal(found.pixels, stretched(values, 0, 2**bits - 1))
-        assert found.notes == (depth_note(bits),)
+    for result in (opened(values, 16), images.open_radiograph(written(tmp_path, "a.png", values))):
+        equal(result.pixels, stretched(values, 0, 2**bits - 1))
+        assert result.notes == (depth_note(bits),)
     dark = (RAMP >> 8).astype(np.uint8)  # 0 to 15
-    found = images.open_radiograph(written(tmp_path, "dark.png", dark))
-    equal(found.pixels, dark * 17)
-    assert found.notes == (FLAT,)
+    result = images.open_radiograph(written(tmp_path, "dark.png", dark))
+    equal(result.pixels, dark * 17)
+    assert result.notes == (FLAT,)
 
 
 def test_a_mask_and_a_picture_of_one_level_are_no_radiographs(tmp_path):
@@ -477,10 +477,10 @@ def test_a_wider_picture_that_ends_in_black_is_not_taken_for_padding(tmp_path):
     ],
 )
 def test_orientation_and_lateral_views_are_named_and_left(opened, elements, notes):
-    found = opened(pixels_of(8), 8, **elements)
-    equal(found.pixels, pixels_of(8))
-    assert found.patient == "P7"
-    assert [note.split()[0] for note in found.notes] == notes
+    result = opened(pixels_of(8), 8, **elements)
+    equal(result.pixels, pixels_of(8))
+    assert result.patient == "P7"
+    assert [note.split()[0] for note in result.notes] == notes
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -489,10 +489,10 @@ def test_a_picture_is_turned_by_its_exif_and_named(tmp_path, suffix):
     exif[0x0112] = 6  # a quarter clockwise
     path = tmp_path / f"a{suffix}"
     Image.fromarray(pixels_of(8)).save(path, exif=exif)
-    found = images.open_radiograph(path)
-    equal(found.pixels, np.rot90(np.asarray(Image.open(path)), -1))
-    assert images.size_of(path) == found.pixels.shape == SHAPE[::-1]
-    assert found.notes == (images.TURNED,)
+    result = images.open_radiograph(path)
+    equal(result.pixels, np.rot90(np.asarray(Image.open(path)), -1))
+    assert images.size_of(path) == result.pixels.shape == SHAPE[::-1]
+    assert result.notes == (images.TURNED,)
 
 
 def test_notes_are_counted_and_the_first_file_named():

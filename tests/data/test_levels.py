@@ -82,18 +82,18 @@ def test_the_bits_that_the_header_states(words, dataset):
     ],
 )
 def test_the_bits_that_the_values_use_where_the_header_is_wrong(words, dataset, expected, bits):
-    values, found, notes = pixel_values(words, dataset)
+    values, result, notes = pixel_values(words, dataset)
     np.testing.assert_array_equal(values, expected)
-    assert (found, notes) == (bits, [WRONG_BITS])
+    assert (result, notes) == (bits, [WRONG_BITS])
 
 
 @pytest.mark.parametrize(
     ("words", "bits"), [(RAMP, 12), (RAMP >> 2, 10), (RAMP * 4, 14), (RAMP * 16, 16), (SIGNED, 12)]
 )
 def test_16_of_16_bits_are_those_in_use(words, bits):
-    values, found, notes = pixel_values(words, header(16, 15))
+    values, result, notes = pixel_values(words, header(16, 15))
     assert values is words
-    assert (found, notes) == (bits, [])
+    assert (result, notes) == (bits, [])
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_16_of_16_bits_are_those_in_use(words, bits):
 )
 def test_values_that_wrap_around_by_their_sign_have_the_other(words, bits, expected, used):
     dataset = header(bits)
-    values, found, notes = pixel_values(words, dataset)
+    values, result, notes = pixel_values(words, dataset)
     np.testing.assert_array_equal(values, expected)
-    assert (found, notes) == (used, [WRONG_SIGN])
+    assert (result, notes) == (used, [WRONG_SIGN])
     assert dataset.PixelRepresentation == (words.dtype.kind == "u")
 
 
@@ -173,9 +173,9 @@ def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     ],
 )  # fmt: skip
 def test_a_narrow_range_or_few_levels_are_flat(grey, flat):
-    found, notes = shown(SAME, np.arange(256.0), grey)
+    result, notes = shown(SAME, np.arange(256.0), grey)
     low, high = (grey.min(), grey.max()) if flat else (0, 255)
-    np.testing.assert_array_equal(found, stretched(grey.astype(float), low, high))
+    np.testing.assert_array_equal(result, stretched(grey.astype(float), low, high))
     assert notes == ([FLAT] if flat else [])
 
 
@@ -200,8 +200,8 @@ def window(low: float, high: float) -> np.ndarray:
     ],
 )
 def test_a_window_that_misses_most_values_is_left_out(table, missed):
-    found, notes = shown(table, VALUES, ALL, by_window=True)
-    np.testing.assert_array_equal(found, FULL[ALL] if missed else table[ALL])
+    result, notes = shown(table, VALUES, ALL, by_window=True)
+    np.testing.assert_array_equal(result, FULL[ALL] if missed else table[ALL])
     assert notes == ([MISSED] if missed else [])
     assert shown(table, VALUES, ALL)[1] == []  # a look-up table may be of few values
 
@@ -210,22 +210,22 @@ def test_a_window_may_miss_air_and_collimation():
     stored = ALL % 1024
     stored[:, 30:] = 4000 + stored[:, 30:] % 90
     table = window(0, 1024)
-    found, notes = shown(table, VALUES, stored, by_window=True)
-    np.testing.assert_array_equal(found, table[stored])
+    result, notes = shown(table, VALUES, stored, by_window=True)
+    np.testing.assert_array_equal(result, table[stored])
     assert notes == []
 
 
 def test_a_marker_does_not_set_the_range():
     stored = ALL % 256
     stored[5, :20] = 4095  # 0.49 % of the pixels
-    found, notes = shown(FULL, VALUES, stored)
-    np.testing.assert_array_equal(found, stretched(stored, 1, 255))
+    result, notes = shown(FULL, VALUES, stored)
+    np.testing.assert_array_equal(result, stretched(stored, 1, 255))
     assert notes == [FLAT]
 
 
 def test_padding_of_a_picture_that_is_not_flat_is_as_in_the_table():
-    found, notes = shown(FULL, VALUES, ALL, padding=slice(4000, 4096))
-    np.testing.assert_array_equal(found, FULL[ALL])
+    result, notes = shown(FULL, VALUES, ALL, padding=slice(4000, 4096))
+    np.testing.assert_array_equal(result, FULL[ALL])
     assert notes == []
 
 

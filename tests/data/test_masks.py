@@ -187,9 +187,9 @@ def layers(*each: np.ndarray) -> Image.Image:
 
 
 def palette(indices: np.ndarray, colours: list[int]) -> Image.Image:
-    drawn = Image.fromarray(indices, "P")
-    drawn.putpalette(colours)
-    return drawn
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette(colours)
+    return picture
 
 
 def grey(levels: np.ndarray) -> Image.Image:
@@ -300,9 +300,9 @@ def test_the_mask_is_the_one_that_was_drawn(read, encoding, mask):
 
 @pytest.mark.parametrize("encoding", REFUSED)
 def test_what_may_be_another_mask_is_refused(read, encoding):
-    drawn, why = REFUSED[encoding]
+    picture, why = REFUSED[encoding]
     with pytest.raises(InputError, match=rf"m\.png.*({why})"):
-        read(drawn(MASK))
+        read(picture(MASK))
 
 
 @pytest.mark.parametrize("masks_are", [None, "right", "inverted"])
@@ -319,9 +319,9 @@ def test_a_radiograph_is_no_mask_whatever_masks_are(read, picture, ending, masks
 def test_a_smoothed_rim_of_one_colour_is_no_class(read, colour, ground):
     large, pixel = np.ones((8, 8), np.uint8), np.ones((3, 3), np.uint8)
     soft = np.kron(cv2.blur(np.kron(MASK, large) * 255, (3, 3)), pixel) / 255
-    drawn = [np.uint8(ground + soft * (level - ground)) for level in colour]
-    assert read(layers(*drawn), masks_are="right").any()
-    assert read(layers(*drawn), "m.jpg", "right", quality=80).any()
+    picture = [np.uint8(ground + soft * (level - ground)) for level in colour]
+    assert read(layers(*picture), masks_are="right").any()
+    assert read(layers(*picture), "m.jpg", "right", quality=80).any()
 
 
 def test_a_mask_that_was_resized_or_smoothed_is_no_picture_and_no_classes(read):

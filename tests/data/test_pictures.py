@@ -37,13 +37,13 @@ def test_a_picture_is_turned_as_viewers_do(levels, kind, how):
     data = encoded(levels, kind, how)
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    found = pictures.decode(data)
-    assert found.flags.c_contiguous
-    found = found[:, :, ::-1] if found.ndim == 3 else found  # OpenCV's BGR
+    result = pictures.decode(data)
+    assert result.flags.c_contiguous
+    result = result[:, :, ::-1] if result.ndim == 3 else result  # OpenCV's BGR
     if kind == "PNG":
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
     else:  # decoders round otherwise, and turned blocks are no longer those of the other
-        assert np.abs(found.astype(int) - expected).max() <= 3
+        assert np.abs(result.astype(int) - expected).max() <= 3
     assert pictures.shown_size(data) == expected.shape[:2]
     assert pictures.orientation(data) == how
 
