@@ -121,8 +121,8 @@ AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {
 class Augment:
     """An augmentation by name: (image (H, W) uint8, mask (H, W) 0/1, seed) → both, changed alike.
 
-    Its draws depend only on the seed: albumentations keeps a generator of its own, which forked
-    workers would repeat epoch after epoch. Raises InputError for an unknown name.
+    It depends only on the seed: albumentations' own generator would repeat in forked workers.
+    Raises: InputError for an unknown name.
     """
 
     def __init__(self, name: str) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Set
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,11 +37,10 @@ class Prepared:
 
     table: DataFrame[image_id, path, height, width, rle, area_px, patient], in the order given to
     `prepare`; height, width and area_px are the file's own, patient is "" where not known.
-    skipped: each image whose file or label could not be read.
-    notes: what was changed in images, or is doubted, with counts, as lines.
-    Small to pickle: the files are opened where they are read. They are read and not mapped: a
-    mapped file's pages would count as this process's memory, in the end all of it, and a file cut
-    short would kill the process.
+    skipped: images whose file or label could not be read. notes: changes to images and doubts about
+    them, with counts.
+    Small to pickle. Files are opened at each read and not mapped: mapped pages would count as this
+    process's memory, and a file cut short would kill the process.
     """
 
     table: pd.DataFrame
@@ -89,24 +88,19 @@ class Prepared:
 
     def _read(self, path: Path, i: int, n_bytes: int) -> np.ndarray:
         """Return the bytes of image i in a file, (n_bytes,) uint8, read-only."""
-        try:
+        data = b""
+        with suppress(FileNotFoundError):
             file = os.open(path, os.O_RDONLY)  # each time: microseconds, nothing to share or close
-        except FileNotFoundError:
-            raise _lost(path) from None
-        try:
-            data = os.pread(file, n_bytes, int(self._slots[i]) * n_bytes)
-        finally:
-            os.close(file)
+            try:
+                data = os.pread(file, n_bytes, int(self._slots[i]) * n_bytes)
+            finally:
+                os.close(file)
         if len(data) < n_bytes:
-            raise _lost(path)
+            raise InputError(
+                f"{path} is gone, or was cut, after it was prepared: run the same command again, "
+                "which makes it again"
+            )
         return np.frombuffer(data, np.uint8)
-
-
-def _lost(path: Path) -> InputError:
-    return InputError(
-        f"{path} is gone, or was cut, after it was prepared: run the same command again, which "
-        "makes it again"
-    )
 
 
 def prepare(
@@ -122,12 +116,11 @@ def prepare(
 ) -> Prepared:
     """Decode each image of a table once, resized to (size, size), and open the result.
 
-    frame: image_id, path and, for training, rle, mask_path, label_at, as `table.discover` gives
-    them. Written to <cache_dir>/<data key>/<size>/<split>, where the data key is the root's name
-    and a hash of its resolved path, so that two data folders never mix. Goes on where it was
-    stopped, decodes changed files again (by path, bytes and time of change) and makes changed
-    masks again; where all is done it looks at the files' dates only. Workers (by default as many
-    as cores) are spawned processes: a script must call this under `if __name__ == "__main__":`.
+    Written to <cache_dir>/<data key>/<size>/<split>. Continues where it was stopped, and repeats
+    what changed: images by path, bytes and time of change, masks by their label.
+    frame: image_id, path and, for training, rle, mask_path, label_at, as `table.discover` returns.
+    workers: spawned processes, by default as many as cores; a script must call this under
+    `if __name__ == "__main__":`.
     on_bad_file: "stop" raises at the first file that can't be read or label outside its image,
     "skip" leaves it out, "blank" puts a black image without mask; both list it in `skipped`.
     masks_are: "inverted" swaps mask and background; "right" takes masks that look inverted.
@@ -143,7 +136,7 @@ def prepare(
         raise InputError(f"image {repeated.iloc[0]} stands twice in the table of {split} images")
     folder = Path(cache_dir) / data_key(root) / str(size) / split
     store = Store(folder, size)
-    with _clear_about_disk(folder), _locked(folder, root), closing(Journal(store)) as journal:
+    with _locked(folder, root), closing(Journal(store)) as journal:
         filler = _Filler(store, journal, on_bad_file, split != "test", masks_are)
         tasks = filler.plan(frame)
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
@@ -168,14 +161,13 @@ def check_skipped(prepared: Prepared, n_images: int, positive: Set[str]) -> None
     n_images: given to `prepare`; positive: the ids among them that have, or may have, a mask.
     """
     n, lost = len(prepared.skipped), positive & {image.image_id for image in prepared.skipped}
-    if n <= MAX_SKIPPED * n_images and len(lost) <= MAX_POSITIVES_SKIPPED * len(positive):
-        return
-    raise InputError(
-        f"{n:,} of {n_images:,} images can't be used, {len(lost):,} of {len(positive):,} with a "
-        f'mask among them, and ON_BAD_FILE="skip" leaves out {MAX_SKIPPED:.0%} at most, or '
-        f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files; "
-        f"{prepared.skipped[0].image_id} is the first: {prepared.skipped[0].reason}"
-    )
+    if n > MAX_SKIPPED * n_images or len(lost) > MAX_POSITIVES_SKIPPED * len(positive):
+        raise InputError(
+            f"{n:,} of {n_images:,} images can't be used, {len(lost):,} of {len(positive):,} with "
+            f'a mask among them; ON_BAD_FILE="skip" leaves out {MAX_SKIPPED:.0%} at most, or '
+            f"{MAX_POSITIVES_SKIPPED:.0%} of those with a mask: correct the files, first "
+            f"{prepared.skipped[0]}"
+        )
 
 
 def data_key(root: Path | str) -> str:
@@ -204,11 +196,9 @@ class _Filler:
         for record in frame.to_dict("records"):
             try:
                 task = self._task(record)
+                tasks += [task] if task else []
             except InputError as error:
                 self._refuse(record["image_id"], record["path"], error)
-                continue
-            if task is not None:
-                tasks.append(task)
         self._check_room(tasks)
         self.journal.undo([task.slot for task in tasks])
         self.store.reserve(len(self.journal.slots))
@@ -230,8 +220,9 @@ class _Filler:
             if row is None:
                 continue
             rle = row.rle or ("" if name in self.bad else record.get("rle", ""))
-            facts = (row.height, row.width, rle, row.area_px, row.patient)
-            rows.append((name, record["path"], *facts))
+            rows.append(
+                (name, record["path"], row.height, row.width, rle, row.area_px, row.patient)
+            )
             slots.append(slot)
             notes[record["path"]] = row.notes
         table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
@@ -301,23 +292,18 @@ def _file_stamp(path: str) -> list[str | int]:
 
 
 @contextmanager
-def _clear_about_disk(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, root: Path | str) -> Iterator[None]:
+    """Let one process in at a time (a second one waits), and name a cache that can't be written."""
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        with storage.folder_lock(folder, wait=True):
+            path, text = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
+            if not (path.is_file() and path.read_bytes() == text.encode()):
+                storage.write_text(path, text)
+            yield
     except OSError as error:
         reason = storage.room(folder) if storage.disk_full(error) else error.strerror or error
         raise InputError(
             f"the cache {folder} can't be written: {reason}; make room, or give another CACHE_DIR "
-            "(what is done already stays, and the next call goes on from there)"
+            "(the next call continues with what is done)"
         ) from error
-
-
-@contextmanager
-def _locked(folder: Path, root: Path | str) -> Iterator[None]:
-    """Let one process in at a time: a second one waits, and then the work is done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with storage.folder_lock(folder, wait=True):
-        path, text = folder.parents[1] / "DATA_DIR.txt", f"{Path(root).resolve()}\n"
-        if not (path.is_file() and path.read_bytes() == text.encode()):
-            storage.write_text(path, text)
-        yield

@@ -4,9 +4,9 @@ A cache folder holds, for images of one size S:
   pixels.u8    S·S bytes a slot, the resized image
   masks.bits   S·S bits a slot (rounded up to bytes), the resized mask; a sparse file
   rows.jsonl   what is in the slots, a line an event, only ever appended to
-A slot counts as done once its line stands in rows.jsonl, after its pixels and mask have been
-written: a process killed at any moment loses only the images in work. All writing goes through
-pwrite: a full disk is then an error, where a memory map would be killed.
+A slot is done once rows.jsonl has its line, written after its pixels and mask: a process killed at
+any moment loses only the images in work. All writing goes through pwrite: a full disk is then an
+error, where a memory map would be killed.
 """
 
 from __future__ import annotations
@@ -64,32 +64,14 @@ class Task:
     known: Row | None = None  # given where the pixels are good and only the mask is not
 
 
-@dataclass(frozen=True)
 class Store:
     """A cache folder's files."""
 
-    folder: Path
-    size: int
-
-    @property
-    def pixel_bytes(self) -> int:
-        return self.size * self.size
-
-    @property
-    def mask_bytes(self) -> int:
-        return -(-self.size * self.size // 8)
-
-    @property
-    def pixels(self) -> Path:
-        return self.folder / "pixels.u8"
-
-    @property
-    def masks(self) -> Path:
-        return self.folder / "masks.bits"
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "rows.jsonl"
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        self.pixels, self.pixel_bytes = folder / "pixels.u8", size * size
+        self.masks, self.mask_bytes = folder / "masks.bits", -(-size * size // 8)
+        self.journal = folder / "rows.jsonl"
 
     def write_pixels(self, slot: int, image: np.ndarray) -> None:
         _write_at(self.pixels, slot * self.pixel_bytes, image)
@@ -104,13 +86,10 @@ class Store:
                 if file.tell() < n_slots * each:
                     file.truncate(n_slots * each)
 
-    def n_reserved(self) -> int:
-        """Return for how many slots both files have room."""
-        try:
-            n_images = self.pixels.stat().st_size // self.pixel_bytes
-            return min(n_images, self.masks.stat().st_size // self.mask_bytes)
-        except FileNotFoundError:
-            return 0
+    def has_room(self, n_slots: int) -> bool:
+        """Return whether both files have room for n slots."""
+        files = ((self.pixels, self.pixel_bytes), (self.masks, self.mask_bytes))
+        return all(path.is_file() and path.stat().st_size >= n_slots * n for path, n in files)
 
 
 class Journal:
@@ -172,7 +151,7 @@ class Journal:
             else:
                 self.rows[event["slot"]] = Row(**event["row"])
         # Slots without a row may have no room yet, where a process ended before it made some.
-        if self.rows and store.n_reserved() <= max(self.rows):
+        if self.rows and not store.has_room(max(self.rows) + 1):
             raise ValueError("pixels.u8 or masks.bits is gone or was cut")
 
     def _append(self, *events: dict) -> None:
@@ -190,20 +169,19 @@ def fill(store: Store, task: Task) -> Row:
     known, pixels = task.known, None
     if known is None:
         radiograph = images.open_radiograph(task.path)
-        pixels, patient, notes = radiograph.pixels, radiograph.patient, list(radiograph.notes)
-        height, width = pixels.shape
+        pixels, patient, notes = radiograph.pixels, radiograph.patient or "", radiograph.notes
+        shape = pixels.shape
     else:
-        patient, notes, height, width = known.patient, known.notes, known.height, known.width
-    runs = label_checks.runs_of(task, (height, width), task.masks_are)
+        shape, patient, notes = (known.height, known.width), known.patient, known.notes
+    runs = label_checks.runs_of(task, shape, task.masks_are)
     if pixels is not None:
         store.write_pixels(task.slot, resized(pixels, store.size))
     if len(runs):
-        mask = resize_mask(rle.mask_of(runs, (height, width)), (store.size, store.size))
+        mask = resize_mask(rle.mask_of(runs, shape), (store.size, store.size))
         store.write_mask(task.slot, mask)
     is_new = task.mask_path or task.masks_are == "inverted"
     own_rle = rle.to_string(runs) if is_new else ""
-    area_px = rle.area(runs)
-    return Row(task.source, task.label, height, width, area_px, patient or "", own_rle, notes)
+    return Row(task.source, task.label, *shape, rle.area(runs), patient, own_rle, list(notes))
 
 
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -262,8 +240,16 @@ def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Out
         for task in tasks:
             yield from _fill_batch(store, [task])
         return
+    waiting: set[Future] = set()
     try:
-        yield from _in_flight(pool, store, tasks, workers)
+        for start in range(0, len(tasks), BATCH):
+            if len(waiting) >= BATCHES_AHEAD * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield from future.result()
+            waiting.add(pool.submit(_fill_batch, store, tasks[start : start + BATCH]))
+        for future in waiting:
+            yield from future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker of `prepare` died (out of memory, or the calling script lacks "
@@ -271,20 +257,6 @@ def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Out
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _in_flight(
-    pool: ProcessPoolExecutor, store: Store, tasks: list[Task], workers: int
-) -> Iterator[Outcome]:
-    waiting: set[Future] = set()
-    for start in range(0, len(tasks), BATCH):
-        if len(waiting) >= BATCHES_AHEAD * workers:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield from future.result()
-        waiting.add(pool.submit(_fill_batch, store, tasks[start : start + BATCH]))
-    for future in waiting:
-        yield from future.result()
 
 
 def _fill_batch(store: Store, tasks: list[Task]) -> list[Outcome]:

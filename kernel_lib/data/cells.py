@@ -40,9 +40,8 @@ class Row(NamedTuple):
 def read(path: Path | str) -> list[Row]:
     """Return all rows, the header (blank or not) first; UTF-8, with a byte order mark or without.
 
-    A table packed as .gz, or as the only file of a .zip, is unpacked, whatever its name. Nothing is
-    guessed: an open quote and content that is no text are refused.
-    Raises: InputError naming the file, and the row where there is one.
+    A table packed as .gz, or as the only file of a .zip, is unpacked, whatever its name.
+    Raises: InputError naming the file and row, also for an open quote and content that is no text.
     """
     content = _unpacked(Path(path))
     if content.startswith(UTF_16):
@@ -65,8 +64,7 @@ def read(path: Path | str) -> list[Row]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path} is no table with commas between its cells: row {line}, {error}; correct its "
-            "quotes, or fetch it again"
+            f"{path} row {line} is no table with commas ({error}): correct its quotes"
         ) from None
     _check_separator(path, rows)
     return rows
@@ -83,17 +81,14 @@ def read_table(
 ) -> pd.DataFrame:
     """Return all cells as stripped text, indexed by row in the file; of `wanted` columns if given.
 
-    Rows without a word are left out. `ragged` lets rows have a cell more than the header; `hint`
-    ends the message on missing columns.
-    Raises: InputError naming the file, and the row.
+    Blank rows are left out. `ragged` lets rows have a cell more than the header; `hint` ends the
+    message on missing columns. Raises: InputError naming the file, and the row.
     """
     header, rows = read_parts(path)
     if not any(header):
-        if any(any(row.cells) for row in rows):
-            raise InputError(
-                f"{path} row 1 is blank: remove the blank line, its header comes first"
-            )
-        raise InputError(f"{path} is empty: fetch it again")
+        is_empty = not any(any(row.cells) for row in rows)
+        fault = "is empty: fetch it again" if is_empty else "row 1 is blank: remove the blank line"
+        raise InputError(f"{path} {fault}")
     check_columns(path, header, wanted, hint)
     for name in wanted or header:
         if header.count(name) > 1:
@@ -102,8 +97,8 @@ def read_table(
     for line, row in rows:
         if len(row) not in (n, n + ragged):
             raise InputError(
-                f"{path} row {line} has {len(row)} cells under a header of {n}: this is no table "
-                "with commas between its cells, or cut short; fetch the table again"
+                f"{path} row {line} has {len(row)} cells under a header of {n}, so it is no table "
+                "with commas, or cut short: fetch the table again"
             )
     lines = {line: row[:n] for line, row in rows if any(row)}
     if not lines:
@@ -120,11 +115,10 @@ def check_columns(
     if missing:
         meant = {_MEANT.get(re.sub(r"[\W_]", "", name.lower())): name for name in reversed(header)}
         if meant.keys() >= set(missing):
-            renamed = (f"{meant[name]!r} to {name}" for name in missing)
-            hint = f": rename {', '.join(renamed)}{hint}"
-        raise InputError(
-            f"{path} has the columns {list(header)}, not {' and '.join(missing)}{hint}"
-        )
+            renamed = ", ".join(f"{meant[name]!r} to {name}" for name in missing)
+            hint = f": rename {renamed}{hint}"
+        wanted_names = " and ".join(missing)
+        raise InputError(f"{path} has the columns {list(header)}, not {wanted_names}{hint}")
 
 
 def _check_separator(path: Path | str, rows: Sequence[Row]) -> None:
@@ -148,9 +142,8 @@ def _unpacked(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path} can't be read: {error.strerror or error}; check the path"
-        ) from error
+        reason = error.strerror or error
+        raise InputError(f"{path} can't be read: {reason}; check the path") from error
     try:
         if content.startswith(GZIP):
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)

@@ -60,40 +60,27 @@ def training_loader(
     images: TrainingImages, batches: Sequence[Sequence[Key]], workers: int, pin: bool
 ) -> DataLoader:
     """Return batches in the order given; an item depends on its key, never on its worker."""
+    return _loader(images, workers, pin, batch_sampler=batches)
+
+
+def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) -> DataLoader:
+    """Return batches of every image once, in order; the last one may be shorter."""
+    return _loader(images, workers, pin, batch_size=batch_size)
+
+
+def _loader(images: Dataset, workers: int, pin: bool, **batches: object) -> DataLoader:
     return DataLoader(
         images,
-        batch_sampler=batches,
         num_workers=workers,
-        multiprocessing_context=_start_method(workers),
+        # Copies start in milliseconds; spawned processes and Python 3.14 have other defaults.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=pin,
         worker_init_fn=_one_thread,
         # A generator of its own: the loader must not draw from the one that drives dropout, or a
         # run resumed in mid-epoch, which makes one loader more, would drop other units.
         generator=torch.Generator(),
+        **batches,
     )
-
-
-def plain_loader(images: PlainImages, batch_size: int, workers: int, pin: bool) -> DataLoader:
-    """Return batches of every image once, in order; the last one may be shorter."""
-    return DataLoader(
-        images,
-        batch_size=batch_size,
-        shuffle=False,
-        drop_last=False,
-        num_workers=workers,
-        multiprocessing_context=_start_method(workers),
-        pin_memory=pin,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),
-    )
-
-
-def _start_method(workers: int) -> str | None:
-    """Return how workers start: as copies on Linux, which every epoch's do in milliseconds.
-
-    Also in a process that was itself spawned, or under Python 3.14, whose defaults are others.
-    """
-    return "fork" if workers and sys.platform == "linux" else None
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -111,18 +98,16 @@ PREFETCHED = 2  # batches that a worker prepares ahead, torch's default
 
 
 def check_shared_memory(
-    workers: int, images: int, size: int, *, free: int | None = None, way_out: str = "-p WORKERS 0"
+    workers: int, images: int, size: int, *, way_out: str = "-p WORKERS 0"
 ) -> None:
     """Raise InputError where /dev/shm is too small for the batches that workers prepare.
 
     images: uint8 pictures of (size, size) in a batch, over all processes of the training, masks
     counted too. Docker gives 64 MB by default, which would end a training in its first steps.
-    free: bytes free in the folder, measured where it is None.
     """
-    if not workers or (free is None and not SHARED_MEMORY.is_dir()):
+    if not workers or not SHARED_MEMORY.is_dir():  # as on macOS
         return
-    free = shutil.disk_usage(SHARED_MEMORY).free if free is None else free
-    needed = _needed(workers, images, size)
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, _needed(workers, images, size)
     if needed > free:
         docker = max(2, math.ceil(2 * needed / 1e9))
         raise InputError(
@@ -142,5 +127,7 @@ def _needed(workers: int, images: int, size: int) -> int:
 
 
 def _size_text(n_bytes: int) -> str:
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (0, "KB")) if n_bytes >= u)
-    return f"{n_bytes / (unit or 1024):.{0 if not unit else 1}f} {name}"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {name}"
+    return f"{n_bytes / 1024:.0f} KB"

@@ -18,8 +18,8 @@ import pydicom
 from pydicom import encaps, uid
 from pydicom.filereader import read_dataset, read_preamble
 
-from kernel_lib.data import contrast, pictures
-from kernel_lib.data.dicom_levels import grey_levels, padding, pixel_values
+from kernel_lib.data import pictures
+from kernel_lib.data.levels import depth_note, grey_levels, padding, pixel_values, shown
 from kernel_lib.errors import InputError
 
 MAX_BYTES = 1 << 29  # of a file, packed or not: more than MAX_PIXELS of 16 bits take
@@ -95,19 +95,19 @@ def grey(dataset: pydicom.Dataset) -> tuple[np.ndarray, list[str]]:
     words = _words(dataset)
     if words.ndim == 3 and words.shape[2] == 3 and words.dtype == np.uint8:
         stored = cv2.cvtColor(words, cv2.COLOR_RGB2GRAY)  # a photograph of a film, and the like
-        return contrast.shown(np.arange(256, dtype=np.uint8), np.arange(256.0), stored)
+        return shown(np.arange(256, dtype=np.uint8), np.arange(256.0), stored)
     if words.ndim != 2 or not is_grey:
         raise unknown
     stored, bits, notes = pixel_values(words, dataset)
     levels = grey_levels(dataset, bits)
     if levels.by == "range" and not notes and bits < dataset.BitsStored:
-        notes = [contrast.depth_note(bits)]
+        notes = [depth_note(bits)]
     table, values = levels.grey, levels.values
     if kind == "MONOCHROME1":
         table, values = 255 - table, -values
     if levels.lowest or stored.dtype != np.uint8:
         stored = stored.astype(np.int32) - levels.lowest
-    pixels, flat = contrast.shown(
+    pixels, flat = shown(
         table, values, stored, padding=padding(dataset, levels), by_window=levels.by == "window"
     )
     return pixels, notes + flat
@@ -149,8 +149,8 @@ def _checked_kind(dataset: pydicom.Dataset) -> str:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise InputError(
-            f"states {frames} frames, and a radiograph is one: split the file, or write 1 as its "
-            "NumberOfFrames where it holds a single picture"
+            f"states {frames} frames, and a radiograph is one: split the file, or correct its "
+            "NumberOfFrames"
         )
     missing = [tag for tag in ("Rows", "Columns", "BitsStored") if not dataset.get(tag)]
     if missing:
@@ -194,18 +194,17 @@ def _words(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _frame(dataset: pydicom.Dataset) -> bytes:
-    """Return the pixels of the one frame as stored. Raise ValueError where their size is another.
+    """Return the pixels of the frame as stored. Raise ValueError if the header states another size.
 
-    Decoders lay out any bytes as Rows × Columns state, so a header that differs from its pixels
-    would give a sheared picture.
+    Decoders would lay out the bytes by the header, as a sheared picture.
     """
     stated = int(dataset.Rows), int(dataset.Columns)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         frame = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-        size = pictures.stated_size(frame)
-        if size is not None and size != stated:
-            raise ValueError(f"its pixels are {size[0]}×{size[1]}, the header says {stated}")
-        if (pictures.stated_bits(frame) or 0) > dataset.get("BitsAllocated", 16):
+        own = pictures.stated(frame)
+        if own and own.size != stated:
+            raise ValueError("its pixels are {}×{}, the header says {}".format(*own.size, stated))
+        if own and own.bits > dataset.get("BitsAllocated", 16):
             dataset.BitsAllocated = 16  # what is decoded would be cut to the lower byte
         return frame
     frame = dataset.PixelData
@@ -228,7 +227,7 @@ def _is_padding(frame: bytes, length: int, n_rows: int) -> bool:
 
     def edges(end: int) -> float:
         rows = np.frombuffer(frame[:end], np.uint8).reshape(n_rows, -1).astype(np.int16)
-        return float(np.abs(np.diff(rows, axis=0)).mean()) if n_rows > 1 else 0.0
+        return float(np.abs(np.diff(rows, axis=0)).mean()) if n_rows > 1 else 0
 
     return len(frame) % n_rows > 0 or length % n_rows > 0 or edges(length) <= edges(len(frame))
 

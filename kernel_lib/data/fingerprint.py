@@ -3,19 +3,10 @@
 A fingerprint is a unit vector of 1,024 numbers. Files keep and compare its code: the signs of its
 products with 512 fixed random vectors, of which a share differs that grows with the angle between
 two fingerprints (Charikar 2002). Two pictures are the same where at most `MOST_DIFFERING` bits
-differ. Measured on 2,205 real radiographs of 512 px, 400 of them copied in 15 ways, at 512 and
-128 px (`python -m tools.benchmarks.fingerprints DATA`); bits that differ:
-
-  2,429,910 pairs of different radiographs  half above 244, 99.99 % above 165, all at least 102
-  copies of 256 or 128 px                   at most 31
-  JPEG at quality 95, 75, 50                at most 41
-  gamma 0.8 or 1.25                         at most 40
-  contrast or brightness ±5 %               at most 37
-  all of these together                     at most 49
-  every fourth pixel                        at most 56
-
-A code takes 0.13 ms at 512 px, 0.34 ms at 1024 px, and 88 bytes in a file. The copies may not be
-cropped, turned or inverted.
+differ. Measured on 2,205 real radiographs of 512 px (`python -m tools.benchmarks.fingerprints`):
+different ones differ in at least 102 bits, half of the pairs in more than 244; copies of 128 px, by
+JPEG at quality 50, with gamma 0.8 to 1.25, contrast or brightness ±5 %, or all of these, in at most
+49, every fourth pixel in at most 56. A code takes 0.34 ms at 1024 px, and 88 bytes in a file.
 """
 
 from __future__ import annotations
@@ -49,10 +40,10 @@ _BLOCK = 4096  # rows compared at a time: 52 MB of products with 3,205 others
 def of(levels: np.ndarray) -> np.ndarray:
     """Return the fingerprint of grey levels 0–255: of unit length, or zeros of a blank picture.
 
-    Shapes: (H, W) uint8 → (1024,) float32. The picture is brought to 32×32 cells; each cell's
+    Shapes: (H, W) uint8 → (1024,) float32. The picture is resized to 32×32 cells; each cell's
     difference from its surroundings is divided by the usual difference around it, so that ribs and
-    vessels count as much as the body's outline, which all chests share. It holds under resizing,
-    JPEG, and changes of brightness, contrast and gamma; not under cropping, turning or inverting.
+    vessels count as much as the body's outline, which all chests share. It does not hold under
+    cropping, turning or inverting.
     """
     cells = resized(levels, GRID).astype(np.float32)  # (32, 32)
     detail = cells - _blur(cells, FINE)

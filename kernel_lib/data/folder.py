@@ -101,7 +101,7 @@ class Listing:
 def survey(data_dir: Path, by_content: bool = False) -> Listing:
     """List a data folder, to the depth of an archive unpacked into a folder of its own.
 
-    With `by_content` files of any other ending are opened, and listed where they are images.
+    With `by_content` files of other endings are opened, and listed where they are images.
     Raises: InputError where there is no such folder, or it is far too large for a data set.
     """
     if not data_dir.exists():
@@ -137,26 +137,9 @@ def _split_of_folder(name: str) -> str:
     return "train" if "train" in name.lower() else next(iter(splits_in(name)), "")
 
 
-def one_path_an_id(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return the preferred file of each id.
-
-    Raises: InputError where two files of one format and id differ.
-    """
-    path_of: dict[str, Path] = {}
-    for name, (first, *others) in _by_name(paths).items():
-        path_of[name] = first
-        for path in others:
-            if first.suffix.lower() == path.suffix.lower() and not _same_content(first, path):
-                raise InputError(
-                    f"image {name} is there twice, with differing content: {first} and {path}; "
-                    "remove one"
-                )
-    return dict(sorted(path_of.items()))
-
-
 @dataclass(frozen=True)
 class Images:
-    """The images of a folder by their id: a file's name, or its path where names do not do.
+    """The images of a folder by their id: a file's name, or its path where names are not unique.
 
     files: of each id its file and, after it, copies and other formats of it.
     """
@@ -168,32 +151,29 @@ class Images:
 
     @classmethod
     def of(cls, listing: Listing) -> Images:
-        """Tell apart the images of a listing: files that share a name and differ get paths as ids.
+        """Return the images of a listing; files that share a name and differ get paths as ids.
 
         Files of one name and several formats are one image, unless some are test images.
-        Raises: InputError where paths do not tell them apart either, but case or blanks do.
+        Raises: InputError where paths differ only in case or blanks.
         """
         files: dict[str, list[Path]] = {}
         in_two_formats = 0
         for name, paths in _by_name(listing.images).items():
-            told_apart: list[list[Path]] = []
+            distinct: list[list[Path]] = []
             for path in paths:
-                for same in told_apart:
-                    if _is_another_format(same[0], path, listing) or _same_content(same[0], path):
+                for same in distinct:
+                    if _is_another_format(same[0], path, listing) or same_content(same[0], path):
                         same.append(path)
                         break
                 else:
-                    told_apart.append([path])
-            in_two_formats += any(len({p.suffix.lower() for p in same}) > 1 for same in told_apart)
-            ids = [name] if len(told_apart) == 1 else _path_ids(told_apart, listing.root)
-            files |= dict(zip(ids, told_apart, strict=True))
+                    distinct.append([path])
+            in_two_formats += any(len({p.suffix.lower() for p in same}) > 1 for same in distinct)
+            ids = [name] if len(distinct) == 1 else _path_ids(distinct, listing.root)
+            files |= dict(zip(ids, distinct, strict=True))
         by_name = defaultdict(list)
         for name in sorted(files):
             by_name[name.rpartition("/")[2]].append(name)
         return cls(listing.root, dict(sorted(files.items())), in_two_formats, dict(by_name))
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def path(self, name: str) -> Path:
         """Return the preferred file of an image."""
@@ -251,7 +231,7 @@ def mask_name(mask: Path) -> str:
 
 def same_picture(first: Path, second: Path) -> bool:
     """Return whether two masks are the same: of one content, or side by side in two formats."""
-    return first.with_suffix("") == second.with_suffix("") or _same_content(first, second)
+    return first.with_suffix("") == second.with_suffix("") or same_content(first, second)
 
 
 def path_id(
@@ -263,12 +243,12 @@ def path_id(
     return unicodedata.normalize("NFC", "/".join([*kept, image_id(path)]))
 
 
-def _path_ids(told_apart: list[list[Path]], root: Path) -> list[str]:
-    short = [path_id(paths[0], root) for paths in told_apart]
+def _path_ids(distinct: list[list[Path]], root: Path) -> list[str]:
+    short = [path_id(paths[0], root) for paths in distinct]
     if len(set(short)) == len(short):
         return short
     full: dict[str, Path] = {}
-    for first, *_ in told_apart:
+    for first, *_ in distinct:
         name = path_id(first, root, ())
         if full.setdefault(name, first) != first:
             raise InputError(
@@ -301,13 +281,13 @@ def _is_another_format(first: Path, other: Path, listing: Listing) -> bool:
     )
 
 
-def _same_content(first: Path, second: Path) -> bool:
+def same_content(first: Path, second: Path) -> bool:
+    """Return whether two files hold the same bytes. Raises: InputError."""
     try:
         return filecmp.cmp(first, second, shallow=False)
     except OSError as error:
         raise InputError(
-            f"{error.filename} can't be read: {error.strerror}; is it a link that leads nowhere? "
-            "fetch the file again"
+            f"{error.filename} can't be read: {error.strerror}; fetch the file again"
         ) from error
 
 
@@ -392,8 +372,8 @@ def _splits_of_files(images: Sequence[Path]) -> dict[Path, str]:
     """Return the splits in files' own names, where nearly all hold one and not all the same."""
     splits_of = {path: splits_in(path.stem) for path in images}
     clear = {path: splits[0] for path, splits in splits_of.items() if len(splits) == 1}
-    nearly_all = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images)
-    return clear if nearly_all and len(set(clear.values())) > 1 else {}
+    is_rule = len(clear) >= (1 - MAX_WITHOUT_SPLIT) * len(images) and len({*clear.values()}) > 1
+    return clear if is_rule else {}
 
 
 def _suffix(name: str) -> str:

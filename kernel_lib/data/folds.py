@@ -1,18 +1,104 @@
-"""Folds, even in mask areas, no patient in two of them.
+"""Patients of images, and folds: even in mask areas, no patient in two of them.
 
-They do not depend on a model's seed, nor on the order in which the images were found.
+Folds do not depend on a model's seed, nor on the order in which the images were found.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib.data import patients
 from kernel_lib.errors import InputError
+
+# What de-identification and missing cells leave in an id's place, without case and punctuation.
+NOBODY = re.compile(
+    r"|0+|x+|nan|na|nil|none|null|nothing|unk|unknown|undefined|missing|notavailable|noname|nobody"
+    r"|anon|anonym|anonymous|anonymi[sz]ed|deidentified|removed|redacted|hidden"
+)
+# A patient with as many images as this, who makes up most of the data, is a placeholder.
+MIN_SHARED = 10
+# NIH ChestX-ray14 names a file patient_number.png; CheXpert has a folder for each patient.
+NIH_NAME = re.compile(r"(\d{8})_\d{3}(\.png)?")
+_IN_ID = re.compile(rf"{NIH_NAME.pattern}|(?:.*[/_-])?(patient[-_]?\d+)[/_-].*", re.IGNORECASE)
+WAY_OUT = "-p GROUPS FILE, a table of image and patient, says who is who"
+
+
+def is_nobody(patient: str) -> bool:
+    """Return whether an id is blank or a word such as "unknown"."""
+    return NOBODY.fullmatch(re.sub(r"[\W_]+", "", patient.lower())) is not None
+
+
+def known_patients(patient: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Return the patients of images with "" for ids that name nobody, and a note for each such id.
+
+    Those are words for nobody, and an id that more than half of the images share.
+    """
+    text = patient.astype(object).where(patient.notna(), "")
+    notes = []
+    for name, count in text[text != ""].value_counts().items():
+        is_shared = count >= MIN_SHARED and 2 * count > len(text)
+        if is_shared or is_nobody(str(name)):
+            text = text.where(text != name, "")
+            notes.append(
+                f"{count:,} of {len(text):,} images have the patient {str(name)!r}, which names no "
+                f"one: each is taken as a patient of its own; {WAY_OUT}"
+            )
+    return text, notes
+
+
+def united_patients(
+    patient: pd.Series, ids: Sequence[str], copies: Sequence[tuple[int, int]]
+) -> pd.Series:
+    """Return the patients with images that are copies of each other as one patient's.
+
+    Copies, pairs of positions, may have two patients' ids or none.
+    """
+    same: dict[str | int, str | int] = {}
+
+    def root(key: str | int) -> str | int:
+        while key in same:
+            key = same[key]
+        return key
+
+    keys = [name or at for at, name in enumerate(patient)]
+    for i, j in copies:
+        a, b = sorted((root(keys[i]), root(keys[j])), key=lambda key: (type(key) is int, key))
+        if a != b:
+            same[b] = a
+    copied = {root(keys[at]) for pair in copies for at in pair}
+
+    def name(key: str | int) -> str:
+        if isinstance(key, str):
+            return key
+        return f"same picture as {ids[key]}" if key in copied else ""
+
+    return pd.Series(map(name, map(root, keys)), index=patient.index, dtype=object)
+
+
+def note_unknown_patients(ids: Iterable[str], patient: pd.Series) -> list[str]:
+    """Return a note where no image has a patient; it counts images whose ids state a shared one."""
+    if (patient != "").any():
+        return []
+    stated = [m[1] or m[3] for m in map(_IN_ID.fullmatch, ids) if m]
+    shared = {name: n for name, n in Counter(stated).items() if n > 1}
+    shared_note = (
+        f" but by their ids {sum(shared.values()):,} images share a patient with others, "
+        f"{next(iter(shared))} first, who may be in two folds and make scores too good;"
+        if shared
+        else ""
+    )
+    return [
+        f"no image has a patient: each is taken as a patient of its own;{shared_note} {WAY_OUT}"
+    ]
+
+
+# --- folds ---
 
 # Another seed is another split, and then scores no longer compare: hence fixed here.
 SEED = 20190904
@@ -21,47 +107,43 @@ N_AREA_CLASSES = 20
 OVERFULL = 1.5
 
 
-def draw(table: pd.DataFrame, n_folds: int, seed: int = SEED) -> pd.Series:
-    """Fold of each row, 0 … n_folds − 1: even in images, in positives and in mask areas.
+def draw(table: pd.DataFrame, n_folds: int) -> pd.Series:
+    """Return the fold of each row, 0 … n_folds − 1: even in images, positives and mask areas.
 
-    Whole groups go to one fold; an image whose group is "", missing or that of nobody
-    (`patients.known`) is its own group. Positives fall into up to 20 classes of equal count by
-    area, empty images into one of their own. Groups with the most positives are placed first, then
-    those with the most images, ties in the order of a hash; each goes to the fold where it least
-    raises the sum, over classes, positives and images, of (the fold's share of the total)². The
-    result does not depend on the order of rows.
+    A group goes to one fold; an image whose group is "", missing or that of nobody
+    (`known_patients`) is its own group. Positives are divided into up to 20 classes of equal count
+    by area, empty images are one class. Groups are placed by number of positives, then of images,
+    ties in the order of a hash; each goes to the fold where it least raises the sum, over classes,
+    positives and images, of (the fold's share of the total)². The order of rows has no influence.
 
     Shapes: table with image_id, area_px and perhaps group → int64 Series with the table's index.
     Raises: InputError for fewer than 2 folds, fewer groups than folds, an id twice, a bad area.
-    Warns: UserWarning when a fold has no positive image, as when there are fewer than folds, when
-    one has far more than its share of the images, and for groups that name nobody.
+    Warns: UserWarning for a fold without a positive image or with far more than its share of the
+    images, and for groups that name nobody.
     Source: greedy placement as in scikit-learn's StratifiedGroupKFold, with the classes above.
     """
     table = _drawable(table, n_folds)
     ordered = table.reset_index(drop=True).sort_values("image_id")
     group, names = pd.factorize(_group_keys(ordered))
     if len(names) < n_folds:
+        fix = f"set N_FOLDS to {len(names)} or less" if len(names) > 1 else "add images"
         raise InputError(
-            f"{len(names)} groups (patients) cannot fill {n_folds} folds, one group to a fold at "
-            f"most: set N_FOLDS to {len(names)} or less"
-            + ("" if len(names) > 1 else ", which takes at least 2 groups: add images")
-            + f"; or, where these are not the patients, {patients.WAY_OUT}"
+            f"{len(names)} groups (patients) cannot fill {n_folds} folds (at least 2 groups, one "
+            f"to a fold at most): {fix}; or, if these are not the patients, {WAY_OUT}"
         )
     members = _count(ordered["area_px"].to_numpy(), group, len(names), n_folds)
-    fold_of_group = _place(members, [_tie_order(seed, name) for name in names], n_folds)
+    # A random order that no version of NumPy changes, and no other group either.
+    ties = [hashlib.sha256(f"{SEED}\t{name}".encode()).hexdigest() for name in names]
     folds = np.empty(len(table), dtype=np.int64)
-    folds[ordered.index] = fold_of_group[group]
-    _warn_of_folds_without_positives(folds[table["area_px"] > 0], n_folds)
-    _warn_of_overfull_fold(folds, groups_of(table))
+    folds[ordered.index] = _place(members, ties, n_folds)[group]
+    _warn_of_uneven(folds, (table["area_px"] > 0).to_numpy(), groups_of(table))
     return pd.Series(folds, index=table.index, name="fold")
 
 
 def balance(table: pd.DataFrame) -> pd.DataFrame:
-    """What each fold holds: images, groups, positives, their share (0–1), median area.
+    """Return images, groups, positives, their share (0–1) and median area (px of 1024²) per fold.
 
-    That is in px of 1024², whatever the images' sizes; area_px is in their own.
-    Shapes: table with image_id, height, width, area_px, fold and perhaps group → a row a fold, fold
-    as index.
+    Shapes: table with image_id, height, width, area_px, fold and perhaps group → index fold.
     """
     positive = table["area_px"] > 0
     scaled = table["area_px"] * 1024**2 / (table["height"] * table["width"])
@@ -85,7 +167,7 @@ def groups_of(table: pd.DataFrame) -> pd.Series:
 
 
 def _group_keys(table: pd.DataFrame) -> pd.Series:
-    """A name for each row's group, no image's own ever equal to a patient's."""
+    """Return a name for each row's group, no image's own ever equal to a patient's."""
     groups = groups_of(table)
     own = "image " + table["image_id"].astype(object)
     return ("group " + groups.astype(str)).where(groups != "", own)
@@ -94,31 +176,27 @@ def _group_keys(table: pd.DataFrame) -> pd.Series:
 def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
     if n_folds != int(n_folds) or n_folds < 2:
         raise InputError(
-            f"N_FOLDS is {n_folds}: at least 2 folds are needed, so that each image "
-            "is held out from some model; to train one of them only, set FOLD"
+            f"N_FOLDS is {n_folds}: at least 2 folds are needed; to train one of them, set FOLD"
         )
     repeated = table["image_id"][table["image_id"].duplicated()]
     if len(repeated):
-        raise InputError(
-            f"the image {repeated.iloc[0]} stands twice in the table: "
-            "unite its rows into one mask first"
-        )
+        raise InputError(f"image {repeated.iloc[0]} is in the table twice: unite its rows")
     areas = pd.to_numeric(table["area_px"], errors="coerce")
     bad = ~(areas >= 0)
     if bad.any():
         row = table[bad].iloc[0]
         raise InputError(
-            f"the image {row['image_id']} has a mask area of {row['area_px']!r} px: "
-            "give 0 for an empty mask, else the number of its pixels"
+            f"image {row['image_id']} has a mask area of {row['area_px']!r} px: give its number of "
+            "pixels, 0 for an empty mask"
         )
-    groups, notes = patients.known(groups_of(table))
+    groups, notes = known_patients(groups_of(table))
     for note in notes:
         warnings.warn(note, stacklevel=3)
     return table.assign(area_px=areas, group=groups)
 
 
 def _count(areas: np.ndarray, group: np.ndarray, n_groups: int, n_folds: int) -> np.ndarray:
-    """Images of each group by kind: (n_groups, empty, area classes …, positives, images)."""
+    """Return the images of each group by kind: (n_groups, empty, classes …, positives, images)."""
     positive = areas > 0
     n_positive = int(positive.sum())
     # A class with fewer images than folds could not be even anyway.
@@ -135,7 +213,7 @@ def _count(areas: np.ndarray, group: np.ndarray, n_groups: int, n_folds: int) ->
 
 
 def _place(members: np.ndarray, ties: list[str], n_folds: int) -> np.ndarray:
-    """Fold of each group, by greedy placement; members (n_groups, kinds) as `_count` gives it."""
+    """Return the fold of each group, by greedy placement; members (n_groups, kinds) of `_count`."""
     # Placing a group g in fold f raises the sum of squares by 2 · Σ held[f] g / total² + Σ g² /
     # total², whose second part is the same for every fold.
     total = np.maximum(members.sum(axis=0), 1)
@@ -149,29 +227,21 @@ def _place(members: np.ndarray, ties: list[str], n_folds: int) -> np.ndarray:
     return folds
 
 
-def _tie_order(seed: int, name: str) -> str:
-    """A random order that no version of NumPy changes, and no other group either."""
-    return hashlib.sha256(f"{seed}\t{name}".encode()).hexdigest()
-
-
-def _warn_of_folds_without_positives(folds_of_positives: np.ndarray, n_folds: int) -> None:
-    bare = sorted(set(range(n_folds)) - set(folds_of_positives.tolist()))
+def _warn_of_uneven(folds: np.ndarray, is_positive: np.ndarray, groups: pd.Series) -> None:
+    images = np.bincount(folds)
+    bare = sorted(set(range(len(images))) - set(folds[is_positive].tolist()))
     if bare:
         warnings.warn(
-            f"no positive image in fold(s) {bare} of {n_folds}: {len(folds_of_positives)} positive "
-            "images, by whole patients, do not reach all; set N_FOLDS lower or add images",
+            f"no positive image in fold(s) {bare} of {len(images)}: {is_positive.sum()} positive "
+            "images, by patients, do not reach all; set N_FOLDS lower or add images",
             stacklevel=3,
         )
-
-
-def _warn_of_overfull_fold(folds: np.ndarray, groups: pd.Series) -> None:
-    images = np.bincount(folds)
     fullest = int(images.argmax())
     inside = groups[(folds == fullest) & (groups != "").to_numpy()].value_counts()
     if images[fullest] >= OVERFULL * len(folds) / len(images) and inside.max() > 1:
         warnings.warn(
             f"fold {fullest} holds {images[fullest]:,} of {len(folds):,} images, of which "
             f"{inside.iloc[0]:,} of the patient {inside.index[0]}: if that is no patient, "
-            f"{patients.WAY_OUT}",
+            f"{WAY_OUT}",
             stacklevel=3,
         )

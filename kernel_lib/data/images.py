@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import pydicom
 
-from kernel_lib.data import contrast, dicom, mask_files, pictures
+from kernel_lib.data import dicom, masks, pictures
 from kernel_lib.data.dicom import orientation_notes, view_notes
 from kernel_lib.data.layouts import SUFFIXES
+from kernel_lib.data.levels import as_grey, depth, depth_note, shown
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError
 
@@ -55,10 +56,10 @@ def read(path: Path | str) -> np.ndarray:
 
     Shapes: (H, W) uint8, C-contiguous. The content decides how it is read, not the name.
     DICOM: modality rescale or LUT, then the VOI LUT or the first window, else the full range of
-    the stored bits; MONOCHROME1 is inverted; 8-bit MONOCHROME2 without a window stays as it is.
+    the stored bits; MONOCHROME1 is inverted.
     PNG and JPEG: turned by their EXIF orientation, colours to grey (ITU-R 601), alpha dropped.
-    16 bits of which nobody says how many are in use: by the range of the 8, 10, 12, 14 or 16 that
-    hold all pixels. A result that is flat, or mostly beyond its window, is stretched to its values.
+    16 bits of which an unknown number is in use: by the range of the 8, 10, 12, 14 or 16 that hold
+    all pixels. A result that is flat, or mostly beyond its window, is stretched to its values.
     Raises: ImageError that names the file and how to fix it.
     """
     return open_radiograph(path).pixels
@@ -69,7 +70,7 @@ def open_radiograph(path: Path | str) -> Radiograph:
     with _named(path):
         data = _content(path)
         if not data:
-            raise InputError("is empty (0 bytes): fetch it again, or remove it")
+            raise InputError(f"is empty (0 bytes): {dicom.AGAIN}")
         if data.startswith(PICTURE_MAGIC):
             return _picture(data)
         dataset = dicom.parse(data)
@@ -97,7 +98,7 @@ def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
-    """Return the mask in a PNG or JPEG file as (H, W) uint8 0/1; `mask_files` has the rules.
+    """Return the mask in a PNG or JPEG file as (H, W) uint8 0/1; `masks` has the rules.
 
     masks_are: "right" or "inverted", for masks that else are refused as inverted.
     Raises: ImageError where the file can't be read, InputError where its mask is in doubt.
@@ -108,20 +109,18 @@ def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
             other = "is neither PNG nor JPEG: masks are pictures, 0 and 255"
             raise InputError(pictures.other_kind(data) or other)
         levels = _raster(data)
-        by_index = mask_files.by_index(data)
+        by_index = masks.by_index(data)
         indices = None if by_index is None else _raster(by_index)[..., 0]
-    is_jpeg = data.startswith(JPEG_MAGIC)
     try:
-        return mask_files.decide(levels, indices, is_jpeg=is_jpeg, masks_are=masks_are)
+        return masks.decide(
+            levels, indices, is_jpeg=data.startswith(JPEG_MAGIC), masks_are=masks_are
+        )
     except InputError as error:
         raise InputError(f"{path} {error}") from None
 
 
 def image_id(path: Path | str) -> str:
-    """Return the image's id: the file's name without a known suffix (ids hold dots themselves).
-
-    As NFC, since file systems and tables differ in that, and without blanks around it.
-    """
+    """Return the image's id: the file's name without a known suffix, as NFC, stripped."""
     name = unicodedata.normalize("NFC", Path(path).name).strip()
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
@@ -140,7 +139,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
         with _named(path):
             size = pictures.shown_size(_content(path))
         if size is None:
-            raise ImageError(f"{path} is no complete PNG or JPEG: fetch it again, or remove it")
+            raise ImageError(f"{path} is no complete PNG or JPEG: {dicom.AGAIN}")
         return size
 
     def stated(header: pydicom.Dataset) -> tuple[int, int]:
@@ -155,8 +154,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
 def is_image(path: Path | str) -> bool:
     """Return whether a file holds a radiograph by its content, whatever its name.
 
-    PNG and JPEG by their first bytes; DICOM, with a preamble or without, where its header states
-    Rows and Columns, so that a DICOMDIR or a report is none.
+    A DICOM has to state Rows and Columns, unlike a DICOMDIR or a report.
     """
     try:
         with open(path, "rb") as file:
@@ -177,7 +175,7 @@ def is_image(path: Path | str) -> bool:
 def spacing_of(path: Path | str) -> tuple[float, float] | None:
     """Return a DICOM's pixel spacing, (between rows, between columns) in mm; None where unknown.
 
-    PixelSpacing, else ImagerPixelSpacing (at the detector, hence of a magnified image), as stated.
+    PixelSpacing, else ImagerPixelSpacing (at the detector).
     """
     tags = ["PixelSpacing", "ImagerPixelSpacing"]
 
@@ -246,10 +244,10 @@ def _picture(data: bytes) -> Radiograph:
     notes = [TURNED] if pictures.orientation(data) != 1 else []
     bits = 8
     if stored.dtype != np.uint8:
-        bits = contrast.depth(0, int(stored.max()))
-        notes += [contrast.depth_note(bits)] if bits < 16 else []
+        bits = depth(0, int(stored.max()))
+        notes += [depth_note(bits)] if bits < 16 else []
     values = np.arange(1 << bits, dtype=np.float64)
-    pixels, flat = contrast.shown(contrast.as_grey(values / values[-1]), values, stored)
+    pixels, flat = shown(as_grey(values / values[-1]), values, stored)
     return Radiograph(pixels, None, (*notes, *flat))
 
 
@@ -257,7 +255,7 @@ def _raster(data: bytes) -> np.ndarray:
     """Return levels as stored, (H, W) or (H, W, 3 or 4), turned by the EXIF orientation."""
     levels = pictures.decode(data)
     if levels is None:
-        damaged = "is cut short or damaged: fetch it again, or remove it"
+        damaged = f"is cut short or damaged: {dicom.AGAIN}"
         raise InputError(pictures.other_kind(data) or damaged)
     if levels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"has {levels.dtype} pixels: save it with 8 or 16 bits")

@@ -15,13 +15,13 @@ from kernel_lib.errors import InputError
 # (runs, the image's shape) of one image's label
 Label = tuple[rle.Runs, tuple[int, int]]
 AS_THEY_ARE = "-p MASKS_ARE right takes them as they are"
-# Heights that masks are drawn at: multiples of these, as either side, up to this share of the
-# images' own; or these shares of it.
+# Heights that masks may have been drawn at: multiples of SIZE_STEPS, as either side, up to
+# LARGEST_SHARE of the images' own; or SHARES of it.
 SIZE_STEPS, LARGEST_SHARE = (16, 50), 1.1
 SHARES = [Fraction(*share) for share in ((1, 2), (1, 3), (2, 3), (1, 4), (3, 4), (1, 5))]
 # By which share of the pixels on the next columns another height must fit better than the images'
-# own, and how much more where it is near that and masks are few: no single one of the competition's
-# 2,669 masks does.
+# own, and how much more where it is near that and masks are few. None of the competition's 2,669
+# masks does.
 MARGIN, NEARLY, NEAR_MARGIN = 0.01, 0.3, 0.3
 ENOUGH_MASKS = 200
 BY_ROWS = "written row by row"
@@ -72,16 +72,15 @@ def doubt(labels: Sequence[Label]) -> str | None:
             f"{large:,} of {len(masks):,} masks cover more than half of their image, as where "
             f"background and mask are swapped: -p MASKS_ARE inverted swaps them, {AS_THEY_ARE}"
         )
-    doubt = doubt_of_drawing(masks)
-    if doubt:
+    if doubt := doubt_of_drawing(masks):
         return doubt if BY_ROWS in doubt else f"{doubt}; or {AS_THEY_ARE}"
     grows = [_filled_px(*label) / rle.area(label[0]) for label in masks[:ENOUGH_MASKS]]
     growth = np.median(grows or [1])
     if growth < OUTLINES_GROW:
         return None
     return (
-        f"filling the holes of the masks makes the middle one {growth:.0f} times as large, as "
-        f"where they are outlines: fill them (cv2.drawContours with thickness -1); or {AS_THEY_ARE}"
+        f"filling the holes of the masks makes the median one {growth:.0f} times as large, as of "
+        f"outlines: fill them (cv2.drawContours with thickness -1); or {AS_THEY_ARE}"
     )
 
 
@@ -115,19 +114,19 @@ def doubt_of_drawing(labels: Sequence[Label]) -> str | None:
     if size == BY_ROWS:
         return (
             f"{len(masks):,} masks look {BY_ROWS}, or of images turned by 90° ({width}×{height}), "
-            "and the runs of this competition go down the columns: transpose each mask"
+            "and this competition's runs go down the columns: transpose each mask"
         )
     return (
         f"{len(masks):,} masks fit the columns of images {size}, not those of their own images "
-        f"({width}×{height}): give masks drawn at the images' size, or images of the masks'"
+        f"({width}×{height}): give masks and images of one size"
     )
 
 
 def drawn_at(masks: Sequence[Label]) -> str | None:
     """Return the size of images that masks were drawn on, or `BY_ROWS`; None without a sign.
 
-    All runs lie within its pixels, and shifted by the height of one of its columns they fall on the
-    masks' next columns better than shifted by the images' own.
+    All runs lie within its pixels, and shifted by its height they fall on the masks' next columns
+    better than shifted by the images' own.
     """
     better = {name: _better(masks, steps) for name, steps in _steps(masks).items()}
     name = max(better, key=better.get, default=None)

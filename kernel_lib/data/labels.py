@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kernel_lib.data import cells, patients, rle
+from kernel_lib.data import cells, folds, rle
 from kernel_lib.data.cells import ID_COLUMN, RLE_COLUMN
 from kernel_lib.data.folder import Images, Listing, split_word, splits_in
 from kernel_lib.data.images import image_id
@@ -25,37 +25,35 @@ COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
 
 
 def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFrame:
-    """Return one row an image, in the file's order: image_id, rle (union of its rows), label_at.
+    """Return image_id, rle (union of its rows) and label_at of each image, in the file's order.
 
-    Either header (with a leading space or without), values with a leading space or without; "-1"
-    and nothing mean empty. label_at names file and rows, for later complaints. A line is added to
+    "-1" and nothing mean empty. label_at names file and rows, for later errors. A note is added to
     `problems` where images have empty rows beside a mask.
     Raises: InputError naming file and row (the header is row 1).
     """
-    table = _read(csv)
+    table = cells.read_table(csv, [ID_COLUMN, RLE_COLUMN])
+    _check_ids(csv, table)
     rows_of: dict[str, dict[int, rle.Runs]] = {}  # by image, then by row
-    for row, name, text in zip(table.index, table[ID_COLUMN], table[RLE_COLUMN], strict=True):
+    for row, name, text in zip(
+        table.index, names_of(table[ID_COLUMN]), table[RLE_COLUMN], strict=True
+    ):
         try:
             rows_of.setdefault(name, {})[row] = parse_cell(text)
         except rle.RleError as error:
             hint = "" if " " in text else f"; {rle.EMPTY} or nothing means an empty mask"
             raise InputError(f"{csv} row {row}, image {name}: {error}{hint}") from error
-    both = [
-        n for n, rows in rows_of.items() if 0 < sum(map(bool, map(len, rows.values()))) < len(rows)
-    ]
+    labels, both = [], []
+    for name, rows in rows_of.items():
+        numbers = ", ".join(map(str, rows))
+        at = f"{csv} row{'s' * (len(rows) > 1)} {numbers}"
+        labels.append((name, rle.to_string(rle.union(rows.values())), at))
+        if 0 < sum(len(runs) > 0 for runs in rows.values()) < len(rows):
+            both.append(f"{name} in rows {numbers}")
     if both and problems is not None:
         problems.append(
             f"{csv}: {len(both)} images have an empty row ({rle.EMPTY}) beside a mask, which is "
-            f"taken; {both[0]} in rows {', '.join(map(str, rows_of[both[0]]))}"
+            f"taken; {both[0]}"
         )
-    labels = [
-        (
-            name,
-            rle.to_string(rle.union(rows.values())),
-            f"{csv} row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}",
-        )
-        for name, rows in rows_of.items()
-    ]
     return pd.DataFrame(labels, columns=["image_id", "rle", "label_at"], dtype=object)
 
 
@@ -68,7 +66,7 @@ def parse_cell(text: str, shape: tuple[int, int] | None = None) -> rle.Runs:
     if SPREADSHEET_LIMIT - 1 <= n_chars <= SPREADSHEET_LIMIT:
         raise rle.RleError(
             f"its RLE is {n_chars:,} characters long, where spreadsheets cut a cell: give the "
-            "table as it was before one saved it"
+            "original table"
         )
     return rle.parse(text, shape)
 
@@ -90,7 +88,7 @@ class Sample:
 
     @property
     def names(self) -> list[str]:
-        """Return the ids by which images are looked up: `names_of` those of the sample."""
+        """Return the ids by which images are looked up."""
         return names_of(self.image_id)
 
     def rows(self, rles: Sequence[str]) -> list[list[str]]:
@@ -102,10 +100,9 @@ class Sample:
 def read_sample(csv: Path | str) -> Sample:
     """Return the images that a submission must list, and how it writes them.
 
-    Its ids may be paths or end as files do, its columns be more than two and in any order. The
-    first stage's sample has a row a mask, hence several of some images: the first counts.
-    Raises: InputError, also where the columns are another competition's, or an image is written in
-    two ways.
+    Its ids may be paths or file names, and it may have further columns, in any order. Of several
+    rows of an image, as in the first stage's sample, the first counts.
+    Raises: InputError, also for another competition's columns and an image written in two ways.
     """
     try:
         table = cells.read_table(csv)
@@ -140,7 +137,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     """Return the group (patient) of each image, from a table of two columns: image id, group.
 
     NIH file names as groups (00028864_007.png) are cut to the patient before the underscore. A
-    blank, or a word for nobody (`patients.is_nobody`), is NaN, which equals no other image's.
+    blank, or a word for nobody (`folds.is_nobody`), is NaN, which equals no other image's.
     Raises: InputError naming file and row, also for an id with two groups.
     """
     table = cells.read_table(csv)
@@ -152,11 +149,11 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     groups: dict[str, str | float] = {}
     names, given = names_of(table.iloc[:, 0]), table.iloc[:, 1]
     for row, name, group in zip(table.index, names, given, strict=True):
-        nih = patients.NIH_NAME.fullmatch(group)
-        group = nih[1] if nih else group
+        if nih := folds.NIH_NAME.fullmatch(group):
+            group = nih[1]
         if not name:
             raise InputError(f"{csv} row {row}: the group {group!r} has no image id")
-        if patients.is_nobody(group):
+        if folds.is_nobody(group):
             group = math.nan
         first = groups.setdefault(name, group)
         if first is not group and first != group:
@@ -165,13 +162,6 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
                 "keep one"
             )
     return groups
-
-
-def _read(csv: Path | str) -> pd.DataFrame:
-    """Return id and RLE of each row, of which none may lack its id."""
-    table = cells.read_table(csv, [ID_COLUMN, RLE_COLUMN])
-    _check_ids(csv, table)
-    return table.assign(**{ID_COLUMN: names_of(table[ID_COLUMN])})
 
 
 def _check_ids(csv: Path | str, table: pd.DataFrame) -> None:
@@ -205,8 +195,8 @@ def held_out_notes(listing: Listing, images: Images, train: Set[str]) -> list[st
         if 0 < len(most) < len(train):  # all, in lists of cross-validation
             notes.append(
                 f"{path} calls {len(most)} training images test or validation images, {min(most)} "
-                "first: they are trained on, since only folders, file names and a column of the "
-                "label table are read; move them into a folder test where they are not to be"
+                "first; they are trained on, since only folders, file names and the label table "
+                "decide that: move them into a folder test to hold them out"
             )
     return notes
 
@@ -214,7 +204,7 @@ def held_out_notes(listing: Listing, images: Images, train: Set[str]) -> list[st
 def _held_out(path: Path) -> list[list[str]]:
     """Return the names of test and validation images that a table or text states, by column.
 
-    By its own name, a column of splits, or keys of a JSON; empty for a file that can't be read.
+    That is by its own name, a column of splits, or keys of a JSON.
     """
     by_name = not HELD_OUT.isdisjoint(splits_in(path.stem))
     try:

@@ -1,27 +1,218 @@
-"""Resizing masks so that their area holds.
+"""Masks: the one that a picture draws, in any encoding, and resizing that keeps the area.
 
-A mask resized as a photograph and cut at a level loses or gains a few per cent of its area at the
-sizes used here, which bounds the dice of what is trained on it. Here the number of pixels is fixed
-first, and then the pixels that the mask covers most are taken.
+A mask is white on black, or 1 on 0. Some programs draw it as the opacity of one colour instead, or
+as index 1 of a palette whose index 0 is the background, whatever their colours. Where that and the
+grey levels are each other's complement, the smaller is the mask: no pneumothorax covers half of a
+radiograph. A picture in doubt is refused.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 
+from kernel_lib.data.pictures import PNG_MAGIC
 from kernel_lib.errors import InputError
+
+# Between background and mask, as shares of the largest level.
+NEARLY_BLACK, MIDDLE = 1 / 8, (1 / 4, 3 / 4)
+# Flat areas of a middle level are a third class; a rim that was smoothed and enlarged has a few.
+MAX_FLAT_SHARE = 0.25
+# Of so few levels, each that has a flat area is a class; a mask halved and enlarged again has 5.
+FEW_LEVELS = 4
+# A picture has more middle levels than white, over more of the image than a soft rim; or very many.
+PICTURE_SHARES = (0.02, 0.1)
+# How far, as a share of the largest level, a colour may lie from those between background and mask.
+OFF_COLOUR = 1 / 8
+WINDOW = np.ones((3, 3), np.uint8)  # flat where it holds one level
+
+
+def by_index(data: bytes) -> bytes | None:
+    """Return a palette's PNG file with each colour replaced by its index, None for others."""
+    if not data.startswith(PNG_MAGIC) or data[25:26] != b"\3":
+        return None
+    at = len(PNG_MAGIC)
+    while data[at + 4 : at + 8] != b"PLTE":
+        at += 12 + struct.unpack_from(">I", data, at)[0]
+    end = at + 8 + struct.unpack_from(">I", data, at)[0]
+    ramp = b"PLTE" + np.arange((end - at - 8) // 3, dtype=np.uint8).repeat(3).tobytes()
+    return data[: at + 4] + ramp + struct.pack(">I", zlib.crc32(ramp)) + data[end + 4 :]
+
+
+def decide(
+    levels: np.ndarray,
+    indices: np.ndarray | None = None,
+    *,
+    is_jpeg: bool = False,
+    masks_are: str | None = None,
+) -> np.ndarray:
+    """Return the mask that a picture's levels draw, uint8 0/1.
+
+    masks_are: "inverted" where the mask is what looks like the background, "right" to take a mask
+    that looks inverted as it is.
+    Shapes: levels (H, W) or (H, W, 3 or 4), BGR and opacity, uint8 or uint16; indices (H, W) of a
+    palette's picture → (H, W).
+    Raises: InputError, without naming a file, where they may draw more than one mask.
+    """
+    if indices is not None:
+        mask = _by_index(levels, indices)
+    elif levels.ndim == 3 and levels.shape[2] == 4:
+        mask = _by_opacity(levels)
+    else:
+        mask = _by_level(_grey(levels), is_jpeg)
+    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if masks_are is None and corners.all() and 2 * np.count_nonzero(mask) > mask.size:
+        raise InputError(
+            f"covers {mask.mean():.0%} of its image and all four corners, like a white background: "
+            "-p MASKS_ARE inverted reads it so, -p MASKS_ARE right takes it as it is"
+        )
+    return 1 - mask if masks_are == "inverted" else mask
+
+
+def _grey(levels: np.ndarray) -> np.ndarray:
+    """Return grey levels; one colour on black, as annotation programs draw a class, is white.
+
+    Shapes: (H, W) or (H, W, 3 or 4) → (H, W).
+    """
+    if levels.ndim == 2:
+        return levels
+    colours = levels[..., :3]
+    coloured = colours.any(axis=2)
+    first = colours[coloured][:1]
+    on_black = not coloured.all() and np.ptp(first, axis=1).any()
+    if on_black and np.array_equal((colours == first).all(axis=2), coloured):
+        return coloured.astype(levels.dtype) * np.iinfo(levels.dtype).max
+    if (colours != colours[..., :1]).any():
+        _check_colours(levels)
+    how = cv2.COLOR_BGRA2GRAY if levels.shape[2] == 4 else cv2.COLOR_BGR2GRAY
+    return cv2.cvtColor(levels, how)
+
+
+def _check_colours(levels: np.ndarray) -> None:
+    """Refuse flat areas of two colours and a background; a rim's colours lie between two."""
+    colours = levels[..., :3]
+    if levels.shape[2] == 4 and levels[..., 3].any():
+        colours = colours * (levels[..., 3:] > 0)  # what is transparent may hold anything
+    flat = colours[(cv2.erode(colours, WINDOW) == cv2.dilate(colours, WINDOW)).all(axis=2)]
+    codes, counts = np.unique(flat @ np.array([1, 1 << 16, 1 << 32]), return_counts=True)
+    if len(codes) < 3:
+        return
+    used = (codes[:, None] >> np.array([32, 16, 0]) & 0xFFFF).astype(float)  # (n, 3) RGB
+    ground = counts.argmax()
+    from_ground = used - used[ground]
+    far = np.linalg.norm(from_ground, axis=1).argmax()
+    line = from_ground[far] / np.linalg.norm(from_ground[far])
+    off = np.linalg.norm(from_ground - np.outer(from_ground @ line, line), axis=1)
+    if off.max() > OFF_COLOUR * np.iinfo(levels.dtype).max:
+        three = (str(tuple(map(int, used[at]))) for at in (ground, far, off.argmax()))
+        raise InputError(
+            f"has areas of the colours {', '.join(three)} (RGB), more than mask and background: "
+            "save one class as its mask, 255 on 0"
+        )
+
+
+def _by_index(levels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    used, grey = np.unique(indices), _grey(levels)
+    if len(used) <= 2 and used[0] == 0:
+        return _agreed((indices > 0).astype(np.uint8), grey)
+    if len(used) > 2 and (levels[..., :3] != levels[..., :1]).any():
+        raise InputError(
+            f"has {len(used)} colours of a palette: save one class as its mask, 255 on 0"
+        )
+    return _by_level(grey)
+
+
+def _by_opacity(levels: np.ndarray) -> np.ndarray:
+    alpha, grey = levels[..., 3], _grey(levels)
+    low, high = int(alpha.min()), int(alpha.max())
+    if low == high and (low or grey.min() != grey.max()):  # opaque, or transparent by mistake
+        return _by_level(grey)
+    opaque = _by_level(alpha)
+    seen = grey[opaque != 0]
+    if not len(seen) or seen.min() == seen.max():
+        return _agreed(opaque, grey)
+    mask = _by_level(grey)
+    if (mask > opaque).any():
+        raise InputError("draws one mask by colours and another by its opacity: save it as grey")
+    return mask
+
+
+def _agreed(mask: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """Return a mask, or its complement where the grey levels draw that and it is smaller."""
+    try:
+        other = _by_level(grey)
+    except InputError:  # colours that are neither black nor white decide nothing
+        return mask
+    is_smaller = np.count_nonzero(other) < np.count_nonzero(mask)
+    return other if is_smaller and (other != mask).all() else mask
+
+
+def _by_level(grey: np.ndarray, is_jpeg: bool = False) -> np.ndarray:
+    """Return where grey is above half range, or 1 where its levels are only 0 and 1."""
+    full = np.iinfo(grey.dtype).max
+    counts = cv2.calcHist([grey], [0], None, [full + 1], [0, full + 1]).ravel()
+    used = np.flatnonzero(counts)
+    top, half = int(used[-1]), full // 2
+    if 1 < top <= half or (top == 1 and is_jpeg):
+        blurred = ", and JPEG blurs them" if is_jpeg else ""
+        raise InputError(
+            f"has levels up to {top}{blurred}, so it is neither a 0/1 nor a 0/{full} mask: write a "
+            f"PNG with {full} where there is pneumothorax"
+        )
+    if top > half and len(used) > 2:
+        _check_classes(grey, used, is_jpeg)
+    return (grey > (half if top > half else 0)).astype(np.uint8)
+
+
+def _check_classes(grey: np.ndarray, used: np.ndarray, is_jpeg: bool) -> None:
+    """Refuse levels that stand for more than background and mask, and pictures."""
+    top = int(used[-1])
+    fix = f"save one class as its mask, {top} on 0"
+    if used[-2] <= NEARLY_BLACK * top:
+        raise InputError(
+            f"has the levels {', '.join(map(str, used[:-1]))} and {top}, like classes with a void "
+            f"rim of {top}: {fix}"
+        )
+    low, high = (share * top for share in MIDDLE)
+    is_few = len(used) <= FEW_LEVELS and not is_jpeg
+    if not is_few and not ((used > low) & (used < high)).any():
+        return
+    least, most = cv2.erode(grey, WINDOW), cv2.dilate(grey, WINDOW)
+    flat = grey[least == most]
+    classes = np.unique(flat) if is_few else []
+    if len(classes) > 2:
+        raise InputError(
+            f"has areas of the levels {', '.join(map(str, classes))}, two classes: {fix}"
+        )
+    middle = flat[(flat > low) & (flat < high)]
+    n_mask = np.count_nonzero(grey >= high)
+    if len(middle) > MAX_FLAT_SHARE * n_mask:
+        raise InputError(
+            f"has areas of level {int(np.median(middle))}, neither background nor mask: {fix}"
+        )
+    n_between = np.count_nonzero((least > low) & (most < high))
+    if n_between > np.clip(n_mask, *(share * grey.size for share in PICTURE_SHARES)):
+        raise InputError(
+            f"has {n_between:,} px of middle levels and {n_mask:,} px of mask, like a picture: "
+            f"save the mask alone, {top} on 0"
+        )
+
+
+# --- resizing ---
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return a mask resized to shape (h, w), uint8 0/1, with exactly `resized_area` pixels.
 
-    The pixels taken are those of greatest coverage: the share of the output pixel's own area that
-    the mask fills. Along an axis that is enlarged, where that share would only repeat pixels, it is
-    the share of a window of one input pixel about the output pixel's centre (bilinear
-    interpolation). Ties go to the pixel with the greater coverage summed over its 3×3
-    neighbourhood (beyond the image's edge the edge repeats), then to the first in reading order.
-    All of it is exact, in integers.
+    A mask resized as a photograph and cut at a level would lose or gain a few per cent of its area.
+    Here the pixels taken are those of greatest coverage: the share of the output pixel's own area
+    that the mask fills, or, along an axis that is enlarged, of a window of one input pixel about
+    its centre (bilinear interpolation). Ties go to the greater coverage summed over the 3×3
+    neighbourhood (the image's edge repeats), then to the first in reading order. All of it is
+    exact, in integers.
 
     Shapes: mask (H, W), any dtype, nonzero = 1.
     Raises: InputError when the mask is not two-dimensional or a side of either shape is below 1.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.data import cells
-from kernel_lib.data.folder import entries, one_path_an_id
+from kernel_lib.data.folder import entries, same_content
 from kernel_lib.data.images import Skipped, image_id
 from kernel_lib.data.layouts import NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
@@ -24,10 +24,10 @@ def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFr
     """Return the images of an NIH folder with patients and labels, by image_id; opens no image.
 
     Shapes: DataFrame[image_id, path, patient, positive]: image_id is the file's stem, patient its
-    first part (8 digits), positive whether Pneumothorax is among the findings. Listed images that
-    have no file are added to `left_out`; images that no table lists are not looked at.
-    Raises: InputError naming file, row and fix: no table, no images, wrong columns or rows, an
-    image listed twice, two differing files of one name, more than 5 % of the images missing.
+    first 8 digits, positive whether Pneumothorax is among the findings. Listed images without a
+    file are added to `left_out`; images that are not listed are ignored.
+    Raises: InputError naming file, row and fix, also for two differing files of one name and for
+    more than 5 % of the images missing.
     """
     folder = Path(folder)
     tables, pictures = _scan(folder)
@@ -37,8 +37,14 @@ def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFr
         raise InputError(f"NIH_DIR {folder} holds no PNG: unpack the images there. {NIH_LAYOUT}")
     csv = min(tables, key=lambda path: (NIH_TABLES.index(path.name), len(path.parts), path))
     listed = _read_table(csv)
-    paths = one_path_an_id(pictures)
-    path = listed["image_id"].map({name: str(path) for name, path in paths.items()})
+    path_of: dict[str, str] = {}
+    for each in pictures:
+        first = path_of.setdefault(image_id(each), each)
+        if first != each and not same_content(Path(first), Path(each)):
+            raise InputError(
+                f"image {image_id(each)} has two files: {first} and {each}; remove one"
+            )
+    path = listed["image_id"].map(path_of)
     missing = listed[path.isna()]
     share = len(missing) / len(listed)
     if share > MAX_MISSING_SHARE:
@@ -55,7 +61,7 @@ def read(folder: Path | str, left_out: list[Skipped] | None = None) -> pd.DataFr
     return present[["image_id", "path", "patient", "positive"]]
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+def _scan(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the tables and the PNGs under a folder, listing each folder once."""
     tables: list[Path] = []
     pictures: list[str] = []
@@ -69,7 +75,7 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
                 tables.append(Path(entry.path))
             elif depth < MAX_DEPTH and entry.is_dir():
                 waiting.append((entry.path, depth + 1))
-    return tables, [Path(path) for path in sorted(pictures)]
+    return tables, sorted(pictures)
 
 
 def _read_table(csv: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -52,9 +53,20 @@ MAX_PIXELS = 1 << 26
 
 
 def other_kind(data: bytes) -> str | None:
-    """Return the kind of a file that is no PNG or JPEG, and the fix; None where it is not known."""
+    """Return the kind of a file that is no PNG or JPEG, and the fix; None where it is not known.
+
+    Also of a JPEG that is decoded in a DICOM only.
+    """
     if data.startswith(JPEG_MAGIC):
-        return _other_jpeg(data)
+        header = stated(data)
+        bits = header.bits if header else 8
+        try:
+            is_ls = any(marker == JPEG_LS for marker, _ in _segments(data))
+        except (struct.error, IndexError):
+            return None
+        kind = "JPEG-LS" if is_ls else "JPEG"
+        is_other = bits > 8 or is_ls
+        return f"is a {kind} of {bits} bits by its content: {TO_PNG}" if is_other else None
     data = data[4:] if data[4:8] == b"ftyp" else data  # after the length of the box
     for start, (kind, fix) in OTHERS.items():
         if data.startswith(start):
@@ -62,38 +74,28 @@ def other_kind(data: bytes) -> str | None:
     return None
 
 
-def _other_jpeg(data: bytes) -> str | None:
-    """Return as `other_kind` the kind of a JPEG that is decoded in a DICOM only."""
-    bits = stated_bits(data) or 8
-    try:
-        is_ls = any(marker == JPEG_LS for marker, _ in _segments(data))
-    except (struct.error, IndexError):
-        return None
-    if bits <= 8 and not is_ls:
-        return None
-    kind = "JPEG-LS" if is_ls else "JPEG"
-    return f"is a {kind} of {bits} bits by its content: {TO_PNG}"
+class Stated(NamedTuple):
+    """What the header of a PNG, JPEG, JPEG-LS or JPEG 2000 states."""
+
+    size: tuple[int, int]  # height, width
+    bits: int  # of a level
 
 
-def stated_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) by the header of a PNG, JPEG, JPEG-LS or JPEG 2000, else None."""
+def stated(data: bytes) -> Stated | None:
+    """Return what a picture's header states, None where it is none or damaged."""
     try:
         if data.startswith(PNG_MAGIC):
-            return struct.unpack_from(">II", data, 16)[::-1]
-        if data.startswith(JPEG_MAGIC):
-            at = _start_of_frame(data)
-            return None if at is None else struct.unpack_from(">HH", data, at + 5)
-        start = data.find(JPEG2000_START)
-        if start < 0:
-            return None
-        right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
-        return bottom - top, right - left
-    except (struct.error, IndexError):
+            width, height, bits = struct.unpack_from(">IIB", data, 16)
+        elif data.startswith(JPEG_MAGIC):
+            at = next(at for marker, at in _segments(data) if marker in START_OF_FRAME)
+            bits, height, width = struct.unpack_from(">BHH", data, at + 4)
+        else:
+            start = data.index(JPEG2000_START)
+            right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
+            height, width, bits = bottom - top, right - left, (data[start + 42] & 0x7F) + 1
+    except (struct.error, IndexError, ValueError, StopIteration):
         return None
-
-
-def _start_of_frame(data: bytes) -> int | None:
-    return next((at for marker, at in _segments(data) if marker in START_OF_FRAME), None)
+    return Stated((height, width), bits)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -111,18 +113,6 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         yield marker, at
         has_body = marker != 0x01 and not 0xD0 <= marker <= 0xD8
         at += 2 + (struct.unpack_from(">H", data, at + 2)[0] if has_body else 0)
-
-
-def stated_bits(data: bytes) -> int | None:
-    """Return the bits of a level that a JPEG, JPEG-LS or JPEG 2000 states, else None."""
-    try:
-        if data.startswith(JPEG_MAGIC):
-            at = _start_of_frame(data)
-            return None if at is None else data[at + 4]
-        start = data.find(JPEG2000_START)
-        return None if start < 0 else (data[start + 42] & 0x7F) + 1
-    except (struct.error, IndexError):
-        return None
 
 
 def orientation(data: bytes) -> int:
@@ -160,8 +150,10 @@ def _exif(data: bytes) -> bytes:
 
 def shown_size(data: bytes) -> tuple[int, int] | None:
     """Return (height, width) as viewers show a PNG or JPEG; None where none is stated."""
-    size = stated_size(data)
-    return size if size is None or orientation(data) < 5 else size[::-1]
+    header = stated(data)
+    if header is None:
+        return None
+    return header.size if orientation(data) < 5 else header.size[::-1]
 
 
 def _upright(levels: np.ndarray, how: int) -> np.ndarray:
@@ -189,10 +181,10 @@ def decode(data: bytes, *, in_dicom: bool = False) -> np.ndarray | None:
     a cut is noticed, a changed byte need not be. A DICOM's frame (`in_dicom`) is taken as stored
     and known to be complete. Raises: InputError, without naming a file, for too many pixels.
     """
-    size = stated_size(data)
-    if size is None:
+    header = stated(data)
+    if header is None:
         return None
-    check_size(size)
+    check_size(header.size)
     # OpenCV fills a JPEG that was cut short with grey and only warns: look for the end first.
     is_whole = is_whole_png if data.startswith(PNG_MAGIC) else is_whole_jpeg
     if not (in_dicom or is_whole(data)):
@@ -201,7 +193,7 @@ def decode(data: bytes, *, in_dicom: bool = False) -> np.ndarray | None:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-    if levels is None or levels.shape[:2] != size:
+    if levels is None or levels.shape[:2] != header.size:
         return None
     return levels if in_dicom else _upright(levels, orientation(data))
 

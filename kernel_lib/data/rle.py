@@ -47,8 +47,7 @@ def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
     """
     if not isinstance(rle, str):
         raise RleError(
-            f"the RLE is a {type(rle).__name__} ({rle!r}), not text: "
-            "read its table with dtype=str and keep_default_na=False"
+            f"the RLE is {rle!r}, not text: read its table with dtype=str, keep_default_na=False"
         )
     rle = rle.strip()
     if rle in ("", EMPTY):
@@ -59,20 +58,20 @@ def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
     numbers = np.fromstring(rle, dtype=np.int64, sep=" ")
     if len(numbers) % 2:
         raise RleError(
-            f"the RLE has {len(numbers)} numbers, an odd count, so the gap of pair "
-            f"{len(numbers) // 2 + 1} has no run length: the end of the string may be cut off"
+            f"the RLE has {len(numbers)} numbers, an odd count: pair {len(numbers) // 2 + 1} has "
+            "no run length; the end may be cut off"
         )
     if numbers.max() > LARGEST_NUMBER:
         at = int(np.argmax(numbers > LARGEST_NUMBER))
         raise RleError(
-            f"pair {at // 2 + 1}: {rle.split()[at]} is above {LARGEST_NUMBER:,}, "
-            "more than any image holds: two numbers may have run together"
+            f"pair {at // 2 + 1}: {rle.split()[at]} is above {LARGEST_NUMBER:,}: two numbers may "
+            "have run together"
         )
     gaps, lengths = numbers[0::2], numbers[1::2]
     if lengths.min() == 0:
         raise RleError(
-            f"pair {int(np.argmin(lengths)) + 1}: the run length is 0, and a run has at least "
-            "1 pixel: remove the pair and add its gap to the next one"
+            f"pair {int(np.argmin(lengths)) + 1}: the run length is 0: remove the pair and add its "
+            "gap to the next one"
         )
     ends = np.cumsum(gaps + lengths)
     if shape is not None:
@@ -81,8 +80,8 @@ def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
             at = int(np.argmax(ends > height * width))
             raise RleError(
                 f"pair {at + 1}: the run ends at pixel {ends[at]:,}, outside the {height}×{width} "
-                f"image of {height * width:,} pixels: check the image's size, and that the first "
-                "number of each pair is the gap since the last run, not an absolute start"
+                f"image of {height * width:,} pixels: check the image's size, and that each pair "
+                "begins with the gap since the last run, not an absolute start"
             )
     return _merged(ends - lengths, ends)
 
@@ -142,9 +141,8 @@ def check_inside(runs: Runs, shape: tuple[int, int]) -> None:
         at = int(np.argmax(faults))
         raise RleError(
             f"run {at + 1}: start {starts[at]:,}, length {lengths[at]:,} must have a length of at "
-            f"least 1, start at or after the last run's end ({ends[at - 1] if at else 0:,}) and "
-            f"end at or before {height * width:,} ({height}×{width}): check the image's size, and "
-            "join runs with `union`"
+            f"least 1 and lie between the last run's end ({ends[at - 1] if at else 0:,}) and "
+            f"{height * width:,} ({height}×{width}): check the image's size; `union` joins runs"
         )
 
 
@@ -215,13 +213,10 @@ def _bad_token(rle: str) -> RleError:
         pair, part = at // 2 + 1, ("gap", "run length")[at % 2]
         if token.startswith("-") and token[1:].isascii() and token[1:].isdigit():
             return RleError(
-                f"pair {pair}: the {part} is {token}, below {at % 2}: gaps count from the end of "
-                f"the last run, and only a lone {EMPTY} means an empty mask"
+                f"pair {pair}: the {part} is {token}, below {at % 2}: only a lone {EMPTY} means an "
+                "empty mask"
             )
-        return RleError(
-            f"pair {pair}: the {part} is {token!r}, not a whole number: "
-            "an RLE holds whole numbers with blanks between them"
-        )
+        return RleError(f"pair {pair}: the {part} is {token!r}, not a whole number")
     return RleError("the RLE holds blanks that are not ASCII: put plain blanks between its numbers")
 
 

@@ -1,9 +1,10 @@
-"""A data folder as one table: one row an image, with its file and its label."""
+"""A data folder as one table: a row per image, with its file and its label."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,11 +43,10 @@ class Source:
     """A data folder's images and labels.
 
     train: DataFrame[image_id, path, rle, mask_path, label_at], by image_id; rle is the union of an
-    image's rows ("-1" if empty), or "" in the masks layout, where mask_path holds the mask and
-    `prepare` makes the RLE; label_at says where the label stands. test: DataFrame[image_id, path],
-    in the sample's order. test_labels: of the test images that have a label, columns as train.
-    unlabelled: images among the training images without a label, left out.
-    problems: what a person should know, and can live with.
+    image's rows ("-1" if empty), or "" where mask_path holds the mask and `prepare` makes the RLE;
+    label_at says where the label is. test: DataFrame[image_id, path], in the sample's order.
+    test_labels: test images that have a label, columns as train. unlabelled: training images
+    without a label, left out. problems: notes for the user.
     """
 
     root: Path
@@ -69,16 +69,13 @@ def discover(
 
     Test images are those that the sample submission names, else those that a column of the label
     table, their file's name or a folder calls so (test, dicom-images-test, stage_2_images, …), else
-    validation images (val, valid, …).
-    Training images are the others with a label, wherever they lie; where no others have one, as
-    where a stage's labels are known, test images are training images too, which is noted.
-    One file an image: DICOM before PNG before JPEG. A few masks are read where a table looks like
-    labels too.
+    validation images (val, valid, …). Training images are the others with a label; where no others
+    have one, test images are training images too, which is noted. One file an image: DICOM before
+    PNG before JPEG. A few masks are read where a table looks like labels too.
 
-    With `for_inference` files are also recognised by their content, images without a label are no
-    fault, and a folder of images only, without labels, sample and test folder, is all test images.
-    A `sample` given, from anywhere, takes the place of the one in the folder, and takes no image
-    from those for training.
+    With `for_inference` files are also recognised by their content, images may lack labels, and a
+    folder of images only is all test images. A `sample` given replaces the folder's own, and takes
+    no image from those for training.
     Raises: InputError for every fault that would otherwise turn up hours later.
     """
     listing = survey(Path(data_dir), by_content=for_inference)
@@ -88,10 +85,8 @@ def discover(
     if listing.deep:
         problems.append(f"{listing.deep[0]} lies too deep to be read: move it to {listing.root}")
     if not listing.images:
-        raise InputError(
-            f"no images under DATA_DIR {data_dir}. {_sentences(problems)}"
-            f"{_unread_hint(listing)}{_archive_hint(listing)}{LAYOUTS}"
-        )
+        hints = _sentences(problems) + _missing_hint(listing)
+        raise InputError(f"no images under DATA_DIR {data_dir}. {hints}{LAYOUTS}")
     images = Images.of(listing)
     if images.in_two_formats:
         problems.append(
@@ -117,11 +112,10 @@ class _Discovery:
         if self.for_inference and sample is None and labelled.empty and test.empty:
             test = self._test_frame(self.images.files)
         if labelled.empty and test.empty:
-            listing = self.listing
             raise InputError(
-                f"{len(self.images)} images under DATA_DIR {data_dir}, and neither labels nor a "
-                f"sample submission for them. {_sentences(self.problems)}{_table_hint(listing)}"
-                f"{_unread_hint(listing)}{_archive_hint(listing)}{self._masks_hint()}{LAYOUTS}"
+                f"{len(self.images.files)} images under DATA_DIR {data_dir}, and neither labels "
+                f"nor a sample submission for them. {_sentences(self.problems)}"
+                f"{self._unlabelled_hint()}{_missing_hint(self.listing)}{LAYOUTS}"
             )
         in_test = labelled["image_id"].isin(test["image_id"])
         train = self._kept_for_training(labelled, in_test & (self.given is None))
@@ -131,7 +125,7 @@ class _Discovery:
                 self._compare_with_tables(train)
         return Source(
             root=Path(data_dir).resolve(),
-            layout=_layout(self.images, bool(len(labelled) and self.labels is None)),
+            layout=self._layout(labelled),
             train=train,
             test=test,
             sample=sample,
@@ -140,6 +134,16 @@ class _Discovery:
             problems=self.problems,
             test_labels=labelled[in_test].reset_index(drop=True),
         )
+
+    def _layout(self, labelled: pd.DataFrame) -> str:
+        if len(labelled) and self.labels is None:
+            return "images+masks"
+        paths = map(self.images.path, self.images.files)
+        dicoms = [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]
+        if 2 * len(dicoms) <= len(self.images.files):
+            return "images+rle"
+        folders = {path.parent for path in dicoms}
+        return "nested-dicom" if 2 * len(folders) > len(dicoms) else "flat-dicom"
 
     # --- labels ---
 
@@ -167,35 +171,27 @@ class _Discovery:
             self.problems.append(
                 f"{labels} labels {len(table)} images, none of which is here: it names "
                 f"{table['image_id'].iloc[0]}, the files are {next(iter(self.images.files))} …"
-                f"{self._zeros_hint(table['image_id'])}"
+                + self._zeros_hint(table["image_id"])
             )
             return self._train_frame([])
         missing = table[ids[labels].isna()]
         if len(missing):
-            first = missing.iloc[0]
-            fix = (
-                self._zeros_hint(missing["image_id"]) or ": fetch the images, or delete their rows"
-            )
+            first, zeros = missing.iloc[0], self._zeros_hint(missing["image_id"])
             raise InputError(
                 f"{first.label_at}: image {first.image_id} has a label and no file under "
                 f"{self.listing.root} ({len(missing)} of {len(table)} labelled images have none"
-                f"{_dangling(self.listing)}){fix}"
+                f"{self._dangling()}){zeros or ': fetch the images, or delete their rows'}"
             )
-        self._take_stated_splits(labels)
+        # The splits that a column of the label table states go before any folder's.
+        stated = stated_splits(labels)
+        for (_, split), name in zip(stated.items(), names_of(list(stated)), strict=True):
+            if split:
+                files = self.images.files[self.images.find(name)]
+                self.listing.stated |= dict.fromkeys(files, split)
+        if stated:
+            self.problems.append(f"{labels}: one of its columns states the images' splits")
         rows = zip(ids[labels], table["rle"], table["label_at"], strict=True)
         return self._train_frame([(image_id, text, "", at) for image_id, text, at in rows])
-
-    def _take_stated_splits(self, labels: Path) -> None:
-        """Take the splits that a column of the label table states, before any folder's."""
-        stated = stated_splits(labels)
-        for written, name in zip(stated, names_of(list(stated)), strict=True):
-            if stated[written]:
-                files = self.images.files[self.images.find(name)]
-                self.listing.stated |= dict.fromkeys(files, stated[written])
-        if stated:
-            self.problems.append(
-                f"{labels}: one of its columns says which images are of which split"
-            )
 
     def _from_masks(self) -> pd.DataFrame:
         """Return images whose masks are named as they are, or with _mask at the end."""
@@ -212,8 +208,8 @@ class _Discovery:
             if image_id is None:
                 raise InputError(
                     f"mask {path} has no image {mask_name(path)} under {self.listing.root}, where "
-                    f"images are called {next(iter(self.images.files))} …"
-                    f"{_dangling(self.listing)}: fetch the image, or name both alike"
+                    f"images are called {next(iter(self.images.files))} …{self._dangling()}: fetch "
+                    "the image, or name both alike"
                 )
             first = masks.setdefault(image_id, path)
             if not same_picture(first, path):
@@ -221,9 +217,7 @@ class _Discovery:
                 if first.parent == path.parent:
                     fix = "unite them into one picture"
                 raise InputError(f"image {image_id} has two masks, {first} and {path}: {fix}")
-        return self._train_frame(
-            [(image_id, "", str(path), str(path)) for image_id, path in masks.items()]
-        )
+        return self._train_frame([(name, "", str(path), str(path)) for name, path in masks.items()])
 
     def _compare_with_tables(self, train: pd.DataFrame) -> None:
         """Note tables that look like labels of images whose labels are masks.
@@ -268,8 +262,8 @@ class _Discovery:
                 return labelled[~held].reset_index(drop=True)
         if in_test.any():
             self.problems.append(
-                f"all {len(labelled)} labelled images are test images too: what is trained on them "
-                "is not honestly scored on these"
+                f"all {len(labelled)} labelled images are test images too: scores on these are not "
+                "honest"
             )
         return labelled
 
@@ -282,10 +276,9 @@ class _Discovery:
         others = train[(split == "") & ~is_train]
         if len(others) and is_train.any():
             self.problems.append(
-                f"{len(others)} labelled images are trained on that no folder and no file name "
-                "calls training images, as is said of the rest, "
-                f"{others['path'].iloc[0]} first; where they are test images, call their folder "
-                "test"
+                f"{len(others)} labelled images are trained on though no folder or file name calls "
+                f"them training images as it does the rest, {others['path'].iloc[0]} first; if "
+                "they are test images, call their folder test"
             )
 
     def _unlabelled(self, labelled: pd.DataFrame, test: pd.DataFrame) -> list[str]:
@@ -304,22 +297,19 @@ class _Discovery:
         n = len(rest) + len(labelled)
         share = len(rest) / n
         if share > MAX_UNLABELLED_SHARE:
+            empty = f"a row {rest[0]},{rle.EMPTY} for each in {self.labels}"
+            if not self.labels:
+                folder = Path(labelled["mask_path"].iloc[0]).parent
+                empty = f"a black mask for each, as {folder / rest[0]}.png"
             raise InputError(
                 f"{_unread_hint(self.listing)}{len(rest)} of {n} training images under "
                 f"{self.listing.root} have no label ({share:.0%}, at most "
                 f"{MAX_UNLABELLED_SHARE:.0%} is normal), {self.images.path(rest[0])} first. "
-                f"{_sentences(self.problems)}Where they have no pneumothorax, say so: "
-                f"{self._how_to_say_empty(labelled, rest[0])}; else give their labels, or move "
-                "them out of DATA_DIR if they have none"
+                f"{_sentences(self.problems)}Where they have no pneumothorax, give {empty}; else "
+                "give their labels, or move them out of DATA_DIR"
             )
         self.problems.append(f"{len(rest)} training images have no label and are left out")
         return rest
-
-    def _how_to_say_empty(self, labelled: pd.DataFrame, image_id: str) -> str:
-        if self.labels:
-            return f"a row {image_id},{rle.EMPTY} for each in {self.labels}"
-        folder = Path(labelled["mask_path"].iloc[0]).parent
-        return f"a mask for each that is black all over, as {folder / image_id}.png"
 
     # --- test images ---
 
@@ -349,7 +339,7 @@ class _Discovery:
         raise InputError(
             f"{sample} row {read[sample].cells.index[at]}: test image {names[at]} has no file "
             f"under {self.listing.root} ({ids.count(None)} of {len(ids)} have none"
-            f"{_dangling(self.listing)}; the files are {next(iter(self.images.files))} …)"
+            f"{self._dangling()}; the files are {next(iter(self.images.files))} …)"
             f"{self._zeros_hint(names) or fix}"
         )
 
@@ -360,22 +350,18 @@ class _Discovery:
         """
         kept = {}
         for path in self.listing.tables:
-            name = path.name.lower()
-            if "sample" not in name:
+            if "sample" not in path.name.lower():
                 continue
             try:
                 table = read_sample(path)
+                if table.has_masks:
+                    self.problems.append(f"not used: {path} holds masks, unlike a sample")
+                else:
+                    kept[path] = table
             except InputError as error:
-                if "submission" in name:
+                if "submission" in path.name.lower():
                     raise
                 self.problems.append(f"not used: {error}")
-                continue
-            if table.has_masks:
-                self.problems.append(
-                    f"not used: {path} holds masks, so that it is no sample submission"
-                )
-            else:
-                kept[path] = table
         # A sample of a table of labels may hold no mask.
         return {p: t for p, t in kept.items() if "submission" in p.name.lower()} or kept
 
@@ -392,11 +378,11 @@ class _Discovery:
         known = set(labelled["image_id"])
         if self.labels is None or known.issuperset(in_folders):
             return in_folders
+        of_a_stage = self.listing.is_of_a_stage
         return [
             image_id
             for image_id in in_folders
-            if image_id not in known
-            or not any(map(self.listing.is_of_a_stage, self.images.files[image_id]))
+            if image_id not in known or not any(map(of_a_stage, self.images.files[image_id]))
         ]
 
     # --- hints ---
@@ -413,15 +399,22 @@ class _Discovery:
                 )
         return ""
 
-    def _masks_hint(self) -> str:
-        """Return words on folders whose files share their names, as images and their masks do."""
+    def _unlabelled_hint(self) -> str:
+        """Return words on a table or a folder that may hold the labels under another name."""
+        hint = ""
+        if tables := _like_labels(self.listing):
+            hint = f"{tables[0].name} looks like labels: name it {LABEL_FILES[-1]}. "
         folders = self.images.folders_of_shared_names()
-        if len(folders) != 2:
-            return ""
-        return (
-            f"{folders[0]} and {folders[1]} hold files of the same names: where one of them holds "
-            "masks, call that folder masks. "
-        )
+        if len(folders) == 2:
+            hint += (
+                f"{folders[0]} and {folders[1]} hold files of the same names: if one of them holds "
+                "masks, call that folder masks. "
+            )
+        return hint
+
+    def _dangling(self) -> str:
+        links = self.listing.dangling
+        return f"; {links[0]} is a link that leads nowhere" if links else ""
 
 
 def _label_tables(listing: Listing) -> list[Path]:
@@ -435,20 +428,13 @@ def _label_tables(listing: Listing) -> list[Path]:
 
 def _like_labels(listing: Listing) -> list[Path]:
     """Return tables with the columns of labels that are called neither labels nor a sample."""
-    return [
-        path
-        for path in listing.tables
-        if label_rank(path.name) == len(LABEL_FILES)
-        and "sample" not in path.name.lower()
-        and {cells.ID_COLUMN, cells.RLE_COLUMN}.issubset(_header(path))
-    ]
-
-
-def _header(csv: Path) -> list[str]:
-    try:
-        return cells.read_parts(csv)[0]
-    except InputError:
-        return []
+    tables = []
+    for path in listing.tables:
+        if label_rank(path.name) == len(LABEL_FILES) and "sample" not in path.name.lower():
+            with suppress(InputError):
+                if {cells.ID_COLUMN, cells.RLE_COLUMN}.issubset(cells.read_parts(path)[0]):
+                    tables.append(path)
+    return tables
 
 
 def _has_area(mask: str) -> bool | None:
@@ -459,28 +445,13 @@ def _has_area(mask: str) -> bool | None:
         return None
 
 
-def _layout(images: Images, by_masks: bool) -> str:
-    if by_masks:
-        return "images+masks"
-    paths = map(images.path, images.files)
-    dicoms = [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]
-    if 2 * len(dicoms) <= len(images):
-        return "images+rle"
-    folders = {path.parent for path in dicoms}
-    return "nested-dicom" if 2 * len(folders) > len(dicoms) else "flat-dicom"
-
-
 def _sentences(problems: Sequence[str]) -> str:
     return "".join(f"{problem}. " for problem in problems)
 
 
-def _dangling(listing: Listing) -> str:
-    return f"; {listing.dangling[0]} is a link that leads nowhere" if listing.dangling else ""
-
-
-def _archive_hint(listing: Listing) -> str:
+def _missing_hint(listing: Listing) -> str:
     archives = [p for p in listing.root.iterdir() if p.suffix in (".zip", ".gz", ".tar", ".7z")]
-    return f"Unpack {archives[0].name} first. " if archives else ""
+    return _unread_hint(listing) + (f"Unpack {archives[0].name} first. " if archives else "")
 
 
 def _unread_hint(listing: Listing) -> str:
@@ -489,9 +460,3 @@ def _unread_hint(listing: Listing) -> str:
         return ""
     kinds = ", ".join(f"{n} {end or 'without ending'}" for end, n in listing.unread.most_common(3))
     return f"Not read: {kinds} (images and masks are PNG, JPEG or DICOM; labels CSV). "
-
-
-def _table_hint(listing: Listing) -> str:
-    for path in _like_labels(listing):
-        return f"{path.name} looks like labels: name it {LABEL_FILES[-1]}. "
-    return ""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kernel_lib.artifacts import ensemble as ensembles
 from kernel_lib.config import ExploreParameters
-from kernel_lib.data import images, label_checks, labels, patients, rle, table
+from kernel_lib.data import folds, images, label_checks, labels, rle, table
 from kernel_lib.data.table import Source
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.units import AREA_UNIT
@@ -139,7 +139,7 @@ def _id_forms(ids: Sequence[str]) -> list[str]:
     forms = {
         "as in a DICOM (numbers and dots)": r"\d+(\.\d+){5,}",
         "as the competition's second stage (ID_…)": r"ID_[0-9a-f]+",
-        "as NIH's files (patient_number)": patients.NIH_NAME.pattern,
+        "as NIH's files (patient_number)": folds.NIH_NAME.pattern,
         "of another form": r".*",
     }
     by_form: dict[str, list[str]] = {}
@@ -198,12 +198,12 @@ def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
         given_patients = pd.Series(opened.patients, dtype=object)
     else:
         given_patients = every.map(labels.read_groups(paths.from_root(given)))
-    given_patients, notes = patients.known(given_patients)
+    given_patients, notes = folds.known_patients(given_patients)
     lines = [f"note: {note}" for note in notes]
     known = given_patients[given_patients != ""]
     if given is None:
         named = f"{known.nunique():,} named by the DICOMs that were opened"
-        texts = [named] if len(known) else patients.note_unknown(every, given_patients)
+        texts = [named] if len(known) else folds.note_unknown_patients(every, given_patients)
         return [*(f"patients: {text}" for text in texts), *lines]
     several = int((known.value_counts() > 1).sum())
     return [

@@ -13,7 +13,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.filenames import FOLDS
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import cache, fingerprint, folds, images, label_checks, patients, rle, table
+from kernel_lib.data import cache, fingerprint, folds, images, label_checks, rle, table
 from kernel_lib.data.labels import read_groups
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
@@ -212,8 +212,8 @@ def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
     An image that the table lacks stays unknown: DICOMs name patients in another way.
     """
     groups = prepared["patient"] if given is None else _given_groups(prepared, given)
-    groups, notes = patients.known(groups)
-    for note in [*notes, *patients.note_unknown(prepared["image_id"], groups)]:
+    groups, notes = folds.known_patients(groups)
+    for note in [*notes, *folds.note_unknown_patients(prepared["image_id"], groups)]:
         print(f"note: {note}")
     return groups
 
@@ -228,7 +228,7 @@ def _with_copies(groups: pd.Series, prepared: cache.Prepared) -> pd.Series:
             f"note: {len(copies)} pairs of images show the same radiograph ({ids[i]} and {ids[j]} "
             "first): both of a pair are assigned to one patient"
         )
-    return patients.united(groups, ids, copies)
+    return folds.united_patients(groups, ids, copies)
 
 
 def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
@@ -248,7 +248,7 @@ def _refuse_other_groups(
     if given is None:
         return
     ids = prepared.table["image_id"]
-    had = patients.known(ids.map(fold_table.set_index("image_id")["group"]))[0]
+    had = folds.known_patients(ids.map(fold_table.set_index("image_id")["group"]))[0]
     wanted = _groups(prepared.table, given)
     differ = had != wanted
     if differ.any():

@@ -36,32 +36,22 @@ def test_only_the_seed_decides(name):
         assert all(map(np.array_equal, wanted, image_and_mask()))
 
 
-@pytest.mark.parametrize("name", ["notes", "flips", "distortions"])
-def test_seeds_differ(name):
-    augmentation = augment.Augment(name)
-    assert len({augmentation(*image_and_mask(), seed)[0].tobytes() for seed in range(60)}) > 25
-
-
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
-def test_image_and_mask_move_together_and_stay_what_they_are(name):
-    augmentation = augment.Augment(name)
+def test_image_and_mask_move_together_by_the_seed_and_are_not_written_to(name):
+    augmentation, made = augment.Augment(name), set()
+    given = image_and_mask()
+    for array in given:
+        array.setflags(write=False)
     for seed in range(60):
-        image, mask = augmentation(*image_and_mask(), seed)
+        image, mask = augmentation(*given, seed)
         assert image.shape == mask.shape == (SIZE, SIZE)
         assert image.dtype == mask.dtype == np.uint8
         assert set(np.unique(mask)) <= {0, 1}
         # Blur and interpolation touch only the rim.
         assert np.mean((image > 130) == (mask > 0)) > 0.97
-
-
-def test_the_arrays_given_stay_as_they_are():
-    image, mask = image_and_mask()
-    image.setflags(write=False)
-    mask.setflags(write=False)
-    for name in augment.AUGMENTATIONS:
-        for seed in range(20):
-            augment.Augment(name)(image, mask, seed)
-    assert np.array_equal(image, image_and_mask()[0])
+        made.add(image.tobytes())
+    assert len(made) > 25 or name in ("hflip", "none")
+    assert np.array_equal(given[0], image_and_mask()[0])
 
 
 def test_each_of_the_notes_groups_acts_on_its_own():

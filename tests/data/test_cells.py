@@ -30,16 +30,12 @@ def test_a_packed_table_is_read_whatever_its_name(tmp_path):
     assert cells.read(tmp_path / "t.gz") == ROWS
 
 
-@pytest.mark.parametrize(
-    ("members", "word"),
-    [
-        ({"a.csv": TEXT, "b.csv": TEXT}, "a zip of 2 files"),
-        ({"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b"<workbook/>"}, ".*workbook"),
-    ],
-)
-def test_a_zip_of_something_else_is_named(tmp_path, members, word):
-    with pytest.raises(InputError, match=rf"t\.csv is {word}"):
-        cells.read(zipped(tmp_path / "t.csv", members))
+def test_a_zip_of_something_else_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"t\.csv is a zip of 2 files"):
+        cells.read(zipped(tmp_path / "t.csv", {"a.csv": TEXT, "b.csv": TEXT}))
+    workbook = {"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b"<workbook/>"}
+    with pytest.raises(InputError, match=r"t\.csv is .*workbook"):
+        cells.read(zipped(tmp_path / "t.csv", workbook))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +63,8 @@ def test_other_headers_are_left_to_who_reads_them(tmp_path, header):
 
 @pytest.mark.parametrize("cut", [3, 20])
 def test_a_damaged_archive_is_named(tmp_path, cut):
-    whole = zipped(tmp_path / "w.zip", {"a.csv": TEXT}).read_bytes()
-    for name, content in (("t.zip", whole[:-cut]), ("t.gz", gzip.compress(TEXT)[:-cut])):
+    complete = zipped(tmp_path / "w.zip", {"a.csv": TEXT}).read_bytes()
+    for name, content in (("t.zip", complete[:-cut]), ("t.gz", gzip.compress(TEXT)[:-cut])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=rf"{name} can.t be unpacked"):
             cells.read(tmp_path / name)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kernel_lib.data import dataset
+from kernel_lib.data import cache_store, dataset
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
 from kernel_lib.errors import InputError
 
@@ -42,9 +42,9 @@ def epoch(number: int, workers: int, seed: int = 7, batch: int = 2) -> torch.Ten
     keys = [(number, row, 0) for row in range(N)]
     batches = [keys[i : i + batch] for i in range(0, N, batch)]
     loader = training_loader(training_images(seed), batches, workers, pin=False)
-    found = [(torch.cat([image, mask], 1), rows) for image, mask, rows in loader]
-    assert torch.cat([rows for _, rows in found]).tolist() == list(range(N))
-    return torch.cat([items for items, _ in found])
+    result = [(torch.cat([image, mask], 1), rows) for image, mask, rows in loader]
+    assert torch.cat([rows for _, rows in result]).tolist() == list(range(N))
+    return torch.cat([items for items, _ in result])
 
 
 def test_an_item_is_an_image_a_mask_and_a_row():
@@ -106,6 +106,18 @@ def test_plain_images_come_once_in_order_the_last_batch_short():
 KB, MB = 1024, 1_000_000
 
 
+@pytest.fixture
+def set_free(monkeypatch, tmp_path):
+    """Let /dev/shm be a folder of so many free bytes."""
+
+    def call(n_bytes: int) -> None:
+        monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
+        usage = type("Usage", (), {"free": n_bytes})
+        monkeypatch.setattr(dataset.shutil, "disk_usage", lambda folder: usage)
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("workers", "images", "size", "free", "fits"),
     [
@@ -114,32 +126,32 @@ KB, MB = 1024, 1_000_000
         (4, 16, 512, 64 * MB, True), (4, 32, 512, 64 * MB, False), (0, 32, 1024, 0, True),
     ],
 )  # fmt: skip
-def test_the_batches_of_all_workers_must_fit(workers, images, size, free, fits):
+def test_the_batches_of_all_workers_must_fit(set_free, workers, images, size, free, fits):
+    set_free(free)
     if fits:
-        dataset.check_shared_memory(workers, images, size, free=free)
+        dataset.check_shared_memory(workers, images, size)
         return
     with pytest.raises(InputError) as error:
-        dataset.check_shared_memory(workers, images, size, free=free)
-    for words in ("/dev/shm has", f"WORKERS {workers}", "-p WORKERS 0", "--shm-size 2g"):
+        dataset.check_shared_memory(workers, images, size)
+    for words in ("has", f"WORKERS {workers}", "-p WORKERS 0", "--shm-size 2g"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_processes_of_one_machine_share_it(monkeypatch):
+def test_the_processes_of_one_machine_share_it(set_free, monkeypatch):
     """Of a batch each rank's workers load its share, and each worker prepares as many batches."""
-    dataset.check_shared_memory(2, 16, 512, free=30 * MB)
+    set_free(30 * MB)
+    dataset.check_shared_memory(2, 16, 512)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    dataset.check_shared_memory(2, 16, 512, free=30 * MB)
+    dataset.check_shared_memory(2, 16, 512)
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(InputError, match=r"has 30\.0 MB free"):
-        dataset.check_shared_memory(2, 16, 512, free=30 * MB)
+        dataset.check_shared_memory(2, 16, 512)
 
 
-def test_what_is_free_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
-    used = type("Used", (), {"free": 64 * KB})
-    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda folder: used)
+def test_what_is_free_is_measured_where_there_is_such_a_folder(set_free, monkeypatch, tmp_path):
+    set_free(64 * KB)
     with pytest.raises(InputError, match=f"{tmp_path} has 64 KB free, too little for WORKERS 3"):
         dataset.check_shared_memory(3, 8, 64)
     monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path / "none")  # as on macOS
@@ -167,15 +179,8 @@ def test_where_it_says_that_there_is_room_a_loader_runs(disk, workers, images, s
     code = [sys.executable, "-c", LOADED, str(workers), str(images), str(size)]
     for share, works in ((1.0, True), (0.3, False)):
         mount = f"mount -t tmpfs -o size={int(pages * share) * 4096} tmpfs /dev/shm"
-        shell = [
-            "unshare",
-            "-m",
-            "bash",
-            "-c",
-            f'{mount} || exit 77; exec timeout 120 "$@"',
-            "-",
-            *code,
-        ]
+        script = f'{mount} || exit 77; exec timeout 120 "$@"'
+        shell = ["unshare", "-m", "bash", "-c", script, "-", *code]
         done = subprocess.run(shell, capture_output=True, text=True, check=False)
         if done.returncode == 77 or "unshare" in done.stderr:
             pytest.skip(f"no folder can be mounted here: {done.stderr.strip()}")
@@ -183,8 +188,6 @@ def test_where_it_says_that_there_is_room_a_loader_runs(disk, workers, images, s
 
 
 def test_a_full_one_leaves_the_decoding_to_one_process(monkeypatch, capsys):
-    from kernel_lib.data import cache_store
-
     def full(*args, **how):
         raise OSError(28, "No space left on device")
 
@@ -193,6 +196,6 @@ def test_a_full_one_leaves_the_decoding_to_one_process(monkeypatch, capsys):
     monkeypatch.setattr(cache_store, "TRIAL_S", 0.0)
     monkeypatch.setattr(cache_store, "WORTH_S", -1.0)
     monkeypatch.setattr(cache_store, "fill", lambda store, task: task * 2)
-    found = list(cache_store.outcomes(Path("store"), tasks, workers=2))
-    assert found == [(n, 2 * n) for n in tasks]
+    result = list(cache_store.outcomes(Path("store"), tasks, workers=2))
+    assert result == [(n, 2 * n) for n in tasks]
     assert "by one process: No space left on device in /dev/shm" in capsys.readouterr().out

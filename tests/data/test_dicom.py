@@ -10,8 +10,7 @@ from kernel_lib.data.dicom import orientation_notes, view_notes
 
 def header(**elements) -> Dataset:
     dataset = Dataset()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
+    dataset.update(elements)
     return dataset
 
 

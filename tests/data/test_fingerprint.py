@@ -78,8 +78,8 @@ def diagonal(n: int) -> list[list[int]]:
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_of_phantoms_match_their_originals_and_nothing_else(phantoms, name):
     copies = codes([COPIES[name](x) for x in phantoms])
-    found = fingerprint.matches(copies, codes(phantoms))
-    assert found.tolist() == diagonal(len(phantoms))
+    result = fingerprint.matches(copies, codes(phantoms))
+    assert result.tolist() == diagonal(len(phantoms))
 
 
 def test_copies_of_radiographs_match_with_margin_on_both_sides(radiographs):
@@ -96,17 +96,17 @@ def test_another_picture_of_the_same_patient_is_another_image():
     of_patient = {}
     for case in cases(40, seed=3):
         of_patient.setdefault(case.patient, []).append(case)
-    pair = next(found for found in of_patient.values() if len(found) > 1)[:2]
+    pair = next(result for result in of_patient.values() if len(result) > 1)[:2]
     a, b = codes([draw_case(c, size=256, difficulty=0.5).image for c in pair])
     assert len(fingerprint.matches([a], [b])) == 0
 
 
 def test_a_fingerprint_is_of_unit_length_and_the_same_from_any_size(phantoms):
     for shape in ((256, 256), (64, 64), (300, 200), (20, 20)):
-        found = fingerprint.of(cv2.resize(phantoms[0], shape[::-1]))
-        assert found.shape == (1024,)
-        assert found.dtype == np.float32
-        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+        result = fingerprint.of(cv2.resize(phantoms[0], shape[::-1]))
+        assert result.shape == (1024,)
+        assert result.dtype == np.float32
+        assert np.linalg.norm(result) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -118,14 +118,16 @@ def test_a_blank_film_matches_nothing_not_even_another(level):
 
 def test_a_turned_a_flipped_and_an_inverted_picture_do_not_match(phantoms):
     changed = (phantoms[0][:, ::-1], phantoms[0].T, 255 - phantoms[0])
-    found = codes(list(map(np.ascontiguousarray, changed)))
-    assert len(fingerprint.matches(found, codes(phantoms[:1]))) == 0
+    result = codes(list(map(np.ascontiguousarray, changed)))
+    assert len(fingerprint.matches(result, codes(phantoms[:1]))) == 0
 
 
 def test_a_code_is_that_of_every_version_of_numpy_and_every_machine():
     rows, columns = np.mgrid[:64, :64]
-    drawn = ((rows * 7 + columns * columns) % 256).astype(np.uint8)
-    assert differing([fingerprint.code(drawn)], [DRAWN]) < 9  # a sum near 0 may end on either side
+    picture = ((rows * 7 + columns * columns) % 256).astype(np.uint8)
+    assert (
+        differing([fingerprint.code(picture)], [DRAWN]) < 9
+    )  # a sum near 0 may end on either side
 
 
 @pytest.mark.parametrize("text", ["", "1:" + "A" * 86, "2:AAAA"])
@@ -152,9 +154,9 @@ def test_matches_in_blocks_are_those_of_every_pair(phantoms, block, monkeypatch)
     those = codes(phantoms[:5])
     these = [those[k] for k in (4, 0, 0, 2)] + codes(phantoms[6:8])
     monkeypatch.setattr(fingerprint, "_BLOCK", block)
-    found = fingerprint.matches(these, those)
-    assert found.dtype == np.int64
-    assert found.tolist() == [[0, 4], [1, 0], [2, 0], [3, 2]]
+    result = fingerprint.matches(these, those)
+    assert result.dtype == np.int64
+    assert result.tolist() == [[0, 4], [1, 0], [2, 0], [3, 2]]
     assert fingerprint.matches([], those).shape == fingerprint.matches(these, []).shape == (0, 2)
 
 
@@ -165,16 +167,16 @@ def test_codes_of_a_cache_are_kept_until_an_image_changes(phantoms, tmp_path, mo
         rows.append((f"i{i}", str(tmp_path / f"{i}.png")))
     frame = pd.DataFrame(rows, columns=["image_id", "path"])
 
-    def found() -> tuple[str, ...]:
+    def result() -> tuple[str, ...]:
         where = (tmp_path, 128, tmp_path / "cache", "test")
         return fingerprint.codes(cache.prepare(frame, *where, workers=1))
 
-    first = found()
+    first = result()
     assert fingerprint.matches(first, codes(phantoms[:3])).tolist() == diagonal(3)
     with monkeypatch.context() as patch:
         patch.setattr(fingerprint, "code", None)
-        assert found() == first
+        assert result() == first
     next(tmp_path.glob("cache/**/fingerprints.json")).write_text("{")
-    assert found() == first
+    assert result() == first
     cv2.imwrite(str(tmp_path / "1.png"), phantoms[3])
-    assert fingerprint.matches(found(), codes(phantoms[:4])).tolist() == [[0, 0], [1, 3], [2, 2]]
+    assert fingerprint.matches(result(), codes(phantoms[:4])).tolist() == [[0, 0], [1, 3], [2, 2]]

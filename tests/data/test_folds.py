@@ -1,4 +1,4 @@
-"""Folds: complete patients, even shares."""
+"""Folds: complete patients, even shares; ids that name nobody are no patients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_lib.artifacts import folds_file
-from kernel_lib.data import folds, patients, rle
+from kernel_lib.data import folds, labels, rle
 from kernel_lib.errors import InputError
 
 
@@ -42,20 +42,20 @@ def table() -> pd.DataFrame:
 
 @given(st.integers(20, 150), st.integers(1, 60), st.integers(0, 10**6), st.integers(2, 6))
 @settings(max_examples=60)
-def test_groups_stay_whole_and_every_fold_is_used(n_images, n_groups, seed, n_folds):
+def test_groups_stay_together_and_every_fold_is_used(n_images, n_groups, seed, n_folds):
     table = make_table(n_images, n_groups, seed)
-    own = patients.known(table["group"])[0] == ""
+    own = folds.known_patients(table["group"])[0] == ""
     if table["group"][~own].nunique() + own.sum() < n_folds:
         with pytest.raises(InputError, match="groups"):
             folds.draw(table, n_folds)
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn = folds.draw(table, n_folds)
-    assert drawn.index.equals(table.index)
-    assert drawn.dtype == np.int64
-    assert set(drawn) == set(range(n_folds))
-    assert (drawn[~own].groupby(table["group"]).nunique() == 1).all()
+        assigned = folds.draw(table, n_folds)
+    assert assigned.index.equals(table.index)
+    assert assigned.dtype == np.int64
+    assert set(assigned) == set(range(n_folds))
+    assert (assigned[~own].groupby(table["group"]).nunique() == 1).all()
 
 
 def test_images_without_a_group_are_their_own(table):
@@ -68,16 +68,10 @@ def test_images_without_a_group_are_their_own(table):
 
 
 def test_a_group_named_like_an_image_is_not_that_image():
-    table = pd.DataFrame(
-        {
-            "image_id": ["a", "b", "c", "image a"],
-            "group": ["", "a", "a", ""],
-            "area_px": [5, 6, 7, 8],
-        }
-    )
-    drawn = folds.draw(table, 3)
-    assert drawn[1] == drawn[2]
-    assert sorted({drawn[0], drawn[1], drawn[3]}) == [0, 1, 2]
+    columns = {"image_id": ["a", "b", "c", "image a"], "group": ["", "a", "a", ""]}
+    assigned = folds.draw(pd.DataFrame({**columns, "area_px": [5, 6, 7, 8]}), 3)
+    assert assigned[1] == assigned[2]
+    assert sorted({assigned[0], assigned[1], assigned[3]}) == [0, 1, 2]
 
 
 def test_single_images_spread_evenly_over_area():
@@ -106,37 +100,20 @@ def test_neither_row_order_nor_index_matters(table):
     assert folds.draw(doubled_labels, 5).tolist() == table["fold"].tolist()
 
 
-def test_the_seed_decides_and_the_table_is_left_alone(table):
-    before = table.copy()
-    assert folds.draw(table, 5).tolist() == folds.draw(table, 5, seed=folds.SEED).tolist()
-    assert folds.draw(table, 5, seed=1).tolist() != table["fold"].tolist()
-    pd.testing.assert_frame_equal(table, before)
-
-
-def test_the_draw_is_frozen(table):
-    # Folds drawn last year must be drawn alike today: a change here orphans every trained fold.
-    text = "".join(map(str, table.sort_values("image_id")["fold"]))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "2782ff406a8a1c69"
-
-
-@pytest.mark.parametrize("n_folds", [1, 0, -2, 2.5])
-def test_too_few_folds_are_refused(table, n_folds):
-    with pytest.raises(InputError, match="at least 2 folds"):
-        folds.draw(table, n_folds)
-
-
-def test_fewer_groups_than_folds_are_refused_with_the_number(table):
-    with pytest.raises(InputError, match=r"3 groups.*5 folds.*N_FOLDS to 3"):
-        folds.draw(table.assign(group=[f"p{n % 3}" for n in range(len(table))]), 5)
-    with pytest.raises(InputError, match=r"1 groups.*at least 2 groups.*GROUPS"):
-        folds.draw(table.iloc[:9].assign(group="p"), 2)
+def test_the_draw_is_frozen_and_leaves_the_table_alone():
+    # Folds of last year must be the same today: a change here orphans every trained fold.
+    table = make_table()
+    assigned = table.assign(fold=folds.draw(table, 5)).sort_values("image_id")["fold"]
+    pd.testing.assert_frame_equal(table, make_table())
+    digest = hashlib.sha256("".join(map(str, assigned)).encode()).hexdigest()
+    assert digest[:16] == "2782ff406a8a1c69"
 
 
 def test_a_placeholder_is_no_group_and_is_said(table):
     for shared in ("ANONYMOUS", "0", "nan", "one word for all"):
         with pytest.warns(UserWarning, match=f"200 of 200 images .*'{shared}'.*GROUPS"):
-            drawn = folds.draw(table.assign(group=shared), 5)
-        assert drawn.value_counts().tolist() == [40] * 5
+            assigned = folds.draw(table.assign(group=shared), 5)
+        assert assigned.value_counts().tolist() == [40] * 5
     half = [f"p{n}" if n % 2 else "unknown" for n in range(len(table))]
     with pytest.warns(UserWarning, match="100 of 200 images"):
         assert folds.draw(table.assign(group=half), 5).value_counts().tolist() == [40] * 5
@@ -162,33 +139,29 @@ def test_a_fold_without_positives_is_drawn_with_a_warning():
         assert sorted(folds.draw(table, 2)) == [0, 1]
 
 
-def test_bad_tables_are_refused_by_image(table):
-    twice = pd.concat([table, table.iloc[[7]]])
-    with pytest.raises(InputError, match=table["image_id"][7]):
-        folds.draw(twice, 5)
+def test_bad_tables_and_numbers_of_folds_are_refused(table):
+    def refused(table, n_folds: float, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            folds.draw(table, n_folds)
+
+    for n_folds in (1, 0, -2, 2.5):
+        refused(table, n_folds, f"N_FOLDS is {n_folds}")
+    three = table.assign(group=[f"p{n % 3}" for n in range(len(table))])
+    refused(three, 5, r"3 groups.*5 folds.*N_FOLDS to 3")
+    refused(table.iloc[:9].assign(group="p"), 2, r"1 groups.*at least 2 groups.*GROUPS")
+    refused(pd.concat([table, table.iloc[[7]]]), 5, table["image_id"][7])
     for area in (-1, float("nan"), "x"):
         bad = table.astype({"area_px": object})
         bad.loc[9, "area_px"] = area
-        with pytest.raises(InputError, match=table["image_id"][9]):
-            folds.draw(bad, 5)
+        refused(bad, 5, table["image_id"][9])
 
 
 def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
-    labels = shared_data / "siim-labels"
-    rows = pd.read_csv(labels / "train-rle.csv", dtype=str, keep_default_na=False)
-    rows = rows.set_axis(["image_id", "rle"], axis=1)
-    names = pd.read_csv(labels / "nih_id.csv", dtype=str, keep_default_na=False)
-    patient = dict(zip(names["Kaggle_ID"], names["NIH_ID"].str.split("_").str[0], strict=True))
-    runs = rows["rle"].map(rle.parse).groupby(rows["image_id"]).apply(rle.union)
-    table = pd.DataFrame(
-        {
-            "image_id": runs.index,
-            "group": [patient[image_id] for image_id in runs.index],
-            "height": 1024,
-            "width": 1024,
-            "area_px": [rle.area(r) for r in runs],
-            "rle": [rle.to_string(r) for r in runs],
-        }
+    table = labels.read_labels(shared_data / "siim-labels" / "train-rle.csv")
+    patient = labels.read_groups(shared_data / "siim-labels" / "nih_id.csv")
+    areas = table["rle"].map(lambda text: rle.area(rle.parse(text)))
+    table = table.assign(
+        group=table["image_id"].map(patient), height=1024, width=1024, area_px=areas
     )
     assert table["group"].nunique() == 6_171
     table["fold"] = folds.draw(table, 5)
@@ -204,8 +177,82 @@ def test_the_real_table_splits_evenly_by_patient(shared_data, tmp_path):
     assert (balance["median_area_px_1024"] / median - 1).abs().max() < 0.02
     # Small and large masks too, not only those in the middle.
     for quantile in (0.05, 0.25, 0.75, 0.95):
-        whole = table["area_px"][positive].quantile(quantile)
+        overall = table["area_px"][positive].quantile(quantile)
         each = table[positive].groupby("fold")["area_px"].quantile(quantile)
-        assert (each / whole - 1).abs().max() < 0.08
+        assert (each / overall - 1).abs().max() < 0.08
     folds_file.save(table, tmp_path / "folds.csv")
     assert folds_file.digest(folds_file.load(tmp_path / "folds.csv")) == folds_file.digest(table)
+
+
+# --- patients ---
+
+
+NOBODY = (
+    ",  ,ANONYMOUS,anonymized,Anonymised,unknown,Unknown ,0,0000,nan,NaN,None,null,N/A,nothing,-,?,"
+    "de-identified,xxxx"
+)
+SOMEBODY = "7,00000013,P0,ANON0001,Anna,Nancy,none7,x1,0a,10,-1"
+
+
+@pytest.mark.parametrize(("names", "are_nobody"), [(NOBODY, True), (SOMEBODY, False)])
+def test_words_for_nobody(names, are_nobody):
+    result = {name: folds.is_nobody(name) for name in names.split(",")}
+    assert result == dict.fromkeys(result, are_nobody)
+
+
+def test_words_are_blanked_and_noted_and_the_rest_is_as_it_was():
+    given = pd.Series(["a", "unknown", None, np.nan, "", "unknown", "b"], index=range(7, 0, -1))
+    result, notes = folds.known_patients(given)
+    assert result.tolist() == ["a", "", "", "", "", "", "b"]
+    assert result.index.equals(given.index)
+    assert len(notes) == 1
+    assert "2 of 7 images" in notes[0]
+    assert "'unknown'" in notes[0]
+    assert "GROUPS" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shared", "other", "is_patient"), [(11, 10, False), (10, 10, True), (9, 1, True)]
+)
+def test_an_id_of_most_images_is_no_patient(shared, other, is_patient):
+    given = pd.Series(["HOSPITAL"] * shared + [f"p{n}" for n in range(other)])
+    result, notes = folds.known_patients(given)
+    assert (result == "HOSPITAL").any() == is_patient
+    assert len(notes) == (0 if is_patient else 1)
+    again, nothing = folds.known_patients(result)
+    assert again.tolist() == result.tolist()
+    assert nothing == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "shared"),
+    [
+        (["00000003_001", "00000003_002", "00000004_000"], 2),
+        ([f"patient{p}/study{s}/view1_frontal" for p in (1, 2) for s in (1, 2)], 4),
+        (["train/patient1_a", "train/patient1_b", "patient10_a", "x"], 2),
+        (["a", "b"], None),
+        (["00000003_001", "00000004_001"], None),
+        (["patient1/x"], None),
+    ],
+)
+def test_ids_that_share_a_patient_are_counted_where_no_patient_is_known(ids, shared):
+    (note,) = folds.note_unknown_patients(ids, pd.Series([""] * len(ids)))
+    assert "GROUPS" in note
+    assert f" {shared} images share" in note if shared else "share" not in note
+    assert folds.note_unknown_patients(ids, pd.Series(["", "p", "", ""])) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "copies", "expected"),
+    [
+        ("p,q,,", [], "p,q,,"),
+        ("p,q,,", [(0, 2)], "p,q,p,"),
+        ("p,q,,q", [(0, 3)], "p,p,,p"),
+        (",,,", [(1, 3)], ",same picture as i1,,same picture as i1"),
+        (",,p,", [(0, 1), (1, 2)], "p,p,p,"),
+        ("q,,p,", [(0, 1), (1, 2), (2, 3)], "p,p,p,p"),
+    ],
+)
+def test_copies_are_one_patient_s_as_are_all_images_of_theirs(given, copies, expected):
+    result = folds.united_patients(pd.Series(given.split(",")), ["i0", "i1", "i2", "i3"], copies)
+    assert result.tolist() == expected.split(",")

@@ -28,8 +28,7 @@ from pydicom.uid import (
 )
 
 from kernel_lib.data import images
-from kernel_lib.data.contrast import FLAT, MISSED, depth_note
-from kernel_lib.data.dicom_levels import WRONG_BITS, WRONG_SIGN
+from kernel_lib.data.levels import FLAT, MISSED, WRONG_BITS, WRONG_SIGN, depth_note
 
 SHAPE = (24, 40)
 RAMP = (np.add(*np.mgrid[:64, :65]) * 4095 // 127).astype(np.uint16)  # 12 bits, 128 levels
@@ -83,9 +82,8 @@ def encoded(pixels: np.ndarray, syntax: str, bits: int) -> tuple[bytes, np.ndarr
 def dataset_of(pixels, bits, *, syntax=ExplicitVRLittleEndian, kind="MONOCHROME2", **elements):
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = (
-        syntax if syntax != RLELossless else ExplicitVRLittleEndian
-    )
+    own = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    dataset.file_meta.TransferSyntaxUID = own
     dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
@@ -96,8 +94,7 @@ def dataset_of(pixels, bits, *, syntax=ExplicitVRLittleEndian, kind="MONOCHROME2
     dataset.PatientID = " P7 "
     dataset.PixelData, stored = encoded(pixels, syntax, bits)
     dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
-    for name, value in elements.items():
-        setattr(dataset, name, value)
+    dataset.update(elements)
     if syntax == RLELossless:
         dataset.compress(RLELossless)
     return dataset, stored
@@ -127,8 +124,18 @@ def opened(tmp_path):
     return call
 
 
-def equal(found: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_array_equal(found, wanted)
+equal = np.testing.assert_array_equal
+
+
+def refused(path, words: str, read=images.read) -> str:
+    """The message of an image that is refused with these words."""
+    with pytest.raises(images.ImageError, match=words) as error:
+        read(path)
+    return str(error.value)
+
+
+def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.floor((values - low) / (high - low) * 255 + 0.5)
 
 
 def lut(n_entries: int, first: int, bits: int) -> list[Dataset]:
@@ -152,40 +159,38 @@ def expected(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
         ends = np.array([0, (1 << dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1])
     elif "WindowWidth" in dataset:
         values = apply_voi_lut(values, dataset, prefer_lut=False)
-    ends = np.sort(ends.astype(np.float64))
-    grey = np.floor((values.astype(np.float64) - ends[0]) / (ends[1] - ends[0]) * 255 + 0.5)
-    return (255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey).astype(
-        np.uint8
-    )
+    grey = stretched(values.astype(np.float64), *np.sort(ends.astype(np.float64)))
+    is_inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    return (255 - grey if is_inverted else grey).astype(np.uint8)
 
 
 def views(bits: int) -> dict[str, dict]:
     """Name of a way to show the pixels → its DICOM elements."""
-    whole = 1 << bits
-    window = {"WindowCenter": whole * 0.45, "WindowWidth": whole * 0.6}
+    span = 1 << bits
+    window = {"WindowCenter": span * 0.45, "WindowWidth": span * 0.6}
     return {
         "none": {},
         "window": window,
         "first of two windows": {
-            "WindowCenter": [whole // 3, 9], "WindowWidth": [whole // 2, 2],
+            "WindowCenter": [span // 3, 9], "WindowWidth": [span // 2, 2],
             "WindowCenterWidthExplanation": ["A", "B"],
         },
         "exact window": {**window, "VOILUTFunction": "LINEAR_EXACT"},
         "sigmoid": {**window, "VOILUTFunction": "SIGMOID"},
         "rescale": {"RescaleSlope": 2, "RescaleIntercept": -100},
-        "falling rescale": {"RescaleSlope": -1, "RescaleIntercept": whole - 1},
+        "falling rescale": {"RescaleSlope": -1, "RescaleIntercept": span - 1},
         "rescale and window": {
             "RescaleSlope": 2, "RescaleIntercept": -100,
-            "WindowCenter": whole - 100, "WindowWidth": whole,
+            "WindowCenter": span - 100, "WindowWidth": span,
         },
-        "VOI LUT": {"VOILUTSequence": lut(min(whole, 4096), 3, 12)},
+        "VOI LUT": {"VOILUTSequence": lut(min(span, 4096), 3, 12)},
         "rescale and VOI LUT": {
             "RescaleSlope": 1, "RescaleIntercept": -50,
-            "VOILUTSequence": lut(min(whole, 20_000), -20, 16),
+            "VOILUTSequence": lut(min(span, 20_000), -20, 16),
         },
-        "modality LUT": {"ModalityLUTSequence": lut(min(whole, 4096), 0, 16)},
+        "modality LUT": {"ModalityLUTSequence": lut(min(span, 4096), 0, 16)},
         "modality LUT and window": {
-            "ModalityLUTSequence": lut(min(whole, 4096), 0, 16),
+            "ModalityLUTSequence": lut(min(span, 4096), 0, 16),
             "WindowCenter": 30000, "WindowWidth": 40000,
         },
     }  # fmt: skip
@@ -200,12 +205,13 @@ SYNTAXES = {
     "JPEG lossless": (JPEGLosslessSV1, (8,)),
     "JPEG 2000": (JPEG2000Lossless, (8, 10, 12, 16)),
 }
+KINDS = ("MONOCHROME1", "MONOCHROME2")
 CASES = [
     pytest.param(syntax, bits, view, kind, id=f"{name}-{bits}-{view}-{kind[-1]}")
     for name, (syntax, all_bits) in SYNTAXES.items()
     for bits in all_bits
     for view in views(8)
-    for kind in ("MONOCHROME1", "MONOCHROME2")
+    for kind in KINDS
 ]
 
 
@@ -220,7 +226,7 @@ def test_grey_is_what_pydicom_gives(tmp_path, syntax, bits, view, kind):
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_signed_pixels(opened, bits, kind):
     dataset, stored = dataset_of(pixels_of(bits, signed=True), bits, kind=kind)
     grey = opened(dataset).pixels
@@ -260,9 +266,9 @@ def test_8_bits_pass_through(opened, elements):
 def test_the_first_window_that_is_complete_is_taken(opened, centres, widths, window):
     elements = dict(zip(("WindowCenter", "WindowWidth"), window, strict=True)) if window else {}
     single, stored = dataset_of(RAMP, 12, **elements)
-    found = opened(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
-    equal(found.pixels, expected(stored, single))
-    assert found.notes == ()
+    result = opened(RAMP, 12, WindowCenter=centres, WindowWidth=widths)
+    equal(result.pixels, expected(stored, single))
+    assert result.notes == ()
 
 
 def test_packed_lut_of_bytes(opened):
@@ -273,17 +279,18 @@ def test_packed_lut_of_bytes(opened):
 
 
 def test_colour_dicom_becomes_grey(opened):
-    grey = pixels_of(8)
-    dataset, _ = dataset_of(grey, 8, SamplesPerPixel=3, PlanarConfiguration=0)
+    dataset, grey = dataset_of(pixels_of(8), 8, SamplesPerPixel=3, PlanarConfiguration=0)
     dataset.PhotometricInterpretation = "RGB"
     dataset.PixelData = np.dstack([grey] * 3).tobytes()
     equal(opened(dataset).pixels, grey)
 
 
-def test_bare_data_set_without_file_header(tmp_path):
+def test_odd_file_headers(tmp_path):
     dataset, stored = dataset_of(pixels_of(8), 8, syntax=ImplicitVRLittleEndian)
+    path = saved(dataset, tmp_path)
+    path.write_bytes(b"II*\0" + path.read_bytes()[4:])  # a preamble as of a TIFF
+    equal(images.read(path), stored)
     del dataset.file_meta
-    path = tmp_path / "bare.dcm"
     dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
     equal(images.read(path), stored)
 
@@ -309,10 +316,10 @@ def test_ids_that_are_no_uids_cause_no_warning(tmp_path):
     ("factor", "bits", "high"), [(16, 12, 15), (2, 12, 11), (16, 12, 11), (1, 12, 15), (1, 10, 9)]
 )
 def test_a_ramp_stays_a_ramp(opened, syntax, factor, bits, high):
-    found = opened(RAMP * factor, bits, syntax=syntax, HighBit=high)
-    assert (np.diff(found.pixels.astype(int), axis=1) >= 0).all()
-    assert len(np.unique(found.pixels)) > 100
-    assert found.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
+    result = opened(RAMP * factor, bits, syntax=syntax, HighBit=high)
+    assert (np.diff(result.pixels.astype(int), axis=1) >= 0).all()
+    assert len(np.unique(result.pixels)) > 100
+    assert result.notes == (() if (factor, high) == (16, 15) else (WRONG_BITS,))
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
@@ -327,66 +334,53 @@ def test_a_ramp_stays_a_ramp(opened, syntax, factor, bits, high):
     ],
 )
 def test_a_ramp_whose_sign_is_wrong_stays_a_ramp(opened, syntax, values, bits, elements):
-    found = opened(values, bits, syntax=syntax, **elements)
+    result = opened(values, bits, syntax=syntax, **elements)
     right = RAMP if values.itemsize == 2 else RAMP >> 4 << 4
-    assert np.abs(found.pixels - right / 4095 * 255).max() < 1.1
-    assert found.notes == (WRONG_SIGN,)
+    assert np.abs(result.pixels - right / 4095 * 255).max() < 1.1
+    assert result.notes == (WRONG_SIGN,)
 
 
 @pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 8), (16, 12)])
 def test_a_codestream_of_more_bits_than_are_allocated_is_not_cut(opened, allocated, stored):
     smooth = cv2.GaussianBlur(pixels_of(16), (0, 0), 1)
-    found = opened(smooth, stored, syntax=JPEG2000Lossless, BitsAllocated=allocated)
-    equal(found.pixels, np.floor(smooth / 65535 * 255 + 0.5))
-    assert found.notes == (WRONG_BITS,)
+    result = opened(smooth, stored, syntax=JPEG2000Lossless, BitsAllocated=allocated)
+    equal(result.pixels, stretched(smooth, 0, 65535))
+    assert result.notes == (WRONG_BITS,)
 
 
 @pytest.mark.parametrize(("allocated", "stored"), [(16, 12), (16, 16), (8, 7)])
 def test_a_baseline_jpeg_has_8_bits_whatever_the_header_says(opened, allocated, stored):
     dataset, levels = dataset_of((RAMP >> 4).astype(np.uint8), 8, syntax=JPEGBaseline8Bit)
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
-    found = opened(dataset)
-    equal(found.pixels, levels)
-    assert found.notes == (WRONG_BITS,)
-
-
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
-def test_a_window_below_all_values_is_left_out(opened, kind):
-    values = (12000 + RAMP // 2).astype(np.uint16)
-    found = opened(values, 16, kind=kind, WindowCenter=3174, WindowWidth=2426)
-    right = np.floor((values - 12000) / (values.max() - 12000) * 255 + 0.5)
-    white = kind == "MONOCHROME2"
-    shown = found.pixels if white else 255 - found.pixels
-    assert np.abs(shown - right).max() <= (0 if white else 1)  # halves are rounded up in both
-    assert found.notes == (FLAT,)
+    result = opened(dataset)
+    equal(result.pixels, levels)
+    assert result.notes == (WRONG_BITS,)
 
 
 @pytest.mark.parametrize(
-    ("factor", "bits", "window", "note"),
+    ("values", "bits", "window", "note"),
     [
-        (4, 14, (2048, 4096), MISSED),
-        (16, 16, (2048, 4096), FLAT),
-        (1, 12, (128, 256), FLAT),
-        (1, 12, (40, 400), FLAT),
+        (RAMP * 4, 14, (2048, 4096), MISSED),
+        (RAMP * 16, 16, (2048, 4096), FLAT),
+        (RAMP, 12, (128, 256), FLAT),
+        (RAMP, 12, (40, 400), FLAT),
+        (12000 + RAMP // 2, 16, (3174, 2426), FLAT),
+        *(
+            (RAMP >> shift, bits, None, FLAT)
+            for shift, bits in ((0, 14), (0, 15), (2, 12), (4, 12))
+        ),
     ],
 )
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
-def test_a_window_that_misses_most_of_the_values_is_left_out(
-    opened, factor, bits, window, note, kind
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_gone_flat_or_beyond_its_window_is_stretched(
+    opened, values, bits, window, note, kind
 ):
-    centre, width = window
-    found = opened(RAMP * factor, bits, kind=kind, WindowCenter=centre, WindowWidth=width)
-    right = RAMP if kind == "MONOCHROME2" else 4095 - RAMP
-    equal(found.pixels, np.floor(right / 4095 * 255 + 0.5))
-    assert found.notes == (note,)
-
-
-@pytest.mark.parametrize(("shift", "bits"), [(0, 14), (0, 15), (2, 12), (4, 12)])
-def test_a_ramp_of_fewer_bits_than_are_stated_is_stretched(opened, shift, bits):
-    values = RAMP >> shift
-    found = opened(values, bits)
-    equal(found.pixels, np.floor(values / values.max() * 255 + 0.5))
-    assert found.notes == (FLAT,)
+    elements = dict(zip(("WindowCenter", "WindowWidth"), window, strict=True)) if window else {}
+    result = opened(values.astype(np.uint16), bits, kind=kind, **elements)
+    low, high = values.min(), values.max()
+    right = values if kind == "MONOCHROME2" else high - values + low
+    equal(result.pixels, stretched(right.astype(float), low, high))
+    assert result.notes == (note,)
 
 
 @pytest.mark.parametrize(
@@ -401,11 +395,11 @@ def test_a_ramp_of_fewer_bits_than_are_stated_is_stretched(opened, shift, bits):
 def test_padding_that_is_stated_does_not_set_the_range(opened, padding, elements):
     values = RAMP.astype(np.int64) - 1000 * (padding < 0)
     values[:9] = padding
-    found = opened(values.astype(np.uint16 if padding > 0 else np.int16), 16, **elements)
-    seen, low = RAMP[9:].astype(float), RAMP[9:].min()
-    equal(found.pixels[9:], np.floor((seen - low) / (seen.max() - low) * 255 + 0.5))
-    assert not found.pixels[:9].any()
-    assert FLAT in found.notes
+    result = opened(values.astype(np.uint16 if padding > 0 else np.int16), 16, **elements)
+    seen = RAMP[9:].astype(float)
+    equal(result.pixels[9:], stretched(seen, seen.min(), seen.max()))
+    assert not result.pixels[:9].any()
+    assert FLAT in result.notes
 
 
 @pytest.mark.parametrize(
@@ -414,28 +408,21 @@ def test_padding_that_is_stated_does_not_set_the_range(opened, padding, elements
 )
 def test_a_window_on_the_values_is_kept(opened, bits, window):
     dataset, _ = dataset_of(RAMP, bits, WindowCenter=window[0], WindowWidth=window[1])
-    found = opened(dataset)
-    equal(found.pixels, expected(RAMP, dataset))
-    assert found.notes == ()
+    result = opened(dataset)
+    equal(result.pixels, expected(RAMP, dataset))
+    assert result.notes == ()
 
 
 @pytest.mark.parametrize(("shift", "bits"), [(4, 8), (2, 10), (0, 12), (-2, 14)])
-@pytest.mark.parametrize("suffix", [".dcm", ".png"])
-def test_fewer_bits_in_16_without_a_window(tmp_path, opened, shift, bits, suffix):
+def test_fewer_bits_in_16_without_a_window(tmp_path, opened, shift, bits):
     values = RAMP >> shift if shift > 0 else RAMP << -shift
-    if suffix == ".dcm":
-        found = opened(values, 16)
-    else:
-        found = images.open_radiograph(written(tmp_path, "a.png", values))
-    equal(found.pixels, np.floor(values / (2**bits - 1) * 255 + 0.5))
-    assert found.notes == (depth_note(bits),)
-
-
-def test_a_dark_picture_of_few_levels_is_stretched(tmp_path):
+    for result in (opened(values, 16), images.open_radiograph(written(tmp_path, "a.png", values))):
+        equal(result.pixels, stretched(values, 0, 2**bits - 1))
+        assert result.notes == (depth_note(bits),)
     dark = (RAMP >> 8).astype(np.uint8)  # 0 to 15
-    found = images.open_radiograph(written(tmp_path, "a.png", dark))
-    equal(found.pixels, dark * 17)
-    assert found.notes == (FLAT,)
+    result = images.open_radiograph(written(tmp_path, "dark.png", dark))
+    equal(result.pixels, dark * 17)
+    assert result.notes == (FLAT,)
 
 
 def test_a_mask_and_a_picture_of_one_level_are_no_radiographs(tmp_path):
@@ -449,12 +436,11 @@ def test_a_mask_and_a_picture_of_one_level_are_no_radiographs(tmp_path):
         written(tmp_path, "mask.png", mask * 255),
         saved(dataset_of(mask, 1)[0], tmp_path, "mask.dcm"),
     ):
-        with pytest.raises(images.ImageError, match=path.name):
-            images.read(path)
+        refused(path, path.name)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
-@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_kinds_in_small_letters_are_known(opened, kind):
     dataset, _ = dataset_of(pixels_of(8), 8, kind=kind)
     right = opened(dataset).pixels
@@ -472,13 +458,12 @@ def test_excess_padding_is_left_out(opened, excess):
         equal(opened(dataset).pixels, right)
 
 
-def test_a_wider_picture_that_ends_in_black_is_not_taken_for_padding(opened):
+def test_a_wider_picture_that_ends_in_black_is_not_taken_for_padding(tmp_path):
     wide = cv2.GaussianBlur(np.pad(pixels_of(12), ((0, 0), (0, 2))), (0, 0), 4)
     wide[-2:] = 0
     dataset, _ = dataset_of(wide, 12)
     dataset.Columns -= 2
-    with pytest.raises(images.ImageError, match="bytes of pixels"):
-        opened(dataset)
+    refused(saved(dataset, tmp_path), "bytes of pixels")
 
 
 # --- what a radiograph is noted for ---------------------------------------------------------
@@ -492,10 +477,10 @@ def test_a_wider_picture_that_ends_in_black_is_not_taken_for_padding(opened):
     ],
 )
 def test_orientation_and_lateral_views_are_named_and_left(opened, elements, notes):
-    found = opened(pixels_of(8), 8, **elements)
-    equal(found.pixels, pixels_of(8))
-    assert found.patient == "P7"
-    assert [note.split()[0] for note in found.notes] == notes
+    result = opened(pixels_of(8), 8, **elements)
+    equal(result.pixels, pixels_of(8))
+    assert result.patient == "P7"
+    assert [note.split()[0] for note in result.notes] == notes
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -504,10 +489,10 @@ def test_a_picture_is_turned_by_its_exif_and_named(tmp_path, suffix):
     exif[0x0112] = 6  # a quarter clockwise
     path = tmp_path / f"a{suffix}"
     Image.fromarray(pixels_of(8)).save(path, exif=exif)
-    found = images.open_radiograph(path)
-    equal(found.pixels, np.rot90(np.asarray(Image.open(path)), -1))
-    assert images.size_of(path) == found.pixels.shape == SHAPE[::-1]
-    assert found.notes == (images.TURNED,)
+    result = images.open_radiograph(path)
+    equal(result.pixels, np.rot90(np.asarray(Image.open(path)), -1))
+    assert images.size_of(path) == result.pixels.shape == SHAPE[::-1]
+    assert result.notes == (images.TURNED,)
 
 
 def test_notes_are_counted_and_the_first_file_named():
@@ -536,24 +521,22 @@ def test_notes_are_counted_and_the_first_file_named():
         (8, "PixelData", None, "has no pixels"),
     ],
 )
-def test_a_header_that_is_no_radiograph_is_named(opened, bits, tag, value, word):
+def test_a_header_that_is_no_radiograph_is_named(tmp_path, bits, tag, value, word):
     dataset, _ = dataset_of(pixels_of(bits), bits)
     if value is None:
         delattr(dataset, tag)
     else:
         setattr(dataset, tag, value)
-    with pytest.raises(images.ImageError, match=word) as caught:
-        opened(dataset)
-    assert bits == 8 or "fetch" not in str(caught.value)  # those can be corrected
+    message = refused(saved(dataset, tmp_path), word)
+    assert bits == 8 or "fetch" not in message  # those can be corrected
 
 
 @pytest.mark.parametrize("tag", ["FloatPixelData", "DoubleFloatPixelData"])
-def test_float_pixels_are_named(opened, tag):
+def test_float_pixels_are_named(tmp_path, tag):
     dataset, _ = dataset_of(pixels_of(8), 8)
     del dataset.PixelData
     setattr(dataset, tag, bytes(8 * SHAPE[0] * SHAPE[1]))
-    with pytest.raises(images.ImageError, match=r"float.*PNG"):
-        opened(dataset)
+    refused(saved(dataset, tmp_path), "float.*PNG")
 
 
 @pytest.mark.parametrize("tag", ["WindowCenter", "RescaleIntercept"])
@@ -561,41 +544,23 @@ def test_a_comma_in_a_decimal_is_named(tmp_path, tag):
     elements = {"WindowCenter": "100", "WindowWidth": "90", "RescaleSlope": "1"} | {tag: "40.5"}
     path = saved(dataset_of(pixels_of(12), 12, **elements)[0], tmp_path)
     path.write_bytes(path.read_bytes().replace(b"40.5", b"40,5"))
-    with pytest.raises(images.ImageError, match=r"40,5.*comma") as caught:
-        images.read(path)
-    assert "fetch" not in str(caught.value)
+    assert "fetch" not in refused(path, r"40,5.*comma")
 
 
-def test_lossless_jpeg_of_more_bits_names_the_package(opened):
-    if any(find_spec(name) for name in ("libjpeg", "gdcm")):
-        pytest.skip("an optional decoder is installed here")
-    with pytest.raises(
-        images.ImageError, match="pip install pylibjpeg pylibjpeg-libjpeg"
-    ) as raised:
-        opened(pixels_of(12), 12, syntax=JPEGLosslessSV1)
-    assert "fetch" not in str(raised.value)  # the file is complete
-
-
-def test_jpeg_2000_without_a_decoder_names_the_package(opened, monkeypatch):
-    dataset, _ = dataset_of(pixels_of(8), 8, syntax=JPEG2000Lossless)
+def test_kinds_of_jpeg_that_cannot_be_decoded_here_are_named(tmp_path, monkeypatch):
+    if not any(find_spec(name) for name in ("libjpeg", "gdcm")):  # optional decoders
+        path = saved(dataset_of(pixels_of(12), 12, syntax=JPEGLosslessSV1)[0], tmp_path)
+        # The file is complete: it need not be fetched again.
+        assert "fetch" not in refused(path, "pip install pylibjpeg pylibjpeg-libjpeg")
     monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {})
-    with pytest.raises(images.ImageError, match=r"image\.dcm.*pylibjpeg-openjpeg"):
-        opened(dataset)
-
-
-def test_extended_jpeg_says_what_it_is(opened):
+    path = saved(dataset_of(pixels_of(8), 8, syntax=JPEG2000Lossless)[0], tmp_path)
+    refused(path, r"image\.dcm.*pylibjpeg-openjpeg")
     dataset, _ = dataset_of(pixels_of(8), 8, syntax=JPEGBaseline8Bit)
     dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    with pytest.raises(images.ImageError, match="JPEG Extended"):
-        opened(dataset)
-
-
-def test_a_jpeg_that_only_dicoms_hold_is_not_fetched_again(tmp_path):
-    path = tmp_path / "a.jpg"
+    refused(saved(dataset, tmp_path), "JPEG Extended")
     path.write_bytes(lossless_jpeg(pixels_of(16), 16))
-    with pytest.raises(images.ImageError, match=r"a\.jpg.*16 bits.*PNG"):
-        images.read(path)
+    refused(path, "16 bits.*PNG")
 
 
 @pytest.mark.filterwarnings("ignore:End of file reached")
@@ -605,16 +570,14 @@ def test_truncated_dicom(tmp_path, share, syntax):
     path = saved(dataset_of(pixels_of(8), 8, syntax=syntax)[0], tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(images.ImageError, match=r"image\.dcm"):
-        images.read(path)
+    refused(path, r"image\.dcm")
 
 
-def test_frame_cut_inside_a_complete_dicom(opened):
+def test_frame_cut_inside_a_complete_dicom(tmp_path):
     dataset, _ = dataset_of(pixels_of(8), 8, syntax=JPEGBaseline8Bit)
     frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     dataset.PixelData = encapsulate([frame[: len(frame) // 2]])
-    with pytest.raises(images.ImageError, match="JPEG Baseline"):
-        opened(dataset)
+    refused(saved(dataset, tmp_path), "JPEG Baseline")
 
 
 @pytest.mark.parametrize(
@@ -631,10 +594,8 @@ def test_frame_cut_inside_a_complete_dicom(opened):
     ],
 )
 def test_other_content_is_named(tmp_path, name, content, word):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(images.ImageError, match=rf"{name} .*{word}"):
-        images.read(path)
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, rf"{name} .*{word}")
 
 
 @pytest.mark.parametrize(
@@ -642,23 +603,13 @@ def test_other_content_is_named(tmp_path, name, content, word):
 )
 @pytest.mark.parametrize("read", [images.read, images.read_mask])
 def test_a_picture_of_another_kind_is_named_whatever_its_name(tmp_path, read, kind, word):
-    path = tmp_path / "odd.png"
-    Image.fromarray(pixels_of(8)).save(path, kind)
-    with pytest.raises(images.ImageError, match=rf"odd\.png is a {word} .*PNG"):
-        read(path)
-
-
-def test_a_dicom_whose_preamble_is_that_of_a_tiff_is_read(tmp_path):
-    path = saved(dataset_of(pixels_of(8), 8)[0], tmp_path)
-    before = images.read(path)
-    path.write_bytes(b"II*\0" + path.read_bytes()[4:])
-    equal(images.read(path), before)
+    Image.fromarray(pixels_of(8)).save(tmp_path / "odd.png", kind)
+    refused(tmp_path / "odd.png", rf"odd\.png is a {word} .*PNG", read)
 
 
 def test_missing_file(tmp_path):
-    for call in (images.read, images.read_mask, images.size_of, images.patient_of):
-        with pytest.raises(images.ImageError, match=r"gone\.dcm can't be read"):
-            call(tmp_path / "gone.dcm")
+    for read in (images.read, images.read_mask, images.size_of, images.patient_of):
+        refused(tmp_path / "gone.dcm", r"gone\.dcm can't be read", read)
 
 
 # --- PNG and JPEG ---------------------------------------------------------------------------
@@ -677,12 +628,10 @@ def test_jpeg_is_what_pillow_decodes(tmp_path):
     equal(images.read(path), np.asarray(Image.open(path)))
 
 
-@pytest.mark.parametrize(
-    ("bits", "top"), [(16, 65535), (14, 16383), (12, 4095), (10, 1023), (13, 16383)]
-)
+@pytest.mark.parametrize(("bits", "top"), [(16, 65535), (13, 16383)])
 def test_16_bit_png(tmp_path, bits, top):
     grey = images.read(written(tmp_path, "a.png", pixels_of(bits)))
-    equal(grey, np.floor(pixels_of(bits) / top * 255 + 0.5))
+    equal(grey, stretched(pixels_of(bits), 0, top))
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -697,8 +646,7 @@ def test_colour_picture_of_grey_keeps_its_levels(tmp_path, channels, bits):
 def test_truncated_picture(tmp_path, name, share):
     path = written(tmp_path, name, pixels_of(8))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(images.ImageError, match=rf"{name} is cut short or damaged"):
-        images.read(path)
+    refused(path, f"{name} is cut short or damaged")
 
 
 @pytest.mark.parametrize(
@@ -717,21 +665,18 @@ def test_image_id(name, stem):
 # --- real files -----------------------------------------------------------------------------
 
 
-def test_edge_files_equal_pydicom(shared_data):
+def test_real_files_equal_pydicom(shared_data):
     paths = sorted((shared_data / "dicom-edge").glob("*.dcm"))
     assert len(paths) == 4
     for path in paths:
         dataset = pydicom.dcmread(path)
         equal(images.read(path), expected(dataset.pixel_array, dataset))
         assert images.size_of(path) == (dataset.Rows, dataset.Columns)
+    for path in sorted((shared_data / "stage2-silver").rglob("*.dcm"))[:20]:
+        equal(images.read(path), pydicom.dcmread(path).pixel_array)
 
 
 def test_inverted_copy_is_the_negative(shared_data):
     (real,) = (shared_data / "labelled-dicom").rglob("*6904.1517875201.850819.dcm")
     negative = images.read(shared_data / "dicom-edge" / "Fake_MONOHR1.dcm")
     equal(negative, 255 - images.read(real))
-
-
-def test_fast_path_equals_pydicom(shared_data):
-    for path in sorted((shared_data / "stage2-silver").rglob("*.dcm"))[:20]:
-        equal(images.read(path), pydicom.dcmread(path).pixel_array)

@@ -13,7 +13,7 @@ from kernel_lib.data.masks import resize_mask
 def crescents(height: int, width: int, n: int, seed: int = 0) -> list[np.ndarray]:
     """n masks (H, W) like a pneumothorax: a crescent along one lung's rim, left or right."""
     rng = np.random.default_rng(seed)
-    scale, found = np.array([width, height]), []
+    scale, result = np.array([width, height]), []
     for _ in range(n):
         centre = np.array([rng.choice([0.3, 0.7]), rng.uniform(0.35, 0.55)]) * scale
         size = np.array([rng.uniform(0.12, 0.18), rng.uniform(0.25, 0.35)]) * scale
@@ -21,11 +21,11 @@ def crescents(height: int, width: int, n: int, seed: int = 0) -> list[np.ndarray
         for shift, level in ((0, 1), (0.04, 0)):
             at = (centre + shift * scale).round().astype(int).tolist()
             cv2.ellipse(mask, at, size.astype(int).tolist(), 0, 0, 360, level, -1)
-        found.append(mask)
-    return found
+        result.append(mask)
+    return result
 
 
-def drawn(side: int, n: int, seed: int = 0) -> list[rle.Runs]:
+def crescent_runs(side: int, n: int, seed: int = 0) -> list[rle.Runs]:
     return [rle.runs_of(mask) for mask in crescents(side, side, n, seed)]
 
 
@@ -36,25 +36,22 @@ def of_images(masks: list[rle.Runs], height: int, width: int) -> list[label_chec
 @pytest.mark.parametrize("side", [128, 224, 256, 500, 512, 896])
 @pytest.mark.parametrize("n", [1, 3, 30])
 def test_the_size_that_masks_were_drawn_at_is_named(side, n):
-    doubt = label_checks.doubt(of_images(drawn(side, n), 1024, 1024))
+    doubt = label_checks.doubt(of_images(crescent_runs(side, n), 1024, 1024))
     assert f"{side} px" in doubt
     assert "1024×1024" in doubt
     assert "MASKS_ARE" in doubt
 
 
-def test_the_size_is_named_where_images_are_not_square():
-    assert label_checks.drawn_at(of_images(drawn(256, 5), 2000, 1500)) == "256 px high"
-
-
 @pytest.mark.parametrize("side", [960, 1000])
 def test_a_size_that_is_larger_than_the_images_is_named(side):
-    inside = [runs for runs in drawn(1024, 30) if runs[-1].sum() <= side * side]
+    inside = [runs for runs in crescent_runs(1024, 30) if runs[-1].sum() <= side * side]
     assert label_checks.drawn_at(of_images(inside, side, side)) == "1024 px high"
 
 
 @pytest.mark.parametrize(
     ("of_masks", "of_images_", "name"),
     [
+        ((256, 256), (2000, 1500), "256 px high"),
         ((400, 500), (800, 1000), "400 px high"),
         ((427, 512), (1000, 1200), "512 px wide"),
         ((333, 333), (1000, 1000), "1/3 as high"),
@@ -91,7 +88,7 @@ def test_runs_along_the_rows_are_named_and_not_to_be_taken_as_they_are(shape, n)
 @pytest.mark.parametrize("n", [1, 2, 5, 50])
 def test_masks_of_the_images_own_size_raise_no_doubt(side, n):
     for seed in range(5):
-        assert label_checks.doubt(of_images(drawn(side, n, seed), side, side)) is None
+        assert label_checks.doubt(of_images(crescent_runs(side, n, seed), side, side)) is None
 
 
 def test_masks_far_left_of_one_column_or_of_full_columns_are_no_sign():

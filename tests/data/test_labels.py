@@ -52,6 +52,7 @@ def test_labels(csv, header, start, end):
         ("ImageId,EncodedPixels\na,4 0\n", r"row 2, image a: .*run length is 0"),
         ("ImageId,EncodedPixels\n,4 1\n", r"row 2 has no ImageId"),
         ("ImageId,EncodedPixels\na,4 1,7\n", "no table"),
+        ('ImageId,EncodedPixels\n"a,4 1\n', "no table with commas"),
         ("ImageId,EncodedPixels\na,4 1\nb,1 2,3\n", "row 3 has 3 cells.*no table"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "no text"),
     ],
@@ -96,18 +97,8 @@ def test_sample_keeps_order_and_first_of_repeats(csv):
     sample = labels.read_sample(csv("ImageId,EncodedPixels\nb,-1\na,-1\nb,1 2\nc,-1\n"))
     assert sample.image_id == sample.names == ["b", "a", "c"]
     assert sample.cells.index.tolist() == [2, 3, 5]
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("ImageId,EncodedPixels\na.dcm,-1\na.png,-1\n", "row 3: image a "),  # in two ways
-        ("id,label\na,1\n", "another competition"),
-    ],
-)
-def test_sample_faults(csv, text, word):
-    with pytest.raises(InputError, match=word):
-        labels.read_sample(csv(text))
+    with pytest.raises(InputError, match="row 3: image a "):  # in two ways
+        labels.read_sample(csv("ImageId,EncodedPixels\na.dcm,-1\na.png,-1\n"))
 
 
 @pytest.mark.parametrize(
@@ -177,17 +168,13 @@ def test_group_faults(csv, text, word):
         labels.read_groups(csv(text))
 
 
-def test_real_labels(shared_data):
-    table = labels.read_labels(shared_data / "siim-labels" / "train-rle.csv")
-    assert len(table) == 12_047
-    positive = table[table["rle"] != "-1"]
-    assert len(positive) == 2_669
-    areas = positive["rle"].map(lambda text: rle.area(rle.parse(text, (1024, 1024))))
-    assert (areas.min(), areas.max()) == (55, 161_421)
-
-
-def test_real_samples_and_groups(shared_data):
+def test_real_tables(shared_data):
     folder = shared_data / "siim-labels"
+    table = labels.read_labels(folder / "train-rle.csv")
+    areas = table["rle"].map(lambda text: rle.area(rle.parse(text, (1024, 1024))))
+    positive = areas[areas > 0]
+    assert (len(table), len(positive)) == (12_047, 2_669)
+    assert (positive.min(), positive.max()) == (55, 161_421)
     for name, n in (("stage_1", 1_372), ("stage_2", 3_205)):
         sample = labels.read_sample(folder / f"{name}_sample_submission.csv")
         assert (len(sample.image_id), sample.has_masks) == (n, False)

@@ -37,27 +37,23 @@ def test_a_picture_is_turned_as_viewers_do(levels, kind, how):
     data = encoded(levels, kind, how)
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    found = pictures.decode(data)
-    assert found.flags.c_contiguous
-    found = found[:, :, ::-1] if found.ndim == 3 else found  # OpenCV's BGR
+    result = pictures.decode(data)
+    assert result.flags.c_contiguous
+    result = result[:, :, ::-1] if result.ndim == 3 else result  # OpenCV's BGR
     if kind == "PNG":
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
     else:  # decoders round otherwise, and turned blocks are no longer those of the other
-        assert np.abs(found.astype(int) - expected).max() <= 3
+        assert np.abs(result.astype(int) - expected).max() <= 3
     assert pictures.shown_size(data) == expected.shape[:2]
     assert pictures.orientation(data) == how
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_either_byte_order_is_read_and_a_frame_of_a_dicom_is_not_turned(kind, order):
-    data = encoded(GREY, kind, 8, order)
-    assert pictures.orientation(data) == 8
-    assert pictures.decode(data, in_dicom=True).shape == GREY.shape
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_without_a_valid_orientation_a_picture_is_as_stored(kind):
+def test_frames_of_dicoms_and_pictures_without_a_valid_orientation_are_as_stored(kind):
+    for order in "<>":
+        data = encoded(GREY, kind, 8, order)
+        assert pictures.orientation(data) == 8
+        assert pictures.decode(data, in_dicom=True).shape == GREY.shape
     for how in (None, 0, 9):
         data = encoded(GREY, kind, how)
         assert pictures.orientation(data) == 1
@@ -75,12 +71,13 @@ def test_the_chunk_is_read_wherever_it_stands():
     np.testing.assert_array_equal(pictures.decode(data), np.rot90(GREY, -1))
 
 
-def test_bits_that_a_frame_states():
-    assert pictures.stated_bits(encoded(GREY, "JPEG")) == 8
-    assert pictures.stated_bits(encoded(GREY, "JPEG2000")) == 8
-    assert pictures.stated_bits(encoded(LEVELS_16, "JPEG2000")) == 16
-    assert pictures.stated_bits(encoded(GREY, "JPEG")[:20]) is None
-    assert pictures.stated_bits(b"\0" * 50) is None
+def test_size_and_bits_that_a_header_states():
+    for kind in ("PNG", "JPEG", "JPEG2000"):
+        assert pictures.stated(encoded(GREY, kind)) == ((5, 8), 8)
+    for kind in ("PNG", "JPEG2000"):
+        assert pictures.stated(encoded(LEVELS_16, kind)) == ((5, 8), 16)
+    assert pictures.stated(encoded(GREY, "JPEG")[:20]) is None
+    assert pictures.stated(b"\0" * 50) is None
 
 
 @pytest.mark.parametrize(

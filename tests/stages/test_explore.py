@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kernel_lib.config import ExploreParameters
-from kernel_lib.data import contrast, rle
+from kernel_lib.data import rle
+from kernel_lib.data.levels import FLAT
 from kernel_lib.errors import InputError
 from kernel_lib.stages import explore, explore_files
 
@@ -122,7 +123,7 @@ def test_pictures_that_were_changed_are_noted_and_those_of_one_level_listed(tmp_
         cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), pixels)
     result = look(tmp_path)
     (note,) = (line for line in result.lines if line.startswith("note: "))
-    assert contrast.FLAT in note
+    assert FLAT in note
     assert f"2 of 5 images, {tmp_path / 'images' / 'b.png'} first" in note
     assert result.bad["image_id"].tolist() == ["d"]
 

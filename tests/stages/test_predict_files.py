@@ -13,7 +13,8 @@ import pydicom
 import pytest
 
 from kernel_lib.config import InferenceParameters
-from kernel_lib.data import contrast, images, rle
+from kernel_lib.data import images, rle
+from kernel_lib.data.levels import FLAT
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import submission
@@ -99,7 +100,7 @@ def test_what_was_changed_in_images_is_noted(untrained, tmp_path, no_report):
     )
     for result in (predicted, submitted):
         (note,) = result.notes
-        assert note.startswith(contrast.FLAT)
+        assert note.startswith(FLAT)
         assert f"2 of 3 images, {folder / 'b.png'} first" in note
         assert str(result).count(note) == 1
 

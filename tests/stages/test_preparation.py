@@ -15,7 +15,8 @@ from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.config import TrainParameters
-from kernel_lib.data import contrast, fingerprint, folds, rle, table
+from kernel_lib.data import fingerprint, folds, rle, table
+from kernel_lib.data.levels import FLAT
 from kernel_lib.errors import InputError
 from kernel_lib.stages import preparation
 from tests.configs import write_config
@@ -295,5 +296,5 @@ def test_what_was_changed_in_images_is_noted_once(tmp_path, capsys):
     given = TrainParameters(cache_dir=str(tmp_path / "cache"))
     preparation.prepare_training(table.discover(data), given, 32, tmp_path)
     (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
-    assert contrast.FLAT in note
+    assert FLAT in note
     assert f"2 of 3 images, {data.resolve() / 'b.png'} first" in note

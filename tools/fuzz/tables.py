@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from kernel_lib.artifacts import folds_file
-from kernel_lib.data import labels, patients, rle
+from kernel_lib.data import folds, labels, rle
 from kernel_lib.postprocess import submission
 from tools.fuzz.case import Case, Desk, Target
 from tools.fuzz.mutate import damaged, garbled
@@ -134,13 +134,13 @@ def read_groups(desk: Desk) -> Case:
     def compare(groups: dict[str, str], rows: list[list[str]]) -> str | None:
         if any(len(row) != 2 for row in rows):
             return "read, though a row has not two cells"
-        nih = patients.NIH_NAME
+        nih = folds.NIH_NAME
         names = labels.names_of([name for name, _ in rows])
         given = (group for _, group in rows)
         expected = {
             n: (m[1] if (m := nih.fullmatch(g)) else g) for n, g in zip(names, given, strict=True)
         }
-        expected = {n: math.nan if patients.is_nobody(g) else g for n, g in expected.items()}
+        expected = {n: math.nan if folds.is_nobody(g) else g for n, g in expected.items()}
         return None if groups == expected else f"{groups}, expected {expected}"[:300]
 
     return _case(desk, data, labels.read_groups, None, compare)

@@ -29,7 +29,7 @@ from kernel_lib.artifacts import folds_file, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import dicom, images, labels, pictures
-from kernel_lib.data.dicom_levels import grey_levels
+from kernel_lib.data.levels import grey_levels
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import packages
@@ -160,7 +160,7 @@ def test_whole_jpegs_and_pngs_of_every_make_are_whole(tmp_path):
         assert pictures.is_whole_jpeg(content)
         assert pictures.is_whole_jpeg(content + b"\0\0")
         assert pictures.is_whole_jpeg(content + picture(noise(8, 8), "JPEG"))  # a camera's preview
-        assert pictures.stated_size(content) == (64, 48)
+        assert pictures.stated(content).size == (64, 48)
         assert not any(pictures.is_whole_jpeg(content[:end]) for end in range(len(content)))
         assert not pictures.is_whole_jpeg(content[:-2] + content[content.index(b"\xff\xdb") :])
         assert not pictures.is_whole_jpeg(content[: len(content) // 2] + b"\xff")
