@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib import storage
+from kernel_lib.competition import COMPETITION
 from kernel_lib.data import images
 from kernel_lib.data.cache_store import Journal, Row, Store, Task, outcomes
 from kernel_lib.data.images import Skipped
@@ -27,7 +28,7 @@ ON_BAD_FILE = ("stop", "skip", "blank")
 # What "skip" may leave out, as a share of all images and of those with a mask.
 MAX_SKIPPED, MAX_POSITIVES_SKIPPED = 0.05, 0.1
 # The competition's own size, for a test image so broken that it does not tell.
-ASSUMED_SHAPE = (1024, 1024)
+ASSUMED_SHAPE = (COMPETITION.side_px,) * 2
 TABLE_COLUMNS = ("image_id", "path", "height", "width", "rle", "area_px", "patient")
 
 

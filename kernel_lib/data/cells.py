@@ -16,13 +16,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from kernel_lib import archives
+from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
 
 MAX_BYTES = 1 << 29  # of a packed table
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # how packed files begin
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 AS_CSV = 'save it as "CSV UTF-8", with commas'  # as spreadsheets call it
-ID_COLUMN, RLE_COLUMN = "ImageId", "EncodedPixels"
+ID_COLUMN, RLE_COLUMN = COMPETITION.id_column, COMPETITION.rle_column
 # What others call the columns, in lower case and without punctuation.
 _MEANT = {
     **dict.fromkeys(("imageid", "image", "id", "imagename", "filename", "file"), ID_COLUMN),

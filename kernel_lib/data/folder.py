@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from kernel_lib.competition import COMPETITION
 from kernel_lib.data.images import image_id, is_image
 from kernel_lib.data.layouts import (
     DICOM_SUFFIXES,
@@ -56,7 +57,7 @@ _LISTS = re.compile(r"test|val|data(set|list)|splits?|partition|hold.?out", re.I
 # CVAT's and VOC's second folder of masks: the same areas, each instance in a colour of its own.
 INSTANCE_FOLDER = re.compile(r"segmentation_?object(png)?", re.IGNORECASE)
 # A later stage's labels name images of these too, which are then for training.
-STAGE_FOLDER = re.compile(r"^(dicom-images-test|stage_2_images)$", re.IGNORECASE)
+STAGE_FOLDER = re.compile("|".join(map(re.escape, COMPETITION.test_folders)), re.IGNORECASE)
 # The same image in several formats: DICOM knows the patient, PNG loses nothing, JPEG does.
 PREFERENCE = (*DICOM_SUFFIXES, ".png", ".jpg", ".jpeg")
 # In a clone of this project, folders with pictures that are no data.
@@ -89,7 +90,7 @@ class Listing:
 
     def is_of_a_stage(self, path: Path) -> bool:
         """Return whether it lies in one of the competition's own folders of test images."""
-        return any(map(STAGE_FOLDER.search, path.relative_to(self.root).parts[:-1]))
+        return any(map(STAGE_FOLDER.fullmatch, path.relative_to(self.root).parts[:-1]))
 
     def held_out(self, path: Path) -> str:
         """Return its split, but "" for training, also for what a later stage may train on."""

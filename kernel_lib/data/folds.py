@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
 
 # What de-identification and missing cells leave in an id's place, without case and punctuation.
@@ -146,7 +147,7 @@ def balance(table: pd.DataFrame) -> pd.DataFrame:
     Shapes: table with image_id, height, width, area_px, fold and perhaps group → index fold.
     """
     positive = table["area_px"] > 0
-    scaled = table["area_px"] * 1024**2 / (table["height"] * table["width"])
+    scaled = table["area_px"] * COMPETITION.side_px**2 / (table["height"] * table["width"])
     by_fold = table["fold"]
     return pd.DataFrame(
         {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib.competition import COMPETITION
 from kernel_lib.data import cells, folds, rle
 from kernel_lib.data.cells import ID_COLUMN, RLE_COLUMN
 from kernel_lib.data.folder import Images, Listing, split_word, splits_in
@@ -21,7 +22,7 @@ from kernel_lib.errors import InputError
 
 # Where spreadsheets cut a cell, with a blank at either end that is stripped by then.
 SPREADSHEET_LIMIT = 32_767
-COMPETITION_ID = re.compile(r"ID_[0-9a-f]+|\d+(\.\d+){5,}")
+IMAGE_ID = re.compile(COMPETITION.id_pattern)
 
 
 def read_labels(csv: Path | str, problems: list[str] | None = None) -> pd.DataFrame:
@@ -141,7 +142,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     Raises: InputError naming file and row, also for an id with two groups.
     """
     table = cells.read_table(csv)
-    if len(table.columns) != 2 or COMPETITION_ID.fullmatch(table.columns[0]):
+    if len(table.columns) != 2 or IMAGE_ID.fullmatch(table.columns[0]):
         raise InputError(
             f"{csv} has the columns {list(table.columns)}: a table of groups has two, image id and "
             "group, under a header"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from kernel_lib.competition import COMPETITION
+
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SUFFIXES = DICOM_SUFFIXES + PICTURE_SUFFIXES
-LABEL_FILES = ("stage_2_train.csv", "train-rle.csv")
+LABEL_FILES = COMPETITION.label_files
 PACKINGS = ("", ".zip", ".gz")  # in which a table may lie, as it was downloaded
 _COPIED = re.compile(r"[-_ ]|\(\d+\)")  # train_rle (1).csv
 

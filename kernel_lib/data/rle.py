@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
+from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
 
 EMPTY = "-1"
@@ -34,7 +35,7 @@ def encode(mask: np.ndarray) -> str:
     return to_string(runs_of(mask))
 
 
-def decode(rle: str, shape: tuple[int, int] = (1024, 1024)) -> np.ndarray:
+def decode(rle: str, shape: tuple[int, int] = (COMPETITION.side_px,) * 2) -> np.ndarray:
     """Return the mask (H, W) of an RLE, uint8 0/1, C-contiguous. Raises: RleError as `parse`."""
     return _paint(parse(rle, shape), *_checked_shape(shape))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kernel_lib import experiment_file
 from kernel_lib.artifacts.filenames import ENSEMBLES, FOLDS, RUNS
+from kernel_lib.competition import COMPETITION
 from kernel_lib.data.layouts import (
     LABEL_FILES,
     LAYOUTS,
@@ -20,7 +21,6 @@ from kernel_lib.data.layouts import (
 )
 from kernel_lib.errors import InputError
 
-COMPETITION = "siim-acr-pneumothorax-segmentation"
 WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 INPUT = Path("/kaggle/input")
 WORKING = Path("/kaggle/working")
@@ -72,7 +72,7 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     if value is not None:
         return _existing(value, "DATA_DIR")
     mounts = _mounts(mounts)
-    folders = sorted(_mounted(mounts), key=lambda folder: folder.name != COMPETITION)
+    folders = sorted(_mounted(mounts), key=lambda folder: folder.name != COMPETITION.slug)
     labelled = []
     for folder in folders:
         if any(map(_holds_labels, _below(folder, depth=3))):
@@ -81,14 +81,14 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
             labelled.append(folder)
     pictured = [folder for folder in folders if _holds_images(folder)]
     # Without a table it may hold test images; the reader of tables reports what is missing.
-    unlabelled = [f for f in pictured or folders if f.name == COMPETITION and any(f.iterdir())]
+    unlabelled = [f for f in pictured or folders if f.name == COMPETITION.slug and any(f.iterdir())]
     for folder in unlabelled if pictured else [*labelled, *unlabelled]:
         return folder
     seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
     raise InputError(
         f"no data: DATA_DIR is not set, and {mounts} holds {seen}. "
         + (f"If this is the data, -p DATA_DIR {pictured[0]}. " if pictured else "")
-        + f"On Kaggle, attach the competition {COMPETITION} or a data set with its files; "
+        + f"On Kaggle, attach the competition {COMPETITION.slug} or a data set with its files; "
         f"elsewhere set DATA_DIR. {LAYOUTS}"
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kernel_lib.competition import COMPETITION
 from kernel_lib.data import cells, label_checks, labels, rle
 from kernel_lib.data.labels import Sample, names_of, parse_cell
 from kernel_lib.errors import InputError
@@ -17,7 +18,7 @@ from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.storage import write_text
 
 COLUMNS = (cells.ID_COLUMN, cells.RLE_COLUMN)
-SHAPE = (1024, 1024)  # (H, W) of every image of the competition
+SHAPE = (COMPETITION.side_px,) * 2  # (H, W) of every image of the competition
 
 Shapes = Mapping[str, tuple[int, int]]
 

@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-FULL_AREA = 1024 * 1024  # pixels of the image for which areas are stated
-AREA_UNIT = "px of 1024²"
+from kernel_lib.competition import COMPETITION
+
+FULL_AREA = COMPETITION.side_px**2  # pixels of the image for which areas are stated
+AREA_UNIT = f"px of {COMPETITION.side_px}²"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
 from kernel_lib.models.networks import Logits
 from kernel_lib.registry import check_options, lookup
@@ -195,5 +196,5 @@ def hardness_of(output: Logits, masks: torch.Tensor, labels: torch.Tensor) -> to
     both, area = (predicted & truth).sum(dim=1), predicted.sum(dim=1)  # (B,)
     true_area = truth.sum(dim=1)
     miss = 1 - 2 * both / (area + true_area).clamp(min=1)
-    alarm = area * (1024**2 / FALSE_ALARM_PX / predicted.shape[1])
+    alarm = area * (COMPETITION.side_px**2 / FALSE_ALARM_PX / predicted.shape[1])
     return torch.where(true_area > 0, miss, alarm.clamp(max=1))
