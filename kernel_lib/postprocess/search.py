@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kernel_lib.errors import InputError
 from kernel_lib.notebook import bar
-from kernel_lib.postprocess import exhaustive, label_threshold, plateau
+from kernel_lib.postprocess import exhaustive, plateau
 from kernel_lib.postprocess.exhaustive import LEVELS
 from kernel_lib.postprocess.histograms import AnyStatistics, Stacked, per_image_dice, with_truth
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
@@ -142,8 +142,8 @@ def _best(
 ) -> _Best:
     problem, label = _problem(stats), None
     if searches_label(stats, options.label):
-        gate = label_threshold.best_gate(problem, single=options.single)
-        if gate != label_threshold.NO_GATE:
+        gate = exhaustive.best_gate(problem, single=options.single)
+        if gate != exhaustive.NO_GATE:
             problem, label = problem.passing(gate), _threshold(gate)
     scan = exhaustive.scan(problem, area_grid, single=options.single, tops=tops)
     peak = exhaustive.peak(scan, problem.n_images)
