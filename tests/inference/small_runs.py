@@ -12,7 +12,7 @@ from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data import rle
-from kernel_lib.inference import members, recipes
+from kernel_lib.inference import recipes
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.triplet import Triplet
@@ -71,4 +71,4 @@ def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> 
 
 
 def gather(roots: list[Path], names: list[str]) -> Ensemble:
-    return members.gather(roots, recipes.of_runs(names))
+    return recipes.gather(roots, recipes.of_runs(names))
