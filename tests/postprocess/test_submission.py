@@ -275,7 +275,7 @@ def test_masks_drawn_at_another_size_are_doubted(tmp_path: Path) -> None:
     assert submission.validate(wrong, ids) == []
     assert submission.doubt(right) is None
     assert "256 px" in submission.doubt(wrong)
-    assert submission.doubt(wrong, dict.fromkeys(ids, (256, 256))) is None
+    assert submission.doubt(wrong, (256, 256)) is None
     assert submission.score(right, right).doubts == ()
     for sides in [(right, wrong), (wrong, right)]:
         (doubt,) = submission.score(*sides).doubts
