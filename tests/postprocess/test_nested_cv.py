@@ -16,18 +16,7 @@ from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport, TestSummary
 from kernel_lib.postprocess.search import DEFAULT_OPTIONS, SearchOptions, search
 from kernel_lib.postprocess.triplet import Triplet
-from tests.postprocess.samples import image, with_labels
-
-
-def random_set(n: int, seed: int = 0, positives: float = 0.4) -> list[Statistics]:
-    random = np.random.default_rng(seed)
-    images = []
-    for _ in range(n):
-        px, strength = int(random.integers(500, 20_000)), int(random.integers(20, 250))
-        true = {strength: px // 2, strength // 2: px // 4, 0: px // 4}
-        alarm = {int(random.integers(1, 120)): int(random.integers(1, 6000))}
-        images.append(image(alarm, true if random.random() < positives else None))
-    return images
+from tests.postprocess.samples import image, random_images, with_labels
 
 
 def scored(
@@ -50,7 +39,7 @@ def through_json(report: NestedCVReport) -> NestedCVReport:
 
 
 def test_honest_score_is_that_of_rules_chosen_on_the_other_folds() -> None:
-    stats, folds = random_set(30), np.arange(30) % 3
+    stats, folds = random_images(30), np.arange(30) % 3
     report = scored(stats, folds, n_bootstrap=200)
     expected = np.empty(30)
     for fold in range(3):
@@ -81,7 +70,7 @@ def test_a_patient_in_two_folds_does_not_reach_the_rule() -> None:
 
 @pytest.mark.parametrize("n_folds", [1, 4])
 def test_no_truth_of_a_fold_or_its_patients_moves_its_rule(n_folds: int) -> None:
-    stats = random_set(40)
+    stats = random_images(40)
     groups = [f"patient{at % 17}" for at in range(40)]  # across folds, too
     folds = np.arange(40) % n_folds
     first = scored(stats, folds, groups)
@@ -99,7 +88,7 @@ def test_no_truth_of_a_fold_or_its_patients_moves_its_rule(n_folds: int) -> None
 
 
 def test_one_fold_is_cut_by_patient_and_the_report_says_so() -> None:
-    report = scored(random_set(40), [2] * 40, [f"patient{at // 2}" for at in range(40)])
+    report = scored(random_images(40), [2] * 40, [f"patient{at // 2}" for at in range(40)])
     assert "one fold" in report.method
     assert "5 patient-wise parts" in report.method
     assert len(report.rules) == 5
@@ -109,7 +98,7 @@ def test_one_fold_is_cut_by_patient_and_the_report_says_so() -> None:
 
 
 def test_the_report_s_counts_add_up() -> None:
-    stats = random_set(60, seed=3)
+    stats = random_images(60, seed=3)
     report = scored(stats, 2)
     table, stacked = report.per_image, stack(stats)
     truth, predicted = stacked.true_px > 0, (table["area_px"] > 0).to_numpy()
@@ -137,7 +126,7 @@ def test_the_report_s_counts_add_up() -> None:
 
 
 def test_one_patient_has_no_honest_score_and_the_report_says_so() -> None:
-    report = scored(random_set(3), [0, 0, 0], ["P"] * 3)
+    report = scored(random_images(3), [0, 0, 0], ["P"] * 3)
     assert math.isnan(report.honest.dice)
     assert math.isnan(report.interval.low)
     assert "3 images have no honest score" in report.method
@@ -154,8 +143,8 @@ def test_only_empty_truth() -> None:
 
 
 def test_a_test_set_like_the_others_raises_no_warning() -> None:
-    report = scored(random_set(120, seed=5), 3, n_bootstrap=300)
-    summary = nested_cv.summary_of_areas(areas(random_set(60, seed=6), report.chosen), report)
+    report = scored(random_images(120, seed=5), 3, n_bootstrap=300)
+    summary = nested_cv.summary_of_areas(areas(random_images(60, seed=6), report.chosen), report)
     assert summary.warnings == ()
     assert summary.share_out_of_fold == report.share_predicted
     assert summary.share_expected.low <= report.share_interval.low  # 60 images: wider than 120
@@ -164,7 +153,7 @@ def test_a_test_set_like_the_others_raises_no_warning() -> None:
 
 
 def test_a_test_set_with_other_shares_or_sizes_warns() -> None:
-    report = scored(random_set(120, seed=5), 3, n_bootstrap=300)
+    report = scored(random_images(120, seed=5), 3, n_bootstrap=300)
     summary = nested_cv.summary_of_areas(np.zeros(200), report)
     assert summary.share_predicted == 0.0
     assert math.isnan(summary.mean_area_px)
@@ -177,14 +166,14 @@ def test_a_test_set_with_other_shares_or_sizes_warns() -> None:
 
 
 def test_a_report_without_labels_says_nothing_of_them() -> None:
-    report = scored(random_set(12), 2)
+    report = scored(random_images(12), 2)
     assert report.auc_label is None
     assert "label" not in report.per_image
     assert "label" not in json.dumps(report.to_json())
 
 
 def test_labels_stand_in_the_report() -> None:
-    stats = random_set(30, seed=2)
+    stats = random_images(30, seed=2)
     truth = np.array([each.hist_true.any() for each in stats])
     labels = np.where(truth, 200, 100)
     labels[[3, 7]] = 150
@@ -199,7 +188,7 @@ def test_labels_stand_in_the_report() -> None:
 
 
 def test_labels_that_some_images_lack_are_reported_but_not_searched() -> None:
-    stats = random_set(12)
+    stats = random_images(12)
     some = [*with_labels(stats[:4], [10, 20, 30, 40]), *stats[4:]]
     report = scored(some, 2)
     assert report.auc_label is None
@@ -210,9 +199,11 @@ def test_labels_that_some_images_lack_are_reported_but_not_searched() -> None:
 
 
 def test_labels_are_not_searched_unless_asked() -> None:
-    report = scored(with_labels(random_set(12), range(12)), 2, options=SearchOptions(label=False))
+    report = scored(
+        with_labels(random_images(12), range(12)), 2, options=SearchOptions(label=False)
+    )
     assert all(rule.triplet.label is None for rule in report.rules)
-    assert replace(report, auc_label=None) == scored(random_set(12), 2)
+    assert replace(report, auc_label=None) == scored(random_images(12), 2)
 
 
 def test_a_label_that_informs_in_one_fold_only_does_not_flatter_it() -> None:
