@@ -71,49 +71,34 @@ def test_a_vote_of_many_large_masks_equals_that_of_bitmaps():
         )
 
 
-@pytest.mark.parametrize(
-    ("many", "k", "expected"),
-    [
-        ([runs((0, 5)), runs((5, 9))], 1, [(0, 9)]),  # touching runs become one
-        ([runs((0, 5)), runs((5, 9))], 2, []),  # and share nothing
-        ([runs((0, 5), (7, 9)), runs((5, 7))], 1, [(0, 9)]),
-        ([runs((0, 6)), runs((2, 4)), runs((4, 8))], 2, [(2, 6)]),  # one leaves as another comes
-        ([runs((0, 4)), runs((0, 4)), runs((4, 8)), runs((4, 8))], 2, [(0, 8)]),
-        ([runs((0, 9)), runs((3, 4), (6, 7))], 2, [(3, 4), (6, 7)]),
-        ([runs((0, 25)), runs((0, 25)), runs()], 2, [(0, 25)]),  # full masks
-        ([runs((0, 25)), runs((0, 25)), runs()], 3, []),
-        ([runs(), runs()], 1, []),
-        ([runs((3, 8))], 1, [(3, 8)]),
-    ],
-)
-def test_votes_at_the_edges(many, k, expected):
-    assert pairs(votes.at_least(many, k)) == expected
+FOUR = [[(0, 5)], [(4, 8)], [(8, 9)], [(20, 22)]]
 
 
 @pytest.mark.parametrize(
-    ("many", "at_least", "expected"),
+    ("vote", "masks", "k", "expected"),
     [
+        (votes.at_least, [[(0, 5)], [(5, 9)]], 1, [(0, 9)]),  # touching runs become one
+        (votes.at_least, [[(0, 5)], [(5, 9)]], 2, []),  # and share nothing
+        (votes.at_least, [[(0, 6)], [(2, 4)], [(4, 8)]], 2, [(2, 6)]),  # one leaves, another comes
+        (votes.at_least, [[(0, 9)], [(3, 4), (6, 7)]], 2, [(3, 4), (6, 7)]),
+        (votes.at_least, [[(0, 25)], [(0, 25)], []], 2, [(0, 25)]),  # full masks
+        (votes.at_least, [[], []], 1, []),
         # The first two share pixel 4; the third touches the second only, the fourth none.
-        ([runs((0, 5)), runs((4, 8)), runs((8, 9)), runs((20, 22))], 2, [(0, 8)]),
-        ([runs((0, 5)), runs((4, 8)), runs((8, 9)), runs((20, 22))], 1, [(0, 9), (20, 22)]),
-        ([runs((0, 5)), runs((4, 8)), runs((8, 9)), runs((20, 22))], 3, []),
+        (votes.union_of_agreeing, FOUR, 2, [(0, 8)]),
+        (votes.union_of_agreeing, FOUR, 1, [(0, 9), (20, 22)]),
+        (votes.union_of_agreeing, FOUR, 3, []),
         # The middle mask agrees with both others, which agree with no other.
-        ([runs((0, 5)), runs((4, 9)), runs((8, 12))], 3, [(4, 9)]),
+        (votes.union_of_agreeing, [[(0, 5)], [(4, 9)], [(8, 12)]], 3, [(4, 9)]),
         # All pixels of a mask that agrees count.
-        ([runs((0, 2), (10, 12)), runs((1, 2)), runs()], 2, [(0, 2), (10, 12)]),
-        ([runs(), runs((1, 2))], 2, []),
-        ([runs(), runs()], 1, []),
+        (votes.union_of_agreeing, [[(0, 2), (10, 12)], [(1, 2)], []], 2, [(0, 2), (10, 12)]),
+        (votes.union_of_agreeing, [[], [(1, 2)]], 2, []),
+        (votes.union_of_agreeing, [[], []], 1, []),
     ],
 )
-def test_unions_at_the_edges(many, at_least, expected):
-    assert pairs(votes.union_of_agreeing(many, at_least)) == expected
-
-
-def test_a_vote_leaves_the_masks_as_they_were():
-    many = [runs((0, 5)), runs((3, 8))]
-    votes.at_least(many, 2)
-    votes.union_of_agreeing(many, 2)
-    assert [pairs(mask) for mask in many] == [[(0, 5)], [(3, 8)]]
+def test_votes_at_the_edges(vote, masks, k, expected):
+    many = [runs(*mask) for mask in masks]
+    assert pairs(vote(many, k)) == expected
+    assert [pairs(mask) for mask in many] == masks, "the masks stay as they were"
 
 
 @pytest.mark.parametrize("vote", [votes.at_least, votes.union_of_agreeing])
