@@ -1,9 +1,8 @@
 """Nested cross-validation: the score to expect on images that no threshold was chosen on.
 
-Each image is scored with a rule that was chosen without it and without any other image of its
-patient; so are members, their weights, and whatever else is chosen on labels. Beside that honest
-score are reported the score in sample, which every search flatters, and those of two rules that
-need no search.
+Each image is scored with what was chosen (rule, members, weights) without it and without any other
+image of its patient. The score in sample, which every search flatters, and those of two rules that
+need no search are reported beside it.
 """
 
 from __future__ import annotations
@@ -65,10 +64,9 @@ def score_strategy(
     """Score a strategy, whatever it chooses, on images that the choice did not see.
 
     The choice for a fold is made on the other folds, without the images of any patient who is also
-    in that fold; a single fold is split into five, patient-wise. `groups` are patients; None, or ""
-    or a missing one for an image, makes each image its own group. `fitted` is what the strategy
-    chooses over all rows. The maps and labels of `stats`, which no choice changes, are those of the
-    AUCs and of probability > 0.5.
+    in that fold; a single fold is split into five, patient-wise. `groups` are patients; an image
+    without any is its own group. `fitted` is what the strategy chooses over all rows. The AUCs and
+    the score of probability > 0.5 are those of the maps and labels of `stats`.
 
     Shapes: stats, image_ids, folds and groups of one length N, the rows of the strategy.
     Raises: InputError for other lengths, a repeated id, or an image without truth.

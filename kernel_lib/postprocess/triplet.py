@@ -27,10 +27,7 @@ LOG2_FULL = 20  # log2 of the pixels of a 1024² image
 
 
 def checked_label(label: int | None) -> int | None:
-    """Return a label's level as int, or None where there is none.
-
-    Raises: InputError for anything but a whole number of 0–255.
-    """
+    """Return a label's level as int, None without any; InputError unless it is 0–255."""
     if label is None:
         return None
     level = _whole_number(label)
@@ -50,10 +47,7 @@ def _whole_number(value: object) -> int:
 
 
 def label_array(labels: Iterable[int | None]) -> np.ndarray:
-    """Return labels (N,) int16, -1 where there is none.
-
-    Raises: InputError as `checked_label` does.
-    """
+    """Return labels (N,) int16, -1 where there is none; InputError as `checked_label`."""
     levels = map(checked_label, labels)
     return np.array([NO_LABEL if level is None else level for level in levels], dtype=np.int16)
 
@@ -116,10 +110,7 @@ class Triplet(JsonDocument):
                 )
             object.__setattr__(self, name, number)
         if self.bottom > self.top:
-            raise InputError(
-                f"bottom is {self.bottom}, above top, {self.top}: the order is "
-                "Triplet(top, min_area_px, bottom)"
-            )
+            raise InputError(f"bottom is {self.bottom}, above top, {self.top}: give it at most top")
         area = _whole_number(self.min_area_px)
         if not 0 <= area <= LARGEST_NUMBER:
             raise InputError(
@@ -144,9 +135,7 @@ class Triplet(JsonDocument):
 def apply_rule(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> np.ndarray:
     """Return the mask (H, W) uint8 0/1 of a map under a rule.
 
-    `label` is the image's label as a level, round(255 · p); a rule without `label` ignores it.
-
-    Shapes: prob (H, W) uint8, at the image's own size.
+    Shapes: prob (H, W) uint8, at the image's own size; label a level, which a rule may ignore.
     Raises: InputError for another type or shape, or when the rule needs a label and none is given.
     """
     prob = checked_map(prob)
@@ -163,10 +152,7 @@ def first_level(threshold: float) -> int:
 
 
 def checked_map(prob: np.ndarray) -> np.ndarray:
-    """Return the map, uint8 (H, W).
-
-    Raises: InputError for another type or shape.
-    """
+    """Return the map, uint8 (H, W); InputError for another type or shape."""
     prob = np.asarray(prob)
     if prob.dtype != np.uint8 or prob.ndim != 2 or not prob.size:
         raise InputError(

@@ -44,12 +44,10 @@ def union_of_agreeing(many: Sequence[rle.Runs], at_least: int) -> rle.Runs:
     """Return the runs (n, 2) of the union of the masks that agree with enough others.
 
     Two masks agree when they share a pixel. The union is of the masks that agree with
-    `at_least - 1` others or more; the others that a mask agrees with need not agree with each
-    other.
+    `at_least - 1` others or more, which need not agree with each other.
 
     Raises: InputError unless `at_least` is 1 to the number of masks.
-    Source: the union of models that agree is an idea of the competition's 11th place; this
-    definition of agreeing is ours.
+    Source: an idea of the competition's 11th place; this definition of agreeing is ours.
     """
     _check_k(at_least, len(many))
     many = [runs for runs in many if len(runs)]
