@@ -22,15 +22,6 @@ SPARSE = st.tuples(st.integers(1, 7), st.integers(2, 8), st.integers(2, 8)).flat
 )
 
 
-def runs(*pairs: tuple[int, int]) -> rle.Runs:
-    """Runs of (start, end)."""
-    return np.array([(start, end - start) for start, end in pairs], dtype=np.int64).reshape(-1, 2)
-
-
-def pairs(given: rle.Runs) -> list[tuple[int, int]]:
-    return [(start, start + length) for start, length in given.tolist()]
-
-
 def union_of_agreeing_masks(masks: np.ndarray, at_least: int) -> np.ndarray:
     """The union (H, W) of masks (n, H, W) that share a pixel with `at_least - 1` others."""
     united = np.zeros(masks.shape[1:], dtype=np.uint8)
@@ -54,11 +45,14 @@ def union_of_agreeing_masks(masks: np.ndarray, at_least: int) -> np.ndarray:
 @settings(max_examples=300)
 def test_a_vote_on_runs_equals_that_of_bitmaps(vote, of_bitmaps, masks, data):
     k = data.draw(st.integers(1, len(masks)))
-    voted = vote([rle.runs_of(mask) for mask in masks], k)
+    many = [rle.runs_of(mask) for mask in masks]
+    voted = vote(many, k)
     # Equal run for run: what touches is a single run, and no run is empty.
     np.testing.assert_array_equal(voted, rle.runs_of(of_bitmaps(masks, k)))
     assert voted.dtype == np.int64
     assert voted.shape[1:] == (2,)
+    for runs, mask in zip(many, masks, strict=True):
+        np.testing.assert_array_equal(runs, rle.runs_of(mask), "the masks stay as they were")
 
 
 def test_a_vote_of_many_large_masks_equals_that_of_bitmaps():
@@ -71,41 +65,11 @@ def test_a_vote_of_many_large_masks_equals_that_of_bitmaps():
         )
 
 
-FOUR = [[(0, 5)], [(4, 8)], [(8, 9)], [(20, 22)]]
-
-
-@pytest.mark.parametrize(
-    ("vote", "masks", "k", "expected"),
-    [
-        (votes.at_least, [[(0, 5)], [(5, 9)]], 1, [(0, 9)]),  # touching runs become one
-        (votes.at_least, [[(0, 5)], [(5, 9)]], 2, []),  # and share nothing
-        (votes.at_least, [[(0, 6)], [(2, 4)], [(4, 8)]], 2, [(2, 6)]),  # one leaves, another comes
-        (votes.at_least, [[(0, 9)], [(3, 4), (6, 7)]], 2, [(3, 4), (6, 7)]),
-        (votes.at_least, [[(0, 25)], [(0, 25)], []], 2, [(0, 25)]),  # full masks
-        (votes.at_least, [[], []], 1, []),
-        # The first two share pixel 4; the third touches the second only, the fourth none.
-        (votes.union_of_agreeing, FOUR, 2, [(0, 8)]),
-        (votes.union_of_agreeing, FOUR, 1, [(0, 9), (20, 22)]),
-        (votes.union_of_agreeing, FOUR, 3, []),
-        # The middle mask agrees with both others, which agree with no other.
-        (votes.union_of_agreeing, [[(0, 5)], [(4, 9)], [(8, 12)]], 3, [(4, 9)]),
-        # All pixels of a mask that agrees count.
-        (votes.union_of_agreeing, [[(0, 2), (10, 12)], [(1, 2)], []], 2, [(0, 2), (10, 12)]),
-        (votes.union_of_agreeing, [[], [(1, 2)]], 2, []),
-        (votes.union_of_agreeing, [[], []], 1, []),
-    ],
-)
-def test_votes_at_the_edges(vote, masks, k, expected):
-    many = [runs(*mask) for mask in masks]
-    assert pairs(vote(many, k)) == expected
-    assert [pairs(mask) for mask in many] == masks, "the masks stay as they were"
-
-
 @pytest.mark.parametrize("vote", [votes.at_least, votes.union_of_agreeing])
 @pytest.mark.parametrize("k", [-1, 0, 3])
 def test_a_number_that_cannot_agree_is_refused(vote, k):
     with pytest.raises(InputError, match=f"at least {k} of 2 masks .* from 1 to 2"):
-        vote([runs((0, 5)), runs()], k)
+        vote([np.array([[0, 5]]), np.empty((0, 2), int)], k)
     with pytest.raises(InputError, match="no mask is given"):
         vote([], k)
 
@@ -116,12 +80,6 @@ def test_dice_of_runs_is_that_of_masks(masks):
     pred, true = (rle.runs_of(mask) for mask in masks)
     assert votes.dice(pred, true) == metrics.dice(*masks)
     assert rle.shared_px(pred, true) == np.count_nonzero(masks[0] & masks[1])
-
-
-def test_dice_by_hand():
-    assert votes.dice(runs((0, 6)), runs((4, 8))) == 0.4  # 2 · 2 / (6 + 4)
-    assert votes.dice(runs(), runs((4, 8))) == 0.0
-    assert votes.dice(runs(), runs()) == 1.0
 
 
 def put(path: Path, rows: dict[str, str]) -> Path:
