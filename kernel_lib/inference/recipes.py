@@ -85,8 +85,8 @@ class Recipe(Frozen):
                 raise ValueError(f"{name} is named twice: name it once, with the sum as its weight")
         if self.choose == "greedy" and (self.combine != "mean" or weighted):
             raise ValueError(
-                f"choose greedy, with combine {self.combine}{weighted}: greedy chooses members and "
-                "weights of a mean; take combine mean, without weights"
+                f"choose greedy does not fit combine {self.combine}{weighted}: it chooses members "
+                "and weights of a mean; take combine mean, without weights"
             )
         if self.at_least is not None and not by_members:
             raise ValueError(

@@ -74,10 +74,10 @@ def test_the_notes_two_are_shipped():
             {"members": [{"run": "a", "weight": 2.0}, {"run": "b"}], "combine": "member_vote"},
             "of 2 members with weights",
         ),
-        ({"choose": "greedy", "combine": "vote"}, "greedy, with combine vote"),
+        ({"choose": "greedy", "combine": "vote"}, "greedy does not fit combine vote"),
         (
             {"members": [{"run": "a", "weight": 2.0}, {"run": "b"}], "choose": "greedy"},
-            "with combine mean with weights: greedy",
+            "greedy does not fit combine mean with weights",
         ),
         ({"gate": "classifier"}, "gate: "),
     ],
