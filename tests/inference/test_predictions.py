@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +24,57 @@ IDS = [f"image{i}" for i in range(15)]
 META = {"run": "tiny_seed7", "fold": 0, "tta": "none"}
 
 
-class Ramp(nn.Module):
-    """Logits that depend on level and column, so that a flip is seen."""
+class Network(nn.Module):
+    """A network of any function from levels to logits."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, heads: Callable[[torch.Tensor], Logits]) -> None:
         super().__init__()
-        self.factor = factor
+        self.heads = heads
 
     def forward(self, levels: torch.Tensor) -> Logits:
         assert not self.training
+        return self.heads(levels)
+
+
+def ramp(factor: float) -> nn.Module:
+    """Logits that depend on level and column, so that a flip is seen."""
+
+    def heads(levels: torch.Tensor) -> Logits:
         columns = torch.linspace(-2, 2, levels.shape[-1])
-        return Logits(mask=self.factor * (levels.float() / 128 - 1) + columns)
+        return Logits(mask=factor * (levels.float() / 128 - 1) + columns)
+
+    return Network(heads).eval()
 
 
-class Labelled(nn.Module):
+def labelled(factor: float, mask: bool) -> nn.Module:
     """A label from the left column, with a mask or, as a classifier, without."""
 
-    def __init__(self, factor: float, mask: bool) -> None:
-        super().__init__()
-        self.factor, self.mask = factor, mask
+    def heads(levels: torch.Tensor) -> Logits:
+        label = factor * (levels[..., 0].float().mean(dim=(1, 2)) / 128 - 1)
+        return Logits(mask=levels.float() / 128 - 1 if mask else None, label=label)
 
-    def forward(self, levels: torch.Tensor) -> Logits:
-        label = self.factor * (levels[..., 0].float().mean(dim=(1, 2)) / 128 - 1)
-        return Logits(mask=levels.float() / 128 - 1 if self.mask else None, label=label)
+    return Network(heads).eval()
+
+
+def overflowing(head: str, mask: bool) -> nn.Module:
+    """NaN, in map or label, of images whose first pixel is bright; 0 elsewhere."""
+
+    def heads(levels: torch.Tensor) -> Logits:
+        broken = torch.where(levels[:, 0, 0, 0] > 128, torch.nan, 0.0)
+        logits = torch.zeros(levels.shape)
+        logits[:, 0, 3, 3] = broken if head == "mask" else 0.0
+        label = broken if head == "label" else torch.zeros(len(levels))
+        return Logits(mask=logits if mask else None, label=label)
+
+    return Network(heads)
+
+
+def constant(label: float) -> nn.Module:
+    return Network(lambda levels: Logits(mask=None, label=torch.full((len(levels),), label)))
+
+
+def exhausting(levels: torch.Tensor) -> Logits:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
 
 def images(n: int) -> torch.Tensor:
@@ -64,7 +93,7 @@ def predicted(models, levels: torch.Tensor, size: int, views: str, first_row: in
 
 def test_views_are_averaged_as_logits():
     levels = images(2)
-    model = Ramp(1.0).eval()
+    model = ramp(1.0)
     logits = mean_logits(model, levels, tta.views("hflip"), CPU).mask
     expected = (model(levels).mask + model(levels.flip(-1)).mask.flip(-1)) / 2
     torch.testing.assert_close(logits, expected)
@@ -74,7 +103,7 @@ def test_views_are_averaged_as_logits():
 
 def test_models_are_averaged_as_probabilities_and_then_rounded():
     levels = images(3)
-    models = [Ramp(1.0), Ramp(5.0)]
+    models = [ramp(1.0), ramp(5.0)]
     results = predicted(models, levels, 2, "none")
     probs = [torch.sigmoid(m(levels).mask) for m in models]
     expected = maps.quantise(((probs[0] + probs[1]) / 2).squeeze(1).numpy())
@@ -86,7 +115,7 @@ def test_models_are_averaged_as_probabilities_and_then_rounded():
 @pytest.mark.parametrize("mask", [True, False])
 def test_labels_are_averaged_as_maps_are(mask):
     levels = images(3)
-    models = [Labelled(1.0, mask), Labelled(5.0, mask)]
+    models = [labelled(1.0, mask), labelled(5.0, mask)]
     results = predicted(models, levels, 2, "hflip")
     per_model = [(m(levels).label + m(levels.flip(-1)).label) / 2 for m in models]
     expected = torch.stack([torch.sigmoid(logits) for logits in per_model]).mean(0)
@@ -97,8 +126,8 @@ def test_labels_are_averaged_as_maps_are(mask):
 @pytest.mark.parametrize("size", [1, 2, 9])
 def test_batches_do_not_matter_and_rows_are_kept(size):
     levels = images(5)
-    results = predicted([Ramp(2.0)], levels, size, "hflip", 10)
-    together = predicted([Ramp(2.0)], levels, 5, "hflip", 10)
+    results = predicted([ramp(2.0)], levels, size, "hflip", 10)
+    together = predicted([ramp(2.0)], levels, 5, "hflip", 10)
     assert list(results) == list(range(10, 15))
     assert all(np.array_equal(results[i].levels, together[i].levels) for i in results)
 
@@ -112,7 +141,7 @@ def test_it_streams_and_leaves_training_mode():
             asked.append(number)
             yield batch
 
-    model = nn.Sequential(Ramp(1.0)).train()
+    model = nn.Sequential(ramp(1.0)).train()
     stream = predictions.predict([model], batches(), tta.views("none"), CPU, IDS)
     assert asked == []
     next(stream)
@@ -120,27 +149,11 @@ def test_it_streams_and_leaves_training_mode():
     assert not model.training
 
 
-class Overflowing(nn.Module):
-    """NaN, in map or label, of images whose first pixel is bright; 0 elsewhere."""
-
-    def __init__(self, head: str, mask: bool) -> None:
-        super().__init__()
-        self.head, self.mask = head, mask
-
-    def forward(self, levels: torch.Tensor) -> Logits:
-        bright = levels[:, 0, 0, 0] > 128
-        broken = torch.where(bright, torch.nan, 0.0)
-        mask = torch.zeros(levels.shape)
-        mask[:, 0, 3, 3] = broken if self.head == "mask" else 0.0
-        label = broken if self.head == "label" else torch.zeros(len(levels))
-        return Logits(mask=mask if self.mask else None, label=label)
-
-
 @pytest.mark.parametrize(("head", "mask"), [("mask", True), ("label", True), ("label", False)])
 def test_a_map_or_a_label_that_is_no_number_stops_it_with_its_images_named(head, mask):
     levels = torch.zeros((5, 1, 8, 8), dtype=torch.uint8)
     levels[[2, 4]] = 255
-    models = [Overflowing("none", mask), Overflowing(head, mask)]
+    models = [overflowing("none", mask), overflowing(head, mask)]
     stream = predictions.predict(models, batched(levels, 2, 10), tta.views("none"), CPU, IDS)
     assert [next(stream)[0], next(stream)[0]] == [10, 11], "the batch before is good"
     with pytest.raises(FloatingPointError, match=r"image12 are not numbers: .*-p PRECISION float"):
@@ -151,28 +164,10 @@ def test_a_map_or_a_label_that_is_no_number_stops_it_with_its_images_named(head,
 
 def test_scales_that_round_to_one_size_are_one_look():
     levels = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
-    looked = []
-
-    class Counting(Ramp):
-        def forward(self, levels: torch.Tensor) -> Logits:
-            looked.append(tuple(levels.shape[2:]))
-            return super().forward(levels)
-
-    mean_logits(Counting(1.0).eval(), levels, tta.views("multiscale"), CPU)
-    assert looked == [(32, 32)]  # ×0.75 and ×1.25 are nearest to 32 as well
-
-
-class Classifier(nn.Module):
-    """The same label of every image."""
-
-    def __init__(self, label: float, full: bool = False) -> None:
-        super().__init__()
-        self.label, self.full = label, full
-
-    def forward(self, levels: torch.Tensor) -> Logits:
-        if self.full:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        return Logits(mask=None, label=torch.full((len(levels),), self.label))
+    model, seen = ramp(1.0), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2:]))
+    mean_logits(model, levels, tta.views("multiscale"), CPU)
+    assert seen == [(32, 32)]  # ×0.75 and ×1.25 are nearest to 32 as well
 
 
 def write(
@@ -189,9 +184,9 @@ def write(
 def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_path):
     target = tmp_path / "oof.zip"
     with pytest.raises(FloatingPointError, match="image7, image8, image9 are not numbers"):
-        write(target, Classifier(float("nan")))
+        write(target, constant(float("nan")))
     assert list(tmp_path.iterdir()) == []
-    write(target, Classifier(0.0))
+    write(target, constant(0.0))
     assert [Maps(target).label(f"image{i}") for i in (7, 8, 9)] == [0.5] * 3
 
 
@@ -208,5 +203,5 @@ def test_a_full_memory_names_the_training_s_batch_size_for_held_out_images_else_
     tmp_path, batch_size, trained, held_out, words
 ):
     with pytest.raises(InputError, match=f"full at SIZE 32, {words}"):
-        write(tmp_path / "x.zip", Classifier(0.0, full=True), batch_size, trained, held_out)
+        write(tmp_path / "x.zip", Network(exhausting), batch_size, trained, held_out)
     assert list(tmp_path.iterdir()) == []
