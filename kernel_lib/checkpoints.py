@@ -22,10 +22,10 @@ def save(path: Path, state: dict[str, Any], lineage: Lineage) -> None:
         torch.save(state | {"lineage": lineage.to_json()}, file)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Lineage]:
-    """Return a checkpoint and its lineage; InputError if it is damaged or of another program."""
+def load(path: Path) -> tuple[dict[str, Any], Lineage]:
+    """Return a checkpoint, on the CPU, and its lineage; InputError if it is damaged or foreign."""
     try:
-        state = weights.load_state(Path(path), device)
+        state = weights.load_state(Path(path))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the train stage makes it") from None
     except Exception as error:
@@ -39,10 +39,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of the weights that a checkpoint predicts with (of last.pt, the EMA).
-
-    It does not depend on anything else in the file, such as the duration of an epoch.
-    """
+    """Return the SHA-256 of only the weights that a checkpoint predicts with (in last.pt, EMA)."""
     return digest_of(load(path)[0], path)
 
 

@@ -121,9 +121,9 @@ def _add_stage(
         stage_module = importlib.import_module(f"kernel_lib.stages.{module or stage_name}")
         run = getattr(stage_module, function)
         if "RANK" in os.environ:  # one of several processes
-            from kernel_lib.parallel import ranks
+            from kernel_lib.parallel import launch
 
-            run = ranks.of(run, result)
+            run = launch.as_rank(run, result)
         outcome = run(parameters)
         if result is not None and os.environ.get("RANK", "0") == "0":
             from kernel_lib import storage

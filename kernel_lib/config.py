@@ -6,10 +6,11 @@ An `Experiment` holds all that a training needs. Parameters are what a user may 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
@@ -127,6 +128,13 @@ class Experiment(Frozen):
         """Return an experiment that differs from this one, its parent, in `changes`."""
         inherited = self.model_dump() | {"leaderboard": None, "parent": self.name}
         return Experiment.model_validate(inherited | changes)
+
+    def options_reset_by(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return empty options of what `fields` replace: they were written for another name."""
+        replaced = (
+            k for k in ("loss", "sampling") if k in fields and fields[k] != getattr(self, k)
+        )
+        return {f"{k}_options": {} for k in replaced}
 
 
 class Parameters(Frozen):
@@ -288,21 +296,22 @@ def from_json(text: str) -> dict[str, Any]:
 
     Raises: ValueError for other JSON, or a name that occurs twice.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, value in pairs:
-            if name.lower() in values:
-                raise ValueError(f"it holds {name[:100]} twice")
-            values[name.lower()] = value
-        return values
-
     try:
-        values = json.loads(text, object_pairs_hook=unique)
+        values = json.loads(text, object_pairs_hook=lambda pairs: unique(pairs, str.lower))
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError('it must be an object of parameters, such as {"SIZE": 1024}')
+    return values
+
+
+def unique(pairs: Iterable[tuple[str, Any]], spelt: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict; raise ValueError for a repeated name."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if spelt(name) in values:
+            raise ValueError(f"it holds {name[:100]} twice")
+        values[spelt(name)] = value
     return values
 
 
@@ -312,10 +321,8 @@ def parse_value(text: str) -> str | int | float | bool | None:
     if text in literals:
         return literals[text]
     for number in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return number(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -332,19 +339,14 @@ def explain(
     lines = []
     for fault in error.errors():
         field = str(fault["loc"][0]) if fault["loc"] else ""
+        name, message = written(field[:100]), fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field[:100], names, n=1, cutoff=0.0)
-            lines.append(
-                f"unknown {what} {written(field[:100])}; the nearest is {written(near[0])}"
-            )
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
-                message = (
-                    f"must be text: quote it in JSON, or give -r {written(field)} TEXT, not -p"
-                )
-            shown = f"{written(field)} = {_shown(fault['input'])}: " if field else ""
-            lines.append(f"{shown}{message}")
+            (near,) = difflib.get_close_matches(field[:100], names, n=1, cutoff=0.0)
+            lines.append(f"unknown {what} {name}; the nearest is {written(near)}")
+            continue
+        if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+            message = f"must be text: quote it in JSON, or give -r {name} TEXT, not -p"
+        lines.append(f"{name} = {_shown(fault['input'])}: {message}" if field else message)
     return "; ".join(lines)
 
 

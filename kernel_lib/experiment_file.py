@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kernel_lib.config import LONGEST_JSON, Experiment, explain
+from kernel_lib.config import LONGEST_JSON, Experiment, explain, unique
 from kernel_lib.errors import InputError
 from kernel_lib.registry import lookup
 
@@ -41,7 +41,7 @@ def read(text: str) -> dict[str, dict[str, Any]]:
     Raises: InputError for invalid JSON, JSON without an experiment, or a missing or repeated name.
     """
     try:
-        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(f"EXPERIMENT is not valid JSON: {why}; write {_EXAMPLE}") from None
@@ -122,13 +122,8 @@ def _experiment(fields: Mapping[str, Any], parent: Experiment | None) -> Experim
     """Return the experiment that differs in `fields` from its parent, else from the defaults."""
     values = dict(fields)
     if parent is not None:
-        # As with overrides, options belong to the names that they were written for.
-        options = {
-            f"{key}_options": {}
-            for key in ("loss", "sampling")
-            if key in fields and fields[key] != getattr(parent, key)
-        }
-        values = parent.model_dump() | {"says": "", "leaderboard": None} | options | values
+        inherited = parent.model_dump() | {"says": "", "leaderboard": None}
+        values = inherited | parent.options_reset_by(fields) | values
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -162,13 +157,6 @@ def _order(refers: Mapping[str, Iterable[str | None]], by: str) -> list[str]:
     except graphlib.CycleError as error:
         cycle = " → ".join(reversed(error.args[1]))
         raise InputError(f"EXPERIMENT {cycle}: a cycle by {by}; remove one of them") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"it holds {twice[0][:100]} twice")
-    return dict(pairs)
 
 
 def _no_constant(text: str) -> float:

@@ -88,11 +88,7 @@ _LITE0 = _UNET.differing(
 )
 _ALL = (
     _UNET,
-    _UNET.differing(
-        name="UNetResNet34_512_v2",
-        says="BCE + dice",
-        loss={"bce": 1.0, "dice": 1.0},
-    ),
+    _UNET.differing(name="UNetResNet34_512_v2", says="BCE + dice", loss={"bce": 1.0, "dice": 1.0}),
     _UNET.differing(
         name="UNetResNet34_512_v3",
         says="v1 fine-tuned with BCE + dice",
@@ -105,11 +101,7 @@ _ALL = (
         says="trained on positives only; predicted and scored on all images",
         sampling="nonempty",
     ),
-    _UNET.differing(
-        name="UNetResNet34_512_v5",
-        says="symmetric Lovász hinge",
-        **_LOVASZ,
-    ),
+    _UNET.differing(name="UNetResNet34_512_v5", says="symmetric Lovász hinge", **_LOVASZ),
     _UNET.differing(
         name="UNetResNet34_512_v5_focal",
         says="focal loss, the other v5 of the reference solution",
@@ -249,21 +241,17 @@ _ALL = (
 
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
 
-HEAD = ("experiment", "what it is", "starts from", "public LB of the reference solution")
-
 
 def experiments_table(experiments: Mapping[str, Experiment]) -> str:
     """Return a table with a line for each experiment, in the order of the registry."""
-    lines = [HEAD, ("---",) * len(HEAD)]
+    head = ("experiment", "what it is", "starts from", "public LB of the reference solution")
+    lines = [head, ("---",) * len(head)]
+    names = {"imagenet": "ImageNet", "none": "scratch"}
     for experiment in experiments.values():
-        start = _start(experiment, experiments)
-        name, score = f"`{experiment.name}`", experiment.leaderboard or "–"
-        lines.append((name, experiment.says, start, score))
+        weights = experiment.weights
+        start = f"`{weights}`" if weights in experiments else names.get(weights, weights)
+        if experiment.gate:
+            start += f"; gated by `{experiment.gate}`"
+        score = experiment.leaderboard or "–"
+        lines.append((f"`{experiment.name}`", experiment.says, start, score))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _start(experiment: Experiment, experiments: Mapping[str, Experiment]) -> str:
-    """Return the initial weights of an experiment, and the classifier that gates it, if any."""
-    weights, names = experiment.weights, {"imagenet": "ImageNet", "none": "scratch"}
-    start = f"`{weights}`" if weights in experiments else names.get(weights, weights)
-    return start + (f"; gated by `{experiment.gate}`" if experiment.gate else "")

@@ -77,7 +77,10 @@ def plan_training(parameters: TrainParameters, shipped: Mapping[str, Experiment]
         )
     base, notes, own_size = _of_size(base, parameters.size, {} if own else shipped)
     overrides, more = _overrides(parameters, base)
-    experiment = _with(base, overrides)
+    try:
+        experiment = Experiment.model_validate(base.model_dump() | overrides)
+    except ValidationError as error:
+        raise InputError(explain(error, sorted(Experiment.model_fields))) from None
     # A SIZE that selects an experiment leaves its parents at their own sizes.
     theirs = parameters.model_copy(update={"size": None}) if own_size else parameters
     parent = gate = None
@@ -138,16 +141,7 @@ def _overrides(parameters: TrainParameters, base: Experiment) -> tuple[dict[str,
             f"{base.min_epochs} of {base.epochs} to {given['min_epochs']}"
         )
     changed = {k: v for k, v in given.items() if v != getattr(base, k)}
-    # Options belong to the names that they were written for.
-    options = {f"{k}_options": {} for k in ("loss", "sampling") if k in changed}
-    return changed | options, notes
-
-
-def _with(base: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    try:
-        return Experiment.model_validate(base.model_dump() | overrides)
-    except ValidationError as error:
-        raise InputError(explain(error, sorted(Experiment.model_fields))) from None
+    return changed | base.options_reset_by(changed), notes
 
 
 def _run_name(

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save as to_bytes
 from torch import nn
 
 from kernel_lib import storage
@@ -45,9 +44,9 @@ class Released:
     model: nn.Module = field(repr=False, compare=False)
 
     def save(self, path: Path) -> int:
-        """Write the model in float16, whole or not at all; return the file's size in bytes.
+        """Write the model in float16, atomically, and return the file's size in bytes.
 
-        Raises: InputError where a weight is beyond float16, or the file would exceed MAX_BYTES.
+        InputError if a weight is beyond float16, or the file would exceed MAX_BYTES.
         """
         tensors = {}
         for name, tensor in self.model.state_dict().items():
@@ -60,18 +59,8 @@ class Released:
                         "release another checkpoint"
                     )
             tensors[name] = tensor
-        content = to_bytes(tensors, {"schema": SCHEMA} | self._metadata())
-        if len(content) > MAX_BYTES:
-            raise InputError(
-                f"{path} would have {len(content) / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} are "
-                "released: train with a smaller encoder or decoder"
-            )
-        with storage.atomic_write(path) as file:
-            file.write(content)
-        return len(content)
-
-    def _metadata(self) -> dict[str, str]:
-        return {
+        metadata = {
+            "schema": SCHEMA,
             "name": self.name,
             "experiment": _compact(self.experiment.model_dump(mode="json")),
             "rule": _compact(self.rule.to_json()),
@@ -81,13 +70,21 @@ class Released:
             "score": _compact(self.score),
             "licence": self.licence,
         }
+        content = safetensors.torch.save(tensors, metadata)
+        if len(content) > MAX_BYTES:
+            raise InputError(
+                f"{path} would have {len(content) / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} are "
+                "released: train with a smaller encoder or decoder"
+            )
+        with storage.atomic_write(path) as file:
+            file.write(content)
+        return len(content)
 
     @classmethod
     def load(cls, path: Path) -> Released:
         """Read a released model, every tensor of the network filled, in float32.
 
-        Raises: InputError naming the file, where it is missing, damaged, of another schema or
-            network.
+        InputError, naming the file, if it is missing, damaged, or of another schema or network.
         """
         path = Path(path)
         metadata = _metadata_of(path)
@@ -101,6 +98,8 @@ class Released:
             if metadata["gate"] not in GATES:
                 raise ValueError(f"its gate is {metadata['gate']!r}, none of {', '.join(GATES)}")
             experiment = Experiment.model_validate_json(metadata["experiment"])
+            model = networks.build(experiment)
+            model.load_state_dict(safetensors.torch.load_file(path))  # every tensor, no other
             return cls(
                 name=metadata["name"],
                 experiment=experiment,
@@ -110,7 +109,7 @@ class Released:
                 lineage=Lineage.model_validate_json(metadata["lineage"]),
                 score=json.loads(metadata["score"]),
                 licence=metadata["licence"],
-                model=_filled(networks.build(experiment), path),
+                model=model.eval(),
             )
         except KeyError as error:
             raise InputError(f"{path} is damaged (it lacks {error}): fetch it again") from None
@@ -127,19 +126,16 @@ def is_released(path: Path) -> bool:
 
 
 def find(folder: Path, name: str | None) -> Path:
-    """Return the file of a released model by its name, or of the only one in a folder.
-
-    Raises: InputError naming those that are there.
-    """
-    there = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
-    if name is None and len(there) == 1:
-        return next(iter(there.values()))
-    if name in there:
-        return there[name]
-    found = f"{folder} holds the released models {', '.join(there)}"
-    if not there:
-        found = f"no released model is in {folder} (`python -m kernel_lib release` writes one)"
-    raise InputError(f"{found}: give --model NAME or FILE, or --ensemble FOLDER")
+    """Return the file of a released model by its name, or of the only one in a folder."""
+    models = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    if name is None and len(models) == 1:
+        (name,) = models
+    if name in models:
+        return models[name]
+    known = f"{folder} holds the released models {', '.join(models)}"
+    if not models:
+        known = f"no released model is in {folder} (`python -m kernel_lib release` writes one)"
+    raise InputError(f"{known}: give --model NAME or FILE, or --ensemble FOLDER")
 
 
 def _metadata_of(path: Path) -> dict[str, str]:
@@ -150,13 +146,6 @@ def _metadata_of(path: Path) -> dict[str, str]:
         raise InputError(f"model {path} does not exist") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is no readable model file ({error}): fetch it again") from error
-
-
-def _filled(model: nn.Module, path: Path) -> nn.Module:
-    with safetensors.safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model.load_state_dict(state)  # every tensor, no other, each of its shape
-    return model.eval()
 
 
 def _compact(value: Any) -> str:

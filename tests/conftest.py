@@ -60,3 +60,25 @@ def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
     yield mounted
     if folder.is_mount():
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def place(scratch) -> Path:
+    """A folder with synthetic radiographs of 64 px in `data`, for small trainings."""
+    from tools.phantoms import competition
+
+    competition.write_competition(
+        scratch / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
+        progress=False,
+    )  # fmt: skip
+    return scratch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

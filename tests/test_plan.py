@@ -76,15 +76,17 @@ def test_every_override_shows_in_the_name_and_no_two_alike():
     )
 
 
-@pytest.mark.parametrize("given", [{"size": 512}, {"encoder": "resnet34", "lr": 0.02}])
-def test_an_override_equal_to_the_experiment_s_value_adds_no_suffix(given):
-    assert planned(**given).run == f"{DEFAULT}_seed3456"
-
-
-def test_a_file_of_weights_makes_a_name_that_is_one_folder():
-    run = planned(weights="/some/where/resnet 34.pth").run
-    assert "/" not in run
-    assert " " not in run
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        ({"size": 512}, f"{DEFAULT}_seed3456"),
+        ({"encoder": "resnet34", "lr": 0.02}, f"{DEFAULT}_seed3456"),
+        ({"name": DEFAULT}, f"{DEFAULT}_seed3456"),
+        ({"weights": "/a/resnet 34.pth"}, f"{DEFAULT}_froma-resnet-34.pth_seed3456"),
+    ],
+)
+def test_a_run_s_name_shows_what_differs_and_is_one_folder(given, run):
+    assert planned(**given).run == run
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(35, 22), (7, 4), (2, 1), (1, 0), (140, 90)])
@@ -93,35 +95,31 @@ def test_epochs_scale_min_epochs_with_a_note(epochs, expected):
     assert result.experiment.min_epochs == expected
     assert f"min_epochs scaled from 45 of 70 to {expected}" in result.notes[0]
     assert result.run == f"{DEFAULT}_epochs{epochs}_seed3456"
-
-
-def test_min_epochs_given_is_not_scaled():
-    result = planned(epochs=20, min_epochs=12)
-    assert (result.experiment.epochs, result.experiment.min_epochs) == (20, 12)
-    assert result.notes == ()
-    assert result.run == f"{DEFAULT}_epochs20_min12_seed3456"
-
-
-@pytest.mark.parametrize("wrong", [{"min_epochs": 70}, {"epochs": 5, "min_epochs": 5}])
-def test_min_epochs_not_below_epochs_is_refused(wrong):
-    with pytest.raises(InputError, match=r"min_epochs \d+ is not below epochs \d+.*lower MIN_EPO"):
-        planned(**wrong)
-
-
-@pytest.mark.parametrize(("size", "near"), [(500, 512), (1000, 992), (33, 32)])
-def test_a_size_not_divisible_by_32_is_refused_with_the_nearest(size, near):
-    with pytest.raises(InputError, match=f"SIZE = {size}: .* the nearest is {near}"):
-        planned(size=size)
+    given = planned(epochs=epochs, min_epochs=epochs - 1)
+    assert (given.experiment.min_epochs, given.notes) == (epochs - 1, ())
+    assert given.run == f"{DEFAULT}_epochs{epochs}_min{epochs - 1}_seed3456"
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("size", 0), ("size", 4096), ("batch_size", 0), ("lr", 0.0), ("lr", -1.0), ("keep", 0),
-     ("epochs", 0), ("accumulate", 0), ("ema_decay", 1.0), ("patience", 0)],
+    ("wrong", "words"),
+    [
+        ({"min_epochs": 70}, r"min_epochs 70 is not below epochs 70.*lower MIN_EPOCHS"),
+        ({"epochs": 5, "min_epochs": 5}, "min_epochs 5 is not below epochs 5"),
+        ({"size": 500}, "SIZE = 500: .* the nearest is 512"),
+        ({"size": 1000}, "SIZE = 1000: .* the nearest is 992"),
+        ({"size": 33}, "SIZE = 33: .* the nearest is 32"),
+        *(
+            ({field: value}, f"{field.upper()} = {value}: ")
+            for field, value in [
+                ("size", 0), ("size", 4096), ("batch_size", 0), ("lr", 0.0), ("lr", -1.0),
+                ("keep", 0), ("epochs", 0), ("accumulate", 0), ("ema_decay", 1.0), ("patience", 0),
+            ]
+        ),
+    ],
 )  # fmt: skip
-def test_impossible_numbers_are_refused_by_name_and_value(field, value):
-    with pytest.raises(InputError, match=f"{field.upper()} = {value}: "):
-        planned(**{field: value})
+def test_impossible_numbers_are_refused_by_name_and_value(wrong, words):
+    with pytest.raises(InputError, match=words):
+        planned(**wrong)
 
 
 def test_an_unknown_experiment_is_refused_with_the_nearest():
@@ -230,10 +228,6 @@ def test_a_name_is_the_run_s_own_and_not_its_parents():
     assert result.run == "short_seed3456"
     assert needed(result) == ["UNetResNet34_512_v1_size64_seed3456"]
     assert "NAME" not in plans.how_to_make(result.parent)
-
-
-def test_a_name_may_be_that_of_the_experiment_itself():
-    assert planned(name=DEFAULT).run == planned().run
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.maps import Maps
-from kernel_lib.config import Choose, Combine, Frozen, Gate, TrainParameters
+from kernel_lib.config import Choose, Combine, Experiment, Frozen, Gate, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference.ensemble_maps import one_hot
@@ -176,8 +176,7 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
     weights = {member.name: member.weight for member in recipe.members}
     folds = {run: _predicted(roots, run) for run in weights}
     experiments = {
-        run: next(iter(folders.values())).read_config().get("experiment", {})
-        for run, folders in folds.items()
+        run: next(iter(folders.values())).read_config().experiment for run, folders in folds.items()
     }
     for run, experiment in experiments.items():
         _refuse_maskless(run, experiment, folds[run])
@@ -210,7 +209,7 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
 
 def require(recipe: Recipe, roots: Sequence[Path]) -> None:
     """Refuse a recipe of which runs are missing, naming each and how to train it."""
-    present = set(fold_run.names(roots))
+    present = set(fold_run.run_names(roots))
     if missing := [member for member in recipe.members if member.name not in present]:
         listed = "; ".join(f"{member.name}: {member.how_to_train()}" for member in missing)
         raise InputError(
@@ -228,7 +227,7 @@ def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldRun]:
             f"run {run} has no held-out predictions yet: finish its training, which "
             "writes runs/<run>/fold<k>/oof.zip"
         )
-    n_folds = next(iter(folds.values())).read_config().get("n_folds", 0)
+    n_folds = next(iter(folds.values())).read_config().n_folds
     for state, some in (
         ("not trained to the end", set(begun) - set(folds)),
         ("not trained", set(range(n_folds)) - set(begun)),
@@ -243,10 +242,7 @@ def _common_digest(runs: Mapping[str, Mapping[int, FoldRun]]) -> str:
     digests: dict[str, str] = {}
     for folds in runs.values():
         for folder in folds.values():
-            digest = folder.read_config().get("folds_digest")
-            if digest is None:
-                raise InputError(f"{folder.config} names no folds file: train {folder.name} again")
-            digests.setdefault(digest, folder.name)
+            digests.setdefault(folder.read_config().folds_digest, folder.name)
     if len(digests) > 1:
         raise InputError(
             f"{' and '.join(digests.values())} were trained on different folds files: train them "
@@ -255,10 +251,8 @@ def _common_digest(runs: Mapping[str, Mapping[int, FoldRun]]) -> str:
     return next(iter(digests))
 
 
-def _refuse_maskless(
-    run: str, experiment: Mapping[str, Any], folders: Mapping[int, FoldRun]
-) -> None:
-    if experiment.get("images") == "nih":
+def _refuse_maskless(run: str, experiment: Experiment, folders: Mapping[int, FoldRun]) -> None:
+    if experiment.images == "nih":
         raise InputError(
             f"run {run} was trained on NIH images and predicts none of the competition's: name the "
             "run of masks that starts from it"
@@ -269,16 +263,15 @@ def _refuse_maskless(
         )
 
 
-def _gate(asked: str, experiments: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
+def _gate(asked: str, experiments: Mapping[str, Experiment]) -> tuple[str, tuple[str, ...]]:
     """Return what gates, and the runs of the gating classifiers; none: the members' own labels.
 
     `auto` gates by the label where a member's experiment names a classifier, or was scored by a
     dice in which its own label gates the mask.
     """
-    values = experiments.values()
-    named = tuple(dict.fromkeys(each["gate"] for each in values if each.get("gate")))
-    without_label = [run for run, each in experiments.items() if not each.get("label_weight")]
-    gated = [run for run, each in experiments.items() if each.get("monitor") == "dice_gated"]
+    named = tuple(dict.fromkeys(each.gate for each in experiments.values() if each.gate))
+    without_label = [run for run, each in experiments.items() if not each.label_weight]
+    gated = [run for run, each in experiments.items() if each.monitor == "dice_gated"]
     if asked == "auto":
         asked = "label" if named or (gated and not without_label) else "none"
         if asked == "none" and gated:
@@ -295,11 +288,11 @@ def _gate(asked: str, experiments: Mapping[str, Mapping[str, Any]]) -> tuple[str
 
 
 def _gate_folds(
-    roots: Sequence[Path], run: str, experiments: Mapping[str, Mapping[str, Any]]
+    roots: Sequence[Path], run: str, experiments: Mapping[str, Experiment]
 ) -> dict[int, FoldRun]:
     """Return the predicted folds of a classifier's run."""
     if not fold_run.find(roots, run):
-        needs = next(name for name, each in experiments.items() if each.get("gate") == run)
+        needs = next(name for name, each in experiments.items() if each.gate == run)
         raise InputError(
             f"{needs} is gated by the run {run}, which is not there: train it, or {needs} again "
             "with -p WITH_PARENTS True, which trains what is missing; or -p GATE none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -78,9 +79,7 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
 
     An encoder that cannot be dilated to `output_stride` gets stride 32, as its attribute
     `output_stride` says. Its attribute `timm_options` holds what timm needs for that size.
-
-    Raises:
-        InputError: no form of the encoder takes that size; with the reason, and sizes that fit.
+    InputError, with sizes that fit, where no form of the encoder takes that size.
     """
     options, problem = _fitting_options(encoder, size, output_stride)
     if options is None:
@@ -97,21 +96,18 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
         # without a gradient they would stop training with several processes.
         del built.conv_head, built.bn2
     for conv in built.modules():
-        if isinstance(conv, nn.Conv2d) and _crashes(conv):
+        # oneDNN writes beyond its memory in the backward pass, in channels_last on a CPU, of a
+        # strided 1×1 convolution of three channels, the first layer of RepVGG-like encoders
+        # (MobileOne, FastViT). Subsampling its input gives the same numbers.
+        if (
+            isinstance(conv, nn.Conv2d)
+            and (conv.in_channels, conv.kernel_size, conv.padding) == (3, (1, 1), (0, 0))
+            and conv.stride != (1, 1)
+        ):
             conv.register_forward_pre_hook(partial(_subsample, stride=conv.stride))
             conv.stride = (1, 1)
     built.timm_options = {k: v for k, v in options.items() if k != "output_stride"}
     return built
-
-
-def _crashes(conv: nn.Conv2d) -> bool:
-    """Return whether the backward pass of a first layer crashes on a CPU, in channels_last.
-
-    oneDNN writes beyond its memory for a strided 1×1 convolution of three channels, the first layer
-    of RepVGG-like encoders (MobileOne, FastViT). Subsampling its input gives the same numbers.
-    """
-    shape = (conv.in_channels, conv.kernel_size, conv.padding)
-    return shape == (3, (1, 1), (0, 0)) and conv.stride != (1, 1)
 
 
 def _subsample(conv: nn.Module, inputs: tuple[torch.Tensor], stride: tuple[int, int]) -> tuple:
@@ -151,20 +147,23 @@ def _create(encoder: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _problem(encoder: str, size: int, options: dict[str, Any]) -> str | None:
-    """Return why an encoder with these options lacks the features of a decoder; None if it fits.
-
-    The trial runs on the meta device, which computes only shapes and draws no random numbers.
-    """
+    """Return why an encoder with these options lacks the features of a decoder; None if it fits."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            try:
-                with torch.device("meta"):
-                    trial = _create(encoder, options)
-            except (RuntimeError, NotImplementedError):  # some read values while being built
-                trial = _create(encoder, options).to("meta")
-            features = trial.eval()(torch.empty(2, 3, size, size, device="meta"))
+            trial = on_meta(partial(_create, encoder, options)).eval()
+            features = trial(torch.empty(2, 3, size, size, device="meta"))
     except Exception as error:  # whatever smp and timm raise, asserts included
         return " ".join(str(error).split()) or f"{type(error).__name__} at {size} px"
     sizes = [feature.shape[-1] for feature in features]
     wanted = [size // min(2**level, options["output_stride"]) for level in range(6)]
     return None if sizes == wanted else f"its features have sizes {sizes}, not {wanted}"
+
+
+def on_meta(create: Callable[[], nn.Module]) -> nn.Module:
+    """Return a module on the meta device: shapes without values, and no random number drawn."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return create()
+        except (RuntimeError, NotImplementedError):  # some read values while being built
+            return create().to("meta")

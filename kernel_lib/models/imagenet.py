@@ -60,8 +60,7 @@ def names(encoder: str) -> list[Published]:
 def find(folder: Path, encoder: str) -> Path | None:
     """Return the file of an encoder in a folder, the best by name; None without one.
 
-    Raises:
-        InputError: the only file is a variant with other input statistics than the encoder.
+    InputError if the only file is a variant with other input statistics than the encoder.
     """
     published, official = names(encoder), official_url(encoder)
     if official and (exact := folder / official.rsplit("/", 1)[1]).is_file():

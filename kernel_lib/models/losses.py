@@ -45,11 +45,7 @@ def single_process(counts: torch.Tensor) -> torch.Tensor:
 
 
 def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Return the binary cross-entropy, mean over pixels; at least 0, ln 2 at logit 0.
-
-    All-empty masks: mean ln(1 + e^z); all-full: mean ln(1 + e^−z).
-    Shape: (B, 1, H, W), (B, 1, H, W) → scalar; or (B,), (B,) for labels.
-    """
+    """Return the binary cross-entropy, mean over pixels, or labels (B,); ln 2 at logit 0."""
     return F.binary_cross_entropy_with_logits(logits, masks)
 
 
@@ -59,7 +55,7 @@ def dice(logits: torch.Tensor, masks: torch.Tensor, *, smooth: Positive = 1.0) -
     An empty mask gives Σp / (Σp + s): 0 for an empty prediction, close to 1 and almost flat above
     about s predicted pixels, so this loss alone hardly teaches emptiness. A full mask of N pixels
     gives (N − Σp) / (N + Σp + s). A larger `smooth`, in pixels, widens the slope.
-    Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Reference: Milletari 2016, without the squares.
+    Reference: Milletari 2016, without the squares.
     """
     prob, truth = torch.sigmoid(logits).flatten(1), masks.flatten(1)  # (B, H·W)
     both = (prob * truth).sum(dim=1)  # (B,)
@@ -70,9 +66,7 @@ def dice(logits: torch.Tensor, masks: torch.Tensor, *, smooth: Positive = 1.0) -
 def focal(logits: torch.Tensor, masks: torch.Tensor, *, gamma: NotNegative = 2.0) -> torch.Tensor:
     """Return (1 − p_t)^γ · −ln p_t with the true class's probability p_t, mean over pixels.
 
-    At least 0, ln 2 / 2^γ at logit 0; γ = 0 is `bce`. No class weights (α). With p = σ(z),
-    all-empty masks give mean p^γ ln(1 + e^z), all-full ones mean (1 − p)^γ ln(1 + e^−z).
-    Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Reference: Lin 2017.
+    ln 2 / 2^γ at logit 0; γ = 0 is `bce`. No class weights (α). Reference: Lin 2017.
     """
     margin = logits * (2 * masks - 1)  # z where the truth is 1, −z where it is 0
     # 1 − p_t as exp(−ln(1 + e^margin)): for γ < 1 the power of a probability that rounds to 0 has
@@ -87,7 +81,7 @@ def lovasz(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     logit 0; with every logit ±m, m ≥ 1, it is (1 + m)/2 times the sum of the Jaccard losses of
     mask and background. An empty mask gives ½[relu(1 + max z) + mean relu(1 + z)], so half of its
     gradient is that of the highest pixel; a full mask ½[relu(1 − min z) + mean relu(1 − z)].
-    Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Reference: Berman 2018.
+    Reference: Berman 2018.
     """
     truth = masks.flatten(1)  # (B, H·W)
     # −z and 1 − y have the errors of z and y, so one sort serves both halves. The order of equal
@@ -128,11 +122,9 @@ def weighted_bce(
 ) -> torch.Tensor:
     """Return `positive` × mean cross-entropy of positive pixels + `negative` × that of negatives.
 
-    The means are over the batch, not over images; a class without a pixel gives 0. At least 0,
-    (positive + negative) · ln 2 at logit 0 with both classes present. All-empty masks:
-    negative × mean ln(1 + e^z); all-full: positive × mean ln(1 + e^−z). Of a batch split over
-    processes it returns the part of this one's images, of which there may be none.
-    Shape: (B, 1, H, W), (B, 1, H, W) → scalar. Source: the notes' v6, after Heng.
+    The means are over the batch, not over images; a class without a pixel gives 0. Of a batch split
+    over processes it returns the part of this one's images, of which there may be none.
+    Source: v6 of the reference solution, after Heng.
     """
     each = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     classes = (masks, 1 - masks)
@@ -153,11 +145,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def check(experiment: Experiment) -> None:
-    """Raise InputError for losses, weights or options that cannot be trained with.
-
-    These are an unknown loss or option, an option out of bounds or of an unused loss, a weight that
-    is not above 0, and an experiment without any term.
-    """
+    """Raise InputError for an unknown loss or option, a wrong value, or no loss at all."""
     for name, weight in experiment.loss.items():
         lookup("loss", name, LOSSES)
         if weight <= 0:
@@ -185,11 +173,8 @@ def build(experiment: Experiment, total: Total = single_process) -> TrainingLoss
     the label; an output without side masks (in validation) has no term for them.
 
     With a `total` over processes it returns this one's part of the loss; every process must call
-    it, even without an image.
-
-    Raises:
-        InputError: as `check`, and on the first batch if the network lacks an output that the
-            experiment weighs, or every one.
+    it, even without an image. InputError as `check`, and on the first batch if the network lacks
+    an output that the experiment weighs, or every one.
     """
     check(experiment)
     terms = [(weight, _part(name, experiment, total)) for name, weight in experiment.loss.items()]

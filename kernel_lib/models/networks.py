@@ -274,8 +274,7 @@ def min_batch(experiment: Experiment) -> int:
 def build(experiment: Experiment) -> Network:
     """Return the network of an experiment with random weights, in channels_last.
 
-    Raises:
-        InputError: the network or encoder does not exist, or they do not fit at that size.
+    InputError for an unknown network or encoder, and for two that do not fit at that size.
     """
     check(experiment)
     fault = (

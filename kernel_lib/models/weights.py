@@ -12,10 +12,11 @@ import re
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors
+import safetensors.torch
 import timm
 import torch
 from segmentation_models_pytorch.encoders import get_encoder
@@ -23,12 +24,15 @@ from torch import nn
 
 from kernel_lib import archives
 from kernel_lib.errors import InputError
-from kernel_lib.models import imagenet
+from kernel_lib.models import encoders, imagenet
 
 _ON_KAGGLE = "(on Kaggle in a data set of `python build_kernel.py offline`)"
 OFFER = "or train from scratch with -p WEIGHTS none"
 _TIMEOUT_S = 20  # for a site that does not answer; torch itself would wait for ever
 _FOLDER = 0x10  # attribute of a zip record
+_FIRST_MARK = 1000
+
+State = dict[str, torch.Tensor]
 
 
 def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Path:
@@ -37,10 +41,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     The file may be torchvision's, timm's or segmentation-models-pytorch's, under a name that these
     publish (`imagenet.names`). It is sought in `folders`, in the caches of torch and of the Hugging
     Face Hub, and in an installed package; else the official file is downloaded and its hash
-    checked.
-
-    Raises:
-        InputError: there is no file, or it is damaged or of another network.
+    checked. InputError without a file, and for one that is damaged or of another network.
     """
     torch_cache, hub_cache = imagenet.torch_cache(), imagenet.hub_cache()
     packaged = imagenet.packaged(name)
@@ -96,10 +97,12 @@ def _downloaded(name: str, report: str, folder: Path) -> Path:
 
 def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
     """Fill an encoder from a file of ImageNet weights, whoever published it."""
-    state = in_torchvision_s_names(read_state(path, own=False))
+    # A torchvision DenseNet's file has the names of an older code: norm.1 is norm1.
+    older = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+    state = {older.sub(r"\1\2.", k): v for k, v in read_state(path, own=False).items()}
     model = imagenet.timm_name(name)
     try:
-        if model is not None and "_conv_stem.weight" in state:
+        if model is not None:
             state = in_timm_order(state, model)
         needed = (k for k, v in encoder.state_dict().items() if v.is_floating_point())
         if name.startswith("tu-") and model is not None and not all(k in state for k in needed):
@@ -113,11 +116,10 @@ def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
     _fill(encoder, state, path)
 
 
-def read_state(path: Path, own: bool = True) -> dict[str, torch.Tensor]:
+def read_state(path: Path, own: bool = True) -> State:
     """Return the tensors of a weights file or checkpoint without running code in it.
 
-    Raises:
-        InputError: another file, or a network of this package unless `own`.
+    InputError for another file, and for a network of this package unless `own`.
     """
     path = Path(path)
     try:
@@ -145,8 +147,7 @@ def _stored(path: Path) -> tuple[Any, Mapping]:
         state = load_state(path)
         return state, state if isinstance(state, dict) else {}
     with safetensors.safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, file.metadata() or {}
+        return safetensors.torch.load_file(path), file.metadata() or {}
 
 
 def is_table(state: Any) -> bool:
@@ -156,15 +157,15 @@ def is_table(state: Any) -> bool:
     )
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
-    """Return what torch saved in a file, without running code in it.
+def load_state(path: Path) -> Any:
+    """Return what torch saved in a file, on the CPU, without running code in it.
 
     Checks the checksums, which torch does not. Raises anything for a damaged or foreign file.
     """
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
             _check_sums(file)
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in _tensors(state):
         stored = tensor.layout is torch.strided and tensor.untyped_storage().nbytes()
         if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:
@@ -193,11 +194,7 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def load_model(model: nn.Module, path: Path) -> None:
-    """Fill a network from a checkpoint of the same network.
-
-    Raises:
-        InputError: the tensors of the two differ.
-    """
+    """Fill a network from a checkpoint of it; InputError if the tensors of the two differ."""
     _fill(model, read_state(path), path)
 
 
@@ -208,7 +205,7 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     _fill(encoder, own, path)
 
 
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def _fill(module: nn.Module, state: State, path: Path) -> None:
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
@@ -241,11 +238,6 @@ def check_hash(path: Path) -> None:
         )
 
 
-State = dict[str, torch.Tensor]
-
-_FIRST_MARK = 1000
-
-
 def converted(state: State, encoder: nn.Module, name: str) -> State:
     """Return the tensors of a file under the names of the encoder of that timm model.
 
@@ -253,12 +245,8 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
     takes the part with the features. It ignores missing tensors silently. The same is therefore
     done a second time with numbers in place of the tensors, which show what came from where. The
     result lacks tensors that are not in the file, and contains those of blocks that timm's model
-    lacks: they have no place in the encoder.
-
-    Raises:
-        RuntimeError: a tensor has another shape.
+    lacks: they have no place in the encoder. RuntimeError for a tensor of another shape.
     """
-    state = in_timm_order(state, name)
     keys = list(state)
     marks = {
         key: torch.full(value.shape, float(mark)) if value.is_floating_point() else value
@@ -288,15 +276,13 @@ def in_timm_order(state: State, name: str) -> State:
         return state
     model = _timm_state(name)
     theirs, ours = ([k for k in s if not k.endswith("num_batches_tracked")] for s in (state, model))
-    if [_kind(state, k) for k in theirs] != [_kind(model, k) for k in ours]:
+
+    def kinds(tensors: State, keys: list[str]) -> list[tuple]:
+        return [(key.rsplit(".", 1)[-1], tensors[key].shape) for key in keys]
+
+    if kinds(state, theirs) != kinds(model, ours):
         raise RuntimeError(f"its tensors have other shapes than those of {name}")
     return {new: state[old] for new, old in zip(ours, theirs, strict=True)}
-
-
-def in_torchvision_s_names(state: State) -> State:
-    """Return the file of a torchvision DenseNet under the names of its code: norm.1 is norm1."""
-    old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-    return {old.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
 def _loaded(state: State, encoder: nn.Module, name: str) -> State:
@@ -323,17 +309,8 @@ def _loaded(state: State, encoder: nn.Module, name: str) -> State:
 
 
 def _timm_state(name: str) -> State:
-    """Return the names and shapes of timm's complete model; its values are meaningless."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return timm.create_model(name).state_dict()
-        except (RuntimeError, NotImplementedError):  # some read values while being built
-            return timm.create_model(name).state_dict()
-
-
-def _kind(state: Mapping[str, torch.Tensor], key: str) -> tuple:
-    return key.rsplit(".", 1)[-1], state[key].shape
+    """Return the names and shapes of timm's complete model, without values."""
+    return encoders.on_meta(partial(timm.create_model, name)).state_dict()
 
 
 def _blocks(key: str) -> Iterator[str]:

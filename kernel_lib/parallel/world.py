@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kernel_lib.errors import InputError
+from kernel_lib.models.networks import batch_norms
 
 T = TypeVar("T")
 
@@ -139,8 +140,7 @@ def n_ranks() -> int:
 def own_device(asked: str) -> str:
     """Return the device of this process: each of several takes the GPU of its local rank.
 
-    Raises:
-        InputError: Several processes of one machine ask for one numbered GPU.
+    InputError if several processes of one machine ask for one numbered GPU.
     """
     n_local = _n_local_ranks()
     if n_local == 1 or asked == "cpu" or not torch.cuda.is_available():
@@ -199,3 +199,77 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
         # The name of torch 2.15 is unknown to 2.10.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+_AXES = (0, 2, 3)  # the axes of a channel's statistics in (B, C, H, W)
+
+
+class GpuSyncedBatchNorm2d(nn.SyncBatchNorm):
+    """torch's batch norm over all ranks, in which a rank without an image takes part.
+
+    Shape: (B, C, H, W) → the same. Source: Ioffe 2015.
+    """
+
+    process_group = None  # all ranks; `synchronise_batch_norm` makes no instance that would set it
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # torch sends the statistics of no image in x's type, and those of any in float32 or wider.
+        return super().forward(x if x.numel() else x.to(torch.promote_types(x.dtype, torch.float)))
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """The same on any device, by autograd: torch refuses a CPU, where several ranks are tested.
+
+    The running statistics are the same bits on every rank. Shape: (B, C, H, W) → the same.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        n_own = wide.new_tensor([x.numel() // x.shape[1]])
+        total = _Sum.apply(torch.cat([wide.sum(_AXES), n_own]))  # (C + 1,)
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        # In a second pass: Σx² − (Σx)²/N loses the digits of a mean that is far from 0.
+        centred = wide - mean.view(1, -1, 1, 1)
+        var = _Sum.apply(centred.square().sum(_AXES)) / count
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
+            share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            unbiased = var.detach() * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), share)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        y = centred * torch.rsqrt(var + self.eps).view(1, -1, 1, 1)
+        if self.affine:
+            y = y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return y.to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    backward = forward
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm of a network one over all ranks, in place; names and weights stay.
+
+    InputError for a batch norm that does more than normalise.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    kind = GpuSyncedBatchNorm2d if next(tensors).is_cuda else SyncedBatchNorm2d
+    for norm in batch_norms(model):
+        if type(norm) is not nn.BatchNorm2d:
+            raise InputError(
+                f"{type(norm).__name__} cannot be synchronised over several processes: "
+                "-p FREEZE_BATCH_NORM True, another ENCODER, or one process"
+            )
+        # Replacing the module would part it from those who hold it: parents, hooks.
+        norm.__class__ = kind

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.fold_run import FoldRun, LogLine
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine
@@ -27,9 +27,9 @@ class Position:
     step: int = 0  # optimiser steps done in the present epoch
     loss_sum: float = 0.0  # Σ loss · images of the present epoch
     images: int = 0
-    skipped: int = 0  # optimiser steps of the present epoch (`step.Steps`)
+    skipped: int = 0  # optimiser steps of the present epoch (`step.Step`)
     seconds: float = 0.0  # spent in the present epoch, over all sessions
-    history: list[dict] = field(default_factory=list)  # a log line for each epoch
+    history: list[LogLine] = field(default_factory=list)
     kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
     ended: str = ""  # why the training has ended
 
@@ -75,11 +75,7 @@ class Clock:
         return self.max_hours is None or self.left() > self._needed(seconds)
 
     def allows_uninterrupted(self, seconds: float, what: str) -> bool:
-        """Return `allows` for work that cannot be interrupted.
-
-        Raises:
-            InputError: no session is long enough, so each would stop before it.
-        """
+        """Return `allows` for work in one go; InputError if no session is long enough for it."""
         if self.max_hours is not None and self.max_hours * 3600 <= self._needed(seconds):
             least = math.ceil(100 * 2 * seconds / 0.99 / 3600 + 1) / 100
             raise InputError(

@@ -12,10 +12,9 @@ and position; the first one writes all files, and makes all decisions that depen
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel_lib import checkpoints, storage
+from kernel_lib import checkpoints
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
@@ -37,8 +36,9 @@ from kernel_lib.engine import (
 )
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
-from kernel_lib.models import losses, networks, sync_norm
+from kernel_lib.models import losses, networks
 from kernel_lib.notebook import GOES_ON, bar
+from kernel_lib.parallel.world import synchronise_batch_norm
 from kernel_lib.signals import Signals
 from kernel_lib.training import sampling, schedule, step
 from kernel_lib.training.job import Clock, Job, Position
@@ -63,7 +63,6 @@ class Training:
         self.experiment = job.plan.experiment
         self.seed = job.plan.parameters.seed
         self.key = better(self.experiment.monitor)
-        self.views = tta.views("none")
         self.model = start.to(job.engine.device)
         self.optimizer = schedule.optimizer(
             networks.parameter_groups(self.model, self.experiment), self.experiment
@@ -71,7 +70,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(job.engine.device.type, enabled=job.engine.scales)
         self.ema = Ema(self.model, self.experiment.ema_decay)
         if self.world.size > 1 and not self.experiment.freeze_batch_norm:
-            sync_norm.synchronise(self.model)
+            synchronise_batch_norm(self.model)
         self.step = Step(job, self.model, self.optimizer, self.scaler)
         self.position = Position()
         self.slowest = 0.0  # seconds of the slowest optimiser step in this session
@@ -152,7 +151,7 @@ class Training:
         own_keys = shares(steps[at.step :], self.world)
         on_gpu = self.job.engine.device.type == "cuda"
         stream = iter(training_loader(self.images, own_keys, self.job.workers, on_gpu))
-        with self._bar(len(steps)) as shown:
+        with self._bar(len(steps)) as progress:
             for number, step_batches in enumerate(steps[at.step :], start=at.step):
                 if self._asked_to_end():
                     self._save_on_signal()
@@ -167,8 +166,8 @@ class Training:
                 seconds = time.perf_counter() - began
                 at.step, at.seconds = number + 1, at.seconds + seconds
                 self.slowest = max(self.slowest, seconds)
-                shown.update()
-                shown.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
+                progress.update()
+                progress.set_postfix(loss=f"{at.loss_sum / max(at.images, 1):.4f}", refresh=False)
                 if self.clock.spent() - self.saved_at > 60 * self.job.plan.parameters.save_minutes:
                     self._save()
         return True
@@ -249,7 +248,7 @@ class Training:
                 self.ema.model,
                 HeldOut(loader, job.prepared.mask, job.truth),
                 losses.build(self.experiment),
-                self.views,
+                tta.views("none"),
                 job.engine,
                 self.world,
                 self._end_if_asked,
@@ -303,7 +302,7 @@ class Training:
             "threads": torch.get_num_threads(),
         }
         checkpoints.save(self.job.folder.last, state, self.last_lineage)
-        write_log(self.job.folder, self.position.history)
+        self.job.folder.write_log(self.position.history)
 
     def _keep_threads(self, before: int) -> None:
         """Use the same number of threads as before: on a CPU another number changes the result."""
@@ -375,7 +374,7 @@ class Training:
         if folder.last.exists():
             if not folder.log.exists():
                 print(f"note: {folder.log} was missing: it is written again from last.pt")
-            write_log(folder, self.position.history)
+            folder.write_log(self.position.history)
 
 
 def _gone(path: Path, folder: FoldRun) -> InputError:
@@ -383,8 +382,3 @@ def _gone(path: Path, folder: FoldRun) -> InputError:
         f"{path} is gone, and the other files of this fold depend on it: restore it, or delete "
         f"{folder.path} and train this fold again"
     )
-
-
-def write_log(folder: FoldRun, history: Iterable[dict]) -> None:
-    """Write log.jsonl from the history in the checkpoint, so that the two agree."""
-    storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))

@@ -80,7 +80,8 @@ def positive_share(
                 f"{total} training images is {'with' if positive else 'without'} one: an "
                 "experiment that samples 'all' takes them as they are"
             )
-        order.append(_in_turns(rows, count, generator))
+        repeats = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
+        order.append(np.concatenate([rows[:0], *repeats])[:count])
         # Each image at a random moment of its own stretch of the epoch, so that batches are mixed.
         moments.append((np.arange(count) + generator.random(count)) / max(count, 1))
     return np.concatenate(order)[np.argsort(np.concatenate(moments), kind="stable")]
@@ -111,12 +112,6 @@ def hard(
     draws = np.minimum(np.searchsorted(edges, points, side="right"), len(candidates) - 1)
     repeated = context.rows[candidates[draws]]
     return generator.permutation(np.concatenate([context.rows, repeated]))
-
-
-def _in_turns(rows: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return `count` of these rows, each once before any comes a second time, and so on."""
-    turns = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
-    return np.concatenate([rows[:0], *turns])[:count]
 
 
 SAMPLERS: dict[str, Sampler] = {

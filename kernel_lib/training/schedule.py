@@ -89,8 +89,7 @@ class Ema:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.steps = 0
-        self._of: nn.Module | None = None  # the network whose tensors `_pairs` holds
-        self._pairs: dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        self._of: nn.Module | None = None  # the network whose tensors `_list_tensors` listed
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -98,28 +97,21 @@ class Ema:
         self.steps += 1
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.decay else 0.0
         if self._of is not model:
-            self._of, self._pairs = model, self._paired(model)
-        average, values = self._pairs[True]
-        values = [v.to(a.dtype) for a, v in zip(average, values, strict=True)]
-        torch._foreach_lerp_(average, values, 1 - keep)
-        if self._pairs[False][0]:
-            torch._foreach_copy_(*self._pairs[False])
+            self._list_tensors(model)
+        averages, values = self._floats
+        values = [v.to(a.dtype) for a, v in zip(averages, values, strict=True)]
+        torch._foreach_lerp_(averages, values, 1 - keep)
+        if self._counters[0]:
+            torch._foreach_copy_(*self._counters)
 
-    def _paired(
-        self, model: nn.Module
-    ) -> dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]]:
-        """Return average and current tensors, those of floating-point numbers under True.
-
-        Listing them takes milliseconds of each step; training changes them in place.
-        """
-        average, current = self.model.state_dict(), model.state_dict()
-        return {
-            floating: tuple(
-                [state[k] for k in average if average[k].is_floating_point() == floating]
-                for state in (average, current)
-            )
-            for floating in (True, False)
-        }
+    def _list_tensors(self, model: nn.Module) -> None:
+        """List average and current tensors: it takes milliseconds, and they change in place."""
+        self._of, self._floats, self._counters = model, ([], []), ([], [])
+        current = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            averages, values = self._floats if average.is_floating_point() else self._counters
+            averages.append(average)
+            values.append(current[name])
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "steps": self.steps}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -21,68 +21,17 @@ from kernel_lib.models import losses
 from kernel_lib.parallel.world import World, data_parallel
 from kernel_lib.training import sampling
 from kernel_lib.training.job import Job, Position
-from kernel_lib.training.sampling import hardness_of
 
+COMPILER = "inductor"  # the backend of torch.compile
 # So many halvings reduce the first scale, 65536, to 1: the network itself then overflows.
 IN_A_ROW = 16
+Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images, masks (B, 1, S, S); rows (B,)
 
 
-class Steps:
-    """Takes or skips each optimiser step, or stops the training."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> None:
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.in_a_row = 0
-
-    @contextmanager
-    def undone_unless_taken(self) -> Iterator[None]:
-        """Restore the buffers that forward passes changed if the step is skipped."""
-        buffers = list(self.model.buffers()) if self.scaler.is_enabled() else []
-        before = [buffer.clone() for buffer in buffers]
-        yield
-        if self.in_a_row:
-            with torch.no_grad():
-                for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
-
-    def take(self, losses: Sequence[float], clip_norm: float | None, where: str) -> bool:
-        """Step with the gradients of batches of these losses; return False if skipped.
-
-        Raises:
-            FloatingPointError: the training must stop, with `where`.
-        """
-        self.scaler.unscale_(self.optimizer)
-        norm = self._clipped_norm(clip_norm)
-        if math.isfinite(norm) and all(map(math.isfinite, losses)):
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.in_a_row = 0
-        else:
-            self._refuse(f"the loss is {losses[-1]}, the norm of its gradient {norm}", where)
-        self.optimizer.zero_grad(set_to_none=True)
-        return not self.in_a_row
-
-    def _clipped_norm(self, clip_norm: float | None) -> float:
-        """Return the norm of the gradient, before it is clipped to `clip_norm`."""
-        if clip_norm is not None:
-            return float(nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm))
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
-
-    def check_loss(self, loss: float, where: str) -> None:
-        """Stop at a loss that is not finite; in float16 `take` decides."""
-        if not (math.isfinite(loss) or self.scaler.is_enabled()):
-            raise _stopped(f"the loss is {loss}", where)
-
-    def _refuse(self, reason: str, where: str) -> None:
-        self.in_a_row += 1
-        if not self.scaler.is_enabled():
-            raise _stopped(reason, where)
-        if self.in_a_row == IN_A_ROW:
-            raise _stopped(f"{IN_A_ROW} steps in a row overflowed float16; at last {reason}", where)
-        self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+def shares(steps: Sequence[Sequence[np.ndarray]], world: World) -> list[list[list[int]]]:
+    """Return the keys of this rank's part of each batch, in order, without empty parts."""
+    parts = (batch[world.share(len(batch))] for step in steps for batch in step)
+    return [part.tolist() for part in parts if len(part)]
 
 
 def check_weights(model: nn.Module, where: str) -> None:
@@ -98,16 +47,6 @@ def _stopped(reason: str, where: str) -> FloatingPointError:
     return FloatingPointError(
         f"{reason} {where}: lower LR, or -p PRECISION float32; the last checkpoint is intact"
     )
-
-
-COMPILER = "inductor"  # the backend of torch.compile
-Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images, masks (B, 1, S, S); rows (B,)
-
-
-def shares(steps: Sequence[Sequence[np.ndarray]], world: World) -> list[list[list[int]]]:
-    """Return the keys of this rank's part of each batch, in order, without empty parts."""
-    parts = (batch[world.share(len(batch))] for step in steps for batch in step)
-    return [part.tolist() for part in parts if len(part)]
 
 
 class Step:
@@ -126,8 +65,8 @@ class Step:
         scaler: torch.amp.GradScaler,
     ) -> None:
         self.job, self.experiment, self.world = job, job.plan.experiment, job.world
-        self.scaler = scaler
-        self.steps = Steps(model, optimizer, scaler)
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.skipped_in_a_row = 0
         if job.plan.parameters.compile:
             # In place, so that the names in the state, and in checkpoints, stay. The last batch of
             # an epoch may be smaller: one graph for each size is faster than a dynamic one.
@@ -145,31 +84,61 @@ class Step:
     ) -> bool:
         """Take a step over the keys of its batches and update `position` and `hardness`.
 
-        `stream` yields this rank's shares. Returns False if the step was skipped.
-
-        Raises:
-            FloatingPointError: a loss or gradient is not finite (`Steps`); with the images.
+        `stream` yields this rank's shares. Returns False if the step was skipped. Raises
+        FloatingPointError, with the images, where the training must stop.
         """
         total = sum(len(batch) for batch in step)
+        # Forward passes change them; a skipped step must not.
+        buffers = list(self.model.buffers()) if self.scaler.is_enabled() else []
+        before = [buffer.clone() for buffer in buffers]
         values = []
-        with self.steps.undone_unless_taken():
-            for number, batch in enumerate(step, start=1):
-                # Gradients stay on their rank until the last batch, and are summed once.
-                several = self.world.size > 1 and number < len(step)
-                with self.parallel.no_sync() if several else nullcontext():
-                    value = self._backward(stream, batch, len(batch) / total, hardness, position)
-                values.append(value)
-                if math.isfinite(value):
-                    position.loss_sum += value * len(batch)
-                    position.images += len(batch)
-            where = self._where(position, np.concatenate(step))
-            taken = self.steps.take(values, self.experiment.clip_grad_norm, where)
-        position.skipped += not taken
+        for number, batch in enumerate(step, start=1):
+            # Gradients stay on their rank until the last batch, and are summed once.
+            several = self.world.size > 1 and number < len(step)
+            with self.parallel.no_sync() if several else nullcontext():
+                value = self._backward(stream, batch, len(batch) / total, hardness, position)
+            values.append(value)
+            if math.isfinite(value):
+                position.loss_sum += value * len(batch)
+                position.images += len(batch)
+        taken = self._update(values, self._where(position, np.concatenate(step)))
+        if not taken:
+            position.skipped += 1
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
         return taken
 
     def _where(self, position: Position, keys: np.ndarray) -> str:
         ids = self.job.prepared.table["image_id"].iloc[keys[:, 1]].tolist()
         return f"in epoch {position.epoch + 1} on {', '.join(ids)}"
+
+    def _update(self, values: Sequence[float], where: str) -> bool:
+        """Step with the gradients of batches of these losses; return False if skipped."""
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clipped_norm()
+        if math.isfinite(norm) and all(map(math.isfinite, values)):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.skipped_in_a_row = 0
+        else:
+            reason = f"the loss is {values[-1]}, the norm of its gradient {norm}"
+            if not self.scaler.is_enabled():
+                raise _stopped(reason, where)
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row == IN_A_ROW:
+                reason = f"{IN_A_ROW} steps in a row overflowed float16; at last {reason}"
+                raise _stopped(reason, where)
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        self.optimizer.zero_grad(set_to_none=True)
+        return not self.skipped_in_a_row
+
+    def _clipped_norm(self) -> float:
+        """Return the norm of the gradient, before it is clipped."""
+        limit, parameters = self.experiment.clip_grad_norm, self.model.parameters()
+        if limit is not None:
+            return float(nn.utils.clip_grad_norm_(parameters, limit))
+        return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
     def _backward(
         self,
@@ -191,9 +160,10 @@ class Step:
         self.scaler.scale(loss * (weight * self.world.size)).backward()
         # Only now, since reading it waits for the GPU, which has the backward pass to do meanwhile.
         value = float(self.world.total(loss.detach()))
-        self.steps.check_loss(value, self._where(position, batch))
+        if not (math.isfinite(value) or self.scaler.is_enabled()):
+            raise _stopped(f"the loss is {value}", self._where(position, batch))
         if self.experiment.sampling in sampling.BY_HARDNESS and math.isfinite(value):
-            own = hardness_of(output, masks, labels).cpu()
+            own = sampling.hardness_of(output, masks, labels).cpu()
             hardness[torch.from_numpy(batch[:, 1])] = torch.cat(self.world.gathered(own))
         return value
 

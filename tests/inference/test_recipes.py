@@ -14,6 +14,7 @@ from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
+from tests.configs import write_config
 from tests.inference.small_runs import gather, make_run, table
 
 ROW = "UNetResNet34_512_v1"
@@ -149,7 +150,7 @@ def test_only_folds_that_all_members_have_are_used(tmp_path):
 
 
 def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
-    storage.write_json(fold_run.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
+    write_config(fold_run.fold_folder(tmp_path, "a", 0))
     with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
         gather([tmp_path], ["a"])
 

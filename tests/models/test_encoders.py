@@ -61,6 +61,8 @@ def test_every_encoder_has_statistics_without_a_look_at_the_hub(monkeypatch):
     [
         ("resnet43", "is unknown; nearest: .*resnet34"),
         ("tu-convnext_ato", "is unknown; nearest: .*tu-convnext_atto"),
+        ("§§", "is unknown"),
+        ("tu-nonsense", "is unknown"),
         ("tu-resnet18.a9", r"resnet18 has no weights .* take one of .*tu-resnet18\.a1_in1k"),
         ("timm-regnetx_002", "is unknown"),
     ],
@@ -85,9 +87,7 @@ def test_the_trial_leaves_the_numbers_that_a_seed_draws(encoder):
     assert all(torch.equal(v, wanted[k]) for k, v in built.state_dict().items())
 
 
-def test_a_size_that_an_encoder_cannot_take_is_refused_with_sizes_that_it_takes(
-    monkeypatch,
-):
+def test_a_size_that_an_encoder_cannot_take_is_refused_with_sizes_that_it_takes(monkeypatch):
     monkeypatch.setattr(
         encoders, "_problem", lambda name, size, options: "too small" if size < 256 else None
     )

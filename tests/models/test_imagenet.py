@@ -16,15 +16,7 @@ from kernel_lib.models import encoders, imagenet, weights
 LITE0 = "timm-tf_efficientnet_lite0"
 
 
-@pytest.fixture(autouse=True)
-def _empty_caches(tmp_path, monkeypatch):
-    def refuse(*args, **how):
-        raise OSError("no internet in this test")
-
-    for name in ("TORCH_HOME", "HF_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +129,9 @@ def test_a_package_is_asked_for_or_named_where_its_file_is_gone(tmp_path, monkey
 def test_without_a_file_the_error_names_one_to_fetch(encoder, words, tmp_path):
     with pytest.raises(InputError, match=words) as error:
         weights.load_imagenet(encoders.build(encoder, 64), encoder, [tmp_path / "given"])
-    for word in (str(tmp_path / "given"), str(tmp_path / "HF_HOME"), "WEIGHTS_DIR", "WEIGHTS none"):
+    folders = [str(tmp_path / name) for name in ("given", "HF_HOME", "TORCH_HOME")]
+    offers = ("WEIGHTS_DIR", "WEIGHTS none", "python build_kernel.py offline")
+    for word in (*folders, *offers, f"{encoder}.pth"):
         assert word in str(error.value)
 
 

@@ -40,12 +40,8 @@ def title(experiment: Experiment) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seeded(one_thread):
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def levels(batch: int = 2, size: int = 64) -> torch.Tensor:
@@ -78,6 +74,10 @@ def everything(output: networks.Logits) -> list[torch.Tensor]:
     return [t for t in (output.mask, output.label, *output.sides) if t is not None]
 
 
+def shape_of(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
 def without_dropout(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -102,32 +102,17 @@ def built(experiment: Experiment, seed: int = 3) -> nn.Module:
 @pytest.mark.parametrize("experiment", EVERY, ids=title)
 def test_every_head_has_its_shape(experiment):
     model = networks.build(experiment)
-    for training, shape in itertools.product([True, False], [(64, 64), (32, 96), (160, 32)]):
+    shapes = [(64, 64), (32, 32), (32, 96), (160, 32)]
+    for training, shape in itertools.product([True, False], shapes):
         with torch.no_grad():
             output = model.train(training)(torch.randint(0, 256, (2, 1, *shape), dtype=torch.uint8))
         full = (2, 1, *shape)
-        if experiment.network == "Classifier":
-            assert output.mask is None
-        else:
-            assert output.mask.shape == full
-        if experiment.label_weight == 0:
-            assert output.label is None
-        else:
-            assert output.label.shape == (2,)
+        assert shape_of(output.mask) == (full if model.has_mask else None)
+        assert shape_of(output.label) == ((2,) if experiment.label_weight > 0 else None)
         taught = experiment.side_weight > 0 and training
-        assert [s.shape for s in output.sides] == [full] * (
-            N_SIDES[experiment.network] if taught else 0
-        )
+        n_sides = N_SIDES[experiment.network] if taught else 0
+        assert [s.shape for s in output.sides] == [full] * n_sides
         assert all(torch.isfinite(tensor).all() for tensor in everything(output))
-
-
-@pytest.mark.parametrize("experiment", PLAIN, ids=title)
-def test_the_smallest_size_works(experiment):
-    experiment = experiment.differing(name="x", size=32, label_weight=0.05)
-    model = networks.build(experiment)
-    for output in (model.train()(levels(2, 32)), model.eval()(levels(1, 32))):
-        assert torch.isfinite(output.label).all()
-        assert output.mask is None or output.mask.shape[2:] == (32, 32)
 
 
 @pytest.mark.parametrize("experiment", EVERY, ids=title)
@@ -152,9 +137,8 @@ def test_what_only_teaches_reaches_encoder_and_decoder(experiment, head):
     output = model(levels())
     sum(F.softplus(tensor).mean() for tensor in everything(output)[1:]).backward()
     reached = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
-    own = {"label": "label", "sides": "sides"}[head]
     gated = {"gates"} if experiment is ATTENTION and head == "sides" else set()
-    assert reached == {"encoder", "decoder", own} | gated
+    assert reached == {"encoder", "decoder", head} | gated
 
 
 @pytest.mark.parametrize("experiment", FULL, ids=title)
@@ -175,22 +159,19 @@ def test_feature_maps_stay_channels_last(experiment):
 
 @pytest.mark.parametrize("experiment", FULL, ids=title)
 def test_the_same_image_gives_the_same_logits_with_every_dropout_a_module(experiment):
-    images = levels()
-    for model in (
-        networks.build(experiment).eval(),
-        without_dropout(networks.build(experiment).train()),
-    ):
+    images, model = levels(), networks.build(experiment)
+
+    def repeats() -> bool:
         with torch.no_grad():
-            once, again = everything(model(images)), everything(model(images))
-        assert len(once) == len(again)
-        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+            pairs = zip(everything(model(images)), everything(model(images)), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
 
-
-def test_deeplab_drops_out_in_training():
-    model = networks.build(DEEPLAB).train()
-    images = levels()
-    with torch.no_grad():
-        assert not torch.equal(model(images).mask, model(images).mask)
+    model.eval()
+    assert repeats()
+    model.train()
+    assert repeats() == (experiment.network != DEEPLAB.network), "which alone drops out"
+    without_dropout(model)
+    assert repeats()
 
 
 @pytest.mark.parametrize("experiment", FULL, ids=title)
@@ -330,19 +311,6 @@ def test_the_encoder_learns_at_its_own_rate():
     assert not encoder & {id(p) for p in groups[1]["params"]}
 
 
-@pytest.mark.parametrize("experiment", PLAIN, ids=title)
-def test_frozen_batch_norm_keeps_its_statistics_and_takes_one_image(experiment):
-    model = networks.build(experiment).train()
-    norms = list(networks.batch_norms(model))
-    assert len(norms) > 10
-    before = [norm.running_mean.clone() for norm in norms]
-    for norm in norms:
-        norm.eval()
-    sum(F.softplus(tensor).mean() for tensor in everything(model(levels(1)))).backward()
-    assert all(torch.equal(b, n.running_mean) for b, n in zip(before, norms, strict=True))
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
-
-
 @pytest.mark.parametrize("experiment", FULL, ids=title)
 def test_a_seed_builds_the_same_network(experiment):
     first, other = built(experiment).state_dict(), built(experiment).state_dict()
@@ -351,20 +319,20 @@ def test_a_seed_builds_the_same_network(experiment):
     assert not all(torch.equal(first[k], another[k]) for k in first)
 
 
-@pytest.mark.parametrize("experiment", HEADED, ids=title)
-def test_a_head_leaves_the_weights_that_a_seed_draws_elsewhere(experiment):
-    plain = built(experiment.differing(name="x", label_weight=0.0, side_weight=0.0)).state_dict()
-    headed = built(experiment).state_dict()
-    assert all(torch.equal(plain[k], headed[k]) for k in plain)
-    added = {k.split(".")[0] for k in headed.keys() - plain.keys()}
-    wanted = {"label": experiment.label_weight > 0, "sides": experiment.side_weight > 0}
-    assert added == {name for name, there in wanted.items() if there}
-
-
-def test_a_gate_leaves_the_weights_of_the_plain_unet():
-    plain, gated = built(UNET).state_dict(), built(ATTENTION).state_dict()
-    assert all(torch.equal(plain[k], gated[k]) for k in plain)
-    assert {k.split(".")[0] for k in gated.keys() - plain.keys()} == {"gates"}
+@pytest.mark.parametrize("experiment", [*HEADED, ATTENTION], ids=title)
+def test_heads_and_gates_leave_the_weights_that_a_seed_draws_elsewhere(experiment):
+    less = {"network": "UNet"} if experiment is ATTENTION else {}
+    bare = experiment.differing(name="x", label_weight=0.0, side_weight=0.0, **less)
+    plain, more = built(bare).state_dict(), built(experiment).state_dict()
+    assert all(torch.equal(plain[k], more[k]) for k in plain)
+    added = {
+        "label": experiment.label_weight > 0,
+        "sides": experiment.side_weight > 0,
+        "gates": experiment is ATTENTION,
+    }
+    assert {k.split(".")[0] for k in more.keys() - plain.keys()} == {
+        k for k, v in added.items() if v
+    }
 
 
 @pytest.mark.parametrize("experiment", MASKS, ids=title)
@@ -386,12 +354,10 @@ def test_a_classifier_s_encoder_can_start_a_mask_model(experiment):
     ("fields", "words"),
     [
         ({"network": "Unet"}, "network 'Unet' is unknown; nearest: UNet"),
-        ({"encoder": "resnet43"}, "ENCODER 'resnet43' is unknown; nearest: .*resnet34"),
-        ({"encoder": "§§"}, "ENCODER '§§' is unknown"),
-        ({"encoder": "tu-nonsense"}, "ENCODER 'tu-nonsense'"),
+        ({"encoder": "resnet43"}, "ENCODER 'resnet43' is unknown"),
     ],
 )
-def test_an_unknown_network_or_encoder_is_refused_with_the_nearest(fields, words):
+def test_an_unknown_network_or_encoder_is_refused(fields, words):
     with pytest.raises(InputError, match=words):
         networks.build(UNET.differing(name="x", **fields))
 
@@ -405,14 +371,6 @@ def test_deeplab_takes_an_encoder_that_cannot_be_dilated_at_stride_32(encoder):
     dilated = networks.build(DEEPLAB)
     assert (dilated.encoder.output_stride, dilated.note) == (16, None)
     assert [t.shape[2:] for t in everything(model(levels())) if t.ndim == 4] == [(64, 64)] * 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["tu-swin_tiny_patch4_window7_224", "tu-maxvit_tiny_rw_224"])
-def test_an_encoder_with_windows_is_built_for_the_row_s_size(encoder):
-    model = networks.build(UNET.differing(name="x", encoder=encoder)).eval()
-    with torch.inference_mode():
-        assert model(levels(1)).mask.shape == (1, 1, 64, 64)
 
 
 def test_an_encoder_without_the_features_of_a_decoder_is_refused():
@@ -475,12 +433,13 @@ def test_a_look_at_what_fits_leaves_the_model_and_the_generator(tied):
 # One of each kind: convolutions, windows of a fixed size, tokens of one scale, NCHW and NHWC,
 # features that a decoder lacks, constants that the meta device does not know.
 KINDS = (
-    "tu-swin_tiny_patch4_window7_224", "tu-swinv2_tiny_window8_256", "tu-maxvit_nano_rw_256",
+    "tu-swin_tiny_patch4_window7_224", "tu-swinv2_tiny_window8_256", "tu-maxvit_tiny_rw_224",
     "tu-coatnet_pico_rw_224", "tu-vit_tiny_patch16_224", "tu-deit_tiny_patch16_224",
     "tu-convnext_atto", "tu-mixer_s32_224", "tu-pvt_v2_b0", "tu-xcit_nano_12_p16_224",
     "tu-mobilevitv2_050", "tu-efficientformerv2_s0", "tu-gcvit_xxtiny", "tu-hiera_tiny_224",
     "tu-levit_128s", "tu-test_vit", "mit_b0", "vgg11_bn", "xception", "mobileone_s0",
 )  # fmt: skip
+WINDOWED = ("tu-swin_tiny_patch4_window7_224", "tu-maxvit_tiny_rw_224")  # built for the size
 
 
 @pytest.mark.slow
@@ -500,6 +459,7 @@ def test_every_kind_of_encoder_takes_a_step_or_is_refused(encoder, network, size
     if refused is not None:
         assert refused.startswith(f"ENCODER {encoder!r} does not fit {network} at {size} px")
         assert "\n" not in refused
+        assert not (encoder in WINDOWED and network == "UNet" and size == 64)
         return
     output = model(levels(2, size))
     assert output.mask.shape == (2, 1, size, size)
@@ -541,19 +501,25 @@ def test_another_network_without_a_mask_is_a_class_and_a_line(monkeypatch):
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_batch_below_the_least_cannot_be_trained_on(experiment, size, frozen):
+    """Frozen batch norm takes a single image, and keeps its statistics."""
     experiment = experiment.differing(name="x", size=size, freeze_batch_norm=frozen)
     model = networks.build(experiment).train()
-    if frozen:
-        for norm in networks.batch_norms(model):
-            norm.eval()
-    alone = experiment.differing(name="x", batch_size=1)
-    if networks.min_batch(experiment) == 2:
+    norms = list(networks.batch_norms(model))
+    assert len(norms) > 10
+    before = [norm.running_mean.clone() for norm in norms]
+    for norm in norms:
+        norm.train(not frozen)
+    needs_two = not frozen and (experiment.network == DEEPLAB.network or size == 32)
+    assert networks.min_batch(experiment) == (2 if needs_two else 1)
+    single = experiment.differing(name="x", batch_size=1)
+    if needs_two:
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             model(levels(1, size))
         with pytest.raises(InputError, match=f"BATCH_SIZE 1 .* {experiment.network} at {size} px"):
-            networks.check(alone)
-    else:
-        assert all(torch.isfinite(t).all() for t in everything(model(levels(1, size))))
-        networks.check(alone)
-    needs_two = not frozen and (experiment.network == DEEPLAB.network or size == 32)
-    assert networks.min_batch(experiment) == (2 if needs_two else 1)
+            networks.check(single)
+        return
+    networks.check(single)
+    sum(F.softplus(tensor).mean() for tensor in everything(model(levels(1, size)))).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    kept = [torch.equal(b, n.running_mean) for b, n in zip(before, norms, strict=True)]
+    assert all(kept) if frozen else not any(kept)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainPa
 from kernel_lib.errors import InputError
 from kernel_lib.parallel import launch
 from kernel_lib.stages import inference, report, thresholds, train
-from tools.phantoms import competition
 
 
 @pytest.mark.parametrize(
@@ -57,13 +56,64 @@ def test_counting_gpus_makes_no_context():
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.fixture(scope="module")
-def place(scratch) -> Path:
-    competition.write_competition(
-        scratch / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
-    )  # fmt: skip
-    return scratch
+# How ranks ended, without processes
+
+
+@pytest.fixture
+def end_rank(monkeypatch, tmp_path) -> Callable[[int, BaseException | None], None]:
+    """A function that ends one rank, with that error, of a stage with the result `result.json`."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(launch, "_end_with_starter", lambda: None)
+
+    def end(rank: int, error: BaseException | None) -> None:
+        def run(parameters):
+            if error is not None:
+                raise error
+
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(type(error)) if error is not None else contextlib.nullcontext():
+            launch.as_rank(run, tmp_path / "result.json")({})
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (SystemExit(143), SystemExit(143)),
+        (KeyboardInterrupt(), KeyboardInterrupt()),
+        (InputError("no room"), InputError("no room")),
+        (RuntimeError("broken"), None),
+    ],
+)
+def test_the_first_failure_is_raised_and_not_those_that_follow(end_rank, tmp_path, first, expected):
+    result = tmp_path / "result.json"
+    assert launch.first_end(result, 3) is None
+    end_rank(2, None)
+    end_rank(1, first)
+    end_rank(0, SystemExit(143))  # by the launcher
+    cause = launch.first_end(result, 3)
+    assert (type(cause), str(cause)) == (type(expected), str(expected))
+
+
+def test_a_report_cut_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "result.json.rank1").write_text('{"at": 1, "sta')
+    assert launch.first_end(tmp_path / "result.json", 2) is None
+
+
+def test_the_launcher_s_sigterm_is_not_the_cause_where_a_rank_was_killed(end_rank, tmp_path):
+    end_rank(0, SystemExit(143))
+    assert launch.first_end(tmp_path / "result.json", 2) is None, "rank 1 was killed before"
+    end_rank(1, None)
+    assert launch.first_end(tmp_path / "result.json", 2).code == 143, "rank 1 had ended well"
+
+
+def test_a_refusal_is_raised_though_another_rank_was_then_killed(end_rank, tmp_path):
+    end_rank(0, InputError("no room"))
+    assert str(launch.first_end(tmp_path / "result.json", 2)) == "no room"
+
+
+# By the stages
 
 
 @pytest.fixture(scope="module")

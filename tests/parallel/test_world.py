@@ -24,29 +24,30 @@ from torch import nn
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.artifacts.maps import Maps
-from kernel_lib.config import Experiment, TrainParameters
-from kernel_lib.engine import choose_engine
+from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.models import losses, sync_norm
+from kernel_lib.models import losses
 from kernel_lib.models.networks import Logits
-from kernel_lib.parallel.world import SINGLE_PROCESS, World, joined, own_device
-from kernel_lib.plan import TrainPlan
-from kernel_lib.training.job import Clock, Job, SharedClock
+from kernel_lib.parallel.world import (
+    SINGLE_PROCESS,
+    World,
+    joined,
+    own_device,
+    synchronise_batch_norm,
+)
+from kernel_lib.training.job import Clock, SharedClock
 from kernel_lib.training.loop import Training
+from tests.training import test_loop
 from tests.training.test_loop import (
-    FakePrepared,
-    N,
     StepsClock,
     assert_same,
+    assert_same_end,
     tiny,
-    weights_of,
     without_times,
 )
-from tools.phantoms import competition
 
-SIZE = 32
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Without processes
 
@@ -81,49 +82,37 @@ def test_one_numbered_card_is_refused_to_several_processes(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [own_device(d) for d in ("auto", "cuda", "cpu")] == [
-        "cuda:1", "cuda:1", "cpu",
-    ]  # fmt: skip
+    assert [own_device(d) for d in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(InputError, match="DEVICE 'cuda:0' is one card for 2 processes"):
         own_device("cuda:0")
     monkeypatch.delenv("RANK")
     assert own_device("cuda:0") == "cuda:0"
 
 
-class Together:
-    """Sums over threads, as a world sums over processes."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier, self.given = threading.Barrier(size, timeout=20), [None] * size
-
-    def total_of(self, rank: int) -> losses.Total:
-        def total(counts: torch.Tensor) -> torch.Tensor:
-            self.given[rank] = counts.detach()
-            self.barrier.wait()
-            reference = sum(self.given)
-            self.barrier.wait()
-            return reference
-
-        return total
-
-
 def spread(experiment: Experiment, output: Logits, masks, labels, cuts: list[int]) -> list:
     """The loss's parts of a batch cut in pieces, each computed in a thread of its own."""
-    together, parts = Together(len(cuts) + 1), {}
     edges = [0, *cuts, len(labels)]
+    size = len(edges) - 1
+    barrier, given, parts = threading.Barrier(size, timeout=20), [None] * size, [None] * size
 
     def piece(rank: int) -> None:
-        mine = slice(edges[rank], edges[rank + 1])
-        loss = losses.build(experiment, together.total_of(rank))
-        shown = Logits(output.mask[mine], output.label[mine], tuple(s[mine] for s in output.sides))
-        parts[rank] = loss(shown, masks[mine], labels[mine])
+        def total(counts: torch.Tensor) -> torch.Tensor:
+            given[rank] = counts.detach()
+            barrier.wait()
+            over_all = sum(given)
+            barrier.wait()
+            return over_all
 
-    threads = [threading.Thread(target=piece, args=(rank,)) for rank in range(len(edges) - 1)]
+        mine = slice(edges[rank], edges[rank + 1])
+        shown = Logits(output.mask[mine], output.label[mine], tuple(s[mine] for s in output.sides))
+        parts[rank] = losses.build(experiment, total)(shown, masks[mine], labels[mine])
+
+    threads = [threading.Thread(target=piece, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [parts[rank] for rank in range(len(threads))]
+    return parts
 
 
 @settings(max_examples=60)
@@ -159,7 +148,7 @@ def test_a_batch_norm_that_does_more_than_normalise_is_refused():
         pass
 
     with pytest.raises(InputError, match="Acting cannot be synchronised over several processes"):
-        sync_norm.synchronise(nn.Sequential(Acting(3)))
+        synchronise_batch_norm(nn.Sequential(Acting(3)))
 
 
 # With processes: started once, then asked
@@ -176,13 +165,11 @@ class Ranks:
         self.pipes, self.processes = [], []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, size, port, theirs, device), daemon=True
-            )
-            process.start()
+            given = (rank, size, port, theirs, device)
+            self.processes.append(context.Process(target=_serve, args=given, daemon=True))
+            self.processes[-1].start()
             theirs.close()
             self.pipes.append(mine)
-            self.processes.append(process)
 
     def __call__(self, work: Callable, *arguments: Any) -> list:
         """What each rank returns from work(world, *arguments)."""
@@ -193,7 +180,10 @@ class Ranks:
         assert not faults, "\n".join(faults)
         return [result for _, result in answers]
 
-    def close(self) -> None:
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for pipe in self.pipes:
             pipe.send(None)
         for process in self.processes:
@@ -203,11 +193,9 @@ class Ranks:
 
 def _serve(rank: int, size: int, port: int, pipe, device: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(number) for name, number in numbers.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with joined(torch.device(device)) as world:
         while (asked := pipe.recv()) is not None:
             work, arguments = asked
@@ -219,17 +207,8 @@ def _serve(rank: int, size: int, port: int, pipe, device: str) -> None:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with Ranks(2) as ranks:
+        yield ranks
 
 
 class Net(nn.Module):
@@ -259,23 +238,10 @@ def training(
     world: World, folder: Path, experiment: Experiment, clock: Clock | None = None,
     dropout: float = 0.0, held_from: int = 7,
 ) -> Training:  # fmt: skip
-    torch.manual_seed(5)
-    prepared = FakePrepared()
-    job = Job(
-        folder=fold_run.fold_folder(folder, "tiny_seed7", 0),
-        plan=TrainPlan(
-            run="tiny_seed7", experiment=experiment, parameters=TrainParameters(seed=7)
-        ),
-        prepared=prepared,
-        train_rows=np.arange(min(7, held_from)),
-        held_rows=np.arange(held_from, N),
-        truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
-        lineage=Lineage(images=("image0",)),
-        engine=choose_engine("cpu"),
-        workers=0,
-        world=world,
+    return test_loop.training(
+        folder, experiment, SharedClock(world, clock or Clock(None)), world=world,
+        network=lambda: Net(dropout).double(), held_from=held_from,
     )  # fmt: skip
-    return Training(job, Net(dropout).double(), SharedClock(world, clock or Clock(None)))
 
 
 def gradients(world: World, folder: Path, experiment: Experiment) -> dict:
@@ -338,7 +304,7 @@ def normalised(world: World, x: torch.Tensor, grad: torch.Tensor, affine: bool) 
             norm.bias.copy_(torch.linspace(-1, 1, x.shape[1]))
     norm.to(x.device)
     if world.size > 1:
-        sync_norm.synchronise(norm)
+        synchronise_batch_norm(norm)
     mine = world.share(len(x))
     for _ in range(2):
         norm.zero_grad()
@@ -352,6 +318,14 @@ def normalised(world: World, x: torch.Tensor, grad: torch.Tensor, affine: bool) 
     }  # fmt: skip
 
 
+def assert_joined(parts: list[dict], reference: dict, keys: tuple[str, ...], **tolerance) -> None:
+    """Assert that the ranks' images, and the sums of their gradients, are those of the batch."""
+    for key in keys:
+        torch.testing.assert_close(torch.cat([p[key] for p in parts]), reference[key], **tolerance)
+    for i, expected in enumerate(reference["parameters"]):
+        torch.testing.assert_close(sum(p["parameters"][i] for p in parts), expected, **tolerance)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("count", "mean"), [(7, 0.0), (1, 3.0), (5, 1000.0)])
@@ -363,11 +337,7 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(two, affine, count, 
     reference = normalised(SINGLE_PROCESS, x, grad, affine)
     parts = two(normalised, x, grad, affine)
     tolerance = {"rtol": 1e-12, "atol": 1e-12 * max(1.0, 10 * mean)}
-    for key in ("y", "x", "evaluated"):
-        torch.testing.assert_close(torch.cat([p[key] for p in parts]), reference[key], **tolerance)
-    for i, expected in enumerate(reference["parameters"]):
-        summed = sum(p["parameters"][i] for p in parts)
-        torch.testing.assert_close(summed, expected, **tolerance)
+    assert_joined(parts, reference, ("y", "x", "evaluated"), **tolerance)
     for part in parts:
         torch.testing.assert_close(part["state"], reference["state"], rtol=1e-12, atol=1e-12)
         assert_same(part["state"], parts[0]["state"])
@@ -375,7 +345,7 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(two, affine, count, 
 
 def half_precision(world: World, x: torch.Tensor) -> tuple[torch.dtype, torch.Tensor]:
     norm = nn.BatchNorm2d(x.shape[1])
-    sync_norm.synchronise(norm)
+    synchronise_batch_norm(norm)
     part = x[world.share(len(x))].clone().requires_grad_()
     y = norm(part)
     y.float().square().sum().backward()
@@ -430,8 +400,7 @@ def test_two_processes_stopped_and_resumed_end_with_the_same_bits(two, tmp_path,
     stopped = two(trained, tmp_path / "parts", experiment, stop_after, 0.3)
     assert not any(done for done, _ in stopped)
     assert all(done for done, _ in two(trained, tmp_path / "parts", experiment, None, 0.3))
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def asked_while_scoring(world: World, folder: Path, experiment: Experiment) -> dict:
@@ -467,8 +436,7 @@ def test_two_processes_asked_to_end_while_they_score_save_first(two, tmp_path):
     state, _ = checkpoints.load(fold_run.fold_folder(tmp_path / "parts", "tiny_seed7", 0).last)
     assert state["position"]["step"] == ended[0]["step"] > 0
     two(trained, tmp_path / "parts", experiment, None, 0.3, 4)
-    assert_same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -500,10 +468,10 @@ def talks(world: World) -> dict:
     try:
         too_long.allows_uninterrupted(3600, "this")
     except InputError as error:
-        messages.append(str(error).split(":")[0])
+        messages.append(str(error).split(",")[0])
     own = [f"{world.rank}.{i}" for i in range(3 - world.rank)]
     return {
-        "said": messages,
+        "messages": messages,
         "agreed": world.agreed(lambda: world.rank),
         "after": world.after_first(lambda: world.rank),
         "turns": list(world.in_turns(own, len(own))),
@@ -514,10 +482,8 @@ def talks(world: World) -> dict:
 @pytest.mark.slow
 def test_the_first_decides_and_its_errors_are_everybodys(two):
     results = two(talks)
-    messages = ["no such thing"] * 2 + [
-        "MAX_HOURS 0.001 is too short for this, about 3600 s in one go"
-    ]  # fmt: skip
-    assert [rank["said"] for rank in results] == [messages] * 2
+    messages = [*["no such thing"] * 2, "MAX_HOURS 0.001 is too short for this"]
+    assert [rank["messages"] for rank in results] == [messages] * 2
     assert [rank["agreed"] for rank in results] == [0, 0]
     assert [rank["after"] for rank in results] == [0, 1]
     assert [rank["turns"] for rank in results] == [["0.0", "1.0", "0.1", "1.1", "0.2"], []]
@@ -551,15 +517,6 @@ def command(root: Path, place: Path, work: str, processes: int, **changes: Any):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def place(scratch) -> Path:
-    competition.write_competition(
-        scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
-    )  # fmt: skip
-    return scratch
-
-
 @pytest.mark.slow
 def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_root, place):
     both = command(project_root, place, "two", 2)
@@ -567,7 +524,7 @@ def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_
     assert both.stdout.count("run demo_UNetResNet10_128_v1") == 1, "only the first rank prints"
     single = command(project_root, place, "one", 1)
     assert single.returncode == 0, single.stderr[-3000:]
-    (name,) = fold_run.names([place / "two"])
+    (name,) = fold_run.run_names([place / "two"])
     folders = [fold_run.find([place / work], name)[0] for work in ("one", "two")]
     logs_of_one, logs_of_two = (folder.read_log() for folder in folders)
     for mine, theirs in zip(logs_of_two, logs_of_one, strict=True):

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +25,8 @@ from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.models import losses, networks
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
-from tests.parallel.test_world import Ranks, command, normalised, settings_file
-from tests.training.test_loop import StepsClock, assert_same, training, weights_of, without_times
-from tools.phantoms import competition
+from tests.parallel.test_world import Ranks, assert_joined, command, normalised, settings_file
+from tests.training.test_loop import StepsClock, assert_same, assert_same_end, training
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 CARD = "cuda:0" if DEVICE == "cuda" else DEVICE
@@ -63,15 +61,14 @@ def test_a_deterministic_training_stopped_and_resumed_ends_with_the_same_bits(
     assert resumed.scaler.state_dict() == state["scaler"]
     assert bool(state["scaler"]) == (precision == "float16")
     assert resumed.run()
-    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "unbroken", tmp_path / "parts")
 
 
 @only_on_a_gpu
 def test_a_float16_overflow_is_skipped_and_the_scale_halved(tmp_path):
     job = training(tmp_path, on=choose_engine(DEVICE, "float16"))
     job.scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**40)  # which overflows at once
-    job.step.scaler = job.step.steps.scaler = job.scaler
+    job.step.scaler = job.scaler
     job._train_epoch()
     assert job.position.skipped > 0
     assert job.scaler.get_scale() < 2.0**40
@@ -146,9 +143,8 @@ def normalised_there(world: World, x: torch.Tensor, grad: torch.Tensor, device: 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
-    ranks = Ranks(2, CARD)
-    yield ranks
-    ranks.close()
+    with Ranks(2, CARD) as ranks:
+        yield ranks
 
 
 @pytest.mark.parametrize("count", [7, 1])
@@ -156,23 +152,11 @@ def test_batch_norm_of_two_ranks_on_one_card_is_that_of_the_whole_batch(two, cou
     generator = torch.Generator().manual_seed(count)
     x, grad = (torch.randn(count, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in "ab")
     parts = two(normalised_there, x + 3, grad, CARD)
-    whole = normalised_there(SINGLE_PROCESS, x + 3, grad, CARD)
+    reference = normalised_there(SINGLE_PROCESS, x + 3, grad, CARD)
     tolerance = {"rtol": 1e-11, "atol": 1e-11}
-    for key in ("y", "x"):
-        torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], **tolerance)
-    for i, expected in enumerate(whole["parameters"]):
-        torch.testing.assert_close(sum(p["parameters"][i] for p in parts), expected, **tolerance)
+    assert_joined(parts, reference, ("y", "x"), **tolerance)
     for part in parts:
-        torch.testing.assert_close(part["state"], whole["state"], **tolerance)
-
-
-@pytest.fixture(scope="module")
-def place(scratch) -> Path:
-    competition.write_competition(
-        scratch / "data", 30, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
-    )  # fmt: skip
-    return scratch
+        torch.testing.assert_close(part["state"], reference["state"], **tolerance)
 
 
 def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypatch):
@@ -183,7 +167,7 @@ def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypat
     for work, processes in (("one", 1), ("two", 2)):
         done = command(project_root, place, work, processes, **how)
         assert done.returncode == 0, done.stderr[-3000:]
-        (name,) = fold_run.names([place / work])
+        (name,) = fold_run.run_names([place / work])
         logs.append(fold_run.find([place / work], name)[0].read_log())
     for single, shared in zip(*logs, strict=True):
         assert shared["val_loss"] == pytest.approx(single["val_loss"], rel=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from kernel_lib.data import rle
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
+from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training.job import Clock
 from kernel_lib.training.loop import Job, Training
@@ -77,8 +79,11 @@ def tiny(**changes) -> Experiment:
     return base.differing(name="tiny", **changes) if changes else base
 
 
-def training(folder: Path, experiment: Experiment | None = None, clock: Clock | None = None,
-             on: Engine | None = None, **parameters) -> Training:  # fmt: skip
+def training(
+    folder: Path, experiment: Experiment | None = None, clock: Clock | None = None,
+    on: Engine | None = None, network: Callable[[], nn.Module] = TinyNet, held_from: int = 7,
+    world: World = SINGLE_PROCESS, **parameters,
+) -> Training:  # fmt: skip
     torch.manual_seed(5)
     prepared = FakePrepared()
     settings = TrainParameters(seed=7, **parameters)
@@ -86,14 +91,15 @@ def training(folder: Path, experiment: Experiment | None = None, clock: Clock | 
         folder=fold_run.fold_folder(folder, "tiny_seed7", 0),
         plan=TrainPlan(run="tiny_seed7", experiment=experiment or tiny(), parameters=settings),
         prepared=prepared,
-        train_rows=np.arange(7),
-        held_rows=np.arange(7, N),
+        train_rows=np.arange(min(7, held_from)),
+        held_rows=np.arange(held_from, N),
         truth=prepared.table.assign(positive=prepared.table["rle"] != "-1"),
         lineage=Lineage(images=("image0",), chosen_on=("elsewhere",)),
         engine=on or choose_engine("cpu"),
         workers=0,
+        world=world,
     )
-    return Training(job, TinyNet(), clock or Clock(None))
+    return Training(job, network(), clock or Clock(None))
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -114,28 +120,27 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
         assert torch.equal(first[name], second[name]), name
 
 
+def assert_same_end(first: Path, second: Path) -> None:
+    """Assert that trainings in two folders have the same weights, bit for bit, and the same log."""
+    assert_same(weights_of(first), weights_of(second))
+    assert without_times(first) == without_times(second)
+
+
 def without_times(folder: Path) -> list[dict]:
     lines = fold_run.fold_folder(folder, "tiny_seed7", 0).read_log()
     timed = ("seconds", "val_seconds", "images_per_second", "memory_mb", "gpu_memory_mb")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
-def test_the_same_seed_ends_with_the_same_bits(tmp_path):
-    for name in "ab":
-        assert training(tmp_path / name).run()
-    assert_same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
-
-
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("stop_after", [None, 1, 2, 3, 5, 6, 7])
 def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(tmp_path, stop_after):
     assert training(tmp_path / "unbroken").run()
-    clock = StepsClock(stop_after)
-    assert not training(tmp_path / "parts", clock=clock).run()
+    if stop_after is not None:
+        assert not training(tmp_path / "parts", clock=StepsClock(stop_after)).run()
     # Something else used the generators meanwhile.
     torch.rand(3), np.random.rand(3)
     assert training(tmp_path / "parts").run()
-    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "unbroken", tmp_path / "parts")
 
 
 def test_a_checkpoint_of_another_version_is_named_with_the_fix(tmp_path):
@@ -156,17 +161,19 @@ def test_stopped_at_every_step_every_sampler_ends_with_the_same_bits(tmp_path, s
     while not training(tmp_path / "parts", experiment, StepsClock(1)).run():
         sessions += 1
     assert sessions > 4  # epochs with a validation; of several steps if not `nonempty`
-    assert_same(weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "unbroken") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "unbroken", tmp_path / "parts")
 
 
 def test_hard_images_come_again_in_the_epoch_after(tmp_path):
     """Each epoch's order follows from what the one before thought of each training image."""
     job = training(tmp_path, tiny(sampling="hard", epochs=2, min_epochs=1))
-    shown = []
-    real = job._step
-    job._step = lambda stream, step: (shown.extend(k for b in step for k in b.tolist()),
-                                      real(stream, step))  # fmt: skip
+    shown, real = [], job._step
+
+    def step(stream, batches) -> None:
+        shown.extend(key for batch in batches for key in batch.tolist())
+        real(stream, batches)
+
+    job._step = step
     job._train_epoch()
     assert sorted(row for _, row, _ in shown) == list(range(7)), "at first nothing is known"
     assert job.hardness[:7].any()
@@ -221,9 +228,7 @@ def test_a_checkpoint_that_others_speak_of_and_that_is_gone_is_named(tmp_path):
     best = folder.kept()[0]
     for path in (best, folder.last):
         path.rename(tmp_path / "away")
-        with pytest.raises(
-            InputError, match=rf"{path} is gone, .* restore it, or delete {folder.path}"
-        ):
+        with pytest.raises(InputError, match=rf"{path} is gone, .* delete {folder.path}"):
             training(tmp_path)
         (tmp_path / "away").rename(path)
     assert training(tmp_path).position.ended
@@ -246,13 +251,6 @@ def test_nothing_is_kept_and_patience_does_not_count_before_min_epochs(tmp_path)
     assert not any("ended" in line for line in before)
 
 
-def past(path: Path) -> Lineage:
-    return checkpoints.load(path)[1]
-
-
-HELD = tuple(f"image{n}" for n in range(7, N))
-
-
 def test_without_a_monitor_the_last_epochs_stay_and_no_label_chooses_them(tmp_path):
     job = training(tmp_path, tiny(epochs=5, min_epochs=1, patience=1, keep=2))
     assert job.run()
@@ -260,7 +258,7 @@ def test_without_a_monitor_the_last_epochs_stay_and_no_label_chooses_them(tmp_pa
     assert folder.kept_epochs() == [4, 5]
     assert job.position.ended == "all 5 epochs"
     for path in (*folder.kept(), folder.last):
-        assert past(path).chosen_on == ("elsewhere",)
+        assert checkpoints.past(path).chosen_on == ("elsewhere",)
 
 
 @pytest.mark.parametrize(("patience", "last_chosen"), [(1, True), (8, False)])
@@ -270,9 +268,10 @@ def test_labels_that_select_epochs_or_end_a_training_are_in_its_lineage(
     experiment = tiny(epochs=8, min_epochs=1, patience=patience, lr=1e-9, keep=1, monitor="dice")
     job = training(tmp_path, experiment)
     job.run()
-    folder, chosen = job.job.folder, tuple(sorted(("elsewhere", *HELD)))
-    assert past(*folder.kept()).chosen_on == chosen
-    assert past(folder.last).chosen_on == (chosen if last_chosen else ("elsewhere",))
+    held_out = (f"image{n}" for n in range(7, N))
+    folder, chosen = job.job.folder, tuple(sorted(("elsewhere", *held_out)))
+    assert checkpoints.past(*folder.kept()).chosen_on == chosen
+    assert checkpoints.past(folder.last).chosen_on == (chosen if last_chosen else ("elsewhere",))
 
 
 def test_only_the_best_k_checkpoints_stay(tmp_path):
@@ -292,14 +291,6 @@ def test_the_log_is_rewritten_from_the_checkpoint(tmp_path):
     training(tmp_path)
     assert job.job.folder.log.read_text() == lines
     assert [json.loads(line)["epoch"] for line in lines.splitlines()] == [1, 2, 3, 4]
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_images_named(tmp_path):
-    job = training(tmp_path)
-    with torch.no_grad():
-        job.model.rest[3].bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1 on image\d"):
-        job.run()
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

@@ -85,14 +85,10 @@ def test_all_is_the_order_that_runs_so_far_had():
 
 
 @given(any_shown(), st.integers(0, 99))
-def test_all_shows_each_image_once(what, seed):
+def test_all_and_nonempty_show_each_of_their_images_once(what, seed):
     assert sorted(epoch_order("all", {}, what, seed)) == what.rows.tolist()
-
-
-@given(any_shown(), st.integers(0, 99))
-def test_nonempty_shows_each_image_with_a_mask_once(what, seed):
-    order = epoch_order("nonempty", {}, what, seed)
-    assert sorted(order) == what.rows[what.positive].tolist()
+    with_masks = what.rows[what.positive].tolist()
+    assert sorted(epoch_order("nonempty", {}, what, seed)) == with_masks
 
 
 def test_nonempty_without_a_mask_is_refused():
@@ -110,8 +106,7 @@ def test_the_share_falls_in_a_line(epoch, positives):
 
 
 def test_a_single_epoch_has_the_first_share():
-    order = epoch_order("positive_share", {}, shown(HALF, epochs=1), 1)
-    assert (order < 110).sum() == 40
+    assert (epoch_order("positive_share", {}, shown(HALF, epochs=1), 1) < 110).sum() == 40
 
 
 @given(any_shown(), shares, shares, st.integers(0, 99))
@@ -224,11 +219,9 @@ def test_what_does_not_exist_is_refused_before_any_data(name, options, message):
         epoch_order(name, options, shown(HALF), 0)
 
 
-@pytest.mark.parametrize("name", sampling.SAMPLERS)
-def test_what_exists_passes(name):
-    sampling.check(name, {})
+def test_options_at_their_bounds_pass():
     sampling.check("positive_share", {"start": 1, "end": 0.22})
-    sampling.check("hard", {"factor": 4.0, "share": 1.0})
+    sampling.check("hard", {"factor": 100.0, "share": 1.0})
 
 
 @given(st.lists(st.integers(0, 5), max_size=40))

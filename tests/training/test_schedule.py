@@ -12,25 +12,23 @@ from kernel_lib.training.schedule import Ema
 EXPERIMENT = Experiment(name="x", epochs=10, min_epochs=1, lr=0.02, lr_end_factor=0.1)
 
 
-def test_cosine_falls_from_the_rate_to_its_end():
-    assert schedule.rate(EXPERIMENT, 0) == pytest.approx(0.02)
-    assert schedule.rate(EXPERIMENT, 5) == pytest.approx(0.011)
-    assert schedule.rate(EXPERIMENT, 10) == pytest.approx(0.002)
+@pytest.mark.parametrize(
+    ("fields", "rates"),
+    [
+        ({}, {0: 0.02, 5: 0.011, 10: 0.002}),
+        ({"schedule": "poly", "lr_end_factor": 0.0}, {5: 0.02 * 0.5**0.9, 10: 0}),
+        ({"schedule": "constant"}, {0: 0.02, 5: 0.02, 10: 0.02}),
+        ({"warmup_epochs": 2.0}, {0: 0.0002, 1: 0.01, 2: 0.02, 10: 0.002}),
+    ],
+)
+def test_rates_by_hand(fields, rates):
+    experiment = EXPERIMENT.differing(name="y", **fields)
+    assert {e: schedule.rate(experiment, e) for e in rates} == pytest.approx(rates)
+
+
+def test_cosine_falls_throughout():
     rates = [schedule.rate(EXPERIMENT, e / 10) for e in range(101)]
     assert rates == sorted(rates, reverse=True)
-
-
-def test_poly_has_the_power_nine_tenths():
-    experiment = EXPERIMENT.differing(name="y", schedule="poly", lr_end_factor=0.0)
-    assert schedule.rate(experiment, 5) == pytest.approx(0.02 * 0.5**0.9)
-    assert schedule.rate(experiment, 10) == 0
-
-
-def test_warm_up_rises_to_the_rate_then_the_schedule_takes_over():
-    experiment = EXPERIMENT.differing(name="y", warmup_epochs=2.0)
-    assert schedule.rate(experiment, 1) == pytest.approx(0.01)
-    assert schedule.rate(experiment, 2) == pytest.approx(0.02)
-    assert schedule.rate(experiment, 10) == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -16,10 +16,10 @@ from kernel_lib.training.loop import Training
 from tests.training.test_loop import (
     StepsClock,
     assert_same,
+    assert_same_end,
     tiny,
     training,
     weights_of,
-    without_times,
 )
 
 
@@ -39,8 +39,7 @@ def test_a_compiled_training_stops_resumes_and_ends_with_the_same_bits(tmp_path)
     parts = training(tmp_path / "parts", experiment, StepsClock(5), compile=True)
     assert not parts.run()
     assert training(tmp_path / "parts", experiment, compile=True).run()
-    assert_same(weights_of(tmp_path / "complete"), weights_of(tmp_path / "parts"))
-    assert without_times(tmp_path / "complete") == without_times(tmp_path / "parts")
+    assert_same_end(tmp_path / "complete", tmp_path / "parts")
 
 
 def test_compilation_is_used_and_changes_no_name_in_a_checkpoint(tmp_path):
@@ -52,9 +51,7 @@ def test_compilation_is_used_and_changes_no_name_in_a_checkpoint(tmp_path):
     compiled._save()
     state, _ = checkpoints.load(compiled.job.folder.last)
     assert state["model"].keys() == plain.model.state_dict().keys()
-    # What began compiled goes on without, and the other way round.
-    resumed = training(tmp_path / "compiled")
-    assert resumed.run()
+    assert training(tmp_path / "compiled").run(), "what began compiled goes on without"
 
 
 NAN, INF = float("nan"), float("inf")
@@ -73,7 +70,7 @@ def broken(job: Training, what: str, at: set[int], by: float) -> Training:
         if what == "loss":
             return value * by
         value.register_hook(lambda gradient: gradient * by)
-        return value * 1.0 if what == "gradient" else value
+        return value * 1.0
 
     job.step.loss = loss
     return job
@@ -82,7 +79,7 @@ def broken(job: Training, what: str, at: set[int], by: float) -> Training:
 def scaled(job: Training) -> Training:
     """Return the training with a scaler, as in float16."""
     job.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    job.step.scaler = job.step.steps.scaler = job.scaler
+    job.step.scaler = job.scaler
     return job
 
 
@@ -103,32 +100,23 @@ def test_without_a_scaler_it_stops_with_the_images_named_and_the_checkpoint_inta
 @pytest.mark.parametrize(("what", "by"), [("loss", NAN), ("loss", INF), ("gradient", INF)])
 def test_with_a_scaler_a_step_is_skipped_as_if_it_had_not_been(tmp_path, what, by):
     job = broken(scaled(training(tmp_path)), what, {3}, by)  # in the second step of two
-    job._step = watched(job)
+    before, taken, real = [], [], job.step.take
+
+    def take(*given) -> bool:
+        before.append({k: v.clone() for k, v in state_of(job).items()})
+        taken.append(real(*given))
+        return taken[-1]
+
+    job.step.take = take
     assert job._train_epoch()
-    (_, first), (before, second) = job.seen
-    assert first
-    assert not second
-    assert_same(before, state_of(job))
+    assert taken == [True, False]
+    assert_same(before[1], state_of(job))
     assert job.position.skipped == 1
     assert job.scaler.get_scale() == 32768
     assert math.isfinite(job.position.loss_sum)
     assert job._end_epoch()
     assert job.position.history[0]["skipped_steps"] == 1
     assert job.position.skipped == 0
-
-
-def watched(job: Training):
-    """Return a step that records the state before, and whether it was taken."""
-    job.seen, real = [], job.step.take
-
-    def step(stream, keys) -> None:
-        before = {k: v.clone() for k, v in state_of(job).items()}
-        taken = real(stream, keys, job.position, job.hardness)
-        if taken:
-            job.ema.update(job.model)
-        job.seen.append((before, taken))
-
-    return step
 
 
 def state_of(job: Training) -> dict[str, torch.Tensor]:
@@ -141,9 +129,7 @@ def test_so_many_skips_in_a_row_stop_it_and_fewer_do_not(tmp_path):
     bad = set(range(1, 3 * (step.IN_A_ROW - 1) + 1))
     job = broken(scaled(training(tmp_path / "few", few)), "loss", bad, NAN)
     assert job.run()
-    assert [line["skipped_steps"] for line in job.position.history] == [1] * 15 + [0] * (
-        len(job.position.history) - 15
-    )
+    assert [line["skipped_steps"] for line in job.position.history] == [1] * 15 + [0] * 15
     job = broken(scaled(training(tmp_path / "all", few)), "loss", set(range(1, 99)), NAN)
     with pytest.raises(FloatingPointError, match=r"16 steps in a row overflowed .* in epoch 16 on"):
         job.run()
@@ -163,13 +149,8 @@ def test_broken_weights_are_never_saved(tmp_path):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_an_epoch_whose_metric_is_not_a_number_is_never_the_best(tmp_path, value):
     job = training(tmp_path, tiny(monitor="val_loss", min_epochs=1, keep=1))
-    real, epochs = job._validate, []
-
-    def validate() -> dict[str, float]:
-        epochs.append(len(epochs) + 1)
-        return real() | ({"val_loss": value} if epochs[-1] == 2 else {})
-
-    job._validate = validate
+    real = job._validate
+    job._validate = lambda: real() | ({"val_loss": value} if job.position.epoch == 1 else {})
     assert job.run()
     assert not job.position.history[1]["best"]
     assert all(kept["epoch"] != 2 for kept in job.position.kept)
@@ -206,11 +187,7 @@ def test_full_memory_names_what_it_goes_by(tmp_path):
 
     job = training(tmp_path)
     job.step.loss = full
-    words = (
-        "full at SIZE 32, BATCH_SIZE 2, ACCUMULATE 2: -p BATCH_SIZE 1 -p ACCUMULATE 4, the same "
-        r"optimiser step; or a smaller SIZE.*Tried to allocate 2.00 GiB.\)"
-    )
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=r"at SIZE 32, BATCH_SIZE 2, ACCUMULATE 2: .*2.00 GiB"):
         job.run()
 
 
