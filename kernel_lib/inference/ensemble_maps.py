@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,16 @@ from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule, sum_level
 
 
+@dataclass(frozen=True)
 class EnsembleMaps:
     """The archives used for an image: of one fold if it is held out, of several if a test image.
 
     Weights are one per member, 0 to leave it out, and the same for all folds of that member.
     """
 
-    def __init__(
-        self, ensemble: Ensemble, members: Sequence[Sequence[Maps]], gates: Sequence[Sequence[Maps]]
-    ) -> None:
-        """`members` and `gates` hold, fold by fold, an archive a member in the ensemble's order."""
-        self.ensemble, self.members, self.gates = ensemble, members, gates
+    ensemble: Ensemble
+    members: Sequence[Sequence[Maps]]  # fold by fold, an archive a member in the ensemble's order
+    gates: Sequence[Sequence[Maps]]  # the same of the gating classifiers; empty without any
 
     @property
     def archives(self) -> list[Maps]:
@@ -40,35 +40,35 @@ class EnsembleMaps:
         return [archive for fold in (*self.members, *self.gates) for archive in fold]
 
     def level_map(self, image_id: str, weights: Sequence[float]) -> np.ndarray:
-        """The (S, S) uint8 map of an image, averaged as probabilities."""
-        return maps.mean(*_answers(self.members, weights, lambda archive: archive[image_id]))
+        """Return the (S, S) uint8 map of an image, averaged as probabilities."""
+        archives, weights = _used(self.members, weights)
+        return maps.mean([archive[image_id] for archive in archives], weights)
 
     def label(self, image_id: str, weights: Sequence[float]) -> float | None:
-        """The image's probability of a pneumothorax; None if an archive in use has no label.
+        """Return the image's probability of a pneumothorax; None if an archive in use has no label.
 
         It comes from the gating classifiers if there are any, else from the members. Raises
         InputError if the gate is the label and an archive lacks it.
         """
-        folds, member_weights = (self.members, weights)
+        folds = self.members
         if self.gates:
-            folds, member_weights = self.gates, [m.weight for m in self.ensemble.gate_members]
-        labels, weights = _answers(folds, member_weights, lambda archive: archive.label(image_id))
-        if any(label is None for label in labels):
-            if self.ensemble.gate == "label":
-                lacking = _answers(folds, member_weights, lambda archive: archive)[0][
-                    labels.index(None)
-                ]
-                raise InputError(
-                    f"{lacking.path} holds no label of image {image_id}, needed to gate its mask: "
-                    "delete it and run its stage, or -p GATE none in the thresholds stage"
-                )
-            return None
-        return float(np.average(labels, weights=weights))
+            folds, weights = self.gates, [m.weight for m in self.ensemble.gate_members]
+        archives, weights = _used(folds, weights)
+        labels = [archive.label(image_id) for archive in archives]
+        if None not in labels:
+            return float(np.average(labels, weights=weights))
+        if self.ensemble.gate == "label":
+            raise InputError(
+                f"{archives[labels.index(None)].path} holds no label of image {image_id}, needed "
+                "to gate its mask: delete it and run its stage, or -p GATE none in the thresholds "
+                "stage"
+            )
+        return None
 
     def full_map(
         self, image_id: str, shape: tuple[int, int], weights: Sequence[float]
     ) -> tuple[np.ndarray, int | None]:
-        """The (H, W) uint8 map at the image's own size, and the gate's level or None."""
+        """Return the (H, W) uint8 map at the image's own size, and the gate's level or None."""
         prob = maps.at_shape(self.level_map(image_id, weights), shape)
         if self.ensemble.gate == "sum":
             return prob, sum_level(statistics(prob, None).hist_all, prob.size)
@@ -79,14 +79,14 @@ class EnsembleMaps:
     def mask(
         self, image_id: str, shape: tuple[int, int], rule: Triplet, weights: Sequence[float]
     ) -> np.ndarray:
-        """Mask (H, W) uint8 0/1 of the members' mean under one rule."""
+        """Return the mask (H, W) uint8 0/1 of the members' mean under one rule."""
         prob, level = self.full_map(image_id, shape, weights)
         return apply_rule(prob, rule, level)
 
     def member_mask_runs(
         self, image_id: str, shape: tuple[int, int], rules: Sequence[Triplet]
     ) -> list[rle.Runs]:
-        """RLE runs (not training runs) of each member's own mask under its own rule."""
+        """Return RLE runs (not training runs) of each member's own mask under its own rule."""
         return [
             rle.runs_of(self.mask(image_id, shape, rule, one_hot(len(rules), at)))
             for at, rule in enumerate(rules)
@@ -94,17 +94,22 @@ class EnsembleMaps:
 
 
 def one_hot(n_members: int, at: int) -> tuple[int, ...]:
-    """Weights that select one member: 1 for it, 0 for the others."""
+    """Return weights that select one member: 1 for it, 0 for the others."""
     return tuple(int(m == at) for m in range(n_members))
 
 
 def open_maps(
     ensemble: Ensemble, roots: Sequence[Path], folds: Sequence[int], kind: str
 ) -> EnsembleMaps:
-    """The archives of these folds: `oof`, `oof_last` or `test`; InputError where one lacks."""
-    members = [[_open(m, roots, fold, kind) for m in ensemble.members] for fold in folds]
-    gates = [[_open(m, roots, fold, kind) for m in ensemble.gate_members] for fold in folds]
-    return EnsembleMaps(ensemble, members, gates if ensemble.gate_members else [])
+    """Open the archives of these folds: `oof`, `oof_last` or `test`; InputError where one lacks."""
+
+    def archives(members: Sequence[Member]) -> list[list[Maps]]:
+        return [[_open(member, roots, fold, kind) for member in members] for fold in folds]
+
+    members = archives(ensemble.members)
+    return EnsembleMaps(
+        ensemble, members, archives(ensemble.gate_members) if ensemble.gate_members else []
+    )
 
 
 def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
@@ -125,16 +130,13 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
     return archive
 
 
-def _answers(folds: Sequence[Sequence[Maps]], weights: Sequence[float], ask) -> tuple[list, list]:
-    """The result of `ask` for each archive whose weight is not 0, and those weights."""
-    answered = [
-        (ask(archive), weight)
-        for archives in folds
-        for archive, weight in zip(archives, weights, strict=True)
-        if weight
-    ]
-    answers, weights = zip(*answered, strict=True)
-    return list(answers), list(weights)
+def _used(
+    folds: Sequence[Sequence[Maps]], weights: Sequence[float]
+) -> tuple[list[Maps], list[float]]:
+    """Return the archives whose weight is not 0, and those weights."""
+    weighted = [pair for archives in folds for pair in zip(archives, weights, strict=True)]
+    used = [(archive, weight) for archive, weight in weighted if weight]
+    return [archive for archive, _ in used], [weight for _, weight in used]
 
 
 def vote_function(combine: str) -> Callable[[Sequence[rle.Runs], int], rle.Runs]:
@@ -149,7 +151,7 @@ def combined_mask(
     choice: Choice,
     weights: Sequence[float],
 ) -> np.ndarray:
-    """Mask (H, W) uint8 0/1 of an image: the mean under one rule, or a vote of members' masks."""
+    """Return an image's mask (H, W) uint8 0/1: the mean under one rule, or a vote of members."""
     if choice.rules is None:
         return ensemble_maps.mask(image_id, shape, choice.triplet, weights)
     many = ensemble_maps.member_mask_runs(image_id, shape, choice.rules)
@@ -169,7 +171,7 @@ def test_masks(
     folds = [[fold] for fold in ensemble.folds] if ensemble.combine == "vote" else [ensemble.folds]
     all_maps = [open_maps(ensemble, roots, some, "test") for some in folds]
 
-    def draw(image: tuple[str, int, int]) -> tuple[str, np.ndarray]:
+    def mask_of(image: tuple[str, int, int]) -> tuple[str, np.ndarray]:
         image_id, *shape = image
         masks = [
             combined_mask(m, image_id, tuple(shape), choice, ensemble.weights) for m in all_maps
@@ -181,10 +183,11 @@ def test_masks(
 
     rows = images[["image_id", "height", "width"]].itertuples(index=False, name=None)
     with ThreadPoolExecutor(2) as pool:
-        yield from bar(_windowed(pool, draw, rows), total=len(images), desc="masks", unit="image")
+        masks = _windowed(pool, mask_of, rows)
+        yield from bar(masks, total=len(images), desc="masks", unit="image")
 
 
-test_masks.__test__ = False  # the name is no test case to pytest
+test_masks.__test__ = False  # not a test case of pytest
 
 
 def _windowed(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int = 16) -> Iterator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,16 @@ from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, 
 from kernel_lib.postprocess.triplet import Triplet
 
 
+@dataclass(frozen=True, eq=False)
 class OutOfFold:
     """Predictions of all held-out images by the members of their fold; rows as in `table`."""
 
-    def __init__(
-        self, ensemble: Ensemble, table: pd.DataFrame, ensemble_maps: Mapping[int, EnsembleMaps],
-        past_known: bool, selected: bool,
-    ) -> None:  # fmt: skip
-        self.ensemble = ensemble
-        self.table = table  # image_id, fold, group, height, width, area_px, rle
-        self.ensemble_maps = ensemble_maps  # by fold
-        self.past_known = past_known  # False: some member's lineage is not fully known
-        self.selected = selected  # whether the labels of these images selected a member's epoch
-        self._kept: dict[tuple[float, ...], Stacked] = {}
+    ensemble: Ensemble
+    table: pd.DataFrame  # image_id, fold, group, height, width, area_px, rle
+    ensemble_maps: Mapping[int, EnsembleMaps]  # by fold
+    past_known: bool  # False: some member's lineage is not fully known
+    selected: bool  # whether the labels of these images selected a member's epoch
+    _kept: dict[tuple[float, ...], Stacked] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def stats(self) -> Stacked:
@@ -57,11 +54,8 @@ class OutOfFold:
 
             stats = stack(self._each(range(len(self.table)), one, "maps"))
             # Half the memory: greedy keeps one of these for each mean that it tries.
-            small = {k: getattr(stats, k).astype(np.int32) for k in ("hist_all", "hist_true")}
-            self._kept[weights] = replace(stats, **small)
-        stats = self._kept[weights]
-        large = {k: getattr(stats, k).astype(np.int64) for k in ("hist_all", "hist_true")}
-        return replace(stats, **large)
+            self._kept[weights] = _with_counts(stats, np.int32)
+        return _with_counts(self._kept[weights], np.int64)
 
     def gated(self, weights: Sequence[float]) -> Stacked:
         """Return `statistics` with the gating label: for GATE sum, the level of the map's sum."""
@@ -100,12 +94,11 @@ def out_of_fold(
     allow_unknown_past: bool = False,
     last: bool = False,
 ) -> OutOfFold:
-    """Every image of the ensemble's folds, by members and classifiers that never saw it.
+    """Return the predictions of an ensemble's folds by models that never saw the images.
 
-    `table` is the folds file. `last` takes the last EMA weights instead of the kept ones. Raises
-    InputError where an archive lacks an image of its fold that training did not leave out by name,
-    where any of them saw an image or its patient, and where a past is unknown unless
-    `allow_unknown_past`.
+    `table` is the folds file. `last` takes the last EMA weights instead of the kept ones.
+    Raises: InputError where an archive lacks an image of its fold that training did not leave out
+    by name, and as `refuse_seen` does.
     """
     past_known, selected, parts, ensemble_maps = True, False, [], {}
     here, left_out = frozenset(table["image_id"]), LeftOut.load(roots)
@@ -124,12 +117,13 @@ def out_of_fold(
 
 def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
     """Return which checkpoints predicted what these read, by run/fold/archive."""
-    archives = {
-        a.path: a for part in parts for s in part.ensemble_maps.values() for a in s.archives
-    }
     return {
-        f"{a.meta['run']}/fold{a.meta['fold']}/{a.path.name}": a.meta.get("checkpoints")
-        for a in archives.values()
+        f"{archive.meta['run']}/fold{archive.meta['fold']}/{archive.path.name}": archive.meta.get(
+            "checkpoints"
+        )
+        for part in parts
+        for fold_maps in part.ensemble_maps.values()
+        for archive in fold_maps.archives
     }
 
 
@@ -147,6 +141,11 @@ def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
                 f"{folder.path} was trained again after the rule of {ensemble.name} was searched: "
                 "run the thresholds stage"
             )
+
+
+def _with_counts(stats: Stacked, dtype: type) -> Stacked:
+    hist_all, hist_true = stats.hist_all.astype(dtype), stats.hist_true.astype(dtype)
+    return replace(stats, hist_all=hist_all, hist_true=hist_true)
 
 
 def _predicted(
@@ -180,8 +179,8 @@ def refuse_seen(
 
     It is not fully known if an ancestor's training images are unknown, or if it saw an image that
     is neither in the folds file (`here`) nor has a fingerprint to compare with those that are.
-    Raises InputError naming an image that the model, or one of its patient, has seen; or for a
-    lineage that is not fully known, unless `allow_unknown_past`.
+    Raises: InputError naming an image that the model has seen, itself or another of its patient; or
+    for a lineage that is not fully known, unless `allow_unknown_past`.
     """
     lineage = stated_lineage(archive.meta, archive.path)
     member = f"{archive.meta['run']}/fold{archive.meta['fold']}"

@@ -1,4 +1,4 @@
-"""Archives of maps: who writes them, and when one that lies there already will do."""
+"""Predictions of networks: maps and labels, in one stream, and the archives that hold them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
+from kernel_lib.artifacts.maps import Prediction
 from kernel_lib.config import Experiment, InferenceParameters, PredictParameters
 from kernel_lib.data import dataset
 from kernel_lib.data.cache import Prepared
@@ -22,12 +24,10 @@ from kernel_lib.data.dataset import PlainImages, plain_loader
 from kernel_lib.engine import Engine, memory_named
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
-from kernel_lib.inference.predict import predict
 from kernel_lib.models import networks, weights
+from kernel_lib.models.networks import Logits
 from kernel_lib.notebook import bar
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
-
-T = TypeVar("T")
 
 
 class Images(NamedTuple):
@@ -38,6 +38,61 @@ class Images(NamedTuple):
     engine: Engine
     n_workers: int
     batch_size: int | None = None  # None: twice the training's
+
+
+def mean_logits(
+    model: nn.Module, levels: torch.Tensor, views: Sequence[tta.View], engine: Engine
+) -> Logits:
+    """Return a model's mask and label logits in float32, averaged over its views of the images."""
+    masks, labels = [], []
+    size = (levels.shape[-2], levels.shape[-1])
+    for view in tta.distinct(views, size):
+        with engine.autocast():
+            output = model(view.forward(levels))
+        if output.mask is not None:
+            masks.append(view.inverse(output.mask.float(), size))
+        if output.label is not None:
+            labels.append(output.label.float())
+    return Logits(mask=_mean(masks), label=_mean(labels))
+
+
+@torch.inference_mode()
+def predict(
+    models: Sequence[nn.Module],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    views: Sequence[tta.View],
+    engine: Engine,
+    ids: Sequence[str],
+) -> Iterator[tuple[int, Prediction]]:
+    """Yield (row, prediction) of every image, models averaged as probabilities.
+
+    Raises FloatingPointError, with the `ids` of their rows, for images whose map or label is not a
+    number.
+    """
+    for model in models:
+        model.eval()
+    for levels, rows in batches:
+        on_device = engine.to_device(levels)
+        outputs = [mean_logits(model, on_device, views, engine) for model in models]
+        named = [ids[row] for row in rows.tolist()]
+        yield from zip(rows.tolist(), _predictions(outputs, named), strict=True)
+
+
+def _predictions(outputs: Sequence[Logits], ids: Sequence[str]) -> Iterator[Prediction]:
+    """Return the models' mean, image by image; all models have the same heads."""
+    levels, labels = [None] * len(ids), [None] * len(ids)
+    prob = _mean([torch.sigmoid(o.mask) for o in outputs if o.mask is not None])
+    if prob is not None:
+        # (B, S, S); to the CPU as floats, so that one rounding rule serves everywhere
+        levels = maps.quantise(prob.squeeze(1).cpu().numpy(), ids)
+    prob = _mean([torch.sigmoid(o.label) for o in outputs if o.label is not None])
+    if prob is not None:
+        labels = maps.numbers(prob.cpu().numpy().astype(np.float64), ids).tolist()
+    return map(Prediction, levels, labels)
+
+
+def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    return sum(tensors[1:], tensors[0]) / len(tensors) if tensors else None
 
 
 def write(
@@ -61,12 +116,13 @@ def write(
     mine = PlainImages(prepared, world.batches(np.asarray(rows), size))
     loader = plain_loader(mine, size, images.n_workers, engine.device.type == "cuda")
     ids = prepared.table["image_id"].tolist()
-    own = _in_batches(predict(models, loader, tta.views(meta["tta"]), engine, ids), size)
+    predicted = predict(models, loader, tta.views(meta["tta"]), engine, ids)
+    own = iter(lambda: list(itertools.islice(predicted, size)), [])  # batch by batch
     stream = itertools.chain.from_iterable(world.in_turns(own, len(loader)))
     asked = (experiment.batch_size, experiment.accumulate) if held_out else (size,)
     with memory_named(experiment.size, *asked):
         if not world.first:
-            for _ in stream:  # gives nothing here, and all to the first
+            for _ in stream:  # yields nothing here, and all to the first
                 pass
             return
         title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
@@ -74,14 +130,8 @@ def write(
         maps.write(target, bar(named, total=len(rows), desc=title, unit="image", leave=False), meta)
 
 
-def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
 def load_models(experiment: Experiment, kept: Sequence[Path], engine: Engine) -> list[nn.Module]:
-    """The networks of these checkpoints, ready to predict."""
+    """Return the networks of these checkpoints, ready to predict."""
     models = []
     for path in kept:
         model = networks.build(experiment)
@@ -93,7 +143,7 @@ def load_models(experiment: Experiment, kept: Sequence[Path], engine: Engine) ->
 def describe(
     folder: FoldRun, experiment: Experiment, kept: Sequence[Path], lineage: Lineage
 ) -> dict:
-    """What an archive says of itself; two that say the same hold the same maps.
+    """Return an archive's description; archives with the same description hold the same maps.
 
     `kept` are the checkpoints whose predictions it averages, identified by their weights.
     """
@@ -108,19 +158,18 @@ def describe(
 
 
 def contents(paths: Sequence[Path]) -> dict[str, str]:
-    """A digest of each checkpoint's predicting weights by the file's name."""
+    """Return a digest of each checkpoint's predicting weights by the file's name."""
     return {path.name: checkpoints.digest(path) for path in paths}
 
 
 def already(target: Path, meta: dict, count: int) -> bool:
-    """Whether that archive is there, of these checkpoints, and complete."""
+    """Return whether that archive exists, of these checkpoints, and complete."""
     if not target.exists():
         return False
     try:
-        there = maps.Maps(target).meta
-    except InputError:  # damaged: it is made anew
+        return maps.Maps(target).meta == meta | {"images": count}
+    except InputError:  # damaged: it is written again
         return False
-    return there == meta | {"images": count}
 
 
 def check_shared_memory(
@@ -136,7 +185,7 @@ def check_shared_memory(
 
 
 def workers(given: int | None, engine: Engine) -> int:
-    """Loader processes: beside a GPU as many as there are cores, up to 4; on a CPU none."""
+    """Return the number of loader processes: on a GPU as many as cores, up to 4; on a CPU none."""
     if given is not None:
         return given
     return min(4, os.cpu_count() or 1) if engine.device.type == "cuda" else 0

@@ -1,6 +1,7 @@
 """Ensembles as data: a file that names members, how they are combined, and how that is chosen.
 
-Shipped ones lie in `kernel_lib/ensembles/<name>.json`; a user's own may lie anywhere.
+Shipped recipes lie in `kernel_lib/ensembles/<name>.json`; a user's own may lie anywhere. `gather`
+makes the ensemble of a recipe from the folds that were trained.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kernel_lib.artifacts import fold_run
-from kernel_lib.config import Choose, Combine, Frozen, Gate, TrainParameters
+from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.maps import Maps
+from kernel_lib.config import Choose, Combine, Experiment, Frozen, Gate, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference.ensemble_maps import one_hot
@@ -22,28 +26,22 @@ from kernel_lib.postprocess.search import SearchOptions
 from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Strategy
 
 SHIPPED = Path(__file__).parent.parent / "ensembles"
+LONGEST_NAME = 200  # file systems take 255 bytes
 
 
 class RecipeMember(Frozen):
-    """A run by its row and seed, or by its name, and its weight in a mean."""
+    """A run by its experiment and seed, or by its name, and its weight in a mean."""
 
     experiment: str | None = None
     seed: int | None = Field(None, ge=0)
     run: str | None = None
-    weight: float = 1.0
-
-    @field_validator("weight")
-    @classmethod
-    def _weight_counts(cls, weight: float) -> float:
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"{weight} is no weight: give one above 0, or leave the member out")
-        return weight
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _named_in_one_way(self) -> Self:
-        by_row = (self.experiment is not None, self.seed is not None)
-        if by_row not in ((True, True), (False, False)) or any(by_row) == (self.run is not None):
-            raise ValueError('a member is {"experiment": row, "seed": n} or {"run": name}')
+        given = {name for name in ("experiment", "seed", "run") if getattr(self, name) is not None}
+        if given not in ({"experiment", "seed"}, {"run"}):
+            raise ValueError('a member is {"experiment": name, "seed": n} or {"run": name}')
         if self.experiment is not None:
             find_experiment(self.experiment, EXPERIMENTS)
         return self
@@ -54,11 +52,11 @@ class RecipeMember(Frozen):
         return self.run if self.run is not None else self._plan().run
 
     def how_to_train(self) -> str:
-        """The words of a command that trains it."""
+        """Return the parameters that train it."""
         if self.run is not None:
             return "train it, or correct the name"
-        chain = " -p WITH_PARENTS True" if self._plan().needs() else ""
-        return f"train it with -p EXPERIMENT {self.experiment} -p SEED {self.seed}{chain}"
+        parents = " -p WITH_PARENTS True" if self._plan().needs() else ""
+        return f"train it with -p EXPERIMENT {self.experiment} -p SEED {self.seed}{parents}"
 
     def _plan(self):
         return plan_training(
@@ -75,20 +73,20 @@ class Recipe(Frozen):
     choose: Choose = "none"
     at_least: int | None = None  # members that must agree; None: chosen
     gate: Gate = "auto"
-    leaderboard: str | None = None  # the notes' figure, never ours
+    leaderboard: str | None = None  # the figure of the reference solution, never ours
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         names = [member.name for member in self.members]
-        weighted = any(member.weight != 1 for member in self.members)
+        weighted = " with weights" * any(member.weight != 1 for member in self.members)
         by_members = self.combine in ("member_vote", "member_union")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name} is named twice: name it once, with the sum as its weight")
         if self.choose == "greedy" and (self.combine != "mean" or weighted):
             raise ValueError(
-                f"choose greedy, with combine {self.combine}{' and weights' * weighted}: greedy "
-                "finds members and weights of a mean; take combine mean, and leave weights out"
+                f"choose greedy does not fit combine {self.combine}{weighted}: it chooses members "
+                "and weights of a mean; take combine mean, without weights"
             )
         if self.at_least is not None and not by_members:
             raise ValueError(
@@ -101,15 +99,16 @@ class Recipe(Frozen):
             )
         if by_members and (weighted or len(names) < 2):
             raise ValueError(
-                f"combine {self.combine} of {len(names)} members{' with weights' * weighted}: each "
-                "has one voice; name two or more, without weights, or take combine mean"
+                f"combine {self.combine} of {len(names)} members{weighted}: name two or more, "
+                "without weights, or take combine mean"
             )
         return self
 
     def differing(self, **changes: Any) -> Recipe:
-        """This recipe with what is given and not None; InputError where it does not fit together.
+        """Return this recipe with the changes that are not None.
 
-        Another way to combine leaves behind what belongs to the recipe's own.
+        Another `combine` resets what was chosen for the recipe's own. Raises InputError where the
+        changes do not fit together.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         values = self.model_dump()
@@ -119,33 +118,22 @@ class Recipe(Frozen):
 
 
 def of_runs(names: Sequence[str]) -> Recipe:
-    """The mean of these runs."""
+    """Return the recipe of these runs' mean."""
     return _checked({"members": [{"run": name} for name in names]}, "the runs")
 
 
 def shipped() -> tuple[str, ...]:
-    """Names of the recipes that come with the library."""
+    """Return the names of the recipes that come with the library."""
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.json")))
 
 
 def read(path: Path) -> Recipe:
-    """A recipe's file; InputError naming it, each field at fault, and the fix."""
+    """Read a recipe's file; InputError naming it, each field at fault, and the fix."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): give a recipe's JSON") from None
     return _checked(text, str(path))
-
-
-def require(recipe: Recipe, roots: Sequence[Path]) -> None:
-    """Refuse a recipe whose runs are not all there, naming each and how to train it."""
-    there = set(fold_run.run_names(roots))
-    if missing := [member for member in recipe.members if member.name not in there]:
-        listed = "; ".join(f"{member.name}: {member.how_to_train()}" for member in missing)
-        raise InputError(
-            f"{len(missing)} of {len(recipe.members)} members are not under "
-            f"{', '.join(map(str, roots))}: {listed}"
-        )
 
 
 def _checked(values: str | Mapping[str, Any], where: str) -> Recipe:
@@ -162,7 +150,7 @@ def _checked(values: str | Mapping[str, Any], where: str) -> Recipe:
 
 
 def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Strategy:
-    """What a recipe leaves to be chosen on labels: a rule, members and weights, or rules and k.
+    """Return the strategy that chooses on labels what the recipe leaves open.
 
     `single` holds top == bottom in every rule.
     """
@@ -175,3 +163,138 @@ def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Str
     if recipe.choose == "greedy":
         return Greedy(held.gated, n_members, options)
     return OneRule(held.gated(ensemble.weights), options)
+
+
+def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> Ensemble:
+    """Return the ensemble of a recipe's runs, with every fold whose held-out images are predicted.
+
+    Raises: InputError where a run is missing or predicts no masks of the competition's images, the
+    runs have no fold in common or were trained on different folds files (a fold of one run would
+    then hold images that another has trained on), or a label is to gate and no model predicts one.
+    """
+    require(recipe, roots)
+    weights = {member.name: member.weight for member in recipe.members}
+    folds = {run: _predicted(roots, run) for run in weights}
+    experiments = {
+        run: next(iter(folders.values())).read_config().experiment for run, folders in folds.items()
+    }
+    for run, experiment in experiments.items():
+        _refuse_maskless(run, experiment, folds[run])
+    gate, gate_runs = _gate(recipe.gate, experiments)
+    gate_folds = {run: _gate_folds(roots, run, experiments) for run in gate_runs}
+    name = name or "+".join(weights)
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"the runs' names joined have {len(name)} characters, too many for a folder: "
+            "name the ensemble with -p ENSEMBLE"
+        )
+    ensemble = Ensemble(
+        name=name,
+        members=tuple(
+            Member(run=run, folds=tuple(folds[run]), weight=weight)
+            for run, weight in weights.items()
+        ),
+        combine=recipe.combine,
+        gate=gate,
+        gate_members=tuple(Member(run=run, folds=tuple(gate_folds[run])) for run in gate_runs),
+        folds_digest=_common_digest(folds | gate_folds),
+    )
+    if not ensemble.folds:
+        raise InputError(f"the runs {', '.join([*weights, *gate_runs])} have no fold in common")
+    for member in ensemble.everyone:
+        if excluded := sorted(set(member.folds) - set(ensemble.folds)):
+            print(f"note: folds {excluded} of {member.run} stay out: not every run has them")
+    return ensemble
+
+
+def require(recipe: Recipe, roots: Sequence[Path]) -> None:
+    """Refuse a recipe of which runs are missing, naming each and how to train it."""
+    present = set(fold_run.run_names(roots))
+    if missing := [member for member in recipe.members if member.name not in present]:
+        listed = "; ".join(f"{member.name}: {member.how_to_train()}" for member in missing)
+        raise InputError(
+            f"{len(missing)} of {len(recipe.members)} members are not under "
+            f"{', '.join(map(str, roots))}: {listed}"
+        )
+
+
+def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldRun]:
+    """Return the folds of a run whose held-out images are predicted, and note the others."""
+    begun = fold_run.find(roots, run)
+    folds = {k: folder for k, folder in begun.items() if folder.is_predicted()}
+    if not folds:
+        raise InputError(
+            f"run {run} has no held-out predictions yet: finish its training, which "
+            "writes runs/<run>/fold<k>/oof.zip"
+        )
+    n_folds = next(iter(folds.values())).read_config().n_folds
+    for state, some in (
+        ("not trained to the end", set(begun) - set(folds)),
+        ("not trained", set(range(n_folds)) - set(begun)),
+    ):
+        if some:
+            print(f"note: folds {sorted(some)} of {run} are {state} and stay out")
+    return folds
+
+
+def _common_digest(runs: Mapping[str, Mapping[int, FoldRun]]) -> str:
+    """Return the digest of the folds file that all were trained on."""
+    digests: dict[str, str] = {}
+    for folds in runs.values():
+        for folder in folds.values():
+            digests.setdefault(folder.read_config().folds_digest, folder.name)
+    if len(digests) > 1:
+        raise InputError(
+            f"{' and '.join(digests.values())} were trained on different folds files: train them "
+            "again in one WORK_DIR"
+        )
+    return next(iter(digests))
+
+
+def _refuse_maskless(run: str, experiment: Experiment, folders: Mapping[int, FoldRun]) -> None:
+    if experiment.images == "nih":
+        raise InputError(
+            f"run {run} was trained on NIH images and predicts none of the competition's: name the "
+            "run of masks that starts from it"
+        )
+    if not Maps(next(iter(folders.values())).oof).has_maps:
+        raise InputError(
+            f"run {run} is a classifier and draws no masks: name the run of masks that it gates"
+        )
+
+
+def _gate(asked: str, experiments: Mapping[str, Experiment]) -> tuple[str, tuple[str, ...]]:
+    """Return what gates, and the runs of the gating classifiers; none: the members' own labels.
+
+    `auto` gates by the label where a member's experiment names a classifier, or was scored by a
+    dice in which its own label gates the mask.
+    """
+    named = tuple(dict.fromkeys(each.gate for each in experiments.values() if each.gate))
+    without_label = [run for run, each in experiments.items() if not each.label_weight]
+    gated = [run for run, each in experiments.items() if each.monitor == "dice_gated"]
+    if asked == "auto":
+        asked = "label" if named or (gated and not without_label) else "none"
+        if asked == "none" and gated:
+            print(
+                f"note: {gated[0]} was scored with its label as a gate, but {without_label[0]} has "
+                "none: no gate; -p GATE sum gates by the maps' own sums"
+            )
+    if asked == "label" and not named and without_label:
+        raise InputError(
+            f"GATE label, but {without_label[0]} has no label head and its experiment names no "
+            "classifier: leave it out, or -p GATE sum, or -p GATE none"
+        )
+    return asked, named if asked == "label" else ()
+
+
+def _gate_folds(
+    roots: Sequence[Path], run: str, experiments: Mapping[str, Experiment]
+) -> dict[int, FoldRun]:
+    """Return the predicted folds of a classifier's run."""
+    if not fold_run.find(roots, run):
+        needs = next(name for name, each in experiments.items() if each.gate == run)
+        raise InputError(
+            f"{needs} is gated by the run {run}, which is not there: train it, or {needs} again "
+            "with -p WITH_PARENTS True, which trains what is missing; or -p GATE none"
+        )
+    return _predicted(roots, run)

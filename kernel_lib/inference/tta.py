@@ -1,7 +1,7 @@
-"""Test-time augmentation by name: views of an image, each with the way back.
+"""Test-time augmentation by name: views of an image, each with its inverse.
 
-Names join with `+`: "hflip+multiscale" is every flip at every scale. A label is no picture: it has
-no way back, and is averaged over the views as it is.
+Names join with `+`: "hflip+multiscale" is every flip at every scale. A label has no inverse and is
+averaged over the views as it is.
 """
 
 from __future__ import annotations
@@ -20,40 +20,37 @@ Size = tuple[int, int]  # (H, W)
 
 @dataclass(frozen=True)
 class View:
-    """One look at the image, and what brings its logits back."""
+    """A transformed image, and the inverse for its logits."""
 
     hflip: bool = False
     vflip: bool = False
     scale: float = 1.0  # of both sides, before these are rounded to multiples of 32
 
     def forward(self, levels: torch.Tensor) -> torch.Tensor:
-        """(B, 1, H, W) levels as this view shows them, (B, 1, H', W').
+        """Return (B, 1, H, W) levels as this view shows them, (B, 1, H', W').
 
         Flips alone keep the type. A scaled view is float32 levels, 0–255 and not rounded: bilinear,
         over a wider window where it shrinks (antialiased), pixels as areas (corners not aligned).
         """
-        size = (levels.shape[-2], levels.shape[-1])
-        looked_at, x = self.size_of(size), self._flipped(levels)
-        if looked_at == size:
+        size, x = self.size_of(levels.shape[-2:]), self._flipped(levels)
+        if size == levels.shape[-2:]:
             return x
-        return F.interpolate(
-            x.float(), looked_at, mode="bilinear", align_corners=False, antialias=True
-        )
+        return F.interpolate(x.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
     def inverse(self, logits: torch.Tensor, size: Size) -> torch.Tensor:
-        """(B, 1, H', W') float32 logits of this view as (B, 1, H, W) of the image.
+        """Return (B, 1, H', W') float32 logits of this view as (B, 1, H, W) of the image.
 
-        Exact for flips; a scaled view comes back bilinearly.
+        Exact for flips; a scaled view is resized bilinearly.
         """
-        if (logits.shape[-2], logits.shape[-1]) != size:
+        if logits.shape[-2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return self._flipped(logits)
 
     def size_of(self, size: Size) -> Size:
-        """The size in which an image of this size is looked at.
+        """Return the view's size of an image of this size.
 
         Each side times the scale, to the nearest multiple of 32, at least 32; halfway, away from
-        its own length. Scale 1 leaves it alone.
+        its own length. Scale 1 changes nothing.
         """
         if self.scale == 1:
             return size
@@ -67,7 +64,7 @@ class View:
         return x.flip(axes) if axes else x
 
     def _joined(self, other: View) -> View:
-        """Both at once: two flips cancel, two scales multiply."""
+        """Return both at once: two flips cancel, two scales multiply."""
         return View(self.hflip ^ other.hflip, self.vflip ^ other.vflip, self.scale * other.scale)
 
 
@@ -83,9 +80,9 @@ TTA: dict[str, tuple[View, ...]] = {
 
 
 def views(name: str) -> tuple[View, ...]:
-    """The views of that name, the image itself first, none twice.
+    """Return the views of that name, the image itself first, none twice.
 
-    Raises InputError for a name, or a part between `+`, that does not exist, with the nearest.
+    Raises: InputError naming a part that does not exist, with the nearest.
     """
     joined = (_IMAGE,)
     for part in name.split("+"):
@@ -96,7 +93,7 @@ def views(name: str) -> tuple[View, ...]:
 
 
 def distinct(chosen: Sequence[View], size: Size) -> tuple[View, ...]:
-    """The views that differ at this size: scales that round to one size are one view."""
+    """Return the views that differ at this size: scales that round to one size are one view."""
     seen: dict[tuple[bool, bool, Size], View] = {}
     for view in chosen:
         seen.setdefault((view.hflip, view.vflip, view.size_of(size)), view)

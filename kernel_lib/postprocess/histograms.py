@@ -78,10 +78,8 @@ AnyStatistics = Sequence[Statistics] | Stacked
 def statistics(prob: np.ndarray, mask: np.ndarray | None, label: int | None = None) -> Statistics:
     """Return the histograms of one image's map, over all pixels and over its true mask.
 
-    `label` is the image's label as a level 0–255, round(255 · p), where it has one.
-
     Shapes: prob (H, W) uint8, round(255 · p) at the image's own size; mask (H, W), nonzero = mask
-    (all zero: truth is empty), or None when no truth is known.
+    (all zero: truth is empty), or None when no truth is known; label a level, too, or None.
     Raises: InputError for another type, shape or level.
     """
     prob, label = checked_map(prob), checked_label(label)
@@ -101,10 +99,7 @@ def statistics(prob: np.ndarray, mask: np.ndarray | None, label: int | None = No
 
 
 def stack(stats: Iterable[Statistics] | Stacked) -> Stacked:
-    """Return the statistics of N ≥ 1 images as arrays; `Stacked` is returned as it is.
-
-    Raises: InputError when there is no image.
-    """
+    """Return the statistics of images as arrays, `Stacked` as it is; InputError without images."""
     if isinstance(stats, Stacked):
         return stats
     stats = list(stats)
@@ -120,15 +115,12 @@ def stack(stats: Iterable[Statistics] | Stacked) -> Stacked:
 
 
 def with_truth(stats: AnyStatistics) -> Stacked:
-    """Return the images stacked.
-
-    Raises: InputError naming the first image whose truth is not known.
-    """
+    """Return the images stacked; InputError naming the first one whose truth is not known."""
     stats = stack(stats)
     if not stats.has_truth.all():
         raise InputError(
-            f"image {int(np.argmin(stats.has_truth))} of {len(stats)} has no truth to score "
-            "against: give an all-zero mask where the truth is empty, and leave test images out"
+            f"image {int(np.argmin(stats.has_truth))} of {len(stats)} has no truth: give an "
+            "all-zero mask where the truth is empty, and leave test images out"
         )
     return stats
 
@@ -136,8 +128,7 @@ def with_truth(stats: AnyStatistics) -> Stacked:
 def gate_by_sum(stats: AnyStatistics) -> Stacked:
     """Return the same images, labelled by their map's sum of probabilities (`sum_level`)."""
     stats = stack(stats)
-    levels = map(sum_level, stats.hist_all, stats.n_px)
-    return replace(stats, label=label_array(levels))
+    return replace(stats, label=label_array(map(sum_level, stats.hist_all, stats.n_px)))
 
 
 def areas_above(stats: AnyStatistics, threshold: float) -> np.ndarray:

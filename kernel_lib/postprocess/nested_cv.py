@@ -1,9 +1,8 @@
 """Nested cross-validation: the score to expect on images that no threshold was chosen on.
 
-Each image is scored with a rule that was chosen without it and without any other image of its
-patient; so are members, their weights, and whatever else is chosen on labels. Beside that honest
-score are reported the score in sample, which every search flatters, and those of two rules that
-need no search.
+Each image is scored with what was chosen (rule, members, weights) without it and without any other
+image of its patient. The score in sample, which every search flatters, and those of two rules that
+need no search are reported beside it.
 """
 
 from __future__ import annotations
@@ -42,10 +41,9 @@ def score_rule(
     options: SearchOptions = DEFAULT_OPTIONS,
     resampler: Resampler | None = None,
 ) -> NestedCVReport:
-    """Score the choice of a rule by a search, on images that the rule did not see.
+    """Score the choice of a rule by a search; arguments and errors as in `score_strategy`.
 
-    Arguments and errors as in `score_strategy`; also InputError where `options.label` is True and
-    an image has no label.
+    Raises: also InputError where `options.label` is True and an image has no label.
     """
     stats = stack(stats)
     checked_groups(image_ids, folds, groups, len(stats))  # before the search
@@ -66,10 +64,9 @@ def score_strategy(
     """Score a strategy, whatever it chooses, on images that the choice did not see.
 
     The choice for a fold is made on the other folds, without the images of any patient who is also
-    in that fold; a single fold is split into five, patient-wise. `groups` are patients; None, or ""
-    or a missing one for an image, makes each image its own group. `fitted` is what the strategy
-    chooses over all rows. The maps and labels of `stats`, which no choice changes, are those of the
-    AUCs and of probability > 0.5.
+    in that fold; a single fold is split into five, patient-wise. `groups` are patients; an image
+    without any is its own group. `fitted` is what the strategy chooses over all rows. The AUCs and
+    the score of probability > 0.5 are those of the maps and labels of `stats`.
 
     Shapes: stats, image_ids, folds and groups of one length N, the rows of the strategy.
     Raises: InputError for other lengths, a repeated id, or an image without truth.
@@ -100,40 +97,33 @@ def summary_of_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary
     """
     area_px = np.asarray(area_px, dtype=np.float64)
     predicted = area_px > 0
+    share, share_oof = _mean(predicted), report.share_predicted
+    mean, mean_oof = _mean(area_px[predicted]), report.mean_area_px
     n_oof = sum(choice.n_scored for choice in report.rules)
-    share, mean = _mean(predicted), _mean(area_px[predicted])
-    share_expected = _widened(
-        report.share_predicted, report.share_interval, n_oof, len(area_px), most=1.0
-    )
-    mean_expected = _widened(
-        report.mean_area_px,
-        report.mean_area_interval,
-        sum(report.area_histogram),
-        int(predicted.sum()),
-        most=float(FULL_AREA),
-    )
+    low, high = in_share = _widened(share_oof, report.share_interval, n_oof, len(area_px), 1.0)
     warnings = []
-    if _is_outside(share, share_expected):
+    if share < low or share > high:  # never where either is nan
         warnings.append(
             f"On test {share:.1%} of {len(area_px)} images get a mask, out of fold "
-            f"{report.share_predicted:.1%}, and {share_expected.low:.1%} to "
-            f"{share_expected.high:.1%} is expected: averaged folds are smoother than one, or the "
-            "test images differ; look at the masks, and at a vote of the folds' own masks."
+            f"{share_oof:.1%}, and {low:.1%} to {high:.1%} is expected: averaged folds are "
+            "smoother than one, or the test images differ; look at the masks, and at a vote of the "
+            "folds' own masks."
         )
-    if _is_outside(mean, mean_expected):
+    n_oof, n_test = sum(report.area_histogram), int(predicted.sum())
+    low, high = in_mean = _widened(mean_oof, report.mean_area_interval, n_oof, n_test, FULL_AREA)
+    if mean < low or mean > high:
         warnings.append(
-            f"On test a mask has {mean:,.0f} {AREA_UNIT} on average, out of fold "
-            f"{report.mean_area_px:,.0f}, and {mean_expected.low:,.0f} to "
-            f"{mean_expected.high:,.0f} is expected."
+            f"On test a mask has {mean:,.0f} {AREA_UNIT} on average, out of fold {mean_oof:,.0f}, "
+            f"and {low:,.0f} to {high:,.0f} is expected."
         )
     return TestSummary(
         n_images=len(area_px),
         share_predicted=share,
-        share_out_of_fold=report.share_predicted,
-        share_expected=share_expected,
+        share_out_of_fold=share_oof,
+        share_expected=in_share,
         mean_area_px=mean,
-        mean_area_out_of_fold=report.mean_area_px,
-        mean_area_expected=mean_expected,
+        mean_area_out_of_fold=mean_oof,
+        mean_area_expected=in_mean,
         area_edges_px=AREA_EDGES,
         area_histogram=area_histogram(area_px[predicted]),
         area_histogram_out_of_fold=report.area_histogram,
@@ -144,7 +134,7 @@ def summary_of_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary
 def _cross_fit(strategy: Strategy, stats: Stacked, table: pd.DataFrame) -> tuple[FoldChoice, ...]:
     """Add dice and areas of each image, by the choice for its fold, and return those choices."""
     outer, names = table["part"].to_numpy(), table["group"].to_numpy()
-    columns = {name: np.full(len(table), np.nan) for name in ("dice", "area_px", "above_top_px")}
+    table[["dice", "area_px", "above_top_px"]] = np.nan
     rules = []
     for fold in np.unique(outer):
         inside = outer == fold
@@ -154,9 +144,9 @@ def _cross_fit(strategy: Strategy, stats: Stacked, table: pd.DataFrame) -> tuple
             continue  # nothing to choose on: these images have no honest score
         choice = strategy.fit(outside.nonzero()[0]).choice
         outcome, held_out = strategy.apply(choice, inside.nonzero()[0]), stats.take(inside)
-        columns["dice"][inside] = outcome.dice
-        columns["area_px"][inside] = _at_full(outcome.area_px, held_out)
-        columns["above_top_px"][inside] = _at_full(outcome.above_top_px, held_out)
+        table.loc[inside, "dice"] = outcome.dice
+        table.loc[inside, "area_px"] = _at_full(outcome.area_px, held_out)
+        table.loc[inside, "above_top_px"] = _at_full(outcome.above_top_px, held_out)
         rules.append(
             FoldChoice(
                 fold=int(fold),
@@ -167,8 +157,6 @@ def _cross_fit(strategy: Strategy, stats: Stacked, table: pd.DataFrame) -> tuple
                 **vars(choice),
             )
         )
-    for name, values in columns.items():
-        table[name] = values
     return tuple(rules)
 
 
@@ -221,8 +209,8 @@ def _report(
 
 def _exceptions(rules: tuple[FoldChoice, ...], n_unscored: int) -> str:
     """Return sentences on images that were left out of choices or scores, or ""."""
-    text, n_left_out = "", sum(choice.n_left_out for choice in rules)
-    if n_left_out:
+    text = ""
+    if n_left_out := sum(choice.n_left_out for choice in rules):
         text += (
             f" Some patients have images in several folds: {n_left_out} times an image was left "
             "out of the choice for the fold that its patient is scored in."
@@ -247,11 +235,7 @@ def _widened(value: float, interval: Interval, n: int, n_new: int, most: float) 
     factor = math.sqrt(1 + n / n_new) if n_new else math.inf
     low = value - factor * (value - interval.low) if value > interval.low else value
     high = value + factor * (interval.high - value) if interval.high > value else value
-    return Interval(max(low, 0.0), min(high, most))
-
-
-def _is_outside(value: float, interval: Interval) -> bool:
-    return value < interval.low or value > interval.high  # never where either is nan
+    return Interval(max(low, 0.0), min(high, float(most)))
 
 
 def _score(dice: np.ndarray, has_mask: np.ndarray) -> Score:
@@ -279,19 +263,18 @@ def checked_groups(
     Raises: InputError for different lengths or a repeated id.
     """
     image_ids = [str(image_id) for image_id in image_ids]
-    given = {"image_ids": image_ids, "folds": folds, "groups": groups}
-    for name, values in given.items():
-        if values is not None and len(values) != n_images:
+    groups = [""] * n_images if groups is None else groups
+    for name, values in {"image_ids": image_ids, "folds": folds, "groups": groups}.items():
+        if len(values) != n_images:
             raise InputError(
                 f"{len(values)} {name} for {n_images} images: give one an image, in one order"
             )
-    repeated = pd.Series(image_ids, dtype=object).duplicated()
+    repeated = pd.Index(image_ids).duplicated()
     if repeated.any():
         raise InputError(
             f"image {image_ids[repeated.argmax()]} stands there twice: unite its masks into one "
             "row first"
         )
-    groups = [""] * n_images if groups is None else groups
     known = ("" if pd.isna(group) else str(group).strip() for group in groups)
     names = [group or image_id for group, image_id in zip(known, image_ids, strict=True)]
     return np.array(names, dtype=object)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernel_lib.postprocess.exhaustive import KEEP_NONE, LEVELS, Problem, Scan
+from kernel_lib.postprocess.exhaustive import KEEP_NONE, LEVELS, Problem, Scan, sums_of_first
 
 # Means are smoothed as integers, so that equal neighbourhoods tie exactly.
 MEAN_UNIT = 1 << 30
@@ -145,7 +145,5 @@ def _neighbourhood_means(
 
 def _window_sums(values: np.ndarray, axis: int, first: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Return the sums of `values` from `first` up to `end` (not included) along an axis."""
-    values = np.moveaxis(values, axis, 0)
-    sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype=values.dtype)
-    np.cumsum(values, axis=0, out=sums[1:])
+    sums = sums_of_first(np.moveaxis(values, axis, 0))
     return np.moveaxis(sums[end] - sums[first], 0, axis)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kernel_lib.errors import InputError
 from kernel_lib.notebook import bar
-from kernel_lib.postprocess import exhaustive, label_threshold, plateau
+from kernel_lib.postprocess import exhaustive, plateau
 from kernel_lib.postprocess.exhaustive import LEVELS
 from kernel_lib.postprocess.histograms import AnyStatistics, Stacked, per_image_dice, with_truth
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
@@ -70,20 +70,16 @@ def search(
     is True and an image has no label.
     """
     stats, tops = with_truth(stats), range(LEVELS)
-    best = _best(
-        stats,
-        options,
-        plateau.area_grid(),
-        bar(tops, desc="thresholds", unit="top") if progress else tops,
-    )
-    problem, scan, triplet = best.problem, best.scan, best.triplet
+    if progress:
+        tops = bar(tops, desc="thresholds", unit="top")
+    problem, scan, peak, triplet = _best(stats, options, plateau.area_grid(), tops)
     dice = per_image_dice(stats, triplet)
     score, within = mean_dice(dice), plateau.tolerance(options.chooser, dice)
     means = plateau.grid_means(problem, scan)
     surface = np.where(scan.valid, problem.mean(scan.best), np.nan)
     levels = plateau.choose(means, scan.volume_valid, options.chooser, score - within)
     chosen = triplet if levels is None else _triplet(*levels, triplet.label)
-    ranges = plateau.extent(means, scan.volume_valid, surface, best.peak, score - within)
+    ranges = plateau.extent(means, scan.volume_valid, surface, peak, score - within)
     return SearchResult(
         triplet=triplet,
         score=score,
@@ -110,8 +106,8 @@ def best_score(stats: AnyStatistics, options: SearchOptions = DEFAULT_OPTIONS) -
     Raises: InputError as `search` does.
     """
     stats = with_truth(stats)
-    best = _best(stats, options, np.empty(0, np.int64), range(LEVELS))
-    return mean_dice(per_image_dice(stats, best.triplet))
+    *_, triplet = _best(stats, options, np.empty(0, np.int64), range(LEVELS))
+    return mean_dice(per_image_dice(stats, triplet))
 
 
 def searches_label(stats: Stacked, label: bool | None) -> bool:
@@ -127,27 +123,18 @@ def searches_label(stats: Stacked, label: bool | None) -> bool:
     return stats.has_labels and label is not False
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The best rule, and the scan in which it is the peak."""
-
-    problem: exhaustive.Problem  # of the images that pass the rule's label threshold
-    scan: exhaustive.Scan
-    peak: tuple[int, int, int]  # top level, area, bottom level
-    triplet: Triplet
-
-
 def _best(
     stats: Stacked, options: SearchOptions, area_grid: np.ndarray, tops: Iterable[int]
-) -> _Best:
+) -> tuple[exhaustive.Problem, exhaustive.Scan, tuple[int, int, int], Triplet]:
+    """Return the best rule, as levels and area too, with the problem and scan of its label."""
     problem, label = _problem(stats), None
     if searches_label(stats, options.label):
-        gate = label_threshold.best_gate(problem, single=options.single)
-        if gate != label_threshold.NO_GATE:
+        gate = exhaustive.best_gate(problem, single=options.single)
+        if gate != exhaustive.NO_GATE:
             problem, label = problem.passing(gate), _threshold(gate)
     scan = exhaustive.scan(problem, area_grid, single=options.single, tops=tops)
     peak = exhaustive.peak(scan, problem.n_images)
-    return _Best(problem, scan, peak, _triplet(*peak, label))
+    return problem, scan, peak, _triplet(*peak, label)
 
 
 def _problem(stats: Stacked) -> exhaustive.Problem:

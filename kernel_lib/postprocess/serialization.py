@@ -11,12 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from kernel_lib.errors import InputError
 
-
-def _null_to_nan(value: Any) -> Any:
-    return math.nan if value is None else value
-
-
-NAN_AS_NULL = BeforeValidator(_null_to_nan)
+NAN_AS_NULL = BeforeValidator(lambda value: math.nan if value is None else value)
 JsonFloat = Annotated[float, NAN_AS_NULL]  # nan, which JSON lacks, is null in the file
 
 

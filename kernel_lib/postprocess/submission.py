@@ -60,11 +60,9 @@ def write(path: Path | str, ids: Sequence[str] | Sample, rles: Sequence[str]) ->
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """Return the rows of an RLE table unchanged: columns row, image_id, rle.
+    """Return the rows of an RLE table unchanged: columns row (the header is 1), image_id, rle.
 
-    `row` counts as an editor does, the header being 1. There may be more columns than the two, in
-    any order; blanks around values, quotes and empty lines are dropped, and neither are rows united
-    nor RLEs checked.
+    There may be more columns than the two, in any order; rows are not united, RLEs not checked.
 
     Raises: InputError when it is missing, not text, lacks a column, or a row has more or fewer
     values than the header.
@@ -90,9 +88,8 @@ def validate(
     """Return what is wrong with a submission, each with its row and the fix; [] when it is valid.
 
     Valid is every id of the sample once, as the sample writes it, and no other id or column; each
-    RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order of rows and
-    columns is free, since the competition matches by name: `order_note` names it. `sample` is the
-    sample submission, or its ids in order.
+    RLE inside its image, without overlap, a run of 0 pixels or an odd count. The order is free, see
+    `order_note`. `sample` is the sample submission, or its ids in order.
 
     Shapes: `shapes` holds (H, W) by id as the sample writes it; images not in it have `shape`.
     Raises: InputError when the sample itself cannot be read; faults of `path` are returned.
@@ -102,14 +99,14 @@ def validate(
         header, table, ragged = _read(Path(path))
     except InputError as error:
         return [str(error)]
-    unknown = [name for name in header if name not in columns]
-    fix = "write the table without it, or without an index column"
     problems = [
-        *((1, f"row 1: the column {name!r} is not the sample's: {fix}") for name in unknown),
-        *ragged,
-        *_problems_of_ids(table, wanted),
-        *_problems_of_masks(table, shapes or {}, shape),
+        (1, f"row 1: the column {name!r} is not the sample's: write the table without it")
+        for name in header
+        if name not in columns
     ]
+    problems += ragged
+    problems += _problems_of_ids(table, wanted)
+    problems += _problems_of_masks(table, shapes or {}, shape)
     problems.sort(key=lambda problem: problem[0])
     given, last = set(table["image_id"]), max([1, *table["row"]])
     return [text for _, text in problems] + [
@@ -121,7 +118,10 @@ def validate(
 
 
 def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) -> str | None:
-    """Return a sentence when columns or ids are not in the sample's order, no fault; else None."""
+    """Return a sentence when columns or ids are not in the sample's order, else None.
+
+    The order is no fault, since the competition matches by name.
+    """
     columns, wanted = _of_sample(sample)
     header, given, _ = _read(Path(path))
     if header != columns:
@@ -132,13 +132,11 @@ def order_note(path: Path | str, sample: Path | str | Sample | Sequence[str]) ->
     at = next(at for at, image_id in enumerate(ids) if image_id != wanted[at])
     return (
         f"row {given['row'].iloc[at]}: from here on the order is not the sample's ({ids[at]}, "
-        f"there {wanted[at]}): no fault, since the score does not depend on it"
+        f"there {wanted[at]}): no fault"
     )
 
 
-def doubt(
-    path: Path | str, shapes: Shapes | None = None, shape: tuple[int, int] = SHAPE
-) -> str | None:
+def doubt(path: Path | str, shape: tuple[int, int] = SHAPE) -> str | None:
     """Return why a valid submission's masks are doubted: cut, or drawn at another size; else None.
 
     A predicted mask may be as long as a cut one by chance, so that neither makes it invalid.
@@ -149,9 +147,8 @@ def doubt(
             parse_cell(text)
         except rle.RleError as error:
             return f"{path}, row {row}: {error}"
-    own = [(shapes or {}).get(image_id, shape) for image_id in table["image_id"]]
     doubt = label_checks.doubt_of_drawing(
-        [(rle.parse(text, size), size) for text, size in zip(table["rle"], own, strict=True)]
+        [(rle.parse(text, shape), shape) for text in table["rle"]]
     )
     return f"{path}: {doubt}" if doubt else None
 
@@ -170,10 +167,11 @@ def score(
     Shapes: `shapes` holds (H, W) by image id; images not in it have `shape`.
     Raises: InputError naming file and row of a faulty RLE, or when the tables share no image.
     """
-    given = (submission, labels)
-    names = ["the table given" if isinstance(side, pd.DataFrame) else str(side) for side in given]
-    tables = [side if isinstance(side, pd.DataFrame) else read(side) for side in given]
-    predicted, truth = sides = list(map(_grouped, tables, names))
+    names = [
+        "the table given" if isinstance(side, pd.DataFrame) else str(side)
+        for side in (submission, labels)
+    ]
+    predicted, truth = sides = list(map(_grouped, (submission, labels), names))
     both = [image_id for image_id in predicted if image_id in truth]
     if not both:
         examples = ", ".join(next(iter(side), "none") for side in sides)
@@ -220,16 +218,14 @@ def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[i
     in_sample, ids = set(wanted), table["image_id"]
     first_row: dict[str, int] = {}
     for row, image_id, name in zip(table["row"], ids, names_of(ids), strict=True):
+        where = f"row {row}: image {image_id!r}"
         if image_id not in in_sample:
             known = written.get(name) or without_zeros.get(name.lstrip("0"))
             fix = f"write it {known!r}" if known else "remove the row"
-            yield row, f"row {row}: image {image_id!r} is not in the sample: {fix}"
+            yield row, f"{where} is not in the sample: {fix}"
         if image_id in first_row:
-            yield (
-                row,
-                f"row {row}: image {image_id!r} stands in row {first_row[image_id]} already: unite "
-                "its masks into one row, since the competition takes one mask an image",
-            )
+            first = first_row[image_id]
+            yield row, f"{where} stands in row {first} already: unite its masks into one row"
         first_row.setdefault(image_id, row)
 
 
@@ -267,8 +263,10 @@ def _of_sample(sample: Path | str | Sample | Sequence[str]) -> tuple[list[str], 
     return list(COLUMNS), list(dict.fromkeys(sample))
 
 
-def _grouped(table: pd.DataFrame, name: str) -> dict[str, list[tuple[str, str]]]:
+def _grouped(table: Path | str | pd.DataFrame, name: str) -> dict[str, list[tuple[str, str]]]:
     """Return (file and row, RLE) of the rows of each image id."""
+    if not isinstance(table, pd.DataFrame):
+        table = read(table)
     rows = table["row"] if "row" in table else range(2, len(table) + 2)
     grouped: dict[str, list[tuple[str, str]]] = {}
     for row, image_id, text in zip(rows, names_of(table["image_id"]), table["rle"], strict=True):
@@ -283,7 +281,7 @@ def _united(rows: list[tuple[str, str]], shape: tuple[int, int]) -> rle.Runs:
 
 def _read(path: Path) -> tuple[list[str], pd.DataFrame, list[tuple[int, str]]]:
     """Return the header, the table of `read` without ragged rows, and those as (row, problem)."""
-    (_, header), *given = cells.read(path) or [cells.Row(1, [])]
+    header, given = cells.read_parts(path)
     if any(header.count(name) != 1 for name in COLUMNS):
         shown = f"the header is {','.join(header)[:80]!r}" if any(header) else "there is no header"
         raise InputError(
@@ -291,15 +289,13 @@ def _read(path: Path) -> tuple[list[str], pd.DataFrame, list[tuple[int, str]]]:
             "columns, once each"
         )
     at_id, at_rle = map(header.index, COLUMNS)
-    rows, ragged = [], []
+    rows, ragged, n = [], [], len(header)
     for at, row in given:
-        if len(row) == len(header) and row[at_id]:
+        if len(row) == n and row[at_id]:
             rows.append((at, row[at_id], row[at_rle]))
-        else:
-            n, shown = len(header), repr(",".join(row)[:60])
-            what = "no id" if len(row) == n else f"{len(row)} values instead of {n}"
-            ragged.append(
-                (at, f"row {at}: {what} ({shown}): write 'id,RLE', blanks within the RLE")
-            )
+            continue
+        what = "no id" if len(row) == n else f"{len(row)} values instead of {n}"
+        shown = repr(",".join(row)[:60])
+        ragged.append((at, f"row {at}: {what} ({shown}): write 'id,RLE', blanks within the RLE"))
     table = pd.DataFrame(rows, columns=["row", "image_id", "rle"])
     return header, table.astype({"row": np.int64}), ragged

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from kernel_lib.config import LARGEST_NUMBER
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.exhaustive import KEEP_NONE
+from kernel_lib.postprocess.serialization import JsonDocument
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
 NO_LABEL = -1
@@ -26,25 +27,27 @@ LOG2_FULL = 20  # log2 of the pixels of a 1024² image
 
 
 def checked_label(label: int | None) -> int | None:
-    """Return a label's level as int, or None where there is none.
-
-    Raises: InputError for anything but a whole number of 0–255.
-    """
+    """Return a label's level as int, None without any; InputError unless it is 0–255."""
     if label is None:
         return None
-    try:
-        level = operator.index(label)
-    except TypeError:
-        level = NO_LABEL
-    if not 0 <= level <= 255 or isinstance(label, bool | np.bool_):
+    level = _whole_number(label)
+    if not 0 <= level <= 255:
         raise InputError(
             f"the label is {label!r}, not a level of 0–255: give round(255 · p) of its probability"
         )
     return level
 
 
+def _whole_number(value: object) -> int:
+    """Return an integer of any type as int; -1 for anything else, also for a boolean."""
+    try:
+        return -1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        return -1
+
+
 def label_array(labels: Iterable[int | None]) -> np.ndarray:
-    """Return labels (N,) int16, -1 where there is none; `checked_level` says which it takes."""
+    """Return labels (N,) int16, -1 where there is none; InputError as `checked_label`."""
     levels = map(checked_label, labels)
     return np.array([NO_LABEL if level is None else level for level in levels], dtype=np.int16)
 
@@ -60,8 +63,7 @@ def passes_gate(label: np.ndarray, threshold: float | None) -> np.ndarray:
     if (label == NO_LABEL).any():
         raise InputError(
             f"the rule has a label threshold, {threshold}, but image {int(np.argmin(label))} of "
-            f"{len(label)} has no label: predict it by a network with a label head, or take a rule "
-            "without `label`"
+            f"{len(label)} has no label: predict it by a network with a label head"
         )
     return label > math.floor(255 * threshold)
 
@@ -81,7 +83,7 @@ def sum_level(hist: np.ndarray, n_px: int) -> int:
 
 
 @dataclass(frozen=True)
-class Triplet:
+class Triplet(JsonDocument):
     """A rule: thresholds 0 ≤ bottom ≤ top ≤ 1, and an area ≥ 0 in px of a 1024² image.
 
     `label` is a threshold 0–1 of the image's label; None needs no label.
@@ -108,15 +110,9 @@ class Triplet:
                 )
             object.__setattr__(self, name, number)
         if self.bottom > self.top:
-            raise InputError(
-                f"bottom is {self.bottom}, above top, {self.top}: the order is "
-                "Triplet(top, min_area_px, bottom)"
-            )
-        try:
-            area = operator.index(self.min_area_px)
-        except TypeError:
-            area = -1
-        if not 0 <= area <= LARGEST_NUMBER or isinstance(self.min_area_px, bool | np.bool_):
+            raise InputError(f"bottom is {self.bottom}, above top, {self.top}: give it at most top")
+        area = _whole_number(self.min_area_px)
+        if not 0 <= area <= LARGEST_NUMBER:
             raise InputError(
                 f"min_area_px is {self.min_area_px!r}, not a whole number of 0 to "
                 f"{LARGEST_NUMBER:,}: give pixels of a 1024² image"
@@ -135,31 +131,11 @@ class Triplet:
             area += f" (predicts nothing: an image has {FULL_AREA})"
         return f"{label}top {self.top:.4f}, {area}, bottom {self.bottom:.4f}"
 
-    def to_json(self) -> dict[str, float | int]:
-        """Return the rule as a dict for JSON, without `label` where it is None."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @classmethod
-    def from_json(cls, values: dict) -> Triplet:
-        """Return the rule of a dict with top, min_area_px, bottom and perhaps label.
-
-        Raises: InputError for another dict.
-        """
-        try:
-            return cls(**values)
-        except TypeError:
-            raise InputError(
-                f"a rule is {values!r}: it needs exactly bottom, min_area_px, top, and may have a "
-                "label"
-            ) from None
-
 
 def apply_rule(prob: np.ndarray, triplet: Triplet, label: int | None = None) -> np.ndarray:
     """Return the mask (H, W) uint8 0/1 of a map under a rule.
 
-    `label` is the image's label as a level, round(255 · p); a rule without `label` ignores it.
-
-    Shapes: prob (H, W) uint8, at the image's own size.
+    Shapes: prob (H, W) uint8, at the image's own size; label a level, which a rule may ignore.
     Raises: InputError for another type or shape, or when the rule needs a label and none is given.
     """
     prob = checked_map(prob)
@@ -176,10 +152,7 @@ def first_level(threshold: float) -> int:
 
 
 def checked_map(prob: np.ndarray) -> np.ndarray:
-    """Return the map, uint8 (H, W).
-
-    Raises: InputError for another type or shape.
-    """
+    """Return the map, uint8 (H, W); InputError for another type or shape."""
     prob = np.asarray(prob)
     if prob.dtype != np.uint8 or prob.ndim != 2 or not prob.size:
         raise InputError(

@@ -44,12 +44,10 @@ def union_of_agreeing(many: Sequence[rle.Runs], at_least: int) -> rle.Runs:
     """Return the runs (n, 2) of the union of the masks that agree with enough others.
 
     Two masks agree when they share a pixel. The union is of the masks that agree with
-    `at_least - 1` others or more; the others that a mask agrees with need not agree with each
-    other.
+    `at_least - 1` others or more, which need not agree with each other.
 
     Raises: InputError unless `at_least` is 1 to the number of masks.
-    Source: the union of models that agree is an idea of the competition's 11th place; this
-    definition of agreeing is ours.
+    Source: an idea of the competition's 11th place; this definition of agreeing is ours.
     """
     _check_k(at_least, len(many))
     many = [runs for runs in many if len(runs)]
@@ -71,32 +69,33 @@ def of_files(
     union: bool = False,
     shape: tuple[int, int] = submission.SHAPE,
 ) -> VoteResult:
-    """Write the vote of submissions to `out`, in the form of the first.
-
-    The vote holds the pixels in at least k of the masks, or with `union` the union of the masks
-    that agree.
+    """Write the vote of submissions to `out`, in the form of the first: `at_least` k, or a `union`.
 
     Shapes: `shape` is the (H, W) of every image.
     Raises: InputError naming a file that is given twice or is `out`, holds other ids than the first
     or a repeated one, or has a faulty RLE; also unless k is 1 to the number of files.
     """
     _check_k(k, len(paths))
-    _check_paths(paths, out)
+    resolved = [path.resolve() for path in paths]
+    for at, path in enumerate(paths):
+        if resolved[at] in resolved[:at]:
+            raise InputError(f"{path} is given twice: each submission has one vote, give it once")
+        if resolved[at] == out.resolve():
+            raise InputError(f"{out} is one of the submissions voted on: give another output file")
     columns = [_column(path) for path in paths]
     for path, column in zip(paths[1:], columns[1:], strict=True):
         _check_ids(path, column, paths[0], columns[0])
-    vote, voted, n_with_mask = union_of_agreeing if union else at_least, [], [0] * len(paths)
+    vote, voted, has_mask = union_of_agreeing if union else at_least, [], []
     for image in bar(columns[0], desc="vote", unit="image"):
-        cells = zip(paths, (column[image] for column in columns), strict=True)
-        many = [
-            submission.parse(f"{path}, row {row} ({image})", text, shape)
-            for path, (row, text) in cells
-        ]
-        n_with_mask = [n + (len(runs) > 0) for n, runs in zip(n_with_mask, many, strict=True)]
+        many = []
+        for path, column in zip(paths, columns, strict=True):
+            row, text = column[image]
+            many.append(submission.parse(f"{path}, row {row} ({image})", text, shape))
+        has_mask.append([len(runs) > 0 for runs in many])
         voted.append(rle.to_string(vote(many, k)))
     submission.write(out, labels.read_sample(paths[0]), voted)
     n_kept = sum(text != rle.EMPTY for text in voted)
-    return VoteResult(len(voted), n_kept, tuple(n_with_mask))
+    return VoteResult(len(voted), n_kept, tuple(map(sum, zip(*has_mask, strict=True))))
 
 
 def _edges(many: Sequence[rle.Runs]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,20 +130,10 @@ def _check_k(k: int, n: int) -> None:
         )
 
 
-def _check_paths(paths: Sequence[Path], out: Path) -> None:
-    resolved = [path.resolve() for path in paths]
-    for at, path in enumerate(paths):
-        if resolved[at] in resolved[:at]:
-            raise InputError(f"{path} is given twice: each submission has one vote, give it once")
-        if resolved[at] == out.resolve():
-            raise InputError(f"{out} is one of the submissions voted on: give another output file")
-
-
 def _column(path: Path) -> dict[str, tuple[int, str]]:
     """Return (row, RLE) of each image id, in the file's order."""
-    table = submission.read(path)
     column: dict[str, tuple[int, str]] = {}
-    for row, image, text in zip(table["row"], table["image_id"], table["rle"], strict=True):
+    for row, image, text in submission.read(path).itertuples(index=False):
         if image in column:
             raise InputError(
                 f"{path}, row {row}: image {image} stands in row {column[image][0]} already: "
@@ -152,7 +141,7 @@ def _column(path: Path) -> dict[str, tuple[int, str]]:
             )
         column[image] = row, text
     if not column:
-        raise InputError(f"{path} names no image: give a submission with a row for each image")
+        raise InputError(f"{path} names no image: give a submission")
     return column
 
 

@@ -89,7 +89,7 @@ _ALL = (
         ),
         left_out=(
             "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
-            "artifacts/test_run.py", "inference/ensemble_maps.py", "inference/members.py",
+            "artifacts/test_run.py", "inference/ensemble_maps.py",
             "inference/out_of_fold.py", "inference/recipes.py", "postprocess/nested_cv.py",
             "postprocess/submission.py", "postprocess/votes.py", "reporting/agreement.py",
             "reporting/report.py", "stages/report.py",
@@ -115,7 +115,7 @@ _ALL = (
         ),
         artefacts=(f"{OF_ENSEMBLE}/*",),
         left_out=(
-            "checkpoints.py", "inference/predict.py", "inference/predictions.py", "models",
+            "checkpoints.py", "inference/predictions.py", "models",
             "parallel/world.py", "released.py", "stages/initial_weights.py", "stages/nih.py",
             "stages/preparation.py", "training",
         ),

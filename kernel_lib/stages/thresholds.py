@@ -20,7 +20,7 @@ from kernel_lib.artifacts.oof import OofStatistics, save_per_image
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
 from kernel_lib.errors import InputError
-from kernel_lib.inference import members, recipes
+from kernel_lib.inference import recipes
 from kernel_lib.inference.ensemble_maps import one_hot
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
@@ -107,7 +107,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     roots = paths.artefact_roots(work)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
-    ensemble = members.gather(roots, recipe, name)
+    ensemble = recipes.gather(roots, recipe, name)
     fold_table = folds_file.find(roots, ensemble.folds_digest)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, fold_table, **allow)

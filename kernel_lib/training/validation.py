@@ -15,7 +15,7 @@ from kernel_lib.artifacts import maps
 from kernel_lib.config import Experiment
 from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
-from kernel_lib.inference.predict import mean_logits
+from kernel_lib.inference.predictions import mean_logits
 from kernel_lib.inference.tta import View
 from kernel_lib.models import networks
 from kernel_lib.models.losses import TrainingLoss

@@ -11,7 +11,7 @@ from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data import rle
-from kernel_lib.inference import members, recipes
+from kernel_lib.inference import recipes
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.triplet import Triplet
@@ -36,14 +36,11 @@ def table(n: int = 6, n_folds: int = 2) -> pd.DataFrame:
 
 def searched() -> dict:
     """A thresholds.json of six images."""
-    drawn = table()
-    stats = [
-        statistics(np.full((row.height, row.width), 9, np.uint8), mask)
-        for row in drawn.itertuples()
-        for mask in [rle.decode(row.rle, (row.height, row.width))]
-    ]
-    found = nested_cv.score_rule(stats, drawn["image_id"].tolist(), drawn["fold"].tolist(), None)
-    scores = {name: found.to_json() for name in ("honest", "last")}
+    images = table()
+    masks = [rle.decode(text, (24, 20)) for text in images["rle"]]
+    stats = [statistics(np.full(mask.shape, 9, np.uint8), mask) for mask in masks]
+    report = nested_cv.score_rule(stats, images["image_id"].tolist(), images["fold"].tolist(), None)
+    scores = {name: report.to_json() for name in ("honest", "last")}
     return {"rule": RULE.to_json(), "search": {"single": False}, "past_known": True} | scores
 
 
@@ -52,14 +49,14 @@ def level_map(image_id: str, run: str) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
 
 
-def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d", **lineage):
+def make_run(root: Path, run: str, images: pd.DataFrame, folds=(0, 1), digest="d", **lineage):
     for fold in folds:
         folder = fold_run.fold_folder(root, run, fold)
         write_config(folder, digest)
-        held = drawn["fold"] == fold
-        past = Lineage(**({"images": tuple(drawn.loc[~held, "image_id"])} | lineage))
+        held = images["fold"] == fold
+        past = Lineage(**({"images": tuple(images.loc[~held, "image_id"])} | lineage))
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
-        held_out = [(i, maps.Prediction(level_map(i, run))) for i in drawn.loc[held, "image_id"]]
+        held_out = [(i, maps.Prediction(level_map(i, run))) for i in images.loc[held, "image_id"]]
         for path in (folder.oof, folder.oof_last):
             maps.write(path, held_out, meta)
 
@@ -71,4 +68,4 @@ def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> 
 
 
 def gather(roots: list[Path], names: list[str]) -> Ensemble:
-    return members.gather(roots, recipes.of_runs(names))
+    return recipes.gather(roots, recipes.of_runs(names))

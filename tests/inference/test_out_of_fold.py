@@ -10,37 +10,32 @@ from kernel_lib.artifacts import filenames, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import out_of_fold
-from tests.inference.small_runs import (
-    gather,
-    level_map,
-    make_run,
-    table,
-)
+from tests.inference.small_runs import gather, level_map, make_run, table
 
 
 def test_held_out_images_are_scored_by_the_weighted_mean_at_their_own_size(tmp_path):
-    drawn = table()
-    make_run(tmp_path, "a", drawn), make_run(tmp_path, "b", drawn)
+    images = table()
+    make_run(tmp_path, "a", images), make_run(tmp_path, "b", images)
     ensemble = Ensemble(
         name="x",
         folds_digest="d",
         members=(Member(run="a", folds=(0, 1)), Member(run="b", folds=(0, 1), weight=3.0)),
     )
-    found = out_of_fold(ensemble, [tmp_path], drawn)
-    assert found.past_known
-    assert found.table["image_id"].tolist() == ["i0", "i2", "i4", "i1", "i3", "i5"]
-    for row, image in enumerate(found.table.itertuples()):
+    held = out_of_fold(ensemble, [tmp_path], images)
+    assert held.past_known
+    assert held.table["image_id"].tolist() == ["i0", "i2", "i4", "i1", "i3", "i5"]
+    for row, image in enumerate(held.table.itertuples()):
         mixed = maps.mean([level_map(image.image_id, r) for r in "ab"], [1.0, 3.0])
         expected = maps.statistics(mixed, image.rle, (24, 20))
-        assert np.array_equal(found.stats.hist_all[row], expected.hist_all)
-        assert np.array_equal(found.stats.hist_true[row], expected.hist_true)
+        assert np.array_equal(held.stats.hist_all[row], expected.hist_all)
+        assert np.array_equal(held.stats.hist_true[row], expected.hist_true)
 
 
 def test_images_that_training_left_out_by_name_are_not_scored(tmp_path):
     make_run(tmp_path, "a", table().iloc[:5]), make_run(tmp_path, "b", table().iloc[:5])
     storage.write_json(tmp_path / filenames.LEFT_OUT, ["i5: it is cut short", "i4: another was"])
-    found = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
-    assert sorted(found.table["image_id"]) == [f"i{i}" for i in range(5)]
+    held = out_of_fold(gather([tmp_path], ["a", "b"]), [tmp_path], table())
+    assert sorted(held.table["image_id"]) == [f"i{i}" for i in range(5)]
 
 
 @pytest.mark.parametrize("order", [["a", "b"], ["b", "a"], ["a"]])

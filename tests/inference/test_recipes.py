@@ -1,16 +1,21 @@
-"""Recipes: the shipped ones, and every fault named with its mend."""
+"""Recipes: the shipped ones, every fault named with its fix, and the runs that they gather."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from kernel_lib import storage
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import recipes
+from tests.configs import write_config
+from tests.inference.small_runs import gather, make_run, table
 
 ROW = "UNetResNet34_512_v1"
 TWO = [{"run": "a"}, {"run": "b"}]
@@ -48,7 +53,7 @@ def test_the_notes_two_are_shipped():
     ("values", "words"),
     [
         ({"members": []}, "members: "),
-        ({"members": TWO, "weights": [1, 2]}, "weights: Extra"),
+        ({"weights": [1, 2]}, "weights: Extra"),
         ({"members": [{"run": "a", "seed": 1}]}, "members.0: a member is"),
         ({"members": [{"experiment": ROW}]}, "members.0: a member is"),
         ({"members": [{}]}, "members.0: a member is"),
@@ -58,34 +63,29 @@ def test_the_notes_two_are_shipped():
             {"members": [{"run": f"{ROW}_seed1"}, {"experiment": ROW, "seed": 1}]},
             f"{ROW}_seed1 is named twice",
         ),
-        ({"members": [{"run": "a", "weight": 0.0}]}, "members.0.weight: 0.0 is no weight: give"),
-        ({"members": [{"run": "a", "weight": -1}]}, "members.0.weight: -1.0 is no weight"),
-        ({"members": TWO, "combine": "median"}, "combine: "),
-        ({"members": TWO, "at_least": 1}, "at_least 1, with combine mean: it counts members"),
-        ({"members": TWO, "combine": "vote", "at_least": 1}, "at_least 1, with combine vote"),
-        ({"members": TWO, "combine": "member_vote", "at_least": 3}, "at_least 3 of 2 members: gi"),
-        ({"members": TWO, "combine": "member_union", "at_least": 0}, "at_least 0 of 2 members"),
+        ({"members": [{"run": "a", "weight": 0.0}]}, "members.0.weight: "),
+        ({"members": [{"run": "a", "weight": -1}]}, "members.0.weight: "),
+        ({"combine": "median"}, "combine: "),
+        ({"at_least": 1}, "at_least 1, with combine mean: it counts members"),
+        ({"combine": "vote", "at_least": 1}, "at_least 1, with combine vote"),
+        ({"combine": "member_vote", "at_least": 3}, "at_least 3 of 2 members: gi"),
+        ({"combine": "member_union", "at_least": 0}, "at_least 0 of 2 members"),
         ({"members": TWO[:1], "combine": "member_vote"}, "combine member_vote of 1 members"),
         (
             {"members": [{"run": "a", "weight": 2.0}, {"run": "b"}], "combine": "member_vote"},
-            "of 2 members with weights: each has one voice",
+            "of 2 members with weights",
         ),
-        ({"members": TWO, "choose": "greedy", "combine": "vote"}, "greedy, with combine vote"),
+        ({"choose": "greedy", "combine": "vote"}, "greedy does not fit combine vote"),
         (
             {"members": [{"run": "a", "weight": 2.0}, {"run": "b"}], "choose": "greedy"},
-            "with combine mean and weights: greedy finds",
+            "greedy does not fit combine mean with weights",
         ),
-        ({"members": TWO, "gate": "classifier"}, "gate: "),
+        ({"gate": "classifier"}, "gate: "),
     ],
 )
 def test_a_fault_is_named_with_the_file(tmp_path, values, words):
-    with pytest.raises(InputError) as raised:
-        read(tmp_path, **values)
-    assert str(tmp_path / "mine.json") in str(raised.value)
-    assert words in str(raised.value)
-
-
-def test_a_file_that_is_no_json_is_named(tmp_path):
+    with pytest.raises(InputError, match=rf"mine\.json: .*{re.escape(words)}"):
+        read(tmp_path, **{"members": TWO} | values)
     (tmp_path / "mine.json").write_text("{")
     with pytest.raises(InputError, match=r"mine\.json: .*JSON"):
         recipes.read(tmp_path / "mine.json")
@@ -127,3 +127,36 @@ def test_a_kernel_can_carry_the_shipped_files():
         assert path.suffix == ".json"
         assert path.read_bytes().endswith(b"}\n")
         assert json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_one_run_is_an_ensemble_of_one(tmp_path):
+    make_run(tmp_path, "a", table())
+    ensemble = gather([tmp_path], ["a"])
+    assert ensemble == Ensemble(
+        name="a", members=(Member(run="a", folds=(0, 1)),), folds_digest="d"
+    )
+    ensemble.save(tmp_path / "e")
+    assert Ensemble.load(tmp_path / "e") == ensemble
+
+
+def test_only_folds_that_all_members_have_are_used(tmp_path):
+    make_run(tmp_path, "a", table(), folds=(0, 1))
+    make_run(tmp_path, "b", table(), folds=(1,))
+    make_run(tmp_path, "c", table(), folds=(0,))
+    ensemble = gather([tmp_path], ["a", "b"])
+    assert (ensemble.name, ensemble.folds) == ("a+b", (1,))
+    with pytest.raises(InputError, match="the runs b, c have no fold in common"):
+        gather([tmp_path], ["b", "c"])
+
+
+def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
+    write_config(fold_run.fold_folder(tmp_path, "a", 0))
+    with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
+        gather([tmp_path], ["a"])
+
+
+def test_runs_of_different_folds_files_do_not_mix(tmp_path):
+    make_run(tmp_path, "a", table(), digest="one")
+    make_run(tmp_path, "b", table(), digest="two")
+    with pytest.raises(InputError, match="a/fold0 and b/fold0 were trained on different folds"):
+        gather([tmp_path], ["a", "b"])

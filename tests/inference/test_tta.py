@@ -72,22 +72,18 @@ def test_names_join_to_all_products():
     ],
 )
 def test_scaled_sides_are_multiples_of_32(side, smaller, larger):
+    sizes = [(side, 32), (smaller, 32), (larger, 32)]
     x = torch.zeros((1, 1, side, 32), dtype=torch.uint8)
-    seen = [view.forward(x) for view in tta.views("multiscale")]
-    assert [s.shape for s in seen] == [(1, 1, side, 32), (1, 1, smaller, 32), (1, 1, larger, 32)]
-    assert [view.size_of((side, 32)) for view in tta.views("multiscale")] == [
-        (side, 32),
-        (smaller, 32),
-        (larger, 32),
-    ]
+    for view, size in zip(tta.views("multiscale"), sizes, strict=True):
+        assert view.size_of((side, 32)) == size == view.forward(x).shape[2:]
 
 
 @given(st.integers(1, 400), st.floats(0.1, 3).filter(lambda s: s != 1))
 def test_a_scaled_side_is_the_nearest_multiple_that_there_is(side, scale):
-    found, _ = View(scale=scale).size_of((side, 32))
-    assert found % 32 == 0
-    assert found >= 32
-    assert found == 32 or abs(found - side * scale) <= 16 + 1e-6
+    scaled, _ = View(scale=scale).size_of((side, 32))
+    assert scaled % 32 == 0
+    assert scaled >= 32
+    assert scaled == 32 or abs(scaled - side * scale) <= 16 + 1e-6
 
 
 def test_views_of_one_size_are_one_view():
@@ -121,13 +117,10 @@ def test_a_ramp_survives_a_scale(scale, off, vertical):
     assert error.max() < 1  # at the edge there is nothing to go on
 
 
-def centroid(x: torch.Tensor) -> tuple[float, float]:
+def centroid(x: torch.Tensor) -> list[float]:
     weights = x[0, 0].double()
     rows, columns = (torch.arange(n, dtype=torch.float64) for n in weights.shape)
-    total = weights.sum()
-    return float((weights.sum(1) * rows).sum() / total), float(
-        (weights.sum(0) * columns).sum() / total
-    )
+    return (torch.stack([weights.sum(1) @ rows, weights.sum(0) @ columns]) / weights.sum()).tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +147,7 @@ def test_a_shrunk_view_sees_what_lies_between_its_pixels():
         assert float(small[0, 0, 5].sum()) == pytest.approx(25.0, rel=1e-4)
 
 
-def test_flip_and_scale_do_not_mind_their_order():
+def test_flip_and_scale_commute():
     x = torch.randint(0, 256, (1, 1, 64, 96), dtype=torch.uint8)
     both = View(hflip=True, scale=1.25).forward(x)
     torch.testing.assert_close(both, View(scale=1.25).forward(x).flip(-1))

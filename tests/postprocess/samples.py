@@ -36,6 +36,18 @@ def image(
     return Statistics(hist_all, hist_true, FULL, label=label)
 
 
+def random_images(n: int, seed: int = 0, positives: float = 0.4) -> list[Statistics]:
+    """Return images with lesions of any strength, and false alarms that are smaller and weaker."""
+    random = np.random.default_rng(seed)
+    images = []
+    for _ in range(n):
+        px, strength = int(random.integers(500, 20_000)), int(random.integers(20, 250))
+        true = {strength: px // 2, strength // 2: px // 4, 0: px // 4}
+        alarm = {int(random.integers(1, 120)): int(random.integers(1, 6000))}
+        images.append(image(alarm, true if random.random() < positives else None))
+    return images
+
+
 def with_labels(stats: Sequence[Statistics], labels: Sequence[int]) -> list[Statistics]:
     return [replace(each, label=int(label)) for each, label in zip(stats, labels, strict=True)]
 

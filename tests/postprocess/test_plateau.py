@@ -4,24 +4,11 @@ import numpy as np
 import pytest
 
 from kernel_lib.postprocess import plateau
-from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
+from kernel_lib.postprocess.histograms import per_image_dice, stack
 from kernel_lib.postprocess.plateau import Chooser
 from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.postprocess.triplet import Triplet
-from tests.postprocess.samples import FULL, KEEP_NONE, NOTHING, image
-
-
-def random_set(n: int, positives: float, seed: int) -> list[Statistics]:
-    """Images whose lesions are mostly found, with false alarms that are smaller and weaker."""
-    random = np.random.default_rng(seed)
-    images = []
-    for _ in range(n):
-        has_mask = random.random() < positives
-        strength, px = random.integers(60, 250), int(random.integers(2000, 20000))
-        true = {int(level): px // 5 for level in np.linspace(10, strength, 5)} if has_mask else {}
-        alarm = random.integers(5, 150)
-        images.append(image({int(alarm): int(random.integers(1, 3000)), 3: 9000}, true))
-    return images
+from tests.postprocess.samples import FULL, KEEP_NONE, NOTHING, image, random_images
 
 
 def naive_neighbourhoods(stats: list, chooser: Chooser, rules: list[Triplet]) -> list[float]:
@@ -42,7 +29,7 @@ def naive_neighbourhoods(stats: list, chooser: Chooser, rules: list[Triplet]) ->
 
 
 def test_chosen_has_the_best_neighbours() -> None:
-    stats = stack(random_set(25, 0.5, 0))
+    stats = stack(random_images(25, 0, 0.5))
     chooser = Chooser(levels=2, area_factor=1.3, standard_errors=100.0)  # all rules qualify
     result = search(stats, SearchOptions(chooser=chooser))
     random = np.random.default_rng(1)
@@ -60,15 +47,16 @@ def test_chosen_has_the_best_neighbours() -> None:
     assert chosen >= max(rest) - 1e-8
 
 
-def test_chosen_lies_on_the_plateau() -> None:
-    stats = random_set(60, 0.3, 2)
-    result = search(stats)
-    low, high = result.plateau["top"]
-    assert low <= result.chosen.top <= high
-    assert low <= result.triplet.top <= high
-    low, high = result.plateau["min_area_px"]
-    assert low <= result.chosen.min_area_px <= high
+@pytest.mark.parametrize("n", [1, 2, 10, 60])
+@pytest.mark.parametrize("single", [False, True])
+def test_chosen_lies_on_the_plateau(n: int, single: bool) -> None:
+    result = search(random_images(n, n, 0.4), SearchOptions(single))
+    for name, (low, high) in list(result.plateau.items())[1:]:
+        for rule in (result.chosen, result.triplet):
+            assert low <= getattr(rule, name) <= high
     assert result.chosen_score >= result.score - result.plateau["within"] - 1e-8
+    assert 0 <= result.chosen_score <= result.score <= 1
+    assert result.chosen.top == result.chosen.bottom or not single
 
 
 def test_a_lone_spike_is_not_chosen() -> None:
@@ -83,33 +71,24 @@ def test_a_lone_spike_is_not_chosen() -> None:
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_only_empty_truth_chooses_to_predict_nothing(single: bool) -> None:
-    stats = [image({level: 5000}, {}) for level in (50, 150, 250)]
+@pytest.mark.parametrize(
+    ("stats", "score"),
+    [
+        ([image({level: 5000}, {}) for level in (50, 150, 250)], 1.0),
+        # Lesions lie elsewhere than the map says: every mask kept costs.
+        ([image({200: 9000}, {0: 9000})] * 3 + [image({200: 9000}, {})] * 7, 0.7),
+        ([image({}, {0: 500})] * 3, 0.0),
+        ([image({}, {0: 900}, label) for label in range(40)], 0.0),
+        ([image({200: 900}, {}, label) for label in (3, 90, 200)], 1.0),
+    ],
+    ids=["empty truth", "ignorant maps", "black maps", "black with labels", "empty with labels"],
+)
+def test_nothing_is_predicted_where_no_mask_can_gain(
+    stats: list, score: float, single: bool
+) -> None:
     result = search(stats, SearchOptions(single))
     assert (result.triplet, result.chosen) == (NOTHING, NOTHING)
-    assert (result.score, result.chosen_score) == (1.0, 1.0)
-
-
-def test_maps_that_know_nothing_choose_to_predict_nothing() -> None:
-    """Lesions lie elsewhere than the map says: every mask kept costs."""
-    positive = [image({200: 9000}, {0: 9000})] * 3
-    result = search([*positive, *[image({200: 9000}, {})] * 7])
-    assert result.score == result.chosen_score == 0.7
-    assert result.triplet.min_area_px == result.chosen.min_area_px == KEEP_NONE
-
-
-@pytest.mark.parametrize("n", [1, 2, 10])
-@pytest.mark.parametrize("single", [False, True])
-def test_a_handful_of_images_is_enough_to_choose(n: int, single: bool) -> None:
-    result = search(random_set(n, 0.5, n), SearchOptions(single))
-    assert 0 <= result.chosen_score <= result.score <= 1
-    assert result.chosen.top == result.chosen.bottom or not single
-
-
-def test_all_black_maps_of_images_with_masks() -> None:
-    result = search([image({}, {0: 500})] * 3)
-    assert result.score == result.chosen_score == 0.0
-    assert result.chosen.min_area_px == KEEP_NONE
+    assert (result.score, result.chosen_score) == (score, score)
 
 
 def test_the_grid_reaches_from_one_pixel_to_none_kept() -> None:

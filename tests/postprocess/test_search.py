@@ -23,36 +23,35 @@ from tests.postprocess.samples import (
 )
 
 
-@pytest.mark.parametrize(("most", "labels"), [(5, False), (4, True)])
-@settings(max_examples=15)
-@given(single=st.booleans(), data=st.data())
-def test_search_finds_what_trying_every_rule_finds(
-    most: int, labels: bool, single: bool, data: st.DataObject
-) -> None:
-    check_against_brute_force(data.draw(small_images(most, labels)), single)
-
-
-@pytest.mark.slow
+@pytest.mark.parametrize("n_examples", [15, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("most", "labels"), [(5, False), (6, True)])
-@settings(max_examples=200)
-@given(single=st.booleans(), data=st.data())
-def test_search_finds_what_trying_every_rule_finds_at_length(
-    most: int, labels: bool, single: bool, data: st.DataObject
+def test_search_finds_what_trying_every_rule_finds(
+    most: int, labels: bool, n_examples: int
 ) -> None:
-    check_against_brute_force(data.draw(small_images(most, labels)), single)
+    @settings(max_examples=n_examples)
+    @given(small_images(most, labels), st.booleans())
+    def check(images: list, single: bool) -> None:
+        check_against_brute_force(images, single)
+
+    check()
 
 
+@pytest.mark.parametrize("labels", [False, True])
 @settings(max_examples=8)
-@given(images=small_images(), single=st.booleans(), data=st.data())
+@given(single=st.booleans(), data=st.data())
 def test_scores_are_those_of_the_masks_and_do_not_depend_on_order(
-    images: list, single: bool, data: st.DataObject
+    labels: bool, single: bool, data: st.DataObject
 ) -> None:
-    options = SearchOptions(single)
+    images, options = data.draw(small_images(6, labels)), SearchOptions(single)
     result = search(stacked(images), options)
     for rule, score in ((result.triplet, result.score), (result.chosen, result.chosen_score)):
-        dice = [metrics.dice(apply_rule(prob, rule), mask) for prob, mask, _ in images]
+        dice = [metrics.dice(apply_rule(prob, rule, label), mask) for prob, mask, label in images]
         assert score == metrics.mean_dice(dice)
         assert rule.top == rule.bottom or not single
+    assert result.label_swept == labels
+    assert result.chosen.label == result.triplet.label
+    # More rules cannot score less.
+    assert result.score >= search(stacked(images), SearchOptions(single, label=False)).score - 1e-12
     assert result.chosen_score <= result.score + 1e-12
     assert best_score(stacked(images), options) == result.score
     shuffled = search(stacked(data.draw(st.permutations(images))), options)

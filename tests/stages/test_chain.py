@@ -21,7 +21,7 @@ from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import members, recipes
+from kernel_lib.inference import recipes
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import inference as inference_stage
@@ -205,7 +205,7 @@ def test_what_vanished_between_two_stages_is_named_and_what_can_be_is_made_again
     with pytest.raises(InputError, match=r"oof.zip is missing: the train stage"):
         infer(place, "work")
     with pytest.raises(InputError, match=rf"{folder.oof} is missing, and the training of fold 0"):
-        members.gather([place / "work"], recipes.of_runs([RUN]), None)
+        recipes.gather([place / "work"], recipes.of_runs([RUN]), None)
     assert train(place, "work", fold=0).complete
     assert folder.oof.read_bytes() == content
     again = infer(place, "work")

@@ -32,9 +32,9 @@ from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import cache, table
 from kernel_lib.engine import Engine, choose_engine, peak_memory, seed_everything
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import members, predictions, recipes, tta
+from kernel_lib.inference import predictions, recipes, tta
 from kernel_lib.inference.out_of_fold import out_of_fold
-from kernel_lib.inference.predict import predict
+from kernel_lib.inference.predictions import predict
 from kernel_lib.models import networks
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.search import SearchOptions
@@ -478,7 +478,7 @@ def _trained(place: Place, run: str, took: float) -> Iterator[Row]:
            "log": log}  # fmt: skip
     work = place.scratch / "work"
     for name, last in (("kept epochs", False), ("last epoch", True)):
-        ensemble = members.gather([work], recipes.of_runs([run]))
+        ensemble = recipes.gather([work], recipes.of_runs([run]))
         held = out_of_fold(ensemble, [work], folds_file.find([work]), last=last)
         ids, parts = (held.table[column].tolist() for column in ("image_id", "fold"))
         groups = held.table["group"]

@@ -33,7 +33,7 @@ from kernel_lib.config import InferenceParameters, TrainParameters
 from kernel_lib.data import cache, rle, table
 from kernel_lib.engine import choose_engine
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.inference import predict, predictions, tta
+from kernel_lib.inference import predictions, tta
 from kernel_lib.stages import inference, report
 from tools.benchmarks import untrained
 from tools.benchmarks.rounds import Timed, figure, timed
@@ -133,7 +133,7 @@ class Parts:
         with contextlib.ExitStack() as stack:
             for name, owner, called in (
                 (decode, cache, "prepare"),
-                (forward, predict, "mean_logits"),
+                (forward, predictions, "mean_logits"),
                 (png, maps.cv2, "imencode"),
                 (coded, rle, "encode"),
                 (checked, predictions, "contents"),
