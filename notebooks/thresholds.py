@@ -64,7 +64,7 @@ parameters = ThresholdsParameters.from_namespace(globals())
 # tell images with a mask from those without.
 
 # %%
-from kernel_lib.reporting import figures, sizes
+from kernel_lib.reporting import figures
 from kernel_lib.stages import thresholds
 
 result = thresholds.run(parameters)
@@ -93,7 +93,7 @@ figures.scores(result.scores.first, result.scores.first_is_honest)
 # %%
 from kernel_lib.stages import agreement
 
-sizes.dice_against_area(result.per_image)
+figures.dice_against_area(result.per_image)
 
 # %% [markdown]
 # With several members: how similar their masks are. Members that always agree add nothing to each

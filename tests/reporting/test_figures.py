@@ -17,7 +17,7 @@ from kernel_lib.postprocess.histograms import areas, statistics
 from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
 from kernel_lib.postprocess.search import SearchOptions, search
-from kernel_lib.reporting import figures, overlays, sizes
+from kernel_lib.reporting import figures, overlays
 from kernel_lib.reporting.overlays import Example
 from kernel_lib.reporting.picture import Picture
 
@@ -119,10 +119,10 @@ def test_charts_by_size(n: int) -> None:
     images = table(n)
     positive = images[images["truth_px"] > 0]
     missed = int((positive["predicted_px"] == 0).sum())
-    sentence = drawn(sizes.dice_against_area(images))
+    sentence = drawn(figures.dice_against_area(images))
     assert f"mean Dice {positive['dice'].mean():.3f}" in sentence
     assert f"{missed} false negative" in sentence
-    sentence = drawn(sizes.false_negatives_by_size(images))
+    sentence = drawn(figures.false_negatives_by_size(images))
     assert sentence.startswith(f"{missed} of {len(positive)} positive image")
 
 
@@ -132,12 +132,12 @@ def test_charts_by_size(n: int) -> None:
         lambda: figures.learning_curves({}),
         lambda: figures.learning_curves({"fold0": []}),
         lambda: figures.threshold_surface(SimpleNamespace(surface=np.full((255, 255), np.nan))),
-        lambda: sizes.dice_against_area(table(0)),
-        lambda: sizes.dice_against_area(table(4).assign(truth_px=0)),
-        lambda: sizes.false_negatives_by_size(table(0)),
-        lambda: sizes.false_negatives_by_size(table(4).assign(truth_px=0)),
-        lambda: sizes.mask_areas([], None),
-        lambda: sizes.mask_areas([0, 0], []),
+        lambda: figures.dice_against_area(table(0)),
+        lambda: figures.dice_against_area(table(4).assign(truth_px=0)),
+        lambda: figures.false_negatives_by_size(table(0)),
+        lambda: figures.false_negatives_by_size(table(4).assign(truth_px=0)),
+        lambda: figures.mask_areas([], None),
+        lambda: figures.mask_areas([0, 0], []),
         lambda: figures.folds(folds_table(0)),
         lambda: overlays.examples([]),
         lambda: overlays.augmentations(np.zeros((8, 8), np.uint8), None, []),
@@ -153,8 +153,8 @@ def test_without_data_there_is_a_sentence_but_no_figure(make: Callable[[], Pictu
 
 def test_an_extreme_area_stays_in_the_chart() -> None:
     row = table(1).assign(truth_px=1024 * 1024, predicted_px=0, dice=0.0)
-    assert "1 of 1 positive image" in drawn(sizes.false_negatives_by_size(row))
-    drawn(sizes.dice_against_area(row.assign(truth_px=0.25)))
+    assert "1 of 1 positive image" in drawn(figures.false_negatives_by_size(row))
+    drawn(figures.dice_against_area(row.assign(truth_px=0.25)))
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +186,12 @@ def test_share_nonempty_with_test_and_without(report) -> None:
 
 
 def test_mask_areas() -> None:
-    picture = sizes.mask_areas([0, 100, 300], [50, 0, 0])
+    picture = figures.mask_areas([0, 100, 300], [50, 0, 0])
     assert repr(picture) == drawn(picture)
     assert "Out of fold: 2 masks, mean 200, median 200 px of 1024²" in picture.sentence
     assert "test: 1 mask, mean 50, median 50 px of 1024²" in picture.sentence
-    assert "test: every mask is empty" in drawn(sizes.mask_areas([7], [0]))
-    assert drawn(sizes.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
+    assert "test: every mask is empty" in drawn(figures.mask_areas([7], [0]))
+    assert drawn(figures.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
     assert 'src="data:image/png;base64,' in picture._repr_html_()
 
 
@@ -266,5 +266,5 @@ def test_augmentations() -> None:
 def test_no_figure_leaves_a_trace_in_pyplot() -> None:
     import matplotlib.pyplot as plt
 
-    drawn(sizes.mask_areas([5, 6]))
+    drawn(figures.mask_areas([5, 6]))
     assert plt.get_fignums() == []

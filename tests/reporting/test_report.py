@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.reporting import figures, overlays, sizes
+from kernel_lib.reporting import figures, overlays
 from kernel_lib.reporting.report import MAX_ROWS, Section, page, write_report
 
 HOSTILE = "\"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>&'$x$"
@@ -48,7 +48,7 @@ def sections() -> list[Section]:
     example = overlays.Example(HOSTILE, np.zeros((32, 32), np.uint8), caption=HOSTILE)
     table = pd.DataFrame({HOSTILE: [HOSTILE, "b"], "dice": [0.123456789, np.nan], "n": [1, 2000]})
     return [
-        Section("Pictures", (sizes.mask_areas([5, 60, 700]), overlays.examples([example]))),
+        Section("Pictures", (figures.mask_areas([5, 60, 700]), overlays.examples([example]))),
         Section("Nothing to draw", figures.learning_curves({})),
         Section(HOSTILE, table),
         Section("Problems", [HOSTILE, "row 3: a gap"]),
@@ -101,7 +101,7 @@ def test_hostile_text_is_shown_as_it_stands() -> None:
 
 
 def test_each_sentence_stands_above_its_picture() -> None:
-    picture = sizes.mask_areas([5, 60, 700])
+    picture = figures.mask_areas([5, 60, 700])
     text = page("Run", [Section("Areas", picture)])
     assert 0 < text.index(picture.sentence) < text.index("<img")
 
