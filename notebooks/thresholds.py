@@ -111,7 +111,7 @@ members.votes()
 
 # %% [markdown] tags=["local"]
 # Every held-out image, with sliders for the rule that update all scores. `ids=["…"]` embeds the
-# images that you name; with a running kernel, `kernel_lib.viewer.picker.picker` shows any image.
+# images that you name; with a running kernel, `kernel_lib.viewer.document.picker` shows any image.
 
 # %% tags=["local"]
 from kernel_lib.viewer.document import viewer_or_why

@@ -36,10 +36,9 @@ from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.viewer import picker as picking
-from kernel_lib.viewer.data import rank_images
+from kernel_lib.viewer import document as picking
+from kernel_lib.viewer.data import load_viewer_data, rank_images
 from kernel_lib.viewer.document import MB, pack, page, render, viewer, viewer_or_why
-from kernel_lib.viewer.load import load_viewer_data
 
 SIZE, N = 32, 20
 SHAPES = [(32, 32), (48, 40), (64, 64)]
