@@ -44,10 +44,10 @@ class Viewer:
     n_embedded: int
     n_radiographs: int  # of those embedded, shown with their radiograph
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path | str) -> Path:
         """Write the page atomically."""
-        storage.write_text(path, self.html)
-        return path
+        storage.write_text(Path(path), self.html)
+        return Path(path)
 
     def __str__(self) -> str:
         n_bare = self.n_embedded - self.n_radiographs
@@ -133,10 +133,8 @@ def render(
         if data.has_truth:
             which = "lowest Dice, false negatives, false positives, borderline and highest Dice"
     else:
-        rows, which = (
-            [_row_of(data, image_id) for image_id in dict.fromkeys(ids)],
-            "those asked for",
-        )
+        rows = [_row_of(data, image_id) for image_id in dict.fromkeys(ids)]
+        which = "those asked for"
     pictures = payload["pictures"]
     for row in bar(rows, desc="pictures", unit="image", leave=False):
         picture = _picture(data, row, size)
@@ -325,9 +323,7 @@ def page(payload: dict[str, Any]) -> str:
     try:
         data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
-        raise InputError(
-            f"the payload is no JSON ({error}): give null for unknown values"
-        ) from None
+        raise InputError(f"the page's data are no JSON ({error}): give null instead") from None
     scripts = "\n".join(map(_asset, SCRIPTS))
     parts = {
         "style": _asset("viewer.css"),
