@@ -40,8 +40,7 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     inside removes the temporary file and leaves the old one as it was; the next write removes what
     a killed process left.
 
-    Raises:
-        InputError: The disk is full (with the room needed and free), or no file can be made there.
+    Raises: InputError with the room needed and free where the disk is full, or no file can be made.
     """
     path = Path(path)
     part, written = None, 0
@@ -191,9 +190,8 @@ def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     A killed process leaves the file and no lock. Processes of other machines count where the file
     system that they share passes locks on; on Windows nothing is locked.
 
-    Raises:
-        InputError: Another process, which the message names, holds the folder, unless `wait` asks
-            to print that and wait; or no file can be made there.
+    Raises: InputError with the name of another process that holds the folder, unless `wait` asks to
+    print that and wait; or where no file can be made there.
     """
     if fcntl is None:
         yield

@@ -66,8 +66,7 @@ def data_dir(value: str | None) -> Path:
     None takes the first of Kaggle's mounts with images and a table of labels: the competition's own
     first, then data sets, then outputs of kernels.
 
-    Raises:
-        InputError: There is none; the message lists the mounts, and names one with images.
+    Raises: InputError where there is none; the message lists the mounts, and names one with images.
     """
     if value is not None:
         return _existing(value, "DATA_DIR")
@@ -96,8 +95,7 @@ def nih_dir(value: str | None) -> Path:
 
     None looks through Kaggle's mounts for its table of labels.
 
-    Raises:
-        InputError: There is none, with the fix.
+    Raises: InputError where there is none, with the fix.
     """
     if value is not None:
         return _existing(value, "NIH_DIR")
@@ -136,8 +134,7 @@ def weights_dirs(value: str | None) -> list[Path]:
     WEIGHTS_DIR's are searched as deep as a copy of Hugging Face's cache is. Mounted are data sets,
     then Kaggle's Models, of one version each. Checkpoints of this project's runs are not listed.
 
-    Raises:
-        InputError: WEIGHTS_DIR does not exist.
+    Raises: InputError where WEIGHTS_DIR does not exist.
     """
     given = [] if value is None else [_existing(value, "WEIGHTS_DIR")]
     folders = list(given)
@@ -225,8 +222,7 @@ def experiment_text(value: str) -> str:
 
     Names and JSON text are returned as they are.
 
-    Raises:
-        InputError: The file is missing or holds no experiment.
+    Raises: InputError where the file is missing or holds no experiment.
     """
     if experiment_file.is_json(value) or not value.endswith(".json"):
         return value

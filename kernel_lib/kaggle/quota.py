@@ -77,8 +77,7 @@ def week_ends(now: datetime | None = None) -> datetime:
 def sessions_for(hours: float, usable_hours: float) -> int:
     """Return the number of sessions, at least 1, for work that can be interrupted anywhere.
 
-    Raises:
-        ValueError: A session has no usable time.
+    Raises: ValueError where a session has no usable time.
     """
     if usable_hours <= 0:
         raise ValueError(f"a session with {usable_hours} usable hours holds no work")

@@ -174,9 +174,9 @@ def share_nonempty(oof: NestedCVReport, test: TestSummary | None = None) -> Pict
     if test is not None:
         rows.append(("predicted, test", test.share_predicted, None))
         if expected := _finite(test.share_expected):
-            rows.append(("expected on test", sum(expected) / 2, expected))
+            rows.append(("expected on test", math.nan, expected))
     figure, grid = panels(1, 1, height=0.9 + 0.45 * len(rows))
-    _draw_points(grid[0, 0], rows, hollow=("expected on test",))
+    _draw_points(grid[0, 0], rows)
     label_axes(grid[0, 0], "Share of images with a mask", x="share of images")
     text = "; ".join(
         f"{name}: {value:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
@@ -368,15 +368,13 @@ def _bins(area: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         yield low, high, (area < high) & ((area >= low) | (low == AREA_EDGES[0]))
 
 
-def _draw_points(
-    axes: Axes, rows: Sequence[tuple[str, float, tuple | None]], hollow: Sequence[str] = ()
-) -> None:
-    """Draw a row for each (name, value, interval) from the top; `hollow` rows have no point."""
+def _draw_points(axes: Axes, rows: Sequence[tuple[str, float, Interval | None]]) -> None:
+    """Draw a row for each (name, value, interval) from the top; one of NaN has no point."""
     for k, (name, value, interval) in enumerate(rows):
         y = len(rows) - 1 - k
         if interval:
             axes.plot(interval, [y, y], color=MIDDLE, linewidth=5, solid_capstyle="butt")
-        if name in hollow or not math.isfinite(value):
+        if not math.isfinite(value):
             continue
         axes.plot(value, y, MARKERS[k % len(MARKERS)], color=DARK, markersize=8)
         style = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}

@@ -284,10 +284,7 @@ def _png(pixels: np.ndarray, shape: tuple[int, int]) -> str:
 
 
 def _encoded(suffix: str, pixels: np.ndarray, options: list[int]) -> str:
-    done, data = cv2.imencode(suffix, pixels, options)
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode a picture of {pixels.shape} as {suffix}")
-    return base64.b64encode(data.tobytes()).decode("ascii")
+    return base64.b64encode(cv2.imencode(suffix, pixels, options)[1].tobytes()).decode("ascii")
 
 
 def _labels(data: ViewerData) -> list[str]:
