@@ -370,17 +370,16 @@ def _bins(area: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
 
 def _draw_points(axes: Axes, rows: Sequence[tuple[str, float, Interval | None]]) -> None:
     """Draw a row for each (name, value, interval) from the top; one of NaN has no point."""
-    for k, (name, value, interval) in enumerate(rows):
+    for k, (_, value, interval) in enumerate(rows):
         y = len(rows) - 1 - k
         if interval:
             axes.plot(interval, [y, y], color=MIDDLE, linewidth=5, solid_capstyle="butt")
-        if not math.isfinite(value):
-            continue
-        axes.plot(value, y, MARKERS[k % len(MARKERS)], color=DARK, markersize=8)
-        style = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
-        axes.annotate(f"{value:.3f}", (value, y), fontsize=8.5, color=INK, **style)
-    names = [escape_dollars(name) for name, _, _ in rows]
-    axes.set_yticks(range(len(rows) - 1, -1, -1), names)
+        if math.isfinite(value):
+            axes.plot(value, y, MARKERS[k % len(MARKERS)], color=DARK, markersize=8)
+            style = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
+            axes.annotate(f"{value:.3f}", (value, y), fontsize=8.5, color=INK, **style)
+    names = [escape_dollars(name) for name, _, _ in reversed(rows)]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.3)
     axes.margins(x=0.15)
 
