@@ -97,7 +97,7 @@ def use_data_set(manifest: Path) -> Iterator[str]:
         if name.endswith(".whl"):
             yield use_wheel(name, path.read_bytes())
         else:
-            yield f"{name}: whole, in {path.parent}"
+            yield f"{name}: complete, in {path.parent}"
 
 
 def unpack(name: str, content: bytes) -> Path:

@@ -131,7 +131,7 @@ def test_an_attached_data_set_is_found_wherever_it_is_mounted(scratch, tmp_path,
     wanted = data_set(tmp_path / "input", files, form)
     lines = list(packages.use_wheels({}, wanted))
     assert lines[0].startswith(f"{NAME}: carried_thing from {scratch}")
-    assert lines[1] == f"resnet34.pth: whole, in {tmp_path / 'input' / form}"
+    assert lines[1] == f"resnet34.pth: complete, in {tmp_path / 'input' / form}"
 
 
 def test_a_damaged_or_missing_file_or_manifest_stops_the_kernel_with_the_fix(scratch, tmp_path):
