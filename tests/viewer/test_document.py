@@ -568,32 +568,41 @@ class Model:
 
 
 def make(
-    n: int = 40,
-    *,
-    rules: tuple[Triplet, ...] = (RULE,),
-    labels: bool = False,
-    truth: bool = True,
-    vote: int = 0,
-    union: bool = False,
-    embed: int | None = None,
-    ids: list[str] | None = None,
+    n: int = 40, rules: tuple[Triplet, ...] = (RULE,), labels: bool = False, **options
 ) -> Case:
-    """Return random images of several sizes; `vote` is the minimum of a vote of all models."""
+    """Return random images of several sizes; options are those of `case_of`."""
     rng = np.random.default_rng(0)
     shapes = [(int(h), int(w)) for h, w in rng.integers(20, 70, (n, 2))]
     masks = [_blob(rng, shape) > 0.5 if rng.random() < 0.6 else np.zeros(shape) for shape in shapes]
+    maps = [[_prob(rng, mask) for mask in masks] for _ in rules]
+    levels = [rng.integers(0, 256, n).tolist() if labels else [None] * n for _ in rules]
+    return case_of(masks, maps, rules, levels, **options)
+
+
+def case_of(
+    masks: list[np.ndarray],
+    maps: list[list[np.ndarray]],
+    rules: tuple[Triplet, ...],
+    levels: list[list] | None = None,
+    *,
+    ids: list[str] | None = None,
+    truth: bool = True,
+    vote: int = 0,
+    combine: str = "member_vote",
+    embed: int | None = None,
+) -> Case:
+    """Return a page of these images; `vote` is the minimum of a vote of all models."""
+    n, rng = len(masks), np.random.default_rng(1)
     ids = ids or [f"case-{rng.integers(1e6):06d}-{row}" for row in range(n)]
-    true = [rle.encode(mask.astype(np.uint8)) if truth else None for mask in masks]
-    heights, widths = zip(*shapes, strict=True)
-    facts = {"fold": rng.integers(0, 5, n), "height": heights, "width": widths, "rle": true}
+    images = pd.DataFrame(ids, columns=["image_id"]).assign(fold=rng.integers(0, 5, n))
+    images[["height", "width"]] = [mask.shape for mask in masks]
+    images["rle"] = [rle.encode(mask.astype(np.uint8)) if truth else None for mask in masks]
     models, stats = [], []
     for m, rule in enumerate(rules):
-        maps = [_prob(rng, mask) for mask in masks]
-        levels = rng.integers(0, 256, n).tolist() if labels else [None] * n
-        models.append(Model(f"seed {m}", rule, dict(zip(ids, maps, strict=True))))
-        known = masks if truth else [None] * n
-        stats.append(stack(map(statistics, maps, known, levels)))
-    case = Case({}, masks, [list(model.maps.values()) for model in models], stats)
+        models.append(Model(f"seed {m}", rule, dict(zip(ids, maps[m], strict=True))))
+        known, level = masks if truth else [None] * n, levels[m] if levels else [None] * n
+        stats.append(stack(map(statistics, maps[m], known, level)))
+    case = Case({}, masks, maps, stats)
     voting = None
     if vote:
         counts = [
@@ -601,31 +610,14 @@ def make(
             for v, mask in zip(votes_of(case, rules), masks, strict=True)
             for k in range(1, len(rules) + 1)
         ]
-        kind = "member_union" if union else "member_vote"
-        voting = Vote(tuple(range(len(rules))), vote, kind, np.reshape(counts, (n, -1, 2)))
-    images = pd.DataFrame({"image_id": ids} | facts)
+        voting = Vote(tuple(range(len(rules))), vote, combine, np.reshape(counts, (n, -1, 2)))
     data = ViewerData("Phantoms", images, tuple(models), tuple(stats), voting, {}, ())
     case.payload = payload_of(render(data, ids[:embed]).html)
     case.payload |= {"notes": ["The first sentence.", "The second."], "one_rule": False}
-    for picture, mask in zip(case.payload["pictures"], masks, strict=False):
-        picture["image"] = _encoded(".jpg", _gradient(mask.shape))
-    return case
-
-
-def only_image(mask: np.ndarray, maps: list[np.ndarray], **options) -> Case:
-    """Return a page of one image with these maps, one for each model."""
-    case = make(1, rules=(Triplet(0.5, 0, 0.5),) * len(maps), **options)
-    stats = [statistics(level_map, mask) for level_map in maps]
-    arrays = [part for s in stats for part in (s.hist_all, s.hist_true, np.array([-1]))]
-    votes = [np.zeros(2 * len(maps), int)] if options else []
-    case.payload["images"] |= {"height": [mask.shape[0]], "width": [mask.shape[1]]}
-    case.payload["packed"] = pack(arrays + votes)
-    case.payload["pictures"][0] |= {
-        "size": [mask.shape[1], mask.shape[0]],
-        "image": _encoded(".jpg", _gradient(mask.shape)),
-        "truth": _encoded(".png", mask.astype(np.uint8) * 255),
-        "maps": [_encoded(".png", level_map) for level_map in maps],
-    }
+    for picture in case.payload["pictures"]:
+        width, height = picture["size"]
+        gradient = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+        picture["image"] = base64.b64encode(cv2.imencode(".jpg", gradient)[1].tobytes()).decode()
     return case
 
 
@@ -645,14 +637,6 @@ def _prob(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     soft = cv2.GaussianBlur(mask.astype(np.float64), (0, 0), 2) * rng.uniform(0.3, 1)
     soft += 0.5 * rng.random() * rng.random(mask.shape)
     return np.rint(255 * np.clip(soft, 0, 1)).astype(np.uint8)
-
-
-def _gradient(shape: tuple[int, int]) -> np.ndarray:
-    return np.tile(np.linspace(0, 255, shape[1]).astype(np.uint8), (shape[0], 1))
-
-
-def _encoded(suffix: str, pixels: np.ndarray) -> str:
-    return base64.b64encode(cv2.imencode(suffix, pixels)[1].tobytes()).decode()
 
 
 @pytest.fixture
@@ -744,10 +728,10 @@ def test_areas_dice_and_means_are_python_s(open_case, labels):
     assert 0.2 < np.mean(empty) < 0.8  # the triplets do separate masks
 
 
-@pytest.mark.parametrize("union", [False, True])
-def test_a_vote_s_numbers_come_with_the_page(open_case, union):
+@pytest.mark.parametrize("combine", ["member_vote", "member_union"])
+def test_a_vote_s_numbers_come_with_the_page(open_case, combine):
     rules = (RULE, Triplet(0.5, 9000, 0.5), Triplet(0.8, 0, 0.1))
-    case = make(30, rules=rules, vote=2, union=union)
+    case = make(30, rules, vote=2, combine=combine)
     opened = open_case(case)
     for k in (1, 2, 3):
         answer = opened.evaluate("k => viewer.evaluateVote(k)", k)
@@ -840,7 +824,9 @@ def test_a_vote_has_no_metrics_once_a_rule_changes(open_case):
 def test_the_union_of_agreeing_masks_is_drawn(open_case):
     first, second, apart = masks = np.zeros((3, 30, 40), np.uint8)
     first[2:10, 2:10], second[8:16, 8:16], apart[20:28, 30:38] = 255, 255, 255
-    opened = open_case(only_image(0 * first, list(masks), vote=1, union=True))
+    rules = (Triplet(0.5, 0, 0.5),) * 3
+    maps = [[level_map] for level_map in masks]
+    opened = open_case(case_of([0 * first], maps, rules, vote=1, combine="member_union"))
     for k, area in ((1, 64 * 3 - 4), (2, 64 * 2 - 4), (3, 0)):
         opened.locator("#k").fill(str(k))
         assert predicted_px(opened) == area
@@ -975,7 +961,7 @@ def test_contours_run_along_the_mask_s_edge(open_case):
     mask = np.zeros((40, 50), bool)
     mask[10:20, 10:30] = mask[20:25, 10:15] = True  # an L
     mask[20:30, 30:40] = True  # touches it at a corner
-    opened = open_case(only_image(mask, [mask.astype(np.uint8) * 255]))
+    opened = open_case(case_of([mask], [[mask.astype(np.uint8) * 255]], (Triplet(0.5, 0, 0.5),)))
     for name, colour in (("truth", TRUTH), ("prediction", PREDICTION)):
         only(opened, name)
         opened.locator(f"#{name}-fill").uncheck()
@@ -1012,12 +998,9 @@ def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_panes_zoom_and_move_together(open_case):
-    case = make(3, rules=(RULE, RULE))
-    for picture in case.payload["pictures"]:
-        picture["maps"][1] = picture["maps"][0]  # so that the panes must look alike
-    arrays = [case.stats[0].hist_all, case.stats[0].hist_true, np.full(3, -1)]
-    case.payload["packed"] = pack(arrays * 2)
-    opened = open_case(case)
+    case = make(3)
+    # The same maps twice, so that the panes must look alike.
+    opened = open_case(case_of(case.masks, case.maps * 2, (RULE, RULE)))
     opened.locator("#shown-1").check()
     fitted = canvas_pixels(opened, 0)
     box = opened.locator("#panes canvas").first.bounding_box()
