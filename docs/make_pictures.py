@@ -35,10 +35,9 @@ def main(demo: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     save(phantoms(), out / "phantoms.png")
     ensemble = next((demo / "work" / "ensembles").iterdir())
-    found = report.sections(
-        ensemble, report.load(ensemble, [demo / "work"]), table.discover(demo / "data")
-    )
-    by_title = {section.title: section.body for section in found}
+    data = report.load(ensemble, [demo / "work"])
+    sections = report.sections(data, table.discover(demo / "data"))
+    by_title = {section.title: section.body for section in sections}
     save(by_title["Thresholds"][0], out / "thresholds.png")
     save(by_title["Score chart"], out / "scores.png")
     save(by_title["Highest-Dice predictions"], out / "masks.png")

@@ -36,7 +36,7 @@ def resolve(stage: str, values: Mapping[str, object]) -> tuple[TrainPlan, ...]:
     _check_paths(parameters)
     STAGES[stage].module.check(parameters)
     names = getattr(parameters, "runs", None)
-    for name in fold_run.listed(names) if names else ():
+    for name in fold_run.parse_runs(names) if names else ():
         seeded = nearest(name, (f"{experiment}_seed3456" for experiment in EXPERIMENTS))
         _check_run(f"RUNS: {name}", name, seeded)
     return ()

@@ -78,7 +78,7 @@ figures.share_nonempty(result.honest, result.summary)
 # %%
 from kernel_lib.stages import report_images
 
-report_images.on_test(result.submission, result.source)
+report_images.on_test(result.rles, result.source)
 
 # %% [markdown] tags=["local"]
 # The test images with their probability maps and masks.

@@ -91,7 +91,7 @@ figures.scores(result.scores.first, result.scores.first_is_honest)
 # Small masks are the hard ones: dice should rise with the area, with few large false negatives.
 
 # %%
-from kernel_lib.stages import agreement
+from kernel_lib.stages import report_images
 
 figures.dice_against_area(result.per_image)
 
@@ -100,7 +100,7 @@ figures.dice_against_area(result.per_image)
 # other.
 
 # %%
-members = agreement.of_folder(result.folder)
+members = report_images.member_agreement(result.data)
 members.matrices()
 
 # %% [markdown]

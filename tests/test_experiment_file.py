@@ -246,7 +246,7 @@ def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_r
     notebook = ["notebooks/train.ipynb", str(tmp_path / "out.ipynb"), "--no-progress-bar"]
     run("papermill", *notebook, *named, *train_small)
     names = ["first_64_seed3456", "gate_64_seed3456", "second_64_seed3456", "short_seed3456"]
-    assert fold_run.names([tmp_path / "work"]) == names
+    assert fold_run.run_names([tmp_path / "work"]) == names
     other = run("kernel_lib", "train", *named, "-p", "LR", "0.5", *train_small, status=1)
     assert "lr: 0.001 there, 0.5 here" in other.stderr
     both = ["-p", "RUNS", "second_64_seed3456,short_seed3456", "-p", "ENSEMBLE", "both"]
@@ -257,4 +257,4 @@ def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_r
     run("kernel_lib", "view", str(ensemble), "-o", str(tmp_path / "viewer.html"))
     gathered = tmp_path / "gathered"
     run("kernel_lib", "gather", str(tmp_path / "work"), "--into", str(gathered))
-    assert fold_run.names([gathered]) == names
+    assert fold_run.run_names([gathered]) == names

@@ -31,19 +31,19 @@ class Scores:
 
     @property
     def coverage(self) -> str:
-        """Of how many images the scores are, where that is not all of them; else ""."""
+        """The number of images scored, where that is not all of them; else ""."""
         if self.of_images is None:
             return ""
         return f"{self.kept.n_images:,} of {self.of_images:,} images"
 
     @property
     def first(self) -> NestedCVReport:
-        """The score that comes first: the one in which no label selected an epoch, if any."""
+        """The score to show first: the one in which no label selected an epoch, if any."""
         return self.last if self.kept_selected else self.kept
 
     @property
     def first_is_honest(self) -> bool:
-        """Whether the first score is, which early stopping by these labels prevents, too."""
+        """Whether the first score is honest, which early stopping by these labels prevents."""
         return self.is_honest(self.kept_selected and self.last_selected)
 
     def is_honest(self, selected: bool) -> bool:
@@ -51,7 +51,7 @@ class Scores:
         return self.past_known and not selected
 
     def to_json(self) -> dict[str, Any]:
-        """All but `of_images`, which stands at a thresholds.json's end."""
+        """Return all but `of_images`, which is at the end of a thresholds.json."""
         return {
             "past_known": self.past_known,
             "epochs_selected": {"honest": self.kept_selected, "last": self.last_selected},
@@ -81,10 +81,10 @@ class Scores:
 
 
 class Searched(NamedTuple):
-    """How a search was made, which is what repeats it."""
+    """The options of a search, by which it can be repeated."""
 
     single: bool  # top and bottom are one threshold
-    label_swept: bool  # the label's threshold was searched, too
+    label_swept: bool  # the classification threshold was searched too
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Ensemble(Frozen):
         return self.combine in ("member_vote", "member_union")
 
     def taking(self, weights: Sequence[int]) -> Self:
-        """The same folds of the members whose weight is above 0, with those weights."""
+        """Return the ensemble of the members whose weight is above 0, with those weights."""
         kept = tuple(
             Member(run=m.run, folds=self.folds, weight=float(weight))
             for m, weight in zip(self.members, weights, strict=True)
@@ -77,7 +77,7 @@ class Ensemble(Frozen):
         return self.model_copy(update={"members": kept})
 
     def to_json(self) -> dict[str, Any]:
-        # A gate stands there only where there is one, as in what was written before there were any.
+        # Without a gate as earlier versions wrote it, which had none.
         without = {"gate", "gate_members"} if self.gate == "none" else set()
         return self.model_dump(mode="json", exclude=without)
 
@@ -86,7 +86,7 @@ class Ensemble(Frozen):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Raises InputError where members.json is missing or wrong."""
+        """Read members.json. Raises: InputError where it is missing or damaged."""
         path = folder / MEMBERS
         with named_if_damaged(path):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ class Ensemble(Frozen):
 
 @contextmanager
 def named_if_damaged(path: Path) -> Iterator[None]:
-    """InputError that names a file of the thresholds stage, where reading it meanwhile fails."""
+    """Raise an InputError naming a file of the thresholds stage where reading it fails."""
     try:
         yield
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def named_if_damaged(path: Path) -> Iterator[None]:
 
 
 def _missing(path: Path) -> str:
-    """What to say where a file of an ensemble's folder is not there; is it another folder?"""
+    """Return the message for a missing file of an ensemble, or for a folder that is none."""
     folder, kind = path.parent, ""
     work = next((p.parent for p in (folder, *folder.parents) if p.name == "runs"), None)
     if work is not None:
@@ -118,8 +118,8 @@ def _missing(path: Path) -> str:
         work = folder.parent
     elif any((folder / name).is_file() for name in (MEMBERS, THRESHOLDS)):
         return f"{path} is missing: the thresholds stage makes it"
-    there = [] if work is None else sorted(work.glob(f"{ENSEMBLES}/*/{THRESHOLDS}"))
-    give = " or ".join(str(one.parent) for one in there)
+    others = [] if work is None else sorted(work.glob(f"{ENSEMBLES}/*/{THRESHOLDS}"))
+    give = " or ".join(str(path.parent) for path in others)
     return f"{folder} is no ensemble's folder{kind}: give " + (
         give or f"WORK_DIR/{ENSEMBLES}/NAME, which the thresholds stage makes"
     )
@@ -130,34 +130,34 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
 
     Raises: InputError where the thresholds stage has not made it, or several are there.
     """
-    found, begun = (
+    complete, begun = (
         {p.parent.name: p.parent for root in reversed(roots) for p in sorted(root.glob(pattern))}
         for pattern in (f"{ENSEMBLES}/*/{THRESHOLDS}", f"{ENSEMBLES}/*/{MEMBERS}")
     )
-    lost = begun.keys() - found.keys()
-    if name in lost or (name is None and not found and len(lost) == 1):
+    lost = begun.keys() - complete.keys()
+    if name in lost or (name is None and not complete and len(lost) == 1):
         raise InputError(_missing(begun[name or min(lost)] / THRESHOLDS))
-    if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    if name in found:
-        return found[name]
+    if name is None and len(complete) == 1:
+        return next(iter(complete.values()))
+    if name in complete:
+        return complete[name]
     places = ", ".join(str(root) for root in roots)
-    trained = fold_run.names(roots)
-    if not found and not trained:
+    trained = fold_run.run_names(roots)
+    if not complete and not trained:
         raise InputError(
             f"no runs and no thresholds under {places}: run the train stage, then the thresholds "
             "stage first"
         )
-    if not found:
+    if not complete:
         raise InputError(
             f"no thresholds under {places}: run the thresholds stage first, with -p RUNS one or "
             f"several of {', '.join(trained)}"
         )
     if name is None:
         raise InputError(
-            f"several ensembles are there; name one with -p ENSEMBLE: {', '.join(found)}"
+            f"there are several ensembles; name one with -p ENSEMBLE: {', '.join(complete)}"
         )
     fix = f"run the thresholds stage first, -p RUNS {name}" if name in trained else "name one"
     raise InputError(
-        f"ENSEMBLE {name} has no thresholds under {places}; there are {', '.join(found)}: {fix}"
+        f"ENSEMBLE {name} has no thresholds under {places}; there are {', '.join(complete)}: {fix}"
     )

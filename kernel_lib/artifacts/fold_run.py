@@ -11,19 +11,73 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # that of typing is not pydantic's before Python 3.12
 
 from kernel_lib import storage
 from kernel_lib.artifacts import filenames
 from kernel_lib.artifacts.lineage import Lineage
-from kernel_lib.config import Experiment
+from kernel_lib.config import Experiment, Frozen
 from kernel_lib.errors import InputError
 from kernel_lib.plan import TrainPlan
 
-LINEAGE = "lineage_digest"  # in config.json, once the past of a fold's checkpoints is known
+
+class FoldConfig(Frozen):
+    """What config.json holds: the configuration that a fold is trained with.
+
+    Fields of the experiment that an earlier version did not write have their defaults.
+    """
+
+    run: str
+    fold: int
+    seed: int
+    n_folds: int
+    folds_digest: str
+    deterministic: bool = False
+    experiment: Experiment
+    # Of its checkpoints, once their past is known.
+    lineage_digest: str | None = None
+
+    def differences(self, other: FoldConfig) -> list[str]:
+        """Return each field in which another configuration differs, with both values.
+
+        Descriptions are ignored, and the lineage, which follows from the other fields and the
+        initial weights.
+        """
+        ignored = {"experiment", "says", "leaderboard", "parent", "lineage_digest"}
+        a, b = (
+            config.model_dump(mode="json") | config.experiment.model_dump(mode="json")
+            for config in (self, other)
+        )
+        return [
+            f"{key}: {a[key]!r} there, {b[key]!r} here"
+            for key in sorted(a.keys() - ignored)
+            if a[key] != b[key]
+        ]
+
+
+class LogLine(TypedDict, total=False):
+    """A line of log.jsonl: an epoch, counted from 1, with its measurements."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    epoch: int
+    lr: float
+    train_loss: float
+    val_loss: float
+    dice: float
+    seconds: float
+    val_seconds: float
+    images_per_second: float
+    best: bool  # whether its checkpoint was among the best so far
+    ended: str  # why the training ended after it
+
+
+_LOG_LINE = TypeAdapter(LogLine)
 
 
 @dataclass(frozen=True)
@@ -66,23 +120,23 @@ class FoldRun:
 
     @property
     def holds_training(self) -> bool:
-        """Whether a training wrote here; inference alone leaves a test.zip and nothing else."""
+        """Whether a training wrote here; inference alone leaves only a test.zip."""
         written = (self.config, self.log, self.last, self.oof, self.oof_last)
         return any(path.is_file() for path in written) or bool(self.kept())
 
     def is_predicted(self) -> bool:
         """Return whether its held-out images are predicted, which is the last step of training.
 
-        Raises InputError where training is over but a prediction file is gone: the score would
-        silently leave this fold out.
+        Raises: InputError where training is over but a prediction file is gone, since the score
+            would silently leave this fold out.
         """
         lost = [path for path in (self.oof, self.oof_last) if not path.is_file()]
         if not lost:
             return True
         log = self.read_log()
-        epochs = (_DEFAULTS | self.read_config().get("experiment", {}))["epochs"]
+        epochs = self.read_config().experiment.epochs
         over = bool(log) and (bool(log[-1].get("ended")) or len(log) >= epochs)
-        if over or len(lost) == 1:  # the one that is there was made after the training
+        if over or len(lost) == 1:  # either file is written after the training
             raise InputError(
                 f"{lost[0]} is missing, and the training of fold {self.fold} is over: restore it, "
                 f"or run the train stage again with -p FOLD {self.fold}, which predicts it from "
@@ -102,7 +156,7 @@ class FoldRun:
         return sorted(self.path.glob(f"{filenames.BEST}*{filenames.CHECKPOINT_SUFFIX}"))
 
     def require_kept(self, names: Iterable[str], needed_for: str) -> None:
-        """Raise InputError where a checkpoint that predicted the held-out images is gone."""
+        """Refuse to go on without a checkpoint that predicted the held-out images."""
         lost = [path for name in sorted(names) if not (path := self.path / name).is_file()]
         if lost:
             raise InputError(
@@ -110,91 +164,102 @@ class FoldRun:
                 f"{self.path}, train fold {self.fold} again and run the thresholds stage"
             )
 
-    def read_config(self) -> dict[str, Any]:
-        """config.json; InputError where it is missing or not JSON."""
+    def read_config(self) -> FoldConfig:
+        """Return config.json. Raises: InputError where it is missing or damaged."""
         try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
+            return FoldConfig.model_validate_json(self.config.read_bytes())
         except FileNotFoundError:
             raise InputError(f"{self.config} is missing: the train stage makes it") from None
-        except ValueError as error:
-            raise InputError(f"{self.config} is not JSON ({error}); delete {self.path}") from None
-        if not isinstance(config, dict):
-            raise InputError(f"{self.config} holds no configuration: delete {self.path}")
-        return config
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+            raise InputError(
+                f"{self.config} is no configuration of this version of the package "
+                f"({'; '.join(faults)}): restore it, use the version that made it, or delete "
+                f"{self.path}"
+            ) from None
 
-    def read_log(self) -> list[dict[str, Any]]:
-        """log.jsonl, a dict an epoch; empty before the first epoch ends."""
+    def write_config(self, config: FoldConfig) -> None:
+        without = {"lineage_digest"} if config.lineage_digest is None else None
+        storage.write_json(self.config, config.model_dump(mode="json", exclude=without))
+
+    def read_log(self) -> list[LogLine]:
+        """Return log.jsonl, a line an epoch; empty before the first epoch ends."""
         if not self.log.exists():
             return []
         try:
-            return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
+            return [_LOG_LINE.validate_json(line) for line in self.log.read_bytes().splitlines()]
+        except ValidationError as error:
             raise InputError(
-                f"{self.log} is damaged ({error}): run the train stage there, which writes it anew "
-                "from last.pt"
+                f"{self.log} is damaged ({error.errors()[0]['msg']}): run the train stage there, "
+                "which writes it again from last.pt"
             ) from None
+
+    def write_log(self, lines: Iterable[LogLine]) -> None:
+        storage.write_text(self.log, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def fold_folder(work: Path, run: str, fold: int) -> FoldRun:
-    """Where fold `fold` of a run lies, or will lie, under a working folder."""
+    """Return the folder of a fold under a working folder; it need not exist."""
     return FoldRun(run, fold, work / filenames.RUNS / run / f"fold{fold}")
 
 
-def begun(root: Path, run: str = "*") -> list[FoldRun]:
-    """The folds of a run, or of all runs, under a root in which a training wrote, by path."""
-    found = []
+def with_training(root: Path, run: str = "*") -> list[FoldRun]:
+    """Return the folds of a run, or of all runs, in which a training wrote, by path."""
+    folders = []
     for path in sorted((root / filenames.RUNS).glob(f"{run}/fold*")):
         number = path.name.removeprefix("fold")
         if number.isdecimal() and path.is_dir():
             folder = FoldRun(path.parent.name, int(number), path)
-            found += [folder] * folder.holds_training
-    return found
+            folders += [folder] * folder.holds_training
+    return folders
 
 
 def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
-    """The folds of a run, from the first root that holds each.
+    """Return the folds of a run by number, from the first root that holds each.
 
-    Raises InputError where the configuration of one is gone: its experiment would be unknown.
+    Raises: InputError where the configuration of one is gone: its experiment would be unknown.
     """
-    found: dict[int, FoldRun] = {}
+    folds: dict[int, FoldRun] = {}
     for root in roots:
-        for folder in begun(root, glob.escape(run)):
+        for folder in with_training(root, glob.escape(run)):
             if not folder.config.is_file():
                 raise InputError(
                     f"{folder.config} is missing, and the files beside it were trained with it: "
                     f"restore it, or delete {folder.path} and train this fold again"
                 )
-            found.setdefault(folder.fold, folder)
-    return dict(sorted(found.items()))
+            folds.setdefault(folder.fold, folder)
+    return dict(sorted(folds.items()))
 
 
-def names(roots: Iterable[Path]) -> list[str]:
-    """All runs under the roots, sorted."""
-    return sorted({folder.run for root in roots for folder in begun(root)})
+def run_names(roots: Iterable[Path]) -> list[str]:
+    """Return the names of all runs under the roots, sorted."""
+    return sorted({folder.run for root in roots for folder in with_training(root)})
 
 
-def named(roots: Sequence[Path], wanted: str | None) -> list[str]:
-    """The runs meant by a comma-separated list, or the only one there is.
+def chosen_runs(roots: Sequence[Path], wanted: str | None) -> list[str]:
+    """Return the runs of a comma-separated list; without a list the only run that exists.
 
-    Raises InputError where a run does not exist, or several do and none was named.
+    Raises: InputError where a run does not exist, or several do and none was named.
     """
-    there = names(roots)
-    if not there:
+    existing = run_names(roots)
+    if not existing:
         places = ", ".join(str(r) for r in roots)
         raise InputError(f"no runs under {places}: the train stage makes them")
     if wanted is None:
-        if len(there) > 1:
-            raise InputError(f"several runs are there; name some with -p RUNS: {', '.join(there)}")
-        return there
-    chosen = listed(wanted)
+        if len(existing) > 1:
+            raise InputError(
+                f"there are several runs; name some with -p RUNS: {', '.join(existing)}"
+            )
+        return existing
+    chosen = parse_runs(wanted)
     for name in chosen:
-        if name not in there:
-            raise InputError(f"run {name!r} is not there; there are {', '.join(there)}")
+        if name not in existing:
+            raise InputError(f"RUNS: there is no run {name!r}; there are {', '.join(existing)}")
     return chosen
 
 
-def listed(wanted: str) -> list[str]:
-    """The runs of a comma-separated list; InputError where it names none, or one twice."""
+def parse_runs(wanted: str) -> list[str]:
+    """Return the runs of a comma-separated list. Raises: InputError for none, or one twice."""
     chosen = [name.strip() for name in wanted.split(",") if name.strip()]
     if not chosen:
         raise InputError(f"RUNS {wanted!r} names no run: write names with commas between them")
@@ -206,33 +271,27 @@ def listed(wanted: str) -> list[str]:
 def settle_lineage(folder: FoldRun, lineage: Lineage) -> None:
     """Record the lineage digest of a fold's checkpoints in its config.json, if it is not there."""
     config = folder.read_config()
-    if LINEAGE not in config:
-        storage.write_json(folder.config, config | {LINEAGE: lineage.digest()})
-
-
-_DEFAULTS = Experiment(name="default").model_dump(mode="json", exclude={"name"})
+    if config.lineage_digest is None:
+        folder.write_config(config.model_copy(update={"lineage_digest": lineage.digest()}))
 
 
 def settle_config(folder: FoldRun, plan: TrainPlan, folds_digest: str) -> None:
-    """Write the fold's config.json, or see that the one there says the same.
+    """Write the fold's config.json, or check that the existing one is the same.
 
-    Raises InputError naming each field that differs, so that two trainings never mix in a folder.
+    Raises: InputError naming each field that differs, so that two trainings never mix in a folder.
     """
-    config = {
-        "run": plan.run,
-        "fold": folder.fold,
-        "seed": plan.parameters.seed,
-        "n_folds": plan.parameters.n_folds,
-        "folds_digest": folds_digest,
-        "deterministic": plan.parameters.deterministic,
-        "experiment": plan.experiment.model_dump(mode="json"),
-    }
+    config = FoldConfig(
+        run=plan.run,
+        fold=folder.fold,
+        seed=plan.parameters.seed,
+        n_folds=plan.parameters.n_folds,
+        folds_digest=folds_digest,
+        deterministic=plan.parameters.deterministic,
+        experiment=plan.experiment,
+    )
     if not folder.config.exists():
-        storage.write_json(folder.config, config)
-        return
-    there = folder.read_config()
-    differs = list(differences(there, config))
-    if differs:
+        folder.write_config(config)
+    elif differs := folder.read_config().differences(config):
         raise InputError(
             f"{folder.path} holds a run of another configuration ({'; '.join(differs)}): "
             "choose another WORK_DIR, or delete that folder"
@@ -244,25 +303,11 @@ def check_experiment(roots: Iterable[Path], plan: TrainPlan) -> None:
 
     Raises: InputError naming the fold and each field that differs.
     """
-    here = {"experiment": plan.experiment.model_dump(mode="json")}
     for folder in find(roots, plan.run).values():
-        there = {"experiment": folder.read_config().get("experiment", {})}
-        if differs := list(differences(there, here)):
+        config = folder.read_config()
+        planned = config.model_copy(update={"experiment": plan.experiment})
+        if differs := config.differences(planned):
             raise InputError(
                 f"{folder.path} is of a run {plan.run} with another configuration "
                 f"({'; '.join(differs)}): choose another NAME or WORK_DIR, or delete that run"
             )
-
-
-def differences(there: Mapping, here: Mapping) -> Iterable[str]:
-    """Yield each field in which two config.json differ, with both values, but descriptions.
-
-    The lineage digest is ignored, too: it follows from the other fields and the initial weights.
-    A field that an earlier version of the package did not write has its default.
-    """
-    for key in sorted({*there, *here}):
-        a, b = there.get(key), here.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping) and key == "experiment":
-            yield from differences(_DEFAULTS | a, _DEFAULTS | b)
-        elif a != b and key not in ("says", "leaderboard", "parent", LINEAGE):
-            yield f"{key}: {a!r} there, {b!r} here"

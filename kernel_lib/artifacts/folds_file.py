@@ -37,7 +37,7 @@ RESTORE = (
 
 
 def save(table: pd.DataFrame, path: Path) -> None:
-    """Write the folds file, rows sorted by image_id, whole or not at all; other columns are left.
+    """Write the folds file atomically, rows sorted by image_id, without other columns.
 
     Raises: InputError for a table that `load` would refuse.
     """
@@ -52,27 +52,30 @@ def save(table: pd.DataFrame, path: Path) -> None:
 
 
 def find(roots: Sequence[Path], digest_wanted: str | None = None) -> pd.DataFrame:
-    """The folds file under these folders (the one with that digest); InputError where none is."""
-    there = [root / FOLDS for root in roots if (root / FOLDS).is_file()]
-    for path in there:
-        drawn = load(path)
-        if digest_wanted is None or digest(drawn) == digest_wanted:
-            return drawn
-    if not there:
+    """Return the first folds file under these folders, or that with the digest.
+
+    Raises: InputError where there is none.
+    """
+    files = [root / FOLDS for root in roots if (root / FOLDS).is_file()]
+    for path in files:
+        fold_table = load(path)
+        if digest_wanted is None or digest(fold_table) == digest_wanted:
+            return fold_table
+    if not files:
         raise InputError(missing(roots))
     raise InputError(
-        f"{', '.join(map(str, there))} is not the folds file that the runs were trained on: "
+        f"{', '.join(map(str, files))} is not the folds file that the runs were trained on: "
         f"{RESTORE}"
     )
 
 
 def missing(roots: Sequence[Path]) -> str:
-    """What to say where runs lie under these folders, the working folder first, and no file."""
+    """Return the message for runs under these folders, the working folder first, without a file."""
     return f"{roots[0] / FOLDS} is missing, by which the runs there were trained: {RESTORE}"
 
 
 def load(path: Path) -> pd.DataFrame:
-    """The folds file as a table of `COLUMNS`; fold, height, width and area_px as int64.
+    """Return the folds file as a table of `COLUMNS`; fold, height, width and area_px as int64.
 
     Raises: InputError naming file, row (as a text editor counts, the header being 1) and fix.
     """
@@ -99,7 +102,7 @@ def load(path: Path) -> pd.DataFrame:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """SHA-256 (hex) of image_id, fold and group, whatever the order of the rows.
+    """Return the SHA-256 (hex) of image_id, fold and group, whatever the order of the rows.
 
     Two tables with the same digest hold out the same images of the same patients.
     """
@@ -110,11 +113,11 @@ def digest(table: pd.DataFrame) -> str:
 
 
 def difference(there: pd.DataFrame, here: pd.DataFrame) -> str:
-    """How two folds files differ, with the first image and both values; "" where they do not."""
+    """Describe how two folds files differ, with the first image and both values; "" if equal."""
     there, here = (table.set_index("image_id").sort_index() for table in (there, here))
-    lone = there.index.symmetric_difference(here.index)
-    if len(lone):
-        return f"{len(lone)} images stand in one of them alone, {lone[0]} first"
+    unmatched = there.index.symmetric_difference(here.index)
+    if len(unmatched):
+        return f"{len(unmatched)} images are in only one of them, {unmatched[0]} first"
     other = there != here
     differs = other.any(axis=1)
     if not differs.any():
@@ -126,7 +129,7 @@ def difference(there: pd.DataFrame, here: pd.DataFrame) -> str:
 
 
 def _checked(text: pd.DataFrame, name: str, fix: str) -> pd.DataFrame:
-    """A table of `COLUMNS` as text, checked, its whole numbers as int64; its index names rows."""
+    """Return a table of text, checked, its whole numbers as int64; the index names its rows."""
 
     def refuse(bad: pd.Series, complaint: str) -> None:
         if bad.any():
@@ -138,7 +141,7 @@ def _checked(text: pd.DataFrame, name: str, fix: str) -> pd.DataFrame:
         raise InputError(f"{name} has no rows: {fix}")
     refuse(text["rle"].str.strip() == "", "the rle is missing, as in a row cut short")
     refuse(text["image_id"].str.strip() == "", "the image id is empty")
-    refuse(text["image_id"].duplicated(), "the image {image_id} stands there a second time")
+    refuse(text["image_id"].duplicated(), "the image {image_id} is listed twice")
     table = text.reset_index(drop=True)
     for column, (least, most) in WHOLE_NUMBERS.items():
         is_number = text[column].str.fullmatch(r"[0-9]{1,15}")
@@ -200,9 +203,9 @@ class LeftOut:
 
     @classmethod
     def load(cls, roots: Sequence[Path]) -> Self:
-        """Return that of the first root that holds one, else an empty one.
+        """Return the list of the first root that holds one, else an empty list.
 
-        Raises InputError where the file is damaged.
+        Raises: InputError where the file is damaged.
         """
         path = next((root / LEFT_OUT for root in roots if (root / LEFT_OUT).is_file()), None)
         if path is None:
@@ -213,7 +216,7 @@ class LeftOut:
                 raise ValueError("it is no list of lines")
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
-                f"{path} is damaged ({error}): delete it, which leaves it out of reports, or run "
-                "the train stage, which writes it again"
+                f"{path} is damaged ({error}): delete it (reports then omit it), or run the "
+                "train stage, which writes it again"
             ) from error
         return cls(tuple(lines))

@@ -39,7 +39,7 @@ class Lineage(Frozen):
         return self
 
     def chosen_by(self, image_ids: Iterable[str] | None) -> Lineage:
-        """Return the lineage of these weights, selected by the labels of these images as well."""
+        """Return the lineage of these weights, selected by the labels of these images too."""
         known = self.chosen_on is not None and image_ids is not None
         chosen_on = tuple(sorted({*self.chosen_on, *image_ids})) if known else None
         return self.model_copy(update={"chosen_on": chosen_on})
@@ -55,13 +55,13 @@ class Lineage(Frozen):
         return list(zip(self.images, codes, strict=True))
 
     def of_pairs(self, pairs: Sequence[tuple[str, str]]) -> Lineage:
-        """The same past with these images and fingerprints."""
+        """Return the same lineage with these images and fingerprints."""
         images, codes = zip(*sorted(set(pairs)), strict=True) if pairs else ((), ())
         seen = {"images": images, "fingerprints": codes if any(codes) else ()}
         return self.model_copy(update=seen)
 
     def joined(self, other: Lineage, name: str) -> Lineage:
-        """This past and that of a checkpoint called `name`, from which it starts."""
+        """Return this lineage joined with that of a checkpoint `name`, from which it starts."""
         both = Lineage(
             groups=tuple(sorted({*self.groups, *other.groups})),
             known=self.known and other.known,
@@ -72,12 +72,12 @@ class Lineage(Frozen):
         return both.of_pairs([*self.pairs, *other.pairs]).chosen_by(other.chosen_on)
 
     def to_json(self) -> dict[str, Any]:
-        """The past as a dict for JSON; what an earlier version did not know only where it is."""
+        """Return a dict for JSON, without fields that are empty and that earlier versions lack."""
         empty = {name for name in ("fingerprints", "imagenet") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=empty)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what was trained on, which all checkpoints of a fold share."""
+        """Return the SHA-256 (hex) of what was trained on, shared by all checkpoints of a fold."""
         trained_on = {k: v for k, v in self.to_json().items() if k != "chosen_on"}
         return hashlib.sha256(json.dumps(trained_on, sort_keys=True).encode()).hexdigest()
 
@@ -86,7 +86,7 @@ class Lineage(Frozen):
         return frozenset(self.images), frozenset(self.groups)
 
     def saw(self, image_id: str, group: str) -> bool:
-        """Whether the image, or another image of its patient, was trained on."""
+        """Return whether the image, or another image of its patient, was trained on."""
         images, groups = self._seen
         return image_id in images or bool(group and group in groups)
 
@@ -95,22 +95,22 @@ UNKNOWN = Lineage(known=False)
 
 
 def stated_lineage(meta: Mapping[str, Any], path: Path) -> Lineage:
-    """The past that an archive of predictions states; InputError where it states none."""
+    """Return the lineage that an archive of predictions states."""
     try:
         return Lineage.model_validate(meta["lineage"])
     except (KeyError, ValidationError) as error:
         raise InputError(
-            f"{path} states no past of who predicted it ({error}): delete it and run its stage"
+            f"{path} states no lineage ({error}): delete it and run its stage"
         ) from None
 
 
 def check_lineage(meta: Mapping[str, Any], path: Path, wanted: str | None) -> None:
-    """Refuse predictions that state another past than the checkpoints beside them have.
+    """Refuse predictions that state another lineage than the checkpoints beside them have.
 
-    wanted: that past's digest; of folds begun by an earlier version of the package it is None.
+    wanted: digest of the checkpoints' lineage; None for folds of an earlier version.
     """
     if wanted is not None and wanted != stated_lineage(meta, path).digest():
         raise InputError(
-            f"{path} states another past than the checkpoints beside it have: delete it and run "
-            "the train stage there, which predicts again"
+            f"{path} states another lineage than the checkpoints beside it have: delete it and "
+            "run the train stage there, which predicts again"
         )

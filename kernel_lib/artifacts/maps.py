@@ -1,4 +1,4 @@
-"""The map: how probabilities become the levels that everything after a network works on.
+"""Probability maps: the levels (0–255) that everything after a network works on.
 
 Views of one model are averaged as logits, models as probabilities, in float; then uint8 by
 round(255 · p) at the network's size; then bilinear to the image's own size; then the rule.
@@ -25,29 +25,30 @@ from kernel_lib.postprocess import histograms
 from kernel_lib.postprocess.histograms import Statistics
 
 _META, _LABELS = "meta.json", "labels.json"
-_MEND = "delete it, run its stage"
+_FIX = "delete it, run its stage"
 _MAX_BYTES = 1 << 26  # of one member: no map, and no table of labels, is larger
 
 
 class Prediction(NamedTuple):
-    """What the models of one fold say of one image."""
+    """The prediction of one fold's models for one image."""
 
     levels: np.ndarray | None  # (S, S) uint8 map; None from a classifier
     label: float | None = None  # probability 0–1 of a pneumothorax; None without a label head
 
 
 def numbers(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
-    """The probabilities given, of maps or labels; FloatingPointError where one is no number.
+    """Return the probabilities given, of maps or labels, as an array.
 
-    Shape: any; with `ids`, of which the error then names the images, (B, ...) for B of them.
+    Shape: any; with `ids`, by which the error names images, (B, ...) for B of them.
+    Raises: FloatingPointError where one is not a finite number.
     """
     prob = np.asarray(prob)
     finite = np.isfinite(prob)
     if not finite.all():
         of = ""
         if ids:
-            whole = finite.reshape(len(ids), -1).all(axis=1)
-            of = f" of {', '.join(i for i, good in zip(ids, whole, strict=True) if not good)}"
+            good = finite.reshape(len(ids), -1).all(axis=1)
+            of = f" of {', '.join(i for i, ok in zip(ids, good, strict=True) if not ok)}"
         raise FloatingPointError(
             f"the network's probabilities{of} are not numbers: its weights are broken, or float16 "
             "overflowed; -p PRECISION float32, or take an earlier checkpoint"
@@ -56,16 +57,16 @@ def numbers(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
 
 
 def quantise(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
-    """Probabilities 0–1 of any shape to uint8 levels, round(255 · p).
+    """Return probabilities 0–1 of any shape as uint8 levels, round(255 · p).
 
-    Raises FloatingPointError as `numbers` does: NaN would otherwise pass as an empty map.
+    Raises: FloatingPointError as `numbers` does: NaN would otherwise pass as an empty map.
     """
     scaled = numbers(prob, ids).astype(np.float32, copy=False) * 255
     return np.rint(scaled).astype(np.uint8)
 
 
 def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """Finished maps of several members to one, (S, S) uint8, averaged as probabilities in float.
+    """Average maps of several members as probabilities, in float, to one (S, S) uint8 map.
 
     Maps of networks of different sizes are first brought bilinearly to the largest.
     Raises: ValueError where a weight is no number above 0.
@@ -85,7 +86,7 @@ def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
 
 
 def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A map brought bilinearly to (H, W), uint8; the same array where it has that shape."""
+    """Return a map resized bilinearly to (H, W), uint8; the same array if it has that shape."""
     height, width = shape
     if levels.shape == (height, width):
         return levels
@@ -95,19 +96,20 @@ def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def statistics(
     levels: np.ndarray, mask_rle: str, shape: tuple[int, int], label: float | None = None
 ) -> Statistics:
-    """A map and the truth at the image's own geometry, as the histogram pair that rules need.
+    """Return the histograms of a map, in all and in the true mask, at the image's own size.
 
-    `label` is the image's probability of a pneumothorax, where a model says one.
+    `label` is the image's probability of a pneumothorax, where a model predicts one.
     """
     level = None if label is None else int(quantise(label))
     return histograms.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape), level)
 
 
 def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]) -> int:
-    """Store predictions by image id in one archive, whole or not at all; returns how many.
+    """Write predictions by image id into one archive, atomically; return how many.
 
-    A zip of PNGs, which any viewer opens, and a table of labels; `meta` says who made them and what
-    they had seen. Raises FloatingPointError for a label that is no number.
+    A zip of PNGs, which any viewer opens, and a table of labels; `meta` names the checkpoints that
+    predicted and the images that they were trained on.
+    Raises: FloatingPointError for a label that is not a finite number.
     """
     count, labels = 0, {}
     with (
@@ -139,7 +141,7 @@ class Maps:
     """An archive of maps, read one at a time; safe to share between threads."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError where the archive is missing or damaged, with who makes it."""
+        """Open an archive. Raises: InputError where it is missing or damaged."""
         self.path = Path(path)
         try:
             self._zip = archives.opened(self.path)  # which locks its file for each read
@@ -150,20 +152,20 @@ class Maps:
             raise InputError(f"{path} is missing: the train stage predicts held-out images, "
                              "the inference stage test images") from None  # fmt: skip
         except (archives.ArchiveError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} is damaged ({error}): {_MEND}") from error
+            raise InputError(f"{path} is damaged ({error}): {_FIX}") from error
         if others := [n for n in named if n not in (_META, _LABELS) and not n.endswith(".png")]:
-            raise InputError(f"{path} is damaged (it holds {others[0]!r}): {_MEND}")
-        drawn = [name.removesuffix(".png") for name in named if name.endswith(".png")]
-        self.has_maps, self.has_labels = bool(drawn), bool(self._labels)
-        self.ids = drawn or list(self._labels)
+            raise InputError(f"{path} is damaged (it holds {others[0]!r}): {_FIX}")
+        mapped = [name.removesuffix(".png") for name in named if name.endswith(".png")]
+        self.has_maps, self.has_labels = bool(mapped), bool(self._labels)
+        self.ids = mapped or list(self._labels)
         self._known = frozenset(self.ids)
         if len(self.ids) != self.meta.get("images", len(self.ids)):
-            found = f"{len(self.ids)} images, not {self.meta['images']}"
-            raise InputError(f"{path} is damaged ({found}): {_MEND}")
-        if drawn and self._labels and self._known != self._labels.keys():
-            raise InputError(f"{path} is damaged (labels of other images than maps): {_MEND}")
+            count = f"{len(self.ids)} images, not {self.meta['images']}"
+            raise InputError(f"{path} is damaged ({count}): {_FIX}")
+        if mapped and self._labels and self._known != self._labels.keys():
+            raise InputError(f"{path} is damaged (labels of other images than maps): {_FIX}")
         if not all(type(p) is float and 0 <= p <= 1 for p in self._labels.values()):
-            raise InputError(f"{path} is damaged (labels that are not from 0.0 to 1.0): {_MEND}")
+            raise InputError(f"{path} is damaged (labels that are not from 0.0 to 1.0): {_FIX}")
 
     def _table(self, name: str) -> dict[str, Any]:
         table = json.loads(archives.read(self._zip, name, _MAX_BYTES))
@@ -178,25 +180,25 @@ class Maps:
         return len(self.ids)
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        """The (S, S) uint8 map of an image."""
+        """Return the (S, S) uint8 map of an image."""
         if image_id not in self._known or not self.has_maps:
             raise InputError(f"{self.path} holds no map of image {image_id}")
         try:
             levels = pictures.decode(archives.read(self._zip, f"{image_id}.png", _MAX_BYTES))
         except InputError as error:
-            raise InputError(f"{self.path} is damaged ({error}): {_MEND}") from error
+            raise InputError(f"{self.path} is damaged ({error}): {_FIX}") from error
         if levels is None or levels.ndim != 2 or levels.dtype != np.uint8:
-            raise InputError(f"{self.path} is damaged ({image_id} is no map): {_MEND}")
+            raise InputError(f"{self.path} is damaged ({image_id} is no map): {_FIX}")
         return levels
 
     def check(self) -> None:
-        """Read all of it against its checksums, as later stages will; InputError as they raise."""
+        """Read every member against its checksum. Raises: InputError for a damaged one."""
         for name in self._zip.namelist():
             try:
                 archives.read(self._zip, name, _MAX_BYTES)
             except archives.ArchiveError as error:
-                raise InputError(f"{self.path} is damaged ({error}): {_MEND}") from error
+                raise InputError(f"{self.path} is damaged ({error}): {_FIX}") from error
 
     def label(self, image_id: str) -> float | None:
-        """The image's probability of a pneumothorax; None where the models say none."""
+        """Return the image's probability of a pneumothorax; None where the models predict none."""
         return self._labels.get(image_id)

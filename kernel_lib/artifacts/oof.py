@@ -1,4 +1,4 @@
-"""What the thresholds stage keeps of the held-out images: `oof.csv` and `oof_statistics.npz`."""
+"""The held-out images as the thresholds stage scored them: `oof.csv`, `oof_statistics.npz`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class OofStatistics:
 
     @classmethod
     def load(cls, folder: Path, decision: Decision) -> Self:
-        """Raises InputError where the file is missing, damaged or of other images."""
+        """Read oof_statistics.npz. Raises: InputError where it is missing, damaged or of others."""
         path, n = folder / STATISTICS, decision.scores.kept.n_images
         with named_if_damaged(path), np.load(path) as kept:
             n_px = _numbers(kept, "n_px", (n,))

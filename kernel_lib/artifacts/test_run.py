@@ -1,4 +1,4 @@
-"""What the inference stage writes beside a submission: `test.json`."""
+"""Facts about the test images of a submission, in `test.json` beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kernel_lib.postprocess.nested_cv_report import TestSummary
 
 @dataclass(frozen=True)
 class TestRun:
-    """What is to be known of a submission's test images."""
+    """Facts about a submission's test images."""
 
     summary: TestSummary
     unreadable: tuple[str, ...]  # ids of images that got an empty mask

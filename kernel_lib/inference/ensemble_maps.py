@@ -121,7 +121,7 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
             "again, or delete it and run its stage"
         )
     if kind != "test":
-        check_lineage(archive.meta, archive.path, folder.read_config().get(fold_run.LINEAGE))
+        check_lineage(archive.meta, archive.path, folder.read_config().lineage_digest)
     return archive
 
 

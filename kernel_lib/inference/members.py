@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference.recipes import Recipe, require
 
@@ -25,11 +25,13 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
     require(recipe, roots)
     names = [member.name for member in recipe.members]
     found = {run: _predicted(roots, run) for run in names}
-    rows = {run: _row(folders) for run, folders in found.items()}
-    for run, row in rows.items():
-        _refuse_maskless(run, row, found[run])
-    gate, gate_runs = _gate(recipe.gate, rows)
-    gates = {run: _gate_folds(roots, run, rows) for run in gate_runs}
+    experiments = {
+        run: next(iter(folders.values())).read_config().experiment for run, folders in found.items()
+    }
+    for run, experiment in experiments.items():
+        _refuse_maskless(run, experiment, found[run])
+    gate, gate_runs = _gate(recipe.gate, experiments)
+    gates = {run: _gate_folds(roots, run, experiments) for run in gate_runs}
     weights = [member.weight for member in recipe.members]
     name = name or "+".join(names)
     if len(name) > LONGEST_NAME:
@@ -68,7 +70,7 @@ def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldRun]:
             f"run {run} has no held-out predictions yet: finish its training, which "
             "writes runs/<run>/fold<k>/oof.zip"
         )
-    n_folds = next(iter(folds.values())).read_config().get("n_folds", 0)
+    n_folds = next(iter(folds.values())).read_config().n_folds
     for state, some in (
         ("not trained to the end", set(begun) - set(folds)),
         ("not trained", set(range(n_folds)) - set(begun)),
@@ -78,20 +80,12 @@ def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldRun]:
     return folds
 
 
-def _row(folders: Mapping[int, FoldRun]) -> dict[str, Any]:
-    """The row that a run was trained by, as its config.json has it."""
-    return next(iter(folders.values())).read_config().get("experiment", {})
-
-
 def _one_digest(found: Mapping[str, Mapping[int, FoldRun]]) -> str:
     """The digest of the folds file that all were trained on; InputError where there are two."""
     digests: dict[str, str] = {}
     for folds in found.values():
         for folder in folds.values():
-            digest = folder.read_config().get("folds_digest")
-            if digest is None:
-                raise InputError(f"{folder.config} names no folds file: train {folder.name} again")
-            digests.setdefault(digest, folder.name)
+            digests.setdefault(folder.read_config().folds_digest, folder.name)
     if len(digests) > 1:
         raise InputError(
             f"{' and '.join(digests.values())} were trained on different folds files: an "
@@ -100,29 +94,29 @@ def _one_digest(found: Mapping[str, Mapping[int, FoldRun]]) -> str:
     return next(iter(digests))
 
 
-def _refuse_maskless(run: str, row: Mapping[str, Any], folders: Mapping[int, FoldRun]) -> None:
+def _refuse_maskless(run: str, experiment: Experiment, folders: Mapping[int, FoldRun]) -> None:
     """Refuse a run that draws no masks of the competition's images."""
-    if row.get("images") == "nih":
+    if experiment.images == "nih":
         raise InputError(
             f"run {run} was trained on NIH images and predicts none of the competition's: name the "
             "run of masks that starts from it"
         )
     if not maps.Maps(next(iter(folders.values())).oof).has_maps:
         raise InputError(
-            f"run {run} is a classifier and draws no masks: name the run of masks whose row has it "
-            "as its gate, and its label gates them"
+            f"run {run} is a classifier and draws no masks: name the run of masks whose experiment "
+            "has it as its gate, and its label gates them"
         )
 
 
-def _gate(asked: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
+def _gate(asked: str, experiments: Mapping[str, Experiment]) -> tuple[str, tuple[str, ...]]:
     """What gates, and the classifiers' runs whose label it is: none where it is the members' own.
 
-    `auto` gates by the label where a member's row names a classifier, or was scored by a dice in
-    which its own label gates the mask.
+    `auto` gates by the label where a member's experiment names a classifier, or was scored by a
+    dice in which its own label gates the mask.
     """
-    named = tuple(dict.fromkeys(row["gate"] for row in rows.values() if row.get("gate")))
-    without_label = [run for run, row in rows.items() if not row.get("label_weight")]
-    gated = [run for run, row in rows.items() if row.get("monitor") == "dice_gated"]
+    named = tuple(dict.fromkeys(e.gate for e in experiments.values() if e.gate))
+    without_label = [run for run, e in experiments.items() if not e.label_weight]
+    gated = [run for run, e in experiments.items() if e.monitor == "dice_gated"]
     if asked == "auto":
         asked = "label" if named or (gated and not without_label) else "none"
         if asked == "none" and gated:
@@ -134,18 +128,18 @@ def _gate(asked: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple
         return asked, ()
     if not named and without_label:
         raise InputError(
-            f"GATE label, but {without_label[0]} has no label head and its row names no "
+            f"GATE label, but {without_label[0]} has no label head and its experiment names no "
             "classifier: leave it out, or -p GATE sum, or -p GATE none"
         )
     return asked, named
 
 
 def _gate_folds(
-    roots: Sequence[Path], run: str, rows: Mapping[str, Mapping[str, Any]]
+    roots: Sequence[Path], run: str, experiments: Mapping[str, Experiment]
 ) -> dict[int, FoldRun]:
     """The predicted folds of a classifier's run; InputError saying who needs it and the fix."""
     if not fold_run.find(roots, run):
-        needs = next(name for name, row in rows.items() if row.get("gate") == run)
+        needs = next(name for name, e in experiments.items() if e.gate == run)
         raise InputError(
             f"{needs} is gated by the run {run}, which is not there: train it, or {needs} again "
             "with -p WITH_PARENTS True, which trains what is missing; or -p GATE none"

@@ -139,7 +139,7 @@ def read(path: Path) -> Recipe:
 
 def require(recipe: Recipe, roots: Sequence[Path]) -> None:
     """Refuse a recipe whose runs are not all there, naming each and how to train it."""
-    there = set(fold_run.names(roots))
+    there = set(fold_run.run_names(roots))
     if missing := [member for member in recipe.members if member.name not in there]:
         listed = "; ".join(f"{member.name}: {member.how_to_train()}" for member in missing)
         raise InputError(

@@ -45,7 +45,7 @@ class GatherResult:
             mine = [fold for fold in self.folds if fold.folder.run == run]
             finished = [fold.folder.fold for fold in mine if fold.finished]
             begun = [fold.folder.fold for fold in mine if not fold.finished]
-            n_folds = mine[0].config["n_folds"]
+            n_folds = mine[0].config.n_folds
             missing = [k for k in range(n_folds) if k not in (*finished, *begun)]
             places: dict[Path, list[int]] = {}
             for fold in mine:
@@ -118,7 +118,7 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
     roots = {work.resolve(): work}
     for source in sources:
         inside = paths.artefacts_below(source)
-        if not any(fold_run.begun(root) for root in inside):
+        if not any(fold_run.with_training(root) for root in inside):
             held = ", ".join(sorted(entry.name for entry in source.iterdir())[:10]) or "nothing"
             raise InputError(
                 f"{source} holds no runs, itself or up to two levels down; it holds {held}: give a "
@@ -131,7 +131,7 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
 
 def _opened(roots: Iterable[Path]) -> list[Fold]:
     """Every fold in every place, checked."""
-    there = [(root, folder) for root in roots for folder in fold_run.begun(root)]
+    there = [(root, folder) for root in roots for folder in fold_run.with_training(root)]
     with bar(there, desc="check", unit="fold", leave=False) as shown:
         return [gather_check.opened(root, folder) for root, folder in shown]
 

@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import fold_run, folds_file
+from kernel_lib.artifacts import folds_file
 from kernel_lib.artifacts.filenames import FOLDS
-from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
 from kernel_lib.artifacts.lineage import Lineage, check_lineage
 from kernel_lib.artifacts.maps import Maps
-from kernel_lib.config import Experiment, explain
 from kernel_lib.errors import InputError
 from kernel_lib.training.job import Position
 
 Stamp = tuple[int, int]  # bytes, and when it was written, ns
-FIELDS = {"run": str, "fold": int, "seed": int, "n_folds": int, "folds_digest": str,
-          "experiment": dict}  # fmt: skip
 ONE_FILE = "an ensemble needs one folds file: gather each with its like into a folder of its own"
 
 
@@ -32,7 +28,7 @@ class Fold:
 
     root: Path  # the folder that holds runs/
     folder: FoldRun
-    config: Mapping[str, Any]
+    config: FoldConfig
     stamps: Mapping[Path, Stamp]  # its files as they were before they were opened
     position: Position = field(default_factory=Position)
     weights: Mapping[str, str] = field(default_factory=dict)  # digest by the checkpoint's name
@@ -68,7 +64,7 @@ class Fold:
             return f"trained to its end ({at.ended}), not predicted"
         if not self.weights:
             return "nothing saved yet"
-        epochs = self.config["experiment"]["epochs"]
+        epochs = self.config.experiment.epochs
         return f"{at.epoch} of {epochs} epochs and {at.step} steps done"
 
 
@@ -121,8 +117,8 @@ def refuse_mixed(found: Sequence[Fold]) -> None:
     first: dict[str, Fold] = {}
     for fold in found:
         other = first.setdefault(fold.folder.run, fold)
-        a, b = ({k: v for k, v in one.config.items() if k != "fold"} for one in (other, fold))
-        if differs := list(fold_run.differences(a, b)):
+        there = other.config.model_copy(update={"fold": fold.config.fold})
+        if differs := there.differences(fold.config):
             raise InputError(
                 f"{fold.folder.path} is of another configuration than {other.folder.path} "
                 f"({'; '.join(differs)}): one run has one; train one of them again as the other, "
@@ -146,10 +142,10 @@ def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.Da
             raise InputError(f"{other} is not {path} ({differs}): {ONE_FILE}")
     digest = folds_file.digest(fold_table)
     for fold in found:
-        if fold.config["folds_digest"] != digest:
+        if fold.config.folds_digest != digest:
             raise InputError(
                 f"{fold.folder.path} was trained on another folds file than {path} (digest "
-                f"{fold.config['folds_digest'][:12]} there, {digest[:12]} here): {ONE_FILE}"
+                f"{fold.config.folds_digest[:12]} there, {digest[:12]} here): {ONE_FILE}"
             )
     return path, fold_table
 
@@ -174,23 +170,9 @@ def furthest(places: Sequence[Fold]) -> Fold:
     return best
 
 
-def _config(folder: FoldRun) -> dict[str, Any]:
+def _config(folder: FoldRun) -> FoldConfig:
     config = folder.read_config()
-    fields = config if isinstance(config, dict) else {}
-    if wrong := [name for name, kind in FIELDS.items() if type(fields.get(name)) is not kind]:
-        raise InputError(
-            f"{folder.config} does not say {', '.join(wrong)}, as the train stage writes it: copy "
-            f"{folder.path} again, or leave it out"
-        )
-    try:
-        Experiment.model_validate(config["experiment"])
-    except ValidationError as error:
-        raise InputError(
-            f"{folder.config} holds no experiment of this version of the package "
-            f"({explain(error, sorted(Experiment.model_fields))}): gather it with the version that "
-            "made it"
-        ) from None
-    said = f"{config['run']}/fold{config['fold']}"
+    said = f"{config.run}/fold{config.fold}"
     if said != folder.name:
         raise InputError(
             f"{folder.path} is {said} by its config.json: give the folder its own name again"

@@ -40,6 +40,7 @@ from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.stages import past, report
+from kernel_lib.stages.report import ReportData
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class InferenceResult:
 
     folder: Path  # the ensemble's
     submission: Path
+    rles: dict[str, str]  # of every test image
     summary: nested_cv.TestSummary  # the test masks beside those out of fold
     honest: nested_cv.NestedCVReport
     unreadable: tuple[str, ...]
@@ -57,8 +59,8 @@ class InferenceResult:
     roots: tuple[Path, ...]  # where the archives lie, those of the test images first
 
     def __str__(self) -> str:
-        lines = [*self.summary_lines]
-        lines.append(f"submission: {self.submission}")
+        lines = [f"warning: {warning}" for warning in self.summary.warnings]
+        lines += [*self.summary_lines, f"submission: {self.submission}"]
         if self.submission.parent == self.folder:
             lines.append(f"report: {self.folder / REPORT}")
         lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
@@ -112,35 +114,42 @@ def run(parameters: InferenceParameters) -> InferenceResult:
             "predict with more; under torchrun use the command `predict-test` instead"
         )
     setup = _setup(parameters)
-    folder = setup.folder
-    with Signals().caught(), storage.folder_lock(folder):
-        # All that the report needs, refused before hours are spent on predicting.
+    with Signals().caught(), storage.folder_lock(setup.folder):
+        # Loaded here too, since a damaged file is refused before hours are spent on predicting.
         known = report.load(setup.earlier, setup.roots)
         trained_on = _trained_on(setup)
         predicted = _predict(setup)
-        masks, areas = _masks(setup, predicted)
-        oof_score = known.decision.scores.kept
-        summary = nested_cv.summary_of_areas(np.array(areas), oof_score)
-        for warning in summary.warnings:
-            print(f"warning: {warning}")
-        _take_along(setup.earlier, folder)
-        _save(setup, predicted, masks, TestRun(summary, predicted.unreadable, areas, trained_on))
-        if setup.output == folder:  # another data set is not part of the training's report
-            report.write(folder, report.load(folder, setup.roots), setup.source)
-    result = InferenceResult(
-        folder=folder,
+        rles, areas = _masks(setup, predicted)
+        summary = nested_cv.summary_of_areas(np.array(areas), known.decision.scores.kept)
+        _take_along(setup.earlier, setup.folder)
+        _save(setup, predicted, rles, TestRun(summary, predicted.unreadable, areas, trained_on))
+        if setup.output == setup.folder:  # another data set is not part of the training's report
+            report.write(setup.folder, report.load(setup.folder, setup.roots), setup.source)
+    result = _result(setup, known, predicted, rles, summary)
+    print(result)
+    quota.say_hours_left(setup.roots[0])
+    return result
+
+
+def _result(
+    setup: Setup,
+    known: ReportData,
+    predicted: Predicted,
+    rles: dict[str, str],
+    summary: nested_cv.TestSummary,
+) -> InferenceResult:
+    return InferenceResult(
+        folder=setup.folder,
         submission=setup.output / SUBMISSION,
+        rles=rles,
         summary=summary,
-        honest=oof_score,
+        honest=known.decision.scores.kept,
         unreadable=predicted.unreadable,
         notes=tuple(predicted.notes),
         summary_lines=known.summary_lines,
         source=setup.source,
         roots=tuple(setup.test_roots),
     )
-    print(result)
-    quota.say_hours_left(setup.roots[0])
-    return result
 
 
 def _masks(setup: Setup, predicted: Predicted) -> tuple[dict[str, str], tuple[float, ...]]:
@@ -173,18 +182,18 @@ def _trained_on(setup: Setup) -> tuple[str, ...]:
         for member in setup.ensemble.everyone
         for fold in setup.ensemble.folds
     ]
-    lineages = [stated_lineage(maps.Maps(one.oof).meta, one.oof) for one in folders]
-    images = prepared_images(folders[0].read_config()["experiment"]["size"], setup)
+    lineages = [stated_lineage(maps.Maps(f.oof).meta, f.oof) for f in folders]
+    images = prepared_images(folders[0].read_config().experiment.size, setup)
     test = past.ImageSet(images.table["image_id"].tolist(), fingerprint.codes(images))
-    found = past.seen_by(test, lineages)
-    if found:
-        print(f"warning: {past.leak(found)}")
-    if not all(one.known and all(code for _, code in one.pairs) for one in lineages):
+    lines = past.seen_by(test, lineages)
+    if lines:
+        print(f"warning: {past.leak(lines)}")
+    if not all(x.known and all(code for _, code in x.pairs) for x in lineages):
         print(
             "note: of some images that the members were trained on no fingerprint is known: a copy "
             "of one among the test images, under another id, is not detected"
         )
-    return tuple(found)
+    return tuple(lines)
 
 
 @dataclass(frozen=True)
@@ -269,7 +278,7 @@ def check_members(decision: Decision, roots: Sequence[Path]) -> None:
             folder = folders[fold]
             meta = maps.Maps(folder.oof).meta
             folder.require_kept(meta["checkpoints"], ensemble.name)
-            same = folder.read_config()["folds_digest"] == ensemble.folds_digest
+            same = folder.read_config().folds_digest == ensemble.folds_digest
             if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
                 raise InputError(
                     f"{folder.path} changed since the rule of {ensemble.name} was searched: run "
@@ -304,13 +313,13 @@ def predict_all(setup: Setup, engine: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
     for member in setup.ensemble.everyone:
         folder = fold_run.find(setup.roots, member.run)[setup.ensemble.folds[0]]
-        experiment = Experiment.model_validate(folder.read_config()["experiment"])
+        experiment = folder.read_config().experiment
         predictions.check_shared_memory(setup.parameters, experiment, engine)
     by_size: dict[int, cache.Prepared] = {}
     for member in setup.ensemble.everyone:
         folders = fold_run.find(setup.roots, member.run)
         for fold in setup.ensemble.folds:
-            experiment = Experiment.model_validate(folders[fold].read_config()["experiment"])
+            experiment = folders[fold].read_config().experiment
             if experiment.size not in by_size:
                 prepare = partial(prepared_images, experiment.size, setup)
                 by_size[experiment.size] = world.agreed(prepare)

@@ -1,4 +1,4 @@
-"""What a fold's training starts from, and the past that comes with it."""
+"""Starting weights of a fold, and the lineage that comes with them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def network(
     held: np.ndarray,
     roots: Sequence[Path],
 ) -> tuple[nn.Module, Lineage]:
-    """The fold's network with its starting weights, and the past it will have once trained."""
+    """Return the fold's network with its starting weights, and its lineage once trained."""
     row, parameters, truth = plan.experiment, plan.parameters, images.truth
     seed_everything(parameters.seed, parameters.deterministic)
     model = networks.build(row)
@@ -76,7 +76,7 @@ def network(
 
 
 def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Lineage:
-    """Fill the encoder with ImageNet's weights; return the past with what is known of the file."""
+    """Fill the encoder with ImageNet's weights; return the lineage with the file's origin."""
     row, parameters = plan.experiment, plan.parameters
     folders = paths.weights_dirs(parameters.weights_dir)
     path = weights.load_imagenet(model.encoder, row.encoder, folders)
@@ -111,7 +111,7 @@ def check(
         if not groups.is_file():
             raise InputError(f"GROUPS {groups} does not exist")
         read_groups(groups)
-    if row.gate is not None and row.gate not in among and row.gate not in fold_run.names(roots):
+    if row.gate is not None and row.gate not in among and row.gate not in fold_run.run_names(roots):
         print(
             f"note: the masks of {plan.run} are gated by {row.gate}, which is not there yet; "
             f"the thresholds stage will need it: {how_to_make(plan.gate)}"
@@ -121,7 +121,7 @@ def check(
         return
     if row.weights == "imagenet":
         _from_imagenet(networks.build(row), plan, Lineage())
-    elif row.weights not in fold_run.names(roots) and _file(row.weights, roots) is None:
+    elif row.weights not in fold_run.run_names(roots) and _file(row.weights, roots) is None:
         _no_such_weights(plan, min(folds), roots)
 
 
@@ -138,7 +138,7 @@ def check_weights_are(plan: TrainPlan) -> None:
 def _same_images(folder: FoldRun, lineage: Lineage, now: set[str], everything: set[str]) -> None:
     """Refuse to go on with other training images than the fold began with.
 
-    The order of an epoch, and what the checkpoint says it has seen, would both be wrong.
+    The order of an epoch and the lineage in the checkpoint would both be wrong.
     """
     began = set(lineage.images)
     gone = began - everything if not lineage.ancestors else set()
@@ -163,24 +163,24 @@ def _file(name: str, roots: Sequence[Path]) -> Path | None:
             raise InputError(f"WEIGHTS {path} does not exist; {weights.OFFER}")
         return path
     path = paths.models_dir() / f"{name}{released.SUFFIX}"
-    return path if name not in fold_run.names(roots) and path.is_file() else None
+    return path if name not in fold_run.run_names(roots) and path.is_file() else None
 
 
 def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) -> bool:
-    """Whether a network can take the encoder of a released model and not the rest."""
+    """Return whether a network can take the encoder of a released model and not the rest."""
     if given.experiment.encoder != experiment.encoder:
         return False  # loading the weights names what differs
     own, theirs = (
-        {name: tensor.shape for name, tensor in one.state_dict().items()}
-        for one in (model, given.model)
+        {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for network in (model, given.model)
     )
     return not own.items() <= theirs.items()
 
 
 def _no_such_weights(plan: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
     name = plan.experiment.weights
-    there = ", ".join(fold_run.names(roots)) or "none"
-    near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.names(roots)))
+    there = ", ".join(fold_run.run_names(roots)) or "none"
+    near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.run_names(roots)))
     if plan.parent is not None:
         raise InputError(
             f"{plan.run} starts from fold {fold} of {name}, which is not finished here (runs "
@@ -209,12 +209,12 @@ def _parent(
     if parent is None or not parent.is_predicted():
         _no_such_weights(plan, fold, roots)
     config = parent.read_config()
-    if config["folds_digest"] != folder.read_config()["folds_digest"]:
+    if config.folds_digest != folder.read_config().folds_digest:
         raise InputError(
             f"{parent.name} was trained on another folds file: its fold {fold} is not this one; "
             "train both in one WORK_DIR"
         )
-    parent_network = networks.network_class(config["experiment"]["network"])
+    parent_network = networks.network_class(config.experiment.network)
     has_mask = networks.network_class(row.network).has_mask
     return best_kept(parent), has_mask and not parent_network.has_mask
 
@@ -233,7 +233,7 @@ def best_kept(folder: FoldRun) -> Path:
             f"{folder.log} is missing, which says how good each checkpoint is: run the train stage "
             f"of fold {folder.fold} again, which writes it from last.pt"
         )
-    monitor = folder.read_config()["experiment"]["monitor"]
+    monitor = folder.read_config().experiment.monitor
     key = better(monitor)
     best = max(folder.kept_epochs(), key=lambda e: (key(kept[e][monitor]), -e))
     return folder.best(best)

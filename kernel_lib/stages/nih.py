@@ -51,12 +51,13 @@ def prepare(
     source: table.Source,
     here: past.ImageSet = past.NONE,
 ) -> NihImages:
-    """Decode NIH's images at `size`, each once, and say which fold may not see which.
+    """Decode NIH's images at `size`, each once, and decide which fold may not see which.
 
-    drawn: folds.csv, its groups NIH's patients where GROUPS gave them. here: its images, by whose
-    pixels NIH's copies of them, and so their patients, are found as well. All images of a patient
-    are left out where one is a test image, by its pixels. Goes on where it was stopped.
-    Raises InputError where NIH_DIR is not there, or not what it should be.
+    All images of a patient are left out where one is a test image, by its pixels. Goes on where it
+    was stopped. fold_table: folds.csv, its groups NIH's patients where GROUPS gave them. here: its
+    images, by whose pixels NIH's copies of them, and so their patients, are found as well.
+
+    Raises: InputError where NIH_DIR is missing or holds something else.
     """
     root = paths.nih_dir(parameters.nih_dir)
     excluded: list[Skipped] = []
@@ -80,7 +81,7 @@ def prepare(
     folds_of = _folds_of_patients(fold_table, facts["patient"], codes, here)
     for patient, several in folds_of.items():
         if len(several) > 1:
-            because.setdefault(patient, f"images stand in the folds {sorted(several)}")
+            because.setdefault(patient, f"images are in the folds {sorted(several)}")
     taken = facts["patient"].isin(because.keys()).to_numpy()
     for row in facts[taken].itertuples():
         excluded.append(Skipped(row.image_id, row.path, f"its patient's {because[row.patient]}"))
@@ -106,7 +107,7 @@ def _test_patients(
     size: int,
     parameters: TrainParameters,
 ) -> dict[str, str]:
-    """Each patient with an image that is a test image, and in words which is which."""
+    """Return each patient with an image that is a test image, and which image it is."""
     if source.test.empty:
         print(
             f"note: {source.root} holds no test images, so NIH's copies of them can't be found and "
@@ -117,32 +118,32 @@ def _test_patients(
     because: dict[str, str] = {}
     for i, j in fingerprint.matches(fingerprint.codes(everything), test.codes):
         name = everything.table["image_id"].iat[i]
-        said = f"{name} has the pixels of the test image {test.ids[j]}"
-        because.setdefault(patients.iat[i], said)
+        reason = f"{name} has the pixels of the test image {test.ids[j]}"
+        because.setdefault(patients.iat[i], reason)
     return because
 
 
 def _folds_of_patients(
     fold_table: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.ImageSet
 ) -> dict[str, set[int]]:
-    """The folds in which each patient's images stand, by name or by pixels.
+    """Return the folds that hold each patient's images, by name or by pixels.
 
     patients: of NIH's images, whose codes these are.
     """
-    found: dict[str, set[int]] = defaultdict(set)
+    folds_of: dict[str, set[int]] = defaultdict(set)
     for patient, fold in zip(fold_table["group"], fold_table["fold"], strict=True):
-        found[patient].add(fold)
-    found.pop("", None)  # unknown patients are many
+        folds_of[patient].add(fold)
+    folds_of.pop("", None)  # unknown patients are many
     fold_of = dict(zip(fold_table["image_id"], fold_table["fold"], strict=True))
     for i, j in fingerprint.matches(codes, here.codes):
-        found[patients.iat[i]].add(fold_of[here.ids[j]])
-    return dict(found)
+        folds_of[patients.iat[i]].add(fold_of[here.ids[j]])
+    return dict(folds_of)
 
 
 def _past_known(fold_table: pd.DataFrame, patients: pd.Series) -> bool:
-    """Whether every competition image's patient is named, and named as NIH names them.
+    """Return whether every competition image has a patient, named as NIH names them.
 
-    A DICOM's own PatientID is another naming: under it no patient would ever be found here.
+    A DICOM's own PatientID is another naming, under which no patient would match.
     """
     groups = fold_table["group"].astype(str)
     named = groups.str.fullmatch(rf"\d{{{nih.PATIENT_DIGITS}}}")
@@ -152,15 +153,15 @@ def _past_known(fold_table: pd.DataFrame, patients: pd.Series) -> bool:
 def _folds(
     truth: pd.DataFrame, fold_table: pd.DataFrame, folds_of: Mapping[str, set[int]]
 ) -> np.ndarray:
-    """The fold of each row's patient, by `_folds_of_patients`; −1 where it has none.
+    """Return the fold of each row's patient, by `_folds_of_patients`; −1 where it has none.
 
     Where folds.csv has none of NIH's patients at all, there would be nothing to validate on: the
     patients are then drawn into as many folds, by `folds.draw`, whose seed is fixed.
     """
     fold_of_patient = {patient: min(some) for patient, some in folds_of.items()}
-    found = truth["group"].map(fold_of_patient)
-    if found.notna().any():
-        return found.fillna(ALWAYS_TRAINS).to_numpy(np.int64)
+    fold = truth["group"].map(fold_of_patient)
+    if fold.notna().any():
+        return fold.fillna(ALWAYS_TRAINS).to_numpy(np.int64)
     n_folds = int(fold_table["fold"].max()) + 1
     return folds.draw(truth.assign(area_px=truth["positive"].astype(int)), n_folds).to_numpy()
 
@@ -179,5 +180,5 @@ def _say(truth: pd.DataFrame, size: int, past_known: bool, excluded: list[Skippe
         print(
             "warning: not every competition image has an NIH patient, so these images may hold "
             "what a fold holds out: no score that descends from them is honest. "
-            "-p GROUPS nih_id.csv, with a new WORK_DIR, mends that"
+            "-p GROUPS nih_id.csv, with a new WORK_DIR, avoids that"
         )

@@ -29,10 +29,10 @@ BY = "by id or pixels"
 
 
 def test_images(source: table.Source, size: int, parameters: TrainParameters) -> ImageSet:
-    """The test images of a data folder.
+    """Return the test images of a data folder.
 
-    They are decoded as `inference` does, which then finds them done. Of what cannot be read, which
-    is noted, only the id is known.
+    They are decoded as `inference` does, which then finds them in the cache. Of unreadable ones,
+    which are noted, only the id is known.
     """
     if source.test.empty:
         return NONE
@@ -53,14 +53,13 @@ def test_images(source: table.Source, size: int, parameters: TrainParameters) ->
 def without_test_images(prepared: Prepared, test: ImageSet) -> tuple[Prepared, list[Skipped]]:
     """Leave out the training images that are test images too, by id or by pixels.
 
-    Return the others, and each that is left out. Where nothing would be left all stay, with a
-    warning.
+    Return the others, and each that is left out. If none would remain, all stay, with a warning.
     """
     if not test.ids:
         return prepared, []
     ids, known = prepared.table["image_id"].tolist(), set(test.ids)
-    found = fingerprint.matches(fingerprint.codes(prepared), test.codes)
-    copies = {int(i): test.ids[j] for i, j in found}
+    matches = fingerprint.matches(fingerprint.codes(prepared), test.codes)
+    copies = {int(i): test.ids[j] for i, j in matches}
     copies |= {i: image_id for i, image_id in enumerate(ids) if image_id in known}
     if not copies:
         return prepared, []
@@ -88,34 +87,34 @@ def note_copies_across_folds(truth: pd.DataFrame, codes: Sequence[str]) -> None:
     truth: image_id and fold by row, whose codes these are.
     """
     fold, ids = truth["fold"].tolist(), truth["image_id"].tolist()
-    found = [(i, j) for i, j in fingerprint.matches(codes, codes) if i < j and fold[i] != fold[j]]
-    if found:
-        i, j = found[0]
+    pairs = [(i, j) for i, j in fingerprint.matches(codes, codes) if i < j and fold[i] != fold[j]]
+    if pairs:
+        i, j = pairs[0]
         print(
-            f"warning: {len(found)} pairs of images show the same radiograph in different folds "
+            f"warning: {len(pairs)} pairs of images show the same radiograph in different folds "
             f"({ids[i]} in fold {fold[i]}, {ids[j]} in fold {fold[j]}): their scores are too high; "
             "give both one patient in GROUPS, with a new WORK_DIR"
         )
 
 
 def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: str) -> Lineage:
-    """The past of `name` in terms of a folds file: which of its images and patients were seen.
+    """Return the lineage of `name` in terms of a folds file: which of its images were seen.
 
-    An image of it whose id is here counts as that image; so does one whose pixels are. The patient
-    that this folds file gives such an image counts as seen. One that is not here is cleared by its
-    fingerprint, and without one makes the past unknown. truth: image_id and group by row, whose
-    codes these are.
+    An image of the lineage counts as an image of the folds file if its id or its pixels are the
+    same; then its patient in the folds file counts as seen. Any other image must have a
+    fingerprint: without one the past is unknown. truth: image_id and group by row, in the order of
+    `codes`.
     """
     groups = dict(zip(truth["image_id"], truth["group"], strict=True))
     own = dict(zip(truth["image_id"], codes, strict=True)) if codes else {}
     seen = [(image, code or own.get(image, "")) for image, code in lineage.pairs]
     foreign = [(image, code) for image, code in seen if image not in groups]
     # An id may be here and show another radiograph: 1.png is in many data sets.
-    asked, ids = [(image, code) for image, code in seen if own.get(image) != code], list(own)
-    found = fingerprint.matches([code for _, code in asked], list(own.values())).tolist()
-    as_here = {i for i, j in found if asked[i][0] == ids[j]}
-    same = [(asked[i][0], ids[j]) for i, j in found if i not in as_here]
-    others = {image for i, (image, _) in enumerate(asked) if image in own and i not in as_here}
+    compared, ids = [(image, code) for image, code in seen if own.get(image) != code], list(own)
+    matches = fingerprint.matches([code for _, code in compared], list(own.values())).tolist()
+    same_id = {i for i, j in matches if compared[i][0] == ids[j]}
+    same = [(compared[i][0], ids[j]) for i, j in matches if i not in same_id]
+    others = {image for i, (image, _) in enumerate(compared) if image in own and i not in same_id}
     if same:
         print(
             f"note: {len(same)} images that {name} was trained on are images here under other ids "
@@ -141,7 +140,7 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
 
 
 def leak(lines: Sequence[str]) -> str:
-    """What is wrong with a score on test images of which these, a line each, were trained on."""
+    """Return the warning that these test images, a line each, were trained on."""
     return (
         f"{len(lines)} test images were trained on, and their score says nothing of new ones "
         f"({lines[0]})"
@@ -149,10 +148,13 @@ def leak(lines: Sequence[str]) -> str:
 
 
 def seen_by(images: ImageSet, lineages: Iterable[Lineage]) -> list[str]:
-    """A line for each of these images that was trained on, by id or by pixels."""
+    """Return a line for each of these images that was trained on, by id or by pixels."""
     trained = sorted({pair for lineage in lineages for pair in lineage.pairs})
     at = {image_id: i for i, image_id in enumerate(images.ids)}
-    found = {at[image]: image for image, _ in trained if image in at}
+    trained_as = {at[image]: image for image, _ in trained if image in at}
     for i, j in fingerprint.matches(images.codes, [code for _, code in trained]):
-        found.setdefault(int(i), trained[j][0])
-    return [f"{images.ids[i]} is the training image {found[i]}, {BY}" for i in sorted(found)]
+        trained_as.setdefault(int(i), trained[j][0])
+    return [
+        f"{images.ids[i]} is the training image {name}, {BY}"
+        for i, name in sorted(trained_as.items())
+    ]

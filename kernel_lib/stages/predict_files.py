@@ -2,7 +2,7 @@
 
     OUT/masks/<file>.png      the mask, 8 bits, 0 and 255, at the image's own size
     OUT/overlays/<file>.jpg   its contour drawn over the radiograph
-    OUT/predictions.csv       one row a file; written last, so where it is, all is
+    OUT/predictions.csv       one row a file; written last, so if it exists, all is complete
 
 Needs neither labels nor folds. Everything from decoding to the rule is what the inference stage
 does, in a scratch folder within OUT.
@@ -91,8 +91,8 @@ class PredictResult:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """Who predicts, and how that becomes masks."""
+class _Predictor:
+    """An ensemble or a released model, and how its maps become masks."""
 
     ensemble: Ensemble
     choice: Choice
@@ -121,7 +121,7 @@ def run(
     _check_out(out)
     scratch = out / ".scratch"
     folder = None if ensemble is None else str(ensemble.resolve())
-    given = _model(folder, model, scratch)
+    predictor = _predictor(folder, model, scratch)
     listed = find_images(inputs, leave_out=out)
     parameters = PredictParameters.checked(
         {k: v for k, v in how.items() if v is not None}
@@ -130,17 +130,19 @@ def run(
         | {"listed": {name: str(path) for name, path in listed.items()}}
     )
     with Signals().caught(), storage.folder_lock(out / "predict"), _emptied(scratch):
-        share = partial(_predict, given, parameters)
+        share = partial(_predict, predictor, parameters)
         predicted = inference.in_processes("predict-files", parameters, share)
         _refuse_nothing_read(predicted)
-        return _write(out, given, listed, predicted)
+        return _write(out, predictor, listed, predicted)
 
 
 def predict(parameters: PredictParameters) -> Predicted:
     """Write every map as one of several processes that `run` started."""
     with Signals().caught():
-        given = _model(parameters.ensemble_folder, parameters.model, Path(parameters.scratch))
-        share = partial(_predict, given, parameters)
+        predictor = _predictor(
+            parameters.ensemble_folder, parameters.model, Path(parameters.scratch)
+        )
+        share = partial(_predict, predictor, parameters)
         return inference.in_processes("predict-files", parameters, share)
 
 
@@ -154,15 +156,15 @@ def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[s
 
     Raises: InputError where an input does not exist, or none of them holds an image.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     seen: set[Path] = set()
     left_out: list[str] = []
-    for given in inputs:
-        if not given.exists():
-            raise InputError(f"{given} does not exist: give files or folders of radiographs")
-        top = Path(os.path.abspath(given))
+    for argument in inputs:
+        if not argument.exists():
+            raise InputError(f"{argument} does not exist: give files or folders of radiographs")
+        top = Path(os.path.abspath(argument))
         in_folder = top.is_dir()
-        prefix = _free(top.name, {name.split("/")[0] for name in found}) + "/"
+        prefix = _free(top.name, {name.split("/")[0] for name in files}) + "/"
         listed = [top]
         if in_folder:
             listed, notes = _radiographs(top, leave_out)
@@ -174,15 +176,15 @@ def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[s
             name = path.relative_to(top).as_posix() if in_folder else path.name
             if in_folder and len(inputs) > 1:
                 name = prefix + name
-            found[_free(name, found)] = path
-    if not found:
+            files[_free(name, files)] = path
+    if not files:
         raise InputError(
             f"no DICOM, PNG or JPEG file in {', '.join(map(str, inputs))}: give radiographs, or "
             f"a folder that holds some{''.join(f'; {note}' for note in left_out)}"
         )
     for note in left_out:
         print(f"note: {note}")
-    return found
+    return files
 
 
 def _radiographs(folder: Path, leave_out: Path | None) -> tuple[list[Path], list[str]]:
@@ -206,13 +208,13 @@ def _radiographs(folder: Path, leave_out: Path | None) -> tuple[list[Path], list
 
 def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
     """Yield a folder's files, and those of folders in it, sorted, without hidden ones."""
-    for place, names, there in os.walk(folder):
+    for place, names, files in os.walk(folder):
         at = Path(place)
         if at.resolve() == leave_out:
             names.clear()
             continue
         names[:] = sorted(name for name in names if not name.startswith((".", "__")))
-        yield from (at / name for name in sorted(there) if not name.startswith("."))
+        yield from (at / name for name in sorted(files) if not name.startswith("."))
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
@@ -231,14 +233,14 @@ def _check_out(out: Path) -> None:
     storage.check_writable(out, "-o")
     if not out.exists():
         return
-    there = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    strange = sorted(there - {TABLE, MASKS, OVERLAYS})
+    existing = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    foreign = sorted(existing - {TABLE, MASKS, OVERLAYS})
     table = out / TABLE
-    if not strange and there and not _is_ours(table):
-        strange = sorted(there)
-    if strange:
+    if not foreign and existing and not _is_ours(table):
+        foreign = sorted(existing)
+    if foreign:
         raise InputError(
-            f"-o {out} holds {strange[0]}, and no earlier prediction: give a new folder, or an "
+            f"-o {out} holds {foreign[0]}, and no earlier prediction: give a new folder, or an "
             "empty one"
         )
 
@@ -261,51 +263,53 @@ def _emptied(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _model(ensemble: str | None, model: str | None, scratch: Path) -> _Model:
+def _predictor(ensemble: str | None, model: str | None, scratch: Path) -> _Predictor:
     return _of_ensemble(Path(ensemble), scratch) if ensemble else _of_released(model, scratch)
 
 
-def _of_ensemble(folder: Path, scratch: Path) -> _Model:
+def _of_ensemble(folder: Path, scratch: Path) -> _Predictor:
     decision = Decision.load(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
     inference.check_members(decision, roots)
-    return _Model(decision.ensemble, decision.choice, roots)
+    return _Predictor(decision.ensemble, decision.choice, roots)
 
 
-def _of_released(name: str | None, scratch: Path) -> _Model:
+def _of_released(name: str | None, scratch: Path) -> _Predictor:
     if name is not None and Path(name).suffix == released.SUFFIX:
         path = Path(name)
     else:
         path = released.find(paths.models_dir(), name)
-    given = Released.load(path)
-    alone = Ensemble(
-        name=given.name,
-        members=(Member(run=given.name, folds=(0,)),),
-        gate=given.gate,
+    network = Released.load(path)
+    ensemble = Ensemble(
+        name=network.name,
+        members=(Member(run=network.name, folds=(0,)),),
+        gate=network.gate,
         folds_digest="",
     )
-    return _Model(alone, Choice(given.rule), [scratch], given)
+    return _Predictor(ensemble, Choice(network.rule), [scratch], network)
 
 
 def _predict(
-    given: _Model, parameters: PredictParameters, engine: Engine, world: World
+    predictor: _Predictor, parameters: PredictParameters, engine: Engine, world: World
 ) -> Predicted:
     """Write every test map into the scratch folder; images are numbered in the order listed."""
     listed = list(parameters.listed.values())
     ids = [f"{n:06d}" for n in range(len(listed))]
     frame = pd.DataFrame({"image_id": ids, "path": listed}, dtype=object)
-    root = given.roots[0]
+    root = predictor.roots[0]
     source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
-    asked = Setup(parameters, given.roots, root, given.ensemble, given.choice, source, None, ids)
-    if given.released is None:
-        return inference.predict_all(asked, engine, world)
-    experiment = given.released.experiment
+    setup = Setup(
+        parameters, predictor.roots, root, predictor.ensemble, predictor.choice, source, None, ids
+    )
+    if predictor.released is None:
+        return inference.predict_all(setup, engine, world)
+    experiment = predictor.released.experiment
     predictions.check_shared_memory(parameters, experiment, engine)
-    prepared = world.agreed(partial(inference.prepared_images, experiment.size, asked))
-    target = fold_run.fold_folder(root, given.released.name, 0).test
-    meta = {"run": given.released.name, "fold": 0, "tta": given.released.tta}
+    prepared = world.agreed(partial(inference.prepared_images, experiment.size, setup))
+    target = fold_run.fold_folder(root, predictor.released.name, 0).test
+    meta = {"run": predictor.released.name, "fold": 0, "tta": predictor.released.tta}
     if not world.agreed(partial(predictions.already, target, meta, len(prepared))):
-        model = given.released.model.to(engine.device, memory_format=torch.channels_last)
+        model = predictor.released.model.to(engine.device, memory_format=torch.channels_last)
         n_workers = predictions.workers(parameters.workers, engine)
         rows = np.arange(len(prepared))
         images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)
@@ -322,10 +326,10 @@ def _refuse_nothing_read(predicted: Predicted) -> None:
 
 
 def _write(
-    out: Path, given: _Model, listed: dict[str, Path], predicted: Predicted
+    out: Path, predictor: _Predictor, listed: dict[str, Path], predicted: Predicted
 ) -> PredictResult:
-    ensemble, weights = given.ensemble, given.ensemble.weights
-    ensemble_maps = open_maps(ensemble, given.roots, ensemble.folds, "test")
+    ensemble, weights = predictor.ensemble, predictor.ensemble.weights
+    ensemble_maps = open_maps(ensemble, predictor.roots, ensemble.folds, "test")
     names = dict(zip(predicted.images["image_id"], listed, strict=True))
     skipped = {image.image_id: image for image in predicted.skipped}
     rows, n_with_mask = [], 0
@@ -333,7 +337,9 @@ def _write(
         storage.atomic_folder(out / MASKS) as masks,
         storage.atomic_folder(out / OVERLAYS) as pictures,
     ):
-        for number, mask in test_masks(ensemble, given.roots, predicted.images, given.choice):
+        for number, mask in test_masks(
+            ensemble, predictor.roots, predicted.images, predictor.choice
+        ):
             name, path = names[number], listed[names[number]]
             row = {"file": name, "image_id": images.image_id(path)}
             rows.append(row)
@@ -357,7 +363,7 @@ def _write(
         table.writerows(rows)
     return PredictResult(
         out=out,
-        rules=tuple(scores.rule_lines(ensemble, given.choice)),
+        rules=tuple(scores.rule_lines(ensemble, predictor.choice)),
         n_images=len(rows) - len(skipped),
         n_with_mask=n_with_mask,
         skipped=tuple(replace(image, image_id=names[n]) for n, image in skipped.items()),

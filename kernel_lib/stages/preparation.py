@@ -35,10 +35,10 @@ class TrainingSet:
 
 
 def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
-    """The images that a run trains on, decoded, with their folds.
+    """Return the images that a run trains on, decoded, with their folds.
 
-    Also for a run on NIH's images the competition's are read: their patients and folds say which
-    of NIH's a fold may not see.
+    For a run on NIH's images the competition's are read too: their patients and folds decide which
+    NIH images a fold may not see.
     """
     parameters, size = plan.parameters, plan.experiment.size
     source = table.discover(paths.data_dir(parameters.data_dir))
@@ -46,23 +46,23 @@ def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
         print(f"note: {problem}")
     test = past.test_images(source, size, parameters)
     prepared = prepare_training(source, parameters, size, roots[0], test)
-    drawn = settle_folds(prepared, parameters, roots)
+    fold_table = settle_folds(prepared, parameters, roots)
     if plan.experiment.images == "nih":
         here = past.ImageSet(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
-        found = nih.prepare(parameters, size, roots[0], drawn, source, here)
+        nih_images = nih.prepare(parameters, size, roots[0], fold_table, source, here)
         return TrainingSet(
-            found.prepared,
-            found.truth,
-            folds_file.digest(drawn),
-            found.fingerprints,
+            nih_images.prepared,
+            nih_images.truth,
+            folds_file.digest(fold_table),
+            nih_images.fingerprints,
             test,
-            found.past_known,
+            nih_images.past_known,
         )
-    truth = prepared.table[["image_id"]].merge(drawn, on="image_id", how="left")
+    truth = prepared.table[["image_id"]].merge(fold_table, on="image_id", how="left")
     truth["positive"] = truth["area_px"] > 0
     codes = fingerprint.codes(prepared)
     past.note_copies_across_folds(truth, codes)
-    return TrainingSet(prepared, truth, folds_file.digest(drawn), codes, test)
+    return TrainingSet(prepared, truth, folds_file.digest(fold_table), codes, test)
 
 
 def prepare_training(
@@ -76,7 +76,8 @@ def prepare_training(
 
     Images without a label, unreadable ones and those that are test images too are left out, and
     listed in the working folder for the report.
-    Raises InputError where unreadable ones are many, or where the labels together can't be right.
+
+    Raises: InputError where many are unreadable, or where the labels together cannot be right.
     """
     if source.train.empty:
         known = "".join(f"; {problem}" for problem in source.problems)
@@ -110,19 +111,19 @@ def prepare_training(
 
 def _check_labels(source: table.Source, prepared: cache.Prepared, masks_are: str | None) -> None:
     """Refuse labels that were left out in number, or that look wrong together."""
-    found = prepared.table
-    positive = set(found["image_id"][found["area_px"] > 0])
+    images_read = prepared.table
+    positive = set(images_read["image_id"][images_read["area_px"] > 0])
     left_out = source.train[
         source.train["image_id"].isin([image.image_id for image in prepared.skipped])
     ]
     positive |= {row.image_id for row in left_out.itertuples() if _may_have_mask(row)}
     cache.check_skipped(prepared, len(source.train), positive)
-    shapes = zip(found["height"], found["width"], strict=True)
-    labels = list(zip(map(rle.parse, found["rle"]), shapes, strict=True))
+    shapes = zip(images_read["height"], images_read["width"], strict=True)
+    labels = list(zip(map(rle.parse, images_read["rle"]), shapes, strict=True))
     doubt = label_checks.doubt(labels) if masks_are != "right" else None
     if doubt:
         raise InputError(f"{source.labels or source.root}: {doubt}")
-    large = label_checks.doubt_of_large(list(zip(found["image_id"], labels, strict=True)))
+    large = label_checks.doubt_of_large(list(zip(images_read["image_id"], labels, strict=True)))
     if large:
         print(f"note: {large}")
 
@@ -140,23 +141,24 @@ def _may_have_mask(row: tuple) -> bool:
 def settle_folds(
     prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
 ) -> pd.DataFrame:
-    """The folds file of the working folder: the one there, an earlier kernel's, or a new draw.
+    """Return the folds file of the working folder: the existing one, an earlier kernel's, or new.
 
-    Trainings that start together in one folder draw once: the others wait, and take what is there.
-    Raises InputError where the one there is of other images, labels or N_FOLDS.
+    Trainings that start together in one folder draw folds once: the others wait for them.
+
+    Raises: InputError where the existing one is of other images, labels or N_FOLDS.
     """
     with storage.folder_lock(roots[0] / FOLDS, wait=True):
-        return _settle_alone(prepared, parameters, roots)
+        return _settle_locked(prepared, parameters, roots)
 
 
-def _settle_alone(
+def _settle_locked(
     prepared: cache.Prepared, parameters: TrainParameters, roots: Sequence[Path]
 ) -> pd.DataFrame:
     target = roots[0] / FOLDS
     existing = next((r / FOLDS for r in roots if (r / FOLDS).is_file()), None)
     if existing is None:
         refuse_lost_folds(roots)
-        fold_table = _drawn(prepared, parameters)
+        fold_table = _draw(prepared, parameters)
     else:
         fold_table = folds_file.load(existing)
         _refuse_other_file(fold_table, existing, roots[0])
@@ -179,9 +181,8 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 
     If images or labels changed since, new folds could hold out images that those runs have seen.
     """
-    begun = fold_run.names(
-        roots
-    )  # first: a training that begins writes the folds file before its run
+    # First: a training that begins writes the folds file before its run.
+    begun = fold_run.run_names(roots)
     if begun and not any((root / FOLDS).is_file() for root in roots):
         raise InputError(f"{folds_file.missing(roots)} (runs: {', '.join(begun)})")
 
@@ -189,33 +190,32 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 def _refuse_other_file(fold_table: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
     digest = folds_file.digest(fold_table)
-    for folder in fold_run.begun(work):
-        if folder.config.is_file() and folder.read_config().get("folds_digest") != digest:
+    for folder in fold_run.with_training(work):
+        if folder.config.is_file() and folder.read_config().folds_digest != digest:
             raise InputError(
                 f"{path} is not the folds file that {folder.path} was trained on: "
                 f"{folds_file.RESTORE}"
             )
 
 
-def _drawn(prepared: cache.Prepared, parameters: TrainParameters) -> pd.DataFrame:
-    drawn = prepared.table[["image_id", "height", "width", "area_px", "rle"]].copy()
-    drawn["group"] = _with_copies(_groups(prepared.table, parameters.groups), prepared)
-    drawn["fold"] = folds.draw(drawn, parameters.n_folds)
-    print(folds.balance(drawn).to_string())
-    return drawn
+def _draw(prepared: cache.Prepared, parameters: TrainParameters) -> pd.DataFrame:
+    fold_table = prepared.table[["image_id", "height", "width", "area_px", "rle"]].copy()
+    fold_table["group"] = _with_copies(_groups(prepared.table, parameters.groups), prepared)
+    fold_table["fold"] = folds.draw(fold_table, parameters.n_folds)
+    print(folds.balance(fold_table).to_string())
+    return fold_table
 
 
 def _groups(prepared: pd.DataFrame, given: str | None) -> pd.Series:
-    """Patient of each image: from the table given, else from the DICOMs, else unknown ('').
+    """Return the patient of each image: by the table given, else by the DICOMs, else unknown ('').
 
-    An image that the table lacks stays unknown: a patient's name in a DICOM is another naming.
-    Notes ids that name nobody, and that no image has a patient.
+    An image that the table lacks stays unknown: DICOMs name patients in another way.
     """
-    found = prepared["patient"] if given is None else _given_groups(prepared, given)
-    found, notes = patients.known(found)
-    for note in [*notes, *patients.note_unknown(prepared["image_id"], found)]:
+    groups = prepared["patient"] if given is None else _given_groups(prepared, given)
+    groups, notes = patients.known(groups)
+    for note in [*notes, *patients.note_unknown(prepared["image_id"], groups)]:
         print(f"note: {note}")
-    return found
+    return groups
 
 
 def _with_copies(groups: pd.Series, prepared: cache.Prepared) -> pd.Series:
@@ -232,14 +232,13 @@ def _with_copies(groups: pd.Series, prepared: cache.Prepared) -> pd.Series:
 
 
 def _given_groups(prepared: pd.DataFrame, given: str) -> pd.Series:
-    by_id = read_groups(paths.from_root(given))
-    found = prepared["image_id"].map(by_id)
-    if found.isna().all():
+    groups = prepared["image_id"].map(read_groups(paths.from_root(given)))
+    if groups.isna().all():
         raise InputError(f"GROUPS {given} names none of the images: it must map image ids")
-    if found.isna().any():
-        first = prepared["image_id"][found.isna()].iloc[0]
-        print(f"note: {int(found.isna().sum())} images have no patient in {given}, {first} first")
-    return found
+    if groups.isna().any():
+        first = prepared["image_id"][groups.isna()].iloc[0]
+        print(f"note: {int(groups.isna().sum())} images have no patient in {given}, {first} first")
+    return groups
 
 
 def _refuse_other_groups(

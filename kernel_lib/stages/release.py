@@ -7,9 +7,8 @@ from pathlib import Path
 from kernel_lib import checkpoints
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
 from kernel_lib.artifacts.lineage import Lineage
-from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
@@ -30,42 +29,32 @@ def run(
         raise InputError(f"-o {out}: a released model is a {SUFFIX} file")
     folder = _fold(fold_folder.resolve())
     config = folder.read_config()
-    decision = Decision.load(ensemble_folder)
-    ensemble, choice, scores = decision.ensemble, decision.choice, decision.scores
-    if [m.run for m in ensemble.everyone] != [folder.run] or choice.triplet is None:
-        raise InputError(
-            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
-            f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
-            f"thresholds stage with -p RUNS {folder.run}"
-        )
-    if folder.fold not in ensemble.folds or config["folds_digest"] != ensemble.folds_digest:
-        raise InputError(
-            f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
-        )
-    check_predicted_by(decision, [folder.path.parents[2]])
+    decision = _decision(ensemble_folder, folder, config)
+    ensemble, scores = decision.ensemble, decision.scores
     report = scores.last if last else scores.kept
     selected = scores.last_selected if last else scores.kept_selected
     # All kept ones are there.
     checkpoint = folder.last if last else initial_weights.best_kept(folder)
-    alone = last or len(folder.kept()) == 1
-    holds = scores.is_honest(selected) and alone
+    single = last or len(folder.kept()) == 1
+    holds = scores.is_honest(selected) and single
     state, lineage = checkpoints.load(checkpoint)
-    experiment = Experiment.model_validate(config["experiment"])
-    model = networks.build(experiment)
+    model = networks.build(config.experiment)
     model.load_state_dict(state["ema"]["model"] if "ema" in state else state["model"])
-    given = Released(
+    model_file = Released(
         name=name,
         # Paths are the training machine's own; a file's name is enough to know what it was.
-        experiment=experiment.model_copy(update={"weights": Path(experiment.weights).name}),
-        rule=report.chosen if last else choice.triplet,
+        experiment=config.experiment.model_copy(
+            update={"weights": Path(config.experiment.weights).name}
+        ),
+        rule=report.chosen if last else decision.choice.triplet,
         gate=ensemble.gate,
-        tta=experiment.tta,
+        tta=config.experiment.tta,
         lineage=_without_paths(lineage),
         score=_score(ensemble, report, folder, holds),
         licence=licence,
         model=model,
     )
-    return given, given.save(out)
+    return model_file, model_file.save(out)
 
 
 def _fold(path: Path) -> FoldRun:
@@ -73,6 +62,24 @@ def _fold(path: Path) -> FoldRun:
     if not number.isdigit():
         raise InputError(f"{path} is no fold of a run: give WORK_DIR/runs/<run>/fold<k>")
     return FoldRun(path.parent.name, int(number), path)
+
+
+def _decision(ensemble_folder: Path, folder: FoldRun, config: FoldConfig) -> Decision:
+    """Return the decision for that fold's run alone, made on its present predictions."""
+    decision = Decision.load(ensemble_folder)
+    ensemble = decision.ensemble
+    if [m.run for m in ensemble.everyone] != [folder.run] or decision.choice.triplet is None:
+        raise InputError(
+            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
+            f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
+            f"thresholds stage with -p RUNS {folder.run}"
+        )
+    if folder.fold not in ensemble.folds or config.folds_digest != ensemble.folds_digest:
+        raise InputError(
+            f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
+        )
+    check_predicted_by(decision, [folder.path.parents[2]])
+    return decision
 
 
 def _without_paths(lineage: Lineage) -> Lineage:

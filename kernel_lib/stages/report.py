@@ -13,31 +13,36 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, named_if_damaged
 from kernel_lib.artifacts.filenames import REPORT, SUBMISSION, THRESHOLDS
+from kernel_lib.artifacts.fold_run import FoldConfig, LogLine
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.oof import OofStatistics, load_per_image
 from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data.table import Source
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.inference.out_of_fold import check_predicted_by
-from kernel_lib.postprocess import search
+from kernel_lib.postprocess import search, submission
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
-from kernel_lib.stages import agreement, past, report_images, scores
+from kernel_lib.stages import past, report_images, scores
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What is known of an ensemble, all of it there and fitting together."""
+    """What is known of an ensemble, complete and consistent."""
 
-    roots: tuple[Path, ...]  # where the runs lie
     decision: Decision
     folds: pd.DataFrame  # the folds file
     per_image: pd.DataFrame  # as `load_per_image` has it
     statistics: OofStatistics
-    logs: dict[str, list[dict]]  # log.jsonl by run and fold
+    maps: Mapping[int, EnsembleMaps]  # held-out maps of the ensemble, by fold
+    candidate_maps: Mapping[int, EnsembleMaps]  # the same of all candidate members
+    config: FoldConfig | None  # of a fold of the first member, if one is here
+    logs: Mapping[str, Sequence[LogLine]]  # by run and fold
     left_out: LeftOut
     test: TestRun | None  # once the inference stage has run
+    submitted: Mapping[str, str]  # RLE by test image, then
     scores: pd.DataFrame
     by_fold: pd.DataFrame
     summary: tuple[tuple[str, str], ...]  # name and text of rule, weights, gate, image-level AUC
@@ -51,29 +56,46 @@ class ReportData:
 def load(folder: Path, roots: Sequence[Path]) -> ReportData:
     """Read everything that the report says of an ensemble.
 
-    Raises InputError naming the file, and the stage that makes it, where one of them is missing,
-    damaged, or of another ensemble.
+    Maps are opened, and read when they are drawn.
+
+    Raises: InputError naming the file, and the stage that makes it, where one of them is missing,
+        damaged, or of another ensemble.
     """
     decision = Decision.load(folder)
+    ensemble, candidates = decision.ensemble, decision.candidates
     with named_if_damaged(folder / THRESHOLDS):
         table = scores.table(decision.scores)
-        by_fold = scores.chosen_by_part(decision.candidates, decision.scores.kept)
-        summary = scores.summary_items(decision.ensemble, decision.choice, decision.scores)
+        by_fold = scores.chosen_by_part(candidates, decision.scores.kept)
+        summary = scores.summary_items(ensemble, decision.choice, decision.scores)
     check_predicted_by(decision, roots)
-    fold_table = folds_file.find(roots, decision.ensemble.folds_digest)
+    fold_table = folds_file.find(roots, ensemble.folds_digest)
+    maps = _held_out_maps(ensemble, roots)
+    test = TestRun.load(folder)
     return ReportData(
-        roots=tuple(roots),
         decision=decision,
         folds=fold_table,
         per_image=load_per_image(folder, decision, fold_table),
         statistics=OofStatistics.load(folder, decision),
-        logs=_logs(decision.ensemble, roots),
+        maps=maps,
+        candidate_maps=maps if candidates == ensemble else _held_out_maps(candidates, roots),
+        config=_config(ensemble, roots),
+        logs=_logs(ensemble, roots),
         left_out=LeftOut.load(roots),
-        test=TestRun.load(folder),
+        test=test,
+        submitted={} if test is None else submission.by_image(folder / SUBMISSION),
         scores=table,
         by_fold=by_fold,
         summary=tuple(summary),
     )
+
+
+def _held_out_maps(ensemble: Ensemble, roots: Sequence[Path]) -> dict[int, EnsembleMaps]:
+    return {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
+
+
+def _config(ensemble: Ensemble, roots: Sequence[Path]) -> FoldConfig | None:
+    folders = fold_run.find(roots, ensemble.members[0].run)
+    return next(iter(folders.values())).read_config() if folders else None
 
 
 def write(
@@ -97,13 +119,12 @@ def write(
     }
     meta |= dict(data.summary)
     target = folder / REPORT
-    found = sections(folder, data, source, searches)
-    report.write_report(target, f"Ensemble {ensemble.name}", found, meta)
+    parts = sections(data, source, searches)
+    report.write_report(target, f"Ensemble {ensemble.name}", parts, meta)
     return target
 
 
 def sections(
-    folder: Path,
     data: ReportData,
     source: Source | None = None,
     searches: Mapping[str, SearchResult] | None = None,
@@ -128,14 +149,14 @@ def sections(
         Section("Folds", figures.folds(data.folds)),
     ]
     if len(ensemble.members) > 1:
-        alike = agreement.of_members(ensemble, data.roots, data.folds, data.decision.choice)
-        if pictures := tuple(filter(None, (alike.matrices(), alike.votes()))):
+        agreement = report_images.member_agreement(data)
+        if pictures := tuple(filter(None, (agreement.matrices(), agreement.votes()))):
             shown.append(Section("Member agreement", pictures))
     if source is not None:
         shown += report_images.out_of_fold(data, source)
         if test is not None:
-            drawn = report_images.on_test(folder / SUBMISSION, source)
-            shown.append(Section("Test images with a predicted mask", drawn))
+            masks = report_images.on_test(data.submitted, source)
+            shown.append(Section("Test images with a predicted mask", masks))
         shown.append(Section("Augmentations of one image", _augmented(data, source)))
     if data.left_out.lines:
         shown.append(Section("Excluded training images", list(data.left_out.lines)))
@@ -181,8 +202,8 @@ def _surfaces(searches: Mapping[str, SearchResult]) -> tuple:
     named = len(searches) > 1
     return tuple(
         part
-        for name, one in searches.items()
-        for part in ([f"{name}:"] * named + [figures.threshold_surface(one)])
+        for name, result in searches.items()
+        for part in ([f"{name}:"] * named + [figures.threshold_surface(result)])
     )
 
 
@@ -195,11 +216,11 @@ def _search_again(data: ReportData) -> dict[str, SearchResult]:
     }
 
 
-def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[dict]]:
-    found = {m.run: fold_run.find(roots, m.run) for m in ensemble.members}
-    # A fold that another member lacks takes no part in predicting, and need not be there.
-    there = [found[m.run][k] for m in ensemble.members for k in m.folds if k in found[m.run]]
-    return {folder.name: folder.read_log() for folder in there}
+def _logs(ensemble: Ensemble, roots: Sequence[Path]) -> dict[str, list[LogLine]]:
+    folders = {m.run: fold_run.find(roots, m.run) for m in ensemble.members}
+    # A fold that another member lacks takes no part in predicting, and may be elsewhere.
+    kept = [folders[m.run][k] for m in ensemble.members for k in m.folds if k in folders[m.run]]
+    return {folder.name: folder.read_log() for folder in kept}
 
 
 def _augmented(data: ReportData, source: Source) -> Picture:
@@ -207,7 +228,9 @@ def _augmented(data: ReportData, source: Source) -> Picture:
     # Here: the augmentations import torch, without which the thresholds are to start.
     from kernel_lib.stages import augmented
 
-    return augmented.of_run(data.decision.ensemble.members[0].run, data.roots, source)
+    if data.config is None:
+        return Picture(None, "No augmentation: no fold of the first member is here.")
+    return augmented.of_config(data.config, data.folds, source)
 
 
 def _test_problems(test: TestRun) -> list[Section]:

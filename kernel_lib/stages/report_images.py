@@ -1,17 +1,20 @@
-"""The report's radiographs with masks, out of fold and on test."""
+"""The report's radiographs with masks, and how far members' masks agree."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kernel_lib.data import images, rle
 from kernel_lib.data.table import Source
-from kernel_lib.inference.ensemble_maps import combined_mask as mask_of
-from kernel_lib.inference.ensemble_maps import open_maps
-from kernel_lib.postprocess import submission
+from kernel_lib.inference.ensemble_maps import combined_mask
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
-from kernel_lib.reporting import overlays
+from kernel_lib.reporting import agreement, overlays
+from kernel_lib.reporting.agreement import Agreement
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from kernel_lib.stages.report import ReportData
 
 SHOWN = 6  # images of a kind
+# Each mask is a map enlarged to its image's size, some 2 ms: ten seconds at the most.
+MOST_IMAGES, MOST_MASKS = 1000, 4000
 
 
 def out_of_fold(data: ReportData, source: Source) -> list[Section]:
@@ -27,8 +32,8 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
     Each mask is that of the choice which scored the image, made without it; beside it the map of
     the members' mean.
     """
-    found, per_image = [], data.per_image
-    ensemble, scored = data.decision.candidates, data.decision.scores.kept
+    sections, per_image = [], data.per_image
+    candidates, scored = data.decision.candidates, data.decision.scores.kept
     choice_of_part = {rule.fold: rule.choice for rule in scored.rules}
     paths = dict(zip(source.train["image_id"], source.train["path"], strict=True))
     positive = per_image[per_image["truth_px"] > 0]
@@ -43,14 +48,13 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
         ].nlargest(SHOWN, "predicted_px"),
     }
     truth = data.folds.set_index("image_id")
-    maps_of_fold = {fold: open_maps(ensemble, data.roots, [fold], "oof") for fold in ensemble.folds}
     for title, rows in kinds.items():
         shown = []
         for row in rows[rows["image_id"].isin(paths)].itertuples():
             label = truth.loc[row.image_id]
             shape = (int(label["height"]), int(label["width"]))
-            ensemble_maps, choice = maps_of_fold[row.fold], choice_of_part[row.part]
-            weights = choice.weights or ensemble.weights
+            ensemble_maps, choice = data.candidate_maps[row.fold], choice_of_part[row.part]
+            weights = choice.weights or candidates.weights
             prob, _ = ensemble_maps.full_map(row.image_id, shape, weights)
             shown.append(
                 overlays.Example(
@@ -58,30 +62,56 @@ def out_of_fold(data: ReportData, source: Source) -> list[Section]:
                     image=images.read(paths[row.image_id]),
                     truth=rle.decode(label["rle"], shape),
                     prob=prob,
-                    mask=mask_of(ensemble_maps, row.image_id, shape, choice, weights),
+                    mask=combined_mask(ensemble_maps, row.image_id, shape, choice, weights),
                     caption=f"Dice {row.dice:.2f}, ground truth {row.truth_px:,.0f} {AREA_UNIT}",
                 )
             )
-        found.append(Section(title, overlays.examples(shown)))
-    return found
+        sections.append(Section(title, overlays.examples(shown)))
+    return sections
 
 
-def on_test(path: Path, source: Source) -> Picture:
-    """The first test images with a mask in the submission."""
-    table = submission.by_image(path)
+def on_test(submitted: Mapping[str, str], source: Source) -> Picture:
+    """Draw the first test images with a mask; `submitted` holds the RLE of each image."""
     shown = []
     for image_id, path in source.test[["image_id", "path"]].itertuples(index=False):
-        if len(shown) < SHOWN and table.get(image_id, "-1") != "-1":
+        if len(shown) < SHOWN and submitted.get(image_id, rle.EMPTY) != rle.EMPTY:
             image = images.read(path)
-            mask = rle.decode(table[image_id], image.shape)
-            shown.append(
-                overlays.Example(
-                    image_id,
-                    image,
-                    None,
-                    None,
-                    mask,
-                    f"{mask.sum() * FULL_AREA / mask.size:,.0f} {AREA_UNIT}",
-                )
-            )
+            mask = rle.decode(submitted[image_id], image.shape)
+            area = f"{mask.sum() * FULL_AREA / mask.size:,.0f} {AREA_UNIT}"
+            shown.append(overlays.Example(image_id, image, None, None, mask, area))
     return overlays.examples(shown)
+
+
+def member_agreement(data: ReportData, most: int = MOST_IMAGES) -> Agreement:
+    """Compare the members' own masks of at most `most` held-out images; of one member nothing.
+
+    Each member's rule is its own where members have rules, else the one of their mean.
+    """
+    members = data.decision.ensemble.members
+    n, choice, folds = len(members), data.decision.choice, data.folds
+    if n < 2:
+        return agreement.measure([members[0].run], [], 0, "its rule")
+    held = {fold: set(maps.archives[0].ids) for fold, maps in data.maps.items()}
+    is_held = [
+        image_id in held.get(fold, ())
+        for image_id, fold in zip(folds["image_id"], folds["fold"], strict=True)
+    ]
+    held_out = folds[is_held]
+    rows = evenly(len(held_out), max(1, min(most, MOST_MASKS // n)))
+    rules = choice.rules or (choice.triplet,) * n
+
+    def masks(image: Any) -> tuple[list[rle.Runs], rle.Runs]:
+        shape = (image.height, image.width)
+        of_members = data.maps[image.fold].member_mask_runs(image.image_id, shape, rules)
+        return of_members, rle.parse(image.rle, shape)
+
+    compared = list(held_out.iloc[rows].itertuples(index=False))
+    with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
+        done = bar(pool.map(masks, compared), total=len(compared), desc="agreement", unit="image")
+        how = "its own rule" if choice.rules else "the rule of their mean"
+        return agreement.measure([m.run for m in members], done, len(held_out), how)
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """Return at most `most` of n places, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))

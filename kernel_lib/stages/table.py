@@ -89,7 +89,7 @@ _ALL = (
             "artifacts/test_run.py", "inference/ensemble_maps.py", "inference/members.py",
             "inference/out_of_fold.py", "inference/recipes.py", "postprocess/nested_cv.py",
             "postprocess/submission.py", "postprocess/votes.py", "reporting/agreement.py",
-            "reporting/report.py", "stages/agreement.py", "stages/inference.py",
+            "reporting/report.py", "stages/inference.py",
             "stages/report.py", "stages/report_images.py", "stages/scores.py",
             "stages/thresholds.py",
         ),

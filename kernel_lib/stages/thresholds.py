@@ -32,6 +32,7 @@ from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice, Fitted
 from kernel_lib.stages import report, scores
+from kernel_lib.stages.report import ReportData
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class ThresholdsResult:
     folder: Path
     decision: Decision
     searches: dict[str, SearchResult]  # of the ensemble's map, or of each member's
-    per_image: pd.DataFrame  # as `load_per_image` has it
+    data: ReportData
+
+    @property
+    def per_image(self) -> pd.DataFrame:
+        """The held-out images, as `load_per_image` returns them."""
+        return self.data.per_image
 
     @property
     def ensemble(self) -> Ensemble:
@@ -118,7 +124,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
         _save(folder, decision, searches, kept)
         data = report.load(folder, roots)
         report.write(folder, data, source, searches)
-    result = ThresholdsResult(folder, decision, searches, data.per_image)
+    result = ThresholdsResult(folder, decision, searches, data)
     print(result)
     quota.say_hours_left(work)
     return result
@@ -132,15 +138,15 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
     given = parameters.ensemble
     check(parameters)
     if given is not None and given.endswith(".json"):
-        name, found = Path(given).stem, recipes.read(paths.from_root(given))
+        name, recipe = Path(given).stem, recipes.read(paths.from_root(given))
     elif given in recipes.shipped() and parameters.runs is None:
-        name, found = given, recipes.read(recipes.SHIPPED / f"{given}.json")
+        name, recipe = given, recipes.read(recipes.SHIPPED / f"{given}.json")
     else:
-        name, found = given, recipes.of_runs(fold_run.named(roots, parameters.runs))
+        name, recipe = given, recipes.of_runs(fold_run.chosen_runs(roots, parameters.runs))
         if given is not None and parameters.runs is None:
             print(f"note: {given} is no shipped recipe ({', '.join(recipes.shipped())}): it names "
-                  f"the ensemble of {found.members[0].name}")  # fmt: skip
-    return _as_asked(found, parameters), name
+                  f"the ensemble of {recipe.members[0].name}")  # fmt: skip
+    return _with_overrides(recipe, parameters), name
 
 
 def check(parameters: ThresholdsParameters) -> None:
@@ -153,15 +159,15 @@ def check(parameters: ThresholdsParameters) -> None:
                 "and its name, of letters, digits and _.+- alone, is the ensemble's"
             )
     elif parameters.runs is not None:
-        _as_asked(recipes.of_runs(fold_run.listed(parameters.runs)), parameters)
+        _with_overrides(recipes.of_runs(fold_run.parse_runs(parameters.runs)), parameters)
     elif given in recipes.shipped():
-        _as_asked(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
+        _with_overrides(recipes.read(recipes.SHIPPED / f"{given}.json"), parameters)
 
 
-def _as_asked(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
-    asked = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
-    asked["gate"] = None if parameters.gate == "auto" else parameters.gate
-    return recipe.differing(**asked)
+def _with_overrides(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
+    overrides = {k: getattr(parameters, k) for k in ("combine", "choose", "at_least")}
+    overrides["gate"] = None if parameters.gate == "auto" else parameters.gate
+    return recipe.differing(**overrides)
 
 
 def _fit(
@@ -195,7 +201,7 @@ def _decision(
         candidates=candidates,
         choice=fitted.choice,
         scores=both,
-        searches={k: Searched(one.single, one.label_swept) for k, one in searches.items()},
+        searches={k: Searched(result.single, result.label_swept) for k, result in searches.items()},
         predicted_by=made_of,
     )
     return decision, searches

@@ -1,4 +1,4 @@
-"""prepare → train → predict what was held out, fold by fold."""
+"""Prepare, train and predict the held-out images, fold by fold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from kernel_lib import storage
-from kernel_lib.artifacts import fold_run
-from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts import filenames, fold_run
+from kernel_lib.artifacts.fold_run import FoldRun, LogLine
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import augment, dataset
@@ -38,7 +38,7 @@ from kernel_lib.training.loop import Training
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a call of the stage came to."""
+    """The result of a call of the stage."""
 
     run: str
     work: Path
@@ -53,13 +53,13 @@ class TrainResult:
         """Return the part of the result that rank 0 reports to the process that launched all."""
         return {"finished": self.finished}
 
-    def logs(self) -> dict[str, list[dict]]:
-        """The log lines of each fold, by run and fold."""
-        found = fold_run.find([self.work], self.run)
-        return {f.name: f.read_log() for f in found.values()}
+    def logs(self) -> dict[str, list[LogLine]]:
+        """Return the log lines of each fold, by run and fold."""
+        folders = fold_run.find([self.work], self.run).values()
+        return {folder.name: folder.read_log() for folder in folders}
 
     def __str__(self) -> str:
-        folder = self.work / "runs" / self.run
+        folder = self.work / filenames.RUNS / self.run
         if self.complete:
             return f"{self.run}: folds {list(self.finished)} trained and predicted in {folder}"
         return (
@@ -79,49 +79,49 @@ class _Session:
     signals: Signals
 
 
-def run(parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS) -> TrainResult:
+def run(
+    parameters: TrainParameters, experiments: Mapping[str, Experiment] = EXPERIMENTS
+) -> TrainResult:
     """Train the fold or folds asked for and predict their held-out images.
 
-    `rows` are the experiments that EXPERIMENT, or a JSON of the user's own, may name.
-    It may be stopped at any moment (SIGTERM and Ctrl-C save first); the same call resumes. With
-    MAX_HOURS it stops in time by itself. WITH_PARENTS first trains the runs whose weights this one
-    starts from, and the classifier that gates it.
-    Raises InputError before any data is touched where a name is unknown. With several GPUs, or
-    PROCESSES, it starts as many processes of itself and waits for them. Where RANK and WORLD_SIZE
-    are set, as torchrun sets them, it is one of several processes that train each fold together;
-    they must see the same working folder and cache.
+    `experiments` are those that EXPERIMENT, or a user's own JSON, may name. It may be stopped at
+    any moment (SIGTERM and Ctrl-C save first); the same call resumes. With MAX_HOURS it stops in
+    time. WITH_PARENTS first trains the runs whose weights this one starts from, and its gating
+    classifier. With several GPUs, or PROCESSES, it starts that many processes and waits for them;
+    under torchrun it is one of several processes, which must see the same working folder and cache.
+
+    Raises: InputError, before any data is read, where a name is unknown.
     """
     clock = Clock(quota.max_hours(parameters.max_hours))
-    chain, wanted = resolve(parameters, rows)
+    chain, wanted = resolve(parameters, experiments)
     plan = chain[-1]
     parameters = plan.parameters
     work = paths.work_dir(parameters.work_dir)
     storage.check_writable(work, "WORK_DIR")
     storage.check_writable(paths.cache_dir(parameters.cache_dir), "CACHE_DIR")
     roots = paths.artefact_roots(work)
-    for one in chain:
-        check(one)
+    for link in chain:
+        check(link)
     n = launch.n_processes(parameters.processes, parameters.device)
     if n > 1:
         with Signals().caught():
-            came = launch.run("train", parameters, n)
-        return TrainResult(plan.run, work, tuple(came["finished"]), tuple(wanted))
+            result = launch.run("train", parameters, n)
+        return TrainResult(plan.run, work, tuple(result["finished"]), tuple(wanted))
     engine = choose_engine(own_device(parameters.device), parameters.precision)
-    for one in chain:
-        experiment = one.experiment
+    for link in chain:
+        experiment = link.experiment
         n_workers = predictions.workers(parameters.workers, engine)
         # Images and masks; to score held-out images, twice as many images.
         dataset.check_shared_memory(n_workers, 2 * experiment.batch_size, experiment.size)
     if parameters.threads is not None:
         torch.set_num_threads(parameters.threads)
-    one_of_several = n_ranks() > 1
-    with Signals(one_of_several).caught() as signals, joined(engine.device) as world:
+    with Signals(n_ranks() > 1).caught() as signals, joined(engine.device) as world:
         session = _Session(roots, engine, SharedClock(world, clock), world, signals)
         return _train_all(chain, wanted, session)
 
 
 def resolve(
-    parameters: TrainParameters, rows: Mapping[str, Experiment] = EXPERIMENTS
+    parameters: TrainParameters, experiments: Mapping[str, Experiment] = EXPERIMENTS
 ) -> tuple[tuple[TrainPlan, ...], Sequence[int]]:
     """Return the runs to train, the one asked for last, and their folds.
 
@@ -130,7 +130,7 @@ def resolve(
     Raises: InputError for an unknown experiment, impossible numbers, or an unknown device.
     """
     given = paths.experiment_text(parameters.experiment)
-    plan = plan_training(parameters.model_copy(update={"experiment": given}), rows)
+    plan = plan_training(parameters.model_copy(update={"experiment": given}), experiments)
     wanted = range(parameters.n_folds) if parameters.fold is None else [parameters.fold]
     if max(wanted) >= parameters.n_folds:
         raise InputError(
@@ -142,22 +142,22 @@ def resolve(
 
 
 def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Session) -> TrainResult:
-    """The runs of a chain, one after the other; the result is that of the last."""
-    in_chain = {one.run for one in chain}
-    for one in chain:
-        session.world.agreed(partial(initial_weights.check, one, wanted, session.roots, in_chain))
-    for one in chain:
-        result = _train(one, wanted, session)
+    """Train the runs of a chain in order; return the result of the last."""
+    in_chain = {link.run for link in chain}
+    for link in chain:
+        session.world.agreed(partial(initial_weights.check, link, wanted, session.roots, in_chain))
+    for link in chain:
+        result = _train(link, wanted, session)
         print(result)
         quota.say_hours_left(session.roots[0])
         if not result.complete:
             plan = chain[-1]
-            return replace(result, run=plan.run, finished=result.finished * (one is plan))
+            return replace(result, run=plan.run, finished=result.finished * (link is plan))
     return result
 
 
 def _train(plan: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainResult:
-    """The wanted folds of one run, one after the other."""
+    """Train the wanted folds of one run in order."""
     for note in plan.notes:
         print(note)
     print(f"run {plan.run}: {plan.experiment.says or plan.experiment.name}")
@@ -171,7 +171,7 @@ def _train(plan: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainRe
 
 
 def check(plan: TrainPlan) -> None:
-    """Refuse every unknown name in a row before hours, or even minutes, are spent on its data."""
+    """Refuse every unknown name in an experiment before time is spent on its data."""
     experiment = plan.experiment
     initial_weights.check_weights_are(plan)
     losses.check(experiment)
@@ -194,7 +194,7 @@ def _one_fold(
     images: preparation.TrainingSet,
     session: _Session,
 ) -> bool:
-    """Train one fold and predict its held-out images; False where the clock stopped it."""
+    """Train one fold and predict its held-out images; return False where the clock stopped it."""
     truth, experiment = images.truth, plan.experiment
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
@@ -211,8 +211,8 @@ def _one_fold(
                 "how well images without one are recognised"
             )
     folder = fold_run.fold_folder(session.roots[0], plan.run, fold)
-    with ExitStack() as kept_alone:
-        session.world.agreed(lambda: kept_alone.enter_context(storage.folder_lock(folder.path)))
+    with ExitStack() as locks:
+        session.world.agreed(lambda: locks.enter_context(storage.folder_lock(folder.path)))
         return _in_folder(folder, plan, images, held, session)
 
 
@@ -243,7 +243,7 @@ def _in_folder(
     if not training.run():
         return False
     kept = training.position.kept
-    epochs = ", ".join(str(epoch) for epoch in sorted(one["epoch"] for one in kept))
+    epochs = ", ".join(str(epoch) for epoch in sorted(best["epoch"] for best in kept))
     best = f", best {training.experiment.monitor} {kept[0]['value']:.4f}" * validation.selects(
         training.experiment.monitor
     )
@@ -313,7 +313,7 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
 
 
 def _take_over(folder: FoldRun, roots: Sequence[Path]) -> None:
-    """Go on from another kernel's output: copy the fold here, since inputs are read-only."""
+    """Copy the fold from another kernel's output, which is read-only, to go on from it."""
     if folder.config.exists():
         return
     earlier = fold_run.find(roots[1:], folder.run).get(folder.fold)

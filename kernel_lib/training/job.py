@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts.fold_run import FoldRun
+from kernel_lib.artifacts.fold_run import FoldRun, LogLine
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.cache import Prepared
 from kernel_lib.engine import Engine
@@ -29,7 +29,7 @@ class Position:
     images: int = 0
     skipped: int = 0  # optimiser steps of the present epoch (`step.Steps`)
     seconds: float = 0.0  # spent in the present epoch, over all sessions
-    history: list[dict] = field(default_factory=list)  # a log line for each epoch
+    history: list[LogLine] = field(default_factory=list)
     kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
     ended: str = ""  # why the training has ended
 

@@ -12,10 +12,9 @@ and position; the first one writes all files, and makes all decisions that depen
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel_lib import checkpoints, storage
+from kernel_lib import checkpoints
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.data.dataset import PlainImages, TrainingImages, plain_loader, training_loader
@@ -302,7 +301,7 @@ class Training:
             "threads": torch.get_num_threads(),
         }
         checkpoints.save(self.job.folder.last, state, self.last_lineage)
-        write_log(self.job.folder, self.position.history)
+        self.job.folder.write_log(self.position.history)
 
     def _keep_threads(self, before: int) -> None:
         """Use the same number of threads as before: on a CPU another number changes the result."""
@@ -374,7 +373,7 @@ class Training:
         if folder.last.exists():
             if not folder.log.exists():
                 print(f"note: {folder.log} was missing: it is written again from last.pt")
-            write_log(folder, self.position.history)
+            folder.write_log(self.position.history)
 
 
 def _gone(path: Path, folder: FoldRun) -> InputError:
@@ -382,8 +381,3 @@ def _gone(path: Path, folder: FoldRun) -> InputError:
         f"{path} is gone, and the other files of this fold depend on it: restore it, or delete "
         f"{folder.path} and train this fold again"
     )
-
-
-def write_log(folder: FoldRun, history: Iterable[dict]) -> None:
-    """Write log.jsonl from the history in the checkpoint, so that the two agree."""
-    storage.write_text(folder.log, "".join(json.dumps(line) + "\n" for line in history))

@@ -28,7 +28,7 @@ def test_the_rule_and_the_ensemble_are_found_or_asked_for(tmp_path):
         folder = tmp_path / "ensembles" / name
         storage.write_json(folder / "thresholds.json", searched())
         Ensemble(name=name, folds_digest="d", members=(Member(run=name, folds=(0,)),)).save(folder)
-    with pytest.raises(InputError, match=r"several ensembles are there; name .* ENSEMBLE: a, b"):
+    with pytest.raises(InputError, match=r"ENSEMBLE: a, b"):
         ensembles.find([tmp_path], None)
     with pytest.raises(InputError, match=r"ENSEMBLE c has no thresholds .* a, b: .* -p RUNS c$"):
         ensembles.find([tmp_path], "c")

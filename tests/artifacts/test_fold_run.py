@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def decided(**parameters) -> TrainPlan:
 
 def make(root: Path, run: str, fold: int) -> fold_run.FoldRun:
     folder = fold_run.fold_folder(root, run, fold)
-    storage.write_json(folder.config, {"run": run, "fold": fold})
+    fold_run.settle_config(folder, decided(), "digest")
     return folder
 
 
@@ -94,7 +95,7 @@ def test_a_fold_whose_configuration_is_gone_is_named(tmp_path, left):
         "inference leaves no more where a fold was elsewhere"
     )
     (folder.path / left).touch()
-    assert fold_run.names([tmp_path]) == ["run"]
+    assert fold_run.run_names([tmp_path]) == ["run"]
     with pytest.raises(InputError, match=f"^{folder.config} is missing.*restore it, or delete"):
         fold_run.find([tmp_path], "run")
 
@@ -109,22 +110,22 @@ def test_kept_checkpoints_come_by_epoch(tmp_path):
 
 def test_the_only_run_needs_no_name_and_several_do(tmp_path):
     with pytest.raises(InputError, match=r"no runs under .*: the train stage makes them"):
-        fold_run.named([tmp_path], None)
+        fold_run.chosen_runs([tmp_path], None)
     make(tmp_path, "b", 0)
-    assert fold_run.named([tmp_path], None) == ["b"]
+    assert fold_run.chosen_runs([tmp_path], None) == ["b"]
     make(tmp_path, "a", 0)
-    with pytest.raises(InputError, match="several runs are there; name some with -p RUNS: a, b"):
-        fold_run.named([tmp_path], None)
-    assert fold_run.named([tmp_path], " b, a,") == ["b", "a"]
-    with pytest.raises(InputError, match="run 'c' is not there; there are a, b"):
-        fold_run.named([tmp_path], "a,c")
+    with pytest.raises(InputError, match="RUNS: a, b"):
+        fold_run.chosen_runs([tmp_path], None)
+    assert fold_run.chosen_runs([tmp_path], " b, a,") == ["b", "a"]
+    with pytest.raises(InputError, match="RUNS: there is no run 'c'"):
+        fold_run.chosen_runs([tmp_path], "a,c")
 
 
 @pytest.mark.parametrize("wanted", ["", " , "])
 def test_an_empty_list_of_runs_is_refused(tmp_path, wanted):
     make(tmp_path, "a", 0)
     with pytest.raises(InputError, match="RUNS"):
-        fold_run.named([tmp_path], wanted)
+        fold_run.chosen_runs([tmp_path], wanted)
 
 
 def test_the_same_configuration_settles_twice(tmp_path):
@@ -134,7 +135,7 @@ def test_the_same_configuration_settles_twice(tmp_path):
     fold_run.settle_config(folder, decided(max_hours=3.0, workers=2, threads=1), "digest")
     assert folder.config.read_bytes() == written
     config = folder.read_config()
-    assert (config["fold"], config["seed"], config["folds_digest"]) == (0, 3456, "digest")
+    assert (config.fold, config.seed, config.folds_digest) == (0, 3456, "digest")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_all_folds_of_a_run_share_one_experiment(tmp_path):
 def test_prose_is_no_configuration(tmp_path):
     folder = fold_run.fold_folder(tmp_path, "run", 0)
     fold_run.settle_config(folder, decided(), "one")
-    config = folder.read_config()
+    config = json.loads(folder.config.read_text())
     config["experiment"] |= {"says": "in other words", "leaderboard": "0.9", "parent": "x"}
     storage.write_json(folder.config, config)
     fold_run.settle_config(folder, decided(), "one")
@@ -187,12 +188,20 @@ def test_a_broken_or_missing_configuration_is_named(tmp_path):
     folder = fold_run.fold_folder(tmp_path, "run", 0)
     with pytest.raises(InputError, match=r"config.json is missing: the train stage makes it"):
         folder.read_config()
-    storage.write_text(folder.config, "{")
-    with pytest.raises(InputError, match=r"config.json is not JSON"):
-        folder.read_config()
-    storage.write_text(folder.config, "[]")
-    with pytest.raises(InputError, match=r"config.json holds no configuration"):
-        folder.read_config()
+    for content in ("{", "[]", '{"run": "run", "fold": "0"}'):
+        storage.write_text(folder.config, content)
+        with pytest.raises(InputError, match=r"config\.json is no configuration"):
+            folder.read_config()
+
+
+def test_a_field_that_an_earlier_version_did_not_write_has_its_default(tmp_path):
+    folder = make(tmp_path, "run", 0)
+    config = json.loads(folder.config.read_text())
+    del config["deterministic"], config["experiment"]["keep"]
+    storage.write_json(folder.config, config)
+    fold_run.settle_config(folder, decided(), "digest")
+    with pytest.raises(InputError, match="keep: 3 there, 1 here"):
+        fold_run.settle_config(folder, decided(keep=1), "digest")
 
 
 def test_a_run_without_a_log_has_an_empty_one(tmp_path):

@@ -90,7 +90,7 @@ c,1,,8,8,2,62 2
         (GOOD, "", ["not a folds file", "prepare"]),
         ("fold,group", "fold,patient", ["lacks the columns ['group']", "prepare"]),
         (GOOD[GOOD.index("a,0") :], "", ["has no rows"]),
-        ("\nb,0", "\na,0", ["row 3", "image a", "second time"]),
+        ("\nb,0", "\na,0", ["row 3", "image a"]),
         ("\nb,0", "\n,0", ["row 3", "image id is empty"]),
         ("\nb,0", "\nb,x", ["row 3", "fold is 'x'", "whole number"]),
         ("\nb,0", "\nb,", ["row 3", "fold is ''"]),
@@ -133,7 +133,7 @@ def test_two_files_that_differ_are_told_apart_by_the_first_image(table):
     was = table.set_index("image_id").at["id0003", "fold"]
     message = f"id0003: fold {was} there, 9 here; 2 of 200 images differ"
     assert folds_file.difference(table, other) == message
-    alone = "1 images stand in one of them alone, id0199 first"
+    alone = "1 images are in only one of them, id0199 first"
     assert folds_file.difference(table, other.iloc[:-1]) == alone
 
 

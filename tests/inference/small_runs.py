@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
@@ -16,6 +15,7 @@ from kernel_lib.inference import members, recipes
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.triplet import Triplet
+from tests.configs import write_config
 
 SIZE = 16
 RULE = Triplet(0.5, 0, 0.5)
@@ -55,7 +55,7 @@ def level_map(image_id: str, run: str) -> np.ndarray:
 def make_run(root: Path, run: str, drawn: pd.DataFrame, folds=(0, 1), digest="d", **lineage):
     for fold in folds:
         folder = fold_run.fold_folder(root, run, fold)
-        storage.write_json(folder.config, {"run": run, "folds_digest": digest})
+        write_config(folder, digest)
         held = drawn["fold"] == fold
         past = Lineage(**({"images": tuple(drawn.loc[~held, "image_id"])} | lineage))
         meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kernel_lib import storage
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.errors import InputError
+from tests.configs import write_config
 from tests.inference.small_runs import (
     gather,
     make_run,
@@ -36,7 +36,7 @@ def test_only_folds_that_all_members_have_speak(tmp_path):
 
 
 def test_a_run_without_predictions_is_named_with_the_stage(tmp_path):
-    storage.write_json(fold_run.fold_folder(tmp_path, "a", 0).config, {"folds_digest": "d"})
+    write_config(fold_run.fold_folder(tmp_path, "a", 0))
     with pytest.raises(InputError, match="run a has no held-out predictions yet: finish its tr"):
         gather([tmp_path], ["a"])
 

@@ -133,7 +133,7 @@ def test_a_training_in_three_sessions_ends_with_the_bits_of_an_unbroken_one(
         assert "going on from" in log
         ended.append("run the same command again" in log)
     assert ended == [True, True, False]
-    name = next(iter(fold_run.names([whole, whole / "work"])))
+    name = next(iter(fold_run.run_names([whole, whole / "work"])))
     one, other = (fold_run.find([p, p / "work"], name)[0] for p in (whole, working))
     there, here = bits(one), bits(other)
     assert len(there) > 100

@@ -567,7 +567,7 @@ def test_the_command_line_trains_in_two_processes_what_it_trains_in_one(project_
     assert both.stdout.count("run demo_UNetResNet10_128_v1") == 1, "only the first rank prints"
     single = command(project_root, place, "one", 1)
     assert single.returncode == 0, single.stderr[-3000:]
-    (name,) = fold_run.names([place / "two"])
+    (name,) = fold_run.run_names([place / "two"])
     folders = [fold_run.find([place / work], name)[0] for work in ("one", "two")]
     logs_of_one, logs_of_two = (folder.read_log() for folder in folders)
     for mine, theirs in zip(logs_of_two, logs_of_one, strict=True):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.data import cache, rle
 from kernel_lib.data.dataset import TrainingImages
-from kernel_lib.data.table import discover
+from kernel_lib.data.table import Source, discover
 from kernel_lib.reporting import overlays
+from kernel_lib.reporting.picture import Picture
 from kernel_lib.stages import augmented
+from tests.configs import write_config
 
 RUN, SIZE, SEED = "run", 32, 7
 
@@ -33,13 +36,15 @@ def data(tmp_path):
         group="", fold=[0, 1, 0, 1]
     )[list(folds_file.COLUMNS)]
     folds_file.save(drawn, tmp_path / "work" / "folds.csv")
-    config = {
-        "seed": SEED,
-        "folds_digest": folds_file.digest(drawn),
-        "experiment": {"size": SIZE, "augment": "notes"},
-    }
-    storage.write_json(fold_run.fold_folder(tmp_path / "work", RUN, 0).config, config)
+    folder = fold_run.fold_folder(tmp_path / "work", RUN, 0)
+    write_config(folder, folds_file.digest(drawn), seed=SEED, size=SIZE, augment="notes")
     return tmp_path, source, prepared
+
+
+def of_run(root: Path, source: Source) -> Picture:
+    (folder,) = fold_run.find([root / "work"], RUN).values()
+    fold_table = folds_file.load(root / "work" / "folds.csv")
+    return augmented.of_config(folder.read_config(), fold_table, source)
 
 
 def test_they_are_what_the_loader_gives(data, monkeypatch):
@@ -47,7 +52,7 @@ def test_they_are_what_the_loader_gives(data, monkeypatch):
     given = []
     real = overlays.augmentations
     monkeypatch.setattr(overlays, "augmentations", lambda *all_: given.append(all_) or real(*all_))
-    picture = augmented.of_run(RUN, [root / "work"], source)
+    picture = of_run(root, source)
     ((image, mask, variants),) = given
     row = prepared.table["image_id"].tolist().index("b")  # the median of 12, 40 and 60 px
     assert np.array_equal(image, prepared.image(row))
@@ -65,16 +70,16 @@ def test_they_are_what_the_loader_gives(data, monkeypatch):
 def test_after_training_by_the_notebook_s_words(data):
     root, source, _ = data
     picture = augmented.after_training(RUN, root / "work", str(root))
-    assert picture.sentence == augmented.of_run(RUN, [root / "work"], source).sentence
+    assert picture.sentence == of_run(root, source).sentence
 
 
 def test_of_nothing_a_sentence(data, tmp_path_factory):
-    root, source, _ = data
-    assert augmented.of_run("other", [root / "work"], source).figure is None
+    root, *_ = data
+    assert augmented.after_training("other", root / "work", str(root)).figure is None
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "train-rle.csv").write_text("ImageId,EncodedPixels\nz,-1\n")
     (elsewhere / "z.png").write_bytes(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
-    assert augmented.of_run(RUN, [root / "work"], discover(elsewhere)).figure is None
+    assert of_run(root, discover(elsewhere)).figure is None
 
 
 def test_of_images_without_a_mask_any_is_taken(data):

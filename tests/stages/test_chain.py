@@ -143,7 +143,7 @@ def test_every_stage_leaves_what_the_next_one_reads(project_root, place, whole):
     assert str(result).endswith(f" trained and predicted in {place / 'work' / 'runs' / RUN}")
     for fold, folder in fold_run.find([place / "work"], RUN).items():
         config = folder.read_config()
-        assert (config["fold"], config["experiment"]["min_epochs"]) == (fold, 1)
+        assert (config.fold, config.experiment.min_epochs) == (fold, 1)
         assert [line["epoch"] for line in folder.read_log()] == [1, 2]
         assert 1 <= len(folder.kept()) <= 2
         oof, last = maps.Maps(folder.oof), maps.Maps(folder.oof_last)
@@ -286,7 +286,7 @@ def test_two_seeds_speak_together_in_mean_and_vote(project_root, place, whole, n
     assert voted.search.chosen == found.search.chosen, "out of fold each image has one map"
     assert ensembles.Ensemble.load(voted.folder).combine == "vote"
     check_submission(project_root, place, infer(place, "work", ensemble="voted"))
-    with pytest.raises(InputError, match="several runs are there"):
+    with pytest.raises(InputError, match="-p RUNS"):
         choose_rule(place, "work")
     with pytest.raises(InputError, match="name one with -p ENSEMBLE"):
         infer(place, "work")
@@ -396,4 +396,4 @@ def test_an_unreadable_test_image_gets_no_mask_is_named_and_once_mended_is_predi
 def test_a_start_that_fails_leaves_no_run_behind(place):
     with pytest.raises(InputError, match="-p WEIGHTS none"):
         train(place, "failing", encoder="resnet18", weights="imagenet")
-    assert fold_run.names([place / "failing"]) == []
+    assert fold_run.run_names([place / "failing"]) == []

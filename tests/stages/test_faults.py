@@ -61,7 +61,7 @@ def whole(project_root, place) -> fold_run.FoldRun:
     """The fold of an undisturbed training."""
     done = train(project_root, place, "whole")
     assert done.returncode == 0, done.stderr
-    (name,) = fold_run.names([place / "whole"])
+    (name,) = fold_run.run_names([place / "whole"])
     return fold_run.find([place / "whole"], name)[0]
 
 

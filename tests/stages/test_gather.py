@@ -194,16 +194,17 @@ def test_the_table_of_one_place_serves_another_that_lacks_it(tmp_path):
 def moved(b: Path) -> None:
     other = DRAWN.assign(fold=[1, 0, 2] * 2)
     table(b, other)
-    config = json.loads(fold_run.fold_folder(b, RUN, 1).config.read_text())
-    storage.write_json(
-        fold_run.fold_folder(b, RUN, 1).config, config | {"folds_digest": folds_file.digest(other)}
-    )
+    folder = fold_run.fold_folder(b, RUN, 1)
+    config = folder.read_config().model_copy(update={"folds_digest": folds_file.digest(other)})
+    folder.write_config(config)
 
 
 def drawn_otherwise(b: Path) -> None:
     (b / "folds.csv").unlink()
     folder = fold_run.fold_folder(b, RUN, 1)
-    storage.write_json(folder.config, folder.read_config() | {"folds_digest": "f00d" * 16})
+    storage.write_json(
+        folder.config, json.loads(folder.config.read_text()) | {"folds_digest": "f00d" * 16}
+    )
 
 
 def renamed(b: Path) -> None:
@@ -238,7 +239,7 @@ REFUSED = {
     "other labels": (lambda b: table(b, DRAWN.assign(area_px=5, rle="0 5")),
                      "{b}/folds.csv is not {a}/folds.csv (i0: area_px 4 there, 5 here; 6 of 6"),
     "other images": (lambda b: table(b, DRAWN.assign(image_id=[f"i{k + 1}" for k in range(6)])),
-                     "(2 images stand in one of them alone, i0 first)"),
+                     "(2 images are in only one of them, i0 first)"),
     "other digest": (drawn_otherwise, "{b}/runs/tiny_seed1/fold1 was trained on another folds file "
                                       "than {a}/folds.csv (digest f00df00df00d there, "),
     "other row": (lambda b: finished(b, 2, lr=0.5, epochs=4),
@@ -254,12 +255,12 @@ REFUSED = {
                      "trained as far (1 of 3 epochs and 0 steps done), with other weights"),
     "no runs": (lambda b: shutil.rmtree(b / "runs"),
                 "{b} holds no runs, itself or up to two levels down; it holds folds.csv: give a"),
-    "config cut": (edited("config.json", cut), "{b}/runs/tiny_seed1/fold1/config.json is not JSON"),
+    "config cut": (edited("config.json", cut), "fold1/config.json is no configuration"),
     "config gone": (without("config.json"), "fold1/config.json is missing"),
     "config of none": (edited("config.json", lambda _: b'{"run": "tiny_seed1", "seed": "1"}'),
-                       "fold1/config.json does not say fold, seed, n_folds, folds_digest, exper"),
+                       "fold1/config.json is no configuration"),
     "row of another version": (edited("config.json", lambda c: c.replace(b'"monitor"', b'"mntr"')),
-                               "unknown parameter MNTR"),
+                               "experiment.mntr"),
     "renamed": (renamed, "{b}/runs/tiny_seed1/fold2 is tiny_seed1/fold1 by its config.json"),
     "last cut": (edited("last.pt", cut), "{b}/runs/tiny_seed1/fold1/last.pt cannot be read"),
     "last gone": (without("last.pt"), "fold1 has maps and no last.pt"),
@@ -274,7 +275,7 @@ REFUSED = {
                        "fold1/oof.zip was predicted by other checkpoints than lie beside it"),
     "maps of another past": (lambda b: predicted(fold_run.fold_folder(b, RUN, 1),
                                                  Lineage(known=False)),
-                             "fold1/oof.zip states another past"),
+                             "fold1/oof.zip states another lineage"),
 }  # fmt: skip
 
 

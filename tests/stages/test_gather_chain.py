@@ -88,11 +88,11 @@ def test_jobs_that_start_together_in_empty_folders_agree_on_the_folds(place, at_
     work = place / "one"
     assert sorted(said.count("positive_share") for said in at_once) == [0, 0, 1], "drawn once"
     digest = folds_file.digest(folds_file.load(work / "folds.csv"))
-    assert fold_run.names([work]) == [RUN, OTHER]
+    assert fold_run.run_names([work]) == [RUN, OTHER]
     for run, there in ((RUN, [0, 1]), (OTHER, [0])):
         found = fold_run.find([work], run)
         assert list(found) == there
-        assert {f.read_config()["folds_digest"] for f in found.values()} == {digest}
+        assert {f.read_config().folds_digest for f in found.values()} == {digest}
     assert not list(place.glob("one/**/.*"))
     assert not list(place.glob("cache/**/.*"))
 

@@ -78,7 +78,7 @@ def test_another_data_set_lies_beside_the_first(place):
         data_dir = place / name
         shown = load_viewer_data(result.folder, test=True, data_dir=data_dir, roots=result.roots)
         assert len(shown.table) == 3
-        assert report_images.on_test(result.submission, result.source).sentence
+        assert report_images.on_test(result.rles, result.source).sentence
     assert contents(place / "work") == after
 
 
@@ -115,7 +115,7 @@ def test_a_submission_has_the_form_of_its_sample(place):
     ]
     assert submission.validate(result.submission, sample, shape=(64, 64)) == []
     assert submission.by_image(result.submission).index.tolist() == ids[::-1]
-    assert report_images.on_test(result.submission, result.source).sentence
+    assert report_images.on_test(result.rles, result.source).sentence
 
 
 def test_a_sample_that_cannot_be_written_back_is_refused_before_predicting(place):
@@ -167,5 +167,5 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
 
 def test_maps_of_another_past_than_the_checkpoints_are_refused(place):
     retold(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
-    with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another past"):
+    with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another lineage"):
         infer(place, "first")

@@ -449,11 +449,9 @@ def test_maps_that_state_another_past_than_the_checkpoints_are_refused(tmp_path)
     folder = fold_run.fold_folder(tmp_path, "forged", 1)
     fold_run.settle_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
     assert search(tmp_path).past_known
-    config = folder.read_config()
-    storage.write_json(
-        folder.config, config | {fold_run.LINEAGE: Lineage(images=("i02",)).digest()}
-    )
-    with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another past"):
+    other = {"lineage_digest": Lineage(images=("i02",)).digest()}
+    folder.write_config(folder.read_config().model_copy(update=other))
+    with pytest.raises(InputError, match=r"forged/fold1/oof.zip states another lineage"):
         search(tmp_path)
 
 

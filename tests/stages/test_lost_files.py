@@ -219,7 +219,7 @@ def made_of(work: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_training_again_names_a_lost_file_or_makes_the_same_one(trained, tmp_path):
     """Also where it was another fold's, and with any file of the cache gone."""
-    (run,) = fold_run.names([trained / "work"])
+    (run,) = fold_run.run_names([trained / "work"])
     there = fold_run.find([trained / "work"], run)[0]
     kept = [path.name for path in there.kept()]
     named = ["config.json", "last.pt", *kept]

@@ -53,7 +53,7 @@ def test_a_classifier_a_fold_starts_a_mask_model_that_is_scored_honestly(place):
     assert result.complete
     drawn = pd.read_csv(place / "work" / "folds.csv", dtype=str, keep_default_na=False)
     classifier = [
-        n for n in fold_run.names([place / "work"]) if n.startswith("nih_UNetResNet34_v1")
+        n for n in fold_run.run_names([place / "work"]) if n.startswith("nih_UNetResNet34_v1")
     ]
     for fold, folder in fold_run.find([place / "work"], classifier[0]).items():
         held = set(drawn.loc[drawn["fold"] == str(fold), "group"])

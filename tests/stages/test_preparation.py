@@ -18,6 +18,7 @@ from kernel_lib.config import TrainParameters
 from kernel_lib.data import contrast, fingerprint, folds, rle, table
 from kernel_lib.errors import InputError
 from kernel_lib.stages import preparation
+from tests.configs import write_config
 
 PREPARED = SimpleNamespace(
     table=pd.DataFrame(
@@ -97,10 +98,7 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
     """Also where an earlier kernel's output holds runs and no folds file."""
     roots = [tmp_path / "work", tmp_path / "earlier"]
     first = preparation.settle_folds(PREPARED, TrainParameters(n_folds=2), roots)
-    storage.write_json(
-        fold_run.fold_folder(tmp_path / place, "run", 0).config,
-        {"folds_digest": folds_file.digest(first)},
-    )
+    write_config(fold_run.fold_folder(tmp_path / place, "run", 0), folds_file.digest(first))
     path = roots[0] / "folds.csv"
     path.rename(tmp_path / "away")
     with pytest.raises(InputError, match=rf"^{path} is missing.*restore it.*\(runs: run\)"):
@@ -114,9 +112,7 @@ def test_folds_of_which_runs_are_left_are_not_drawn_again(tmp_path, place):
 
 def test_another_folds_file_than_runs_here_were_trained_on_is_refused(tmp_path):
     first = settle(tmp_path, 2)
-    storage.write_json(
-        fold_run.fold_folder(tmp_path, "run", 0).config, {"folds_digest": folds_file.digest(first)}
-    )
+    write_config(fold_run.fold_folder(tmp_path, "run", 0), folds_file.digest(first))
     folds_file.save(first.assign(fold=1 - first["fold"]), tmp_path / "folds.csv")
     with pytest.raises(InputError, match=r"folds\.csv is not the folds file that .*run/fold0"):
         settle(tmp_path, 2)

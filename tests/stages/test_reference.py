@@ -19,6 +19,7 @@ from kernel_lib.data import rle
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds as stage
+from tests.configs import write_config
 from tests.stages import reference
 from tests.stages.reference import Image, Rule
 
@@ -75,10 +76,7 @@ def work(tmp_path_factory) -> Path:
     for run in RUNS:
         for fold in FOLDS:
             folder = fold_run.fold_folder(place, run, fold)
-            storage.write_json(folder.config, {
-                "run": run, "fold": fold, "folds_digest": folds_file.digest(table),
-                "experiment": {"label_weight": 0.05},
-            })  # fmt: skip
+            write_config(folder, folds_file.digest(table), label_weight=0.05)
             storage.write_text(folder.log, "")
             held = table["fold"] == fold
             past = Lineage(images=tuple(table.loc[~held, "image_id"]), chosen_on=())

@@ -111,7 +111,7 @@ def test_a_chain_is_trained_in_turn_and_goes_on_where_it_stopped(place):
     chain = parameters(place, "UNetResNet34_512_v3", seed=5, max_hours=1e9)
     first = train_stage.run(chain)
     assert first.complete
-    names = fold_run.names([place / "work"])
+    names = fold_run.run_names([place / "work"])
     assert {n for n in names if n.endswith("seed5")} == {
         plan_training(chain, EXPERIMENTS).parent.run,
         first.run,

@@ -183,7 +183,7 @@ def test_two_processes_on_one_card_train_one_fold(project_root, place, monkeypat
     for work, processes in (("one", 1), ("two", 2)):
         done = command(project_root, place, work, processes, **how)
         assert done.returncode == 0, done.stderr[-3000:]
-        (name,) = fold_run.names([place / work])
+        (name,) = fold_run.run_names([place / work])
         logs.append(fold_run.find([place / work], name)[0].read_log())
     for single, shared in zip(*logs, strict=True):
         assert shared["val_loss"] == pytest.approx(single["val_loss"], rel=0.02)

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-from kernel_lib import storage
 from kernel_lib.__main__ import main
 from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.decision import Decision
@@ -44,6 +43,7 @@ from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer import document
 from kernel_lib.viewer.data import ViewerData, Vote, load_viewer_data, rank_images
 from kernel_lib.viewer.document import MB, pack, page, picker, render, viewer, viewer_or_why
+from tests.configs import write_config
 
 SIZE, N = 32, 20
 SHAPES = [(32, 32), (48, 40), (64, 64)]
@@ -77,9 +77,7 @@ def make_run(work: Path, run: str) -> None:
     """Write two folds with held-out predictions and those of six test images."""
     for fold in (0, 1):
         folder = fold_run.fold_folder(work, run, fold)
-        digest = folds_file.digest(table())
-        config = {"run": run, "folds_digest": digest, "experiment": {"name": run}}
-        storage.write_json(folder.config, config)
+        write_config(folder, folds_file.digest(table()))
         held = range(fold, N, 2)
         trained_on = tuple(name for i, name in enumerate(IDS) if i not in held)
         lineage = Lineage(images=trained_on, chosen_on=()).model_dump(mode="json")

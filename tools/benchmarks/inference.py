@@ -87,7 +87,7 @@ class Place:
 
     @property
     def fold(self) -> fold_run.FoldRun:
-        (run,) = fold_run.names([self.root / "work"])
+        (run,) = fold_run.run_names([self.root / "work"])
         return fold_run.fold_folder(self.root / "work", run, 0)
 
     def infer(self, parts: Parts) -> None:

@@ -72,7 +72,7 @@ def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
     The one that was searched on maps of no sense would leave all images empty. `paths` are the test
     images by id; their maps are there already.
     """
-    (run,) = fold_run.names([work])
+    (run,) = fold_run.run_names([work])
     archive = maps.Maps(next(iter(fold_run.find([work], run).values())).test)
     levels = [maps.at_shape(archive[each], images.size_of(path)) for each, path in paths.items()]
     cut = min(int(np.quantile(np.stack(levels), 1 - AREA)), 254) / 255
