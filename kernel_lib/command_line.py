@@ -92,17 +92,13 @@ class StageCommand(click.Command):
             formatter.write_dl(getattr(config, self.kind).described())
 
 
-def _add_stage(
-    name: str, does: str, stage_name: str, function: str = "run", *, module: str | None = None
-) -> None:
-    """Add a stage's command, which takes the parameters of its notebook.
-
-    It calls `kernel_lib.stages.<module>.<function>`; the module is `stage_name` by default.
-    """
+def _add_stage(name: str, does: str, stage_name: str, module: str, function: str = "run") -> None:
+    """Add a command that calls kernel_lib.stages.<module>.<function> with a stage's parameters."""
     kind = f"{stage_name.capitalize()}Parameters"
 
     @main.command(
         name,
+        hidden=function != "run",  # is run by each of several processes
         cls=type("StageCommand", (StageCommand,), {"kind": kind}),
         help=f"{does}, with the {stage_name} notebook's parameters from CONFIG (JSON) or -p.",
     )
@@ -118,8 +114,7 @@ def _add_stage(
     @click.option("--result", type=GivenPath(), hidden=True)
     def stage(config: Path | None, given, as_text, result: Path | None) -> None:
         parameters = read_parameters(config, kind, given, as_text)  # checked before torch is loaded
-        stage_module = importlib.import_module(f"kernel_lib.stages.{module or stage_name}")
-        run = getattr(stage_module, function)
+        run = getattr(importlib.import_module(f"kernel_lib.stages.{module}"), function)
         if "RANK" in os.environ:  # one of several processes
             from kernel_lib.parallel import launch
 
@@ -132,8 +127,6 @@ def _add_stage(
 
 
 for _stage in STAGES.values():
-    _add_stage(_stage.name, _stage.does, _stage.name)
-_add_stage("predict-test", "Predict the test images", "inference", "predict")
-main.commands["predict-test"].hidden = True  # run by each process of an inference
-_add_stage("predict-files", "Predict files", "predict", "predict", module="predict_files")
-main.commands["predict-files"].hidden = True  # run by each process of `predict`
+    _add_stage(_stage.name, _stage.does, _stage.name, _stage.name)
+_add_stage("predict-test", "Predict the test images", "inference", "inference", "predict")
+_add_stage("predict-files", "Predict files", "predict", "predict_files", "predict")

@@ -9,13 +9,9 @@ import click
 from kernel_lib.command_line import FILE, FOLDER, GivenPath, main
 from kernel_lib.errors import InputError
 
+OUT_FILE = GivenPath(dir_okay=False)
 SHAPE = click.option(
-    "--shape",
-    nargs=2,
-    type=int,
-    default=(1024, 1024),
-    show_default=True,
-    help="Height and width of the images, px.",
+    "--shape", nargs=2, default=(1024, 1024), show_default=True, help="Height and width, px."
 )
 
 
@@ -28,13 +24,7 @@ SHAPE = click.option(
     help="How to read a data folder's masks that look inverted.",
 )  # fmt: skip
 @SHAPE
-def score(
-    submission: Path,
-    labels: Path | None,
-    split: str | None,
-    masks_are: str | None,
-    shape: tuple[int, int],
-) -> None:
+def score(submission: Path, labels: Path | None, split, masks_are, shape) -> None:
     """Print the mean dice of SUBMISSION against LABELS, over the images in both.
 
     LABELS is an RLE table or a data folder. Of a folder, the labelled test images (or, with --split
@@ -76,7 +66,7 @@ def score(
 @click.argument("submission", type=FILE)
 @click.option("--sample", type=FILE, required=True, help="The competition's sample submission.")
 @SHAPE
-def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
+def validate(submission: Path, sample: Path, shape) -> None:
     """Check SUBMISSION against the sample: ids, RLE, one mask per image. Status 1 if wrong."""
     from kernel_lib.postprocess import submission as submissions
 
@@ -101,16 +91,10 @@ def validate(submission: Path, sample: Path, shape: tuple[int, int]) -> None:
     required=True,
     help="Minimum votes of a pixel (with --union: of a mask).",
 )
-@click.option("-o", "--out", type=GivenPath(dir_okay=False), required=True, help="File to write.")
-@click.option(
-    "--union",
-    is_flag=True,
-    help="Unite the masks that overlap with enough others; no vote per pixel.",
-)
+@click.option("-o", "--out", type=OUT_FILE, required=True, help="File to write.")
+@click.option("--union", is_flag=True, help="Unite masks that overlap with enough others instead.")
 @SHAPE
-def vote(
-    submissions: tuple[Path, ...], k: int, out: Path, union: bool, shape: tuple[int, int]
-) -> None:
+def vote(submissions: tuple[Path, ...], k: int, out: Path, union: bool, shape) -> None:
     """Combine SUBMISSIONS by vote: keep the pixels that at least so many of them contain."""
     from kernel_lib.postprocess import votes
     from kernel_lib.stages import scores
@@ -131,9 +115,7 @@ def vote(
 @click.option("--size", default=1024, show_default=True, help="Side of the images, px.")
 @click.option("--difficulty", default=0.5, show_default=True, help="From 0, easy, to 1, hard.")
 @click.option("--seed", default=0, show_default=True, help="Of all that is drawn.")
-def phantoms(
-    folder: Path, n_train: int, n_test: int, size: int, difficulty: float, seed: int
-) -> None:
+def phantoms(folder: Path, n_train: int, n_test: int, size: int, **options) -> None:
     """Draw synthetic radiographs (phantoms) into FOLDER, in the competition's file layout."""
     try:
         from tools.phantoms import competition
@@ -142,9 +124,7 @@ def phantoms(
             "phantoms need tools/phantoms of the repository: run this in a clone of it"
         ) from None
 
-    competition.write_competition(
-        folder, n_train, n_test, size=size, seed=seed, difficulty=difficulty
-    )
+    competition.write_competition(folder, n_train, n_test, size=size, **options)
     click.echo(
         f"{folder}: {n_train} training and {n_test} test images of {size} px, train-rle.csv, "
         f"sample_submission.csv and the test images' masks, {competition.TEST_TRUTH}"
@@ -165,18 +145,16 @@ def phantoms(
 @click.option("--processes", type=int, help="Processes that share the images [one per GPU].")
 @click.option("--workers", type=int, help="Processes that load images [up to 4 with a GPU].")
 @click.option("--threads", type=int, help="CPU threads [all].")
-def predict(
-    inputs: tuple[Path, ...], out: Path, ensemble: Path | None, model: str | None, **options
-) -> None:
+def predict(inputs: tuple[Path, ...], out: Path, **options) -> None:
     """Predict masks for INPUTS: DICOM, PNG or JPEG files, or folders of them.
 
     DICOM files need no suffix. The default is the released model in models/.
     """
-    if ensemble is not None and model is not None:
+    if options["ensemble"] is not None and options["model"] is not None:
         raise InputError("--ensemble and --model exclude each other: give one of them")
     from kernel_lib.stages import predict_files
 
-    click.echo(predict_files.run(inputs, out, ensemble=ensemble, model=model, **options))
+    click.echo(predict_files.run(inputs, out, **options))
 
 
 @main.command()
@@ -186,22 +164,16 @@ def predict(
     help="The ensemble of that run only, as thresholds wrote it: its rule and honest score.",
 )  # fmt: skip
 @click.option("--name", required=True, help="The model's name.")
-@click.option(
-    "-o", "--out", type=GivenPath(dir_okay=False), help="File to write [models/NAME.safetensors]."
-)
-@click.option(
-    "--last", is_flag=True, help="Take the last EMA weights instead of the best checkpoint."
-)
+@click.option("-o", "--out", type=OUT_FILE, help="File to write [models/NAME.safetensors].")
+@click.option("--last", is_flag=True, help="Take the last EMA weights, not the best checkpoint.")
 @click.option("--licence", default="not stated", show_default=True, help="The model's licence.")
-def release(
-    fold: Path, ensemble: Path, name: str, out: Path | None, last: bool, licence: str
-) -> None:
+def release(fold: Path, ensemble: Path, name: str, out: Path | None, **options) -> None:
     """Release FOLD, a folder WORK_DIR/runs/RUN/foldK, as one model file with rule and lineage."""
     from kernel_lib.kaggle import paths
     from kernel_lib.stages import release as stage
 
     target = out or paths.models_dir() / f"{name}.safetensors"
-    given, n_bytes = stage.run(fold, ensemble, name, target, last=last, licence=licence)
+    given, n_bytes = stage.run(fold, ensemble, name, target, **options)
     click.echo(f"{target}: {n_bytes / 1e6:.2f} MB, {len(given.lineage.images)} images seen")
     click.echo(f"rule: {given.rule}")
     click.echo(f"honest dice: {given.score['honest']['dice']:.4f}")
@@ -217,9 +189,7 @@ def experiments() -> None:
 
 @main.command()
 @click.argument("ensemble", type=FOLDER)
-@click.option(
-    "-o", "--out", type=GivenPath(dir_okay=False), help="File to write [ENSEMBLE/viewer.html]."
-)
+@click.option("-o", "--out", type=OUT_FILE, help="File to write [ENSEMBLE/viewer.html].")
 @click.option("--data", "data_dir", type=FOLDER, help="The radiographs' folder [masks only].")
 @click.option("--test", is_flag=True, help="Show the test images instead of the held-out ones.")
 @click.option("--ids", help="Images to embed, comma-separated [the most informative].")

@@ -24,8 +24,7 @@ _NEAR = 0.4  # difflib's ratio
 def lookup(kind: str, name: str, table: Mapping[str, Entry], hint: str = "") -> Entry:
     """Return the entry of that name.
 
-    Raises:
-        InputError: The table has no such name; the message gives the nearest, and ends with `hint`.
+    Raises: InputError with the nearest names, then `hint`, where the table has no such name.
     """
     if name not in table:
         raise InputError(f"{kind} {name!r} is unknown; nearest: {nearest(name, table)}{hint}")

@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shlex
 import shutil
 import socket
@@ -39,39 +40,35 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     inside removes the temporary file and leaves the old one as it was; the next write removes what
     a killed process left.
 
-    Raises:
-        InputError: The disk is full (with the room needed and free), or no file can be made there.
+    Raises: InputError with the room needed and free where the disk is full, or no file can be made.
     """
     path = Path(path)
-    name, written = None, 0
+    part, written = None, 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = _part(path)
+        handle, part = _open_part(path)
         with os.fdopen(handle, mode, **open_options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            # mkstemp makes files private; artefacts are for all who may read the folder.
-            os.chmod(name, 0o666 & ~_umask())
             if fcntl is None:
                 file.close()  # Windows renames no open file
-            os.replace(name, path)  # before its lock goes
+            part.replace(path)  # before its lock goes
     except BaseException as error:
-        if name is not None and os.path.exists(name):
-            written = os.stat(name).st_size
-            Path(name).unlink(missing_ok=True)
+        if part is not None and part.exists():
+            written = part.stat().st_size
+            part.unlink(missing_ok=True)
         if disk_full(error):
             raise InputError(_no_room(path, written)) from error
-        if name is None and isinstance(error, OSError):
+        if part is None and isinstance(error, OSError):
             raise InputError(_cannot(path, error)) from error
         raise
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """Raise InputError where no file can be made in a folder, before hours are spent on one.
+    """Raise InputError where no file can be made in a folder, which need not exist yet.
 
-    The folder need not exist, and is not made. `setting` is the notebook's parameter that names
-    it, or a command's option with its dashes.
+    `setting` is the notebook's parameter that names it, or a command's option with its dashes.
     """
     try:
         existing = next(place for place in (folder, *folder.parents) if place.exists())
@@ -193,9 +190,8 @@ def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     A killed process leaves the file and no lock. Processes of other machines count where the file
     system that they share passes locks on; on Windows nothing is locked.
 
-    Raises:
-        InputError: Another process, which the message names, holds the folder, unless `wait` asks
-            to print that and wait; or no file can be made there.
+    Raises: InputError with the name of another process that holds the folder, unless `wait` asks to
+    print that and wait; or where no file can be made there.
     """
     if fcntl is None:
         yield
@@ -246,21 +242,18 @@ def _open_locked(path: Path, folder: Path, wait: bool) -> int:
 
 def _sign(handle: int, path: Path) -> None:
     """Write this process into a locked file, or remove the file where the disk is full."""
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_self()).encode(), 0)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _self() -> dict[str, Any]:
-    return {
+    owner = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "command": " ".join(shlex.join(sys.orig_argv).split())[:200],
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
     }
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(owner).encode(), 0)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _owner(handle: int) -> dict[str, Any]:
@@ -289,38 +282,38 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 def _lock(handle: int, wait: bool = False) -> bool:
     """Lock an open file unless another process has; without locks of files all are free."""
-    if fcntl is None:
-        return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:  # else a file system without locks
         return not isinstance(error, BlockingIOError)
     return True
 
 
-def _is_at(handle: int, path: Path | str) -> bool:
+def _is_at(handle: int, path: Path) -> bool:
     """Return whether an open file still has that name."""
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
+        return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _part(path: Path) -> tuple[int, str]:
+def _open_part(path: Path) -> tuple[int, Path]:
     """Return a new, locked temporary file beside `path`; remove those that no process locks."""
-    for stale in glob.glob(str(path.parent / f".{glob.escape(path.name)}.*.part")):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         try:
             handle = os.open(stale, os.O_RDONLY)
         except FileNotFoundError:
             continue
         if _lock(handle):
             with suppress(PermissionError):  # on Windows it is open
-                Path(stale).unlink(missing_ok=True)
+                stale.unlink(missing_ok=True)
         os.close(handle)
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        if _lock(handle) and _is_at(handle, name):
-            return handle, name
+        part = _hidden(path, f"{secrets.token_hex(4)}.part")
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock(handle) and _is_at(handle, part):
+            return handle, part
         os.close(handle)  # another process took it for a stale one
 
 
@@ -337,9 +330,3 @@ def _no_room(path: Path, written: int) -> str:
         f"{path} cannot be written: {needs}{room(path)}: make room and run the same command again "
         f"({stays}what is done stays)"
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

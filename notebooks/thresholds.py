@@ -64,7 +64,7 @@ parameters = ThresholdsParameters.from_namespace(globals())
 # tell images with a mask from those without.
 
 # %%
-from kernel_lib.reporting import figures, sizes
+from kernel_lib.reporting import figures
 from kernel_lib.stages import thresholds
 
 result = thresholds.run(parameters)
@@ -93,7 +93,7 @@ figures.scores(result.scores.first, result.scores.first_is_honest)
 # %%
 from kernel_lib.stages import report_images
 
-sizes.dice_against_area(result.per_image)
+figures.dice_against_area(result.per_image)
 
 # %% [markdown]
 # With several members: how similar their masks are. Members that always agree add nothing to each
@@ -111,7 +111,7 @@ members.votes()
 
 # %% [markdown] tags=["local"]
 # Every held-out image, with sliders for the rule that update all scores. `ids=["…"]` embeds the
-# images that you name; with a running kernel, `kernel_lib.viewer.picker.picker` shows any image.
+# images that you name; with a running kernel, `kernel_lib.viewer.document.picker` shows any image.
 
 # %% tags=["local"]
 from kernel_lib.viewer.document import viewer_or_why

@@ -22,92 +22,68 @@ def names(folder) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
+def broken(context, error: type[BaseException], path=None) -> None:
+    """Write in a context, then raise."""
+    with context as place:
+        if path is None:
+            place.write("new")
+        else:
+            storage.write_text(place / path, "new")
+        raise error
+
+
 def test_the_file_is_there_when_it_is_complete_and_not_before(tmp_path):
     path = tmp_path / "deep" / "er" / "file.bin"
-    with storage.atomic_write(path) as file:
-        file.write(b"one")
-        assert not path.exists()
-    assert path.read_bytes() == b"one"
-    assert names(path.parent) == ["file.bin"]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    path = tmp_path / "file.txt"
-    storage.write_text(path, "old")
-
-    def broken() -> None:
-        with storage.atomic_write(path, "w") as file:
-            file.write("new")
-            raise error
-
-    with pytest.raises(error):
-        broken()
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["file.txt"]
-
-
-def test_text_is_utf8_with_plain_line_ends(tmp_path):
-    path = tmp_path / "file.txt"
-    storage.write_text(path, "α ≤ β\n")
-    assert path.read_bytes() == "α ≤ β\n".encode()
-
-
-def test_a_file_is_for_whoever_may_read_the_folder(tmp_path):
-    path = tmp_path / "file.txt"
     before = os.umask(0o022)
     try:
-        storage.write_text(path, "x")
-        assert os.umask(0o022) == 0o022, "the process's own mask is as it was"
+        with storage.atomic_write(path) as file:
+            file.write(b"one")
+            assert not path.exists()
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert path.read_bytes() == b"one"
+    assert names(path.parent) == ["file.bin"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644, "for whoever may read the folder"
 
 
-def test_json_comes_back_and_has_no_nan(tmp_path):
-    path = tmp_path / "file.json"
+def test_text_is_utf8_with_plain_line_ends_and_json_has_no_nan(tmp_path):
+    path = tmp_path / "file"
+    storage.write_text(path, "α ≤ β\n")
+    assert path.read_bytes() == "α ≤ β\n".encode()
     storage.write_json(path, {"a": [1, 2.5, None]})
-    assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
     with pytest.raises(ValueError):
         storage.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
 
 
-def test_files_replace_others_only_when_all_are_written(tmp_path):
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_what_was_and_nothing_else(tmp_path, error):
     folder = tmp_path / "a"
     for name in ("old", "rule"):
         storage.write_text(folder / name, "old")
+    for context, path in (
+        (storage.atomic_write(folder / "rule", "w"), None),
+        (storage.replace_files(folder, without=["old"]), "rule"),
+        (storage.atomic_folder(folder), "new"),
+    ):
+        with pytest.raises(error):
+            broken(context, error, path)
+        assert (names(folder), names(tmp_path)) == (["old", "rule"], ["a"])
+        assert (folder / "rule").read_text() == "old"
 
-    def rewritten(breaks: bool) -> None:
-        with storage.replace_files(folder, without=["old"]) as aside:
-            storage.write_text(aside / "rule", "new")
-            if breaks:
-                raise ValueError
 
-    with pytest.raises(ValueError):
-        rewritten(breaks=True)
-    assert (names(folder), names(tmp_path)) == (["old", "rule"], ["a"])
-    assert (folder / "rule").read_text() == "old"
-    rewritten(breaks=False)
+def test_files_or_a_folder_take_the_place_of_others_when_all_is_written(tmp_path):
+    folder = tmp_path / "a"
+    for name in ("old", "rule"):
+        storage.write_text(folder / name, "old")
+    with storage.replace_files(folder, without=["old"]) as aside:
+        storage.write_text(aside / "rule", "new")
+        assert names(folder) == ["old", "rule"]
     assert (names(folder), names(tmp_path)) == (["rule"], ["a"])
     assert (folder / "rule").read_text() == "new"
-
-
-def test_a_folder_takes_the_place_of_the_old_one_and_all_that_it_held(tmp_path):
-    folder = tmp_path / "a"
-    storage.write_text(folder / "old", "old")
-
-    def filled(breaks: bool) -> None:
-        with storage.atomic_folder(folder) as aside:
-            storage.write_text(aside / "new", "new")
-            assert names(folder) == ["old"]
-            if breaks:
-                raise ValueError
-
-    with pytest.raises(ValueError):
-        filled(breaks=True)
-    assert (names(folder), names(tmp_path)) == (["old"], ["a"])
-    filled(breaks=False)
+    with storage.atomic_folder(folder) as aside:
+        storage.write_text(aside / "new", "new")
+        assert names(folder) == ["rule"]
     assert (names(folder), names(tmp_path)) == (["new"], ["a"])
 
 
@@ -216,25 +192,28 @@ def small_disk(disk):
     return disk("size=1m")
 
 
-def by_bytes(path, megabytes):
-    with storage.atomic_write(path) as file:
-        for _ in range(megabytes * 100):
-            file.write(bytes(10_000))
+def by_bytes(file):
+    for _ in range(300):
+        file.write(bytes(10_000))
 
 
-def by_torch(path, megabytes):
-    with storage.atomic_write(path) as file:
-        torch.save({"model": torch.zeros(megabytes * 250_000)}, file)
+def by_torch(file):
+    torch.save({"model": torch.zeros(750_000)}, file)
 
 
-def by_zip(path, megabytes):
-    with storage.atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for number in range(megabytes * 10):
+def by_zip(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(30):
             archive.writestr(str(number), bytes(100_000))
 
 
-def by_text(path, megabytes):
-    storage.write_text(path, "x" * (megabytes * 1_000_000))
+def by_text(file):
+    file.write(b"x" * 3_000_000)
+
+
+def save(path, write) -> None:
+    with storage.atomic_write(path) as file:
+        write(file)
 
 
 @pytest.mark.parametrize("write", [by_bytes, by_torch, by_zip, by_text])
@@ -242,11 +221,11 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(small_disk, write):
     path = small_disk / "last.pt"
     path.write_bytes(bytes(300_000))
     with pytest.raises(InputError, match=r"last.pt cannot be written: it needs 0\.\d MB or more"):
-        write(path, 3)
+        save(path, write)
     assert path.read_bytes() == bytes(300_000)
     assert names(small_disk) == ["last.pt"]
     path.unlink()
-    by_text(path, 0)
+    storage.write_text(path, "")
     assert path.read_text() == ""
 
 
@@ -310,20 +289,18 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_setting(small_disk)
 def test_a_folder_that_no_disk_can_hold_is_refused_with_the_setting(tmp_path, below, why):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / below if len(below) < 5 else tmp_path / below
-    for setting, mend in (("WORK_DIR", "-p WORK_DIR"), ("--into", "--into")):
-        with pytest.raises(
-            InputError, match=rf"^{setting} {folder} cannot be written \({why}.*, or {mend} another"
-        ):
+    for setting, option in (("WORK_DIR", "-p WORK_DIR"), ("--into", "--into")):
+        refusal = rf"^{setting} {folder} cannot be written \({why}.*, or {option} another"
+        with pytest.raises(InputError, match=refusal):
             storage.check_writable(folder, setting)
     assert names(tmp_path) == ["file"]
 
 
 def test_a_folder_below_a_file_cannot_be_held(tmp_path):
-    (tmp_path / "runs").write_text("")
+    (tmp_path / "runs").touch()
     folder = tmp_path / "runs" / "one" / "fold0"
-    says = rf"{folder} cannot be written"
-    with pytest.raises(InputError, match=says), storage.folder_lock(folder):
-        pass
+    with pytest.raises(InputError, match=f"{folder} cannot be written"):
+        enter(folder)
 
 
 def test_other_errors_are_no_full_disk():

@@ -33,12 +33,10 @@ def use_wheels(
 ) -> Iterator[str]:
     """Make the wheels that the kernel carries and its inputs hold importable; yield log lines.
 
-    Args:
-        wheels: For each file name the sha256 and the content, packed by LZMA, in base 85 in lines.
-        wanted: The manifest of the data set that the kernel was built for.
+    wheels: for each file name the sha256 and the content, packed by LZMA, in base 85 in lines.
+    wanted: the manifest of the data set that the kernel was built for.
 
-    Raises:
-        InputError: A file was altered, is damaged, or is missing, with the way to attach it.
+    Raises: InputError with the fix where a file was altered, is damaged, or is missing.
     """
     for name, (digest, text) in wheels.items():
         try:
@@ -82,15 +80,14 @@ def use_wheel(name: str, content: bytes) -> str:
 def use_data_set(manifest: Path) -> Iterator[str]:
     """Check every file that a data set's manifest lists, and use its wheels; yield log lines.
 
-    Raises:
-        InputError: A file is missing or differs.
+    Raises: InputError where a file is missing or differs.
     """
     listed = _read(manifest)
     for name, entry in sorted(listed["files"].items()):
         path = manifest.parent / PurePosixPath(name).name
         fix = (
-            f"make the folder again with `build_kernel.py offline`, `kaggle datasets version -p "
-            f"FOLDER -m mended`, and attach the newest version of {listed['dataset']}"
+            "make the folder again with `build_kernel.py offline`, `kaggle datasets version -p "
+            f"FOLDER -m fixed`, and attach the newest version of {listed['dataset']}"
         )
         if not path.is_file():
             raise InputError(f"{path} is missing, and {manifest} lists it; {fix}")
@@ -100,7 +97,7 @@ def use_data_set(manifest: Path) -> Iterator[str]:
         if name.endswith(".whl"):
             yield use_wheel(name, path.read_bytes())
         else:
-            yield f"{name}: whole, in {path.parent}"
+            yield f"{name}: complete, in {path.parent}"
 
 
 def unpack(name: str, content: bytes) -> Path:
@@ -108,8 +105,7 @@ def unpack(name: str, content: bytes) -> Path:
 
     It appears complete, and processes that start together agree on it.
 
-    Raises:
-        InputError: A member would leave the folder, or it cannot be written.
+    Raises: InputError where a member would leave the folder, or it cannot be written.
     """
     scratch = Path(tempfile.gettempdir()).resolve()
     folder = scratch / f"kernel_wheel-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -136,27 +132,26 @@ def unpack(name: str, content: bytes) -> Path:
 def members(name: str, content: bytes) -> dict[str, bytes]:
     """Return the contents of a wheel's files by path, relative to where it is unpacked.
 
-    Raises:
-        InputError: The wheel is damaged, or a file would leave that folder.
+    Raises: InputError where the wheel is damaged, or a file would leave that folder.
     """
     files: dict[str, bytes] = {}
     left = MAX_BYTES
     with _opened(name, content) as wheel:
-        for info in wheel.infolist():
-            if info.filename.endswith("/"):  # a folder
+        for member in wheel.namelist():
+            if member.endswith("/"):  # a folder
                 continue
-            path = PurePosixPath(info.filename)
+            path = PurePosixPath(member)
             # One spelling for one file: a wheel has no "./a", "a//b" or drive.
-            is_normal = path.parts and str(path) == info.filename and "\\" not in info.filename
+            is_normal = path.parts and str(path) == member and "\\" not in member
             if not is_normal or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 raise InputError(
-                    f"{name} holds {info.filename!r}, which would leave its folder; do not use it"
+                    f"{name} holds {member!r}, which would leave its folder; do not use it"
                 )
             try:
-                files[info.filename] = archives.read(wheel, info.filename, left)
+                files[member] = archives.read(wheel, member, left)
             except archives.ArchiveError as error:
                 raise InputError(f"{name} is damaged: {error}; fetch it again") from error
-            left -= len(files[info.filename])
+            left -= len(files[member])
     return files
 
 

@@ -29,9 +29,9 @@ WORKING = Path("/kaggle/working")
 _CROWDED = 200
 
 
-def on_kaggle(working: Path = WORKING) -> bool:
+def on_kaggle() -> bool:
     """Return whether this is a Kaggle session, which keeps only the working folder."""
-    return bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE")) and working.is_dir()
+    return bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE")) and WORKING.is_dir()
 
 
 def project_root() -> Path:
@@ -40,7 +40,7 @@ def project_root() -> Path:
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
-def work_dir(value: str | None, working: Path = WORKING) -> Path:
+def work_dir(value: str | None) -> Path:
     """Return the folder of all artefacts, which is not created.
 
     A relative value starts from the project's root, so that a notebook in `notebooks/` and the
@@ -48,34 +48,32 @@ def work_dir(value: str | None, working: Path = WORKING) -> Path:
     """
     if value is not None:
         return from_root(value, "WORK_DIR")
-    return working if on_kaggle(working) else project_root() / "work"
+    return WORKING if on_kaggle() else project_root() / "work"
 
 
-def cache_dir(value: str | None, working: Path = WORKING) -> Path:
+def cache_dir(value: str | None) -> Path:
     """Return the scratch folder, outside the working folder, which is not created."""
     if value is not None:
         return from_root(value, "CACHE_DIR")
-    if on_kaggle(working):
+    if on_kaggle():
         return Path(tempfile.gettempdir()) / "pneumothorax-cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumothorax"
 
 
-def data_dir(value: str | None, mounts: Path | None = None) -> Path:
+def data_dir(value: str | None) -> Path:
     """Return the folder of radiographs and labels.
 
     None takes the first of Kaggle's mounts with images and a table of labels: the competition's own
     first, then data sets, then outputs of kernels.
 
-    Raises:
-        InputError: There is none; the message lists the mounts, and names one with images.
+    Raises: InputError where there is none; the message lists the mounts, and names one with images.
     """
     if value is not None:
         return _existing(value, "DATA_DIR")
-    mounts = _mounts(mounts)
-    folders = sorted(_mounted(mounts), key=lambda folder: folder.name != COMPETITION.slug)
+    folders = sorted(_mounted(), key=lambda folder: folder.name != COMPETITION.slug)
     labelled = []
     for folder in folders:
-        if any(map(_holds_labels, _below(folder, depth=3))):
+        if any(map(_holds_labels, _below(folder))):
             if _holds_images(folder):
                 return folder
             labelled.append(folder)
@@ -84,92 +82,86 @@ def data_dir(value: str | None, mounts: Path | None = None) -> Path:
     unlabelled = [f for f in pictured or folders if f.name == COMPETITION.slug and any(f.iterdir())]
     for folder in unlabelled if pictured else [*labelled, *unlabelled]:
         return folder
-    seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
     raise InputError(
-        f"no data: DATA_DIR is not set, and {mounts} holds {seen}. "
+        f"no data: DATA_DIR is not set, and {_listed(folders)}. "
         + (f"If this is the data, -p DATA_DIR {pictured[0]}. " if pictured else "")
         + f"On Kaggle, attach the competition {COMPETITION.slug} or a data set with its files; "
         f"elsewhere set DATA_DIR. {LAYOUTS}"
     )
 
 
-def nih_dir(value: str | None, mounts: Path | None = None) -> Path:
+def nih_dir(value: str | None) -> Path:
     """Return the folder of NIH ChestX-ray14, for experiments that are trained on it.
 
     None looks through Kaggle's mounts for its table of labels.
 
-    Raises:
-        InputError: There is none, with the fix.
+    Raises: InputError where there is none, with the fix.
     """
     if value is not None:
         return _existing(value, "NIH_DIR")
-    mounts = _mounts(mounts)
-    folders = _mounted(mounts)
+    folders = _mounted()
     for folder in folders:  # the images may lie beside the table's own folder
-        tables = (below / name for below in _below(folder, depth=3) for name in NIH_TABLES)
-        if any(table.is_file() for table in tables):
+        if any((below / name).is_file() for below in _below(folder) for name in NIH_TABLES):
             return folder
-    seen = ", ".join(str(folder) for folder in folders[:10]) or "nothing"
     raise InputError(
-        f"no NIH images: NIH_DIR is not set, and {mounts} holds {seen}. On Kaggle, attach a data "
+        f"no NIH images: NIH_DIR is not set, and {_listed(folders)}. On Kaggle, attach a data "
         f"set of NIH ChestX-ray14; elsewhere -p NIH_DIR FOLDER. {NIH_LAYOUT}"
     )
 
 
-def artefact_roots(work: Path, mounts: Path | None = None) -> list[Path]:
+def artefact_roots(work: Path) -> list[Path]:
     """Return the working folder, then all mounted folders with artefacts of earlier stages.
 
     They hold `runs`, `ensembles` or `folds.csv`, at most two levels down in a mount; in the order
     competitions, data sets, notebooks, others, each by name.
     """
-    roots = [Path(work)]
-    for mounted in _mounted(_mounts(mounts)):
-        roots += artefacts_below(mounted)
-    return list(dict.fromkeys(roots))
+    mounted = (folder for source in _mounted() for folder in artefacts_below(source))
+    return list(dict.fromkeys([Path(work), *mounted]))
 
 
 def artefacts_below(folder: Path) -> list[Path]:
     """Return the folders with artefacts, at most two levels down, top down and by name."""
-    return [below for below in _below(folder, depth=3) if _holds_artefacts(below)]
+    return [
+        below
+        for below in _below(folder)
+        if (below / RUNS).is_dir() or (below / ENSEMBLES).is_dir() or (below / FOLDS).is_file()
+    ]
 
 
-def weights_dirs(value: str | None, mounts: Path | None = None) -> list[Path]:
+def weights_dirs(value: str | None) -> list[Path]:
     """Return folders with files of pretrained weights: WEIGHTS_DIR's, then mounted ones, by name.
 
     WEIGHTS_DIR's are searched as deep as a copy of Hugging Face's cache is. Mounted are data sets,
     then Kaggle's Models, of one version each. Checkpoints of this project's runs are not listed.
 
-    Raises:
-        InputError: WEIGHTS_DIR does not exist.
+    Raises: InputError where WEIGHTS_DIR does not exist.
     """
-    sources = _mounted(_mounts(mounts))
-    folders = []
-    if value is not None:
-        folders.append(_existing(value, "WEIGHTS_DIR"))
-        sources.insert(0, folders[0])
-    for source in sources:
+    given = [] if value is None else [_existing(value, "WEIGHTS_DIR")]
+    folders = list(given)
+    for source in [*given, *_mounted()]:
         # Four levels: an older mount of a Model is model/framework/variation/version.
-        folders += [folder for folder in _below(source, depth=4) if _holds_weights(folder)]
+        folders += filter(_holds_weights, _below(source, depth=4))
     return list(dict.fromkeys(folders))
 
 
-def mounted_files(name: str, mounts: Path | None = None) -> list[Path]:
+def mounted_files(name: str) -> list[Path]:
     """Return every mounted file of that name, at most two levels down, in a fixed order."""
-    return [
-        folder / name
-        for mounted in _mounted(_mounts(mounts))
-        for folder in _below(mounted, depth=3)
-        if (folder / name).is_file()
-    ]
+    files = [folder / name for mounted in _mounted() for folder in _below(mounted)]
+    return [file for file in files if file.is_file()]
 
 
-def _mounts(given: Path | None) -> Path:
+def _mounts() -> Path:
     """Return where inputs are mounted; a rehearsal outside Kaggle sets KERNEL_LIB_MOUNTS."""
-    return Path(given or os.environ.get("KERNEL_LIB_MOUNTS") or INPUT)
+    return Path(os.environ.get("KERNEL_LIB_MOUNTS") or INPUT)
 
 
-def _mounted(mounts: Path) -> list[Path]:
+def _listed(folders: list[Path]) -> str:
+    return f"{_mounts()} holds {', '.join(map(str, folders[:10])) or 'nothing'}"
+
+
+def _mounted() -> list[Path]:
     """Return every mounted source, in all forms that Kaggle has used, in a fixed order."""
+    mounts = _mounts()
     # A Model: owner, model, framework, variation, version.
     forms = ("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*")
     kinds = {form.split("/")[0] for form in forms}
@@ -178,7 +170,7 @@ def _mounted(mounts: Path) -> list[Path]:
     return [folder for folder in nested + flat if folder.is_dir()]
 
 
-def _below(folder: Path, depth: int) -> Iterator[Path]:
+def _below(folder: Path, depth: int = 3) -> Iterator[Path]:
     """Yield the folder and those below it, `depth` levels in all, top down and by name.
 
     Runs, ensembles and crowds of folders, which are images, are not entered.
@@ -208,10 +200,6 @@ def _holds_images(folder: Path) -> bool:
     return any(name.lower().endswith(SUFFIXES) for _, _, names in walked for name in names)
 
 
-def _holds_artefacts(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in (RUNS, ENSEMBLES)) or (folder / FOLDS).is_file()
-
-
 def _holds_weights(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         return any(e.name.endswith(WEIGHT_ENDINGS) and e.is_file() for e in entries)
@@ -234,8 +222,7 @@ def experiment_text(value: str) -> str:
 
     Names and JSON text are returned as they are.
 
-    Raises:
-        InputError: The file is missing or holds no experiment.
+    Raises: InputError where the file is missing or holds no experiment.
     """
     if experiment_file.is_json(value) or not value.endswith(".json"):
         return value

@@ -22,6 +22,7 @@ SHORT_SESSION_HOURS = 9.0  # where a code competition says so; reported for some
 GPU_SESSIONS = 2  # at once
 OUTPUT_BYTES = 20 * 10**9  # in the working folder
 WARN_FROM = 0.8  # share of a limit from which it is worth a word
+RESERVE_HOURS = 0.5  # for saving, predicting the last batch, and Kaggle's own collecting
 _SATURDAY = 5  # as datetime.weekday counts
 
 
@@ -46,16 +47,6 @@ def usage(folder: Path) -> Usage:
     return Usage(n_bytes, n_files)
 
 
-def warnings(used: Usage) -> list[str]:
-    """Return a line, with the fix, where the output is near its limit or beyond it."""
-    if used.bytes <= WARN_FROM * OUTPUT_BYTES:
-        return []
-    return [
-        f"{_gb(used.bytes)} of {_gb(OUTPUT_BYTES)} of output: lower KEEP, or train fewer folds in "
-        "one kernel (-p FOLD)"
-    ]
-
-
 def session_seconds(proc: Path = Path("/proc")) -> float | None:
     """Return seconds since the first process of this machine or container; None where unknown.
 
@@ -76,11 +67,6 @@ def session_hours() -> float:
     return SHORT_SESSION_HOURS if rerun else SESSION_HOURS
 
 
-def hours_left(spent_seconds: float, session_hours: float = SESSION_HOURS) -> float:
-    """Return the hours until the session ends, at least 0."""
-    return max(0.0, session_hours - spent_seconds / 3600)
-
-
 def week_ends(now: datetime | None = None) -> datetime:
     """Return when the GPU quota is full again: the first Saturday, 00:00 UTC, after `now`."""
     now = (now or datetime.now(UTC)).astimezone(UTC)
@@ -88,35 +74,18 @@ def week_ends(now: datetime | None = None) -> datetime:
     return midnight + timedelta(days=(_SATURDAY - now.weekday() - 1) % 7 + 1)
 
 
-def session_line(working: Path, spent_seconds: float, session_hours: float = SESSION_HOURS) -> str:
-    """Return a line with the hours and the disk that a session has left."""
-    used = usage(working)
-    return (
-        f"session: {hours_left(spent_seconds, session_hours):.1f} of {session_hours:g} h left; "
-        f"{_gb(used.bytes)} of {_gb(OUTPUT_BYTES)} (files: {used.files}) in {working}"
-    )
-
-
 def sessions_for(hours: float, usable_hours: float) -> int:
     """Return the number of sessions, at least 1, for work that can be interrupted anywhere.
 
-    Raises:
-        ValueError: A session has no usable time.
+    Raises: ValueError where a session has no usable time.
     """
     if usable_hours <= 0:
         raise ValueError(f"a session with {usable_hours} usable hours holds no work")
     return max(1, math.ceil(hours / usable_hours - 1e-9))
 
 
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB"
-
-
-RESERVE_HOURS = 0.5  # for saving, predicting the last batch, and Kaggle's own collecting
-
-
 def max_hours(given: float | None) -> float | None:
-    """MAX_HOURS as given; without it, on Kaggle, what its session has left, else no limit.
+    """Return MAX_HOURS as given; without it, on Kaggle, what its session has left, else no limit.
 
     A session that is cut off keeps what was written, but a stop in time also predicts and reports.
     """
@@ -129,9 +98,16 @@ def say_hours_left(work: Path) -> None:
     """Print hours and disk left, and a warning where outputs near Kaggle's limit."""
     if not paths.on_kaggle():
         return
-    print(session_line(work, 3600 * _spent_hours(), session_hours()))
-    for line in warnings(usage(work)):
-        print(f"warning: {line}")
+    used, left = usage(work), session_hours() - _spent_hours()
+    output = f"{used.bytes / 1e9:.1f} GB of {OUTPUT_BYTES / 1e9:.1f} GB"
+    print(
+        f"session: {left:.1f} of {session_hours():g} h left; {output} (files: {used.files}) in "
+        f"{work}"
+    )
+    if used.bytes > WARN_FROM * OUTPUT_BYTES:
+        print(
+            f"warning: {output} of output: lower KEEP, or train fewer folds in one kernel (-p FOLD)"
+        )
 
 
 def _spent_hours() -> float:

@@ -1,9 +1,10 @@
-"""Charts of training, thresholds and scores, each with a sentence that gives its numbers."""
+"""Charts of training, thresholds, scores and mask areas, each with a sentence of its numbers."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from matplotlib.axes import Axes
 
 from kernel_lib.data.folds import balance
 from kernel_lib.postprocess.metrics import Interval
-from kernel_lib.postprocess.nested_cv_report import NestedCVReport, TestSummary
+from kernel_lib.postprocess.nested_cv_report import AREA_EDGES, NestedCVReport, TestSummary
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting.picture import (
     DARK,
     DASHES,
     INK,
+    LIGHT,
     MARKERS,
     MIDDLE,
     Picture,
@@ -32,6 +34,8 @@ from kernel_lib.reporting.picture import (
 
 LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "dice", "dice_half", "dice_nonempty",
                "images_per_second", "best"]  # fmt: skip
+AREA_LABEL = f"mask area, {AREA_UNIT}"
+SMALL_PX = 3500  # of 1024², the limit below which false negatives are counted apart
 
 
 def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
@@ -170,9 +174,9 @@ def share_nonempty(oof: NestedCVReport, test: TestSummary | None = None) -> Pict
     if test is not None:
         rows.append(("predicted, test", test.share_predicted, None))
         if expected := _finite(test.share_expected):
-            rows.append(("expected on test", sum(expected) / 2, expected))
+            rows.append(("expected on test", math.nan, expected))
     figure, grid = panels(1, 1, height=0.9 + 0.45 * len(rows))
-    _draw_points(grid[0, 0], rows, hollow=("expected on test",))
+    _draw_points(grid[0, 0], rows)
     label_axes(grid[0, 0], "Share of images with a mask", x="share of images")
     text = "; ".join(
         f"{name}: {value:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
@@ -189,26 +193,24 @@ def scores(report: NestedCVReport, is_honest: bool = True) -> Picture:
     The rule has two scores: in sample, and nested cross-validated ("honest"); the figure states
     that the latter is not honest unless `is_honest`.
     """
-    rows = (
-        ("empty baseline", report.all_empty),
-        ("probability > 0.5", report.above_half),
-        ("rule, in sample", report.in_sample),
-        (f"rule, nested CV{' (honest)' if is_honest else ', NOT HONEST'}", report.honest),
-    )
-    intervals = (None, None, None, _finite(report.interval))
+    rows = {
+        "empty baseline": report.all_empty,
+        "probability > 0.5": report.above_half,
+        "rule, in sample": report.in_sample,
+        f"rule, nested CV{' (honest)' if is_honest else ', NOT HONEST'}": report.honest,
+    }
+    interval = _finite(report.interval)
     figure, grid = panels(1, 2, height=2.6)
-    left, right = grid[0]
-    _draw_points(
-        left,
-        [(name, s.dice, interval) for (name, s), interval in zip(rows, intervals, strict=True)],
-    )
-    _draw_points(right, [(name, score.dice_nonempty, None) for name, score in rows])
-    right.set_yticklabels([])
-    label_axes(left, "All images", x="mean Dice")
-    label_axes(right, "Positive images", x="mean Dice")
-    listed = [f"{name} {s.dice:.4f} ({_format(s.dice_nonempty)})" for name, s in rows]
+    everything, positive = grid[0]
+    points = [(name, score.dice, None) for name, score in rows.items()]
+    _draw_points(everything, [*points[:-1], (*points[-1][:2], interval)])
+    _draw_points(positive, [(name, score.dice_nonempty, None) for name, score in rows.items()])
+    positive.set_yticklabels([])
+    label_axes(everything, "All images", x="mean Dice")
+    label_axes(positive, "Positive images", x="mean Dice")
+    listed = [f"{name} {s.dice:.4f} ({_format(s.dice_nonempty)})" for name, s in rows.items()]
     text = f"Mean Dice of all images (of positive images): {', '.join(listed)}."
-    if interval := intervals[-1]:
+    if interval:
         text += f" The 95 % interval of the last is {interval[0]:.4f} to {interval[1]:.4f}."
     return Picture(figure, text)
 
@@ -246,21 +248,138 @@ def folds(table: pd.DataFrame) -> Picture:
     )
 
 
-def _draw_points(
-    axes: Axes, rows: Sequence[tuple[str, float, tuple | None]], hollow: Sequence[str] = ()
-) -> None:
-    """Draw a row for each (name, value, interval) from the top; `hollow` rows have no point."""
-    for k, (name, value, interval) in enumerate(rows):
+def dice_against_area(table: pd.DataFrame) -> Picture:
+    """Plot Dice (0–1) of each positive image against its mask area, and the median by size.
+
+    Shapes: table with truth_px, predicted_px (of 1024²) and dice, a row for each image.
+    """
+    area, dice, empty = _positives(table[table["dice"].notna()])
+    if not len(area):
+        return Picture(None, "No Dice against area: no image has a ground-truth mask.")
+    figure, grid = panels(1, 1, height=3.8)
+    axes = grid[0, 0]
+    dots = {"s": 18, "linewidths": 0.8}
+    hollow = {"facecolors": "none", "edgecolors": DARK, "marker": "o"}
+    cross = {"color": INK, "marker": "x"}
+    for rows, label, look in ((~empty, "true positive", hollow), (empty, "false negative", cross)):
+        if rows.any():
+            axes.scatter(area[rows], dice[rows], label=label, **dots, **look)
+    bins = [inside for _, _, inside in _bins(area) if inside.any()]
+    axes.plot([np.median(area[inside]) for inside in bins],
+              [np.median(dice[inside]) for inside in bins], label="median by size",
+              color=LIGHT, markeredgecolor=INK, marker="D", linewidth=2.2)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(-0.04, 1.04)
+    label_axes(axes, "Dice of positive images", x=AREA_LABEL, y="Dice")
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    text = f"{counted(len(area), 'positive image')}, mean Dice {dice.mean():.3f}"
+    small = area < np.median(area)
+    if small.any():
+        text += (
+            f"; {dice[small].mean():.3f} in the smaller half of the masks, "
+            f"{dice[~small].mean():.3f} in the larger"
+        )
+    return Picture(figure, f"{text}; {counted(int(empty.sum()), 'false negative')}.")
+
+
+def false_negatives_by_size(table: pd.DataFrame) -> Picture:
+    """Plot the share of positive images predicted empty, by ground-truth mask area.
+
+    Shapes: table as for `dice_against_area`.
+    """
+    area, _, empty = _positives(table[table["predicted_px"].notna()])
+    if not len(area):
+        return Picture(None, "No false negatives by size: no image has a ground-truth mask.")
+    figure, grid = panels(1, 1, height=3.4)
+    axes, names = grid[0, 0], []
+    for k, (low, high, inside) in enumerate(_bins(area)):
+        n, share = int(inside.sum()), empty[inside].mean() if inside.any() else 0.0
+        axes.bar(k, share, color=DARK, width=0.7)
+        text = f"{int(empty[inside].sum())} of {n}" if n else "none"
+        axes.annotate(text, (k, share + 0.02), ha="center", fontsize=8.5, color=INK)
+        last, first = high == AREA_EDGES[-1], low == AREA_EDGES[0]
+        names.append(f"≥ {low:,}" if last else f"< {high:,}" if first else f"{low:,}–{high:,}")
+    axes.set_ylim(0, 1.12)
+    axes.set_xticks(range(len(names)), names)
+    label_axes(
+        axes, "False negatives by ground-truth size", x=AREA_LABEL, y="share predicted empty"
+    )
+    text = f"{int(empty.sum())} of {counted(len(area), 'positive image')} are false negatives"
+    small = area < SMALL_PX
+    if small.any():
+        text += (
+            f", {int(empty[small].sum())} of them among the {int(small.sum())} with masks under "
+            f"{SMALL_PX:,} {AREA_UNIT}"
+        )
+    return Picture(figure, text + ".")
+
+
+def mask_areas(
+    oof_areas: Sequence[float],
+    test_areas: Sequence[float] | None = None,
+    names: tuple[str, str] = ("out of fold", "test"),
+) -> Picture:
+    """Plot a histogram of mask areas in px of 1024², of one or two sets, without empty masks."""
+    sets = {
+        name: np.asarray(areas, dtype=float)
+        for name, areas in zip(names, (oof_areas, test_areas), strict=True)
+        if areas is not None
+    }
+    sets = {name: areas[areas > 0] for name, areas in sets.items()}
+    if not any(map(len, sets.values())):
+        return Picture(None, "No histogram of mask areas: every mask is empty.")
+    pooled = np.concatenate(list(sets.values()))
+    low, high = pooled.min() / 1.1, pooled.max() * 1.1
+    edges = np.geomspace(low, high, 4 + min(26, 2 * round(len(pooled) ** 0.5)))
+    figure, grid = panels(1, 1, height=3.4)
+    axes = grid[0, 0]
+    looks = iter(({"color": DARK, "alpha": 0.85},
+                  {"fill": False, "edgecolor": INK, "hatch": "////"}))  # fmt: skip
+    texts = []
+    for name, areas in sets.items():
+        if not len(areas):
+            texts.append(f"{name}: every mask is empty")
+            continue
+        weights = np.full(len(areas), 1 / len(areas))
+        axes.hist(areas, edges, weights=weights, label=name, **next(looks))
+        texts.append(
+            f"{name}: {counted(len(areas), 'mask')}, mean {areas.mean():,.0f}, median "
+            f"{np.median(areas):,.0f} {AREA_UNIT}"
+        )
+    axes.set_xscale("log")
+    middle = math.sqrt(low * high)
+    axes.set_xlim(min(low, middle / 4), max(high, middle * 4))  # else few masks get odd ticks
+    label_axes(axes, "Areas of non-empty masks", x=AREA_LABEL, y="share of the masks")
+    legend(axes)
+    text = "; ".join(texts)
+    return Picture(figure, text[0].upper() + text[1:] + ".")
+
+
+def _positives(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mask area, Dice, and whether the prediction is empty, of each positive image."""
+    positive = table[table["truth_px"] > 0]
+    area, dice, predicted = positive[["truth_px", "dice", "predicted_px"]].to_numpy(float).T
+    return area, dice, predicted <= 0
+
+
+def _bins(area: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield the bounds of each bin and a mask of the areas within; the first bin has no minimum."""
+    for low, high in itertools.pairwise(AREA_EDGES):
+        yield low, high, (area < high) & ((area >= low) | (low == AREA_EDGES[0]))
+
+
+def _draw_points(axes: Axes, rows: Sequence[tuple[str, float, Interval | None]]) -> None:
+    """Draw a row for each (name, value, interval) from the top; one of NaN has no point."""
+    for k, (_, value, interval) in enumerate(rows):
         y = len(rows) - 1 - k
         if interval:
             axes.plot(interval, [y, y], color=MIDDLE, linewidth=5, solid_capstyle="butt")
-        if name in hollow or not math.isfinite(value):
-            continue
-        axes.plot(value, y, MARKERS[k % len(MARKERS)], color=DARK, markersize=8)
-        style = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
-        axes.annotate(f"{value:.3f}", (value, y), fontsize=8.5, color=INK, **style)
-    names = [escape_dollars(name) for name, _, _ in rows]
-    axes.set_yticks(range(len(rows) - 1, -1, -1), names)
+        if math.isfinite(value):
+            axes.plot(value, y, MARKERS[k % len(MARKERS)], color=DARK, markersize=8)
+            style = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
+            axes.annotate(f"{value:.3f}", (value, y), fontsize=8.5, color=INK, **style)
+    names = [escape_dollars(name) for name, _, _ in reversed(rows)]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.3)
     axes.margins(x=0.15)
 

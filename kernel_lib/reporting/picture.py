@@ -20,7 +20,6 @@ TRUTH, PREDICTION = "#ffb000", "#4fc3f7"  # distinct in any colour vision, and b
 DARK, MIDDLE, LIGHT = "#00336f", "#7c7b78", "#e8d24f"  # of cividis: distinct in grey as well
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-DPI = 120
 RESEARCH_ONLY = "Research only, not a medical device."
 
 
@@ -31,7 +30,7 @@ class Picture:
     figure: Figure | None
     sentence: str
 
-    def png(self, dpi: int = DPI) -> bytes | None:
+    def png(self, dpi: int = 120) -> bytes | None:
         """Return the figure as a PNG file, None where there is no figure."""
         if self.figure is None:
             return None

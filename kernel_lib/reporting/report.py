@@ -67,7 +67,8 @@ def page(title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None
     for number, section in enumerate(sections, 1):
         heading = html.escape(section.title)
         links.append(f'<li><a href="#part-{number}">{heading}</a></li>')
-        body = _body(section)
+        bodies = section.body if isinstance(section.body, tuple) else (section.body,)
+        body = "\n".join(_part(section.title, part) for part in bodies)
         parts.append(f'<section id="part-{number}"><h2>{heading}</h2>\n{body}</section>')
     rows = "".join(
         f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_cell(value))}</dd>"
@@ -83,12 +84,7 @@ def page(title: str, sections: Sequence[Section], meta: Mapping[str, Any] | None
     )
 
 
-def _body(section: Section) -> str:
-    bodies = section.body if isinstance(section.body, tuple) else (section.body,)
-    return "\n".join(_part(section, body) for body in bodies)
-
-
-def _part(section: Section, body: Any) -> str:
+def _part(title: str, body: Any) -> str:
     if isinstance(body, Picture):
         return body.to_html()
     if isinstance(body, pd.DataFrame):
@@ -102,7 +98,7 @@ def _part(section: Section, body: Any) -> str:
         items = "".join(f"<li>{html.escape(str(problem))}</li>" for problem in body)
         return f'<ul class="problems">{items}</ul>'
     raise TypeError(
-        f"the section {section.title!r} holds a {type(body).__name__}: "
+        f"the section {title!r} holds a {type(body).__name__}: "
         "give a Picture, a DataFrame, a str, a list of problems, or a tuple of these"
     )
 

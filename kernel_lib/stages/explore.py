@@ -15,8 +15,8 @@ from kernel_lib.data.table import Source
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting import mean_images, overlays
+from kernel_lib.reporting.figures import mask_areas
 from kernel_lib.reporting.picture import Picture, counted
-from kernel_lib.reporting.sizes import mask_areas
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
 

@@ -18,8 +18,7 @@ from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
-from kernel_lib.notebook import bar
-from kernel_lib.signals import Signals
+from kernel_lib.notebook import Signals, bar
 from kernel_lib.stages import gather_check
 from kernel_lib.stages.gather_check import Fold, Stamp
 

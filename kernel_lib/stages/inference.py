@@ -33,12 +33,12 @@ from kernel_lib.inference import predictions, tta
 from kernel_lib.inference.ensemble_maps import test_masks
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.kaggle import paths, quota
+from kernel_lib.notebook import Signals
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
-from kernel_lib.signals import Signals
 from kernel_lib.stages import past, report
 from kernel_lib.stages.report import ReportData
 

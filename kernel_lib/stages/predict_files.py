@@ -39,13 +39,13 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions
 from kernel_lib.inference.ensemble_maps import open_maps, test_masks
 from kernel_lib.kaggle import paths
+from kernel_lib.notebook import Signals
 from kernel_lib.parallel.world import World
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.released import Released
 from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import RESEARCH_ONLY
-from kernel_lib.signals import Signals
 from kernel_lib.stages import inference, scores
 from kernel_lib.stages.inference import Predicted, Setup
 

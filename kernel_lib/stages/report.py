@@ -22,7 +22,7 @@ from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.postprocess import search, submission
 from kernel_lib.postprocess.search import SearchResult
-from kernel_lib.reporting import figures, report, sizes
+from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
 from kernel_lib.stages import past, report_images, scores
@@ -139,8 +139,8 @@ def sections(
         Section("Rule chosen for each fold", data.by_fold),
         Section("Learning curves", figures.learning_curves(data.logs)),
         Section("Thresholds", _surfaces(searches or _search_again(data))),
-        Section("Dice against area", sizes.dice_against_area(per_image)),
-        Section("False negatives by size", sizes.false_negatives_by_size(per_image)),
+        Section("Dice against area", figures.dice_against_area(per_image)),
+        Section("False negatives by size", figures.false_negatives_by_size(per_image)),
         Section(
             "Share of images with a mask",
             figures.share_nonempty(scored.kept, test.summary if test else None),
@@ -168,7 +168,7 @@ def sections(
 def _areas_picture(per_image: pd.DataFrame, on_test: np.ndarray | None) -> Picture:
     """Areas of predicted masks, out of fold beside test."""
     areas = per_image["predicted_px"].to_numpy()
-    return sizes.mask_areas(areas[areas > 0], on_test)
+    return figures.mask_areas(areas[areas > 0], on_test)
 
 
 def _method(data: ReportData) -> str:

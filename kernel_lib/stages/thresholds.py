@@ -25,12 +25,12 @@ from kernel_lib.inference.ensemble_maps import one_hot
 from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.kaggle import paths, quota
+from kernel_lib.notebook import Signals
 from kernel_lib.postprocess import nested_cv
 from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice, Fitted
-from kernel_lib.signals import Signals
 from kernel_lib.stages import report, scores
 from kernel_lib.stages.report import ReportData
 

@@ -26,11 +26,10 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import predictions, tta
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.models import losses, networks
-from kernel_lib.notebook import GOES_ON
+from kernel_lib.notebook import GOES_ON, Signals
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.plan import TrainPlan, plan_training
-from kernel_lib.signals import Signals
 from kernel_lib.stages import initial_weights, preparation
 from kernel_lib.training import sampling, schedule, validation
 from kernel_lib.training.job import Clock, Job, SharedClock

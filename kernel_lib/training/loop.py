@@ -37,9 +37,8 @@ from kernel_lib.engine import (
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks
-from kernel_lib.notebook import GOES_ON, bar
+from kernel_lib.notebook import GOES_ON, Signals, bar
 from kernel_lib.parallel.world import synchronise_batch_norm
-from kernel_lib.signals import Signals
 from kernel_lib.training import sampling, schedule, step
 from kernel_lib.training.job import Clock, Job, Position
 from kernel_lib.training.schedule import Ema

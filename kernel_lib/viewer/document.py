@@ -23,9 +23,10 @@ from kernel_lib import storage
 from kernel_lib.data import images, rle
 from kernel_lib.errors import InputError
 from kernel_lib.notebook import bar
+from kernel_lib.postprocess.histograms import areas, per_image_dice
+from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 from kernel_lib.reporting.picture import RESEARCH_ONLY, Picture
-from kernel_lib.viewer.data import ViewerData, rank_images
-from kernel_lib.viewer.load import load_viewer_data
+from kernel_lib.viewer.data import ViewerData, load_viewer_data, rank_images
 
 MB = 1_000_000
 IMAGES = 200  # embedded by default
@@ -128,8 +129,12 @@ def render(
         )
     if ids is None:
         rows = rank_images(data.stats[0], data.models[0].rule)[:count]
+        which = "the largest and smallest masks, borderline and empty ones"
+        if data.has_truth:
+            which = "lowest Dice, false negatives, false positives, borderline and highest Dice"
     else:
         rows = [_row_of(data, image_id) for image_id in dict.fromkeys(ids)]
+        which = "those asked for"
     pictures = payload["pictures"]
     for row in bar(rows, desc="pictures", unit="image", leave=False):
         picture = _picture(data, row, size)
@@ -142,19 +147,53 @@ def render(
             f"max_mb is {max_mb}, which holds {len(pictures)} of the {len(rows)} images asked for "
             f"at {size} px: give more, fewer ids, or a smaller size"
         )
-    if ids is not None:
-        which = "those asked for"
-    elif data.has_truth:
-        which = "lowest Dice, false negatives, false positives, borderline and highest Dice"
-    else:
-        which = "the largest and smallest masks, borderline and empty ones"
-    payload["notes"].insert(
-        0,
+    note = (
         f"Pictures of {len(pictures):,} of {len(data.table):,} images are embedded, at up to "
-        f"{size} px ({which}); the metrics cover all images.",
+        f"{size} px ({which}); the metrics cover all images."
     )
+    payload["notes"].insert(0, note)
     n_radiographs = sum(picture["image"] is not None for picture in pictures)
     return Viewer(page(payload), len(data.table), len(pictures), n_radiographs)
+
+
+def picker(
+    folder: Path | str,
+    *,
+    test: bool = False,
+    data_dir: Path | str | None = None,
+    size: int = SIDE_PX,
+) -> Any:
+    """Return a list of all images in the order of `rank_images`, and the viewer of the chosen one.
+
+    Without ipywidgets it is `viewer(folder, …)`, whose `ids=[…]` embeds the images asked for;
+    raises as that does.
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        return viewer(folder, test=test, data_dir=data_dir, size=size)
+    data = load_viewer_data(folder, test=test, data_dir=data_dir)
+    ids, labels = data.table["image_id"], _labels(data)
+    rows = rank_images(data.stats[0], data.models[0].rule)
+    id_of_label = {labels[row]: ids.iloc[row] for row in rows}
+    combobox = ipywidgets.Combobox(
+        options=list(id_of_label),
+        value=next(iter(id_of_label)),
+        description="image",
+        ensure_option=False,
+        layout=ipywidgets.Layout(width="100%"),
+    )
+    frame = ipywidgets.HTML()
+
+    def draw(change: dict) -> None:
+        image_id = id_of_label.get(change["new"])
+        if image_id is not None:  # None while a label is being typed
+            made = render(data, ids=[image_id], size=size, max_mb=1000)
+            frame.value = made._repr_html_()
+
+    combobox.observe(draw, "value")
+    draw({"new": combobox.value})
+    return ipywidgets.VBox([combobox, frame])
 
 
 def _payload(data: ViewerData) -> dict[str, Any]:
@@ -206,37 +245,33 @@ def _row_of(data: ViewerData, image_id: str) -> int:
     ids = data.table["image_id"].tolist()
     if image_id not in ids:
         near = difflib.get_close_matches(image_id, ids, 1, 0.0)
-        raise InputError(
-            f"image {image_id} is none of the {len(ids):,} of {data.title}"
-            + (f"; the nearest is {near[0]}" if near else "")
-        )
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        raise InputError(f"image {image_id} is none of the {len(ids):,} of {data.title}{nearest}")
     return ids.index(image_id)
 
 
 def _picture(data: ViewerData, row: int, size: int) -> dict[str, Any]:
     """Return an image to embed: radiograph, true mask and each model's map, up to `size` px."""
-    image = next(data.table.iloc[[row]].itertuples(index=False))
-    scale = min(1.0, size / max(image.height, image.width))
-    shape = tuple(max(1, round(side * scale)) for side in (image.height, image.width))
-    truth = None
-    if image.rle is not None:
-        truth = _png(rle.decode(image.rle, (image.height, image.width)) * 255, shape)
+    image = data.image(row)
+    full = image.height, image.width
+    shape = tuple(max(1, round(side * min(1.0, size / max(full)))) for side in full)
+    known = image.rle is not None
     return {
         "row": row,
         "size": [shape[1], shape[0]],
         "image": _jpeg(data.radiographs.get(image.image_id), shape),
-        "truth": truth,
+        "truth": _png(rle.decode(image.rle, full) * 255, shape) if known else None,
         "maps": [_png(level_map, shape) for level_map in data.maps(row)],
     }
 
 
 def _jpeg(path: Path | None, shape: tuple[int, int]) -> str | None:
     """Return a radiograph, None where there is no file or only its header can be read."""
+    if path is None:
+        return None
     try:
-        pixels = None if path is None else images.read(path)
+        pixels = images.read(path)
     except images.ImageError:
-        pixels = None
-    if pixels is None:
         return None
     small = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA)
     return _encoded(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -249,10 +284,17 @@ def _png(pixels: np.ndarray, shape: tuple[int, int]) -> str:
 
 
 def _encoded(suffix: str, pixels: np.ndarray, options: list[int]) -> str:
-    done, data = cv2.imencode(suffix, pixels, options)
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode a picture of {pixels.shape} as {suffix}")
-    return base64.b64encode(data.tobytes()).decode("ascii")
+    return base64.b64encode(cv2.imencode(suffix, pixels, options)[1].tobytes()).decode("ascii")
+
+
+def _labels(data: ViewerData) -> list[str]:
+    """Return each image's id with the Dice, or the area, of its mask."""
+    stats, rule, ids = data.stats[0], data.models[0].rule, data.table["image_id"]
+    if data.has_truth:
+        dice = per_image_dice(stats, rule)
+        return [f"{i} · Dice {value:.3f}" for i, value in zip(ids, dice, strict=True)]
+    area_px = areas(stats, rule) * FULL_AREA / stats.n_px
+    return [f"{i} · {area:,.0f} {AREA_UNIT}" for i, area in zip(ids, area_px, strict=True)]
 
 
 # Concatenated in this order, in one function scope.
@@ -278,11 +320,8 @@ def page(payload: dict[str, Any]) -> str:
     try:
         data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
-        raise InputError(
-            f"the viewer's payload cannot be written as JSON ({error}): give null for what is "
-            "not known"
-        ) from None
-    scripts = "\n".join(_asset(name) for name in SCRIPTS)
+        raise InputError(f"the page's data are no JSON ({error}): give null instead") from None
+    scripts = "\n".join(map(_asset, SCRIPTS))
     parts = {
         "style": _asset("viewer.css"),
         "about": RESEARCH_ONLY,

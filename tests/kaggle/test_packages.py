@@ -63,7 +63,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_carried_wheel_is_imported_here_and_by_what_this_process_starts(scratch: Path):
+def test_a_carried_wheel_is_imported_here_and_by_what_this_process_starts(scratch):
     (line,) = packages.use_wheels(carried(wheel(FILES)))
     (folder,) = scratch.iterdir()
     assert line == f"{NAME}: carried_thing from {folder}"
@@ -76,45 +76,48 @@ def test_a_carried_wheel_is_imported_here_and_by_what_this_process_starts(scratc
     ]
 
 
-def test_a_module_that_the_image_has_is_not_replaced(scratch: Path):
+def test_a_module_that_the_image_has_is_not_replaced(scratch):
     (line,) = packages.use_wheels(carried(wheel({"json/__init__.py": "raise SystemExit\n"})))
     assert line == f"{NAME}: json is in this image already"
     assert list(scratch.iterdir()) == []
 
 
-def test_an_altered_wheel_is_refused(scratch: Path):
-    with pytest.raises(InputError, match=f"{NAME} is damaged: its sha256 is .*; build the kernel"):
-        list(packages.use_wheels(carried(wheel(FILES), "0" * 64)))
+def refuse(match: str, wheels: dict, wanted: dict | None = None) -> None:
+    with pytest.raises(InputError, match=match):
+        list(packages.use_wheels(wheels, wanted))
+
+
+def test_an_altered_wheel_is_refused(scratch):
+    refuse(
+        f"{NAME} is damaged: its sha256 is .*; build the kernel", carried(wheel(FILES), "0" * 64)
+    )
     (given,) = carried(wheel(FILES)).values()
     for text in (given[1][:-20], "?", base64.b85encode(wheel(FILES)).decode()):
-        with pytest.raises(InputError, match=f"{NAME} is damaged.*build the kernel again"):
-            list(packages.use_wheels({NAME: (given[0], text)}))
+        refuse(f"{NAME} is damaged.*build the kernel again", {NAME: (given[0], text)})
     assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("member", ["../out.py", "/out.py", "a/../../out.py", "a\\..\\out.py"])
-def test_a_member_that_would_leave_the_folder_is_refused(scratch: Path, member: str):
+def test_a_member_that_would_leave_the_folder_is_refused(scratch, member):
     with pytest.raises(InputError, match="would leave its folder"):
         packages.unpack(NAME, wheel(FILES | {member: "x"}))
     assert list(scratch.iterdir()) == []
     assert not list(scratch.parent.glob("**/out.py"))
 
 
-def test_a_folder_is_named_by_its_wheel_and_replaced_if_it_differs(scratch: Path):
+def test_a_folder_is_named_by_its_wheel_and_replaced_if_it_differs(scratch):
     folder = packages.unpack(NAME, wheel(FILES))
     other = packages.unpack(NAME, wheel(FILES | {"more.py": ""}))
     assert folder != other
     (folder / "carried_thing" / "inner.py").write_text("WORD = 'altered'\n")
     (folder / "torch.py").write_text("")
     assert packages.unpack(NAME, wheel(FILES)) == folder
-    there = {
-        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
-    }
-    assert there == FILES
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    assert {path.relative_to(folder).as_posix(): path.read_text() for path in files} == FILES
     assert sorted(scratch.iterdir()) == sorted([folder, other])
 
 
-def test_a_wheel_for_another_python_is_not_used(scratch: Path):
+def test_a_wheel_for_another_python_is_not_used(scratch):
     name = "other-1.0-cp27-cp27m-manylinux2014_x86_64.whl"
     line = packages.use_wheel(name, wheel({"other/__init__.py": ""}))
     ours = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -123,41 +126,27 @@ def test_a_wheel_for_another_python_is_not_used(scratch: Path):
 
 
 @pytest.mark.parametrize("form", ["datasets/me/offline", "offline", "notebooks/me/made"])
-def test_an_attached_data_set_is_found_wherever_it_is_mounted(
-    scratch: Path, tmp_path: Path, form: str
-):
+def test_an_attached_data_set_is_found_wherever_it_is_mounted(scratch, tmp_path, form):
     files = {NAME: wheel(FILES), "resnet34.pth": b"weights"}
     wanted = data_set(tmp_path / "input", files, form)
     lines = list(packages.use_wheels({}, wanted))
-    folder = tmp_path / "input" / form
     assert lines[0].startswith(f"{NAME}: carried_thing from {scratch}")
-    assert lines[1] == f"resnet34.pth: whole, in {folder}"
+    assert lines[1] == f"resnet34.pth: complete, in {tmp_path / 'input' / form}"
 
 
-def test_a_damaged_or_missing_file_stops_the_kernel_with_the_fix(scratch: Path, tmp_path: Path):
+def test_a_damaged_or_missing_file_or_manifest_stops_the_kernel_with_the_fix(scratch, tmp_path):
     data_set(tmp_path / "input", {"resnet34.pth": b"weights"})
-    file = tmp_path / "input/datasets/me/offline/resnet34.pth"
-    file.write_bytes(b"wights")
-    with pytest.raises(InputError, match=r"resnet34\.pth is damaged: .*`kaggle datasets version"):
-        list(packages.use_wheels({}))
-    file.unlink()
-    with pytest.raises(InputError, match=r"resnet34\.pth is missing, .*newest version of me/off"):
-        list(packages.use_wheels({}))
+    folder = tmp_path / "input/datasets/me/offline"
+    (folder / "resnet34.pth").write_bytes(b"wights")
+    refuse(r"resnet34\.pth is damaged: .*`kaggle datasets version", {})
+    (folder / "resnet34.pth").unlink()
+    refuse(r"resnet34\.pth is missing, .*newest version of me/off", {})
+    (folder / packages.MANIFEST).write_text("[]")
+    refuse(r"offline-manifest\.json is no manifest", {})
 
 
-def test_a_data_set_that_is_not_attached_is_named_with_the_way_to_attach_it(
-    scratch: Path, tmp_path: Path
-):
+def test_a_data_set_that_is_not_attached_is_named_with_the_way_to_attach_it(scratch, tmp_path):
     wanted = data_set(tmp_path / "elsewhere", {"resnet34.pth": b"weights"})
-    with pytest.raises(InputError, match=r"resnet34\.pth is in no input: attach .* me/offline"):
-        list(packages.use_wheels({}, wanted))
+    refuse(r"resnet34\.pth is in no input: attach .* me/offline", {}, wanted)
     data_set(tmp_path / "input", {"resnet34.pth": b"older"})
-    with pytest.raises(InputError, match=r"resnet34\.pth is of another version: attach"):
-        list(packages.use_wheels({}, wanted))
-
-
-def test_a_manifest_of_something_else_is_named(scratch: Path, tmp_path: Path):
-    data_set(tmp_path / "input", {})
-    (tmp_path / "input/datasets/me/offline" / packages.MANIFEST).write_text("[]")
-    with pytest.raises(InputError, match=r"offline-manifest\.json is no manifest"):
-        list(packages.use_wheels({}))
+    refuse(r"resnet34\.pth is of another version: attach", {}, wanted)

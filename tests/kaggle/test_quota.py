@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,8 +11,10 @@ from hypothesis import strategies as st
 
 from kernel_lib.kaggle import paths, quota
 
+SATURDAY = datetime(2026, 8, 8, tzinfo=UTC)
 
-def test_usage_counts_what_lies_below_and_follows_no_link(tmp_path: Path):
+
+def test_usage_counts_what_lies_below_and_follows_no_link(tmp_path):
     outside = tmp_path / "outside"
     outside.write_bytes(b"x" * 1000)
     folder = tmp_path / "working"
@@ -25,57 +26,34 @@ def test_usage_counts_what_lies_below_and_follows_no_link(tmp_path: Path):
     assert quota.usage(tmp_path / "nowhere") == quota.Usage(0, 0)
 
 
-def test_a_warning_where_the_working_folder_is_nearly_full():
-    assert quota.warnings(quota.Usage(16 * 10**9, 12_000)) == []
-    (line,) = quota.warnings(quota.Usage(16 * 10**9 + 1, 1))
-    assert line.startswith("16.0 GB of 20.0 GB")
-
-
-def test_hours_left_end_at_none():
-    assert quota.hours_left(0) == 12
-    assert quota.hours_left(3 * 3600, 9) == 6
-    assert quota.hours_left(13 * 3600) == 0
-
-
 @pytest.mark.parametrize(
     ("now", "ends"),
     [
-        (datetime(2026, 8, 7, 23, 59, tzinfo=UTC), datetime(2026, 8, 8, tzinfo=UTC)),  # a Friday
-        (datetime(2026, 8, 8, 0, 0, tzinfo=UTC), datetime(2026, 8, 15, tzinfo=UTC)),
-        (datetime(2026, 8, 9, 12, 0, tzinfo=UTC), datetime(2026, 8, 15, tzinfo=UTC)),
+        (SATURDAY - timedelta(minutes=1), SATURDAY),
+        (SATURDAY, SATURDAY + timedelta(7)),
+        (SATURDAY + timedelta(1.5), SATURDAY + timedelta(7)),
         # Saturday morning in Tokyo is still Friday by UTC.
-        (
-            datetime(2026, 8, 8, 8, 0, tzinfo=timezone(timedelta(hours=9))),
-            datetime(2026, 8, 8, tzinfo=UTC),
-        ),
+        (datetime(2026, 8, 8, 8, tzinfo=timezone(timedelta(hours=9))), SATURDAY),
     ],
 )
 def test_the_week_ends_on_saturday_by_utc(now, ends):
     assert quota.week_ends(now) == ends
 
 
-@given(st.datetimes(datetime(2024, 1, 1), datetime(2030, 1, 1)))
-def test_the_next_week_end_is_a_saturday_within_seven_days(when: datetime):
-    ends = quota.week_ends(when.replace(tzinfo=UTC))
+@given(st.datetimes(datetime(2024, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)))
+def test_the_next_week_end_is_a_saturday_within_seven_days(when):
+    ends = quota.week_ends(when)
     assert ends.weekday() == 5
-    assert timedelta(0) < ends - when.replace(tzinfo=UTC) <= timedelta(days=7)
+    assert timedelta(0) < ends - when <= timedelta(7)
 
 
-def test_a_session_is_as_old_as_its_first_process(tmp_path: Path):
-    ticks = os.sysconf("SC_CLK_TCK")
+def test_a_session_is_as_old_as_its_first_process(tmp_path):
     (tmp_path / "1").mkdir()
-    before = " ".join(["0"] * 18)
-    (tmp_path / "1" / "stat").write_text(f"1 (a (name) b) S {before} {50 * ticks} 0 0\n")
+    started = f"{' '.join('0' * 18)} {50 * os.sysconf('SC_CLK_TCK')}"
+    (tmp_path / "1" / "stat").write_text(f"1 (a (name) b) S {started} 0 0\n")
     (tmp_path / "uptime").write_text("170.5 300.0\n")
     assert quota.session_seconds(tmp_path) == pytest.approx(120.5)
     assert quota.session_seconds(tmp_path / "nowhere") is None
-
-
-def test_the_line_of_a_session(tmp_path: Path):
-    (tmp_path / "file").write_bytes(b"x" * 200_000_000)
-    assert quota.session_line(tmp_path, 1800, 9) == (
-        f"session: 8.5 of 9 h left; 0.2 GB of 20.0 GB (files: 1) in {tmp_path}"
-    )
 
 
 @pytest.mark.parametrize(
@@ -118,13 +96,16 @@ def test_a_first_process_that_no_session_could_have_counts_for_nothing(on_kaggle
     assert quota.max_hours(None) == pytest.approx(11.5)
 
 
-def test_it_says_what_is_left_and_warns_near_a_limit(on_kaggle, tmp_path, capsys):
-    (tmp_path / "a.bin").write_bytes(b"x" * 10)
+@pytest.mark.parametrize(("n_bytes", "warned"), [(16 * 10**9, False), (16 * 10**9 + 10**8, True)])
+def test_hours_and_disk_left_are_printed_with_a_warning_near_a_limit(
+    on_kaggle, tmp_path, capsys, n_bytes, warned
+):
+    with (tmp_path / "a.bin").open("wb") as file:
+        file.truncate(n_bytes)  # sparse
     quota.say_hours_left(tmp_path)
-    said = capsys.readouterr().out
-    assert said.startswith("session: 11.5 of 12 h left; 0.0 GB of 20.0 GB (files: 1) in ")
-    assert "warning" not in said
-    with (tmp_path / "b.bin").open("wb") as file:
-        file.truncate(17 * 10**9)  # sparse
-    quota.say_hours_left(tmp_path)
-    assert "warning: 17.0 GB of 20.0 GB of output" in capsys.readouterr().out
+    gb = f"{n_bytes / 1e9:.1f} GB of 20.0 GB"
+    line, *warnings = capsys.readouterr().out.splitlines()
+    assert line == f"session: 11.5 of 12 h left; {gb} (files: 1) in {tmp_path}"
+    assert [warning.partition(" of output")[0] for warning in warnings] == [
+        f"warning: {gb}"
+    ] * warned

@@ -148,4 +148,4 @@ def test_the_kernel_uses_what_was_written(
     (mounts / "some-things").symlink_to(tmp_path / "set")
     monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "input"))
     (line,) = packages.use_wheels({}, manifest)
-    assert line == f"{weights.name}: whole, in {mounts / 'some-things'}"
+    assert line == f"{weights.name}: complete, in {mounts / 'some-things'}"

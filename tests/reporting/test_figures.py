@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
 from kernel_lib.data import folds
 from kernel_lib.postprocess.histograms import areas, statistics
 from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
 from kernel_lib.postprocess.search import SearchOptions, search
-from kernel_lib.reporting import figures, overlays, sizes
+from kernel_lib.reporting import figures, overlays
 from kernel_lib.reporting.overlays import Example
 from kernel_lib.reporting.picture import Picture
 
@@ -60,25 +61,20 @@ def table(n: int) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     truth = np.where(np.arange(n) % 2 == 0, rng.lognormal(9, 1, n).round(), 0)
     predicted = np.where(rng.random(n) < 0.7, truth, 0)
-    return pd.DataFrame(
-        {
-            "image_id": [f"id{k}" for k in range(n)],
-            "fold": np.arange(n) % 2,
-            "group": [f"p{k // 2}" for k in range(n)],
-            "truth_px": truth,
-            "predicted_px": predicted,
-            "dice": np.where(truth == predicted, 0.9, 0.0),
-        }
-    )
+    return pd.DataFrame({
+        "image_id": [f"id{k}" for k in range(n)],
+        "fold": np.arange(n) % 2,
+        "group": [f"p{k // 2}" for k in range(n)],
+        "truth_px": truth,
+        "predicted_px": predicted,
+        "dice": np.where(truth == predicted, 0.9, 0.0),
+    })  # fmt: skip
 
 
-def test_learning_curves_name_the_best_epoch() -> None:
+def test_learning_curves_name_the_best_epoch_and_lines_may_lack_keys() -> None:
     sentence = drawn(figures.learning_curves({"fold0": log(5), "fold1": log(1)}))
     assert "fold0: 5 epochs, best held-out Dice 0.8500 in epoch 5 (0.7800 at" in sentence
     assert "fold1: 1 epoch," in sentence
-
-
-def test_learning_curves_of_lines_that_lack_keys() -> None:
     lines = [{"epoch": 1, "train_loss": 0.5, "dice": None}]
     assert drawn(figures.learning_curves({"$a$_b": lines})) == "$a$_b: 1 epoch."
 
@@ -119,11 +115,14 @@ def test_charts_by_size(n: int) -> None:
     images = table(n)
     positive = images[images["truth_px"] > 0]
     missed = int((positive["predicted_px"] == 0).sum())
-    sentence = drawn(sizes.dice_against_area(images))
+    sentence = drawn(figures.dice_against_area(images))
     assert f"mean Dice {positive['dice'].mean():.3f}" in sentence
     assert f"{missed} false negative" in sentence
-    sentence = drawn(sizes.false_negatives_by_size(images))
+    sentence = drawn(figures.false_negatives_by_size(images))
     assert sentence.startswith(f"{missed} of {len(positive)} positive image")
+    extreme = table(1).assign(truth_px=1024 * 1024, predicted_px=0, dice=0.0)
+    assert "1 of 1 positive image" in drawn(figures.false_negatives_by_size(extreme))
+    drawn(figures.dice_against_area(extreme.assign(truth_px=0.25)))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +131,12 @@ def test_charts_by_size(n: int) -> None:
         lambda: figures.learning_curves({}),
         lambda: figures.learning_curves({"fold0": []}),
         lambda: figures.threshold_surface(SimpleNamespace(surface=np.full((255, 255), np.nan))),
-        lambda: sizes.dice_against_area(table(0)),
-        lambda: sizes.dice_against_area(table(4).assign(truth_px=0)),
-        lambda: sizes.false_negatives_by_size(table(0)),
-        lambda: sizes.false_negatives_by_size(table(4).assign(truth_px=0)),
-        lambda: sizes.mask_areas([], None),
-        lambda: sizes.mask_areas([0, 0], []),
+        lambda: figures.dice_against_area(table(0)),
+        lambda: figures.dice_against_area(table(4).assign(truth_px=0)),
+        lambda: figures.false_negatives_by_size(table(0)),
+        lambda: figures.false_negatives_by_size(table(4).assign(truth_px=0)),
+        lambda: figures.mask_areas([], None),
+        lambda: figures.mask_areas([0, 0], []),
         lambda: figures.folds(folds_table(0)),
         lambda: overlays.examples([]),
         lambda: overlays.augmentations(np.zeros((8, 8), np.uint8), None, []),
@@ -149,12 +148,6 @@ def test_without_data_there_is_a_sentence_but_no_figure(make: Callable[[], Pictu
     assert picture.png() is None
     assert picture.sentence
     assert "<img" not in picture._repr_html_()
-
-
-def test_an_extreme_area_stays_in_the_chart() -> None:
-    row = table(1).assign(truth_px=1024 * 1024, predicted_px=0, dice=0.0)
-    assert "1 of 1 positive image" in drawn(sizes.false_negatives_by_size(row))
-    drawn(sizes.dice_against_area(row.assign(truth_px=0.25)))
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +179,14 @@ def test_share_nonempty_with_test_and_without(report) -> None:
 
 
 def test_mask_areas() -> None:
-    picture = sizes.mask_areas([0, 100, 300], [50, 0, 0])
+    picture = figures.mask_areas([0, 100, 300], [50, 0, 0])
     assert repr(picture) == drawn(picture)
     assert "Out of fold: 2 masks, mean 200, median 200 px of 1024²" in picture.sentence
     assert "test: 1 mask, mean 50, median 50 px of 1024²" in picture.sentence
-    assert "test: every mask is empty" in drawn(sizes.mask_areas([7], [0]))
-    assert drawn(sizes.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
+    assert "test: every mask is empty" in drawn(figures.mask_areas([7], [0]))
+    assert drawn(figures.mask_areas([5], names=("as labelled", ""))).startswith("As labelled: 1")
     assert 'src="data:image/png;base64,' in picture._repr_html_()
+    assert pyplot.get_fignums() == [], "no figure leaves a trace in pyplot"
 
 
 def folds_table(n: int) -> pd.DataFrame:
@@ -228,28 +222,26 @@ def test_examples_count_what_they_show() -> None:
     assert "0.000 to 1.000" in sentence
 
 
-def test_examples_of_one_image() -> None:
+@pytest.mark.parametrize(
+    ("masks", "sentence", "names"),
+    [
+        ((), "1 image without known ground truth.", []),
+        (("truth",), "1 image, 1 with a ground-truth mask (solid).", ["ground truth"]),
+        (
+            ("mask",),
+            "1 image without known ground truth, 1 predicted positive (dashed).",
+            ["prediction"],
+        ),
+        (("truth", "prob", "mask"), "1 image, 1 with", ["ground truth", "prediction"]),
+    ],
+)
+def test_sentence_and_legend_name_only_what_can_be_seen(masks, sentence, names) -> None:
     image = np.zeros((1500, 900), np.uint8)
-    speck = np.zeros_like(image)
-    speck[700, 400] = 1
-    assert "1 image, 1 with" in drawn(overlays.examples([Example("a", image, speck, image, speck)]))
-    sentence = drawn(overlays.examples([Example("a", image, mask=speck)]))
-    assert sentence == "1 image without known ground truth, 1 predicted positive (dashed)."
-    sentence = drawn(overlays.examples([Example("a", image)]))
-    assert sentence == "1 image without known ground truth."
-
-
-def test_the_legend_names_only_what_can_be_seen() -> None:
-    probs, masks = maps(1)
-    examples = {
-        (): Example("a", probs[0]),
-        ("ground truth",): Example("a", probs[0], masks[0]),
-        ("prediction",): Example("a", probs[0], mask=masks[0]),
-        ("ground truth", "prediction"): Example("a", probs[0], masks[0], None, masks[0]),
-    }
-    for names, example in examples.items():
-        legends = overlays.examples([example]).figure.legends
-        assert tuple(text.get_text() for one in legends for text in one.get_texts()) == names
+    image[700, 400] = 1
+    picture = overlays.examples([Example("a", image, **dict.fromkeys(masks, image))])
+    assert drawn(picture).startswith(sentence)
+    shown = [text.get_text() for box in picture.figure.legends for text in box.get_texts()]
+    assert shown == names
 
 
 def test_augmentations() -> None:
@@ -261,10 +253,3 @@ def test_augmentations() -> None:
     assert f"{area:,} to {area:,}." in sentence
     assert "no mask" in drawn(overlays.augmentations(probs[0], None, [(probs[0], None)]))
     assert "no masks" in drawn(overlays.augmentations(probs[0], masks[0], [(probs[0], None)]))
-
-
-def test_no_figure_leaves_a_trace_in_pyplot() -> None:
-    import matplotlib.pyplot as plt
-
-    drawn(sizes.mask_areas([5, 6]))
-    assert plt.get_fignums() == []

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.reporting import figures, overlays, sizes
+from kernel_lib.reporting import figures, overlays
 from kernel_lib.reporting.report import MAX_ROWS, Section, page, write_report
 
 HOSTILE = "\"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>&'$x$"
@@ -48,7 +48,7 @@ def sections() -> list[Section]:
     example = overlays.Example(HOSTILE, np.zeros((32, 32), np.uint8), caption=HOSTILE)
     table = pd.DataFrame({HOSTILE: [HOSTILE, "b"], "dice": [0.123456789, np.nan], "n": [1, 2000]})
     return [
-        Section("Pictures", (sizes.mask_areas([5, 60, 700]), overlays.examples([example]))),
+        Section("Pictures", (figures.mask_areas([5, 60, 700]), overlays.examples([example]))),
         Section("Nothing to draw", figures.learning_curves({})),
         Section(HOSTILE, table),
         Section("Problems", [HOSTILE, "row 3: a gap"]),
@@ -58,7 +58,7 @@ def sections() -> list[Section]:
     ]
 
 
-def test_the_page_is_well_formed_and_loads_nothing() -> None:
+def test_the_page_is_well_formed_loads_nothing_and_links_its_sections() -> None:
     text = page("Run", sections(), {"run": "r"})
     parsed = Page(text)
     for _, attrs in parsed.tags:
@@ -71,6 +71,12 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     assert len(parsed.named("img")) == 2
     assert all(attrs["alt"] for attrs in parsed.named("img"))
     assert parsed.text.rstrip().endswith("Research only, not a medical device.")
+    targets = [attrs["href"].removeprefix("#") for attrs in parsed.named("a")]
+    assert targets == [attrs["id"] for attrs in parsed.named("section")]
+    assert len(targets) == 7
+    sentence = figures.mask_areas([5, 60, 700]).sentence
+    assert 0 < text.index(sentence) < text.index("<img"), "above its picture"
+    assert page("Run", sections(), {"run": "r"}) == text, "the same input gives the same page"
 
 
 @pytest.mark.parametrize("width", [400, 1100])
@@ -84,13 +90,6 @@ def test_long_names_do_not_widen_the_page(open_page: Callable, width: int) -> No
     assert opened.locator("dd").bounding_box()["width"] > 0.4 * (width - 40)
 
 
-def test_every_section_is_linked_from_the_contents() -> None:
-    parsed = Page(page("Run", sections()))
-    targets = [attrs["href"].removeprefix("#") for attrs in parsed.named("a")]
-    assert targets == [attrs["id"] for attrs in parsed.named("section")]
-    assert len(targets) == 7
-
-
 def test_hostile_text_is_shown_as_it_stands() -> None:
     text = page(HOSTILE, sections(), {HOSTILE: HOSTILE})
     parsed = Page(text)
@@ -98,12 +97,6 @@ def test_hostile_text_is_shown_as_it_stands() -> None:
     assert not any("onerror" in attrs for _, attrs in parsed.tags)
     # Title, heading, meta (twice), contents, section, table (head, cell), problem, words.
     assert parsed.text.count(HOSTILE) >= 10
-
-
-def test_each_sentence_stands_above_its_picture() -> None:
-    picture = sizes.mask_areas([5, 60, 700])
-    text = page("Run", [Section("Areas", picture)])
-    assert 0 < text.index(picture.sentence) < text.index("<img")
 
 
 def test_numbers_are_short_and_missing_ones_a_dash() -> None:
@@ -126,8 +119,3 @@ def test_a_body_of_another_type_is_refused_and_the_old_report_kept(tmp_path: Pat
         write_report(path, "Run", [*sections(), Section("Odd", 1.5)])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_the_same_input_gives_the_same_page() -> None:
-    first, second = (page("Run", sections(), {"seed": 3}) for _ in range(2))
-    assert first == second

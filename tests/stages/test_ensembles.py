@@ -25,7 +25,7 @@ from kernel_lib.postprocess import metrics, triplet, votes
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import report, report_images, scores
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.viewer.load import load_held_out
+from kernel_lib.viewer.data import load_held_out
 from tests.configs import write_config
 
 SIZE, N = 24, 24

@@ -18,7 +18,7 @@ from kernel_lib.data import fingerprint, images
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, past, report, report_images, scores
-from kernel_lib.viewer.load import load_viewer_data
+from kernel_lib.viewer.data import load_viewer_data
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.usefixtures("apart")

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.notebook import bar
-from kernel_lib.signals import Signals
+from kernel_lib.notebook import Signals, bar
 from tools.torture import disks, lives
 from tools.torture.stages import PROCESSES, STAGES, Place
 
