@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -9,17 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, folds_file, maps
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds as stage
 from tests.stages import reference
+from tests.stages.place import write_fold
 from tests.stages.reference import Image, Rule
 
 RUNS, FOLDS, N = ("a", "b", "c", "d"), (0, 1, 2), 48
@@ -72,36 +72,18 @@ def work(tmp_path_factory) -> Path:
     table = pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
     table["fold"] = [(i // 3) % 3 for i in range(N)]  # each fold holds every shape
     folds_file.save(table, place / "folds.csv")
-    for run in RUNS:
-        for fold in FOLDS:
-            folder = fold_run.fold_folder(place, run, fold)
-            storage.write_json(folder.config, {
-                "run": run, "fold": fold, "folds_digest": folds_file.digest(table),
-                "experiment": {"label_weight": 0.05},
-            })  # fmt: skip
-            storage.write_text(folder.log, "")
-            held = table["fold"] == fold
-            past = Lineage(images=tuple(table.loc[~held, "image_id"]), chosen_on=())
-            meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
-            shown = [(i, truth(int(i[1:]))) for i in table.loc[held, "image_id"]]
-            tests = [
-                (t, square(shape) & (at % 3 > 0)) for at, (t, shape) in enumerate(TESTS.items())
+    tests = {t: square(shape) & (at % 3 > 0) for at, (t, shape) in enumerate(TESTS.items())}
+    for run, fold in itertools.product(RUNS, FOLDS):
+        held_out = {i: truth(int(i[1:])) for i in table.loc[table["fold"] == fold, "image_id"]}
+        kept, test = (
+            [
+                (i, level_map(run, fold, i, mask), label(run, fold, i, mask.any()))
+                for i, mask in images.items()
             ]
-            for path, images in (
-                (folder.oof, shown), (folder.oof_last, shown), (folder.test, tests),
-            ):  # fmt: skip
-                maps.write(path, [
-                    (i, maps.Prediction(
-                        level_map(run, fold, i, mask), label(run, fold, i, mask.any())
-                    ))
-                    for i, mask in images
-                ], meta)  # fmt: skip
+            for images in (held_out, tests)
+        )
+        write_fold(place, run, fold, table, kept, test=test, label_weight=0.05)
     return place
-
-
-@pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch, no_report):
-    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
 
 
 class Seen:
@@ -198,6 +180,7 @@ class Reference:
         return reference.mask(self.seen.test(image_id, FOLDS, weights), rule)
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("combine", "choose", "gate"),
     [

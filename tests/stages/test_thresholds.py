@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
-from kernel_lib.postprocess import metrics, triplet, votes
-from kernel_lib.postprocess.triplet import Triplet, apply_rule
+from kernel_lib.postprocess import metrics
+from kernel_lib.postprocess.triplet import apply_rule
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer.load import load_held_out
+from tests.stages.place import write_fold
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -41,10 +43,7 @@ def write_report(folder: Path, roots: list[Path]) -> Path:
     return real_write(folder, report.load(folder, roots))
 
 
-@pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch, no_report):
-    """No mounts but the test's own; the page, which takes seconds, only where a test writes it."""
-    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
+pytestmark = pytest.mark.usefixtures("no_report")  # which takes seconds
 
 
 def table() -> pd.DataFrame:
@@ -73,32 +72,30 @@ def make_run(
     """
     drawn = table()
     folds_file.save(drawn, work / "folds.csv")
+
+    def predicted(image_id: str, seed: str, mask: np.ndarray, probability: float) -> tuple:
+        levels = level_map(seed, mask, noise) if masks else None
+        return image_id, levels, probability if label else None
+
+    def held_out(fold: int, archive: str) -> list[tuple]:
+        found = []
+        for at, image in enumerate(drawn[drawn["fold"] == fold].itertuples()):
+            truth = rle.decode(image.rle, (SIZE, SIZE))
+            seems = BLOCK if alarms and not truth.any() else truth
+            probability = (0.8 if truth.any() else 0.3) if at % 7 else 0.55
+            seed = f"{archive}{image.image_id}{run}"
+            found.append(predicted(image.image_id, seed, seems, probability))
+        return found
+
     for fold in (0, 1):
-        folder = fold_run.fold_folder(work, run, fold)
-        config = {"run": run, "folds_digest": folds_file.digest(drawn), "experiment": row}
-        storage.write_json(folder.config, config)
-        held = drawn["fold"] == fold
-        past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
-        meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
-        for path in (folder.oof, folder.oof_last):
-            shown = []
-            for at, image in enumerate(drawn[held].itertuples()):
-                truth = rle.decode(image.rle, (SIZE, SIZE))
-                seems = BLOCK if alarms and not truth.any() else truth
-                drawing = level_map(f"{path.stem}{image.image_id}{run}", seems, noise)
-                said = (0.8 if truth.any() else 0.3) if at % 7 else 0.55
-                shown.append((image.image_id, drawing if masks else None, said if label else None))
-            maps.write(path, [(i, maps.Prediction(m, p)) for i, m, p in shown], meta)
         test = [
-            (i, maps.Prediction(
-                level_map(f"{i}{run}{fold}", BLOCK, noise) if masks else None,
-                (0.1, 0.9, 0.6)[at] if label else None,
-            ))
-            for at, i in enumerate(SHAPES)
-        ]  # fmt: skip
-        maps.write(folder.test, test, meta)
-        line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1}
-        storage.write_text(folder.log, json.dumps(line | {"best": True}) + "\n")
+            predicted(i, f"{i}{run}{fold}", BLOCK, probability)
+            for i, probability in zip(SHAPES, (0.1, 0.9, 0.6), strict=True)
+        ]
+        write_fold(
+            work, run, fold, drawn, held_out(fold, "oof"), held_out(fold, "oof_last"), test,
+            lineage, **row,
+        )  # fmt: skip
 
 
 def choose_rule(work: Path, **parameters):
@@ -268,34 +265,10 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
 def test_the_map_s_own_sum_gates(tmp_path):
     make_run(tmp_path, "plain")
     result = choose_rule(tmp_path, gate="sum")
-    kept, rule = document(result), result.choice.triplet
+    kept = document(result)
     assert kept["gate"] == {"by": "sum", "runs": ["plain"]}
     assert kept["search"]["label_swept"]
-    forced = Triplet(rule.top, 0, rule.bottom, 0.5)
-    storage.write_json(result.folder / "thresholds.json", kept | {"rule": forced.to_json()})
-    found = masks(tmp_path, result.folder)
-    for image_id, shape in SHAPES.items():
-        mean = maps.mean([archive[image_id] for archive in archives(tmp_path, "plain")])
-        prob = maps.at_shape(mean, shape)
-        level = triplet.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
-        assert np.array_equal(found[image_id], apply_rule(prob, forced, level))
     assert "the sum of the probability map" in str(result)
-
-
-def test_a_vote_of_folds_asks_each_fold_s_own_label(tmp_path):
-    make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
-    for fold, said in ((0, 0.95), (1, 0.05)):
-        folder = fold_run.fold_folder(tmp_path, "gated", fold)
-        there = maps.Maps(folder.test)
-        said = [(i, maps.Prediction(np.full((SIZE, SIZE), 255, np.uint8), said)) for i in there.ids]
-        maps.write(folder.test, said, there.meta)
-    for how, expected in (("mean", True), ("vote", False)):
-        result = choose_rule(tmp_path, combine=how)
-        kept = document(result)
-        rule = Triplet(0.5, 0, 0.5, 0.4).to_json()  # the mean label is 0.5
-        storage.write_json(result.folder / "thresholds.json", kept | {"rule": rule})
-        found = masks(tmp_path, result.folder)
-        assert all(mask.all() if expected else not mask.any() for mask in found.values())
 
 
 @pytest.mark.parametrize(("how", "at_least"), [("member_vote", None), ("member_union", 2)])
@@ -311,18 +284,6 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
     assert k == at_least or at_least is None
     one = choose_rule(tmp_path, runs="b")
     assert kept["rules"]["b"] == one.choice.triplet.to_json(), "as if it stood alone"
-    rules = [Triplet.from_json(kept["rules"][run]) for run in names]
-    for image_id, found in masks(tmp_path, result.folder).items():
-        drawn = []
-        for run, rule in zip(names, rules, strict=True):
-            mean = maps.mean([archive[image_id] for archive in archives(tmp_path, run)])
-            drawn.append(apply_rule(maps.at_shape(mean, SHAPES[image_id]), rule))
-        if how == "member_vote":
-            expected = np.sum(drawn, axis=0) >= k
-        else:
-            many = [rle.runs_of(mask) for mask in drawn]
-            expected = rle.mask_of(votes.union_of_agreeing(many, k), SHAPES[image_id])
-        assert np.array_equal(found, expected)
     again = report._search_again(report.load(result.folder, [tmp_path]))
     assert again == result.searches
     text = str(result)
@@ -399,54 +360,26 @@ def test_documents_of_before_load_as_they_did(tmp_path):
     assert write_report(result.folder, [tmp_path]).exists()
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def content(change) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-def without_the_last_byte(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+def columns(change) -> Callable[[Path], None]:
+    return lambda path: change(pd.read_csv(path)).to_csv(path, index=False)
 
 
-def without_the_last_row(path: Path) -> None:
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+def arrays(change) -> Callable[[Path], None]:
+    def changed(path: Path) -> None:
+        with np.load(path) as kept:
+            given = dict(kept)
+        np.savez(path, **change(given))
 
-
-def other_columns(path: Path) -> None:
-    pd.read_csv(path).rename(columns={"dice": "score"}).to_csv(path, index=False)
-
-
-def other_images(path: Path) -> None:
-    frame = pd.read_csv(path)
-    frame.assign(image_id="x" + frame["image_id"]).to_csv(path, index=False)
-
-
-def other_folds(path: Path) -> None:
-    frame = pd.read_csv(path)
-    frame.assign(fold=1 - frame["fold"]).to_csv(path, index=False)
-
-
-def words(path: Path) -> None:
-    pd.read_csv(path).assign(dice="high").to_csv(path, index=False)
-
-
-def other_arrays(path: Path) -> None:
-    np.savez(path, hist_all=np.zeros((N, 256), np.int32))
-
-
-def fewer_images(path: Path) -> None:
-    with np.load(path) as kept:
-        arrays = {name: kept[name][1:] for name in kept}
-    np.savez(path, **arrays)
-
-
-def objects(path: Path) -> None:
-    with np.load(path) as kept:
-        arrays = dict(kept) | {"n_px": np.array([N] * N, dtype=object)}
-    np.savez(path, **arrays)
+    return changed
 
 
 def one_array(path: Path) -> None:
@@ -454,28 +387,38 @@ def one_array(path: Path) -> None:
         np.save(file, np.zeros(N))
 
 
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
+def without_searches(path: Path) -> None:
+    document = json.loads(path.read_text())
+    del document["searches"]
+    storage.write_json(path, document)
 
 
-def without(name: str):
-    def removed(path: Path) -> None:
-        document = json.loads(path.read_text())
-        del document[name]
-        storage.write_json(path, document)
-
-    return removed
-
-
-ANY = [Path.unlink, emptied, cut_short, a_folder]
+ANY = [
+    Path.unlink,
+    a_folder,
+    content(lambda data: b""),
+    content(lambda data: data[: len(data) // 2]),
+]
 DAMAGES = {
     "members.json": ANY,
-    "thresholds.json": [*ANY, *map(without, ("rules", "at_least", "honest", "last", "searches"))],
-    "oof.csv": [*ANY, without_the_last_byte, without_the_last_row, other_columns, other_images,
-                other_folds, words],
-    "oof_statistics.npz": [*ANY, other_arrays, fewer_images, objects, one_array],
-}  # fmt: skip
+    "thresholds.json": [*ANY, without_searches],
+    "oof.csv": [
+        *ANY,
+        content(lambda data: data[:-1]),
+        content(lambda data: b"".join(data.splitlines(keepends=True)[:-1])),
+        columns(lambda frame: frame.rename(columns={"dice": "score"})),
+        columns(lambda frame: frame.assign(image_id="x" + frame["image_id"])),
+        columns(lambda frame: frame.assign(fold=1 - frame["fold"])),
+        columns(lambda frame: frame.assign(dice="high")),
+    ],
+    "oof_statistics.npz": [
+        *ANY,
+        one_array,
+        arrays(lambda kept: {"hist_all": np.zeros((N, 256), np.int32)}),
+        arrays(lambda kept: {name: values[1:] for name, values in kept.items()}),
+        arrays(lambda kept: kept | {"n_px": np.array([N] * N, dtype=object)}),
+    ],
+}
 
 
 def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(tmp_path):
