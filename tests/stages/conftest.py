@@ -1,4 +1,4 @@
-"""What tests of whole stages share."""
+"""What tests of stages share: places, a run without training, and no mounts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as thresholds_stage
-from tests.stages.place import Place
+from tests.stages.place import Place, fold_table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,16 +57,9 @@ def untrained(tmp_path_factory) -> Path:
         name="tiny", encoder="tu-test_efficientnet", decoder_channels=(16,) * 5, size=32,
         label_weight=0.1, epochs=3, min_epochs=1, weights="none",
     )  # fmt: skip
-    side = 16
-    mask = np.zeros((side, side), np.uint8)
+    mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 3:9] = 1
-    drawn = pd.DataFrame(
-        [
-            (f"i{i:02d}", i % 2, "", side, side, 48 * (i % 3 == 0), rle.encode(mask * (i % 3 == 0)))
-            for i in range(12)
-        ],
-        columns=list(folds_file.COLUMNS),
-    )
+    drawn = fold_table([mask * (i % 3 == 0) for i in range(12)], [i % 2 for i in range(12)])
     folds_file.save(drawn, work / "folds.csv")
     plan = TrainPlan(run="tiny", experiment=row, parameters=TrainParameters(seed=1, n_folds=2))
     with torch.random.fork_rng(devices=[]):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
-from kernel_lib import storage
+from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
+from kernel_lib.data import rle
 from kernel_lib.stages import inference, thresholds, train
 
 RUN = "demo_UNetResNet10_128_v1_size64_tu-test-resnet_epochs2_seed3456"
@@ -65,6 +68,18 @@ class Place:
         return fold_run.fold_folder(self.root / work, run, number)
 
 
+def fold_table(
+    masks: list[np.ndarray], folds: list[int], groups: list[str] | None = None
+) -> pd.DataFrame:
+    """Return the folds file of images i00, i01 … with these masks (H, W)."""
+    groups = groups or [""] * len(masks)
+    rows = [
+        (f"i{i:02d}", fold, group, *mask.shape, int(mask.sum()), rle.encode(mask.astype(np.uint8)))
+        for i, (mask, fold, group) in enumerate(zip(masks, folds, groups, strict=True))
+    ]
+    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
+
+
 def write_fold(
     work: Path,
     run: str,
@@ -92,3 +107,30 @@ def write_fold(
     line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1, "best": True}
     storage.write_text(folder.log, json.dumps(line) + "\n")
     return folder
+
+
+def rewrite(
+    path: Path,
+    levels: Callable[[str], np.ndarray] | None = None,
+    label: Callable[[str], float] | None = None,
+    **meta,
+) -> None:
+    """Write an archive again with level maps and labels by functions of the id, or other meta."""
+    archive = maps.Maps(path)
+    levels = levels or archive.__getitem__
+    label = label or archive.label
+    images = [(i, maps.Prediction(levels(i), label(i))) for i in archive.ids]
+    maps.write(path, images, archive.meta | meta)
+
+
+def assert_same_training(one: fold_run.FoldRun, other: fold_run.FoldRun) -> None:
+    """Compare the weights of all checkpoints, and the predictions of held-out images."""
+    assert [p.name for p in one.kept()] == [p.name for p in other.kept()]
+    for a, b in zip((one.last, *one.kept()), (other.last, *other.kept()), strict=True):
+        (there, _), (here, _) = checkpoints.load(a), checkpoints.load(b)
+        average = [state["ema"]["model"] for state in (there, here) if "ema" in state]
+        for x, y in ((there["model"], here["model"]), average or ({}, {})):
+            assert x.keys() == y.keys()
+            assert all(torch.equal(x[k], y[k]) for k in x)
+    assert one.oof.read_bytes() == other.oof.read_bytes()
+    assert one.oof_last.read_bytes() == other.oof_last.read_bytes()

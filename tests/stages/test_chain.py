@@ -23,7 +23,7 @@ from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.stages import gather
 from kernel_lib.stages import train as train_stage
 from kernel_lib.training.job import Clock
-from tests.stages.place import RUN, Place
+from tests.stages.place import RUN, Place, assert_same_training
 from tools.phantoms import competition
 
 pytestmark = pytest.mark.slow
@@ -155,19 +155,6 @@ class FewSteps(Clock):
     def allows(self, seconds: float) -> bool:
         self.pieces -= 1
         return self.pieces >= 0
-
-
-def assert_same_training(one: fold_run.FoldRun, other: fold_run.FoldRun) -> None:
-    """Compare the weights of all checkpoints, and the predictions of held-out images."""
-    assert [p.name for p in one.kept()] == [p.name for p in other.kept()]
-    for a, b in zip((one.last, *one.kept()), (other.last, *other.kept()), strict=True):
-        (there, _), (here, _) = checkpoints.load(a), checkpoints.load(b)
-        average = [state["ema"]["model"] for state in (there, here) if "ema" in state]
-        for x, y in ((there["model"], here["model"]), average or ({}, {})):
-            assert x.keys() == y.keys()
-            assert all(torch.equal(x[k], y[k]) for k in x)
-    assert one.oof.read_bytes() == other.oof.read_bytes()
-    assert one.oof_last.read_bytes() == other.oof_last.read_bytes()
 
 
 def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_bits(place, monkeypatch):

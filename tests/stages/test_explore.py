@@ -293,8 +293,8 @@ def test_the_masks_shown_are_of_each_kind_and_none_twice() -> None:
         one(name, px) for name, px in zip("abcdefg", (70, 10, 60, 20, 50, 30, 40), strict=True)
     ]
     rows = explore_files.LabelRows(9, 7, {"a": 2, "e": 2, "f": 3}, {"f": 2})
-    shown = [(kind, m.image_id) for kind, m in explore_files.telling(found, rows, 1)]
+    shown = [(kind, m.image_id) for kind, m in explore_files.samples(found, rows, 1)]
     assert shown == [("largest", "a"), ("median", "g"), ("smallest", "b"), ("several rows", "f")]
-    assert len(list(explore_files.telling(found, rows, 4))) == 7
-    assert list(explore_files.telling([], None, 4)) == []
+    assert len(list(explore_files.samples(found, rows, 4))) == 7
+    assert list(explore_files.samples([], None, 4)) == []
     assert one("a", 70).area_px == 70

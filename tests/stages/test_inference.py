@@ -11,7 +11,7 @@ import pytest
 
 from kernel_lib import __main__ as main
 from kernel_lib import checkpoints, storage
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import InferenceParameters
 from kernel_lib.data import fingerprint, images
@@ -19,7 +19,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, past, report, report_images, scores
 from kernel_lib.viewer.load import load_viewer_data
-from tests.stages.place import Place
+from tests.stages.place import Place, rewrite
 
 
 @pytest.fixture
@@ -152,20 +152,18 @@ def test_an_output_s_name_is_a_folder_of_its_own(name):
         InferenceParameters.checked({"output": name})
 
 
-def retold(work: Path, fold: int, stated: Lineage, had: Lineage | None = None) -> None:
+def state_lineage(work: Path, fold: int, stated: Lineage, had: Lineage | None = None) -> None:
     """Give a fold's archive of held-out images another past, and its checkpoints that, or `had`."""
     folder = fold_run.fold_folder(work, "tiny", fold)
     for path in folder.kept():
         checkpoints.save(path, checkpoints.load(path)[0], had or stated)
-    old = maps.Maps(folder.oof)
-    shown = [(i, maps.Prediction(old[i], old.label(i))) for i in old.ids]
-    maps.write(folder.oof, shown, old.meta | {"lineage": stated.to_json()})
+    rewrite(folder.oof, lineage=stated.to_json())
 
 
 def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, capsys):
     path = sorted((place / "first").iterdir())[1]
     codes = (fingerprint.code(images.read(path)), "")
-    retold(place / "work", 1, Lineage(images=("copy", "i02"), fingerprints=codes))
+    state_lineage(place / "work", 1, Lineage(images=("copy", "i02"), fingerprints=codes))
     result = infer(place, "first")
     noted = json.loads((result.folder / "test.json").read_text())["trained_on"]
     assert [line.split(", by")[0] for line in noted] == [f"{path.stem} is the training image copy"]
@@ -184,6 +182,6 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
 
 
 def test_maps_of_another_past_than_the_checkpoints_are_refused(place):
-    retold(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
+    state_lineage(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
     with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another past"):
         infer(place, "first")

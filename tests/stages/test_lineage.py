@@ -25,30 +25,32 @@ from kernel_lib.models import imagenet, networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
-from kernel_lib.stages import initial_weights
+from kernel_lib.stages import initial_weights, report
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.stages.past import ImageSet
 from kernel_lib.stages.preparation import TrainingSet
-from tests.stages.place import write_fold
+from tests.stages.place import fold_table, write_fold
 
 ROW = Experiment(
     name="tiny", encoder="resnet18", decoder_channels=(48, 40, 32, 24, 16), size=32,
     epochs=3, min_epochs=1, weights="none",
 )  # fmt: skip
 SIZE = 16
+real_write = report.write
+
+pytestmark = pytest.mark.usefixtures("no_report")  # but where a test reads it
 
 
 def table(groups: bool = False) -> pd.DataFrame:
     """Twelve images in two folds by turns, every third with a mask; two a patient with groups."""
-    rows = []
-    for i in range(12):
-        mask = np.zeros((SIZE, SIZE), np.uint8)
-        if i % 3 == 0:
-            mask[4:12, 3:9] = 1
-        fold = (i // 2) % 2
-        group = f"patient{i // 2}" if groups else ""
-        rows.append((f"i{i:02d}", fold, group, SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
-    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[4:12, 3:9] = 1
+    numbers = range(12)
+    return fold_table(
+        [mask * (i % 3 == 0) for i in numbers],
+        [(i // 2) % 2 for i in numbers],
+        [f"patient{i // 2}" for i in numbers] if groups else None,
+    )
 
 
 DIGEST = folds_file.digest(table())
@@ -374,11 +376,12 @@ def test_a_member_that_saw_an_image_or_its_patient_is_refused(tmp_path, past, wo
     assert search(tmp_path, runs="clean").past_known
 
 
-def test_an_unknown_past_is_refused_unless_asked_for_and_then_not_honest(tmp_path):
+def test_an_unknown_past_is_refused_unless_asked_for_and_then_not_honest(tmp_path, monkeypatch):
     past = Lineage(images=("i02",)).joined(UNKNOWN, "found.pth")
     predicted(tmp_path, "foundling", {0: past})
     with pytest.raises(InputError, match=r"\(found.pth\) may .* -p ALLOW_UNKNOWN_PAST True"):
         search(tmp_path)
+    monkeypatch.setattr(report, "write", real_write)
     result = search(tmp_path, allow_unknown_past=True)
     assert not result.past_known
     rows = [line for line in str(result).splitlines() if line.strip().startswith(("rule,", "last"))]

@@ -14,12 +14,11 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.data import rle
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds as stage
 from tests.stages import reference
-from tests.stages.place import write_fold
+from tests.stages.place import fold_table, write_fold
 from tests.stages.reference import Image, Rule
 
 RUNS, FOLDS, N = ("a", "b", "c", "d"), (0, 1, 2), 48
@@ -64,13 +63,8 @@ def label(run: str, fold: int, image_id: str, positive: bool) -> float:
 def work(tmp_path_factory) -> Path:
     """Four runs of three folds, with what they predict of held-out and of test images."""
     place = tmp_path_factory.mktemp("reference")
-    rows = [
-        (f"i{i:02d}", i % 3, "", *SHAPES[i % 3], int(truth(i).sum()),
-         rle.encode(truth(i).astype(np.uint8)))
-        for i in range(N)
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
-    table["fold"] = [(i // 3) % 3 for i in range(N)]  # each fold holds every shape
+    # Each fold holds every shape.
+    table = fold_table([truth(i) for i in range(N)], [(i // 3) % 3 for i in range(N)])
     folds_file.save(table, place / "folds.csv")
     tests = {t: square(shape) & (at % 3 > 0) for at, (t, shape) in enumerate(TESTS.items())}
     for run, fold in itertools.product(RUNS, FOLDS):
@@ -101,8 +95,8 @@ class Seen:
 
     def image(self, image_id, mask, shape, folds, weights, name) -> Image:
         """An image by these folds of the members under integer weights."""
-        speaking = [(f, r, w) for f in folds for r, w in zip(RUNS, weights, strict=True) if w]
-        archives = [(self.archives[run, fold, name], w) for fold, run, w in speaking]
+        used = [(f, r, w) for f in folds for r, w in zip(RUNS, weights, strict=True) if w]
+        archives = [(self.archives[run, fold, name], w) for fold, run, w in used]
         level = reference.mean_map(
             [maps_[image_id] for (maps_, _), _ in archives], [w for _, w in archives]
         )

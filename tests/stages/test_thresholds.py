@@ -27,7 +27,7 @@ from kernel_lib.postprocess.triplet import apply_rule
 from kernel_lib.stages import agreement, report, scores
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer.load import load_held_out
-from tests.stages.place import write_fold
+from tests.stages.place import fold_table, rewrite, write_fold
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -48,13 +48,10 @@ pytestmark = pytest.mark.usefixtures("no_report")  # which takes seconds
 
 def table() -> pd.DataFrame:
     """Images in two folds by turns, every third with a mask."""
-    rows = []
-    for i in range(N):
-        mask = np.zeros((SIZE, SIZE), np.uint8)
-        if i % 3 == 0:
-            mask[4 : 9 + i // 3, 3:12] = 1
-        rows.append((f"i{i:02d}", i % 2, "", SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
-    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
+    masks = np.zeros((N, SIZE, SIZE), np.uint8)
+    for i in range(0, N, 3):
+        masks[i, 4 : 9 + i // 3, 3:12] = 1
+    return fold_table(list(masks), [i % 2 for i in range(N)])
 
 
 def level_map(seed: str, mask: np.ndarray, noise: int) -> np.ndarray:
@@ -147,10 +144,7 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
 def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, first, selected):
     make_run(tmp_path, "plain")
     for path in tmp_path.glob("runs/plain/fold*/oof.zip"):
-        archive = maps.Maps(path)
-        shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
-        lineage = archive.meta["lineage"] | {"chosen_on": chosen_on}
-        maps.write(path, shown, {**archive.meta, "lineage": lineage})
+        rewrite(path, lineage=maps.Maps(path).meta["lineage"] | {"chosen_on": chosen_on})
     result = choose_rule(tmp_path)
     assert document(result)["epochs_selected"] == {"honest": selected, "last": False}
     listed = scores.table(result.scores)
@@ -185,23 +179,14 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     assert "gate: the classification probability of judge" in scores.summary(result.folder)
 
 
-def test_a_gate_can_be_left_out_and_its_label_is_then_not_looked_for(tmp_path):
-    make_run(tmp_path, "steps", gate="judge")
-    result = choose_rule(tmp_path, gate="none")
-    assert result.honest.auc_label is None
-    assert result.choice.triplet.label is None
-
-
-def test_a_missing_classifier_is_named_with_the_mend(tmp_path):
+def test_a_missing_classifier_is_named_may_be_left_out_and_must_not_have_seen_an_image(tmp_path):
     make_run(tmp_path, "steps", gate="judge")
     with pytest.raises(InputError, match=r"gated by the run judge, .* -p WITH_PARENTS True"):
         choose_rule(tmp_path)
-
-
-def test_a_classifier_that_saw_an_image_is_refused(tmp_path):
-    make_run(tmp_path, "steps", gate="judge")
-    past = Lineage(images=("i05",))
-    make_run(tmp_path, "judge", label=True, masks=False, lineage=past)
+    result = choose_rule(tmp_path, gate="none")
+    assert result.honest.auc_label is None
+    assert result.choice.triplet.label is None
+    make_run(tmp_path, "judge", label=True, masks=False, lineage=Lineage(images=("i05",)))
     with pytest.raises(InputError, match="judge/fold1 was trained on image i05"):
         choose_rule(tmp_path, runs="steps")
 
@@ -250,11 +235,8 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
     make_run(tmp_path, "b", label=True, label_weight=0.05)
     recipe = {"members": [{"run": "a", "weight": 3.0}, {"run": "b"}], "gate": "label"}
     storage.write_json(tmp_path / "mine.json", recipe)
-    for fold in (0, 1):  # b says 0 of everything
-        folder = fold_run.fold_folder(tmp_path, "b", fold)
-        there = maps.Maps(folder.oof)
-        said = [(i, maps.Prediction(there[i], 0.0)) for i in there.ids]
-        maps.write(folder.oof, said, there.meta)
+    for fold in (0, 1):
+        rewrite(fold_run.fold_folder(tmp_path, "b", fold).oof, label=lambda image_id: 0.0)
     result = choose_rule(tmp_path, ensemble=str(tmp_path / "mine.json"))
     assert result.folder.name == "mine"
     own = maps.Maps(fold_run.fold_folder(tmp_path, "a", 0).oof)
@@ -298,13 +280,9 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
 def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
     make_run(tmp_path, "good"), make_run(tmp_path, "better", noise=60)
     make_run(tmp_path, "noise", noise=256 - 120)
-    for fold in (0, 1):
-        folder = fold_run.fold_folder(tmp_path, "noise", fold)
-        for path in (folder.oof, folder.oof_last):
-            there = maps.Maps(path)
-            blind = np.zeros((SIZE, SIZE), np.uint8)
-            drawn = [(i, maps.Prediction(level_map(i, blind, 255))) for i in there.ids]
-            maps.write(path, drawn, there.meta)
+    blind = np.zeros((SIZE, SIZE), np.uint8)
+    for path in tmp_path.glob("runs/noise/fold*/oof*.zip"):
+        rewrite(path, lambda image_id: level_map(image_id, blind, 255))
     result = choose_rule(tmp_path, runs="noise,better,good", ensemble="picked", choose="greedy")
     kept = document(result)["selection"]
     assert [one["run"] for one in kept["candidates"]] == ["noise", "better", "good"]
@@ -493,9 +471,7 @@ def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, n
     make_run(tmp_path, "a")
     folder = choose_rule(tmp_path).folder
     path = getattr(fold_run.fold_folder(tmp_path, "a", 1), name)
-    archive = maps.Maps(path)
-    shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
-    maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
+    rewrite(path, checkpoints={"best_epoch001.pt": "another"})
     for read in (
         lambda: report.load(folder, [tmp_path]),
         lambda: load_held_out(folder, [tmp_path]),
