@@ -92,10 +92,10 @@ def test_a_training_in_several_sessions_ends_with_the_bits_of_an_unbroken_one(
             project_root / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
         )
     shutil.copy(project_root / metadata.FILE, root)
-    with (root / "kernel_lib" / "training" / "clock.py").open("a") as file:
+    with (root / "kernel_lib" / "training" / "job.py").open("a") as file:
         file.write(PIECES)
-    # Of some ten steps, scorings and predictions, 4 a session.
-    folder = build(root, tmp_path, "train", "script", GIVEN | {"FOLD": "0", "MAX_HOURS": "4"})
+    # 2 epochs of 2 steps, 2 scorings and 2 predictions: 8 pieces of work, 3 a session.
+    folder = build(root, tmp_path, "train", "script", GIVEN | {"FOLD": "0", "MAX_HOURS": "3"})
     inputs, logs = {}, []
     while not logs or "run the same command again" in logs[-1]:
         out = tmp_path / "out" / str(len(logs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +85,9 @@ def write_fold(
     run: str,
     fold: int,
     table: pd.DataFrame,
-    kept: Iterable[tuple],
-    last: Iterable[tuple] | None = None,
-    test: Iterable[tuple] | None = None,
+    kept: Sequence[tuple],
+    last: Sequence[tuple] | None = None,
+    test: Sequence[tuple] | None = None,
     lineage: Lineage | None = None,
     **experiment,
 ) -> fold_run.FoldRun:
