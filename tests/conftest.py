@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where real data lies, if it does; disks of their own."""
+"""Fixtures shared by all tests: real data, if there is any; phantoms; disks of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from kernel_lib import storage
 from tests.browser import browser, open_page  # noqa: F401
 
 # A shared machine is slow at times: no test fails by its time.
@@ -34,6 +35,50 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder} (set PNEUMO_SHARED_DATA)")
     return folder
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that all processes of pytest-xdist share, made by the first that asks."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    complete = folder / ".complete"
+    with storage.folder_lock(folder, wait=True):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            complete.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A data folder, to be read alone: 24 training and 4 test phantoms of 128 px."""
+    from tools.phantoms import competition
+
+    def write(folder: Path) -> None:
+        competition.write_competition(
+            folder, 24, 4, size=128, seed=1, difficulty=0.1, positives=0.5, workers=1,
+            progress=False,
+        )  # fmt: skip
+
+    return made_once(tmp_path_factory, "phantoms", write)
+
+
+@pytest.fixture(scope="session")
+def phantom_run(tmp_path_factory, phantoms) -> Path:
+    """A folder, to be read alone: `work` after train, thresholds and inference, and the `cache`."""
+    import torch
+
+    from tests.stages.place import Place
+
+    def run(folder: Path) -> None:
+        place, threads = Place(folder, phantoms), torch.get_num_threads()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KERNEL_LIB_MOUNTS", str(folder / "mounts"))
+            place.train(), place.search(), place.infer()
+        torch.set_num_threads(threads)
+
+    return made_once(tmp_path_factory, "phantom_run", run)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A data folder as found: what is in it, what is wrong with it, and where its masks lie."""
+"""What is in a data folder, what is wrong with it, and where its masks lie."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from kernel_lib.config import ExploreParameters
 from kernel_lib.data import folds, images, label_checks, labels, rle, table
 from kernel_lib.data.table import Source
 from kernel_lib.kaggle import paths
+from kernel_lib.notebook import bar
 from kernel_lib.postprocess.units import AREA_UNIT
 from kernel_lib.reporting import mean_images, overlays
 from kernel_lib.reporting.figures import mask_areas
+from kernel_lib.reporting.mean_images import RunningMean
 from kernel_lib.reporting.picture import Picture, counted
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
@@ -26,7 +28,7 @@ LISTED = 10  # faults among the lines; the table has all
 
 @dataclass(frozen=True)
 class Explored:
-    """What a look at a data folder came to."""
+    """The result of a look at a data folder."""
 
     source: Source
     lines: tuple[str, ...]  # what is there, in words
@@ -45,10 +47,10 @@ class Explored:
 
 
 def run(parameters: ExploreParameters) -> Explored:
-    """Look at a data folder: every row of its tables, and SAMPLE_IMAGES of its files.
+    """Look at every row of a data folder's tables, and SAMPLE_IMAGES of its files.
 
-    Files that cannot be read and labels that do not fit are listed. Raises InputError where there
-    is no data, and for what `table.discover` refuses.
+    Lists files that cannot be read and labels that do not fit. Raises InputError without data, and
+    for what `table.discover` refuses.
     """
     source = table.discover(paths.data_dir(parameters.data_dir))
     rows = None
@@ -57,22 +59,24 @@ def run(parameters: ExploreParameters) -> Explored:
     opened = explore_files.open_some(source, parameters.sample_images, parameters.seed)
     masked = explore_files.masked(source, opened, parameters.masks_are)
     masks = _masks(source, masked, rows, opened)  # which may find more bad files
-    bad = pd.DataFrame(opened.bad, columns=["image_id", "what", "where"], dtype=object)
+    areas = Picture(None, "No histogram of mask areas: no image has a label.")
+    if len(source.train):
+        areas = mask_areas([one.area_px for one in masked], names=("as labelled", ""))
     result = Explored(
         source=source,
         lines=tuple(_lines(source, rows, opened, masked, parameters)),
         kinds=_kinds(opened),
-        bad=bad,
-        areas=_areas(source, masked),
+        bad=pd.DataFrame(opened.bad, columns=["image_id", "what", "where"], dtype=object),
+        areas=areas,
         masks=masks,
-        means=mean_images.plot_means(opened.mean, explore_files.mean_mask(masked)),
+        means=mean_images.plot_means(opened.mean, _mean_mask(masked)),
     )
     print(result)
     return result
 
 
 def viewer(parameters: ExploreParameters):
-    """The viewer of an ensemble's masks; a sentence where ENSEMBLE names none."""
+    """Return the viewer of an ensemble's masks, or a sentence without ENSEMBLE."""
     if parameters.ensemble is None:
         return Picture(None, "No viewer: -p ENSEMBLE NAME shows the masks of that ensemble.")
     from kernel_lib.viewer.document import viewer as of_folder
@@ -135,7 +139,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _id_forms(ids: Sequence[str]) -> list[str]:
-    """A line for each form that ids have, with the first id of it."""
+    """Return a line for each form that ids have, with its first id."""
     forms = {
         "as in a DICOM (numbers and dots)": r"\d+(\.\d+){5,}",
         "as the competition's second stage (ID_…)": r"ID_[0-9a-f]+",
@@ -186,7 +190,7 @@ def _share_read(source: Source, opened: Opened, masked: Sequence[Masked]) -> str
 
 
 def _doubts(masked: Sequence[Masked], masks_are: str | None) -> list[str]:
-    """A line for what training would refuse, and for masks that are large for a lung."""
+    """Return a line for what training would refuse, and for masks that are large for a lung."""
     named = [(one.image_id, (one.runs, one.shape)) for one in masked]
     doubt = label_checks.doubt([label for _, label in named]) if masks_are != "right" else None
     doubts = [doubt, label_checks.doubt_of_large(named)]
@@ -195,26 +199,28 @@ def _doubts(masked: Sequence[Masked], masks_are: str | None) -> list[str]:
 
 def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
     if given is None:
-        given_patients = pd.Series(opened.patients, dtype=object)
+        named = pd.Series(opened.patients, dtype=object)
     else:
-        given_patients = every.map(labels.read_groups(paths.from_root(given)))
-    given_patients, notes = folds.known_patients(given_patients)
+        named = every.map(labels.read_groups(paths.from_root(given)))
+    named, notes = folds.known_patients(named)
     lines = [f"note: {note}" for note in notes]
-    known = given_patients[given_patients != ""]
+    known = named[named != ""]
+    n = known.nunique()
     if given is None:
-        named = f"{known.nunique():,} named by the DICOMs that were opened"
-        texts = [named] if len(known) else folds.note_unknown_patients(every, given_patients)
+        texts = [f"{n:,} named by the DICOMs that were opened"]
+        if known.empty:
+            texts = folds.note_unknown_patients(every, named)
         return [*(f"patients: {text}" for text in texts), *lines]
     several = int((known.value_counts() > 1).sum())
     return [
-        f"patients: {known.nunique():,} of {len(known):,} images by {given}, {several:,} with "
-        f"several images; {len(every) - len(known):,} images have none there",
+        f"patients: {n:,} of {len(known):,} images by {given}, {several:,} with several images; "
+        f"{len(every) - len(known):,} images have none there",
         *lines,
     ]
 
 
 def _kinds(opened: Opened) -> pd.DataFrame:
-    """How many of the opened files are of each kind and size, most first."""
+    """Count the opened files of each kind and size, most first."""
     columns = ["kind", "height", "width"]
     rows = [(opened.kinds[name], *shape) for name, shape in opened.shapes.items()]
     counts = pd.DataFrame(rows, columns=columns).value_counts(sort=False)
@@ -224,18 +230,19 @@ def _kinds(opened: Opened) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def _areas(source: Source, masked: Sequence[Masked]) -> Picture:
-    if source.train.empty:
-        return Picture(None, "No histogram of mask areas: no image has a label.")
-    return mask_areas([one.area_px for one in masked], names=("as labelled", ""))
+def _mean_mask(masked: Sequence[Masked]) -> RunningMean:
+    mean = RunningMean()
+    for image in bar(masked, desc="masks", unit="mask"):
+        mean.add(rle.mask_of(image.runs, image.shape))
+    return mean
 
 
 def _masks(
     source: Source, masked: Sequence[Masked], rows: LabelRows | None, opened: Opened
 ) -> Picture:
-    """The most telling masks over their images; without any mask, radiographs as they are."""
+    """Show masks of each kind over their images; without any mask, radiographs alone."""
     shown = []
-    for kind, one in explore_files.telling(masked, rows, SHOWN):
+    for kind, one in explore_files.samples(masked, rows, SHOWN):
         pixels = explore_files.pixels(one, opened)
         if pixels is None:
             continue

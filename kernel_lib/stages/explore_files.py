@@ -1,4 +1,4 @@
-"""What a look into a data folder gathers: files opened, rows of labels, masks as they lie."""
+"""What a look into a data folder gathers: files, rows of labels, masks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Masked:
 
 
 def open_some(source: Source, n: int, seed: int) -> Opened:
-    """Decode n images, drawn from all, training and test; files of 0 bytes are found among all."""
+    """Decode n random training and test images, and look for files of 0 bytes among all."""
     every = pd.concat([source.train, source.test])[["image_id", "path"]]
     every = every.drop_duplicates("image_id").reset_index(drop=True)
     order = np.random.default_rng(seed).permutation(len(every))[:n]
@@ -74,7 +74,7 @@ def open_some(source: Source, n: int, seed: int) -> Opened:
         _open(opened, name, Path(path))
     seen = {name for name, _, _ in opened.bad}
     for name, path in every.itertuples(index=False, name=None):
-        if name not in seen and not _size(path):
+        if name not in seen and not (os.path.isfile(path) and os.path.getsize(path)):
             opened.bad.append((name, "is empty (0 bytes), or gone: fetch it, or remove it", path))
     return opened
 
@@ -94,7 +94,7 @@ def _open(opened: Opened, name: str, path: Path) -> None:
 
 
 def label_rows(csv: Path) -> LabelRows:
-    """How many rows each image has, and how many of these overlap an earlier one of it."""
+    """Count the rows of each image, and those that overlap an earlier one of the same image."""
     table = cells.read_table(csv, [cells.ID_COLUMN, cells.RLE_COLUMN])
     names = pd.Series(labels.names_of(table[cells.ID_COLUMN]), index=table.index)
     several = names.duplicated(keep=False)
@@ -110,10 +110,9 @@ def label_rows(csv: Path) -> LabelRows:
 
 
 def masked(source: Source, opened: Opened, masks_are: str | None) -> list[Masked]:
-    """Every image with a mask, where all that were opened have one size; else the opened ones.
+    """Return every image with a mask if all opened ones have one size, else of the opened ones.
 
-    Of mask images only those of opened images are read. What does not fit its image is added to
-    `opened.bad`.
+    Mask images are read for opened images alone. What does not fit is added to `opened.bad`.
     """
     found = []
     for row in source.train.itertuples(index=False):
@@ -133,16 +132,8 @@ def masked(source: Source, opened: Opened, masks_are: str | None) -> list[Masked
     return found
 
 
-def mean_mask(found: list[Masked]) -> RunningMean:
-    """The mean of all masks."""
-    mean = RunningMean()
-    for one in bar(found, desc="masks", unit="mask"):
-        mean.add(rle.mask_of(one.runs, one.shape))
-    return mean
-
-
-def telling(found: list[Masked], rows: LabelRows | None, each: int) -> Iterator[tuple[str, Masked]]:
-    """A few masks of each kind, none twice: largest, median, smallest, of several rows."""
+def samples(found: list[Masked], rows: LabelRows | None, each: int) -> Iterator[tuple[str, Masked]]:
+    """Yield a few masks of each kind, none twice: largest, median, smallest, of several rows."""
     by_area = sorted(found, key=lambda one: (-one.area_px, one.image_id))
     middle = max(0, (len(by_area) - each) // 2)
     several = rows.of_image if rows else {}
@@ -162,32 +153,22 @@ def telling(found: list[Masked], rows: LabelRows | None, each: int) -> Iterator[
         yield from ((kind, one) for one in fresh)
 
 
-def pixels(one: Masked, opened: Opened) -> np.ndarray | None:
-    """The image (H, W) of a mask; None, and a line in `opened.bad`, where it is not fit for it."""
+def pixels(masked: Masked, opened: Opened) -> np.ndarray | None:
+    """Return the image (H, W) of a mask; None, and a line in `opened.bad`, if it does not fit."""
     try:
-        found = images.read(one.path)
+        found = images.read(masked.path)
     except InputError as error:
-        what = _without(one.path, error)
+        what = _without(masked.path, error)
     else:
-        if found.shape == one.shape:
+        if found.shape == masked.shape:
             return found
-        what = f"is {_by(found.shape)}, and those that were opened are {_by(one.shape)}"
-    if one.image_id not in {name for name, _, _ in opened.bad}:
-        opened.bad.append((one.image_id, what, one.path))
+        (height, width), (others_height, others_width) = found.shape, masked.shape
+        what = f"is {width}×{height}, and those that were opened are {others_width}×{others_height}"
+    if masked.image_id not in {name for name, _, _ in opened.bad}:
+        opened.bad.append((masked.image_id, what, masked.path))
     return None
 
 
 def _without(path: str, error: InputError) -> str:
-    """An error's words without the path that they begin with."""
+    """Return an error's message without the path that it begins with."""
     return str(error).removeprefix(path).strip(", ")
-
-
-def _by(shape: tuple[int, int]) -> str:
-    return f"{shape[1]}×{shape[0]}"
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0

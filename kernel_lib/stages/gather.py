@@ -1,4 +1,4 @@
-"""Folds that several machines or kernels trained → one working folder, whole or not at all."""
+"""Folds that several machines or kernels trained → one working folder, complete or not at all."""
 
 from __future__ import annotations
 
@@ -51,47 +51,49 @@ class GatherResult:
             for fold in mine:
                 places.setdefault(fold.root, []).append(fold.folder.fold)
             origin = "; ".join(f"{root} ({_listed(some)})" for root, some in places.items())
-            parts = (_listed(part) for part in (finished, begun, missing))
-            rows.append((run, n_folds, *parts, origin))
+            rows.append((run, n_folds, *map(_listed, (finished, begun, missing)), origin))
         columns = ["run", "folds", "finished", "unfinished", "missing", "from"]
         return pd.DataFrame(rows, columns=columns)
 
     def __str__(self) -> str:
         lines = [*self.notes, *_columns(self.table())]
-        for fold in self.folds:
-            if not fold.finished:
-                lines.append(
-                    f"{fold.folder.name} is unfinished ({fold.progress}): run the train stage in "
-                    "this WORK_DIR to continue"
-                )
-        copied = ", ".join(self.copied) or "nothing, all of it was there"
-        return "\n".join([*lines, f"copied into {self.work}: {copied}", f"next: {self._next()}"])
-
-    def _next(self) -> str:
-        """The command that goes on from here."""
+        lines += [
+            f"{fold.folder.name} is unfinished ({fold.progress}): run the train stage in this "
+            "WORK_DIR to continue"
+            for fold in self.folds
+            if not fold.finished
+        ]
+        lines.append(
+            f"copied into {self.work}: {', '.join(self.copied) or 'nothing, all of it was there'}"
+        )
         done = list(dict.fromkeys(fold.folder.run for fold in self.folds if fold.finished))
-        named = f" -p RUNS {','.join(done)}" if len(done) > 1 else ""
-        name, work = "thresholds" if done else "train", shlex.quote(str(self.work))
-        return f"papermill notebooks/{name}.ipynb out.ipynb -p WORK_DIR {work}{named}"
+        notebook, work = "thresholds" if done else "train", shlex.quote(str(self.work))
+        runs = f" -p RUNS {','.join(done)}" if len(done) > 1 else ""
+        lines.append(
+            f"next: papermill notebooks/{notebook}.ipynb out.ipynb -p WORK_DIR {work}{runs}"
+        )
+        return "\n".join(lines)
 
 
 def run(sources: Sequence[Path], work: Path) -> GatherResult:
-    """Bring folds.csv and every fold of every run under `sources` into a working folder.
+    """Copy folds.csv and every fold of every run under `sources` into a working folder.
 
-    A source is a working folder or another kernel's output, itself or up to two levels down; what
-    lies in `work` counts as one. All is opened and checked before the first byte is copied; a fold
-    appears whole or not at all, and killed anywhere the same call goes on. Of the same fold in two
-    places the further one is taken. Ensembles stay behind: the thresholds stage makes them anew.
+    A source is a working folder or another kernel's output, itself or up to two levels down; `work`
+    counts as one. Of the same fold in two places the further one is taken. A fold appears complete
+    or not at all, and the same call continues after a kill. Ensembles are not copied.
 
-    Raises InputError, nothing copied, for a source without runs, damaged files, several folds
-    files, several configurations in one run, a fold that was trained twice to other weights, and
-    a working folder that cannot be written.
+    Raises:
+        InputError: Before anything is copied, for a source without runs, damaged files, several
+            folds files, several configurations in one run, a fold that was trained twice to other
+            weights, and a working folder that cannot be written.
     """
     work = work.absolute()
     storage.check_writable(work, "--into")
     roots = _roots(sources, work)
     with Signals().caught():
-        found = _opened(roots)
+        begun = [(root, folder) for root in roots for folder in fold_run.with_training(root)]
+        with bar(begun, desc="check", unit="fold", leave=False) as shown:
+            found = [gather_check.opened(root, folder) for root, folder in shown]
         folds_path, fold_table = gather_check.one_table(roots, found)
         gather_check.refuse_mixed(found)
         LeftOut.load(roots)  # damage is refused here, and not passed on
@@ -114,7 +116,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
 
 
 def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
-    """The working folder, then each folder that holds artefacts; InputError where one has none."""
+    """Return the working folder, then each folder of artefacts; InputError for a source without."""
     roots = {work.resolve(): work}
     for source in sources:
         inside = paths.artefacts_below(source)
@@ -129,30 +131,23 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
     return list(roots.values())
 
 
-def _opened(roots: Iterable[Path]) -> list[Fold]:
-    """Every fold in every place, checked."""
-    there = [(root, folder) for root in roots for folder in fold_run.with_training(root)]
-    with bar(there, desc="check", unit="fold", leave=False) as shown:
-        return [gather_check.opened(root, folder) for root, folder in shown]
-
-
 def _target(work: Path, fold: Fold) -> FoldRun:
     return fold_run.fold_folder(work, *fold.key)
 
 
+def _bytes(copies: Iterable[Fold]) -> int:
+    return sum(size for fold in copies for size, _ in fold.stamps.values())
+
+
 def _check_room(copies: Sequence[Fold], work: Path) -> None:
     needed = _bytes(copies)
-    there = next(path for path in (work, *work.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (work, *work.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(
             f"{work} would need {needed / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB free: "
             "make room, or gather into another folder"
         )
-
-
-def _bytes(copies: Iterable[Fold]) -> int:
-    return sum(size for fold in copies for size, _ in fold.stamps.values())
 
 
 @contextmanager
@@ -171,17 +166,17 @@ def _locked(copies: Iterable[Fold], places: Places, work: Path) -> Iterator[None
 
 
 def _refuse_changed(was: Mapping[Path, Stamp | None]) -> None:
-    """Refuse files that are no longer as they were when they were checked."""
+    """Refuse files that changed since they were checked."""
     for path, stamp in was.items():
         if gather_check.stamped(path) != stamp:
             raise InputError(
-                f"{path} was written to while it was gathered: wait until the training there has "
-                "ended, or end it, and run the same command again"
+                f"{path} was written to while it was gathered: wait for the training there to end, "
+                "and run the same command again"
             )
 
 
 def _bring_table(table: Path, fold_table: pd.DataFrame, roots: Sequence[Path], work: Path) -> None:
-    """folds.csv first, so that a training that starts here meanwhile takes it too."""
+    """Copy folds.csv first, so that a training that starts here meanwhile takes it too."""
     target = work / filenames.FOLDS
     with storage.folder_lock(target, wait=True):
         if target.exists():
@@ -228,7 +223,7 @@ def _copy(path: Path, target: Path, shown: tqdm | None = None) -> None:
 
 
 def _notes(taken: Iterable[Fold], places: Places) -> Iterator[str]:
-    """A line for each fold that was further in one place than in another."""
+    """Yield a line for each fold that was further in one place than in another."""
     for fold in taken:
         behind = [one for one in places[fold.key] if one.further != fold.further]
         if behind:
@@ -240,7 +235,7 @@ def _notes(taken: Iterable[Fold], places: Places) -> Iterator[str]:
 
 
 def _columns(table: pd.DataFrame) -> Iterator[str]:
-    """The lines of a table, all of it to the left."""
+    """Yield the lines of a table, aligned to the left."""
     cells = [list(table.columns), *table.astype(str).to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -1,8 +1,8 @@
-"""What `gather` may bring: every fold opened as later stages will, and compared with the others."""
+"""What `gather` may copy: every fold is opened as later stages will, and compared to the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ ONE_FILE = "an ensemble needs one folds file: gather each with its like into a f
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of one run as it lies in one place, its files opened and found whole."""
+    """One fold of one run in one place, its files opened and checked."""
 
     root: Path  # the folder that holds runs/
     folder: FoldRun
@@ -45,18 +45,17 @@ class Fold:
 
     @property
     def stands(self) -> tuple[int, ...]:
-        """Where its training stands, to be compared; all that have ended stand alike."""
+        """How far it is trained, to be compared; all that have ended are equal."""
         at = self.position
         return (1,) if at.ended else (0, at.epoch, at.step)
 
     @property
     def further(self) -> tuple:
-        """The same, then whether its held-out images are predicted."""
+        """How far it is trained, and whether its held-out images are predicted."""
         return self.stands, self.finished
 
     @property
     def progress(self) -> str:
-        """Where it stands, in words."""
         at = self.position
         if self.finished:
             return f"finished after {at.ended}"
@@ -69,14 +68,15 @@ class Fold:
 
 
 def opened(root: Path, folder: FoldRun) -> Fold:
-    """A fold, every file of it read and checked; InputError naming what is damaged and the fix."""
+    """Read and check every file of a fold; InputError names what is damaged, and the fix."""
     config = _config(folder)
-    there = {path: stamp for path in _files(folder) if (stamp := stamped(path)) is not None}
+    files = [folder.config, folder.log, folder.last, *folder.kept()]
+    files += [folder.oof, folder.oof_last, folder.test]
+    there = {path: stamp for path in files if (stamp := stamped(path)) is not None}
     if folder.last not in there:
         if folder.oof in there or folder.oof_last in there:
             raise InputError(
-                f"{folder.path} has maps and no last.pt, as in a copy that was cut short: copy it "
-                "whole, or leave it out"
+                f"{folder.path} has maps and no last.pt: copy all of it again, or leave it out"
             )
         return Fold(root, folder, config, {folder.config: there[folder.config]})
     state, past = checkpoints.load(folder.last)
@@ -86,25 +86,25 @@ def opened(root: Path, folder: FoldRun) -> Fold:
     for path in kept:
         if path not in there:
             raise InputError(
-                f"{path}, which last.pt names, is missing, as in a copy that was cut short: "
-                f"copy {folder.path} whole, or leave it out"
+                f"{path}, which last.pt names, is missing: copy all of {folder.path} again, or "
+                "leave it out"
             )
         weights[path.name] = checkpoints.digest(path)
     _check_maps(folder, weights, past)
-    # Checkpoints that last.pt does not name are left-overs of a kill; training removes them.
+    # Checkpoints that last.pt does not name are left from a kill; training removes them.
     own = {p: s for p, s in there.items() if p.suffix != ".pt" or p.name in weights}
     fold = Fold(root, folder, config, own, position, weights)
     n_logged = len(folder.read_log())
     if fold.finished and n_logged != position.epoch:
         raise InputError(
             f"{folder.log} has {n_logged} epochs, last.pt {position.epoch}: run the train stage "
-            "there, which writes it anew"
+            "there, which writes it again"
         )
     return fold
 
 
 def stamped(path: Path) -> Stamp | None:
-    """What changes when a file is written anew; None where there is none."""
+    """Return what changes when a file is written again; None for a missing file."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -121,19 +121,18 @@ def refuse_mixed(found: Sequence[Fold]) -> None:
         if differs := there.differences(fold.config):
             raise InputError(
                 f"{fold.folder.path} is of another configuration than {other.folder.path} "
-                f"({'; '.join(differs)}): one run has one; train one of them again as the other, "
-                "or gather them into folders of their own"
+                f"({'; '.join(differs)}): train one of them again as the other, or gather them "
+                "into folders of their own"
             )
 
 
 def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.DataFrame]:
-    """The folds file that all places share and all folds were trained on, and where it lies."""
+    """Return the path and table of the folds file that all folds were trained on."""
     there = [path for root in roots if (path := root / FOLDS).is_file()]
     if not there:
         places = ", ".join(map(str, roots))
         raise InputError(
-            f"no folds.csv in {places}: the train stage writes it beside runs/; give the folder "
-            "that holds it too"
+            f"no folds.csv in {places}: the train stage writes it beside runs/; give its folder too"
         )
     path = there[0]
     fold_table = folds_file.load(path)
@@ -151,11 +150,11 @@ def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.Da
 
 
 def furthest(places: Sequence[Fold]) -> Fold:
-    """Of the same fold in several places the one that is trained furthest, else the first.
+    """Return the fold that is trained furthest, else the first, of one fold in several places.
 
-    Raises InputError where two stand alike with other weights: which of them counts?
+    Raises InputError where two are trained equally far to other weights.
     """
-    # Maps of test images took time too.
+    # Maps of test images are worth keeping too.
     best = max(places, key=lambda fold: (fold.further, fold.folder.test in fold.stamps))
     for other in places:
         if other.stands == best.stands and other.weights != best.weights:
@@ -181,7 +180,7 @@ def _config(folder: FoldRun) -> FoldConfig:
 
 
 def _position(state: Mapping[str, Any], folder: FoldRun) -> tuple[Position, list[Path]]:
-    """Where a training stands, and the checkpoints that it keeps."""
+    """Return how far a training got, and the checkpoints that it keeps."""
     try:
         position = Position(**state["position"])
         return position, [folder.best(one["epoch"]) for one in position.kept]
@@ -193,27 +192,19 @@ def _position(state: Mapping[str, Any], folder: FoldRun) -> tuple[Position, list
 
 
 def _check_maps(folder: FoldRun, weights: Mapping[str, str], past: Lineage) -> None:
-    """Refuse damaged maps, and held-out ones of other checkpoints than lie beside them.
-
-    Also those that state another past than these checkpoints have.
-    """
+    """Refuse damaged maps, and held-out ones of other checkpoints or another past than here."""
     last = {k: v for k, v in weights.items() if k == folder.last.name}
     kept = {k: v for k, v in weights.items() if k not in last}
-    # Maps of test images are made anew where they are not of these checkpoints.
     for path, by in ((folder.oof, kept), (folder.oof_last, last), (folder.test, None)):
         if not path.exists():
             continue
         archive = Maps(path)
         archive.check()
-        if by is not None and archive.meta.get("checkpoints") != by:
+        if by is None:
+            continue  # inference predicts test images again with other checkpoints
+        if archive.meta.get("checkpoints") != by:
             raise InputError(
                 f"{path} was predicted by other checkpoints than lie beside it: run the train "
-                "stage there to its end, which predicts anew"
+                "stage there to its end, which predicts again"
             )
-        if by is not None:
-            check_lineage(archive.meta, path, past.digest())
-
-
-def _files(folder: FoldRun) -> Iterable[Path]:
-    yield from (folder.config, folder.log, folder.last, *folder.kept())
-    yield from (folder.oof, folder.oof_last, folder.test)
+        check_lineage(archive.meta, path, past.digest())

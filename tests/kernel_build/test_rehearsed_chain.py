@@ -1,4 +1,4 @@
-"""The project's own kernels rehearsed: three stages in a chain, one training in three sessions."""
+"""The project's own kernels rehearsed: three stages in a chain, one training in its sessions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from kernel_build import bundle, metadata, rehearse
-from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run
-from tools.phantoms import competition
+from tests.stages.place import RUN, TINY, Place, assert_same_training
 
 pytestmark = pytest.mark.slow
 
-TINY = {"EXPERIMENT": "demo_UNetResNet10_128_v1", "SIZE": "64", "EPOCHS": "2", "MIN_EPOCHS": "0",
-        "N_FOLDS": "2", "WORKERS": "0", "THREADS": "1"}  # fmt: skip
+GIVEN = {name.upper(): str(value) for name, value in TINY.items()} | {
+    "WORKERS": "0",
+    "THREADS": "1",
+}
 # In the place of the clock: MAX_HOURS says how many pieces of work a session allows, so that
 # sessions end at the same places however fast the machine is.
 PIECES = """
@@ -41,13 +41,6 @@ class Clock(Clock):
 """
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    competition.write_competition(folder, 24, 4, size=128, positives=0.5, progress=False)
-    return folder
-
-
 def build(root: Path, folder: Path, stage: str, kind: str, given: dict[str, str], **meta) -> Path:
     options = {"given": tuple(given.items()), "owner": "me", "out": folder / "build"}
     built = bundle.build(root, stage, kind, **options).folder
@@ -62,36 +55,26 @@ def passes(folder: Path, out: Path, data: Path, inputs: dict[str, Path] | None =
     return done.working
 
 
-def test_the_three_stages_pass_in_a_chain(project_root: Path, tmp_path: Path, data: Path):
+def test_the_three_stages_pass_in_a_chain(project_root: Path, tmp_path: Path, phantoms: Path):
     train, thresholds = "me/pneumothorax-train-script", "me/pneumothorax-thresholds"
     left: dict[str, Path] = {}
     for stage, kind, given, sources in (
-        ("train", "script", TINY, []),
+        ("train", "script", GIVEN, []),
         ("thresholds", "notebook", {"BOOTSTRAP": "100"}, [train]),
         ("inference", "script", {"WORKERS": "0"}, [train, thresholds]),
     ):
         folder = build(project_root, tmp_path, stage, kind, given, kernel_sources=sources)
-        working = passes(folder, tmp_path / "out" / stage, data, dict(left))
+        working = passes(folder, tmp_path / "out" / stage, phantoms, dict(left))
         left[f"me/{folder.name}"] = working
     assert list(left)[:2] == [train, thresholds]
     (submission,) = working.rglob("submission.csv")
-    with submission.open() as file, (data / "sample_submission.csv").open() as sample:
+    with submission.open() as file, (phantoms / "sample_submission.csv").open() as sample:
         rows, expected = list(csv.reader(file)), list(csv.reader(sample))
     assert [row[0] for row in rows] == [row[0] for row in expected]
 
 
-def bits(folder: fold_run.FoldRun) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for path in [folder.last, *folder.kept()]:
-        state, _ = checkpoints.load(path)
-        tensors |= {f"{path.name}/{k}": v for k, v in state["model"].items()}
-        if "ema" in state:
-            tensors |= {f"{path.name}/ema/{k}": v for k, v in state["ema"]["model"].items()}
-    return tensors
-
-
-def test_a_training_in_three_sessions_ends_with_the_bits_of_an_unbroken_one(
-    project_root: Path, tmp_path: Path, data: Path
+def test_a_training_in_several_sessions_ends_with_the_bits_of_an_unbroken_one(
+    project_root: Path, tmp_path: Path, phantoms: Path, phantom_run: Path
 ):
     """Each session is a kernel of its own that takes the last one's output as its source."""
     root = tmp_path / "project"
@@ -102,26 +85,17 @@ def test_a_training_in_three_sessions_ends_with_the_bits_of_an_unbroken_one(
     shutil.copy(project_root / metadata.FILE, root)
     with (root / "kernel_lib" / "training" / "job.py").open("a") as file:
         file.write(PIECES)
-    one_fold = TINY | {"FOLD": "0"}
-    folder = build(root, tmp_path, "train", "script", one_fold)
-    unbroken = passes(folder, tmp_path / "out" / "unbroken", data)
     # 2 epochs of 2 steps, 2 scorings and 2 predictions: 8 pieces of work, 3 a session.
-    folder = build(root, tmp_path / "parts", "train", "script", one_fold | {"MAX_HOURS": "3"})
-    working = passes(folder, tmp_path / "out" / "1", data)
-    goes_on = ["run the same command again" in (tmp_path / "out" / "1" / "log.txt").read_text()]
-    for number in ("2", "3"):
+    folder = build(root, tmp_path, "train", "script", GIVEN | {"FOLD": "0", "MAX_HOURS": "3"})
+    inputs: dict[str, Path] = {}
+    logs = []
+    while not logs or "run the same command again" in logs[-1]:
+        out = tmp_path / "out" / str(len(logs))
+        inputs = {"me/earlier": passes(folder, out, phantoms, inputs)}
+        logs.append((out / "log.txt").read_text())
         meta = metadata.read_base(folder) | {"kernel_sources": ["me/earlier"]}
         (folder / metadata.FILE).write_text(metadata.as_text(meta))
-        working = passes(folder, tmp_path / "out" / number, data, {"me/earlier": working})
-        log = (tmp_path / "out" / number / "log.txt").read_text()
-        assert "going on from" in log
-        goes_on.append("run the same command again" in log)
-    assert goes_on == [True, True, False]
-    (name,) = fold_run.run_names([unbroken, unbroken / "work"])
-    first, second = (fold_run.find([p, p / "work"], name)[0] for p in (unbroken, working))
-    there, here = bits(first), bits(second)
-    assert len(there) > 100
-    assert there.keys() == here.keys()
-    assert all(torch.equal(there[k], here[k]) for k in there)
-    assert first.oof.read_bytes() == second.oof.read_bytes()
-    assert first.oof_last.read_bytes() == second.oof_last.read_bytes()
+    assert ["going on from" in log for log in logs] == [False, True, True]
+    (working,) = inputs.values()
+    found = fold_run.find([working, working / "work"], RUN)[0]
+    assert_same_training(found, Place(phantom_run, phantoms).fold(0))

@@ -16,7 +16,6 @@ import nbformat
 import pytest
 
 from kernel_lib import config
-from tools.phantoms import competition
 
 KINDS = {
     "train": config.TrainParameters,
@@ -54,31 +53,27 @@ def papermill(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @STAGES
-def test_the_pair_agrees(project_root, stage):
+def test_the_pair_agrees_without_outputs_and_names_its_kernel(project_root, stage):
     text = jupytext.read(project_root / "notebooks" / f"{stage}.py")
     notebook = read(project_root, stage)
     theirs = [(c["cell_type"], source(c), c["metadata"]) for c in notebook["cells"]]
     ours = [(c.cell_type, c.source, dict(c.metadata)) for c in text.cells]
     assert theirs == ours, "run `make notebooks`"
-
-
-@STAGES
-def test_the_notebook_has_no_outputs_and_names_its_kernel(project_root, stage):
-    notebook = read(project_root, stage)
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
     kernel = notebook["metadata"]["kernelspec"]
     assert (kernel["name"], kernel["language"]) == ("python3", "python")
 
 
+def assigned(root: Path, stage: str) -> list[ast.AnnAssign]:
+    """The assignments of the cell of parameters."""
+    statements = ast.parse(parameters(root, stage)).body
+    return [statement for statement in statements if isinstance(statement, ast.AnnAssign)]
+
+
 @STAGES
 def test_parameters_and_fields_are_one_to_one_with_equal_defaults(project_root, stage):
-    given = {}
-    for statement in ast.parse(parameters(project_root, stage)).body:
-        if isinstance(statement, ast.AnnAssign):
-            given[statement.target.id] = ast.literal_eval(statement.value)
-    assert given.keys() == {name.upper() for name in KINDS[stage].model_fields}
+    given = {one.target.id: ast.literal_eval(one.value) for one in assigned(project_root, stage)}
     assert KINDS[stage].from_namespace(given) == KINDS[stage]()
     defaults = {k.upper(): v for k, v in KINDS[stage]().model_dump().items()}
     assert {k: (type(v), v) for k, v in given.items()} == {
@@ -90,9 +85,7 @@ def test_parameters_and_fields_are_one_to_one_with_equal_defaults(project_root, 
 def test_annotations_are_those_of_the_fields(project_root, stage):
     """As papermill reads them; a field narrower than its annotation checks more, never less."""
     known = {"int": int, "float": float, "str": str, "bool": bool}
-    for statement in ast.parse(parameters(project_root, stage)).body:
-        if not isinstance(statement, ast.AnnAssign):
-            continue
+    for statement in assigned(project_root, stage):
         text = ast.unparse(statement.annotation)
         inner = re.fullmatch(r"(?:Optional\[(\w+)\]|(\w+) \| None|(\w+))", text)
         assert inner, text
@@ -190,10 +183,8 @@ def test_a_notebook_s_python_text_finds_its_clone_from_elsewhere(project_root, t
 
 
 @pytest.mark.slow
-def test_explore_runs_on_phantoms_and_shows_what_is_bad(project_root, tmp_path):
-    competition.write_competition(
-        tmp_path / "data", 12, 4, size=64, positives=0.5, workers=1, progress=False
-    )
+def test_explore_runs_on_phantoms_and_shows_what_is_bad(project_root, phantoms, tmp_path):
+    shutil.copytree(phantoms, tmp_path / "data")
     broken = sorted((tmp_path / "data" / "dicom-images-test").rglob("*.dcm"))[0]
     broken.write_bytes(b"")
     done = papermill(
@@ -204,13 +195,13 @@ def test_explore_runs_on_phantoms_and_shows_what_is_bad(project_root, tmp_path):
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     shown = [out for c in cells for out in c.get("outputs", ())]
     text = "".join("".join(out.get("text", ())) for out in shown if out.get("name") == "stdout")
-    assert "12 labelled images, 4 test images" in text
-    assert "opened: 15 of 16 images" in text
+    assert "24 labelled images, 4 test images" in text
+    assert "opened: 27 of 28 images" in text
     assert text.count(str(broken)) == 1  # in the table of bad files
     pages = ["".join(out.get("data", {}).get("text/html", ())) for out in shown]
     as_text = ["".join(out.get("data", {}).get("text/plain", ())) for out in shown]
-    assert any(text.startswith("6 masks over the images: each should") for text in as_text)
+    assert any(text.startswith("12 masks over the images: each should") for text in as_text)
     assert not any("Figure" in text or "Picture" in text for text in as_text)
     assert sum("data:image/png;base64," in page for page in pages) == 3
-    assert any("6 masks over the images" in page for page in pages)
+    assert any("12 masks over the images" in page for page in pages)
     assert "No viewer: -p ENSEMBLE NAME" in pages[-1]

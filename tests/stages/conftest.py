@@ -1,4 +1,4 @@
-"""What tests of whole stages share."""
+"""What tests of stages share: places, a run without training, and no mounts."""
 
 from __future__ import annotations
 
@@ -21,22 +21,29 @@ from kernel_lib.models import networks
 from kernel_lib.plan import TrainPlan
 from kernel_lib.stages import report
 from kernel_lib.stages import thresholds as thresholds_stage
+from tests.stages.place import Place, fold_table
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def apart(tmp_path_factory) -> Iterator[None]:
-    """No mounts, and threads as before."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path_factory.mktemp("mounts")))
-        before = torch.get_num_threads()
+    """No mounts; threads and torch's generator afterwards as before."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path_factory.getbasetemp() / "no-mounts"))
         yield
-        torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def no_report(monkeypatch) -> None:
     """No report is written, which takes seconds."""
     monkeypatch.setattr(report, "write", lambda *args, **how: None)
+
+
+@pytest.fixture
+def place(phantom_run, phantoms, tmp_path) -> Place:
+    """A copy of the shared phantom run, which a test may change."""
+    return Place(phantom_run, phantoms).copy(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +57,12 @@ def untrained(tmp_path_factory) -> Path:
         name="tiny", encoder="tu-test_efficientnet", decoder_channels=(16,) * 5, size=32,
         label_weight=0.1, epochs=3, min_epochs=1, weights="none",
     )  # fmt: skip
-    side = 16
-    mask = np.zeros((side, side), np.uint8)
+    mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 3:9] = 1
-    drawn = pd.DataFrame(
-        [
-            (f"i{i:02d}", i % 2, "", side, side, 48 * (i % 3 == 0), rle.encode(mask * (i % 3 == 0)))
-            for i in range(12)
-        ],
-        columns=list(folds_file.COLUMNS),
-    )
+    drawn = fold_table([mask * (i % 3 == 0) for i in range(12)], [i % 2 for i in range(12)])
     folds_file.save(drawn, work / "folds.csv")
     plan = TrainPlan(run="tiny", experiment=row, parameters=TrainParameters(seed=1, n_folds=2))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         for fold in (0, 1):
             _fold_of(work, plan, drawn, fold)
     with pytest.MonkeyPatch.context() as patch:

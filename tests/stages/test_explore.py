@@ -18,11 +18,6 @@ from kernel_lib.stages import explore, explore_files
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
-
-
 def draw(path: Path, height: int = 32, width: int = 32) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(len(path.name)).integers(0, 256, (height, width), np.uint8)
@@ -35,16 +30,32 @@ def table(root: Path, rows: list[tuple[str, str]], name: str = "train-rle.csv") 
     (root / name).write_text(text)
 
 
+def labelled(
+    root: Path, rows: list[tuple[str, str]], images: str = "", side: int = 32, **how
+) -> Path:
+    """A table, and below `images` a picture for each of its ids."""
+    table(root, rows, **how)
+    for name, _ in rows:
+        draw(root / images / f"{name}.png", side, side)
+    return root
+
+
 def folder(root: Path) -> Path:
     """Six images of 32² px; c has two rows that overlap, d three of which two do not."""
     rows = [
         ("a", "-1"), ("b", "0 10"), ("c", "0 10"), ("c", "5 10"),
         ("d", "0 4"), ("d", "3 4"), ("d", "100 4"), ("e", "0 20"), ("f", "-1"),
     ]  # fmt: skip
-    table(root, rows)
-    for name in "abcdef":
-        draw(root / "images" / f"{name}.png")
-    return root
+    return labelled(root, rows, "images")
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
+
+
+def lines(result: explore.Explored, start: str) -> list[str]:
+    return [line for line in result.lines if line.startswith(start)]
 
 
 def look(root: Path, **changes) -> explore.Explored:
@@ -65,7 +76,7 @@ def test_rows_and_overlaps_of_the_competition(shared_data) -> None:
     assert sum(rows.overlapping.values()) == 239
 
 
-def test_a_whole_folder_is_told_in_lines(tmp_path, capsys) -> None:
+def test_a_folder_is_described_in_lines(tmp_path, capsys) -> None:
     result = look(folder(tmp_path))
     assert "images+rle, 6 labelled images, 0 test images" in result.lines[0]
     assert result.lines[5].startswith("patients: no image has a patient")
@@ -113,7 +124,7 @@ def test_bad_files_and_labels_are_listed_and_stop_nothing(tmp_path) -> None:
     assert by_id.loc["b", "where"] == str(root / "images" / "b.png")
     assert "outside the 4×4 image" in by_id.loc["e", "what"]
     assert by_id.loc["e", "where"].endswith("train-rle.csv row 9")
-    assert sum(line.startswith("bad: ") for line in result.lines) == 3
+    assert len(lines(result, "bad: ")) == 3
 
 
 def test_pictures_that_were_changed_are_noted_and_those_of_one_level_listed(tmp_path) -> None:
@@ -122,7 +133,7 @@ def test_pictures_that_were_changed_are_noted_and_those_of_one_level_listed(tmp_
     for name, pixels in (("b", levels % 16), ("c", levels % 9), ("d", levels * 0)):
         cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), pixels)
     result = look(tmp_path)
-    (note,) = (line for line in result.lines if line.startswith("note: "))
+    (note,) = lines(result, "note: ")
     assert FLAT in note
     assert f"2 of 5 images, {tmp_path / 'images' / 'b.png'} first" in note
     assert result.bad["image_id"].tolist() == ["d"]
@@ -162,9 +173,7 @@ def test_images_of_several_sizes_are_judged_where_their_size_is_known(tmp_path) 
 
 
 def test_test_images_alone(tmp_path) -> None:
-    table(tmp_path, [("x", "-1"), ("y", "-1")], "sample_submission.csv")
-    for name in "xy":
-        draw(tmp_path / f"{name}.png")
+    labelled(tmp_path, [("x", "-1"), ("y", "-1")], name="sample_submission.csv")
     result = look(tmp_path)
     assert "0 labelled images, 2 test images" in result.lines[0]
     assert result.masks.sentence == "2 images without known ground truth."
@@ -178,10 +187,7 @@ def test_mask_images_are_read_and_a_misfit_is_listed(tmp_path) -> None:
         draw(tmp_path / "images" / f"{name}.png")
         mask = np.zeros((32, 32), np.uint8)
         mask[:2, :5] = 255 * (name != "b")
-        shown = mask[:16] if name == "c" else mask
-        path = tmp_path / "masks" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", shown)[1].tobytes())
+        write_mask(tmp_path / "masks" / f"{name}.png", mask[:16] if name == "c" else mask)
     result = look(tmp_path)
     assert "images+masks" in result.lines[0]
     assert "masks: 1 of 3 opened images have one (33.3%)" in result.lines
@@ -191,37 +197,28 @@ def test_mask_images_are_read_and_a_misfit_is_listed(tmp_path) -> None:
 
 
 def test_masks_in_doubt_are_listed(tmp_path) -> None:
-    most = [("a", "0 600"), ("b", "0 1000"), ("c", "0 20")]
-    table(tmp_path, most)
-    for name in "abc":
-        draw(tmp_path / f"{name}.png")
-    doubts = [one for one in look(tmp_path).lines if one.startswith("doubt: ")]
+    labelled(tmp_path, [("a", "0 600"), ("b", "0 1000"), ("c", "0 20")])
+    doubts = lines(look(tmp_path), "doubt: ")
     assert "2 of 3 masks cover more than half" in doubts[0]
     assert "MASKS_ARE" in doubts[0]
     assert doubts[1].endswith("a, b")
-    assert [
-        one for one in look(tmp_path, masks_are="right").lines if one.startswith("doubt: ")
-    ] == doubts[1:]
-    swapped = look(tmp_path, masks_are="inverted")
-    assert [one for one in swapped.lines if one.startswith("doubt: ")][-1].endswith(": c")
+    assert lines(look(tmp_path, masks_are="right"), "doubt: ") == doubts[1:]
+    assert lines(look(tmp_path, masks_are="inverted"), "doubt: ")[-1].endswith(": c")
 
 
 def test_a_table_drawn_at_another_size_is_listed_with_that_size(tmp_path) -> None:
-    table(tmp_path, [("a", "35 20 12 20 12 20"), ("b", "-1")])  # three columns of 32 px
-    for name in "ab":
-        draw(tmp_path / f"{name}.png", 128, 128)
-    doubts = [one for one in look(tmp_path).lines if one.startswith("doubt: ")]
-    assert len(doubts) == 1
-    assert "32 px high" in doubts[0]
+    # Three columns of 32 px.
+    labelled(tmp_path, [("a", "35 20 12 20 12 20"), ("b", "-1")], side=128)
+    (doubt,) = lines(look(tmp_path), "doubt: ")
+    assert "32 px high" in doubt
 
 
 def test_mask_files_that_look_inverted_are_bad_until_said_to_be(tmp_path) -> None:
     for name in "abc":
         draw(tmp_path / "images" / f"{name}.png")
-        draw(tmp_path / "masks" / f"{name}.png")
         mask = np.full((32, 32), 255, np.uint8)
         mask[4:8, 4:8] = 0
-        (tmp_path / "masks" / f"{name}.png").write_bytes(cv2.imencode(".png", mask)[1].tobytes())
+        write_mask(tmp_path / "masks" / f"{name}.png", mask)
     result = look(tmp_path)
     assert result.bad["image_id"].tolist() == ["a", "b", "c"]
     assert "MASKS_ARE inverted" in result.bad["what"][0]
@@ -231,49 +228,38 @@ def test_mask_files_that_look_inverted_are_bad_until_said_to_be(tmp_path) -> Non
 
 
 def test_an_empty_row_beside_a_mask_is_noted(tmp_path) -> None:
-    table(tmp_path, [("a", "3 4"), ("a", "-1"), ("b", "-1")])
-    for name in "ab":
-        draw(tmp_path / f"{name}.png")
-    (note,) = [one for one in look(tmp_path).lines if one.startswith("note: ")]
+    labelled(tmp_path, [("a", "3 4"), ("a", "-1"), ("b", "-1")])
+    (note,) = lines(look(tmp_path), "note: ")
     assert "train-rle.csv: 1 images have an empty row" in note
     assert note.endswith("a in rows 2, 3")
 
 
-def test_placeholders_are_no_patients(tmp_path) -> None:
-    root = folder(tmp_path / "data")
-    (tmp_path / "groups.csv").write_text("image,patient\na,p\nb,p\nc,unknown\nd,0\ne,\n")
-    lines = look(root, groups=str(tmp_path / "groups.csv")).lines
-    (line,) = [one for one in lines if one.startswith("patients")]
-    assert "patients: 1 of 2 images by " in line
-    assert line.endswith("1 with several images; 4 images have none there")
-
-
-def test_patients_of_a_table(tmp_path) -> None:
-    root = folder(tmp_path / "data")
-    (tmp_path / "groups.csv").write_text("image,patient\na,p\nb,p\nc,q\nz,r\n")
-    result = look(root, groups=str(tmp_path / "groups.csv"))
-    (line,) = [one for one in result.lines if one.startswith("patients")]
-    assert "patients: 2 of 3 images by " in line
-    assert line.endswith("1 with several images; 3 images have none there")
+@pytest.mark.parametrize(
+    ("rows", "known", "unknown"),
+    [
+        ("a,p\nb,p\nc,q\nz,r\n", "2 of 3", 3),
+        ("a,p\nb,p\nc,unknown\nd,0\ne,\n", "1 of 2", 4),  # placeholders are no patients
+    ],
+)
+def test_patients_of_a_table(tmp_path, rows, known, unknown) -> None:
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image,patient\n" + rows)
+    (line,) = lines(look(folder(tmp_path / "data"), groups=str(groups)), "patients")
+    assert f"patients: {known} images by " in line
+    assert line.endswith(f"1 with several images; {unknown} images have none there")
 
 
 def test_unknown_patients_are_noted(tmp_path) -> None:
     ids = ["00000003_001", "00000003_002", "00000004_001"]
-    table(tmp_path, [(name, "-1") for name in ids])
-    for name in ids:
-        draw(tmp_path / f"{name}.png")
-    (line,) = [one for one in look(tmp_path).lines if one.startswith("patients")]
+    (line,) = lines(look(labelled(tmp_path, [(name, "-1") for name in ids])), "patients")
     assert "GROUPS" in line
     assert " 2 images " in line
 
 
 def test_ids_of_every_form(tmp_path) -> None:
     ids = ["1.2.276.0.7230010.3.1.4.8323329.1000", "ID_0011fe81e", "00000013_005", "a.b"]
-    table(tmp_path, [(name, "-1") for name in ids])
-    for name in ids:
-        draw(tmp_path / f"{name}.png")
-    line_of_ids = [line for line in look(tmp_path).lines if line.startswith("ids: ")]
-    assert [line.split(", ")[-1] for line in line_of_ids] == [f"{name} first" for name in ids]
+    of_ids = lines(look(labelled(tmp_path, [(name, "-1") for name in ids])), "ids: ")
+    assert [line.split(", ")[-1] for line in of_ids] == [f"{name} first" for name in ids]
 
 
 def test_markup_in_ids_is_shown_as_it_stands(tmp_path) -> None:
@@ -287,7 +273,7 @@ def test_markup_in_ids_is_shown_as_it_stands(tmp_path) -> None:
     assert HOSTILE in result.masks.figure.axes[0].get_title(loc="left")
 
 
-def test_a_wrong_folder_is_told(tmp_path) -> None:
+def test_a_wrong_folder_is_named(tmp_path) -> None:
     with pytest.raises(InputError, match=r"DATA_DIR .* does not exist"):
         look(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no images under DATA_DIR"):
@@ -308,8 +294,8 @@ def test_the_masks_shown_are_of_each_kind_and_none_twice() -> None:
         one(name, px) for name, px in zip("abcdefg", (70, 10, 60, 20, 50, 30, 40), strict=True)
     ]
     rows = explore_files.LabelRows(9, 7, {"a": 2, "e": 2, "f": 3}, {"f": 2})
-    shown = [(kind, m.image_id) for kind, m in explore_files.telling(found, rows, 1)]
+    shown = [(kind, m.image_id) for kind, m in explore_files.samples(found, rows, 1)]
     assert shown == [("largest", "a"), ("median", "g"), ("smallest", "b"), ("several rows", "f")]
-    assert len(list(explore_files.telling(found, rows, 4))) == 7
-    assert list(explore_files.telling([], None, 4)) == []
+    assert len(list(explore_files.samples(found, rows, 4))) == 7
+    assert list(explore_files.samples([], None, 4)) == []
     assert one("a", 70).area_px == 70

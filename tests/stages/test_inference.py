@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kernel_lib import __main__ as main
-from kernel_lib import checkpoints
-from kernel_lib.artifacts import fold_run, maps
+from kernel_lib import checkpoints, storage
+from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import InferenceParameters
 from kernel_lib.data import fingerprint, images
@@ -19,35 +19,30 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, past, report, report_images, scores
 from kernel_lib.viewer.data import load_viewer_data
-from tools.phantoms import competition
-
-pytestmark = pytest.mark.usefixtures("apart")
+from tests.stages.place import Place, rewrite
 
 
 @pytest.fixture
-def place(untrained, tmp_path, monkeypatch) -> Path:
-    """A WORK_DIR, and two folders of DICOMs without tables; no report is drawn, which is slow."""
+def place(untrained, phantoms, tmp_path, monkeypatch) -> Path:
+    """A WORK_DIR, and two folders of three DICOMs without tables; no report, which is slow."""
     monkeypatch.setattr(
         report, "write", lambda folder, *args, **how: (folder / "report.html").write_text("new")
     )
     shutil.copytree(untrained, tmp_path / "work")
-    for name, seed in (("first", 1), ("second", 2)):
-        competition.write_competition(
-            tmp_path / "drawn" / name, 0, 3, size=64, seed=seed, workers=1, progress=False
-        )
+    for name, split in (("first", "test"), ("second", "train")):
         (tmp_path / name).mkdir()
-        for n, path in enumerate(sorted((tmp_path / "drawn" / name).rglob("*.dcm"))):
+        paths = sorted((phantoms / f"dicom-images-{split}").rglob("*.dcm"))[:3]
+        for n, path in enumerate(paths):
             shutil.copy(path, tmp_path / name / (path.name if n else path.stem))
     return tmp_path
 
 
 def infer(place: Path, data: str, **changes) -> inference.InferenceResult:
-    return inference.run(
-        InferenceParameters(
-            data_dir=str(place / data), work_dir=str(place / "work"),
-            cache_dir=str(place / "cache"), device="cpu", threads=1, **changes,
-        )
-    )  # fmt: skip
+    return Place(place, place / data).infer(**changes)
+
+
+def ids_of(data: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".dcm") for path in data.iterdir())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -70,9 +65,7 @@ def test_another_data_set_lies_beside_the_first(place):
         name.removeprefix("ensembles/tiny/outputs/own/") for name in after.keys() - before.keys()
     }
     assert new == {"submission.csv", "test.json", *(f"runs/tiny/fold{k}/test.zip" for k in (0, 1))}
-    assert submission.read(second.submission)["image_id"].tolist() == sorted(
-        path.name.removesuffix(".dcm") for path in (place / "second").iterdir()
-    )
+    assert submission.read(second.submission)["image_id"].tolist() == ids_of(place / "second")
     assert "report" not in str(second)
     for result, name in ((first, "first"), (second, "second")):
         data_dir = place / name
@@ -94,7 +87,7 @@ def test_an_unreadable_image_whose_id_holds_a_colon_gets_an_empty_mask(place):
 
 
 def test_a_sample_from_anywhere_names_the_test_images(place):
-    ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
+    ids = ids_of(place / "first")
     sample = place / "elsewhere.csv"
     submission.write(sample, [ids[2], ids[0]], ["-1", "-1"])
     result = infer(place, "first", sample=str(sample))
@@ -104,7 +97,7 @@ def test_a_sample_from_anywhere_names_the_test_images(place):
 
 
 def test_a_submission_has_the_form_of_its_sample(place):
-    ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
+    ids = ids_of(place / "first")
     rows = [f"{n},Public,test/{one}.dcm,-1" for n, one in enumerate(ids[::-1])]
     sample = place / "sample.csv"
     sample.write_text("\n".join([",Usage,ImageId,EncodedPixels", *rows, ""]))
@@ -113,13 +106,13 @@ def test_a_submission_has_the_form_of_its_sample(place):
     assert [line.rpartition(",")[0] for line in written] == [
         line.rpartition(",")[0] for line in sample.read_text().splitlines()
     ]
-    assert submission.validate(result.submission, sample, shape=(64, 64)) == []
+    assert submission.validate(result.submission, sample, shape=(128, 128)) == []
     assert submission.by_image(result.submission).index.tolist() == ids[::-1]
     assert report_images.on_test(result.rles, result.source).sentence
 
 
 def test_a_sample_that_cannot_be_written_back_is_refused_before_predicting(place):
-    ids = sorted(path.name.removesuffix(".dcm") for path in (place / "first").iterdir())
+    ids = ids_of(place / "first")
     sample = place / "sample.csv"
     sample.write_text(f"ImageId,EncodedPixels\n{ids[0]}.dcm,-1\n{ids[0]},-1\n")
     before = contents(place / "work")
@@ -128,26 +121,49 @@ def test_a_sample_that_cannot_be_written_back_is_refused_before_predicting(place
     assert contents(place / "work") == before
 
 
+@pytest.mark.parametrize("how", ["gone", "cut short", "of another kind"])
+@pytest.mark.parametrize(
+    "name", ["members.json", "thresholds.json", "oof.csv", "oof_statistics.npz", "left_out.json"]
+)
+def test_what_inference_needs_is_complete_before_it_predicts(place, monkeypatch, name, how):
+    """All of it, also what only the report reads, which comes last."""
+    work = place / "work"
+    storage.write_json(work / "left_out.json", [])
+    path = work / name if name == "left_out.json" else work / "ensembles" / "tiny" / name
+    content = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(content[: len(content) // 2] if how == "cut short" else b"{}\n")
+    before = contents(work)
+    monkeypatch.setattr(inference, "_predict", lambda setup: pytest.fail("it predicts"))
+    if (name, how) == ("left_out.json", "gone"):
+        with pytest.raises(pytest.fail.Exception, match="it predicts"):
+            infer(place, "first")
+    else:
+        fix = rf"(?s)/{name} is (missing|damaged) ?.*: (run the thresholds|the thresholds|delete)"
+        with pytest.raises(InputError, match=fix):
+            infer(place, "first")
+    assert contents(work) == before
+
+
 @pytest.mark.parametrize("name", ["..", ".hidden", "a/b", ""])
 def test_an_output_s_name_is_a_folder_of_its_own(name):
     with pytest.raises(InputError, match="OUTPUT"):
         InferenceParameters.checked({"output": name})
 
 
-def retold(work: Path, fold: int, stated: Lineage, had: Lineage | None = None) -> None:
+def state_lineage(work: Path, fold: int, stated: Lineage, had: Lineage | None = None) -> None:
     """Give a fold's archive of held-out images another past, and its checkpoints that, or `had`."""
     folder = fold_run.fold_folder(work, "tiny", fold)
     for path in folder.kept():
         checkpoints.save(path, checkpoints.load(path)[0], had or stated)
-    old = maps.Maps(folder.oof)
-    shown = [(i, maps.Prediction(old[i], old.label(i))) for i in old.ids]
-    maps.write(folder.oof, shown, old.meta | {"lineage": stated.to_json()})
+    rewrite(folder.oof, lineage=stated.to_json())
 
 
 def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, capsys):
     path = sorted((place / "first").iterdir())[1]
     codes = (fingerprint.code(images.read(path)), "")
-    retold(place / "work", 1, Lineage(images=("copy", "i02"), fingerprints=codes))
+    state_lineage(place / "work", 1, Lineage(images=("copy", "i02"), fingerprints=codes))
     result = infer(place, "first")
     noted = json.loads((result.folder / "test.json").read_text())["trained_on"]
     assert [line.split(", by")[0] for line in noted] == [f"{path.stem} is the training image copy"]
@@ -166,6 +182,6 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
 
 
 def test_maps_of_another_past_than_the_checkpoints_are_refused(place):
-    retold(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
+    state_lineage(place / "work", 1, Lineage(images=("i02",)), had=Lineage(images=("i02", "i04")))
     with pytest.raises(InputError, match=r"tiny/fold1/oof.zip states another lineage"):
         infer(place, "first")

@@ -11,14 +11,14 @@ import pytest
 
 from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import fold_run
-from kernel_lib.config import InferenceParameters, ThresholdsParameters, TrainParameters
+from kernel_lib.config import ThresholdsParameters
 from kernel_lib.errors import InputError
 from kernel_lib.released import Released
-from kernel_lib.stages import inference, predict_files, release, report, scores, thresholds, train
+from kernel_lib.stages import predict_files, release, report, scores, thresholds
 from kernel_lib.viewer.document import viewer
-from tools.phantoms import competition
+from tests.stages.place import ON_CPU, Place
 
-pytestmark = pytest.mark.usefixtures("apart", "no_report")
+pytestmark = pytest.mark.usefixtures("no_report")
 
 FOLD, ENSEMBLE = "runs/tiny/fold0", "ensembles/tiny"
 READERS = ("thresholds", "inference", "view", "summary", "predict", "release")
@@ -39,36 +39,26 @@ NEEDED_BY = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Two test images."""
-    drawn, folder = (tmp_path_factory.mktemp(name) for name in ("drawn", "data"))
-    competition.write_competition(drawn, 0, 2, size=64, seed=2, workers=1, progress=False)
-    for path in drawn.rglob("*.dcm"):
-        shutil.copy(path, folder)
-    return folder
+def data(phantoms) -> Path:
+    """Four test images without a table."""
+    return phantoms / "dicom-images-test"
 
 
 def reader(name: str, work: Path, data: Path) -> Callable[[], object]:
     """A stage or command, and what it comes to."""
-    folder, fold, there = work / ENSEMBLE, work / FOLD, {"work_dir": str(work)}
-    cpu = {"device": "cpu", "threads": 1}
-    asked = InferenceParameters(
-        data_dir=str(data), cache_dir=str(work.parent / "cache"), **cpu, **there
-    )
-    out, model = work.parent / "out", work.parent / "small.safetensors"
+    folder, place = work / ENSEMBLE, Place(work.parent, data)
+    out, model = place.root / "out", place.root / "small.safetensors"
     return {
-        "thresholds": lambda: str(
-            thresholds.run(ThresholdsParameters(bootstrap=100, **there)).scores
-        ),
-        "inference": lambda: inference.run(asked).submission.read_bytes(),
+        "thresholds": lambda: str(place.search(data_dir=None).scores),
+        "inference": lambda: place.infer().submission.read_bytes(),
         "view": lambda: viewer(folder).html,
         "summary": lambda: scores.summary(folder),
         "predict": lambda: (
-            predict_files.run([data], out, ensemble=folder, **cpu),
+            predict_files.run([data], out, ensemble=folder, **ON_CPU),
             (out / "predictions.csv").read_bytes(),
         )[1],
         "release": lambda: _counted(
-            release.run(fold, folder, "small", model, last=False, licence="MIT")[0]
+            release.run(work / FOLD, folder, "small", model, last=False, licence="MIT")[0]
         ),
     }[name]
 
@@ -80,7 +70,7 @@ def _counted(given: Released) -> tuple:
 
 
 @pytest.fixture(scope="module")
-def before(untrained, data, apart, tmp_path_factory) -> dict[str, object]:
+def before(untrained, data, tmp_path_factory) -> dict[str, object]:
     """What every reader comes to where nothing is lost."""
     found = {}
     for name in READERS:
@@ -183,27 +173,6 @@ def test_a_finished_fold_without_its_predictions_is_not_left_out(untrained, tmp_
         thresholds.run(ThresholdsParameters(work_dir=str(work)))
 
 
-@pytest.fixture(scope="module")
-def trained(scratch, apart) -> Path:
-    """A finished training of two folds, with its data and its cache beside it."""
-    competition.write_competition(
-        scratch / "data", 24, 2, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
-    )  # fmt: skip
-    fit(scratch)
-    return scratch
-
-
-def fit(root: Path, data: Path | None = None, **changes) -> train.TrainResult:
-    parameters = {
-        "experiment": "demo_UNetResNet10_128_v1", "size": 64, "epochs": 2, "n_folds": 2,
-        "encoder": "tu-test_resnet",
-        "data_dir": str(data or root / "data"), "work_dir": str(root / "work"),
-        "cache_dir": str(root / "cache"), "device": "cpu", "threads": 1, "workers": 1,
-    }  # fmt: skip
-    return train.run(TrainParameters.checked(parameters | changes))
-
-
 def made_of(work: Path) -> dict[str, str]:
     """What counts of a run's files: weights, and all of the others."""
     found = {}
@@ -217,30 +186,29 @@ def made_of(work: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_training_again_names_a_lost_file_or_makes_the_same_one(trained, tmp_path):
+def test_training_again_names_a_lost_file_or_makes_the_same_one(place, tmp_path):
     """Also where it was another fold's, and with any file of the cache gone."""
-    (run,) = fold_run.run_names([trained / "work"])
-    there = fold_run.find([trained / "work"], run)[0]
-    kept = [path.name for path in there.kept()]
-    named = ["config.json", "last.pt", *kept]
+    for fold in (0, 1):
+        place.fold(fold).test.unlink()
+    expected, folder = made_of(place.root / "work"), place.fold(0)
+    named = ["config.json", "last.pt", *(path.name for path in folder.kept())]
     again = ["log.jsonl", "oof.zip", "oof_last.zip"]
-    expected = made_of(trained / "work")
-    assert {path.name for path in there.path.iterdir()} == {*named, *again}
-    cached = [p.relative_to(trained) for p in (trained / "cache").rglob("*") if p.is_file()]
-    fold = Path("work") / there.path.relative_to(trained / "work")
-    lost = [*(fold / name for name in (*named, *again)), Path("work/folds.csv")]
-    for n, path in enumerate([*lost, Path("work/left_out.json"), *cached]):
-        root = tmp_path / str(n)
-        for name in ("work", "cache"):
-            shutil.copytree(trained / name, root / name)
-        (root / path).unlink()
-        if path.name in (*named, "folds.csv"):
+    assert {path.name for path in folder.path.iterdir()} == {*named, *again}
+    lost = [folder.path / name for name in (*named, *again)]
+    lost += [place.root / "work" / name for name in ("folds.csv", "left_out.json")]
+    lost += [path for path in (place.root / "cache").rglob("*") if path.is_file()]
+    for n, path in enumerate(lost):
+        own = place.copy(tmp_path / str(n))
+        gone = own.root / path.relative_to(place.root)
+        gone.unlink()
+        if gone.name in (*named, "folds.csv"):
             with pytest.raises(InputError) as error:
-                fit(root, trained / "data")
-            assert str(root / path) in str(error.value)
-            left = {k: v for k, v in expected.items() if (root / "work" / k) != root / path}
-            assert made_of(root / "work") == left, path
+                own.train()
+            assert str(gone) in str(error.value)
+            name = gone.relative_to(own.root / "work").as_posix()
+            left = {other: digest for other, digest in expected.items() if other != name}
+            assert made_of(own.root / "work") == left, path
         else:
-            assert fit(root, trained / "data").complete
-            assert made_of(root / "work") == expected, path
-        shutil.rmtree(root)
+            assert own.train().complete
+            assert made_of(own.root / "work") == expected, path
+        shutil.rmtree(own.root)

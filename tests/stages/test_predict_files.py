@@ -12,33 +12,34 @@ import numpy as np
 import pydicom
 import pytest
 
-from kernel_lib.config import InferenceParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.levels import FLAT
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess import submission
-from kernel_lib.stages import inference, predict_files, release
-from tools.phantoms import competition
-
-pytestmark = pytest.mark.usefixtures("apart")
-ON_CPU = {"device": "cpu", "threads": 1}
+from kernel_lib.stages import predict_files, release
+from tests.stages.place import ON_CPU, Place
 
 
 @pytest.fixture(scope="module")
-def radiographs(tmp_path_factory) -> Path:
+def radiographs(phantoms, tmp_path_factory) -> Path:
     """Four DICOMs, two of them without an ending and one with a pixel spacing, and no table."""
-    root = tmp_path_factory.mktemp("radiographs")
-    competition.write_competition(root / "drawn", 0, 4, size=64, seed=2, workers=1, progress=False)
-    folder = root / "own"
-    folder.mkdir()
-    for n, path in enumerate(sorted((root / "drawn").rglob("*.dcm"))):
+    folder = tmp_path_factory.mktemp("radiographs")
+    for n, path in enumerate(sorted((phantoms / "dicom-images-test").rglob("*.dcm"))):
         shutil.copy(path, folder / (path.name if n % 2 else path.stem))
     spaced = sorted(folder.iterdir())[0]
     dataset = pydicom.dcmread(spaced)
-    dataset.PixelSpacing = [0.5, 0.25]
+    dataset.PixelSpacing = [0.5, 1]
     dataset.save_as(spaced)
     return folder
+
+
+@pytest.fixture(scope="module")
+def ensemble(untrained) -> Path:
+    return untrained / "ensembles" / "tiny"
+
+
+SIZE = 128  # of the radiographs
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -50,16 +51,13 @@ def predict(*inputs: Path, out: Path, **how) -> predict_files.PredictResult:
     return predict_files.run(inputs, out, **(ON_CPU | how))
 
 
-def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path, no_report):
-    work = shutil.copytree(untrained, tmp_path / "work")
-    submitted = inference.run(
-        InferenceParameters(
-            data_dir=str(radiographs), work_dir=str(work), cache_dir=str(tmp_path / "cache"),
-            **ON_CPU,
-        )
-    ).submission  # fmt: skip
+def test_masks_are_those_of_the_inference_stage(
+    untrained, ensemble, radiographs, tmp_path, no_report
+):
+    shutil.copytree(untrained, tmp_path / "work")
+    submitted = Place(tmp_path, radiographs).infer().submission
     out = tmp_path / "out"
-    result = predict(radiographs, out=out, ensemble=untrained / "ensembles" / "tiny")
+    result = predict(radiographs, out=out, ensemble=ensemble)
     n = result.n_with_mask
     assert str(result).splitlines()[-4:-1] == [
         f"{out / 'masks'}: 4 masks as PNG, 0 and 255",
@@ -73,31 +71,28 @@ def test_masks_are_those_of_the_inference_stage(untrained, radiographs, tmp_path
     for row in rows:
         mask = cv2.imread(str(out / "masks" / f"{row['file']}.png"), cv2.IMREAD_UNCHANGED)
         assert (mask.dtype, set(np.unique(mask)) <= {0, 255}) == (np.uint8, True)
-        assert np.array_equal(mask // 255, rle.decode(row["rle"], (64, 64)))
+        assert np.array_equal(mask // 255, rle.decode(row["rle"], (SIZE, SIZE)))
         overlay = cv2.imread(str(out / "overlays" / f"{row['file']}.jpg"))
-        assert overlay.shape == (64, 64, 3)
+        assert overlay.shape == (SIZE, SIZE, 3)
         area = int(mask.astype(bool).sum())
-        assert (int(row["area_px"]), float(row["area_px_1024"])) == (area, area * 256)
+        assert (int(row["area_px"]), float(row["area_px_1024"])) == (area, area * 64)
         assert 0 < float(row["label_probability"]) < 1
         assert 0 < float(row["max_probability"]) <= 1
     spacing = [row["area_mm2"] for row in rows]
-    assert float(spacing[0]) == int(rows[0]["area_px"]) * 0.125
+    assert float(spacing[0]) == int(rows[0]["area_px"]) * 0.5
     assert spacing[1:] == [""] * 3
     assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
 
 
-def test_what_was_changed_in_images_is_noted(untrained, tmp_path, no_report):
-    work, folder = shutil.copytree(untrained, tmp_path / "work"), tmp_path / "own"
+def test_what_was_changed_in_images_is_noted(untrained, ensemble, tmp_path, no_report):
+    shutil.copytree(untrained, tmp_path / "work")
+    folder = tmp_path / "own"
     folder.mkdir()
     levels = np.arange(4096, dtype=np.uint8).reshape(64, 64)
     for name, pixels in (("a", levels), ("b", levels % 16), ("c", levels % 9)):
         cv2.imwrite(str(folder / f"{name}.png"), pixels)
-    predicted = predict(folder, out=tmp_path / "out", ensemble=work / "ensembles" / "tiny")
-    submitted = inference.run(
-        InferenceParameters(
-            data_dir=str(folder), work_dir=str(work), cache_dir=str(tmp_path / "cache"), **ON_CPU
-        )
-    )
+    predicted = predict(folder, out=tmp_path / "out", ensemble=ensemble)
+    submitted = Place(tmp_path, folder).infer()
     for result in (predicted, submitted):
         (note,) = result.notes
         assert note.startswith(FLAT)
@@ -105,7 +100,7 @@ def test_what_was_changed_in_images_is_noted(untrained, tmp_path, no_report):
         assert str(result).count(note) == 1
 
 
-def test_every_format_is_recognised_and_no_name_is_written_over(untrained, radiographs, tmp_path):
+def test_every_format_is_recognised_and_no_name_is_written_over(ensemble, radiographs, tmp_path):
     folder, out = tmp_path / "mixed", tmp_path / "mixed" / "out"
     grey = images.read(sorted(radiographs.iterdir())[0])
     for name in ("a/x.png", "b/x.png", "b/x.jpg"):
@@ -115,33 +110,24 @@ def test_every_format_is_recognised_and_no_name_is_written_over(untrained, radio
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "b" / "cut.png").write_bytes((folder / "a" / "x.png").read_bytes()[:200])
-    how = {"out": out, "ensemble": untrained / "ensembles" / "tiny"}
     for _ in range(2):  # what the first call wrote is no input of the second
-        result = predict(folder, **how)
+        result = predict(folder, out=out, ensemble=ensemble)
         rows = table(out)
-        assert [row["file"] for row in rows] == [
-            "a/x.png",
-            "b/cut.png",
-            "b/x",
-            "b/x.jpg",
-            "b/x.png",
-        ]
+        names = ["a/x.png", "b/cut.png", "b/x", "b/x.jpg", "b/x.png"]
+        assert [row["file"] for row in rows] == names
         assert [image.image_id for image in result.skipped] == ["b/cut.png"]
         assert "cut.png" in rows[1]["error"]
         assert rows[1]["rle"] == ""
         written = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
         names = [row["file"] for row in rows if not row["error"]]
-        assert written == {"predictions.csv"} | {f"masks/{n}.png" for n in names} | {
-            f"overlays/{n}.jpg" for n in names
-        }
+        masks, overlays = {f"masks/{n}.png" for n in names}, {f"overlays/{n}.jpg" for n in names}
+        assert written == {"predictions.csv"} | masks | overlays
     assert (rows[0]["height"], rows[0]["width"]) == ("48", "40")
 
 
 def test_inputs_of_equal_names_are_told_apart(radiographs, tmp_path):
     for parent in ("one", "two"):
-        (tmp_path / parent / "own").mkdir(parents=True)
-        for path in radiographs.iterdir():
-            shutil.copy(path, tmp_path / parent / "own")
+        shutil.copytree(radiographs, tmp_path / parent / "own")
     first = sorted(radiographs.iterdir())[0].name
     both = [tmp_path / "one" / "own", tmp_path / "two" / "own", tmp_path / "one" / "own" / first]
     found = predict_files.find_images(both)
@@ -180,15 +166,21 @@ def test_files_that_are_no_images_are_counted_by_their_endings(radiographs, tmp_
         assert part in note
 
 
+def released(untrained: Path, ensemble: Path, path: Path) -> Path:
+    """Write the first fold as a released model."""
+    fold = untrained / "runs" / "tiny" / "fold0"
+    release.run(fold, ensemble, "small", path, last=False, licence="MIT")
+    return path
+
+
 def test_a_released_model_predicts_as_the_network_it_was_made_of(
-    untrained, radiographs, tmp_path, monkeypatch
+    untrained, ensemble, radiographs, tmp_path, monkeypatch
 ):
     models = tmp_path / "models"
     monkeypatch.setattr(paths, "models_dir", lambda: models)
     with pytest.raises(InputError, match=r"no released model is in .*models"):
         predict(radiographs, out=tmp_path / "out")
-    fold, ensemble = untrained / "runs" / "tiny" / "fold0", untrained / "ensembles" / "tiny"
-    release.run(fold, ensemble, "small", models / "small.safetensors", last=False, licence="MIT")
+    released(untrained, ensemble, models / "small.safetensors")
     result = predict(radiographs, out=tmp_path / "out")
     assert "top 0.6000, min area 2000 px of 1024², bottom 0.5000" in result.rules[0]
     assert str(result).splitlines()[-1] == "Research only, not a medical device."
@@ -203,7 +195,7 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
     predict(radiographs, out=tmp_path / "full", ensemble=members.parent)
     # Half precision may move a pixel whose probability is a threshold, and no more.
     for half, full in zip(table(tmp_path / "out"), table(tmp_path / "full"), strict=True):
-        a, b = (rle.decode(row["rle"], (64, 64)) for row in (half, full))
+        a, b = (rle.decode(row["rle"], (SIZE, SIZE)) for row in (half, full))
         assert np.count_nonzero(a != b) <= 8
         assert abs(float(half["label_probability"]) - float(full["label_probability"])) < 0.002
     (models / "other.safetensors").write_bytes(b"")
@@ -215,10 +207,8 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["ensemble", "model"])
-def test_two_processes_write_what_one_writes(untrained, radiographs, tmp_path, who):
-    ensemble, small = untrained / "ensembles" / "tiny", tmp_path / "small.safetensors"
-    fold = untrained / "runs" / "tiny" / "fold0"
-    release.run(fold, ensemble, "small", small, last=False, licence="MIT")
+def test_two_processes_write_what_one_writes(untrained, ensemble, radiographs, tmp_path, who):
+    small = released(untrained, ensemble, tmp_path / "small.safetensors")
     by = {"ensemble": ensemble} if who == "ensemble" else {"model": str(small)}
     for processes in (1, 2):
         predict(radiographs, out=tmp_path / str(processes), processes=processes, batch_size=1, **by)
@@ -226,9 +216,8 @@ def test_two_processes_write_what_one_writes(untrained, radiographs, tmp_path, w
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(
-    untrained, radiographs, tmp_path
+    untrained, ensemble, radiographs, tmp_path
 ):
-    ensemble = untrained / "ensembles" / "tiny"
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "bad").mkdir()
@@ -242,7 +231,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         (tmp_path / "bad", tmp_path / "out", ensemble, r"none of the 1 files can be read.*a\.dcm"),
         (radiographs, tmp_path / "out", empty, "empty is no ensemble's folder"),
         (radiographs, tmp_path / "out", ruleless, r"thresholds\.json is missing: the thresholds"),
-        (radiographs, radiographs, ensemble, "own holds .*, and no earlier prediction"),
+        (radiographs, radiographs, ensemble, f"{radiographs} holds .*, and no earlier prediction"),
         (radiographs, tmp_path / "file", ensemble, "file is a file: give a folder"),
         (radiographs, Path("/proc/out"), ensemble, "/proc/out cannot be written"),
     ]

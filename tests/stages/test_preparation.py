@@ -74,12 +74,8 @@ def test_a_training_that_starts_while_another_draws_waits_and_takes_what_it_drew
     thread.join(60)
     assert len(refused) == 1
     assert "folds.csv has 2 folds, N_FOLDS is 3: -p N_FOLDS 2, or another" in refused[0]
-    assert (
-        folds_file.difference(
-            folds_file.load(tmp_path / "folds.csv"), first[list(folds_file.COLUMNS)]
-        )
-        == ""
-    )
+    kept = folds_file.load(tmp_path / "folds.csv")
+    assert folds_file.difference(kept, first[list(folds_file.COLUMNS)]) == ""
     assert [path.name for path in tmp_path.iterdir()] == ["folds.csv"]
 
 
@@ -160,7 +156,7 @@ def test_a_few_masks_that_cover_more_than_half_are_noted(tmp_path, capsys):
     masks[5] = 1 - masks[5]
     drawn(tmp_path / "data", masks)
     assert len(prepared(tmp_path)) == 8
-    (note,) = [one for one in capsys.readouterr().out.splitlines() if "half an image" in one]
+    (note,) = [line for line in notes(capsys) if "half an image" in line]
     assert note.startswith("note: 1 ")
     assert note.endswith("5")
 
@@ -220,12 +216,21 @@ def test_a_mask_file_lost_with_its_image_counts_by_what_it_holds(tmp_path):
         prepared(tmp_path, on_bad_file="skip")
 
 
-def settled(work: Path, patient: list[str], groups: Path | None = None) -> pd.DataFrame:
-    images = PREPARED.table.loc[[0] * len(patient)].reset_index(drop=True)
-    ids = [f"i{n:02d}" for n in range(len(patient))]
-    there = SimpleNamespace(table=images.assign(image_id=ids, patient=patient))
-    given = TrainParameters(n_folds=2, groups=None if groups is None else str(groups))
-    return preparation.settle_folds(there, given, [work])
+def settled(work: Path, dicom: list[str], patients: list[str] | None = None) -> pd.DataFrame:
+    """Settle the folds of images by the patients of their DICOMs, or of a table GROUPS beside."""
+    ids = [f"i{n:02d}" for n in range(len(dicom))]
+    images = PREPARED.table.loc[[0] * len(dicom)].assign(image_id=ids, patient=dicom)
+    groups = work.parent / "groups.csv"
+    if patients is not None:
+        rows = (f"{image},{patient}\n" for image, patient in zip(ids, patients, strict=True))
+        groups.write_text("id,patient\n" + "".join(rows))
+    given = TrainParameters(n_folds=2, groups=None if patients is None else str(groups))
+    prepared = SimpleNamespace(table=images.reset_index(drop=True))
+    return preparation.settle_folds(prepared, given, [work])
+
+
+def notes(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
 
 
 def test_placeholders_in_dicoms_are_no_patients_and_are_noted(tmp_path, capsys):
@@ -233,57 +238,47 @@ def test_placeholders_in_dicoms_are_no_patients_and_are_noted(tmp_path, capsys):
     taken = settled(work, ["ANONYMOUS"] * 10 + ["P1", "P1", "0", ""])
     assert taken["group"].tolist() == [""] * 10 + ["P1", "P1", "", ""]
     assert folds_file.load(work / "folds.csv")["group"].tolist() == taken["group"].tolist()
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert len(notes) == 2
-    assert "10 of 14 images" in notes[0]
-    assert "'ANONYMOUS'" in notes[0]
-    assert "GROUPS" in notes[0]
+    first, _ = notes(capsys)
+    for part in ("10 of 14 images", "'ANONYMOUS'", "GROUPS"):
+        assert part in first
 
 
-def test_patients_of_which_none_is_known_are_noted(tmp_path, capsys):
-    settled(tmp_path / "work", [""] * 6)
-    assert [one for one in capsys.readouterr().out.splitlines() if "GROUPS" in one]
-    settled(tmp_path / "other", ["p"] + [""] * 5)
-    assert "GROUPS" not in capsys.readouterr().out
+@pytest.mark.parametrize(("patients", "noted"), [([""] * 6, True), (["p"] + [""] * 5, False)])
+def test_patients_of_which_none_is_known_are_noted(tmp_path, capsys, patients, noted):
+    settled(tmp_path / "work", patients)
+    assert ("GROUPS" in capsys.readouterr().out) == noted
 
 
 def test_unknown_patients_of_a_table_are_noted_and_a_second_run_accepts_them(tmp_path, capsys):
-    table_of_groups = tmp_path / "groups.csv"
-    table_of_groups.write_text("id,patient\ni00,a\ni01,a\ni02,\ni03,unknown\ni04,nan\ni05,b\n")
-    work = tmp_path / "work"
-    taken = settled(work, [""] * 6, table_of_groups)
+    given = [""] * 6, ["a", "a", "", "unknown", "nan", "b"]
+    taken = settled(tmp_path / "work", *given)
     assert taken["group"].tolist() == ["a", "a", "", "", "", "b"]
-    assert f"note: 3 images have no patient in {table_of_groups}, i02 first" in (
-        capsys.readouterr().out
-    )
-    again = settled(work, [""] * 6, table_of_groups)
+    groups = tmp_path / "groups.csv"
+    assert f"note: 3 images have no patient in {groups}, i02 first" in capsys.readouterr().out
+    again = settled(tmp_path / "work", *given)
     assert folds_file.difference(again, taken[list(folds_file.COLUMNS)]) == ""
 
 
 def test_images_of_the_same_pixels_are_drawn_into_one_fold(tmp_path, monkeypatch, capsys):
-    table_of_groups = tmp_path / "groups.csv"
-    table_of_groups.write_text("id,patient\ni00,a\ni01,b\ni02,b\ni03,c\ni04,d\ni05,e\n")
-    plain = settled(tmp_path / "plain", [""] * 6, table_of_groups)
+    given = [""] * 6, ["a", "b", "b", "c", "d", "e"]
+    plain = settled(tmp_path / "plain", *given)
     codes = [fingerprint.code(CHESTS[n]) for n in (0, 1, 2, 3, 0, 4)]
     monkeypatch.setattr(preparation.fingerprint, "codes", lambda prepared: codes)
-    alike = settled(tmp_path / "work", [""] * 6, table_of_groups)
+    alike = settled(tmp_path / "work", *given)
     assert alike["group"].tolist() == ["a", "b", "b", "c", "a", "e"]
     assert alike["fold"][0] == alike["fold"][4]
     assert "i00 and i04" in capsys.readouterr().out
-    settled(tmp_path / "work", [""] * 6, table_of_groups)
-    again = settled(tmp_path / "plain", [""] * 6, table_of_groups)  # drawn before they were known
+    settled(tmp_path / "work", *given)
+    again = settled(tmp_path / "plain", *given)  # drawn before the pixels were known
     assert again["fold"].tolist() == plain["fold"].tolist()
 
 
 def test_folds_drawn_with_a_placeholder_as_a_patient_stay_valid(tmp_path):
-    table_of_groups = tmp_path / "groups.csv"
-    table_of_groups.write_text("id,patient\ni00,a\ni01,a\ni02,0\ni03,0\ni04,b\ni05,c\n")
-    work = tmp_path / "work"
-    before = settled(tmp_path / "other", [""] * 6, table_of_groups)
-    before = before.assign(group=["a", "a", "0", "0", "b", "c"], fold=[0, 0, 1, 1, 0, 1])
-    folds_file.save(before, work / "folds.csv")
-    after = settled(work, [""] * 6, table_of_groups)
-    assert after["group"].tolist() == ["a", "a", "0", "0", "b", "c"]
+    patients = ["a", "a", "0", "0", "b", "c"]
+    drawn = settled(tmp_path / "other", [""] * 6, patients)
+    before = drawn.assign(group=patients, fold=[0, 0, 1, 1, 0, 1])
+    folds_file.save(before, tmp_path / "work" / "folds.csv")
+    assert settled(tmp_path / "work", [""] * 6, patients)["group"].tolist() == patients
 
 
 def test_what_was_changed_in_images_is_noted_once(tmp_path, capsys):
@@ -295,6 +290,6 @@ def test_what_was_changed_in_images_is_noted_once(tmp_path, capsys):
     (data / "train-rle.csv").write_text("ImageId,EncodedPixels\na,0 9\nb,-1\nc,-1\n")
     given = TrainParameters(cache_dir=str(tmp_path / "cache"))
     preparation.prepare_training(table.discover(data), given, 32, tmp_path)
-    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+    (note,) = notes(capsys)
     assert FLAT in note
     assert f"2 of 3 images, {data.resolve() / 'b.png'} first" in note

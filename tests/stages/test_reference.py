@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -9,18 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import storage
-from kernel_lib.artifacts import fold_run, folds_file, maps
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import ThresholdsParameters
-from kernel_lib.data import rle
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds as stage
-from tests.configs import write_config
 from tests.stages import reference
+from tests.stages.place import fold_table, write_fold
 from tests.stages.reference import Image, Rule
 
 RUNS, FOLDS, N = ("a", "b", "c", "d"), (0, 1, 2), 48
@@ -65,41 +63,21 @@ def label(run: str, fold: int, image_id: str, positive: bool) -> float:
 def work(tmp_path_factory) -> Path:
     """Four runs of three folds, with what they predict of held-out and of test images."""
     place = tmp_path_factory.mktemp("reference")
-    rows = [
-        (f"i{i:02d}", i % 3, "", *SHAPES[i % 3], int(truth(i).sum()),
-         rle.encode(truth(i).astype(np.uint8)))
-        for i in range(N)
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
-    table["fold"] = [(i // 3) % 3 for i in range(N)]  # each fold holds every shape
+    # Each fold holds every shape.
+    table = fold_table([truth(i) for i in range(N)], [(i // 3) % 3 for i in range(N)])
     folds_file.save(table, place / "folds.csv")
-    for run in RUNS:
-        for fold in FOLDS:
-            folder = fold_run.fold_folder(place, run, fold)
-            write_config(folder, folds_file.digest(table), label_weight=0.05)
-            storage.write_text(folder.log, "")
-            held = table["fold"] == fold
-            past = Lineage(images=tuple(table.loc[~held, "image_id"]), chosen_on=())
-            meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
-            shown = [(i, truth(int(i[1:]))) for i in table.loc[held, "image_id"]]
-            tests = [
-                (t, square(shape) & (at % 3 > 0)) for at, (t, shape) in enumerate(TESTS.items())
+    tests = {t: square(shape) & (at % 3 > 0) for at, (t, shape) in enumerate(TESTS.items())}
+    for run, fold in itertools.product(RUNS, FOLDS):
+        held_out = {i: truth(int(i[1:])) for i in table.loc[table["fold"] == fold, "image_id"]}
+        kept, test = (
+            [
+                (i, level_map(run, fold, i, mask), label(run, fold, i, mask.any()))
+                for i, mask in images.items()
             ]
-            for path, images in (
-                (folder.oof, shown), (folder.oof_last, shown), (folder.test, tests),
-            ):  # fmt: skip
-                maps.write(path, [
-                    (i, maps.Prediction(
-                        level_map(run, fold, i, mask), label(run, fold, i, mask.any())
-                    ))
-                    for i, mask in images
-                ], meta)  # fmt: skip
+            for images in (held_out, tests)
+        )
+        write_fold(place, run, fold, table, kept, test=test, label_weight=0.05)
     return place
-
-
-@pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch, no_report):
-    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
 
 
 class Seen:
@@ -117,8 +95,8 @@ class Seen:
 
     def image(self, image_id, mask, shape, folds, weights, name) -> Image:
         """An image by these folds of the members under integer weights."""
-        speaking = [(f, r, w) for f in folds for r, w in zip(RUNS, weights, strict=True) if w]
-        archives = [(self.archives[run, fold, name], w) for fold, run, w in speaking]
+        used = [(f, r, w) for f in folds for r, w in zip(RUNS, weights, strict=True) if w]
+        archives = [(self.archives[run, fold, name], w) for fold, run, w in used]
         level = reference.mean_map(
             [maps_[image_id] for (maps_, _), _ in archives], [w for _, w in archives]
         )
@@ -196,6 +174,7 @@ class Reference:
         return reference.mask(self.seen.test(image_id, FOLDS, weights), rule)
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("combine", "choose", "gate"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
-from kernel_lib.postprocess import metrics, triplet, votes
-from kernel_lib.postprocess.triplet import Triplet, apply_rule
+from kernel_lib.postprocess import metrics
+from kernel_lib.postprocess.triplet import apply_rule
 from kernel_lib.stages import report, report_images, scores
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer.data import load_held_out
-from tests.configs import write_config
+from tests.stages.place import fold_table, rewrite, write_fold
 
 SIZE, N = 24, 24
 BLOCK = np.zeros((SIZE, SIZE), np.uint8)
@@ -42,21 +43,15 @@ def write_report(folder: Path, roots: list[Path]) -> Path:
     return real_write(folder, report.load(folder, roots))
 
 
-@pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch, no_report):
-    """No mounts but the test's own; the page, which takes seconds, only where a test writes it."""
-    monkeypatch.setenv("KERNEL_LIB_MOUNTS", str(tmp_path / "mounts"))
+pytestmark = pytest.mark.usefixtures("no_report")  # which takes seconds
 
 
 def table() -> pd.DataFrame:
     """Images in two folds by turns, every third with a mask."""
-    rows = []
-    for i in range(N):
-        mask = np.zeros((SIZE, SIZE), np.uint8)
-        if i % 3 == 0:
-            mask[4 : 9 + i // 3, 3:12] = 1
-        rows.append((f"i{i:02d}", i % 2, "", SIZE, SIZE, int(mask.sum()), rle.encode(mask)))
-    return pd.DataFrame(rows, columns=list(folds_file.COLUMNS))
+    masks = np.zeros((N, SIZE, SIZE), np.uint8)
+    for i in range(0, N, 3):
+        masks[i, 4 : 9 + i // 3, 3:12] = 1
+    return fold_table(list(masks), [i % 2 for i in range(N)])
 
 
 def level_map(seed: str, mask: np.ndarray, noise: int) -> np.ndarray:
@@ -74,31 +69,30 @@ def make_run(
     """
     drawn = table()
     folds_file.save(drawn, work / "folds.csv")
+
+    def predicted(image_id: str, seed: str, mask: np.ndarray, probability: float) -> tuple:
+        levels = level_map(seed, mask, noise) if masks else None
+        return image_id, levels, probability if label else None
+
+    def held_out(fold: int, archive: str) -> list[tuple]:
+        found = []
+        for at, image in enumerate(drawn[drawn["fold"] == fold].itertuples()):
+            truth = rle.decode(image.rle, (SIZE, SIZE))
+            seems = BLOCK if alarms and not truth.any() else truth
+            probability = (0.8 if truth.any() else 0.3) if at % 7 else 0.55
+            seed = f"{archive}{image.image_id}{run}"
+            found.append(predicted(image.image_id, seed, seems, probability))
+        return found
+
     for fold in (0, 1):
-        folder = fold_run.fold_folder(work, run, fold)
-        write_config(folder, folds_file.digest(drawn), **row)
-        held = drawn["fold"] == fold
-        past = lineage or Lineage(images=tuple(drawn.loc[~held, "image_id"]), chosen_on=())
-        meta = {"run": run, "fold": fold, "lineage": past.model_dump(mode="json")}
-        for path in (folder.oof, folder.oof_last):
-            shown = []
-            for at, image in enumerate(drawn[held].itertuples()):
-                truth = rle.decode(image.rle, (SIZE, SIZE))
-                seems = BLOCK if alarms and not truth.any() else truth
-                drawing = level_map(f"{path.stem}{image.image_id}{run}", seems, noise)
-                said = (0.8 if truth.any() else 0.3) if at % 7 else 0.55
-                shown.append((image.image_id, drawing if masks else None, said if label else None))
-            maps.write(path, [(i, maps.Prediction(m, p)) for i, m, p in shown], meta)
         test = [
-            (i, maps.Prediction(
-                level_map(f"{i}{run}{fold}", BLOCK, noise) if masks else None,
-                (0.1, 0.9, 0.6)[at] if label else None,
-            ))
-            for at, i in enumerate(SHAPES)
-        ]  # fmt: skip
-        maps.write(folder.test, test, meta)
-        line = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.5, "dice": 0.5, "lr": 0.1}
-        storage.write_text(folder.log, json.dumps(line | {"best": True}) + "\n")
+            predicted(i, f"{i}{run}{fold}", BLOCK, probability)
+            for i, probability in zip(SHAPES, (0.1, 0.9, 0.6), strict=True)
+        ]
+        write_fold(
+            work, run, fold, drawn, held_out(fold, "oof"), held_out(fold, "oof_last"), test,
+            lineage, **row,
+        )  # fmt: skip
 
 
 def choose_rule(work: Path, **parameters):
@@ -150,10 +144,7 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
 def test_the_first_score_is_the_one_that_no_label_selected(tmp_path, chosen_on, first, selected):
     make_run(tmp_path, "plain")
     for path in tmp_path.glob("runs/plain/fold*/oof.zip"):
-        archive = maps.Maps(path)
-        shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
-        lineage = archive.meta["lineage"] | {"chosen_on": chosen_on}
-        maps.write(path, shown, {**archive.meta, "lineage": lineage})
+        rewrite(path, lineage=maps.Maps(path).meta["lineage"] | {"chosen_on": chosen_on})
     result = choose_rule(tmp_path)
     assert document(result)["epochs_selected"] == {"honest": selected, "last": False}
     listed = scores.table(result.scores)
@@ -188,23 +179,14 @@ def test_a_row_s_classifier_gates_by_its_label(tmp_path):
     assert "gate: the classification probability of judge" in scores.summary(result.folder)
 
 
-def test_a_gate_can_be_left_out_and_its_label_is_then_not_looked_for(tmp_path):
-    make_run(tmp_path, "steps", gate="judge")
-    result = choose_rule(tmp_path, gate="none")
-    assert result.honest.auc_label is None
-    assert result.choice.triplet.label is None
-
-
-def test_a_missing_classifier_is_named_with_the_mend(tmp_path):
+def test_a_missing_classifier_is_named_may_be_left_out_and_must_not_have_seen_an_image(tmp_path):
     make_run(tmp_path, "steps", gate="judge")
     with pytest.raises(InputError, match=r"gated by the run judge, .* -p WITH_PARENTS True"):
         choose_rule(tmp_path)
-
-
-def test_a_classifier_that_saw_an_image_is_refused(tmp_path):
-    make_run(tmp_path, "steps", gate="judge")
-    past = Lineage(images=("i05",))
-    make_run(tmp_path, "judge", label=True, masks=False, lineage=past)
+    result = choose_rule(tmp_path, gate="none")
+    assert result.honest.auc_label is None
+    assert result.choice.triplet.label is None
+    make_run(tmp_path, "judge", label=True, masks=False, lineage=Lineage(images=("i05",)))
     with pytest.raises(InputError, match="judge/fold1 was trained on image i05"):
         choose_rule(tmp_path, runs="steps")
 
@@ -253,11 +235,8 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
     make_run(tmp_path, "b", label=True, label_weight=0.05)
     recipe = {"members": [{"run": "a", "weight": 3.0}, {"run": "b"}], "gate": "label"}
     storage.write_json(tmp_path / "mine.json", recipe)
-    for fold in (0, 1):  # b says 0 of everything
-        folder = fold_run.fold_folder(tmp_path, "b", fold)
-        there = maps.Maps(folder.oof)
-        said = [(i, maps.Prediction(there[i], 0.0)) for i in there.ids]
-        maps.write(folder.oof, said, there.meta)
+    for fold in (0, 1):
+        rewrite(fold_run.fold_folder(tmp_path, "b", fold).oof, label=lambda image_id: 0.0)
     result = choose_rule(tmp_path, ensemble=str(tmp_path / "mine.json"))
     assert result.folder.name == "mine"
     own = maps.Maps(fold_run.fold_folder(tmp_path, "a", 0).oof)
@@ -268,34 +247,10 @@ def test_labels_are_averaged_with_the_members_weights(tmp_path):
 def test_the_map_s_own_sum_gates(tmp_path):
     make_run(tmp_path, "plain")
     result = choose_rule(tmp_path, gate="sum")
-    kept, rule = document(result), result.choice.triplet
+    kept = document(result)
     assert kept["gate"] == {"by": "sum", "runs": ["plain"]}
     assert kept["search"]["label_swept"]
-    forced = Triplet(rule.top, 0, rule.bottom, 0.5)
-    storage.write_json(result.folder / "thresholds.json", kept | {"rule": forced.to_json()})
-    found = masks(tmp_path, result.folder)
-    for image_id, shape in SHAPES.items():
-        mean = maps.mean([archive[image_id] for archive in archives(tmp_path, "plain")])
-        prob = maps.at_shape(mean, shape)
-        level = triplet.sum_level(np.bincount(prob.ravel(), minlength=256), prob.size)
-        assert np.array_equal(found[image_id], apply_rule(prob, forced, level))
     assert "the sum of the probability map" in str(result)
-
-
-def test_a_vote_of_folds_asks_each_fold_s_own_label(tmp_path):
-    make_run(tmp_path, "gated", label=True, label_weight=0.05, monitor="dice_gated")
-    for fold, said in ((0, 0.95), (1, 0.05)):
-        folder = fold_run.fold_folder(tmp_path, "gated", fold)
-        there = maps.Maps(folder.test)
-        said = [(i, maps.Prediction(np.full((SIZE, SIZE), 255, np.uint8), said)) for i in there.ids]
-        maps.write(folder.test, said, there.meta)
-    for how, expected in (("mean", True), ("vote", False)):
-        result = choose_rule(tmp_path, combine=how)
-        kept = document(result)
-        rule = Triplet(0.5, 0, 0.5, 0.4).to_json()  # the mean label is 0.5
-        storage.write_json(result.folder / "thresholds.json", kept | {"rule": rule})
-        found = masks(tmp_path, result.folder)
-        assert all(mask.all() if expected else not mask.any() for mask in found.values())
 
 
 @pytest.mark.parametrize(("how", "at_least"), [("member_vote", None), ("member_union", 2)])
@@ -311,18 +266,6 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
     assert k == at_least or at_least is None
     one = choose_rule(tmp_path, runs="b")
     assert kept["rules"]["b"] == one.choice.triplet.to_json(), "as if it stood alone"
-    rules = [Triplet.from_json(kept["rules"][run]) for run in names]
-    for image_id, found in masks(tmp_path, result.folder).items():
-        drawn = []
-        for run, rule in zip(names, rules, strict=True):
-            mean = maps.mean([archive[image_id] for archive in archives(tmp_path, run)])
-            drawn.append(apply_rule(maps.at_shape(mean, SHAPES[image_id]), rule))
-        if how == "member_vote":
-            expected = np.sum(drawn, axis=0) >= k
-        else:
-            many = [rle.runs_of(mask) for mask in drawn]
-            expected = rle.mask_of(votes.union_of_agreeing(many, k), SHAPES[image_id])
-        assert np.array_equal(found, expected)
     again = report._search_again(report.load(result.folder, [tmp_path]))
     assert again == result.searches
     text = str(result)
@@ -337,13 +280,9 @@ def test_a_vote_of_members_takes_each_member_s_own_rule(tmp_path, how, at_least)
 def test_greedy_leaves_noise_out_and_its_ensemble_goes_on(tmp_path):
     make_run(tmp_path, "good"), make_run(tmp_path, "better", noise=60)
     make_run(tmp_path, "noise", noise=256 - 120)
-    for fold in (0, 1):
-        folder = fold_run.fold_folder(tmp_path, "noise", fold)
-        for path in (folder.oof, folder.oof_last):
-            there = maps.Maps(path)
-            blind = np.zeros((SIZE, SIZE), np.uint8)
-            drawn = [(i, maps.Prediction(level_map(i, blind, 255))) for i in there.ids]
-            maps.write(path, drawn, there.meta)
+    blind = np.zeros((SIZE, SIZE), np.uint8)
+    for path in tmp_path.glob("runs/noise/fold*/oof*.zip"):
+        rewrite(path, lambda image_id: level_map(image_id, blind, 255))
     result = choose_rule(tmp_path, runs="noise,better,good", ensemble="picked", choose="greedy")
     kept = document(result)["selection"]
     assert [one["run"] for one in kept["candidates"]] == ["noise", "better", "good"]
@@ -399,54 +338,26 @@ def test_documents_of_before_load_as_they_did(tmp_path):
     assert write_report(result.folder, [tmp_path]).exists()
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def content(change) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-def without_the_last_byte(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+def columns(change) -> Callable[[Path], None]:
+    return lambda path: change(pd.read_csv(path)).to_csv(path, index=False)
 
 
-def without_the_last_row(path: Path) -> None:
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+def arrays(change) -> Callable[[Path], None]:
+    def changed(path: Path) -> None:
+        with np.load(path) as kept:
+            given = dict(kept)
+        np.savez(path, **change(given))
 
-
-def other_columns(path: Path) -> None:
-    pd.read_csv(path).rename(columns={"dice": "score"}).to_csv(path, index=False)
-
-
-def other_images(path: Path) -> None:
-    frame = pd.read_csv(path)
-    frame.assign(image_id="x" + frame["image_id"]).to_csv(path, index=False)
-
-
-def other_folds(path: Path) -> None:
-    frame = pd.read_csv(path)
-    frame.assign(fold=1 - frame["fold"]).to_csv(path, index=False)
-
-
-def words(path: Path) -> None:
-    pd.read_csv(path).assign(dice="high").to_csv(path, index=False)
-
-
-def other_arrays(path: Path) -> None:
-    np.savez(path, hist_all=np.zeros((N, 256), np.int32))
-
-
-def fewer_images(path: Path) -> None:
-    with np.load(path) as kept:
-        arrays = {name: kept[name][1:] for name in kept}
-    np.savez(path, **arrays)
-
-
-def objects(path: Path) -> None:
-    with np.load(path) as kept:
-        arrays = dict(kept) | {"n_px": np.array([N] * N, dtype=object)}
-    np.savez(path, **arrays)
+    return changed
 
 
 def one_array(path: Path) -> None:
@@ -454,28 +365,38 @@ def one_array(path: Path) -> None:
         np.save(file, np.zeros(N))
 
 
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
+def without_searches(path: Path) -> None:
+    document = json.loads(path.read_text())
+    del document["searches"]
+    storage.write_json(path, document)
 
 
-def without(name: str):
-    def removed(path: Path) -> None:
-        document = json.loads(path.read_text())
-        del document[name]
-        storage.write_json(path, document)
-
-    return removed
-
-
-ANY = [Path.unlink, emptied, cut_short, a_folder]
+ANY = [
+    Path.unlink,
+    a_folder,
+    content(lambda data: b""),
+    content(lambda data: data[: len(data) // 2]),
+]
 DAMAGES = {
     "members.json": ANY,
-    "thresholds.json": [*ANY, *map(without, ("rules", "at_least", "honest", "last", "searches"))],
-    "oof.csv": [*ANY, without_the_last_byte, without_the_last_row, other_columns, other_images,
-                other_folds, words],
-    "oof_statistics.npz": [*ANY, other_arrays, fewer_images, objects, one_array],
-}  # fmt: skip
+    "thresholds.json": [*ANY, without_searches],
+    "oof.csv": [
+        *ANY,
+        content(lambda data: data[:-1]),
+        content(lambda data: b"".join(data.splitlines(keepends=True)[:-1])),
+        columns(lambda frame: frame.rename(columns={"dice": "score"})),
+        columns(lambda frame: frame.assign(image_id="x" + frame["image_id"])),
+        columns(lambda frame: frame.assign(fold=1 - frame["fold"])),
+        columns(lambda frame: frame.assign(dice="high")),
+    ],
+    "oof_statistics.npz": [
+        *ANY,
+        one_array,
+        arrays(lambda kept: {"hist_all": np.zeros((N, 256), np.int32)}),
+        arrays(lambda kept: {name: values[1:] for name, values in kept.items()}),
+        arrays(lambda kept: kept | {"n_px": np.array([N] * N, dtype=object)}),
+    ],
+}
 
 
 def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(tmp_path):
@@ -550,9 +471,7 @@ def test_a_fold_that_was_trained_again_after_the_search_has_no_score(tmp_path, n
     make_run(tmp_path, "a")
     folder = choose_rule(tmp_path).folder
     path = getattr(fold_run.fold_folder(tmp_path, "a", 1), name)
-    archive = maps.Maps(path)
-    shown = [(i, maps.Prediction(archive[i])) for i in archive.ids]
-    maps.write(path, shown, archive.meta | {"checkpoints": {"best_epoch001.pt": "another"}})
+    rewrite(path, checkpoints={"best_epoch001.pt": "another"})
     for read in (
         lambda: report.load(folder, [tmp_path]),
         lambda: load_held_out(folder, [tmp_path]),
