@@ -1,18 +1,22 @@
-"""Writes that appear complete or not at all, and folders that one process at a time works in."""
+"""Atomic writes, folders that one process at a time works in, and zip archives read in bounds."""
 
 from __future__ import annotations
 
 import errno
 import glob
 import json
+import lzma
 import os
 import secrets
 import shlex
 import shutil
 import socket
+import struct
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -330,3 +334,46 @@ def _no_room(path: Path, written: int) -> str:
         f"{path} cannot be written: {needs}{room(path)}: make room and run the same command again "
         f"({stays}what is done stays)"
     )
+
+
+# What reading a damaged archive raises: its tables, compression, encryption, file names.
+FAULTS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, OSError,
+    OverflowError, RuntimeError, ValueError, MemoryError,
+)  # fmt: skip
+
+
+class ArchiveError(InputError):
+    """A fault of an archive, in a message that does not name the archive."""
+
+
+def open_archive(source: Path | IO[bytes]) -> zipfile.ZipFile:
+    """Return the open archive, its list of members read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArchiveError: It is damaged, or lists a member twice.
+    """
+    try:
+        archive = zipfile.ZipFile(source)
+    except FileNotFoundError:
+        raise
+    except FAULTS as error:
+        raise ArchiveError(str(error) or type(error).__name__) from error
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ArchiveError(f"it holds {repeated!r} twice")
+    return archive
+
+
+def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    """Return a member, unpacked no further than its bound; raise ArchiveError for a larger one."""
+    try:
+        with archive.open(name) as member:
+            content = member.read(max_bytes + 1)  # a wrong checksum raises at the end
+    except FAULTS as error:
+        raise ArchiveError(f"{name}: {error or type(error).__name__}") from error
+    if len(content) > max_bytes:
+        raise ArchiveError(f"{name} unpacks to more than {max_bytes:,} bytes")
+    return content

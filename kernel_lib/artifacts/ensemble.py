@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kernel_lib import archives, storage
+from kernel_lib import storage
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.filenames import ENSEMBLES, MEMBERS, THRESHOLDS
 from kernel_lib.config import Combine, Frozen
@@ -99,7 +99,7 @@ def named_if_damaged(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(_missing(path)) from None
-    except (*archives.FAULTS, AttributeError, IndexError, TypeError) as error:
+    except (*storage.FAULTS, AttributeError, IndexError, TypeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise InputError(
             f"{path} is damaged ({str(what) or type(error).__name__}): run the thresholds stage"

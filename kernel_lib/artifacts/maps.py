@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kernel_lib import archives, storage
+from kernel_lib import storage
 from kernel_lib.data import pictures, rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import histograms
@@ -144,14 +144,14 @@ class Maps:
         """Open an archive. Raises: InputError where it is missing or damaged."""
         self.path = Path(path)
         try:
-            self._zip = archives.opened(self.path)  # which locks its file for each read
+            self._zip = storage.open_archive(self.path)  # which locks its file for each read
             named = self._zip.namelist()
             self.meta: dict[str, Any] = self._table(_META)
             self._labels = self._table(_LABELS) if _LABELS in named else {}
         except FileNotFoundError:
             raise InputError(f"{path} is missing: the train stage predicts held-out images, "
                              "the inference stage test images") from None  # fmt: skip
-        except (archives.ArchiveError, ValueError, RecursionError) as error:
+        except (storage.ArchiveError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}): {_FIX}") from error
         if others := [n for n in named if n not in (_META, _LABELS) and not n.endswith(".png")]:
             raise InputError(f"{path} is damaged (it holds {others[0]!r}): {_FIX}")
@@ -168,7 +168,7 @@ class Maps:
             raise InputError(f"{path} is damaged (labels that are not from 0.0 to 1.0): {_FIX}")
 
     def _table(self, name: str) -> dict[str, Any]:
-        table = json.loads(archives.read(self._zip, name, _MAX_BYTES))
+        table = json.loads(storage.read_member(self._zip, name, _MAX_BYTES))
         if not isinstance(table, dict):
             raise ValueError(f"{name} is no table")
         return table
@@ -184,7 +184,7 @@ class Maps:
         if image_id not in self._known or not self.has_maps:
             raise InputError(f"{self.path} holds no map of image {image_id}")
         try:
-            levels = pictures.decode(archives.read(self._zip, f"{image_id}.png", _MAX_BYTES))
+            levels = pictures.decode(storage.read_member(self._zip, f"{image_id}.png", _MAX_BYTES))
         except InputError as error:
             raise InputError(f"{self.path} is damaged ({error}): {_FIX}") from error
         if levels is None or levels.ndim != 2 or levels.dtype != np.uint8:
@@ -195,8 +195,8 @@ class Maps:
         """Read every member against its checksum. Raises: InputError for a damaged one."""
         for name in self._zip.namelist():
             try:
-                archives.read(self._zip, name, _MAX_BYTES)
-            except archives.ArchiveError as error:
+                storage.read_member(self._zip, name, _MAX_BYTES)
+            except storage.ArchiveError as error:
                 raise InputError(f"{self.path} is damaged ({error}): {_FIX}") from error
 
     def label(self, image_id: str) -> float | None:

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from kernel_lib import archives, storage
+from kernel_lib import storage
 from kernel_lib.artifacts.filenames import TEST_RUN
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.nested_cv_report import TestSummary
@@ -55,5 +55,5 @@ class TestRun:
                 area_px=tuple(document["area_px"]),
                 trained_on=tuple(document.get("trained_on", ())),  # not looked for once
             )
-        except (*archives.FAULTS, AttributeError, TypeError) as error:
+        except (*storage.FAULTS, AttributeError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}): run the inference stage") from error

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from kernel_lib import archives
+from kernel_lib import storage
 from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
 
@@ -149,14 +149,14 @@ def _unpacked(path: Path) -> bytes:
         if content.startswith(GZIP):
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
         elif content.startswith(ZIP):
-            archive = archives.opened(io.BytesIO(content))
+            archive = storage.open_archive(io.BytesIO(content))
             if "[Content_Types].xml" in archive.namelist():
                 raise InputError(f"{path} is a spreadsheet's workbook, not a CSV: {AS_CSV}")
             names = [n for n in archive.namelist() if not n.startswith("__") and n[-1] != "/"]
             if len(names) != 1:
                 raise InputError(f"{path} is a zip of {len(names)} files: unpack it")
-            content = archives.read(archive, names[0], MAX_BYTES)
-    except (OSError, EOFError, zlib.error, archives.ArchiveError) as error:
+            content = storage.read_member(archive, names[0], MAX_BYTES)
+    except (OSError, EOFError, zlib.error, storage.ArchiveError) as error:
         raise InputError(
             f"{path} can't be unpacked ({error}): fetch it again, or unpack it"
         ) from error

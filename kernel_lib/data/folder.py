@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from kernel_lib.competition import COMPETITION
-from kernel_lib.data.images import image_id, is_image
-from kernel_lib.data.layouts import (
+from kernel_lib.competition import (
+    COMPETITION,
     DICOM_SUFFIXES,
     LABEL_FILES,
     PACKINGS,
@@ -24,6 +23,7 @@ from kernel_lib.data.layouts import (
     label_rank,
     no_folder,
 )
+from kernel_lib.data.images import image_id, is_image
 from kernel_lib.errors import InputError
 
 # dicom-images-train/<study>/<series>/<image>.dcm, and a folder or two around it.

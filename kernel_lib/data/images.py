@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pydicom
 
+from kernel_lib.competition import SUFFIXES
 from kernel_lib.data import dicom, masks, pictures
 from kernel_lib.data.dicom import orientation_notes, view_notes
-from kernel_lib.data.layouts import SUFFIXES
 from kernel_lib.data.levels import as_grey, depth, depth_note, shown
 from kernel_lib.data.pictures import JPEG_MAGIC, PNG_MAGIC
 from kernel_lib.errors import InputError

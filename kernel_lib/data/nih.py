@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib.competition import NIH_LAYOUT, NIH_TABLES
 from kernel_lib.data import cells
 from kernel_lib.data.folder import entries, same_content
 from kernel_lib.data.images import Skipped, image_id
-from kernel_lib.data.layouts import NIH_LAYOUT, NIH_TABLES
 from kernel_lib.errors import InputError
 
 FINDING = "Pneumothorax"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kernel_lib.competition import LABEL_FILES, LAYOUTS, PICTURE_SUFFIXES, label_rank
 from kernel_lib.data import cells, rle
 from kernel_lib.data.folder import (
     INSTANCE_FOLDER,
@@ -30,7 +31,6 @@ from kernel_lib.data.labels import (
     read_sample,
     stated_splits,
 )
-from kernel_lib.data.layouts import LABEL_FILES, LAYOUTS, PICTURE_SUFFIXES, label_rank
 from kernel_lib.errors import InputError
 
 MAX_UNLABELLED_SHARE = 0.05

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from kernel_lib import archives
+from kernel_lib import storage
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 
@@ -148,8 +148,8 @@ def members(name: str, content: bytes) -> dict[str, bytes]:
                     f"{name} holds {member!r}, which would leave its folder; do not use it"
                 )
             try:
-                files[member] = archives.read(wheel, member, left)
-            except archives.ArchiveError as error:
+                files[member] = storage.read_member(wheel, member, left)
+            except storage.ArchiveError as error:
                 raise InputError(f"{name} is damaged: {error}; fetch it again") from error
             left -= len(files[member])
     return files
@@ -187,8 +187,8 @@ def _check(what: str, digest: str, expected: str, fix: str) -> None:
 
 def _opened(name: str, content: bytes) -> zipfile.ZipFile:
     try:
-        return archives.opened(io.BytesIO(content))
-    except archives.ArchiveError as error:
+        return storage.open_archive(io.BytesIO(content))
+    except storage.ArchiveError as error:
         raise InputError(f"{name} is no wheel ({error}); fetch it again") from error
 
 

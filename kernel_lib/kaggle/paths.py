@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kernel_lib import experiment_file
 from kernel_lib.artifacts.filenames import ENSEMBLES, FOLDS, RUNS
-from kernel_lib.competition import COMPETITION
-from kernel_lib.data.layouts import (
+from kernel_lib.competition import (
+    COMPETITION,
     LABEL_FILES,
     LAYOUTS,
     NIH_LAYOUT,

@@ -22,7 +22,7 @@ import torch
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
-from kernel_lib import archives
+from kernel_lib import storage
 from kernel_lib.errors import InputError
 from kernel_lib.models import encoders, imagenet
 
@@ -174,7 +174,7 @@ def load_state(path: Path) -> Any:
 
 
 def _check_sums(file: IO[bytes]) -> None:
-    archive = archives.opened(file)
+    archive = storage.open_archive(file)
     # torch never compresses; a compressed record may be of any size.
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ValueError("its records are packed, as torch never writes them")

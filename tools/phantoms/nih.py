@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from kernel_lib.competition import NIH_TABLES
 from kernel_lib.data import images, nih, table
 from kernel_lib.data.cache_store import resized
 from kernel_lib.data.labels import read_labels
-from kernel_lib.data.layouts import NIH_TABLES
 from kernel_lib.errors import InputError
 from kernel_lib.storage import write_text
 from tools.phantoms.competition import TEST_TRUTH, Case, cases, draw_case
