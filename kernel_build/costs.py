@@ -6,7 +6,6 @@ fold holds out.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from pathlib import Path
 
 from kernel_build import graph
 from kernel_build.graph import Node
-from kernel_lib.artifacts.filenames import CONFIG, LOG
+from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts.filenames import LOG
+from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
@@ -115,18 +116,18 @@ def from_log(path: Path, size: int) -> Measured:
     Raises: InputError for a file that is not a log.
     """
     try:
-        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-        seconds = [(float(x["seconds"]), float(x["val_seconds"])) for x in lines]
+        lines = fold_run.read_log(path)
+        seconds = [(line["seconds"], line["val_seconds"]) for line in lines]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a run's {LOG}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError) as error:
         raise InputError(f"{path} is not the log of a training ({error!r})") from None
     if not seconds:
         raise InputError(f"{path} holds no epoch; let one end first")
     measured = Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
     try:
-        ran = int(json.loads(path.with_name(CONFIG).read_text())["experiment"]["size"])
-    except (OSError, ValueError, KeyError, TypeError):  # without a config: the planned size
+        ran = FoldRun(path.parent.parent.name, 0, path.parent).read_config().experiment.size
+    except InputError:  # without a configuration: the planned size
         ran = size
     return measured if ran == size else measured.times((size / ran) ** 2)
 

@@ -68,11 +68,11 @@ NIH_LAYOUT = (
     f"NIH ChestX-ray14 is one folder with {NIH_TABLES[1]} (or {NIH_TABLES[0]}) and, in it or in "
     "any folders of it, the PNGs that the table lists: images_001/images/00000001_000.png …"
 )
-LAYOUTS = """The layouts that are recognised under DATA_DIR (or in a folder in it):
+LAYOUTS = f"""The layouts that are recognised under DATA_DIR (or in a folder in it):
   nested DICOM    dicom-images-train/<study>/<series>/<id>.dcm, dicom-images-test/…
   flat DICOM      <folder>/<id>.dcm
   images and RLE  <folder>/<id>.png or .jpg
-      each with train-rle.csv or stage_2_train.csv (or .zip, .gz of it), and sample_submission.csv
+      each with {" or ".join(LABEL_FILES[::-1])} (or .zip, .gz of it), and sample_submission.csv
       for test images
   images + masks  images/<id>.png and masks/<id>.png (.jpg too); the folder of masks may be called
       anything that ends in mask or masks, or labels, annotations, segmentations, labelsTr; masks

@@ -184,18 +184,21 @@ class FoldRun:
 
     def read_log(self) -> list[LogLine]:
         """Return log.jsonl, a line an epoch; empty before the first epoch ends."""
-        if not self.log.exists():
-            return []
-        try:
-            return [_LOG_LINE.validate_json(line) for line in self.log.read_bytes().splitlines()]
-        except ValidationError as error:
-            raise InputError(
-                f"{self.log} is damaged ({error.errors()[0]['msg']}): run the train stage there, "
-                "which writes it again from last.pt"
-            ) from None
+        return read_log(self.log) if self.log.exists() else []
 
     def write_log(self, lines: Iterable[LogLine]) -> None:
         storage.write_text(self.log, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_log(path: Path) -> list[LogLine]:
+    """Return a training's log, a line an epoch. Raises: InputError where it is damaged."""
+    try:
+        return [_LOG_LINE.validate_json(line) for line in path.read_bytes().splitlines()]
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is damaged ({error.errors()[0]['msg']}): run the train stage there, which "
+            "writes it again from last.pt"
+        ) from None
 
 
 def fold_folder(work: Path, run: str, fold: int) -> FoldRun:

@@ -38,7 +38,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kernel_lib.artifacts import filenames
+from kernel_lib.artifacts import fold_run
 
 ROOT = Path(__file__).resolve().parents[2]
 # Each part's share of the time left when it begins; the last leaves a moment to write.
@@ -194,12 +194,8 @@ def tested(log: Path) -> Iterator[dict[str, Any]]:
 
 def logged(work: Path) -> dict[str, list[dict]]:
     """Return the log of each fold that a training left, also of one that was killed."""
-    return {
-        str(path.parent.relative_to(work / filenames.RUNS)): [
-            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-        for path in sorted(work.glob(f"{filenames.RUNS}/*/fold*/{filenames.LOG}"))
-    }
+    folders = fold_run.with_training(work)
+    return {folder.name: folder.read_log() for folder in folders if folder.log.exists()}
 
 
 def write(out: Path, results: dict[str, dict[str, Any]]) -> None:
