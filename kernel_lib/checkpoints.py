@@ -56,7 +56,7 @@ def digest_of(state: dict[str, Any], path: Path) -> str:
     return sha256.hexdigest()
 
 
-def past(path: Path) -> Lineage:
+def lineage(path: Path) -> Lineage:
     """Return the lineage of the weights in a file, unknown if it states none."""
     if Path(path).suffix == released.SUFFIX:
         return Released.load(path).lineage if released.is_released(path) else UNKNOWN

@@ -22,7 +22,7 @@ def test_what_is_saved_comes_back_with_its_past(tmp_path):
     assert set(loaded) == set(state)
     assert torch.equal(loaded["model"]["w"], state["model"]["w"])
     assert loaded["random"]["python"] == state["random"]["python"]
-    assert checkpoints.past(path) == PAST
+    assert checkpoints.lineage(path) == PAST
 
 
 def test_a_write_that_breaks_leaves_the_old_checkpoint(tmp_path):
@@ -63,6 +63,6 @@ def test_no_code_in_a_file_is_run(tmp_path, capsys):
 
 def test_the_past_of_a_foreign_file_is_unknown(tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "found.pth")
-    assert checkpoints.past(tmp_path / "found.pth") == UNKNOWN
+    assert checkpoints.lineage(tmp_path / "found.pth") == UNKNOWN
     (tmp_path / "found.safetensors").touch()
-    assert checkpoints.past(tmp_path / "found.safetensors") == UNKNOWN
+    assert checkpoints.lineage(tmp_path / "found.safetensors") == UNKNOWN

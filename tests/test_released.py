@@ -57,14 +57,14 @@ def test_what_is_saved_comes_back_in_half_precision(small, tmp_path):
         expected = tensor.half().float() if tensor.is_floating_point() else tensor
         assert there.dtype == tensor.dtype
         assert torch.equal(there, expected), name
-    assert checkpoints.past(path) == small.lineage
+    assert checkpoints.lineage(path) == small.lineage
 
 
 def test_bare_weights_are_no_released_model(small, tmp_path):
     path = tmp_path / "bare.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(1)}, path)
     assert not released.is_released(path)
-    assert checkpoints.past(path) == UNKNOWN
+    assert checkpoints.lineage(path) == UNKNOWN
     with pytest.raises(InputError, match=r"bare.safetensors is no released model"):
         Released.load(path)
 

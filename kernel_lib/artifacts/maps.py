@@ -1,7 +1,7 @@
-"""Probability maps: the levels (0–255) that everything after a network works on.
+"""Probability maps as uint8 levels (0–255), the input to all post-processing.
 
-Views of one model are averaged as logits, models as probabilities, in float; then uint8 by
-round(255 · p) at the network's size; then bilinear to the image's own size; then the rule.
+A model's TTA views are averaged as logits and models as probabilities, in float; quantised to
+uint8, round(255 · p), at network size; resized bilinearly to image size; then comes the rule.
 Out-of-fold, validation, inference and viewer all come through here. No torch in this file: finished
 maps are searched and combined on machines without it.
 """
@@ -25,8 +25,8 @@ from kernel_lib.postprocess import histograms
 from kernel_lib.postprocess.histograms import Statistics
 
 _META, _LABELS = "meta.json", "labels.json"
-_FIX = "delete it, run its stage"
-_MAX_BYTES = 1 << 26  # of one member: no map, and no table of labels, is larger
+_FIX = "delete it and run its stage again"
+_MAX_BYTES = 1 << 26  # per zip entry; maps and label tables are smaller
 
 
 class Prediction(NamedTuple):
@@ -37,9 +37,9 @@ class Prediction(NamedTuple):
 
 
 def numbers(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
-    """Return the probabilities given, of maps or labels, as an array.
+    """Return map or label probabilities as an array, all finite.
 
-    Shape: any; with `ids`, by which the error names images, (B, ...) for B of them.
+    Shape: any; (B, ...) if B `ids` are given, for the error to name bad images.
     Raises: FloatingPointError where one is not a finite number.
     """
     prob = np.asarray(prob)
@@ -50,8 +50,8 @@ def numbers(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
             good = finite.reshape(len(ids), -1).all(axis=1)
             of = f" of {', '.join(i for i, ok in zip(ids, good, strict=True) if not ok)}"
         raise FloatingPointError(
-            f"the network's probabilities{of} are not numbers: its weights are broken, or float16 "
-            "overflowed; -p PRECISION float32, or take an earlier checkpoint"
+            f"the network's probabilities{of} are not finite: its weights are broken, or float16 "
+            "overflowed; try -p PRECISION float32, or an earlier checkpoint"
         )
     return prob
 
@@ -75,7 +75,7 @@ def mean(levels: Sequence[np.ndarray], weights: Sequence[float] | None = None) -
         return levels[0]
     size = max((m.shape for m in levels), key=lambda shape: shape[0] * shape[1])
     total = np.zeros(size, np.float64)
-    # As float64: an integer times a uint8 map would wrap at 256. Shares, since a sum may overflow.
+    # Use float64: int × uint8 wraps at 256. Divide by the maximum: a sum might overflow.
     weights = np.array([1.0] * len(levels) if weights is None else weights, np.float64)
     if not ((weights > 0) & np.isfinite(weights)).all():
         raise ValueError(f"the weights {weights.tolist()} are not all numbers above 0")
@@ -96,7 +96,7 @@ def at_shape(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def statistics(
     levels: np.ndarray, mask_rle: str, shape: tuple[int, int], label: float | None = None
 ) -> Statistics:
-    """Return the histograms of a map, in all and in the true mask, at the image's own size.
+    """Return a map's histograms, overall and inside the true mask, at the image's own size.
 
     `label` is the image's probability of a pneumothorax, where a model predicts one.
     """
@@ -163,7 +163,7 @@ class Maps:
             count = f"{len(self.ids)} images, not {self.meta['images']}"
             raise InputError(f"{path} is damaged ({count}): {_FIX}")
         if mapped and self._labels and self._known != self._labels.keys():
-            raise InputError(f"{path} is damaged (labels of other images than maps): {_FIX}")
+            raise InputError(f"{path} is damaged (labels and maps are of different images): {_FIX}")
         if not all(type(p) is float and 0 <= p <= 1 for p in self._labels.values()):
             raise InputError(f"{path} is damaged (labels that are not from 0.0 to 1.0): {_FIX}")
 

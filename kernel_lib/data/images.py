@@ -32,7 +32,7 @@ class ImageError(InputError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that is left out, and why; as text a line of `left_out.json`."""
+    """A skipped image and the reason; as text a line of `left_out.json`."""
 
     image_id: str
     path: str
@@ -48,7 +48,7 @@ class Radiograph:
 
     pixels: np.ndarray  # (H, W) uint8
     patient: str | None  # PatientID
-    notes: tuple[str, ...]  # what was changed, or is doubted; equal texts for equal reasons
+    notes: tuple[str, ...]  # changes and doubts; the same text for the same reason
 
 
 def read(path: Path | str) -> np.ndarray:
@@ -59,7 +59,7 @@ def read(path: Path | str) -> np.ndarray:
     the stored bits; MONOCHROME1 is inverted.
     PNG and JPEG: turned by their EXIF orientation, colours to grey (ITU-R 601), alpha dropped.
     16 bits of which an unknown number is in use: by the range of the 8, 10, 12, 14 or 16 that hold
-    all pixels. A result that is flat, or mostly beyond its window, is stretched to its values.
+    all pixels. A result that is flat, or mostly clipped, is stretched to its values.
     Raises: ImageError that names the file and how to fix it.
     """
     return open_radiograph(path).pixels
@@ -86,7 +86,7 @@ def open_radiograph(path: Path | str) -> Radiograph:
 
 
 def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a line for each note on these files, by path, that counts them and names the first."""
+    """Return a line for each distinct note: how many files have it, and the first path."""
     by_note: dict[str, list[str]] = {}
     for path, of_file in notes.items():
         for note in of_file:
@@ -100,7 +100,7 @@ def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
 def read_mask(path: Path | str, masks_are: str | None = None) -> np.ndarray:
     """Return the mask in a PNG or JPEG file as (H, W) uint8 0/1; `masks` has the rules.
 
-    masks_are: "right" or "inverted", for masks that else are refused as inverted.
+    masks_are: "right" or "inverted": how to read masks that look inverted.
     Raises: ImageError where the file can't be read, InputError where its mask is in doubt.
     """
     with _named(path):
@@ -207,7 +207,7 @@ def is_picture(path: Path | str) -> bool:
 
 @contextmanager
 def _named(path: Path | str) -> Iterator[None]:
-    """Put the file before the words of an InputError, which becomes an ImageError."""
+    """Re-raise an InputError as an ImageError that starts with the file's path."""
     try:
         yield
     except InputError as error:

@@ -15,7 +15,7 @@ from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
 
 EMPTY = "-1"
-# A number above this is a slip in any image, and sums of those below fit into 64 bits.
+# Any larger number is an error in the RLE; sums of smaller ones fit into int64.
 LARGEST_NUMBER = 2**31 - 1
 
 Runs = np.ndarray
@@ -30,7 +30,7 @@ def encode(mask: np.ndarray) -> str:
     """Return the RLE of a mask (H, W), nonzero as 1: "gap length gap length …", or "-1" when empty.
 
     Raises: RleError when the mask is not two-dimensional.
-    Source: competition page, "Evaluation"; exact where the last run reaches the last pixel.
+    Source: competition page, "Evaluation"; also correct where the last run reaches the last pixel.
     """
     return to_string(runs_of(mask))
 
@@ -41,7 +41,7 @@ def decode(rle: str, shape: tuple[int, int] = (COMPETITION.side_px,) * 2) -> np.
 
 
 def parse(rle: str, shape: tuple[int, int] | None = None) -> Runs:
-    """Return the runs (n, 2) of an RLE; none of "-1", " -1" and "". Runs without a gap become one.
+    """Return the runs (n, 2) of an RLE; none for "-1", " -1" and "". Touching runs are merged.
 
     Raises: RleError for text, an odd count, a negative number, a run of 0 pixels or, when the
     shape (H, W) is given, an end outside the image; it names the token or the pair (from 1).
@@ -199,7 +199,7 @@ def _paint(runs: Runs, height: int, width: int) -> np.ndarray:
 
 
 def _merged(starts: np.ndarray, ends: np.ndarray) -> Runs:
-    """Return runs of ascending starts and ends, joined where one begins by the last end."""
+    """Return runs of ascending starts and ends; merge runs that touch or overlap."""
     first = np.ones(len(starts), dtype=bool)
     np.greater(starts[1:], ends[:-1], out=first[1:])
     last = np.append(first[1:], True)
@@ -218,7 +218,7 @@ def _bad_token(rle: str) -> RleError:
                 "empty mask"
             )
         return RleError(f"pair {pair}: the {part} is {token!r}, not a whole number")
-    return RleError("the RLE holds blanks that are not ASCII: put plain blanks between its numbers")
+    return RleError("the RLE holds non-ASCII whitespace: put plain spaces between its numbers")
 
 
 def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class OutOfFold:
                 return maps.statistics(level_map, image.rle, shape, label)
 
             stats = stack(self._each(range(len(self.table)), one, "maps"))
-            # Half the memory: greedy keeps one of these for each mean that it tries.
+            # int32 halves memory: greedy search keeps one for each set of weights that it tries.
             self._kept[weights] = _with_counts(stats, np.int32)
         return _with_counts(self._kept[weights], np.int64)
 
@@ -63,7 +63,7 @@ class OutOfFold:
         return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
 
     def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
-        """Count the pixels of each k-vote mask, k = 1…n members: shared with the truth, and all.
+        """Count the pixels of each k-vote mask, k = 1…n members: true positives, and all.
 
         Shapes: rows (N,); one rule per member; the result (N, n, 2) int64 px.
         """
@@ -101,12 +101,12 @@ def out_of_fold(
     by name, and as `refuse_seen` does.
     """
     past_known, selected, parts, ensemble_maps = True, False, [], {}
-    here, left_out = frozenset(table["image_id"]), LeftOut.load(roots)
+    ids, left_out = frozenset(table["image_id"]), LeftOut.load(roots)
     for fold in ensemble.folds:
         fold_maps = open_maps(ensemble, roots, [fold], "oof_last" if last else "oof")
         rows = _predicted(table[table["fold"] == fold], fold_maps.archives, left_out)
         for archive in fold_maps.archives:
-            past_known &= refuse_seen(archive, rows, allow_unknown_past, here)
+            past_known &= refuse_seen(archive, rows, allow_unknown_past, ids)
             lineage = stated_lineage(archive.meta, archive.path)
             selected |= lineage.selected_by(rows["image_id"])
         parts.append(rows)
@@ -116,7 +116,7 @@ def out_of_fold(
 
 
 def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
-    """Return which checkpoints predicted what these read, by run/fold/archive."""
+    """Return the checkpoints behind these predictions, by run/fold/archive."""
     return {
         f"{archive.meta['run']}/fold{archive.meta['fold']}/{archive.path.name}": archive.meta.get(
             "checkpoints"
@@ -128,7 +128,7 @@ def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
 
 
 def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
-    """Refuse archives that other checkpoints predicted than when the decision was made."""
+    """Refuse archives whose checkpoints have changed since the decision was made."""
     ensemble = decision.ensemble
     for name, checkpoints in decision.predicted_by.items():
         run, fold, file = name.split("/")
@@ -173,12 +173,12 @@ def refuse_seen(
     archive: maps.Maps,
     rows: pd.DataFrame,
     allow_unknown_past: bool,
-    here: Container[str] | None = None,
+    known_ids: Container[str] | None = None,
 ) -> bool:
     """Refuse images that the archive's model has seen; return whether its lineage is fully known.
 
     It is not fully known if an ancestor's training images are unknown, or if it saw an image that
-    is neither in the folds file (`here`) nor has a fingerprint to compare with those that are.
+    is neither in the folds file (`known_ids`) nor has a fingerprint to compare with those that are.
     Raises: InputError naming an image that the model has seen, itself or another of its patient; or
     for a lineage that is not fully known, unless `allow_unknown_past`.
     """
@@ -192,7 +192,9 @@ def refuse_seen(
                 f"{member} was trained on image {image_id} or its patient{via}: "
                 "it cannot be scored on it; leave that run out, or train it on this folds file"
             )
-    foreign = [i for i, code in lineage.pairs if not code and here is not None and i not in here]
+    foreign = []
+    if known_ids is not None:
+        foreign = [i for i, code in lineage.pairs if not code and i not in known_ids]
     known = lineage.known and not foreign
     if not known and not allow_unknown_past:
         of = f": image {foreign[0]} is not in folds.csv" if foreign else ""

@@ -1,8 +1,8 @@
-"""Load starting weights: of ImageNet from a file, a cache or a download, or of a checkpoint.
+"""Load initial weights: ImageNet's (file, cache or download) or a checkpoint's.
 
 Weights under timm's names are converted by timm's own loading code.
 
-Nothing is guessed: an error says where the requested weights were sought.
+There is no silent fallback: an error lists the places searched.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _fill_imagenet(encoder: nn.Module, name: str, path: Path) -> None:
 def read_state(path: Path, own: bool = True) -> State:
     """Return the tensors of a weights file or checkpoint without running code in it.
 
-    InputError for another file, and for a network of this package unless `own`.
+    InputError for any other file, or for a network of this package unless `own`.
     """
     path = Path(path)
     try:
@@ -136,7 +136,7 @@ def read_state(path: Path, own: bool = True) -> State:
     if ours and not own:
         raise InputError(
             f"{path} holds a network of this package, not ImageNet's weights: give it as WEIGHTS, "
-            "so that its past is known, or move it away"
+            "so that its lineage is known, or move it away"
         )
     return state
 
@@ -199,7 +199,7 @@ def load_model(model: nn.Module, path: Path) -> None:
 
 
 def load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Fill an encoder with that of a checkpoint of another network, as `load_model`."""
+    """Load the encoder of another network's checkpoint; errors as in `load_model`."""
     state = read_state(path)
     own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     _fill(encoder, own, path)
@@ -268,7 +268,7 @@ def converted(state: State, encoder: nn.Module, name: str) -> State:
 
 
 def in_timm_order(state: State, name: str) -> State:
-    """Return the first PyTorch port of EfficientNet under timm's names; other files unchanged.
+    """Rename efficientnet_pytorch's tensors to timm's names; return other files unchanged.
 
     Both keep their tensors in the order in which the network uses them.
     """

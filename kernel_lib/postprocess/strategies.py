@@ -1,4 +1,4 @@
-"""Strategies: what is chosen on the labels of some images, and the masks that this makes of others.
+"""Strategies: fit rules, weights or votes on the true masks of some images, apply them to others.
 
 All of them are scored by the same nested cross-validation: a rule for a single map (`OneRule`),
 members of a mean and its rule (`Greedy`), a rule for each member and the number of members that
@@ -30,14 +30,14 @@ from kernel_lib.postprocess.triplet import Triplet
 MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops rising
 TIE = 2.0**-42  # means closer than this are equal, as in the search
 
-# From rules, one a member, and rows: (N, n, 2) int64, for each k of 1…n the pixels that the vote
+# From one rule per member, and rows: (N, n, 2) int64; for each k in 1…n the pixels that the vote
 # shares with the truth, and its area.
 VoteCounts = Callable[[Sequence[Triplet], np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen on labels; what a strategy does not choose is None."""
+    """What a strategy chose on true masks; None for what it does not choose."""
 
     triplet: Triplet | None = None  # of the mean map
     weights: tuple[int, ...] | None = None  # of the members in that map, 0 = left out
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A choice, the peak beside it, and the searches behind both: one, or one a member."""
+    """A robust choice, the top-scoring one, and their searches: one, or one per member."""
 
     choice: Choice
     peak: Choice
@@ -67,7 +67,7 @@ class Strategy(Protocol):
 
     @property
     def description(self) -> str:
-        """Sentences on what is chosen besides a rule, to append to the method's; or ""."""
+        """What is chosen besides a rule, to append to the method's description; or ""."""
 
     def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
         """Choose by the truth of these rows, and of no others."""
@@ -155,7 +155,7 @@ class MemberVote:
         at_least: int | None = None,
         options: SearchOptions = DEFAULT_OPTIONS,
     ) -> None:
-        """`members` are the statistics of all images by each; `at_least` None is chosen as well."""
+        """`members` are each member's statistics of all images; `at_least` None is fitted."""
         self.members = [OneRule(stats, options) for stats in members]
         self.counts, self.at_least = counts, at_least
 
@@ -182,7 +182,7 @@ class MemberVote:
         return Outcome(dice, area, np.mean(above_tops, axis=0))
 
     def _best_k(self, rules: Sequence[Triplet], rows: np.ndarray) -> int:
-        """Return the k that scores best on these rows; of equals the largest, which draws least."""
+        """Return the k that scores best on these rows; on a tie the largest (smallest masks)."""
         counts, true_px = self.counts(rules, rows), self._true_px(rows)
         shared, area = counts[:, :, 0].T, counts[:, :, 1].T  # (n, N)
         scores = [mean_dice(dice) for dice in dice_of_counts(shared, area, true_px)]

@@ -22,8 +22,8 @@ from kernel_lib.reporting.picture import Picture, counted
 from kernel_lib.stages import explore_files
 from kernel_lib.stages.explore_files import LabelRows, Masked, Opened
 
-SHOWN = 4  # images of a kind, a row of the grid
-LISTED = 10  # faults among the lines; the table has all
+SHOWN = 4  # images per kind, one row of the grid each
+LISTED = 10  # most faults printed; the table has all
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ def _lines(
     masked: Sequence[Masked],
     parameters: ExploreParameters,
 ) -> list[str]:
-    every = pd.concat([source.train["image_id"], source.test["image_id"]]).drop_duplicates()
-    lines = [_counts_read(source, len(every)), *_id_forms(every.tolist())]
+    image_ids = pd.concat([source.train["image_id"], source.test["image_id"]]).drop_duplicates()
+    lines = [_counts_line(source, len(image_ids)), *_id_forms(image_ids.tolist())]
     if rows is not None:
-        lines.append(_rows_read(source, rows))
+        lines.append(_rows_line(source, rows))
     if len(source.train):
-        lines.append(_share_read(source, opened, masked))
-    lines.append(_sizes_read(opened, len(every)))
-    lines += _patients(opened, every, parameters.groups)
+        lines.append(_share_line(source, opened, masked))
+    lines.append(_sizes_line(opened, len(image_ids)))
+    lines += _patients(opened, image_ids, parameters.groups)
     if source.unlabelled:
         lines.append(f"without a label: {_some(source.unlabelled)}")
     lines += [f"note: {problem}" for problem in [*source.problems, *images.noted(opened.notes)]]
@@ -116,7 +116,7 @@ def _lines(
     return [*lines, f"bad: {more:,} more, in the table below"] if more else lines
 
 
-def _counts_read(source: Source, n: int) -> str:
+def _counts_line(source: Source, n: int) -> str:
     text = (
         f"{source.root}: {source.layout}, {counted(len(source.train), 'labelled image')}, "
         f"{counted(len(source.test), 'test image')}"
@@ -125,7 +125,7 @@ def _counts_read(source: Source, n: int) -> str:
     return f"{text}, {both:,} of them both" if both else text
 
 
-def _sizes_read(opened: Opened, n: int) -> str:
+def _sizes_line(opened: Opened, n: int) -> str:
     sizes = sorted({f"{w}×{h}" for h, w in opened.shapes.values()})
     if not sizes:
         return "opened: no image could be read"
@@ -157,7 +157,7 @@ def _id_forms(ids: Sequence[str]) -> list[str]:
     ]
 
 
-def _rows_read(source: Source, rows: LabelRows) -> str:
+def _rows_line(source: Source, rows: LabelRows) -> str:
     text = (
         f"labels: {source.labels.name}, {counted(rows.n_rows, 'row')} of "
         f"{counted(rows.n_images, 'image')}"
@@ -177,7 +177,7 @@ def _rows_read(source: Source, rows: LabelRows) -> str:
     )
 
 
-def _share_read(source: Source, opened: Opened, masked: Sequence[Masked]) -> str:
+def _share_line(source: Source, opened: Opened, masked: Sequence[Masked]) -> str:
     if source.layout == "images+masks":
         among = sum(name in opened.shapes for name in source.train["image_id"])
         if not among:
@@ -197,11 +197,11 @@ def _doubts(masked: Sequence[Masked], masks_are: str | None) -> list[str]:
     return [f"doubt: {one}" for one in doubts if one]
 
 
-def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
+def _patients(opened: Opened, image_ids: pd.Series, given: str | None) -> list[str]:
     if given is None:
         named = pd.Series(opened.patients, dtype=object)
     else:
-        named = every.map(labels.read_groups(paths.from_root(given)))
+        named = image_ids.map(labels.read_groups(paths.from_root(given)))
     named, notes = folds.known_patients(named)
     lines = [f"note: {note}" for note in notes]
     known = named[named != ""]
@@ -209,12 +209,12 @@ def _patients(opened: Opened, every: pd.Series, given: str | None) -> list[str]:
     if given is None:
         texts = [f"{n:,} named by the DICOMs that were opened"]
         if known.empty:
-            texts = folds.note_unknown_patients(every, named)
+            texts = folds.note_unknown_patients(image_ids, named)
         return [*(f"patients: {text}" for text in texts), *lines]
     several = int((known.value_counts() > 1).sum())
     return [
         f"patients: {n:,} of {len(known):,} images by {given}, {several:,} with several images; "
-        f"{len(every) - len(known):,} images have none there",
+        f"{len(image_ids) - len(known):,} images have none there",
         *lines,
     ]
 
@@ -253,11 +253,11 @@ def _masks(
         shown.append(overlays.Example(one.image_id, pixels, mask, caption=caption))
     if shown:
         said = (
-            f"{counted(len(shown), 'mask')} over the images: each should follow a lung's rim. What "
-            "lies across the spine, beside the body or turned by a quarter is decoded wrongly."
+            f"{counted(len(shown), 'mask')} over the images: each should outline a lung. Any that "
+            "cross the spine, lie off the body or are turned by 90° are decoded wrongly."
         )
         return replace(overlays.examples(shown), sentence=said)
-    every = pd.concat([source.train, source.test]).drop_duplicates("image_id")
-    paths_of = dict(zip(every["image_id"], every["path"], strict=True))
+    image_ids = pd.concat([source.train, source.test]).drop_duplicates("image_id")
+    paths_of = dict(zip(image_ids["image_id"], image_ids["path"], strict=True))
     some = list(opened.shapes)[: 2 * SHOWN]
     return overlays.examples([overlays.Example(name, images.read(paths_of[name])) for name in some])

@@ -39,7 +39,7 @@ from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.postprocess import nested_cv, submission
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
-from kernel_lib.stages import past, report
+from kernel_lib.stages import leaks, report
 from kernel_lib.stages.report import ReportData
 
 
@@ -184,10 +184,10 @@ def _trained_on(setup: Setup) -> tuple[str, ...]:
     ]
     lineages = [stated_lineage(maps.Maps(f.oof).meta, f.oof) for f in folders]
     images = prepared_images(folders[0].read_config().experiment.size, setup)
-    test = past.ImageSet(images.table["image_id"].tolist(), fingerprint.codes(images))
-    lines = past.seen_by(test, lineages)
+    test = leaks.ImageSet(images.table["image_id"].tolist(), fingerprint.codes(images))
+    lines = leaks.seen_by(test, lineages)
     if lines:
-        print(f"warning: {past.leak(lines)}")
+        print(f"warning: {leaks.warning(lines)}")
     if not all(x.known and all(code for _, code in x.pairs) for x in lineages):
         print(
             "note: of some images that the members were trained on no fingerprint is known: a copy "
@@ -284,7 +284,7 @@ def check_members(decision: Decision, roots: Sequence[Path]) -> None:
                     f"{folder.path} changed since the rule of {ensemble.name} was searched: run "
                     "the train stage to its end, then the thresholds stage"
                 )
-            past_of_kept = checkpoints.past(folder.kept()[0])
+            past_of_kept = checkpoints.lineage(folder.kept()[0])
             check_lineage(meta, folder.oof, past_of_kept.digest())
 
 
@@ -354,7 +354,7 @@ def _predict_fold(
             "the TTA of its experiment"
         )
     kept = folder.kept()
-    meta = predictions.describe(folder, experiment, kept, checkpoints.past(kept[0]))
+    meta = predictions.describe(folder, experiment, kept, checkpoints.lineage(kept[0]))
     meta["images_digest"] = _digest(prepared)
     target = fold_run.fold_folder(setup.test_roots[0], folder.run, folder.fold).test
     if world.agreed(partial(predictions.already, target, meta, len(prepared))):

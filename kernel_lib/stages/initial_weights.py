@@ -24,7 +24,7 @@ from kernel_lib.models import imagenet, networks, weights
 from kernel_lib.plan import TrainPlan, how_to_make
 from kernel_lib.registry import nearest
 from kernel_lib.released import Released
-from kernel_lib.stages import past, preparation
+from kernel_lib.stages import leaks, preparation
 from kernel_lib.stages.preparation import TrainingSet
 from kernel_lib.training.validation import better
 
@@ -37,59 +37,59 @@ def network(
     roots: Sequence[Path],
 ) -> tuple[nn.Module, Lineage]:
     """Return the fold's network with its starting weights, and its lineage once trained."""
-    row, parameters, truth = plan.experiment, plan.parameters, images.truth
+    experiment, parameters, truth = plan.experiment, plan.parameters, images.truth
     seed_everything(parameters.seed, parameters.deterministic)
-    model = networks.build(row)
-    mine = truth[~held]
+    model = networks.build(experiment)
+    training = truth[~held]
     if folder.last.exists():
         lineage = checkpoints.load(folder.last)[1]
-        _same_images(folder, lineage, set(mine["image_id"]), set(truth["image_id"]))
+        _same_images(folder, lineage, set(training["image_id"]), set(truth["image_id"]))
         return model, lineage
     codes = images.fingerprints or ("",) * len(truth)
     own = list(zip(truth["image_id"], codes, strict=True))
     lineage = Lineage(
-        groups=tuple(sorted(set(mine["group"]) - {""})), known=images.past_known, chosen_on=()
+        groups=tuple(sorted(set(training["group"]) - {""})), known=images.past_known, chosen_on=()
     ).of_pairs([pair for pair, out in zip(own, held, strict=True) if not out])
-    if row.weights == "none":
+    if experiment.weights == "none":
         return model, lineage
-    if row.weights == "imagenet":
+    if experiment.weights == "imagenet":
         return model, _from_imagenet(model, plan, lineage)
-    parent, encoder_alone = _parent(plan, folder, roots, model)
-    if encoder_alone:
+    parent, encoder_only = _parent(plan, folder, roots, model)
+    if encoder_only:
         weights.load_encoder(model.encoder, parent)
         print(f"{folder.name}'s encoder starts from that of {parent}")
     else:
         weights.load_model(model, parent)
         print(f"{folder.name} starts from {parent}")
-    name = parent.stem if released.is_released(parent) else row.weights
-    theirs = past.placed(checkpoints.past(parent), truth, images.fingerprints, name)
-    lineage = lineage.joined(theirs, name)
-    if leaked := past.seen_by(images.test, [lineage]):
-        print(f"warning: with what {name} was trained on, {past.leak(leaked)}")
+    name = parent.stem if released.is_released(parent) else experiment.weights
+    inherited = leaks.mapped(checkpoints.lineage(parent), truth, images.fingerprints, name)
+    lineage = lineage.joined(inherited, name)
+    if leaked := leaks.seen_by(images.test, [lineage]):
+        print(f"warning: training images of {name}: {leaks.warning(leaked)}")
     for image_id, group in truth.loc[held, ["image_id", "group"]].itertuples(index=False):
         if lineage.saw(image_id, group):
             raise InputError(
-                f"WEIGHTS {row.weights} was trained on image {image_id} or its patient, which fold "
-                f"{folder.fold} holds out: no score could be honest; take a run on this folds file"
+                f"WEIGHTS {experiment.weights} was trained on image {image_id} or its patient, "
+                f"which fold {folder.fold} holds out: no score could be honest; take a run on this "
+                "folds file"
             )
     return model, lineage
 
 
 def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Lineage:
     """Fill the encoder with ImageNet's weights; return the lineage with the file's origin."""
-    row, parameters = plan.experiment, plan.parameters
+    experiment, parameters = plan.experiment, plan.parameters
     folders = paths.weights_dirs(parameters.weights_dir)
-    path = weights.load_imagenet(model.encoder, row.encoder, folders)
-    if imagenet.is_published(path, row.encoder):
+    path = weights.load_imagenet(model.encoder, experiment.encoder, folders)
+    if imagenet.is_published(path, experiment.encoder):
         how = "known by its SHA-256"
     elif parameters.weights_are == "imagenet":
         how = "as WEIGHTS_ARE says"
     else:
         print(
-            f"warning: the encoder starts from {path}, which is ImageNet's by its name alone: no "
-            "published hash is its own, so what it was trained on is unknown, and no score will be "
-            "honest; if you know that it holds a publisher's ImageNet weights, -p WEIGHTS_ARE "
-            "imagenet"
+            f"warning: the encoder starts from {path}, an ImageNet file by name only: its hash "
+            "matches no published one, so its training data is unknown, and no score will be "
+            "honest; if you know that it holds published ImageNet weights, -p WEIGHTS_ARE imagenet"
         )
         return lineage.joined(UNKNOWN, path.name)
     print(f"the encoder starts from {path}, ImageNet's weights, {how}")
@@ -99,11 +99,11 @@ def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Linea
 def check(
     plan: TrainPlan, folds: Sequence[int], roots: Sequence[Path], among: Container[str] = ()
 ) -> None:
-    """Refuse patients and starting weights that cannot be had, before any image is decoded.
+    """Refuse unusable GROUPS and starting weights before any image is decoded.
 
-    Runs in `among` will be trained first.
+    `among` are runs that will be trained first.
     """
-    row, parameters = plan.experiment, plan.parameters
+    experiment, parameters = plan.experiment, plan.parameters
     fold_run.check_experiment(roots, plan)
     preparation.refuse_lost_folds(roots)
     if parameters.groups is not None:
@@ -111,24 +111,25 @@ def check(
         if not groups.is_file():
             raise InputError(f"GROUPS {groups} does not exist")
         read_groups(groups)
-    if row.gate is not None and row.gate not in among and row.gate not in fold_run.run_names(roots):
+    runs, gate = {*fold_run.run_names(roots)}, experiment.gate
+    if gate is not None and gate not in among and gate not in runs:
         print(
-            f"note: the masks of {plan.run} are gated by {row.gate}, which is not there yet; "
-            f"the thresholds stage will need it: {how_to_make(plan.gate)}"
+            f"note: the masks of {plan.run} are gated by {gate}, which does not exist yet; the "
+            f"thresholds stage will need it: {how_to_make(plan.gate)}"
         )
     begun = [f for f in folds if fold_run.fold_folder(roots[0], plan.run, f).last.exists()]
-    if row.weights == "none" or row.weights in among or begun:
+    if experiment.weights == "none" or experiment.weights in among or begun:
         return
-    if row.weights == "imagenet":
-        _from_imagenet(networks.build(row), plan, Lineage())
-    elif row.weights not in fold_run.run_names(roots) and _file(row.weights, roots) is None:
+    if experiment.weights == "imagenet":
+        _from_imagenet(networks.build(experiment), plan, Lineage())
+    elif experiment.weights not in runs and _file(experiment.weights, roots) is None:
         _no_such_weights(plan, min(folds), roots)
 
 
 def check_weights_are(plan: TrainPlan) -> None:
     """Refuse WEIGHTS_ARE where no file for WEIGHTS imagenet is read."""
-    own_past = plan.parent is None and plan.experiment.weights != "imagenet"
-    if own_past and plan.parameters.weights_are is not None:
+    no_file = plan.parent is None and plan.experiment.weights != "imagenet"
+    if no_file and plan.parameters.weights_are is not None:
         raise InputError(
             f"WEIGHTS_ARE says what the file for WEIGHTS imagenet holds, and WEIGHTS is "
             f"{plan.experiment.weights}: leave WEIGHTS_ARE out"
@@ -136,7 +137,7 @@ def check_weights_are(plan: TrainPlan) -> None:
 
 
 def _same_images(folder: FoldRun, lineage: Lineage, now: set[str], everything: set[str]) -> None:
-    """Refuse to go on with other training images than the fold began with.
+    """Refuse to resume a fold whose training images have changed.
 
     The order of an epoch and the lineage in the checkpoint would both be wrong.
     """
@@ -153,7 +154,7 @@ def _same_images(folder: FoldRun, lineage: Lineage, now: set[str], everything: s
 def _file(name: str, roots: Sequence[Path]) -> Path | None:
     """Return the file that WEIGHTS gives, or that of the released model it names.
 
-    None where it is neither; a run of that name comes before a released model.
+    None for neither; a run takes precedence over a released model of its name.
 
     Raises: InputError where a file is given that does not exist.
     """
@@ -166,8 +167,8 @@ def _file(name: str, roots: Sequence[Path]) -> Path | None:
     return path if name not in fold_run.run_names(roots) and path.is_file() else None
 
 
-def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) -> bool:
-    """Return whether a network can take the encoder of a released model and not the rest."""
+def _encoder_only(model: nn.Module, experiment: Experiment, given: Released) -> bool:
+    """Return whether only the encoder of a released model fits a network."""
     if given.experiment.encoder != experiment.encoder:
         return False  # loading the weights names what differs
     own, theirs = (
@@ -179,16 +180,16 @@ def _encoder_alone(model: nn.Module, experiment: Experiment, given: Released) ->
 
 def _no_such_weights(plan: TrainPlan, fold: int, roots: Sequence[Path]) -> NoReturn:
     name = plan.experiment.weights
-    there = ", ".join(fold_run.run_names(roots)) or "none"
+    runs = ", ".join(fold_run.run_names(roots)) or "none"
     near = nearest(name, (*STARTS, *EXPERIMENTS, *fold_run.run_names(roots)))
     if plan.parent is not None:
         raise InputError(
             f"{plan.run} starts from fold {fold} of {name}, which is not finished here (runs "
-            f"there: {there}): {how_to_make(plan.parent)}"
+            f"found: {runs}): {how_to_make(plan.parent)}"
         )
     raise InputError(
         f"WEIGHTS {name!r} is neither imagenet, none, a file, nor a run with a finished fold "
-        f"{fold}; runs there: {there}; nor a released model, {name}{released.SUFFIX} in "
+        f"{fold} (runs found: {runs}), nor a released model, {name}{released.SUFFIX} in "
         f"{paths.models_dir()}; nearest: {near}; {weights.OFFER}"
     )
 
@@ -196,15 +197,15 @@ def _no_such_weights(plan: TrainPlan, fold: int, roots: Sequence[Path]) -> NoRet
 def _parent(
     plan: TrainPlan, folder: FoldRun, roots: Sequence[Path], model: nn.Module
 ) -> tuple[Path, bool]:
-    """Return the checkpoint that WEIGHTS names, and whether its encoder alone fits the network.
+    """Return the checkpoint that WEIGHTS names, and whether only its encoder fits the network.
 
     A file, a released model, or the best of another run's same fold.
     """
-    row, fold = plan.experiment, folder.fold
-    name = row.weights
+    experiment, fold = plan.experiment, folder.fold
+    name = experiment.weights
     if (path := _file(name, roots)) is not None:
         given = Released.load(path) if released.is_released(path) else None
-        return path, given is not None and _encoder_alone(model, row, given)
+        return path, given is not None and _encoder_only(model, experiment, given)
     parent = fold_run.find(roots, name).get(fold)
     if parent is None or not parent.is_predicted():
         _no_such_weights(plan, fold, roots)
@@ -215,12 +216,12 @@ def _parent(
             "train both in one WORK_DIR"
         )
     parent_network = networks.network_class(config.experiment.network)
-    has_mask = networks.network_class(row.network).has_mask
+    has_mask = networks.network_class(experiment.network).has_mask
     return best_kept(parent), has_mask and not parent_network.has_mask
 
 
 def best_kept(folder: FoldRun) -> Path:
-    """Return the best of a fold's kept checkpoints by what the run monitors; of equals the first.
+    """Return a fold's best kept checkpoint by the monitored metric; on a tie the earliest.
 
     Raises: InputError where its training is not finished, or one of them, or its log, is gone.
     """

@@ -18,7 +18,7 @@ from kernel_lib.data.cache import Prepared
 from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
-from kernel_lib.stages import past
+from kernel_lib.stages import leaks
 
 ALWAYS_TRAINS = -1  # the fold of patients that the competition does not have
 
@@ -49,7 +49,7 @@ def prepare(
     work: Path,
     fold_table: pd.DataFrame,
     source: table.Source,
-    here: past.ImageSet = past.NONE,
+    here: leaks.ImageSet = leaks.NONE,
 ) -> NihImages:
     """Decode NIH's images at `size`, each once, and decide which fold may not see which.
 
@@ -114,7 +114,7 @@ def _test_patients(
             "left out: predict no test images with what descends from this training"
         )
         return {}
-    test = past.test_images(source, size, parameters)
+    test = leaks.test_images(source, size, parameters)
     because: dict[str, str] = {}
     for i, j in fingerprint.matches(fingerprint.codes(everything), test.codes):
         name = everything.table["image_id"].iat[i]
@@ -124,7 +124,7 @@ def _test_patients(
 
 
 def _folds_of_patients(
-    fold_table: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: past.ImageSet
+    fold_table: pd.DataFrame, patients: pd.Series, codes: Sequence[str], here: leaks.ImageSet
 ) -> dict[str, set[int]]:
     """Return the folds that hold each patient's images, by name or by pixels.
 

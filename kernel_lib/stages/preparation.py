@@ -18,7 +18,7 @@ from kernel_lib.data.labels import read_groups
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
 from kernel_lib.plan import TrainPlan
-from kernel_lib.stages import nih, past
+from kernel_lib.stages import leaks, nih
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TrainingSet:
     truth: pd.DataFrame
     folds_digest: str
     fingerprints: tuple[str, ...] = ()  # by cache row, as `data.fingerprint` gives them
-    test: past.ImageSet = past.NONE  # the test images, of which none is to be trained on
+    test: leaks.ImageSet = leaks.NONE  # the test images, of which none is to be trained on
     past_known: bool = True  # False: some images may show patients that the fold holds out
 
 
@@ -44,11 +44,11 @@ def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     source = table.discover(paths.data_dir(parameters.data_dir))
     for problem in source.problems:
         print(f"note: {problem}")
-    test = past.test_images(source, size, parameters)
+    test = leaks.test_images(source, size, parameters)
     prepared = prepare_training(source, parameters, size, roots[0], test)
     fold_table = settle_folds(prepared, parameters, roots)
     if plan.experiment.images == "nih":
-        here = past.ImageSet(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
+        here = leaks.ImageSet(prepared.table["image_id"].tolist(), fingerprint.codes(prepared))
         nih_images = nih.prepare(parameters, size, roots[0], fold_table, source, here)
         return TrainingSet(
             nih_images.prepared,
@@ -61,7 +61,7 @@ def training_images(plan: TrainPlan, roots: Sequence[Path]) -> TrainingSet:
     truth = prepared.table[["image_id"]].merge(fold_table, on="image_id", how="left")
     truth["positive"] = truth["area_px"] > 0
     codes = fingerprint.codes(prepared)
-    past.note_copies_across_folds(truth, codes)
+    leaks.note_copies_across_folds(truth, codes)
     return TrainingSet(prepared, truth, folds_file.digest(fold_table), codes, test)
 
 
@@ -70,7 +70,7 @@ def prepare_training(
     parameters: TrainParameters,
     size: int,
     work: Path,
-    test: past.ImageSet = past.NONE,
+    test: leaks.ImageSet = leaks.NONE,
 ) -> cache.Prepared:
     """Decode the labelled images of DATA_DIR at `size`, each once.
 
@@ -98,7 +98,7 @@ def prepare_training(
     skipped = prepared.skipped
     for note in prepared.notes:
         print(f"note: {note}")
-    prepared, in_test = past.without_test_images(prepared, test)
+    prepared, in_test = leaks.without_test_images(prepared, test)
     positive = int((prepared.table["area_px"] > 0).sum())
     print(f"{len(prepared)} images ({source.layout}), {positive} with pneumothorax, at {size} px")
     unlabelled = (images.Skipped(name, "", "no label") for name in source.unlabelled)

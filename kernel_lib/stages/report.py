@@ -25,7 +25,7 @@ from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
-from kernel_lib.stages import past, report_images, scores
+from kernel_lib.stages import leaks, report_images, scores
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _augmented(data: ReportData, source: Source) -> Picture:
 
 
 def _test_problems(test: TestRun) -> list[Section]:
-    leaks = [past.leak(test.trained_on), *test.trained_on] if test.trained_on else []
-    lines = [*test.summary.warnings, *leaks]
+    trained = [leaks.warning(test.trained_on), *test.trained_on] if test.trained_on else []
+    lines = [*test.summary.warnings, *trained]
     lines += [f"empty mask, unreadable image: {name}" for name in test.unreadable]
     return [Section("Notes on the test images", lines)] if lines else []

@@ -17,7 +17,7 @@ from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.nested_cv import NestedCVReport
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.submission import ScoreResult
-from kernel_lib.stages import past
+from kernel_lib.stages import leaks
 
 
 def table(scores: Scores) -> pd.DataFrame:
@@ -199,7 +199,7 @@ def trained_on(submitted: Path) -> list[str]:
     It is of the submission written there; a copy under another name holds the same images.
     """
     test = TestRun.load(submitted.parent)
-    return [f"warning: {past.leak(test.trained_on)}"] if test and test.trained_on else []
+    return [f"warning: {leaks.warning(test.trained_on)}"] if test and test.trained_on else []
 
 
 def _on_test(path: Path, truth: Path) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The stages that become kernels: a table for build, names, checks and command line.
 
-A new one is `notebooks/<name>.py`, its class `<Name>Parameters` in `config.py`, its module
-`stages/<name>.py` with `run` and `check`, and a row.
+To add one: `notebooks/<name>.py`, class `<Name>Parameters` in `config.py`, module
+`stages/<name>.py` with `run` and `check`, an entry in `_ALL`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Stage:
         does: What it does, in the command line's help.
         takes: The stages whose kernels' outputs it reads.
         needs_gpu: Whether its kernel needs a GPU, and the packages of networks.
-        short: In the name of a kernel, where 50 characters are too few.
+        short: Abbreviation in kernel names above 50 characters.
         leaves: What its kernel leaves, in Markdown.
         then: What to do next, in Markdown.
         outputs: Files that it must leave.
         artefacts: Files that it may leave.
         left_out: Files and folders of the library that its kernel does not carry, besides the
             modules of the other stages.
-        per_fold: Whether each of its kernels trains a fold of a run, not one works on an ensemble.
+        per_fold: Whether a kernel trains one fold of a run; otherwise it works on an ensemble.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Stage:
     left_out: tuple[str, ...]
     per_fold: bool = False
 
-    # Both import when asked: a command's help waits neither for pydantic nor for torch.
+    # Both import lazily, so that --help does not wait for pydantic or torch.
 
     @property
     def parameters(self) -> type[Parameters]:
@@ -79,8 +79,8 @@ _ALL = (
         short="train",
         leaves="`folds.csv`, and below `runs/` checkpoints, logs and predictions of held-out "
         "images",
-        then="where time ran out, a kernel with the same parameters that takes this one's output "
-        "goes on; when every fold is trained, a thresholds kernel that takes the output of all",
+        then="if time ran out, a kernel with the same parameters and this output as input "
+        "resumes; once every fold is trained, a thresholds kernel with all these outputs",
         outputs=(filenames.FOLDS, *FOLD_FILES),
         artefacts=(
             *FOLD_FILES, f"{OF_FOLD}/{filenames.BEST}*", f"{OF_FOLD}/{filenames.OOF}",
@@ -103,7 +103,7 @@ _ALL = (
         takes=("train",),
         needs_gpu=False,
         short="thr",
-        leaves="below `ensembles/` the rule, its honest score and `report.html`",
+        leaves="in `ensembles/` the rule, its nested-CV score and `report.html`",
         then="an inference kernel that takes this output and that of the train kernels; to look at "
         "every image, download all of these into one folder and run `python -m kernel_lib view "
         "FOLDER/ensembles/NAME`",

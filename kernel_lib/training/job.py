@@ -27,7 +27,7 @@ class Position:
     step: int = 0  # optimiser steps done in the present epoch
     loss_sum: float = 0.0  # Σ loss · images of the present epoch
     images: int = 0
-    skipped: int = 0  # optimiser steps of the present epoch (`step.Step`)
+    skipped: int = 0  # optimiser steps skipped in this epoch (`step.Step`)
     seconds: float = 0.0  # spent in the present epoch, over all sessions
     history: list[LogLine] = field(default_factory=list)
     kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
@@ -51,7 +51,7 @@ class Job:
 
 
 class Clock:
-    """Clock from its construction to `max_hours`; without a limit there is always time."""
+    """Time budget of `max_hours` from its construction; None means no limit."""
 
     def __init__(self, max_hours: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self.max_hours = max_hours
@@ -75,7 +75,7 @@ class Clock:
         return self.max_hours is None or self.left() > self._needed(seconds)
 
     def allows_uninterrupted(self, seconds: float, what: str) -> bool:
-        """Return `allows` for work in one go; InputError if no session is long enough for it."""
+        """Return `allows`, for work that cannot resume; InputError if it exceeds `max_hours`."""
         if self.max_hours is not None and self.max_hours * 3600 <= self._needed(seconds):
             least = math.ceil(100 * 2 * seconds / 0.99 / 3600 + 1) / 100
             raise InputError(

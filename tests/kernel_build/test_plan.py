@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from kernel_build import bundle, costs, graph, metadata, plan
 from kernel_build.costs import Measured, Session, Sizes
+from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.config import TrainParameters
 from kernel_lib.errors import InputError
+from tests.configs import write_config
 
 SESSION = Session(hours=12, margin=0.5, start=0.5)  # 11 usable hours
 SMALL = Sizes(model=100, last=300)
@@ -138,7 +140,7 @@ def test_a_log_is_read_by_its_median_epoch(tmp_path: Path):
     lines = [{"epoch": i, "seconds": s, "val_seconds": s / 10} for i, s in enumerate([90, 10, 20])]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert costs.from_log(path, 512) == Measured(20, 2)
-    (tmp_path / "config.json").write_text('{"experiment": {"size": 512}}')
+    write_config(FoldRun("run", 0, tmp_path), size=512)
     assert costs.from_log(path, 512) == Measured(20, 2)
     assert costs.from_log(path, 1024) == Measured(80, 8, scaled=True)
 

@@ -70,7 +70,7 @@ def test_every_stage_leaves_what_the_next_one_reads(place):
         assert 1 <= len(folder.kept()) <= 2
         oof, last = maps.Maps(folder.oof), maps.Maps(folder.oof_last)
         assert sorted(oof.ids) == sorted(last.ids)
-        trained_on = set(checkpoints.past(folder.last).images)
+        trained_on = set(checkpoints.lineage(folder.last).images)
         assert trained_on.isdisjoint(oof.ids)
         assert len(trained_on) + len(oof) == 24
         assert oof[oof.ids[0]].shape == (64, 64)
@@ -171,7 +171,7 @@ def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_bits(place, monk
 
 def test_a_child_goes_on_from_its_parent_and_stays_honest(place, no_report):
     child = place.train(weights=RUN, fold=0).run
-    assert checkpoints.past(place.fold(0, run=child).last).ancestors == (RUN,)
+    assert checkpoints.lineage(place.fold(0, run=child).last).ancestors == (RUN,)
     assert place.search(runs=child).past_known
 
 

@@ -17,7 +17,7 @@ from kernel_lib.config import InferenceParameters
 from kernel_lib.data import fingerprint, images
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
-from kernel_lib.stages import inference, past, report, report_images, scores
+from kernel_lib.stages import inference, leaks, report, report_images, scores
 from kernel_lib.viewer.data import load_viewer_data
 from tests.stages.place import Place, rewrite
 
@@ -167,16 +167,16 @@ def test_a_test_image_that_was_trained_on_is_named_beside_its_scores(place, caps
     result = infer(place, "first")
     noted = json.loads((result.folder / "test.json").read_text())["trained_on"]
     assert [line.split(", by")[0] for line in noted] == [f"{path.stem} is the training image copy"]
-    assert f"warning: {past.leak(noted)}" in capsys.readouterr().out
-    assert scores.trained_on(result.submission) == [f"warning: {past.leak(noted)}"]
+    assert f"warning: {leaks.warning(noted)}" in capsys.readouterr().out
+    assert scores.trained_on(result.submission) == [f"warning: {leaks.warning(noted)}"]
     labels = place / "labels.csv"
     shutil.copy(result.submission, labels)
     main.main(["score", str(result.submission), str(labels)], standalone_mode=False)
-    assert past.leak(noted) in capsys.readouterr().out
+    assert leaks.warning(noted) in capsys.readouterr().out
     copy = shutil.copy(result.submission, result.folder / "best.csv")
     voted = ["vote", str(copy), str(labels), "--at-least", "1", "-o", str(place / "vote.csv")]
     main.main(voted, standalone_mode=False)
-    assert past.leak(noted) in capsys.readouterr().out
+    assert leaks.warning(noted) in capsys.readouterr().out
     other = infer(place, "second", output="own")
     assert scores.trained_on(other.submission) == []
 

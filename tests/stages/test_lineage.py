@@ -27,7 +27,7 @@ from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.released import Released
 from kernel_lib.stages import initial_weights, report
 from kernel_lib.stages import thresholds as stage
-from kernel_lib.stages.past import ImageSet
+from kernel_lib.stages.leaks import ImageSet
 from kernel_lib.stages.preparation import TrainingSet
 from tests.stages.place import fold_table, write_fold
 

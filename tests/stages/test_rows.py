@@ -54,7 +54,7 @@ def test_an_experiment_is_trained_predicted_searched_and_submitted(small, name):
     archive = maps.Maps(folder.oof)
     assert archive[archive.ids[0]].shape == (64, 64)
     assert archive.has_labels == (experiment.label_weight > 0)
-    past = checkpoints.past(folder.last)
+    past = checkpoints.lineage(folder.last)
     assert set(past.images).isdisjoint(archive.ids)
     planned = plan_training(parameters(small, name), EXPERIMENTS)
     assert past.ancestors == ((planned.parent.run,) if planned.parent else ())
@@ -157,11 +157,11 @@ def test_a_classifier_a_fold_starts_a_mask_model_that_is_scored_honestly(small, 
     (classifier,) = [n for n in fold_run.run_names([work]) if n.startswith("nih_UNetResNet34_v1")]
     for fold in (0, 1):
         held = set(drawn.loc[drawn["fold"] == str(fold), "group"])
-        past = checkpoints.past(small.fold(fold, "nih_work", classifier).last)
+        past = checkpoints.lineage(small.fold(fold, "nih_work", classifier).last)
         assert past.known
         assert held.isdisjoint(past.groups)
         assert held.isdisjoint({name.split("_")[0] for name in past.images})
-        child = checkpoints.past(small.fold(fold, "nih_work", run).last)
+        child = checkpoints.lineage(small.fold(fold, "nih_work", run).last)
         assert set(past.images) < set(child.images)
         assert child.ancestors == (classifier,)
     assert small.search("nih_work", runs=run).past_known

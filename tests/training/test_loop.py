@@ -258,7 +258,7 @@ def test_without_a_monitor_the_last_epochs_stay_and_no_label_chooses_them(tmp_pa
     assert folder.kept_epochs() == [4, 5]
     assert job.position.ended == "all 5 epochs"
     for path in (*folder.kept(), folder.last):
-        assert checkpoints.past(path).chosen_on == ("elsewhere",)
+        assert checkpoints.lineage(path).chosen_on == ("elsewhere",)
 
 
 @pytest.mark.parametrize(("patience", "last_chosen"), [(1, True), (8, False)])
@@ -270,8 +270,8 @@ def test_labels_that_select_epochs_or_end_a_training_are_in_its_lineage(
     job.run()
     held_out = (f"image{n}" for n in range(7, N))
     folder, chosen = job.job.folder, tuple(sorted(("elsewhere", *held_out)))
-    assert checkpoints.past(*folder.kept()).chosen_on == chosen
-    assert checkpoints.past(folder.last).chosen_on == (chosen if last_chosen else ("elsewhere",))
+    assert checkpoints.lineage(*folder.kept()).chosen_on == chosen
+    assert checkpoints.lineage(folder.last).chosen_on == (chosen if last_chosen else ("elsewhere",))
 
 
 def test_only_the_best_k_checkpoints_stay(tmp_path):

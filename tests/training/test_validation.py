@@ -188,5 +188,5 @@ def test_no_score_is_made_of_what_is_no_number(head, mask, kinds):
     images, masks = (list(each) for each in zip(*[half(on) for on in kinds], strict=True))
     images[1][-1, -1] = 1
     for batch in (1, 3):
-        with pytest.raises(FloatingPointError, match=r"of image1 are not numbers: .*PRECISION"):
+        with pytest.raises(FloatingPointError, match=r"of image1 are .*PRECISION"):
             scores(np.stack(images), masks, batch, Overflowing(head, mask), LABELLED)

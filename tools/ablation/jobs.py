@@ -136,7 +136,7 @@ def _predict(experiment: Experiment, folder: FoldRun, target: Path, place: Place
 
     engine, kept = choose_engine(), folder.kept()
     prepared = setting.prepare(place, "own", experiment.size, "test")
-    meta = predictions.describe(folder, experiment, kept, checkpoints.past(kept[-1]))
+    meta = predictions.describe(folder, experiment, kept, checkpoints.lineage(kept[-1]))
     models = predictions.load_models(experiment, kept, engine)
     images = predictions.Images(prepared, range(len(prepared)), engine, 0)
     predictions.write(target, models, experiment, images, meta)

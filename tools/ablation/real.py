@@ -26,7 +26,7 @@ from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data.table import discover
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.stages import past, preparation, thresholds, train
+from kernel_lib.stages import leaks, preparation, thresholds, train
 from tools.ablation import jobs, score, table
 from tools.ablation.paired import Draws
 
@@ -180,7 +180,7 @@ def run(
 def _prepare(data: Path, folder: Path, study: Study) -> None:
     source, given = discover(data), _parameters(data, folder, study, study.first.name, 0)
     for row in study.chain:
-        test = past.test_images(source, row.size, given)
+        test = leaks.test_images(source, row.size, given)
         prepared = preparation.prepare_training(source, given, row.size, folder / "work", test)
     preparation.settle_folds(prepared, given, [folder / "work"])  # the same at every size
 

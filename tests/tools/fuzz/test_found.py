@@ -261,7 +261,7 @@ MAP = {"a.png": picture(noise(8, 8)), "meta.json": b'{"images": 1}'}
         ({"meta.json": b"[]"}, "meta.json is no table"),
         ({"meta.json": b"[" * 100_000}, "recursion"),
         ({"meta.json": b'{"images": 2}'}, "1 images, not 2"),
-        ({"labels.json": b'{"b": 0.5}'}, "labels of other images"),
+        ({"labels.json": b'{"b": 0.5}'}, "of different images"),
         ({"labels.json": b'{"a": NaN}'}, "labels that are not"),
         ({"labels.json": b'{"a": "x"}'}, "labels that are not"),
         ({"labelz.json": b"{}"}, "it holds 'labelz.json'"),

@@ -1,5 +1,3 @@
-"""Compare the images of a training with those of a data folder: by id, patient and pixels."""
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -97,7 +95,7 @@ def note_copies_across_folds(truth: pd.DataFrame, codes: Sequence[str]) -> None:
         )
 
 
-def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: str) -> Lineage:
+def mapped(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: str) -> Lineage:
     """Return the lineage of `name` in terms of a folds file: which of its images were seen.
 
     An image of the lineage counts as an image of the folds file if its id or its pixels are the
@@ -139,7 +137,7 @@ def placed(lineage: Lineage, truth: pd.DataFrame, codes: Sequence[str], name: st
     return lineage.model_copy(update=changes).of_pairs((*seen, *here))
 
 
-def leak(lines: Sequence[str]) -> str:
+def warning(lines: Sequence[str]) -> str:
     """Return the warning that these test images, a line each, were trained on."""
     return (
         f"{len(lines)} test images were trained on, and their score says nothing of new ones "

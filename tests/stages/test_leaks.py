@@ -15,7 +15,7 @@ from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import TrainParameters
 from kernel_lib.data import fingerprint, table
 from kernel_lib.errors import InputError
-from kernel_lib.stages import past, preparation
+from kernel_lib.stages import leaks, preparation
 
 SIZE = 64
 
@@ -49,7 +49,7 @@ def source_of(root: Path, train: dict[str, int], test: dict[str, int]) -> table.
 def prepared(tmp_path: Path, train: dict[str, int], test: dict[str, int]):
     source = source_of(tmp_path / "data", train, test)
     given = TrainParameters(cache_dir=str(tmp_path / "cache"), workers=1, masks_are="right")
-    test = past.test_images(source, SIZE, given)
+    test = leaks.test_images(source, SIZE, given)
     return preparation.prepare_training(source, given, SIZE, tmp_path, test)
 
 
@@ -91,9 +91,9 @@ def test_folds_with_images_that_are_not_here_nor_left_out_by_name_are_refused(tm
 
 def test_copies_in_different_folds_are_named(capsys):
     truth = pd.DataFrame({"image_id": list("abcd"), "fold": [0, 1, 0, 1]})
-    past.note_copies_across_folds(truth, [code(1), code(2), code(1), code(3)])
+    leaks.note_copies_across_folds(truth, [code(1), code(2), code(1), code(3)])
     assert capsys.readouterr().out == ""  # a and c are of one fold
-    past.note_copies_across_folds(truth, [code(1), code(2), code(3), code(1)])
+    leaks.note_copies_across_folds(truth, [code(1), code(2), code(3), code(1)])
     assert "a in fold 0, d in fold 1" in capsys.readouterr().out
 
 
@@ -102,11 +102,11 @@ def test_test_images_that_a_member_was_trained_on_are_told_by_id_or_pixels():
         Lineage(images=("a", "b"), fingerprints=(code(1), code(2))),
         Lineage(images=("x", "a"), fingerprints=("", code(1))),  # of x nothing but its id is known
     ]
-    found = past.seen_by(past.ImageSet("xyz", [code(7), code(2), code(8)]), members)
+    found = leaks.seen_by(leaks.ImageSet("xyz", [code(7), code(2), code(8)]), members)
     assert [line.split(", by")[0] for line in found] == [
         "x is the training image x", "y is the training image b"
     ]  # fmt: skip
-    assert past.seen_by(past.ImageSet("z", [code(8)]), members) == []
+    assert leaks.seen_by(leaks.ImageSet("z", [code(8)]), members) == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_whether_foreign_images_selected_an_epoch_by_labels_of_these_is_not_know
 ):
     truth = pd.DataFrame({"image_id": ["a", "b"], "group": ["", ""]})
     parent = Lineage(images=("c",), fingerprints=(code(3),), chosen_on=chosen_on)
-    assert past.placed(parent, truth, [code(1), code(2)], "parent").chosen_on == expected
+    assert leaks.mapped(parent, truth, [code(1), code(2)], "parent").chosen_on == expected
 
 
 def test_an_image_that_is_the_one_here_says_nothing_of_its_copies_and_another_picture_does():
@@ -126,8 +126,8 @@ def test_an_image_that_is_the_one_here_says_nothing_of_its_copies_and_another_pi
     resized = fingerprint.code(cv2.resize(picture(1), (48, 48), interpolation=cv2.INTER_AREA))
     assert resized != code(1)  # as of a parent at another size
     parent = Lineage(images=("a",), fingerprints=(resized,), chosen_on=("a",))
-    found = past.placed(parent, truth, codes, "parent")
+    found = leaks.mapped(parent, truth, codes, "parent")
     assert (found.images, found.chosen_on) == (("a",), ("a",))
     both = Lineage(images=("a", "a"), fingerprints=(resized, code(2)), chosen_on=("a",))
-    found = past.placed(both, truth, codes, "parent")
+    found = leaks.mapped(both, truth, codes, "parent")
     assert (set(found.images), found.chosen_on) == ({"a", "b"}, None)
