@@ -188,7 +188,7 @@ def test_strings_are_read_as_runs(text, runs, written):
         ("1 2 5-3 4", ["pair 2", "'5-3'"]),
         ("1 2 +3 4", ["pair 2", "'+3'"]),
         ("1 2 ٣ 4", ["pair 2", "'٣'"]),
-        ("1 2\u00a03 4", ["blanks"]),
+        ("1 2\u00a03 4", ["spaces"]),
         ("nan", ["pair 1", "'nan'"]),
         ("1 2 -3 4", ["pair 2", "gap", "-3", "below 0"]),
         ("1 2 3 -4", ["pair 2", "run length", "-4", "below 1"]),

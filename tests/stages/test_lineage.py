@@ -131,7 +131,7 @@ def test_a_parent_of_another_folds_file_is_refused(tmp_path):
 
 def test_a_parent_without_this_fold_is_refused_with_the_runs_there(tmp_path):
     finished(tmp_path, "parent", 0)
-    with pytest.raises(InputError, match=r"'parent' is neither .* fold 1; runs there: .*parent"):
+    with pytest.raises(InputError, match=r"'parent' .* fold 1.*child, parent"):
         begin(tmp_path, 1, "parent")
     with pytest.raises(InputError, match=r"'parnt' is neither imagenet, none, a file, nor a run"):
         begin(tmp_path, 0, "parnt")
