@@ -1,4 +1,4 @@
-"""The claims of the notes, tried on phantoms.
+"""The claims of the reference solution, tried on phantoms.
 
 python -m tools.ablation run [--quick] [--seeds 3]   train what is not done yet, write the table
 python -m tools.ablation table [--quick]             the table of what is done

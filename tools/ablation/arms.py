@@ -1,6 +1,6 @@
 """What is tried: small rows that differ from one baseline in one thing, and what is made of them.
 
-Sizes of 96, 128 and 192 stand in for the notes' 512, 768 and 1024. Networks share one small
+Sizes of 96, 128 and 192 stand in for 512, 768 and 1024. Networks share one small
 encoder, so that a pair of networks differs in nothing else.
 """
 
@@ -67,7 +67,7 @@ class Joined:
 
     `mean`: of the maps. `vote`: of the masks, a pixel kept where more than half agree. `label`: the
     first member's maps, gated by the second's label. `sum`: maps gated by their own sum.
-    `single`: by rules of one threshold and one area, the notes'.
+    `single`: by rules of one threshold and one area, as the reference solution.
     """
 
     name: str

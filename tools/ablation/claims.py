@@ -1,4 +1,4 @@
-"""The notes, line by line: what each claims, and the two arms whose difference tries it.
+"""The reference solution's claims, one by one, and the two arms whose difference tries each.
 
 A side is written `arm:measure`; `one|other:measure` is the better of two arms. Where the notes say
 nothing of the outcome, as in their to-do list, a claim is `open`.
@@ -16,9 +16,9 @@ Expected = Literal["more", "less", "same", "no gain", "open"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the notes that two arms can try."""
+    """A claim that two arms can try."""
 
-    says: str  # the notes' words, short
+    says: str  # the claim in the reference solution's words, short
     tried: str  # A against B, in words
     a: str
     b: str
