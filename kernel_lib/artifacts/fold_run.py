@@ -77,7 +77,7 @@ class LogLine(TypedDict, total=False):
     ended: str  # why the training ended after it
 
 
-_LOG_LINE = TypeAdapter(LogLine)
+_LOG = TypeAdapter(list[LogLine])
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,14 @@ class FoldRun:
 def read_log(path: Path) -> list[LogLine]:
     """Return a training's log, a line an epoch. Raises: InputError where it is damaged."""
     try:
-        return [_LOG_LINE.validate_json(line) for line in path.read_bytes().splitlines()]
-    except ValidationError as error:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        _LOG.validate_python(lines)  # which would return the fields in another order
+    except ValueError as error:
         raise InputError(
-            f"{path} is damaged ({error.errors()[0]['msg']}): run the train stage there, which "
+            f"{path} is damaged ({str(error).splitlines()[0]}): run the train stage there, which "
             "writes it again from last.pt"
         ) from None
+    return lines
 
 
 def fold_folder(work: Path, run: str, fold: int) -> FoldRun:

@@ -212,3 +212,11 @@ def test_a_run_without_a_log_has_an_empty_one(tmp_path):
     storage.write_text(folder.log, '{"epoch": 1}\n{"epo')
     with pytest.raises(InputError, match=r"log.jsonl is damaged .*: run the train stage there"):
         folder.read_log()
+
+
+def test_a_log_is_read_as_it_was_written(tmp_path):
+    """Also fields that are not declared, in their order, and scores that are not finite."""
+    folder = make(tmp_path, "run", 0)
+    lines = [{"gpu_bytes": 1, "epoch": 1, "dice": float("nan"), "best": False}]
+    folder.write_log(lines)
+    assert repr(folder.read_log()) == repr(lines)

@@ -102,7 +102,7 @@ def test_jobs_that_start_together_in_empty_folders_agree_on_the_folds(
     for run, folds in ((RUN, [0, 1]), (other, [0])):
         trained = fold_run.find([work], run)
         assert list(trained) == folds
-        assert {f.read_config()["folds_digest"] for f in trained.values()} == {digest}
+        assert {f.read_config().folds_digest for f in trained.values()} == {digest}
     for fold in (0, 1):
         here, expected = empty.fold(fold), place.fold(fold)
         assert checkpoints.digest(here.last) == checkpoints.digest(expected.last)

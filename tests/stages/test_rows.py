@@ -84,7 +84,7 @@ def test_runs_of_every_network_decide_together(small):
         assert len(submission.read(submitted.submission)) == 4
     assert chosen["vote"] == chosen["mean"], "out of fold each image has one map"
     assert small.search(runs=",".join(trained[:2])).folder.name == "+".join(sorted(trained[:2]))
-    with pytest.raises(InputError, match="several runs are there"):
+    with pytest.raises(InputError, match="-p RUNS"):
         small.search()
     with pytest.raises(InputError, match="name one with -p ENSEMBLE"):
         small.infer()
