@@ -124,7 +124,8 @@ def run(parameters: InferenceParameters) -> InferenceResult:
         _take_along(setup.earlier, setup.folder)
         _save(setup, predicted, rles, TestRun(summary, predicted.unreadable, areas, trained_on))
         if setup.output == setup.folder:  # another data set is not part of the training's report
-            report.write(setup.folder, report.load(setup.folder, setup.roots), setup.source)
+            data = report.load(setup.folder, setup.roots)
+            report.write(setup.folder, data, setup.source, submitted=rles)
     result = _result(setup, known, predicted, rles, summary)
     print(result)
     quota.say_hours_left(setup.roots[0])

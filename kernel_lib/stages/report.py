@@ -12,7 +12,7 @@ import pandas as pd
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, named_if_damaged
-from kernel_lib.artifacts.filenames import REPORT, SUBMISSION, THRESHOLDS
+from kernel_lib.artifacts.filenames import LOG, REPORT, THRESHOLDS
 from kernel_lib.artifacts.fold_run import FoldConfig, LogLine
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.oof import OofStatistics, load_per_image
@@ -20,7 +20,7 @@ from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data.table import Source
 from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
 from kernel_lib.inference.out_of_fold import check_predicted_by
-from kernel_lib.postprocess import search, submission
+from kernel_lib.postprocess import search
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
@@ -42,7 +42,6 @@ class ReportData:
     logs: Mapping[str, Sequence[LogLine]]  # by run and fold
     left_out: LeftOut
     test: TestRun | None  # once the inference stage has run
-    submitted: Mapping[str, str]  # RLE by test image, then
     scores: pd.DataFrame
     by_fold: pd.DataFrame
     summary: tuple[tuple[str, str], ...]  # name and text of rule, weights, gate, image-level AUC
@@ -70,7 +69,6 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
     check_predicted_by(decision, roots)
     fold_table = folds_file.find(roots, ensemble.folds_digest)
     maps = _held_out_maps(ensemble, roots)
-    test = TestRun.load(folder)
     return ReportData(
         decision=decision,
         folds=fold_table,
@@ -81,8 +79,7 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
         config=_config(ensemble, roots),
         logs=_logs(ensemble, roots),
         left_out=LeftOut.load(roots),
-        test=test,
-        submitted={} if test is None else submission.by_image(folder / SUBMISSION),
+        test=TestRun.load(folder),
         scores=table,
         by_fold=by_fold,
         summary=tuple(summary),
@@ -103,14 +100,16 @@ def write(
     data: ReportData,
     source: Source | None = None,
     searches: Mapping[str, SearchResult] | None = None,
+    submitted: Mapping[str, str] | None = None,
 ) -> Path:
     """Write report.html into an ensemble's folder.
 
-    Pictures of images need `source`, the data folder. `searches` saves making them again.
+    Pictures of images need `source`, the data folder, and those of test images also `submitted`,
+    the RLE of each. `searches` saves making them again.
     """
     for name, lines in data.logs.items():
         if not lines:
-            print(f"note: {name}/log.jsonl is missing: no learning curve; training again writes it")
+            print(f"note: {name}/{LOG} is missing: no learning curve; training again writes it")
     ensemble = data.decision.ensemble
     meta = {
         "ensemble": ensemble.name,
@@ -119,7 +118,7 @@ def write(
     }
     meta |= dict(data.summary)
     target = folder / REPORT
-    parts = sections(data, source, searches)
+    parts = sections(data, source, searches, submitted)
     report.write_report(target, f"Ensemble {ensemble.name}", parts, meta)
     return target
 
@@ -128,6 +127,7 @@ def sections(
     data: ReportData,
     source: Source | None = None,
     searches: Mapping[str, SearchResult] | None = None,
+    submitted: Mapping[str, str] | None = None,
 ) -> list[Section]:
     """Return the report's sections in order; as `write`."""
     ensemble, per_image, test = data.decision.ensemble, data.per_image, data.test
@@ -154,8 +154,8 @@ def sections(
             shown.append(Section("Member agreement", pictures))
     if source is not None:
         shown += report_images.out_of_fold(data, source)
-        if test is not None:
-            masks = report_images.on_test(data.submitted, source)
+        if submitted is not None:
+            masks = report_images.on_test(submitted, source)
             shown.append(Section("Test images with a predicted mask", masks))
         shown.append(Section("Augmentations of one image", _augmented(data, source)))
     if data.left_out.lines:

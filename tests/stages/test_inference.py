@@ -75,6 +75,16 @@ def test_another_data_set_lies_beside_the_first(place):
     assert contents(place / "work") == after
 
 
+@pytest.mark.parametrize("content", [None, b"cut sho"], ids=["gone", "damaged"])
+def test_a_lost_submission_is_made_again(place, content):
+    first = infer(place, "first").submission
+    expected = first.read_bytes()
+    first.unlink()
+    if content is not None:
+        first.write_bytes(content)
+    assert infer(place, "first").submission.read_bytes() == expected
+
+
 def test_an_unreadable_image_whose_id_holds_a_colon_gets_an_empty_mask(place):
     name = "left: 3"
     (place / "first" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
