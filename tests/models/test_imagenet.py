@@ -13,7 +13,7 @@ import torch
 from kernel_lib.errors import InputError
 from kernel_lib.models import encoders, imagenet, weights
 
-LITE0 = "timm-tf_efficientnet_lite0"
+LITE0, LITE1, LITE2 = (f"timm-tf_efficientnet_lite{number}" for number in range(3))
 
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.usefixtures("offline")
         ("timm-efficientnet-b0", "tf_efficientnet_b0_aa-827b6e33.pth"),
         (LITE0, "tf_efficientnet_lite0-0aa007d2.pth"),
         (LITE0, "efficientnet-lite0-57934424.pth"),
+        (LITE2, "efficientnet-lite2-9656183e.pth"),
         ("mit_b0", "mit_b0.imagenet/model.safetensors"),
     ],
 )
@@ -90,7 +91,7 @@ def test_the_hub_s_cache_is_looked_into(variable, tmp_path, monkeypatch):
     assert weights.load_imagenet(encoders.build("tu-resnet10t", 64), "tu-resnet10t", []) == file
 
 
-@pytest.mark.parametrize("encoder", [LITE0, "tu-tf_efficientnet_lite0"])
+@pytest.mark.parametrize("encoder", [LITE0, "tu-tf_efficientnet_lite0", LITE1, LITE2])
 @pytest.mark.skipif(imagenet.packaged(LITE0) is None, reason="the package is not installed")
 def test_an_installed_package_fills_its_encoder_even_where_weights_dir_has_others(
     encoder, tmp_path
@@ -156,6 +157,8 @@ def test_a_densenet_s_own_file_is_read_under_the_names_of_its_code(tmp_path):
         ("timm-efficientnet-b0", "827b6e33"),
         (LITE0, "0aa007d2"),
         (LITE0, "57934424"),
+        (LITE1, "77cc7160"),
+        (LITE2, "9656183e"),
     ],
 )
 def test_hashes_that_publishers_write_into_names_are_known(encoder, prefix):

