@@ -58,7 +58,6 @@ def phantoms(tmp_path_factory) -> Path:
     def write(folder: Path) -> None:
         competition.write_competition(
             folder, 24, 4, size=128, seed=1, difficulty=0.1, positives=0.5, workers=1,
-            progress=False,
         )  # fmt: skip
 
     return made_once(tmp_path_factory, "phantoms", write)
@@ -114,7 +113,6 @@ def place(scratch) -> Path:
 
     competition.write_competition(
         scratch / "data", 30, 6, size=64, seed=1, difficulty=0.1, positives=0.4, workers=1,
-        progress=False,
     )  # fmt: skip
     return scratch
 

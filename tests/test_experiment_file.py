@@ -212,7 +212,6 @@ def test_a_chain_of_one_s_own_is_trained_searched_submitted_and_viewed(project_r
     """Through the command line and through papermill, on phantoms."""
     competition.write_competition(
         tmp_path / "data", 24, 3, size=64, seed=1, difficulty=0.1, positives=0.5, workers=1,
-        progress=False,
     )  # fmt: skip
     tiny = {"parent": "demo_UNetResNet10_128_v1", "encoder": "tu-test_resnet", "size": 64}
     tiny |= {"epochs": 2, "min_epochs": 1}

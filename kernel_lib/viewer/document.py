@@ -321,10 +321,12 @@ def page(payload: dict[str, Any]) -> str:
         data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
         raise InputError(f"the page's data are no JSON ({error}): give null instead") from None
-    scripts = "\n".join(map(_asset, SCRIPTS))
+    units = f"const FULL_AREA = {FULL_AREA}, AREA_UNIT = {json.dumps(AREA_UNIT)};"
+    scripts = "\n".join([units, *map(_asset, SCRIPTS)])
     parts = {
         "style": _asset("viewer.css"),
         "about": RESEARCH_ONLY,
+        "unit": AREA_UNIT,
         "payload": data.replace("<", "\\u003c"),  # rules out </script> and <!--
         "script": f'"use strict";\n(() => {{\n{scripts}}})();',
     }

@@ -1,9 +1,8 @@
 // Metrics: every image's areas and Dice under any rule, exactly as Python computes them
 // (kernel_lib/postprocess: triplet, histograms, gate, metrics), and the order of the list.
+// FULL_AREA and AREA_UNIT, the unit of areas, are defined by the page.
 
 const LEVELS = 256;
-const FULL_AREA = 2 ** 20; // px of a 1024² image, for which areas are stated
-const AREA_UNIT = "px of 1024²";
 const NONE = -1; // no image, no kind, no vote
 // In the order of the column's sorting.
 const KINDS_WITH_TRUTH = ["false negative", "false positive", "true positive", "true negative"];
@@ -180,7 +179,7 @@ function runningSum() {
   };
 }
 
-/** An area in px of 1024². */
+/** An area in AREA_UNIT. */
 const scaledArea = (data, area, row) => (area * FULL_AREA) / data.px[row];
 
 /** The values (N) of a column to sort and filter by; NaN where there is none. */

@@ -222,7 +222,7 @@ def test_a_kernel_trains_with_nothing_but_the_wheel_that_it_carries(
         (tmp_path / folder).mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDDEN)
     data = tmp_path / "input" / "competitions" / "siim-acr-pneumothorax-segmentation"
-    competition.write_competition(data, 12, 2, size=64, positives=0.5, progress=False)
+    competition.write_competition(data, 12, 2, size=64, positives=0.5)
     env = {k: v for k, v in os.environ.items() if k != "RANK"} | {
         "PYTHONPATH": str(tmp_path / "hide"),
         "TMPDIR": str(tmp_path / "tmp"),

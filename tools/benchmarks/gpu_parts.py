@@ -133,7 +133,7 @@ class Place:
         drawn = self.scratch / "phantoms"
         if not (drawn / "train-rle.csv").exists():
             size, count = (512, 400) if self.given.device == "cuda" else (64, 24)
-            competition.write_competition(drawn, count, 2, size=size, positives=0.4, progress=False)
+            competition.write_competition(drawn, count, 2, size=size, positives=0.4)
         return drawn
 
     def count(self, row: Experiment) -> int:

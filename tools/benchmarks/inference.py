@@ -67,18 +67,18 @@ class Place:
     def __init__(self, root: Path, size: int, n_images: int) -> None:
         self.root, self.row = root, ROW.differing(name=f"bench_{size}", size=size)
         competition.write_competition(
-            root / "data", N_TRAIN, n_images, size=1024, seed=1, positives=0.5, progress=False
+            root / "data", N_TRAIN, n_images, size=1024, seed=1, positives=0.5
         )
         self.where = {"data_dir": str(root / "data"), "work_dir": str(root / "work"),
                       "cache_dir": str(root / "cache"), "device": "cpu", "threads": 1}  # fmt: skip
         with untrained.quiet(), mock.patch.object(report, "write"):
             asked = TrainParameters(experiment=self.row.name, n_folds=2, fold=0, **self.where)
             untrained.folds(self.row, asked)
-            folder = untrained.searched(root / "work")
+            result = untrained.searched(root / "work")
             self.infer(Parts())
             test = table.discover(root / "data").test
             rule = untrained.settle_rule(
-                folder, root / "work", dict(zip(test["image_id"], test["path"], strict=True))
+                result, root / "work", dict(zip(test["image_id"], test["path"], strict=True))
             )
         print(f"rule {rule}")
 

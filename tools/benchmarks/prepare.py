@@ -50,7 +50,7 @@ def main() -> None:
 
 def drawn(folder: Path, n_images: int) -> Path:
     """Return phantoms of 1024² in the competition's layout."""
-    competition.write_competition(folder, n_images, 1, size=1024, seed=1, progress=False)
+    competition.write_competition(folder, n_images, 1, size=1024, seed=1)
     return folder
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 
-from kernel_lib import storage
-from kernel_lib.artifacts import filenames, fold_run, maps
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.config import Experiment, ThresholdsParameters, TrainParameters
 from kernel_lib.data import images
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet
 from kernel_lib.stages import thresholds, train
+from kernel_lib.stages.thresholds import ThresholdsResult
 from kernel_lib.training.loop import Training
 
 SCORES = {"val_loss": 0.7, "dice": 0.8, "dice_half": 0.8, "dice_nonempty": 0.0}
@@ -61,12 +62,12 @@ def folds(row: Experiment, parameters: TrainParameters) -> None:
         train.run(parameters, {row.name: row})
 
 
-def searched(work: Path, bootstrap: int = 100) -> Path:
-    """Return the ensemble's folder as the thresholds stage leaves it."""
-    return thresholds.run(ThresholdsParameters(work_dir=str(work), bootstrap=bootstrap)).folder
+def searched(work: Path, bootstrap: int = 100) -> ThresholdsResult:
+    """Run the thresholds stage, and return its result."""
+    return thresholds.run(ThresholdsParameters(work_dir=str(work), bootstrap=bootstrap))
 
 
-def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
+def settle_rule(result: ThresholdsResult, work: Path, paths: dict[str, str]) -> Triplet:
     """Give an ensemble a rule by which a fifth of the test images get a mask of a real one's area.
 
     The one that was searched on maps of no sense would leave all images empty. `paths` are the test
@@ -78,7 +79,5 @@ def settle_rule(folder: Path, work: Path, paths: dict[str, str]) -> Triplet:
     cut = min(int(np.quantile(np.stack(levels), 1 - AREA)), 254) / 255
     areas = [int((each > 255 * cut).sum()) for each in levels]
     rule = Triplet(cut, int(np.quantile(areas, 1 - SHARE)), cut)
-    path = folder / filenames.THRESHOLDS
-    document = json.loads(path.read_text(encoding="utf-8"))
-    storage.write_json(path, document | {"rule": rule.to_json()})
+    replace(result.decision, choice=Choice(rule)).save(result.folder, result.searches)
     return rule

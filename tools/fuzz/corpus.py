@@ -31,9 +31,7 @@ def gather(folder: Path | None = None) -> Corpus:
     folder = folder or Path(os.environ.get("PNEUMO_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "siim-labels" / "train-rle.csv").is_file():
         with tempfile.TemporaryDirectory() as scratch:
-            competition.write_competition(
-                Path(scratch), 12, 4, size=64, positives=0.5, workers=1, progress=False
-            )
+            competition.write_competition(Path(scratch), 12, 4, size=64, positives=0.5, workers=1)
             labels = (Path(scratch) / "train-rle.csv").read_bytes()
             dicoms = sorted(Path(scratch).rglob("*.dcm"))[:4]
             return _corpus("phantoms", labels, _groups_of(labels), dicoms)

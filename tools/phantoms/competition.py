@@ -170,7 +170,6 @@ def write_competition(
     difficulty: float = 0.5,
     positives: float = 0.22,
     workers: int = 2,
-    progress: bool = True,
 ) -> None:
     """Write phantoms as the competition's files: nested DICOMs, labels, a sample submission.
 
@@ -188,7 +187,7 @@ def write_competition(
     test = cases(n_test, seed=seed, positives=positives, first_patient=beyond)
     jobs = [(case, folder / "dicom-images-train") for case in train]
     jobs += [(case, folder / "dicom-images-test") for case in test]
-    shown = partial(bar, total=len(jobs), desc="phantoms", unit="image", disable=not progress)
+    shown = partial(bar, total=len(jobs), desc="phantoms", unit="image")
     work = partial(_draw_and_write, size=size, difficulty=difficulty)
     if workers <= 1 or len(jobs) < 16:  # processes cost more than they save
         rows = list(shown(map(work, jobs)))

@@ -25,6 +25,7 @@ HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
 )
+POSITIVES, DIFFICULTY = 0.22, 0.5  # of the images drawn here
 WITHOUT = ("No Finding", "Effusion|Infiltration")  # findings of images without pneumothorax
 
 
@@ -38,16 +39,13 @@ def write_nih(
     n_more: int = 1,
     size: int | None = None,
     seed: int = 0,
-    difficulty: float = 0.5,
-    positives: float = 0.22,
 ) -> dict[str, str]:
     """Write PNGs, NIH's table, and the `nih_id.csv` that maps the competition's training images.
 
     competition_folder: as `phantom.write_competition` made it. The NIH images are the training
     images of its first `n_patients` patients (None: all) under NIH names, its first `n_test` test
     images (None: all), `n_more` other images of each patient of these, and `n_other` images of
-    patients that it does not have. size: of the PNGs (None: the competition's); seed, and
-    `difficulty` and `positives` 0..1, of what is drawn here.
+    patients that it does not have. size: of the PNGs (None: the competition's).
     Returns the test image of each NIH image that is its copy, by image ids.
     Raises InputError where the one folder is no phantom competition, or the other already NIH's.
     """
@@ -57,11 +55,11 @@ def write_nih(
     competition = table.discover(competition_folder)
     if competition.train.empty:
         raise InputError(f"{competition_folder} holds no labelled images: write_competition first")
-    writer = _Writer(folder, size, difficulty)
+    writer = _Writer(folder, size)
     groups = writer.copy(competition.train, n_patients)
     planted = writer.copy(_labelled_test(competition).head(n_test), None)
     writer.draw_more(n_more)
-    for case in cases(n_other, seed=seed, positives=positives, first_patient=BEYOND_PATIENTS):
+    for case in cases(n_other, seed=seed, positives=POSITIVES, first_patient=BEYOND_PATIENTS):
         writer.draw(case.patient_id, case)
     lines = [f"{','.join(map(str, row))},\n" for row in sorted(writer.rows)]
     write_text(folder / NIH_TABLES[1], "".join([HEADER, *lines]))
@@ -82,8 +80,8 @@ def _labelled_test(competition: table.Source) -> pd.DataFrame:
 class _Writer:
     """Gives NIH's names to images as they come, and puts the files in the folders by turns."""
 
-    def __init__(self, folder: Path, size: int | None, difficulty: float) -> None:
-        self.folder, self.size, self.difficulty = folder, size, difficulty
+    def __init__(self, folder: Path, size: int | None) -> None:
+        self.folder, self.size = folder, size
         self.rows: list[tuple] = []  # of NIH's table
         self._patients: dict[str, str] = {}  # phantom patient → NIH patient
         self._n_images: dict[str, int] = {}  # NIH patient → names given
@@ -110,7 +108,7 @@ class _Writer:
 
     def draw(self, who: str, case: Case) -> None:
         """Draw an image that the competition does not have."""
-        phantom = draw_case(case, size=self.size or 1024, difficulty=self.difficulty)
+        phantom = draw_case(case, size=self.size or 1024, difficulty=DIFFICULTY)
         self._write(self._name(who), phantom.image, case.area_px > 0)
 
     def _name(self, who: str) -> str:

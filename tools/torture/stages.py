@@ -75,7 +75,6 @@ class Place:
         report.write = _drawn
         competition.write_competition(
             self.data, 20, 6, size=SIZE, seed=1, difficulty=0.1, positives=0.4, workers=1,
-            progress=False,
         )  # fmt: skip
         for name in STAGES:
             if name not in PROCESSES:  # here, so that what a life imports is there to be forked

@@ -31,7 +31,7 @@ JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("phantoms")
-    write_competition(path, 40, 12, size=SIZE, seed=11, positives=0.5, progress=False)
+    write_competition(path, 40, 12, size=SIZE, seed=11, positives=0.5)
     return path
 
 
@@ -202,9 +202,7 @@ def test_no_patient_is_in_both_train_and_test(folder: Path) -> None:
 
 
 def test_one_process_writes_the_same_as_two(folder: Path, tmp_path: Path) -> None:
-    write_competition(
-        tmp_path, 40, 12, size=SIZE, seed=11, positives=0.5, workers=1, progress=False
-    )
+    write_competition(tmp_path, 40, 12, size=SIZE, seed=11, positives=0.5, workers=1)
     for name in ("train-rle.csv", TEST_TRUTH, "sample_submission.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     path = next(folder.glob("dicom-images-test/*/*/*.dcm")).relative_to(folder)
@@ -221,10 +219,10 @@ def test_one_process_writes_the_same_as_two(folder: Path, tmp_path: Path) -> Non
 )
 def test_settings_out_of_bounds_are_refused(tmp_path: Path, settings: dict, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        write_competition(tmp_path, 2, 1, progress=False, **settings)
+        write_competition(tmp_path, 2, 1, **settings)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_use_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="already holds"):
-        write_competition(folder, 1, 1, size=64, progress=False)
+        write_competition(folder, 1, 1, size=64)

@@ -19,7 +19,7 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def competition(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("competition")
-    write_competition(folder, 12, 3, size=SIZE, seed=4, positives=0.4, workers=1, progress=False)
+    write_competition(folder, 12, 3, size=SIZE, seed=4, positives=0.4, workers=1)
     return folder
 
 
