@@ -19,8 +19,8 @@ from kernel_lib.stages.table import STAGES, Stage
 from kernel_lib.storage import atomic_folder, write_text
 
 MAX_BYTES = 1_000_000  # Kaggle refuses a source of 1 MB or more, after the push
-# nbconvert's pages know no folded cell: its templates give a cell's tag as a class to styles.
-_FOLD = (
+# nbconvert's HTML cannot collapse a cell: its templates give a cell's tag as a class to styles.
+_COLLAPSE_STYLE = (
     "<style>.celltag_library .highlight {max-height: 4em; overflow: auto; resize: vertical}</style>"
 )
 _START = (boot.unpack_library, boot.put_on_path, boot.bring_packages)
@@ -55,9 +55,9 @@ class Kernel:
     metadata: dict
 
     def write(self) -> None:
-        """Put the folder in place of an earlier build, complete.
+        """Write the folder, complete, in place of an earlier build.
 
-        Raises: InputError where other things lie in it.
+        Raises: InputError if it has files that no build wrote.
         """
         folder = self.folder
         own = {f"{folder.name}.ipynb", f"{folder.name}.py", metadata.FILE}
@@ -86,16 +86,16 @@ def compose(
     Args:
         root: The project's folder.
         kind: 'notebook' or 'script'.
-        given: The parameters to bake in, as texts.
-        owner: Its Kaggle user; None: a placeholder.
+        given: The parameters to bake in, as strings.
+        owner: The Kaggle user name; None: a placeholder.
         out: The folder of kernels; None: `build` in the project.
-        slug: The kernel's name; None: it is the stage's own kernel.
+        slug: The kernel's name; None: the stage's default name.
 
     Raises: InputError for an unknown or ill-typed parameter, a source that cannot be embedded, a
         kernel of 1 MB or more, and metadata that Kaggle would refuse.
     """
     notebook, inputs = f"notebooks/{stage}.py", inputs or Inputs()
-    percent = read_notebook(root, stage)
+    percent = read_notebook(root, stage)  # the notebook as Python source, in jupytext's format
     values = parameters.read(percent, notebook, given)
     name = slug or names.slug(stage, kind)
     members = collect(root, left_out(stage))
@@ -103,9 +103,9 @@ def compose(
     meta = metadata.of_kernel(
         metadata.read_base(root), stage, kind, owner, code_name, name=name, sources=inputs.sources
     )
-    shown = cells.for_kernel(percent, stage, parameters.defaults(percent, notebook) | values, meta)
-    write = script_kernel if kind == "script" else notebook_kernel
-    code = write(members, stage, shown, values, inputs)
+    text = cells.for_kernel(percent, stage, parameters.defaults(percent, notebook) | values, meta)
+    make_code = script_kernel if kind == "script" else notebook_kernel
+    code = make_code(members, stage, text, values, inputs)
     size_bytes = check_size(code, kind, members, inputs)
     folder = (out or root / "build") / name
     return Kernel(folder, folder / code_name, code, size_bytes, len(members), values, meta)
@@ -119,11 +119,11 @@ def build(root: Path, stage: str, kind: str, **options) -> Kernel:
 
 
 def library_source(members: list[Member], headline: str, inputs: Inputs) -> str:
-    """Return what both kinds share: each file under its banner, wheels, and the unpacking."""
+    """Return the source that both kinds share: library files under banners, wheels, unpacking."""
     parts = [
         f"# {headline}\n"
         "# Built by build_kernel.py: change the project's files and build again, not this one.\n"
-        f"# The {len(members)} files of the library that it can need stand below as they are.\n\n"
+        f"# The {len(members)} library files that it may need follow, unchanged.\n\n"
         "kernel_files = {}\n"
     ]
     for member in members:
@@ -149,9 +149,10 @@ def library_source(members: list[Member], headline: str, inputs: Inputs) -> str:
 def script_kernel(
     members: list[Member], stage: str, percent: str, values: dict, inputs: Inputs
 ) -> str:
-    """Return a script: the library, the notebook as percent text, and its run by papermill.
+    """Return a script: the library, the notebook as percent text, and code that runs it.
 
-    Started with RANK set, it is one process of a training on several GPUs, and no notebook.
+    Papermill runs the notebook. If RANK is set, the script is one process of a training on several
+    GPUs, and runs kernel_lib instead.
     """
     baked = "".join(f"        {k!r}: {parameters.literal(v)},\n" for k, v in values.items())
     baked = f"{{\n{baked}    }}" if values else "{}"
@@ -162,7 +163,7 @@ def script_kernel(
         + f"\n\n{inspect.getsource(boot.cells_of)}\n\n{inspect.getsource(boot.run_notebook)}\n\n"
         + 'if __name__ == "__main__":\n    import os\n    import runpy\n\n'
         + f"    kernel_parameters = {baked}\n"
-        + '    if "RANK" in os.environ:  # one process of several: no notebook, no launcher\n'
+        + '    if "RANK" in os.environ:  # one training process of several: not the notebook\n'
         + f'        runpy.run_module("{LIBRARY}", run_name="__main__", alter_sys=True)\n'
         + f'    else:\n        run_notebook("{stage}", kernel_notebook, kernel_parameters)\n'
     )
@@ -171,25 +172,26 @@ def script_kernel(
 def notebook_kernel(
     members: list[Member], stage: str, percent: str, values: dict, inputs: Inputs
 ) -> str:
-    """Return the notebook as nbformat 4.4 JSON, the library folded after its title, no outputs.
+    """Return the notebook as nbformat 4.4 JSON: title, collapsed library cell, then its cells.
 
-    The parameters stand in an injected cell after their defaults, as papermill prepares it.
+    It has no outputs. The parameters are in an injected cell after the defaults, as papermill
+    writes it.
     """
     source = library_source(members, f"{stage}: the library of notebooks/{stage}.py", inputs)
-    # What is left over would otherwise stand in the namespace that becomes the configuration.
+    # Deleted, since the notebook's namespace becomes the configuration.
     used = ", ".join(function.__name__ for function in _START)
     source += f"del kernel_files, kernel_wheels, kernel_wanted, {used}"
-    folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["library"]}
+    collapsed = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["library"]}
     title, *others = boot.cells_of(percent)
-    title["source"] += f"\n\n{_FOLD}"
-    listed = [title, _code_cell(source, folded)]
+    title["source"] += f"\n\n{_COLLAPSE_STYLE}"
+    cells_out = [title, _code_cell(source, collapsed)]
     for cell in others:
-        listed.append(cell)
+        cells_out.append(cell)
         if values and "parameters" in cell["metadata"].get("tags", []):
             injected = {"tags": ["injected-parameters"]}
-            listed.append(_code_cell(parameters.cell_source(values).rstrip("\n"), injected))
+            cells_out.append(_code_cell(parameters.cell_source(values).rstrip("\n"), injected))
     notebook = {
-        "cells": [cell | {"source": cell["source"].splitlines(True)} for cell in listed],
+        "cells": [cell | {"source": cell["source"].splitlines(True)} for cell in cells_out],
         "metadata": {"kernelspec": _PYTHON, "language_info": {"name": "python"}},
         "nbformat": 4,
         "nbformat_minor": 4,
@@ -198,9 +200,9 @@ def notebook_kernel(
 
 
 def check_size(code: str, kind: str, members: list[Member], inputs: Inputs) -> int:
-    """Return the bytes of what is pushed.
+    """Return the number of bytes that a push uploads.
 
-    Raises: InputError with the largest parts from 1 MB on.
+    Raises: InputError naming the largest parts if it is 1 MB or more.
     """
     size_bytes = sent_bytes(code, kind)
     if size_bytes >= MAX_BYTES:
@@ -216,7 +218,7 @@ def check_size(code: str, kind: str, members: list[Member], inputs: Inputs) -> i
 
 
 def stage_of(code: str) -> Stage | None:
-    """Return the stage of a built kernel, by its first line; None for a kernel built elsewhere."""
+    """Return the stage of a built kernel, by its headline; None for code that no build wrote."""
     line = re.search(r"# (\w+): (?:script kernel|the library) of notebooks/\1\.py", code)
     return STAGES.get(line[1]) if line else None
 
@@ -224,7 +226,7 @@ def stage_of(code: str) -> Stage | None:
 def sent_bytes(code: str, kind: str) -> int:
     """Return the bytes of a code file as the Kaggle CLI sends it.
 
-    A notebook is sent as JSON without outputs, where each letter beyond ASCII is an escape.
+    A notebook is sent as JSON without outputs, with non-ASCII characters escaped.
 
     Raises: InputError for a notebook that is not of nbformat 4.
     """
@@ -244,22 +246,22 @@ def sent_bytes(code: str, kind: str) -> int:
 def read_notebook(root: Path, stage: str) -> str:
     """Return the percent text of a stage's notebook.
 
-    Raises: InputError where it is missing, or holds more than kernels can read without jupytext.
+    Raises: InputError if it is missing, or if `boot.cells_of` does not read it as jupytext does.
     """
     path = root / "notebooks" / f"{stage}.py"
     if not path.is_file():
         raise InputError(f"{path} does not exist, so there is no {stage} kernel; restore it")
     percent = read_text(path, f"notebooks/{stage}.py")
     try:
-        ours = boot.cells_of(percent)
+        parsed = boot.cells_of(percent)
     except ValueError as error:
-        raise InputError(f"notebooks/{stage}.py: {error}; write it as jupytext does") from None
+        raise InputError(f"notebooks/{stage}.py: {error}; save it with jupytext") from None
     import jupytext  # a second to import, and only a build reads notebooks
 
-    theirs = jupytext.reads(percent, fmt="py:percent").cells
-    for number in range(max(len(ours), len(theirs))):
-        mine, its = ours[number : number + 1], theirs[number : number + 1]
-        if [_essence(cell) for cell in mine] != [_essence(cell) for cell in its]:
+    expected = jupytext.reads(percent, fmt="py:percent").cells
+    for number in range(max(len(parsed), len(expected))):
+        got, wanted = parsed[number : number + 1], expected[number : number + 1]
+        if [_comparable(cell) for cell in got] != [_comparable(cell) for cell in wanted]:
             raise InputError(
                 f"cell {number + 1} of notebooks/{stage}.py reads differently in jupytext and in "
                 "a kernel; use plain code and markdown cells, without magics"
@@ -267,7 +269,8 @@ def read_notebook(root: Path, stage: str) -> str:
     return percent
 
 
-def _essence(cell: dict) -> tuple:
+def _comparable(cell: dict) -> tuple:
+    """Return what must be equal: type, source, and metadata but for jupytext's layout hint."""
     kept = {k: v for k, v in cell["metadata"].items() if k != "lines_to_next_cell"}
     return cell["cell_type"], cell["source"], kept
 

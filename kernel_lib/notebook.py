@@ -19,8 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-GOES_ON = "run the same command again to go on"
-STOPPED = f"stopped, finished work is saved; {GOES_ON}"
+RESUME_HINT = "run the same command again to go on"
+STOPPED = f"stopped, finished work is saved; {RESUME_HINT}"
 _REQUEST_WAIT_S = 1.0  # from an interrupt to the request that papermill sends after it
 _REPLY_WAIT_S = 0.2  # in which the kernel sends a cell's reply
 

@@ -1,4 +1,4 @@
-"""Atomic writes, folders that one process at a time works in, and zip archives read in bounds."""
+"""Atomic writes, folder locks, and zip archives read with size limits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from typing import IO, Any
 
 from kernel_lib.errors import InputError
 
-# By hand: filelock 3.29, which Kaggle's image has, empties a held file as another process asks for
-# it. That loses the holder's name, and would lose the part of a file that a process is writing.
+# Own locks instead of filelock: version 3.29, in Kaggle's image, truncates a held lock file when
+# another process requests it, which loses the holder's name, or what is being written.
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked
     fcntl = None
 
-ORPHANS_END_S = 15.0  # a killed process's forked children look for it every five seconds
+# DataLoader workers of a killed process inherit its lock; every 5 s they check for their parent.
+ORPHAN_GRACE_S = 15.0
 
 
 @contextmanager
@@ -44,7 +45,8 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     inside removes the temporary file and leaves the old one as it was; the next write removes what
     a killed process left.
 
-    Raises: InputError with the room needed and free where the disk is full, or no file can be made.
+    Raises: InputError with the space needed and free if the disk is full, or if no file can be
+    created.
     """
     path = Path(path)
     part, written = None, 0
@@ -57,15 +59,15 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
             os.fsync(file.fileno())
             if fcntl is None:
                 file.close()  # Windows renames no open file
-            part.replace(path)  # before its lock goes
+            part.replace(path)  # while its lock is still held
     except BaseException as error:
         if part is not None and part.exists():
             written = part.stat().st_size
             part.unlink(missing_ok=True)
         if disk_full(error):
-            raise InputError(_no_room(path, written)) from error
+            raise InputError(_no_space_text(path, written)) from error
         if part is None and isinstance(error, OSError):
-            raise InputError(_cannot(path, error)) from error
+            raise InputError(_cannot_write_text(path, error)) from error
         raise
 
 
@@ -76,12 +78,12 @@ def check_writable(folder: Path, setting: str) -> None:
     """
     try:
         existing = next(place for place in (folder, *folder.parents) if place.exists())
-        with named_if_full(folder), tempfile.TemporaryFile(dir=existing):
+        with disk_full_as_input_error(folder), tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         option = setting if setting.startswith("-") else f"-p {setting}"
         raise InputError(
-            _cannot(f"{setting} {folder}", error, f"{option} another folder")
+            _cannot_write_text(f"{setting} {folder}", error, f"{option} another folder")
         ) from error
 
 
@@ -97,41 +99,42 @@ def write_json(path: Path, value: Any, default: Callable | None = None) -> None:
 
 
 @contextmanager
-def replace_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """Give a folder to write files in that then replace those of `folder`, in order of name.
+def replace_files(folder: Path, remove: Iterable[str] = ()) -> Iterator[Path]:
+    """Yield a folder; files written to it then replace those of `folder`, in order of name.
 
-    After an exception, of a full disk say, all of `folder` is as it was. `without` names files that
-    are removed before the first is replaced. For one process at a time (`folder_lock`).
+    After an exception, of a full disk say, all of `folder` is as it was. `remove` names files of
+    `folder` that are deleted before the first is replaced. For one process at a time
+    (`folder_lock`).
     """
-    with _aside(folder) as aside:
-        yield aside
+    with _staging_folder(folder) as staging:
+        yield staging
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in without:
+        for stale in remove:
             (folder / stale).unlink(missing_ok=True)
-        for path in sorted(aside.iterdir()):
+        for path in sorted(staging.iterdir()):
             path.replace(folder / path.name)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which then takes the place of `folder` and all that it held.
+    """Yield an empty folder, which then takes the place of `folder` and all that it held.
 
     After an exception `folder` is the old one; after a kill it is the old or the new one, once the
-    next call, or `tidy`, has put it back. For one process at a time (`folder_lock`).
+    next call, or `recover_folder`, has put it back. For one process at a time (`folder_lock`).
     """
-    tidy(folder)
+    recover_folder(folder)
     try:
-        with _aside(folder) as aside:
-            yield aside
-            if folder.exists():  # no folder can be renamed onto one that holds something
+        with _staging_folder(folder) as staging:
+            yield staging
+            if folder.exists():  # rename cannot replace a folder that is not empty
                 folder.replace(_hidden(folder, "old"))
-            aside.replace(folder)
+            staging.replace(folder)
     finally:
-        tidy(folder)
+        recover_folder(folder)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a process killed in `atomic_folder` left; call it under `folder_lock`."""
+def recover_folder(folder: Path) -> None:
+    """Restore or remove what a process killed in `atomic_folder` left; call under `folder_lock`."""
     before = _hidden(folder, "old")
     if before.exists() and not folder.exists():  # killed between the two renames
         before.replace(folder)
@@ -140,16 +143,16 @@ def tidy(folder: Path) -> None:
 
 
 @contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside that one, and remove it with all that it then holds."""
-    aside = _hidden(folder, "part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
+def _staging_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, and remove it afterwards."""
+    staging = _hidden(folder, "part")
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed process
     try:
-        with named_if_full(folder):
-            aside.mkdir(parents=True)
-            yield aside
+        with disk_full_as_input_error(folder):
+            staging.mkdir(parents=True)
+            yield staging
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _hidden(folder: Path, kind: str) -> Path:
@@ -157,18 +160,18 @@ def _hidden(folder: Path, kind: str) -> Path:
 
 
 @contextmanager
-def named_if_full(path: Path) -> Iterator[None]:
-    """Raise InputError that `path` cannot be written where the disk fills up meanwhile."""
+def disk_full_as_input_error(path: Path) -> Iterator[None]:
+    """Turn an error of a full disk within the block into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
         if disk_full(error):
-            raise InputError(_no_room(path, 0)) from error
+            raise InputError(_no_space_text(path, 0)) from error
         raise
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Return whether a full disk caused an error; closing a broken file may raise another."""
+    """Return whether a full disk caused an error, itself or somewhere in its chain of causes."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -176,48 +179,48 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def room(path: Path) -> str:
-    """Return in words how full the disk is on which `path` lies, or would."""
+def disk_full_text(path: Path) -> str:
+    """Return the words that the disk of `path` is full, with the space that is left."""
     place = next(folder for folder in (path, *path.parents) if folder.exists())
     free = f"{shutil.disk_usage(place).free / 1e6:.1f} MB free"
     if hasattr(os, "statvfs"):
         counts = os.statvfs(place)
-        if counts.f_files and not counts.f_favail:  # 0 files: a disk that does not count them
+        if counts.f_files and not counts.f_favail:  # f_files is 0 on disks without inodes
             return f"its disk is full, with room for no other file, {free}"
     return f"its disk is full, with {free}"
 
 
 @contextmanager
 def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a folder as the only process, by a hidden file beside it, locked and then removed.
+    """Lock a folder for this process, by a locked hidden file beside it.
 
-    A killed process leaves the file and no lock. Processes of other machines count where the file
-    system that they share passes locks on; on Windows nothing is locked.
+    After a kill the file remains, unlocked. Processes on other machines are excluded too if the
+    shared file system supports locks; on Windows nothing is locked.
 
-    Raises: InputError with the name of another process that holds the folder, unless `wait` asks to
-    print that and wait; or where no file can be made there.
+    Raises: InputError that names another process that holds the folder, unless `wait` asks to print
+    that and wait; or if no file can be created there.
     """
     if fcntl is None:
         yield
         return
     path = _hidden(folder, "lock")
     try:
-        with named_if_full(folder):
+        with disk_full_as_input_error(folder):
             handle = _open_locked(path, folder, wait)
     except OSError as error:
-        raise InputError(_cannot(folder, error)) from error
+        raise InputError(_cannot_write_text(folder, error)) from error
     try:
         yield
     finally:
         try:
-            path.unlink(missing_ok=True)  # still locked: a process that waits for it looks again
+            path.unlink(missing_ok=True)  # still locked: a waiting process then tries again
         finally:
             os.close(handle)
 
 
 def _open_locked(path: Path, folder: Path, wait: bool) -> int:
     """Return an open, locked file that names this process."""
-    deadline = time.monotonic() + ORPHANS_END_S
+    deadline = time.monotonic() + ORPHAN_GRACE_S
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -226,25 +229,25 @@ def _open_locked(path: Path, folder: Path, wait: bool) -> int:
             if not locked:
                 owner = _owner(handle)
                 if wait:
-                    print(f"{folder}: waiting for {_described(owner)}", flush=True)
+                    print(f"{folder}: waiting for {_owner_text(owner)}", flush=True)
                     locked = _lock(handle, wait=True)
                 elif _is_gone(owner) and time.monotonic() < deadline:
-                    time.sleep(0.1)  # its children hold on for a moment
+                    time.sleep(0.1)  # its orphaned workers still hold the lock
                 else:
                     raise InputError(
-                        f"{folder} is being worked in by {_described(owner)}: wait until it has "
+                        f"{folder} is being worked in by {_owner_text(owner)}: wait until it has "
                         "ended, or end it; two would write over each other"
                     )
-            if locked and _is_at(handle, path):
-                _sign(handle, path)
+            if locked and _still_named(handle, path):
+                _write_owner(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # not locked yet, or of the holder before, who removed it
+        os.close(handle)  # not locked, or a file that its previous holder has deleted: try again
 
 
-def _sign(handle: int, path: Path) -> None:
+def _write_owner(handle: int, path: Path) -> None:
     """Write this process into a locked file, or remove the file where the disk is full."""
     owner = {
         "pid": os.getpid(),
@@ -263,11 +266,11 @@ def _sign(handle: int, path: Path) -> None:
 def _owner(handle: int) -> dict[str, Any]:
     try:
         return json.loads(os.pread(handle, 4096, 0))
-    except ValueError:  # locked this moment, and not signed yet
+    except ValueError:  # just locked, its owner not written yet
         return {}
 
 
-def _described(owner: dict[str, Any]) -> str:
+def _owner_text(owner: dict[str, Any]) -> str:
     if not owner:
         return "another process"
     return f"process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
@@ -285,17 +288,17 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 
 def _lock(handle: int, wait: bool = False) -> bool:
-    """Lock an open file unless another process has; without locks of files all are free."""
+    """Lock an open file; return False if another process holds it, True without file locks."""
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:  # else a file system without locks
+    except OSError as error:  # any other error: a file system without locks
         return not isinstance(error, BlockingIOError)
     return True
 
 
-def _is_at(handle: int, path: Path) -> bool:
-    """Return whether an open file still has that name."""
+def _still_named(handle: int, path: Path) -> bool:
+    """Return whether `path` is still this open file."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -303,7 +306,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _open_part(path: Path) -> tuple[int, Path]:
-    """Return a new, locked temporary file beside `path`; remove those that no process locks."""
+    """Return a new, locked temporary file beside `path`; delete stale ones, locked by nobody."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         try:
             handle = os.open(stale, os.O_RDONLY)
@@ -316,35 +319,35 @@ def _open_part(path: Path) -> tuple[int, Path]:
     while True:
         part = _hidden(path, f"{secrets.token_hex(4)}.part")
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock(handle) and _is_at(handle, part):
+        if _lock(handle) and _still_named(handle, part):
             return handle, part
-        os.close(handle)  # another process took it for a stale one
+        os.close(handle)  # another process deleted it as stale before it was locked
 
 
-def _cannot(what: Path | str, error: OSError, fix: str = "choose another folder") -> str:
+def _cannot_write_text(what: Path | str, error: OSError, fix: str = "choose another folder") -> str:
     return f"{what} cannot be written ({error.strerror or error}): fix that, or {fix}"
 
 
-def _no_room(path: Path, written: int) -> str:
+def _no_space_text(path: Path, written: int) -> str:
     before = path.stat().st_size if path.is_file() else 0
     needed = max(written, before) / 1e6
     needs = f"it needs {needed:.1f} MB or more, and " if needed >= 0.1 else ""
     stays = "the old one is as it was; " if before else ""
     return (
-        f"{path} cannot be written: {needs}{room(path)}: make room and run the same command again "
-        f"({stays}what is done stays)"
+        f"{path} cannot be written: {needs}{disk_full_text(path)}: free some space and run the "
+        f"same command again ({stays}finished work is kept)"
     )
 
 
-# What reading a damaged archive raises: its tables, compression, encryption, file names.
-FAULTS = (
+# What reading a damaged file may raise: zip structure, compression, encryption, names, JSON.
+DAMAGED_FILE_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, OSError,
     OverflowError, RuntimeError, ValueError, MemoryError,
 )  # fmt: skip
 
 
 class ArchiveError(InputError):
-    """A fault of an archive, in a message that does not name the archive."""
+    """A fault in an archive; the message does not name the archive, so that the caller can."""
 
 
 def open_archive(source: Path | IO[bytes]) -> zipfile.ZipFile:
@@ -358,7 +361,7 @@ def open_archive(source: Path | IO[bytes]) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(source)
     except FileNotFoundError:
         raise
-    except FAULTS as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise ArchiveError(str(error) or type(error).__name__) from error
     names = archive.namelist()
     if len(set(names)) < len(names):
@@ -368,11 +371,11 @@ def open_archive(source: Path | IO[bytes]) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
-    """Return a member, unpacked no further than its bound; raise ArchiveError for a larger one."""
+    """Return a member's bytes, reading at most `max_bytes`; ArchiveError if it is larger."""
     try:
         with archive.open(name) as member:
-            content = member.read(max_bytes + 1)  # a wrong checksum raises at the end
-    except FAULTS as error:
+            content = member.read(max_bytes + 1)  # at its end a wrong checksum raises
+    except DAMAGED_FILE_ERRORS as error:
         raise ArchiveError(f"{name}: {error or type(error).__name__}") from error
     if len(content) > max_bytes:
         raise ArchiveError(f"{name} unpacks to more than {max_bytes:,} bytes")

@@ -63,7 +63,7 @@ def test_an_exception_leaves_what_was_and_nothing_else(tmp_path, error):
         storage.write_text(folder / name, "old")
     for context, path in (
         (storage.atomic_write(folder / "rule", "w"), None),
-        (storage.replace_files(folder, without=["old"]), "rule"),
+        (storage.replace_files(folder, remove=["old"]), "rule"),
         (storage.atomic_folder(folder), "new"),
     ):
         with pytest.raises(error):
@@ -76,7 +76,7 @@ def test_files_or_a_folder_take_the_place_of_others_when_all_is_written(tmp_path
     folder = tmp_path / "a"
     for name in ("old", "rule"):
         storage.write_text(folder / name, "old")
-    with storage.replace_files(folder, without=["old"]) as aside:
+    with storage.replace_files(folder, remove=["old"]) as aside:
         storage.write_text(aside / "rule", "new")
         assert names(folder) == ["old", "rule"]
     assert (names(folder), names(tmp_path)) == (["rule"], ["a"])
@@ -91,10 +91,10 @@ def test_tidy_restores_a_folder_that_a_killed_process_had_moved(tmp_path):
     folder = tmp_path / "a"
     for name in (".a.old", ".a.part"):
         storage.write_text(tmp_path / name / "file", name)
-    storage.tidy(folder)
+    storage.recover_folder(folder)
     assert (names(tmp_path), (folder / "file").read_text()) == (["a"], ".a.old")
     storage.write_text(tmp_path / ".a.old" / "file", "of before")
-    storage.tidy(folder)
+    storage.recover_folder(folder)
     assert (names(tmp_path), (folder / "file").read_text()) == (["a"], ".a.old")
 
 
@@ -260,7 +260,9 @@ def test_a_full_disk_is_named_whatever_is_to_be_written(small_disk, write, what)
     else:
         resize(small_disk, "nr_inodes=3")
     before = names(small_disk)
-    with pytest.raises(InputError, match=r"cannot be written: .*its disk is full.*make room") as it:
+    with pytest.raises(
+        InputError, match=r"cannot be written: .*its disk is full.*free some space"
+    ) as it:
         write(folder)
     assert str(small_disk) in str(it.value)
     assert ("room for no other file" in str(it.value)) == (what == "files")

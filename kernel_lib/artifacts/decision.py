@@ -63,7 +63,8 @@ class Scores:
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Return the scores of a thresholds.json; what earlier versions wrote may be selected.
 
-        Raises an error of `storage.FAULTS`, TypeError or AttributeError for a wrong document.
+        Raises an error of `storage.DAMAGED_FILE_ERRORS`, TypeError or AttributeError for a wrong
+        document.
         """
         kept, last = (NestedCVReport.from_json(document[name]) for name in ("honest", "last"))
         selected = document.get("epochs_selected", {"honest": True, "last": True})

@@ -99,7 +99,7 @@ def named_if_damaged(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(_missing(path)) from None
-    except (*storage.FAULTS, AttributeError, IndexError, TypeError) as error:
+    except (*storage.DAMAGED_FILE_ERRORS, AttributeError, IndexError, TypeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise InputError(
             f"{path} is damaged ({str(what) or type(error).__name__}): run the thresholds stage"

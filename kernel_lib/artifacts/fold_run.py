@@ -1,10 +1,10 @@
-"""Run folders, and what lies in them.
+"""Run folders and their files.
 
     runs/<run>/fold<k>/   config.json  log.jsonl  last.pt  best_epoch012.pt …
                           oof.zip  oof_last.zip  test.zip
 
 A run may lie in the working folder or, read-only, in another kernel's output; `find` looks through
-all roots, and the working folder wins.
+all roots, and prefers the working folder's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # that of typing is not pydantic's before Python 3.12
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from kernel_lib import storage
 from kernel_lib.artifacts import filenames
@@ -29,7 +29,7 @@ from kernel_lib.plan import TrainPlan
 class FoldConfig(Frozen):
     """What config.json holds: the configuration that a fold is trained with.
 
-    Fields of the experiment that an earlier version did not write have their defaults.
+    Fields of the experiment that are missing in a file of an earlier version get their defaults.
     """
 
     run: str
@@ -39,8 +39,7 @@ class FoldConfig(Frozen):
     folds_digest: str
     deterministic: bool = False
     experiment: Experiment
-    # Of its checkpoints, once their past is known.
-    lineage_digest: str | None = None
+    lineage_digest: str | None = None  # of the checkpoints' lineage; set once that is known
 
     def differences(self, other: FoldConfig) -> list[str]:
         """Return each field in which another configuration differs, with both values.
@@ -73,7 +72,7 @@ class LogLine(TypedDict, total=False):
     seconds: float
     val_seconds: float
     images_per_second: float
-    best: bool  # whether its checkpoint was among the best so far
+    best: bool  # whether its weights were kept when it ended; later epochs may replace them
     ended: str  # why the training ended after it
 
 
@@ -82,7 +81,10 @@ _LOG = TypeAdapter(list[LogLine])
 
 @dataclass(frozen=True)
 class FoldRun:
-    """One fold of one run on the disk; it need not exist yet."""
+    """One fold of one run and its folder, which need not exist yet.
+
+    Variables of this type are called `folder`.
+    """
 
     run: str
     fold: int
@@ -111,7 +113,7 @@ class FoldRun:
 
     @property
     def oof_last(self) -> Path:
-        """The same by the last EMA weights; labels selected them only if training ended early."""
+        """The same by the last checkpoint, which these images select only by early stopping."""
         return self.path / filenames.OOF_LAST
 
     @property
@@ -120,7 +122,7 @@ class FoldRun:
 
     @property
     def holds_training(self) -> bool:
-        """Whether a training wrote here; inference alone leaves only a test.zip."""
+        """Whether the folder has files of a training; inference alone leaves only a test.zip."""
         written = (self.config, self.log, self.last, self.oof, self.oof_last)
         return any(path.is_file() for path in written) or bool(self.kept())
 
@@ -136,11 +138,11 @@ class FoldRun:
         log = self.read_log()
         epochs = self.read_config().experiment.epochs
         over = bool(log) and (bool(log[-1].get("ended")) or len(log) >= epochs)
-        if over or len(lost) == 1:  # either file is written after the training
+        if over or len(lost) == 1:  # both files are written only after the training
             raise InputError(
-                f"{lost[0]} is missing, and the training of fold {self.fold} is over: restore it, "
-                f"or run the train stage again with -p FOLD {self.fold}, which predicts it from "
-                f"the checkpoints; or delete {self.path} to leave that fold out"
+                f"{lost[0]} is missing, and the training of fold {self.fold} has ended: restore "
+                f"it, or run the train stage again with -p FOLD {self.fold}, which predicts it "
+                f"from the checkpoints; or delete {self.path} to leave that fold out"
             )
         return False
 
@@ -156,7 +158,10 @@ class FoldRun:
         return sorted(self.path.glob(f"{filenames.BEST}*{filenames.CHECKPOINT_SUFFIX}"))
 
     def require_kept(self, names: Iterable[str], needed_for: str) -> None:
-        """Refuse to go on without a checkpoint that predicted the held-out images."""
+        """Raise InputError if one of these checkpoints is missing; `needed_for` says who needs it.
+
+        They predicted the held-out images.
+        """
         lost = [path for name in sorted(names) if not (path := self.path / name).is_file()]
         if lost:
             raise InputError(
@@ -173,17 +178,17 @@ class FoldRun:
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
             raise InputError(
-                f"{self.config} is no configuration of this version of the package "
+                f"{self.config} does not fit this version of the package "
                 f"({'; '.join(faults)}): restore it, use the version that made it, or delete "
                 f"{self.path}"
             ) from None
 
     def write_config(self, config: FoldConfig) -> None:
-        without = {"lineage_digest"} if config.lineage_digest is None else None
-        storage.write_json(self.config, config.model_dump(mode="json", exclude=without))
+        exclude = {"lineage_digest"} if config.lineage_digest is None else None
+        storage.write_json(self.config, config.model_dump(mode="json", exclude=exclude))
 
     def read_log(self) -> list[LogLine]:
-        """Return log.jsonl, a line an epoch; empty before the first epoch ends."""
+        """Return log.jsonl, one line per epoch; empty before the first epoch ends."""
         return read_log(self.log) if self.log.exists() else []
 
     def write_log(self, lines: Iterable[LogLine]) -> None:
@@ -191,10 +196,10 @@ class FoldRun:
 
 
 def read_log(path: Path) -> list[LogLine]:
-    """Return a training's log, a line an epoch. Raises: InputError where it is damaged."""
+    """Return a training's log, one line per epoch. Raises: InputError where it is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-        _LOG.validate_python(lines)  # which would return the fields in another order
+        _LOG.validate_python(lines)  # only to check: its result has the fields in another order
     except ValueError as error:
         raise InputError(
             f"{path} is damaged ({str(error).splitlines()[0]}): run the train stage there, which "
@@ -208,14 +213,15 @@ def fold_folder(work: Path, run: str, fold: int) -> FoldRun:
     return FoldRun(run, fold, work / filenames.RUNS / run / f"fold{fold}")
 
 
-def with_training(root: Path, run: str = "*") -> list[FoldRun]:
-    """Return the folds of a run, or of all runs, in which a training wrote, by path."""
+def folds_with_training(root: Path, run: str = "*") -> list[FoldRun]:
+    """Return the folds, of one run or all, whose folder has files of a training, by path."""
     folders = []
     for path in sorted((root / filenames.RUNS).glob(f"{run}/fold*")):
         number = path.name.removeprefix("fold")
         if number.isdecimal() and path.is_dir():
             folder = FoldRun(path.parent.name, int(number), path)
-            folders += [folder] * folder.holds_training
+            if folder.holds_training:
+                folders.append(folder)
     return folders
 
 
@@ -226,7 +232,7 @@ def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
     """
     folds: dict[int, FoldRun] = {}
     for root in roots:
-        for folder in with_training(root, glob.escape(run)):
+        for folder in folds_with_training(root, glob.escape(run)):
             if not folder.config.is_file():
                 raise InputError(
                     f"{folder.config} is missing, and the files beside it were trained with it: "
@@ -238,7 +244,7 @@ def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
 
 def run_names(roots: Iterable[Path]) -> list[str]:
     """Return the names of all runs under the roots, sorted."""
-    return sorted({folder.run for root in roots for folder in with_training(root)})
+    return sorted({folder.run for root in roots for folder in folds_with_training(root)})
 
 
 def chosen_runs(roots: Sequence[Path], wanted: str | None) -> list[str]:
@@ -273,14 +279,14 @@ def parse_runs(wanted: str) -> list[str]:
     return chosen
 
 
-def settle_lineage(folder: FoldRun, lineage: Lineage) -> None:
+def record_lineage(folder: FoldRun, lineage: Lineage) -> None:
     """Record the lineage digest of a fold's checkpoints in its config.json, if it is not there."""
     config = folder.read_config()
     if config.lineage_digest is None:
         folder.write_config(config.model_copy(update={"lineage_digest": lineage.digest()}))
 
 
-def settle_config(folder: FoldRun, plan: TrainPlan, folds_digest: str) -> None:
+def write_or_check_config(folder: FoldRun, plan: TrainPlan, folds_digest: str) -> None:
     """Write the fold's config.json, or check that the existing one is the same.
 
     Raises: InputError naming each field that differs, so that two trainings never mix in a folder.
@@ -304,15 +310,15 @@ def settle_config(folder: FoldRun, plan: TrainPlan, folds_digest: str) -> None:
 
 
 def check_experiment(roots: Iterable[Path], plan: TrainPlan) -> None:
-    """Refuse a run of which another experiment has folds already: all folds share one.
+    """Raise InputError if folds of this run were trained with another configuration.
 
-    Raises: InputError naming the fold and each field that differs.
+    All folds of a run must share one. The error names the fold and each field that differs.
     """
     for folder in find(roots, plan.run).values():
         config = folder.read_config()
         planned = config.model_copy(update={"experiment": plan.experiment})
         if differs := config.differences(planned):
             raise InputError(
-                f"{folder.path} is of a run {plan.run} with another configuration "
+                f"{folder.path} belongs to a run {plan.run} with another configuration "
                 f"({'; '.join(differs)}): choose another NAME or WORK_DIR, or delete that run"
             )

@@ -55,5 +55,5 @@ class TestRun:
                 area_px=tuple(document["area_px"]),
                 trained_on=tuple(document.get("trained_on", ())),  # not looked for once
             )
-        except (*storage.FAULTS, AttributeError, TypeError) as error:
+        except (*storage.DAMAGED_FILE_ERRORS, AttributeError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}): run the inference stage") from error

@@ -303,7 +303,9 @@ def _locked(folder: Path, root: Path | str) -> Iterator[None]:
                 storage.write_text(path, text)
             yield
     except OSError as error:
-        reason = storage.room(folder) if storage.disk_full(error) else error.strerror or error
+        reason = (
+            storage.disk_full_text(folder) if storage.disk_full(error) else error.strerror or error
+        )
         raise InputError(
             f"the cache {folder} can't be written: {reason}; make room, or give another CACHE_DIR "
             "(the next call continues with what is done)"

@@ -88,14 +88,16 @@ class Listing:
         folders = path.relative_to(self.root).parts[-2::-1]
         return self.stated.get(path) or next(filter(None, map(_split_of_folder, folders)), "")
 
-    def is_of_a_stage(self, path: Path) -> bool:
+    def in_competition_folder(self, path: Path) -> bool:
         """Return whether it lies in one of the competition's own folders of test images."""
         return any(map(STAGE_FOLDER.fullmatch, path.relative_to(self.root).parts[:-1]))
 
-    def held_out(self, path: Path) -> str:
+    def reserved_split(self, path: Path) -> str:
         """Return its split, but "" for training, also for what a later stage may train on."""
         split = self.split(path)
-        of_a_stage = split == "test" and path not in self.stated and self.is_of_a_stage(path)
+        of_a_stage = (
+            split == "test" and path not in self.stated and self.in_competition_folder(path)
+        )
         return "" if split == "train" or of_a_stage else split
 
 
@@ -273,7 +275,7 @@ def _is_another_format(first: Path, other: Path, listing: Listing) -> bool:
     """
     return (
         first.suffix.lower() != other.suffix.lower()
-        and listing.held_out(first) == listing.held_out(other)
+        and listing.reserved_split(first) == listing.reserved_split(other)
         and (
             first.parent == other.parent
             or first.suffix.lower() not in PICTURE_SUFFIXES

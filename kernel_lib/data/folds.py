@@ -181,7 +181,7 @@ def _drawable(table: pd.DataFrame, n_folds: int) -> pd.DataFrame:
         )
     repeated = table["image_id"][table["image_id"].duplicated()]
     if len(repeated):
-        raise InputError(f"image {repeated.iloc[0]} is in the table twice: unite its rows")
+        raise InputError(f"image {repeated.iloc[0]} is in the table twice: merge its rows")
     areas = pd.to_numeric(table["area_px"], errors="coerce")
     bad = ~(areas >= 0)
     if bad.any():

@@ -34,7 +34,7 @@ from kernel_lib.data.labels import (
 from kernel_lib.errors import InputError
 
 MAX_UNLABELLED_SHARE = 0.05
-MAX_COMPARED = 20  # masks that are opened of each kind, with and without a pneumothorax
+MAX_COMPARED = 20  # masks opened per class, with and without a pneumothorax
 TRAIN_COLUMNS = ("image_id", "path", "rle", "mask_path", "label_at")
 
 
@@ -43,10 +43,10 @@ class Source:
     """A data folder's images and labels.
 
     train: DataFrame[image_id, path, rle, mask_path, label_at], by image_id; rle is the union of an
-    image's rows ("-1" if empty), or "" where mask_path holds the mask and `prepare` makes the RLE;
-    label_at says where the label is. test: DataFrame[image_id, path], in the sample's order.
-    test_labels: test images that have a label, columns as train. unlabelled: training images
-    without a label, left out. problems: notes for the user.
+    image's rows ("-1" if empty), or "" if mask_path has the mask, from which `prepare` makes the
+    RLE; label_at says where the label comes from, as file and row. test: DataFrame[image_id, path],
+    in the sample's order. test_labels: test images that have a label, columns as train. unlabelled:
+    training images without a label, which are excluded. problems: messages for the user.
     """
 
     root: Path
@@ -67,50 +67,54 @@ def discover(
 ) -> Source:
     """Recognise the layout under a folder and pair images with labels; opens no image.
 
-    Test images are those that the sample submission names, else those that a column of the label
-    table, their file's name or a folder calls so (test, dicom-images-test, stage_2_images, …), else
-    validation images (val, valid, …). Training images are the others with a label; where no others
-    have one, test images are training images too, which is noted. One file an image: DICOM before
-    PNG before JPEG. A few masks are read where a table looks like labels too.
+    Test images are those in the sample submission. Without one they are those marked as test by a
+    column of the label table, by their file name or by a folder (test, dicom-images-test,
+    stage_2_images, …); failing that, those marked as validation (val, valid, …). All other labelled
+    images are for training; if there are none, the test images are trained on too, with a note.
+    Each image has one file: DICOM is preferred to PNG, PNG to JPEG. If masks are the labels and a
+    table looks like labels too, a few masks are opened to compare.
 
     With `for_inference` files are also recognised by their content, images may lack labels, and a
-    folder of images only is all test images. A `sample` given replaces the folder's own, and takes
-    no image from those for training.
-    Raises: InputError for every fault that would otherwise turn up hours later.
+    folder of images only is all test images. A given `sample` replaces the folder's own, and does
+    not remove its images from training.
+    Raises: InputError for faults that would otherwise surface hours later.
     """
     listing = survey(Path(data_dir), by_content=for_inference)
     problems = []
     if listing.dangling:
-        problems.append(f"{len(listing.dangling)} links lead nowhere, {listing.dangling[0]} first")
+        problems.append(f"{len(listing.dangling)} broken links (first: {listing.dangling[0]})")
     if listing.deep:
-        problems.append(f"{listing.deep[0]} lies too deep to be read: move it to {listing.root}")
+        problems.append(
+            f"{listing.deep[0]} is too many folders down to be read: move it to {listing.root}"
+        )
     if not listing.images:
         hints = _sentences(problems) + _missing_hint(listing)
         raise InputError(f"no images under DATA_DIR {data_dir}. {hints}{LAYOUTS}")
     images = Images.of(listing)
     if images.in_two_formats:
         problems.append(
-            f"{images.in_two_formats} images have files of two formats: DICOM, PNG, JPEG win"
+            f"{images.in_two_formats} images exist in two formats: DICOM is used before PNG, PNG "
+            "before JPEG"
         )
     return _Discovery(listing, images, problems, for_inference, sample).source(data_dir)
 
 
 @dataclass
 class _Discovery:
-    """The pairing of a folder's images with labels and sample; notes go to `problems`."""
+    """Pairs a folder's images with labels and sample; adds messages to `problems`."""
 
     listing: Listing
     images: Images
     problems: list[str]
     for_inference: bool
-    given: Path | None  # a sample from anywhere
+    given_sample: Path | None  # passed by the caller, not found in the folder
     labels: Path | None = None  # the label table; None where masks are the labels
 
     def source(self, data_dir: Path | str) -> Source:
         labelled = self._labelled()
         sample, test = self._test(labelled)
         if self.for_inference and sample is None and labelled.empty and test.empty:
-            test = self._test_frame(self.images.files)
+            test = self._test_frame(self.images.files)  # nothing says which: all of them
         if labelled.empty and test.empty:
             raise InputError(
                 f"{len(self.images.files)} images under DATA_DIR {data_dir}, and neither labels "
@@ -118,7 +122,7 @@ class _Discovery:
                 f"{self._unlabelled_hint()}{_missing_hint(self.listing)}{LAYOUTS}"
             )
         in_test = labelled["image_id"].isin(test["image_id"])
-        train = self._kept_for_training(labelled, in_test & (self.given is None))
+        train = self._kept_for_training(labelled, in_test & (self.given_sample is None))
         if not self.for_inference:
             self.problems += held_out_notes(self.listing, self.images, set(train["image_id"]))
             if self.labels is None:
@@ -154,8 +158,11 @@ class _Discovery:
             return self._from_masks()
         n_masks = len(self.listing.masks)
         if n_masks:
-            self.problems.append(f"{n_masks} mask images are not used: {tables[0].name} labels")
-        # Of several label tables the one that labels most of what is here, then the later one.
+            self.problems.append(
+                f"{n_masks} mask images are not used, since {tables[0].name} has the labels"
+            )
+        # Of several tables: the one with most of the images here, then that of the later
+        # competition stage.
         read = {path: read_labels(path, self.problems) for path in tables}
         ids = {path: table["image_id"].map(self.images.find) for path, table in read.items()}
         present = {path: int(ids[path].notna().sum()) for path in tables}
@@ -165,11 +172,11 @@ class _Discovery:
         table = read[labels]
         if len(tables) > 1:
             self.problems.append(
-                f"of {len(tables)} label tables {labels} is used, which labels most images"
+                f"found {len(tables)} label tables; {labels} is used, since it labels most images"
             )
         if not present[labels]:
             self.problems.append(
-                f"{labels} labels {len(table)} images, none of which is here: it names "
+                f"{labels} has labels of {len(table)} images, none of which is here: it names "
                 f"{table['image_id'].iloc[0]}, the files are {next(iter(self.images.files))} …"
                 + self._zeros_hint(table["image_id"])
             )
@@ -182,7 +189,7 @@ class _Discovery:
                 f"{self.listing.root} ({len(missing)} of {len(table)} labelled images have none"
                 f"{self._dangling()}){zeros or ': fetch the images, or delete their rows'}"
             )
-        # The splits that a column of the label table states go before any folder's.
+        # A split column of the label table overrides names of folders.
         stated = stated_splits(labels)
         for (_, split), name in zip(stated.items(), names_of(list(stated)), strict=True):
             if split:
@@ -194,14 +201,14 @@ class _Discovery:
         return self._train_frame([(image_id, text, "", at) for image_id, text, at in rows])
 
     def _from_masks(self) -> pd.DataFrame:
-        """Return images whose masks are named as they are, or with _mask at the end."""
+        """Return images that have a mask file of the same name, or with _mask at its end."""
         paths, masks = self.listing.masks, {}
         instances = [path for path in paths if INSTANCE_FOLDER.fullmatch(path.parent.name)]
         if 0 < len(instances) < len(paths):
             paths = sorted(set(paths) - set(instances))
             self.problems.append(
-                f"{len(instances)} masks of instances are not used, {instances[0]} first: the "
-                "masks of classes are"
+                f"{len(instances)} instance masks are not used (first: {instances[0]}), the class "
+                "masks are"
             )
         for path in sorted(paths, key=preference):
             image_id = self.images.of_mask(path)
@@ -209,24 +216,25 @@ class _Discovery:
                 raise InputError(
                     f"mask {path} has no image {mask_name(path)} under {self.listing.root}, where "
                     f"images are called {next(iter(self.images.files))} …{self._dangling()}: fetch "
-                    "the image, or name both alike"
+                    "the image, or give both the same name"
                 )
             first = masks.setdefault(image_id, path)
             if not same_picture(first, path):
                 fix = "keep the folder with masks of pneumothorax, and move the other away"
                 if first.parent == path.parent:
-                    fix = "unite them into one picture"
+                    fix = "merge them into one image file"
                 raise InputError(f"image {image_id} has two masks, {first} and {path}: {fix}")
         return self._train_frame([(name, "", str(path), str(path)) for name, path in masks.items()])
 
     def _compare_with_tables(self, train: pd.DataFrame) -> None:
-        """Note tables that look like labels of images whose labels are masks.
+        """Note tables that look like labels, where masks are used as labels.
 
-        Raises: InputError where some masks differ from the table: of lungs, perhaps.
+        Raises: InputError if a mask and the table disagree whether an image is empty: the masks may
+        be of lungs.
         """
         masks = dict(zip(train["image_id"], train["mask_path"], strict=True))
         fix = f"name the table {LABEL_FILES[-1]} if it holds the labels, else move it away"
-        for path in _like_labels(self.listing):
+        for path in _possible_label_tables(self.listing):
             try:
                 table = read_labels(path)
             except InputError as error:
@@ -237,9 +245,9 @@ class _Discovery:
             positive = table["rle"] != rle.EMPTY
             for row in table.groupby(positive).head(MAX_COMPARED).itertuples():
                 if _has_area(row.mask) not in (None, positive[row.Index]):
-                    raise InputError(f"{row.label_at} and the mask {row.mask} differ: {fix}")
+                    raise InputError(f"{row.label_at} and the mask {row.mask} disagree: {fix}")
             if len(table):
-                self.problems.append(f"{path} is not used, {len(table)} masks are: {fix}")
+                self.problems.append(f"{path} is not used, since {len(table)} masks are: {fix}")
 
     # --- training images ---
 
@@ -250,16 +258,18 @@ class _Discovery:
     def _kept_for_training(self, labelled: pd.DataFrame, in_test: pd.Series) -> pd.DataFrame:
         """Return labelled images that are neither test nor validation images, if there are any."""
         files = labelled["image_id"].map(self.images.files)
-        held_out = files.map(lambda paths: any(map(self.listing.held_out, paths))).astype(bool)
-        self._note_unmarked(labelled[~(in_test | held_out)])
-        for held in (in_test | held_out, in_test):
-            if held.any() and not held.all():
+        marked = files.map(lambda paths: any(map(self.listing.reserved_split, paths))).astype(bool)
+        self._note_unmarked(labelled[~(in_test | marked)])
+        # Leave out both; if nothing remained, test images alone; if nothing still, none.
+        for reserved in (in_test | marked, in_test):
+            if reserved.any() and not reserved.all():
+                first = labelled.loc[reserved, "path"].iloc[0]
                 self.problems.append(
-                    f"{int(held.sum())} labelled images are test or validation images and not "
-                    f"trained on, {labelled.loc[held, 'path'].iloc[0]} first; `score --split test` "
-                    "uses the labels of test images"
+                    f"{int(reserved.sum())} labelled images are test or validation images and not "
+                    f"trained on (first: {first}); `score --split test` uses the labels of test "
+                    "images"
                 )
-                return labelled[~held].reset_index(drop=True)
+                return labelled[~reserved].reset_index(drop=True)
         if in_test.any():
             self.problems.append(
                 f"all {len(labelled)} labelled images are test images too: scores on these are not "
@@ -268,7 +278,7 @@ class _Discovery:
         return labelled
 
     def _note_unmarked(self, train: pd.DataFrame) -> None:
-        """Note images that nothing calls training images where others are: perhaps a test set."""
+        """Note training images without a mark where others are marked: perhaps a test set."""
         files = train["image_id"].map(self.images.files)
         split = files.map(lambda paths: "".join(map(self.listing.split, paths)))
         by_name = train["path"].map(lambda path: " ".join(splits_in(Path(path).stem)))
@@ -276,9 +286,9 @@ class _Discovery:
         others = train[(split == "") & ~is_train]
         if len(others) and is_train.any():
             self.problems.append(
-                f"{len(others)} labelled images are trained on though no folder or file name calls "
-                f"them training images as it does the rest, {others['path'].iloc[0]} first; if "
-                "they are test images, call their folder test"
+                f"{len(others)} labelled images are trained on though, unlike the rest, no folder "
+                f"or file name marks them as training images (first: {others['path'].iloc[0]}); if "
+                "they are test images, name their folder test"
             )
 
     def _unlabelled(self, labelled: pd.DataFrame, test: pd.DataFrame) -> list[str]:
@@ -291,8 +301,8 @@ class _Discovery:
         ]
         if not rest:
             return []
-        if labelled.empty or self.for_inference:  # there the sample names what is wanted
-            self.problems.append(f"{len(rest)} images stand in no table and are not used")
+        if labelled.empty or self.for_inference:  # for inference the sample lists what counts
+            self.problems.append(f"{len(rest)} images are in no table and are not used")
             return []
         n = len(rest) + len(labelled)
         share = len(rest) / n
@@ -304,7 +314,7 @@ class _Discovery:
             raise InputError(
                 f"{_unread_hint(self.listing)}{len(rest)} of {n} training images under "
                 f"{self.listing.root} have no label ({share:.0%}, at most "
-                f"{MAX_UNLABELLED_SHARE:.0%} is normal), {self.images.path(rest[0])} first. "
+                f"{MAX_UNLABELLED_SHARE:.0%} is normal; first: {self.images.path(rest[0])}). "
                 f"{_sentences(self.problems)}Where they have no pneumothorax, give {empty}; else "
                 "give their labels, or move them out of DATA_DIR"
             )
@@ -318,20 +328,20 @@ class _Discovery:
         return pd.DataFrame(rows, columns=["image_id", "path"], dtype=object)
 
     def _test(self, labelled: pd.DataFrame) -> tuple[Path | None, pd.DataFrame]:
-        """Return the sample, the one given first (None without one), and the test images."""
-        in_folder = self._in_test_folders(labelled)
-        read = {self.given: read_sample(self.given)} if self.given else self._samples()
+        """Return the sample (a given one has priority; None without any) and the test images."""
+        in_folder, given = self._in_test_folders(labelled), self.given_sample
+        read = {given: read_sample(given)} if given else self._samples()
         if not read:
             return None, self._test_frame(in_folder)
         ids_of = {path: list(map(self.images.find, table.names)) for path, table in read.items()}
         present = {path: len(ids) - ids.count(None) for path, ids in ids_of.items()}
-        # Later stages come last by name, and win where both have their images.
+        # Of equal count the last by name wins: stage_2_… after stage_1_….
         sample = max(read, key=lambda path: (present[path], path.name))
         ids, names = ids_of[sample], read[sample].names
         if None not in ids:
             return sample, self._test_frame(ids)
         unclaimed = set(in_folder) - set(labelled["image_id"])
-        if not self.given and not present[sample] and len(labelled) and not unclaimed:
+        if not given and not present[sample] and len(labelled) and not unclaimed:
             self.problems.append(f"{sample} names {len(ids)} test images, none of which is here")
             return sample, self._test_frame([])
         at = ids.index(None)
@@ -344,9 +354,9 @@ class _Discovery:
         )
 
     def _samples(self) -> dict[Path, Sample]:
-        """Return tables called samples that are: a submission's columns, no masks that differ.
+        """Return the tables named sample that have a submission's columns and no masks.
 
-        Raises: InputError for a table called sample submission that has other columns.
+        Raises: InputError for a table named sample submission that has other columns.
         """
         kept = {}
         for path in self.listing.tables:
@@ -355,20 +365,23 @@ class _Discovery:
             try:
                 table = read_sample(path)
                 if table.has_masks:
-                    self.problems.append(f"not used: {path} holds masks, unlike a sample")
+                    self.problems.append(
+                        f"not used: {path} has different masks per row, unlike a sample submission"
+                    )
                 else:
                     kept[path] = table
             except InputError as error:
                 if "submission" in path.name.lower():
                     raise
                 self.problems.append(f"not used: {error}")
-        # A sample of a table of labels may hold no mask.
+        # An excerpt of a label table may also be named sample and have no mask.
         return {p: t for p, t in kept.items() if "submission" in p.name.lower()} or kept
 
     def _in_test_folders(self, labelled: pd.DataFrame) -> list[str]:
         """Return images in folders for test images, else in those for validation images.
 
-        A table may label images of an earlier stage's test set, which are then for training.
+        Labelled images in the competition's own test folders are left out: a later stage of the
+        competition released their labels, for training.
         """
         of_split: dict[str, list[str]] = defaultdict(list)
         for image_id, paths in self.images.files.items():
@@ -378,47 +391,48 @@ class _Discovery:
         known = set(labelled["image_id"])
         if self.labels is None or known.issuperset(in_folders):
             return in_folders
-        of_a_stage = self.listing.is_of_a_stage
+        in_competition_folder = self.listing.in_competition_folder
         return [
             image_id
             for image_id in in_folders
-            if image_id not in known or not any(map(of_a_stage, self.images.files[image_id]))
+            if image_id not in known
+            or not any(map(in_competition_folder, self.images.files[image_id]))
         ]
 
     # --- hints ---
 
     def _zeros_hint(self, missing: Iterable[str]) -> str:
-        """Return words on ids that lack the zeros of a file's name, lost in a spreadsheet."""
+        """Return a hint if ids lack leading zeros, which spreadsheets drop."""
         files = self.images.files
         full = {image_id.lstrip("0"): image_id for image_id in files if image_id.startswith("0")}
         for short in missing:
             if short not in files and short.lstrip("0") in full:
                 return (
-                    f"; {short} may be {full[short.lstrip('0')]} that lost its zeros in a "
-                    "spreadsheet: give the table as it was"
+                    f"; {short} may be {full[short.lstrip('0')]}, whose leading zeros a "
+                    "spreadsheet dropped: give the original table"
                 )
         return ""
 
     def _unlabelled_hint(self) -> str:
-        """Return words on a table or a folder that may hold the labels under another name."""
+        """Return a hint on a table or folder that may hold the labels under another name."""
         hint = ""
-        if tables := _like_labels(self.listing):
+        if tables := _possible_label_tables(self.listing):
             hint = f"{tables[0].name} looks like labels: name it {LABEL_FILES[-1]}. "
         folders = self.images.folders_of_shared_names()
         if len(folders) == 2:
             hint += (
                 f"{folders[0]} and {folders[1]} hold files of the same names: if one of them holds "
-                "masks, call that folder masks. "
+                "masks, name that folder masks. "
             )
         return hint
 
     def _dangling(self) -> str:
         links = self.listing.dangling
-        return f"; {links[0]} is a link that leads nowhere" if links else ""
+        return f"; {links[0]} is a broken link" if links else ""
 
 
 def _label_tables(listing: Listing) -> list[Path]:
-    """Return tables called as the competition's labels are; unpacked ones before packed ones."""
+    """Return tables named like the competition's; an unpacked one replaces its packed copy."""
     unpacked: dict[Path, Path] = {}
     for path in listing.tables:  # in order of name, hence unpacked first
         if label_rank(path.name) < len(LABEL_FILES):
@@ -426,8 +440,8 @@ def _label_tables(listing: Listing) -> list[Path]:
     return list(unpacked.values())
 
 
-def _like_labels(listing: Listing) -> list[Path]:
-    """Return tables with the columns of labels that are called neither labels nor a sample."""
+def _possible_label_tables(listing: Listing) -> list[Path]:
+    """Return tables with label columns whose name is neither a label file's nor a sample's."""
     tables = []
     for path in listing.tables:
         if label_rank(path.name) == len(LABEL_FILES) and "sample" not in path.name.lower():
@@ -438,7 +452,7 @@ def _like_labels(listing: Listing) -> list[Path]:
 
 
 def _has_area(mask: str) -> bool | None:
-    """Return whether a mask is not empty; None where it is in doubt, which `prepare` reports."""
+    """Return whether a mask is not empty; None if it cannot be read, which `prepare` reports."""
     try:
         return bool(read_mask(mask).any())
     except InputError:
@@ -455,8 +469,8 @@ def _missing_hint(listing: Listing) -> str:
 
 
 def _unread_hint(listing: Listing) -> str:
-    """Return words on files of other kinds, which may be what is missing."""
+    """Return a hint on files of other kinds, which may be what is missing."""
     if not listing.unread:
         return ""
-    kinds = ", ".join(f"{n} {end or 'without ending'}" for end, n in listing.unread.most_common(3))
+    kinds = ", ".join(f"{n} {end or 'without suffix'}" for end, n in listing.unread.most_common(3))
     return f"Not read: {kinds} (images and masks are PNG, JPEG or DICOM; labels CSV). "

@@ -162,8 +162,8 @@ def contents(paths: Sequence[Path]) -> dict[str, str]:
     return {path.name: checkpoints.digest(path) for path in paths}
 
 
-def already(target: Path, meta: dict, count: int) -> bool:
-    """Return whether that archive exists, of these checkpoints, and complete."""
+def is_written(target: Path, meta: dict, count: int) -> bool:
+    """Return whether the archive of these checkpoints' predictions exists and is complete."""
     if not target.exists():
         return False
     try:

@@ -1,7 +1,7 @@
-"""Ensembles as data: a file that names members, how they are combined, and how that is chosen.
+"""Recipes: JSON files that name an ensemble's members, how to combine them and what to choose.
 
-Shipped recipes lie in `kernel_lib/ensembles/<name>.json`; a user's own may lie anywhere. `gather`
-makes the ensemble of a recipe from the folds that were trained.
+Shipped recipes are in `kernel_lib/ensembles/<name>.json`; a user's own may be anywhere.
+`build_ensemble` makes a recipe's ensemble from the folds trained so far.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST_NAME = 200  # file systems take 255 bytes
 
 
 class RecipeMember(Frozen):
-    """A run by its experiment and seed, or by its name, and its weight in a mean."""
+    """A run, given by experiment and seed or by its name, and its weight in the mean."""
 
     experiment: str | None = None
     seed: int | None = Field(None, ge=0)
@@ -52,7 +52,7 @@ class RecipeMember(Frozen):
         return self.run if self.run is not None else self._plan().run
 
     def how_to_train(self) -> str:
-        """Return the parameters that train it."""
+        """Return how to train it, for an error message."""
         if self.run is not None:
             return "train it, or correct the name"
         parents = " -p WITH_PARENTS True" if self._plan().needs() else ""
@@ -67,18 +67,18 @@ class RecipeMember(Frozen):
 class Recipe(Frozen):
     """What a recipe's file holds."""
 
-    says: str = ""
+    says: str = ""  # what it is, in one line
     members: tuple[RecipeMember, ...] = Field(strict=False, min_length=1)
     combine: Combine = "mean"
     choose: Choose = "none"
-    at_least: int | None = None  # members that must agree; None: chosen
+    at_least: int | None = None  # how many members must agree; None: chosen by the search
     gate: Gate = "auto"
-    leaderboard: str | None = None  # the figure of the reference solution, never ours
+    leaderboard: str | None = None  # score that the reference solution reports, not ours
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         names = [member.name for member in self.members]
-        weighted = " with weights" * any(member.weight != 1 for member in self.members)
+        weighted = " with weights" if any(member.weight != 1 for member in self.members) else ""
         by_members = self.combine in ("member_vote", "member_union")
         for name in names:
             if names.count(name) > 1:
@@ -107,8 +107,8 @@ class Recipe(Frozen):
     def differing(self, **changes: Any) -> Recipe:
         """Return this recipe with the changes that are not None.
 
-        Another `combine` resets what was chosen for the recipe's own. Raises InputError where the
-        changes do not fit together.
+        Another `combine` resets `choose` and `at_least`, which belonged to the recipe's own. Raises
+        InputError where the changes do not fit together.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         values = self.model_dump()
@@ -128,7 +128,7 @@ def shipped() -> tuple[str, ...]:
 
 
 def read(path: Path) -> Recipe:
-    """Read a recipe's file; InputError naming it, each field at fault, and the fix."""
+    """Read a recipe's file. Raises: InputError naming it, each wrong field, and the fix."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -145,32 +145,33 @@ def _checked(values: str | Mapping[str, Any], where: str) -> Recipe:
         faults = []
         for fault in error.errors():
             place = ".".join(str(part) for part in fault["loc"])
-            faults.append(f"{place}: " * bool(place) + fault["msg"].removeprefix("Value error, "))
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{place}: {message}" if place else message)
         raise InputError(f"{where}: {'; '.join(faults)}") from None
 
 
-def strategy_of(held: OutOfFold, recipe: Recipe, *, single: bool = False) -> Strategy:
-    """Return the strategy that chooses on labels what the recipe leaves open.
+def make_strategy(predicted: OutOfFold, recipe: Recipe, *, single: bool = False) -> Strategy:
+    """Return the strategy that chooses, on the ground truth, what the recipe does not fix.
 
-    `single` holds top == bottom in every rule.
+    `single`: search only rules with top == bottom.
     """
-    ensemble = held.ensemble
+    ensemble = predicted.ensemble
     options = SearchOptions(single=single, label=ensemble.gate != "none")
     n_members = len(ensemble.members)
     if ensemble.by_members:
-        members = [held.gated(one_hot(n_members, at)) for at in range(n_members)]
-        return MemberVote(members, held.vote_counts, recipe.at_least, options)
+        members = [predicted.gated(one_hot(n_members, at)) for at in range(n_members)]
+        return MemberVote(members, predicted.vote_counts, recipe.at_least, options)
     if recipe.choose == "greedy":
-        return Greedy(held.gated, n_members, options)
-    return OneRule(held.gated(ensemble.weights), options)
+        return Greedy(predicted.gated, n_members, options)
+    return OneRule(predicted.gated(ensemble.weights), options)
 
 
-def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> Ensemble:
-    """Return the ensemble of a recipe's runs, with every fold whose held-out images are predicted.
+def build_ensemble(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> Ensemble:
+    """Return the ensemble of a recipe, with every fold whose held-out images all runs predicted.
 
-    Raises: InputError where a run is missing or predicts no masks of the competition's images, the
+    Raises: InputError if a run is missing or predicts no masks of the competition's images, the
     runs have no fold in common or were trained on different folds files (a fold of one run would
-    then hold images that another has trained on), or a label is to gate and no model predicts one.
+    then hold images that another has trained on), or GATE is label and no model predicts a label.
     """
     require(recipe, roots)
     weights = {member.name: member.weight for member in recipe.members}
@@ -203,12 +204,12 @@ def gather(roots: Sequence[Path], recipe: Recipe, name: str | None = None) -> En
         raise InputError(f"the runs {', '.join([*weights, *gate_runs])} have no fold in common")
     for member in ensemble.everyone:
         if excluded := sorted(set(member.folds) - set(ensemble.folds)):
-            print(f"note: folds {excluded} of {member.run} stay out: not every run has them")
+            print(f"note: folds {excluded} of {member.run} are not used: not every run has them")
     return ensemble
 
 
 def require(recipe: Recipe, roots: Sequence[Path]) -> None:
-    """Refuse a recipe of which runs are missing, naming each and how to train it."""
+    """Raise InputError if runs of a recipe are missing, with each and how to train it."""
     present = set(fold_run.run_names(roots))
     if missing := [member for member in recipe.members if member.name not in present]:
         listed = "; ".join(f"{member.name}: {member.how_to_train()}" for member in missing)
@@ -233,7 +234,7 @@ def _predicted(roots: Sequence[Path], run: str) -> dict[int, FoldRun]:
         ("not trained", set(range(n_folds)) - set(begun)),
     ):
         if some:
-            print(f"note: folds {sorted(some)} of {run} are {state} and stay out")
+            print(f"note: folds {sorted(some)} of {run} are {state} and not used")
     return folds
 
 
@@ -255,19 +256,21 @@ def _refuse_maskless(run: str, experiment: Experiment, folders: Mapping[int, Fol
     if experiment.images == "nih":
         raise InputError(
             f"run {run} was trained on NIH images and predicts none of the competition's: name the "
-            "run of masks that starts from it"
+            "segmentation run that starts from it"
         )
     if not Maps(next(iter(folders.values())).oof).has_maps:
         raise InputError(
-            f"run {run} is a classifier and draws no masks: name the run of masks that it gates"
+            f"run {run} is a classifier and predicts no masks: name the segmentation run that it "
+            "gates"
         )
 
 
 def _gate(asked: str, experiments: Mapping[str, Experiment]) -> tuple[str, tuple[str, ...]]:
-    """Return what gates, and the runs of the gating classifiers; none: the members' own labels.
+    """Return the gate (none, label or sum), and the runs of separate classifiers that gate.
 
-    `auto` gates by the label where a member's experiment names a classifier, or was scored by a
-    dice in which its own label gates the mask.
+    Without such runs a label gate uses the members' own labels. `auto` is `label` if a member's
+    experiment names a classifier, or if one was scored by gated dice and every member has a label
+    head; else `none`.
     """
     named = tuple(dict.fromkeys(each.gate for each in experiments.values() if each.gate))
     without_label = [run for run, each in experiments.items() if not each.label_weight]

@@ -49,10 +49,10 @@ def n_processes(asked: int | None, device: str) -> int:
 
 
 def check(asked: int | None, device: str) -> None:
-    """Raise InputError for several processes on a device that is one card."""
+    """Raise InputError for several processes on a device that is one GPU."""
     if (asked or 1) > 1 and device not in ("auto", "cuda", "cpu"):
         raise InputError(
-            f"PROCESSES {asked}, but DEVICE {device} is one card; -p DEVICE cuda, or 1 process"
+            f"PROCESSES {asked}, but DEVICE {device} is one GPU; -p DEVICE cuda, or 1 process"
         )
 
 

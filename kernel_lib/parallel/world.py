@@ -1,7 +1,7 @@
 """Several processes that train one fold together: torch's ranks and their collectives.
 
 Ranks see the same folders (one machine, or a shared disk), and each takes its share of every batch.
-The first rank alone writes, and decides all that depends on time or on files.
+Only the first rank, rank 0, writes files; what depends on time or files, it decides for all.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from kernel_lib.models.networks import batch_norms
 
 T = TypeVar("T")
 
-# Ranks wait while the first decodes all images. The launcher, and closed connections, tell of a
-# rank that dies, so no short limit is needed.
+# Ranks wait while the first decodes all images. The launcher and broken connections report a dead
+# rank, so that no shorter timeout is needed.
 TIMEOUT = timedelta(days=1)
 
 
@@ -45,21 +45,21 @@ class World:
 
     def share(self, count: int) -> slice:
         """Return this rank's slice of `count` items; slices differ in length by one at most."""
-        least, more = divmod(count, self.size)
-        start = self.rank * least + min(self.rank, more)
-        return slice(start, start + least + (self.rank < more))
+        base, extra = divmod(count, self.size)
+        start = self.rank * base + min(self.rank, extra)
+        return slice(start, start + base + (self.rank < extra))
 
     def batches(self, rows: np.ndarray, batch_size: int) -> np.ndarray:
-        """Return the rows of every `size`-th batch of those that one process would have.
+        """Return the rows of this rank's batches: every `size`-th of those of one process.
 
-        Batches stay together: an image's prediction then does not depend on the number of ranks.
+        Batches are not split: an image's prediction then does not depend on the number of ranks.
         """
         starts = range(self.rank * batch_size, len(rows), self.size * batch_size)
         parts = [rows[start : start + batch_size] for start in starts]
         return np.concatenate([rows[:0], *parts])
 
     def seed(self, seed: int, *more: int) -> int:
-        """Return this rank's own seed, so that ranks drop different units; the first's is `seed`.
+        """Return this rank's own seed, so that dropout differs between ranks; rank 0 gets `seed`.
 
         `more` distinguishes several draws of one training.
         """
@@ -68,7 +68,7 @@ class World:
         return int(np.random.SeedSequence([seed, self.rank, *more]).generate_state(1)[0])
 
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all ranks, without a gradient; the same bits on every rank."""
+        """Return the sum over all ranks, without a gradient; bit-identical on all ranks."""
         if self.size == 1:
             return numbers
         numbers = numbers.detach().clone()
@@ -83,8 +83,11 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def agreed(self, decide: Callable[[], T]) -> T:
-        """Return on every rank what the first decides; every rank raises an InputError of it."""
+    def from_first(self, decide: Callable[[], T]) -> T:
+        """Run `decide` on the first rank alone, and return its result on every rank.
+
+        An InputError of it is raised on every rank.
+        """
         if self.size == 1:
             return decide()
         outcome: list = [None, None]  # a decision, an InputError
@@ -100,32 +103,32 @@ class World:
         return decision
 
     def after_first(self, do: Callable[[], T]) -> T:
-        """Return each rank's own result; the others begin once the first has written its files.
+        """Run `do` on the first rank, then on the others, which may read the files that it wrote.
 
-        Every rank raises an InputError of the first.
+        Return each rank's own result. An InputError of the first is raised on every rank.
         """
         done: list[T] = []
-        self.agreed(lambda: done.append(do()))
+        self.from_first(lambda: done.append(do()))
         return done[0] if self.first else do()
 
     def in_turns(
-        self, mine: Iterable[T], length: int, before: Callable[[], None] | None = None
+        self, own_items: Iterable[T], length: int, before_turn: Callable[[], None] | None = None
     ) -> Iterator[T]:
         """Yield the items of all ranks on the first, one of each rank in turn; none on the others.
 
-        Every rank must exhaust it; `length` is the number of its own items. With several ranks each
-        calls `before` before a turn, which must raise on all of them or on none.
+        Every rank must iterate to the end; `length` is the number of its own items. With several
+        ranks `before_turn` is called on each before a turn, and must raise on all of them or none.
         """
         if self.size == 1:
-            yield from mine
+            yield from own_items
             return
-        items = iter(mine)
+        items = iter(own_items)
         for _ in range(max(self.gathered(length))):
-            if before is not None:
-                before()
-            into = [None] * self.size if self.first else None
-            dist.gather_object(list(itertools.islice(items, 1)), into)
-            for items_of_rank in into or ():
+            if before_turn is not None:
+                before_turn()
+            received = [None] * self.size if self.first else None
+            dist.gather_object(list(itertools.islice(items, 1)), received)
+            for items_of_rank in received or ():
                 yield from items_of_rank
 
 
@@ -133,7 +136,7 @@ SINGLE_PROCESS = World()
 
 
 def n_ranks() -> int:
-    """Return the number of processes that torchrun started this one among; 1 without torchrun."""
+    """Return the number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -146,7 +149,9 @@ def own_device(asked: str) -> str:
     if n_local == 1 or asked == "cpu" or not torch.cuda.is_available():
         return asked
     if asked not in ("auto", "cuda"):
-        raise InputError(f"DEVICE {asked!r} is one card for {n_local} processes; -p DEVICE cuda")
+        raise InputError(
+            f"DEVICE {asked!r} is one GPU for {n_local} processes: give -p DEVICE cuda"
+        )
     return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
@@ -156,9 +161,9 @@ def _n_local_ranks() -> int:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Join the world of torchrun's RANK and WORLD_SIZE, or a world of this process.
+    """Join torchrun's process group, or yield `SINGLE_PROCESS`.
 
-    Ranks after the first print nothing meanwhile.
+    Ranks after the first print nothing within the block.
     """
     size = n_ranks()
     if size == 1:
@@ -173,14 +178,14 @@ def joined(device: torch.device) -> Iterator[World]:
             nowhere = quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
             quiet.enter_context(contextlib.redirect_stdout(nowhere))
         yield world
-    # Not after an exception: that must end the process, with its traceback, at once.
+    # Skipped after an exception, which must end the process at once, with its traceback.
     dist.destroy_process_group()
 
 
 def _backend(device: torch.device) -> str:
-    """Return gloo for a CPU and for processes that share a GPU, which NCCL refuses; else both.
+    """Return gloo for a CPU and for processes that share a GPU, which NCCL refuses.
 
-    Objects other than tensors on a GPU always go through the CPU.
+    Else NCCL for tensors on the GPU, and gloo for all others and for Python objects.
     """
     if device.type != "cuda" or _n_local_ranks() > torch.cuda.device_count():
         return "gloo"
@@ -190,13 +195,12 @@ def _backend(device: torch.device) -> str:
 def data_parallel(model: nn.Module, world: World) -> nn.Module:
     """Wrap a network so that its gradients become the mean over ranks.
 
-    Running statistics of batch norm are not sent: synchronised, or frozen, they are the same on
-    every rank.
+    Running statistics of batch norm are not broadcast: synchronised or frozen, they are equal.
     """
     if world.size == 1:
         return model
     with warnings.catch_warnings():
-        # The name of torch 2.15 is unknown to 2.10.
+        # torch 2.15 deprecates `broadcast_buffers` for a name that 2.10 does not have.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)
 
@@ -205,22 +209,22 @@ _AXES = (0, 2, 3)  # the axes of a channel's statistics in (B, C, H, W)
 
 
 class GpuSyncedBatchNorm2d(nn.SyncBatchNorm):
-    """torch's batch norm over all ranks, in which a rank without an image takes part.
+    """torch's SyncBatchNorm, which also accepts a rank with an empty batch.
 
     Shape: (B, C, H, W) → the same. Source: Ioffe 2015.
     """
 
-    process_group = None  # all ranks; `synchronise_batch_norm` makes no instance that would set it
+    process_group = None  # all ranks; here, since `synchronise_batch_norm` calls no __init__
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # torch sends the statistics of no image in x's type, and those of any in float32 or wider.
+        # All ranks must send one dtype: torch sends x's for an empty batch, else float32 or wider.
         return super().forward(x if x.numel() else x.to(torch.promote_types(x.dtype, torch.float)))
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """The same on any device, by autograd: torch refuses a CPU, where several ranks are tested.
+    """The same on any device, by autograd: torch's own refuses a CPU, on which tests run.
 
-    The running statistics are the same bits on every rank. Shape: (B, C, H, W) → the same.
+    The running statistics are bit-identical on all ranks. Shape: (B, C, H, W) → the same.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -228,12 +232,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         n_own = wide.new_tensor([x.numel() // x.shape[1]])
-        total = _Sum.apply(torch.cat([wide.sum(_AXES), n_own]))  # (C + 1,)
+        total = _AllReduceSum.apply(torch.cat([wide.sum(_AXES), n_own]))  # (C + 1,)
         count = total[-1].detach()
         mean = total[:-1] / count
-        # In a second pass: Σx² − (Σx)²/N loses the digits of a mean that is far from 0.
+        # In a second pass: Σx² − (Σx)²/N loses precision if the mean is far from 0.
         centred = wide - mean.view(1, -1, 1, 1)
-        var = _Sum.apply(centred.square().sum(_AXES)) / count
+        var = _AllReduceSum.apply(centred.square().sum(_AXES)) / count
         if self.track_running_stats:
             self.num_batches_tracked += 1
             share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
@@ -246,7 +250,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return y.to(x.dtype)
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """The sum over ranks, whose gradient is the sum of the ranks' gradients."""
 
     @staticmethod
@@ -259,9 +263,9 @@ class _Sum(torch.autograd.Function):
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Make every batch norm of a network one over all ranks, in place; names and weights stay.
+    """Synchronise every batch norm of a network over all ranks, in place; names and weights stay.
 
-    InputError for a batch norm that does more than normalise.
+    InputError for a batch norm of another class than torch's `BatchNorm2d`.
     """
     tensors = itertools.chain(model.parameters(), model.buffers())
     kind = GpuSyncedBatchNorm2d if next(tensors).is_cuda else SyncedBatchNorm2d
@@ -271,5 +275,5 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 f"{type(norm).__name__} cannot be synchronised over several processes: "
                 "-p FREEZE_BATCH_NORM True, another ENCODER, or one process"
             )
-        # Replacing the module would part it from those who hold it: parents, hooks.
+        # Parent modules and hooks hold the old object: a new one would not reach them.
         norm.__class__ = kind

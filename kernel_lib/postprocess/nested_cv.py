@@ -1,8 +1,8 @@
 """Nested cross-validation: the score to expect on images that no threshold was chosen on.
 
 Each image is scored with what was chosen (rule, members, weights) without it and without any other
-image of its patient. The score in sample, which every search flatters, and those of two rules that
-need no search are reported beside it.
+image of its patient. The in-sample score, which is always optimistic, is reported beside it, and so
+are two baselines without a search: no mask at all, and probability > 0.5.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def score_rule(
     options: SearchOptions = DEFAULT_OPTIONS,
     resampler: Resampler | None = None,
 ) -> NestedCVReport:
-    """Score the choice of a rule by a search; arguments and errors as in `score_strategy`.
+    """Score the search for one rule: `score_strategy` with `OneRule`, arguments and errors alike.
 
-    Raises: also InputError where `options.label` is True and an image has no label.
+    Raises: InputError as there, and if `options.label` is True and an image has no label.
     """
     stats = stack(stats)
     checked_groups(image_ids, folds, groups, len(stats))  # before the search
@@ -65,11 +65,12 @@ def score_strategy(
 
     The choice for a fold is made on the other folds, without the images of any patient who is also
     in that fold; a single fold is split into five, patient-wise. `groups` are patients; an image
-    without any is its own group. `fitted` is what the strategy chooses over all rows. The AUCs and
-    the score of probability > 0.5 are those of the maps and labels of `stats`.
+    without any is its own group. `fitted` is `strategy.fit` on all rows. `stats` are those of the
+    ensemble's mean map, also for a strategy that votes: the AUCs and the score of probability > 0.5
+    are computed from them.
 
     Shapes: stats, image_ids, folds and groups of one length N, the rows of the strategy.
-    Raises: InputError for other lengths, a repeated id, or an image without truth.
+    Raises: InputError for different lengths, a repeated id, or an image without ground truth.
     """
     names = checked_groups(image_ids, folds, groups, len(stats))
     rows, true_area = np.arange(len(stats)), _at_full(stats.true_px, stats)
@@ -88,12 +89,12 @@ def score_strategy(
     return _report(stats, table, rules, fitted, peak, method, resampler or Resampler())
 
 
-def summary_of_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary:
-    """Compare the test set's masks with those out of fold, and warn where they differ.
+def compare_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary:
+    """Compare the test masks with the out-of-fold masks, and warn if they differ.
 
-    The areas (N,) are px at 1024² of masks made in any way, 0 = empty. Expected is the bootstrap
-    interval out of fold, widened for the chance in the test images themselves: its half-widths are
-    multiplied by √(1 + n out of fold / n in test).
+    The areas (N,) are px at 1024² of masks made in any way, 0 = empty. The expected range is the
+    out-of-fold bootstrap interval, widened by the sampling error of the test images: its
+    half-widths are multiplied by √(1 + n out of fold / n in test).
     """
     area_px = np.asarray(area_px, dtype=np.float64)
     predicted = area_px > 0
@@ -105,9 +106,9 @@ def summary_of_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary
     if share < low or share > high:  # never where either is nan
         warnings.append(
             f"On test {share:.1%} of {len(area_px)} images get a mask, out of fold "
-            f"{share_oof:.1%}, and {low:.1%} to {high:.1%} is expected: averaged folds are "
-            "smoother than one, or the test images differ; look at the masks, and at a vote of the "
-            "folds' own masks."
+            f"{share_oof:.1%}, and {low:.1%} to {high:.1%} is expected. The mean of several folds' "
+            "maps is smoother than a single map, or the test images differ: look at the masks, and "
+            "at a vote of the folds' own masks."
         )
     n_oof, n_test = sum(report.area_histogram), int(predicted.sum())
     low, high = in_mean = _widened(mean_oof, report.mean_area_interval, n_oof, n_test, FULL_AREA)
@@ -132,7 +133,7 @@ def summary_of_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary
 
 
 def _cross_fit(strategy: Strategy, stats: Stacked, table: pd.DataFrame) -> tuple[FoldChoice, ...]:
-    """Add dice and areas of each image, by the choice for its fold, and return those choices."""
+    """Add each image's dice and areas under the choice for its fold, and return the choices."""
     outer, names = table["part"].to_numpy(), table["group"].to_numpy()
     table[["dice", "area_px", "above_top_px"]] = np.nan
     rules = []
@@ -208,12 +209,12 @@ def _report(
 
 
 def _exceptions(rules: tuple[FoldChoice, ...], n_unscored: int) -> str:
-    """Return sentences on images that were left out of choices or scores, or ""."""
+    """Return sentences on images excluded from a choice or a score, or "" if there are none."""
     text = ""
     if n_left_out := sum(choice.n_left_out for choice in rules):
         text += (
-            f" Some patients have images in several folds: {n_left_out} times an image was left "
-            "out of the choice for the fold that its patient is scored in."
+            f" Some patients have images in several folds: {n_left_out} times an image was "
+            "excluded from choosing for a fold because its patient is in that fold."
         )
     if n_unscored:
         text += (
@@ -230,12 +231,12 @@ def _false_negatives(
     return tuple(map(FalseNegatives, AREA_EDGES[:-1], AREA_EDGES[1:], *counts))
 
 
-def _widened(value: float, interval: Interval, n: int, n_new: int, most: float) -> Interval:
+def _widened(value: float, interval: Interval, n: int, n_new: int, upper: float) -> Interval:
     """Return the interval of a mean over n_new images, from that of the mean over n."""
     factor = math.sqrt(1 + n / n_new) if n_new else math.inf
     low = value - factor * (value - interval.low) if value > interval.low else value
     high = value + factor * (interval.high - value) if interval.high > value else value
-    return Interval(max(low, 0.0), min(high, float(most)))
+    return Interval(max(low, 0.0), min(high, float(upper)))
 
 
 def _score(dice: np.ndarray, has_mask: np.ndarray) -> Score:
@@ -243,7 +244,7 @@ def _score(dice: np.ndarray, has_mask: np.ndarray) -> Score:
 
 
 def _at_full(px: np.ndarray, stats: Stacked) -> np.ndarray:
-    """Return areas in px of a 1024² image, float64."""
+    """Convert pixel counts to px of a 1024² image, float64."""
     return px * (FULL_AREA / stats.n_px)
 
 
@@ -267,13 +268,14 @@ def checked_groups(
     for name, values in {"image_ids": image_ids, "folds": folds, "groups": groups}.items():
         if len(values) != n_images:
             raise InputError(
-                f"{len(values)} {name} for {n_images} images: give one an image, in one order"
+                f"{len(values)} {name} for {n_images} images: give one for each image, in the same "
+                "order"
             )
     repeated = pd.Index(image_ids).duplicated()
     if repeated.any():
         raise InputError(
-            f"image {image_ids[repeated.argmax()]} stands there twice: unite its masks into one "
-            "row first"
+            f"image {image_ids[repeated.argmax()]} appears twice: merge its masks into one row "
+            "first"
         )
     known = ("" if pd.isna(group) else str(group).strip() for group in groups)
     names = [group or image_id for group, image_id in zip(known, image_ids, strict=True)]
@@ -285,8 +287,8 @@ def outer_folds(
 ) -> tuple[np.ndarray, str]:
     """Return the outer fold (N,) int64 of each image, and a sentence on how rules are chosen.
 
-    Two or more folds are taken as they are. A single fold is split into five, whole groups in the
-    order of their mask areas, so that each has its share of every size.
+    Two or more folds are taken as they are. A single fold is split into five: whole groups are
+    dealt to them in order of mask area, so that each gets all sizes.
 
     Shapes: folds (N,), groups (N,) names, area_px (N,) of the true masks.
     """
@@ -297,16 +299,16 @@ def outer_folds(
         )
     names, group = np.unique(groups.astype(str), return_inverse=True)
     n_splits = min(N_SPLITS, len(names))
-    # Groups of equal area, most of all the empty ones, are dealt in a shuffled order.
+    # Groups of equal area, above all those without a mask, are shuffled first.
     shuffled = np.random.default_rng(SHUFFLE_SEED).permutation(len(names))
     area = np.bincount(group, area_px, len(names))
     order = shuffled[np.argsort(-area[shuffled], kind="stable")]
-    # Back and forth (0…4, 4…0), so that no split always gets the larger of each five.
+    # In snake order (0…4, 4…0): else one part would get the largest of every five.
     zigzag = np.concatenate([np.arange(n_splits), np.arange(n_splits)[::-1]])
     split_of_group = np.empty(len(names), dtype=np.int64)
     split_of_group[order] = np.resize(zigzag, len(names))
     by = " patient-wise" if len(names) < len(groups) else ""
     return split_of_group[group], (
-        f"Only one fold is there (fold {present[0]}): it is cut into {n_splits}{by} parts, and "
+        f"There is only one fold ({present[0]}): it is cut into {n_splits}{by} parts, and "
         "each is scored with the rule chosen on the others."
     )

@@ -53,7 +53,7 @@ def write(path: Path | str, ids: Sequence[str] | Sample, rles: Sequence[str]) ->
         raise InputError(f"{len(rles)} masks for {len(ids)} images: give one mask an image")
     repeated = [image_id for image_id, n in Counter(ids).items() if n > 1]
     if repeated:
-        raise InputError(f"image {repeated[0]} stands there twice: unite its masks into one row")
+        raise InputError(f"image {repeated[0]} appears twice: merge its masks into one row")
     masks = [text.strip() or rle.EMPTY for text in rles]
     rows = sample.rows(masks) if sample else [COLUMNS, *zip(ids, masks, strict=True)]
     write_text(Path(path), cells.as_text(rows))
@@ -225,7 +225,7 @@ def _problems_of_ids(table: pd.DataFrame, wanted: list[str]) -> Iterator[tuple[i
             yield row, f"{where} is not in the sample: {fix}"
         if image_id in first_row:
             first = first_row[image_id]
-            yield row, f"{where} stands in row {first} already: unite its masks into one row"
+            yield row, f"{where} stands in row {first} already: merge its masks into one row"
         first_row.setdefault(image_id, row)
 
 
@@ -247,7 +247,7 @@ def _problems_of_masks(
         for earlier, others in seen.get(image_id, []):
             shared = rle.shared_px(runs, others)
             if shared:
-                yield row, f"{where}: {shared} px overlap the mask in row {earlier}: unite the two"
+                yield row, f"{where}: {shared} px overlap the mask in row {earlier}: merge the two"
         if len(runs):
             seen.setdefault(image_id, []).append((row, runs))
 

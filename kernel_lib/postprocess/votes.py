@@ -137,7 +137,7 @@ def _column(path: Path) -> dict[str, tuple[int, str]]:
         if image in column:
             raise InputError(
                 f"{path}, row {row}: image {image} stands in row {column[image][0]} already: "
-                "unite its masks into one row"
+                "merge its masks into one row"
             )
         column[image] = row, text
     if not column:

@@ -91,7 +91,7 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
     storage.check_writable(work, "--into")
     roots = _roots(sources, work)
     with Signals().caught():
-        begun = [(root, folder) for root in roots for folder in fold_run.with_training(root)]
+        begun = [(root, folder) for root in roots for folder in fold_run.folds_with_training(root)]
         with bar(begun, desc="check", unit="fold", leave=False) as shown:
             found = [gather_check.opened(root, folder) for root, folder in shown]
         folds_path, fold_table = gather_check.one_table(roots, found)
@@ -120,7 +120,7 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
     roots = {work.resolve(): work}
     for source in sources:
         inside = paths.artefacts_below(source)
-        if not any(fold_run.with_training(root) for root in inside):
+        if not any(fold_run.folds_with_training(root) for root in inside):
             held = ", ".join(sorted(entry.name for entry in source.iterdir())[:10]) or "nothing"
             raise InputError(
                 f"{source} holds no runs, itself or up to two levels down; it holds {held}: give a "
@@ -199,9 +199,9 @@ def _bring(copies: Sequence[Fold], work: Path) -> None:
         total=total, desc="gather", unit="B", unit_scale=True, leave=False, disable=not copies
     ) as shown:
         for fold in copies:
-            with storage.atomic_folder(_target(work, fold).path) as aside:
+            with storage.atomic_folder(_target(work, fold).path) as staging:
                 for path in fold.stamps:
-                    _copy(path, aside / path.name, shown)
+                    _copy(path, staging / path.name, shown)
                 _refuse_changed(fold.stamps)
 
 
@@ -211,7 +211,7 @@ def _tidy(taken: Iterable[Fold], work: Path) -> None:
         path = _target(work, fold).path
         if any(path.parent.glob(f".{path.name}.*")):
             with suppress(InputError), storage.folder_lock(path):  # else a training works there
-                storage.tidy(path)
+                storage.recover_folder(path)
 
 
 def _copy(path: Path, target: Path, shown: tqdm | None = None) -> None:

@@ -120,7 +120,7 @@ def run(parameters: InferenceParameters) -> InferenceResult:
         trained_on = _trained_on(setup)
         predicted = _predict(setup)
         rles, areas = _masks(setup, predicted)
-        summary = nested_cv.summary_of_areas(np.array(areas), known.decision.scores.kept)
+        summary = nested_cv.compare_areas(np.array(areas), known.decision.scores.kept)
         _take_along(setup.earlier, setup.folder)
         _save(setup, predicted, rles, TestRun(summary, predicted.unreadable, areas, trained_on))
         if setup.output == setup.folder:  # another data set is not part of the training's report
@@ -169,11 +169,11 @@ def _masks(setup: Setup, predicted: Predicted) -> tuple[dict[str, str], tuple[fl
 
 def _save(setup: Setup, predicted: Predicted, rles: Mapping[str, str], test: TestRun) -> None:
     """Write the submission, checked, and what is to be known of it."""
-    with storage.replace_files(setup.output) as aside:
-        written = aside / SUBMISSION
+    with storage.replace_files(setup.output) as staging:
+        written = staging / SUBMISSION
         submission.write(written, setup.form or setup.sample, [rles[i] for i in setup.sample])
         _check(written, setup, predicted.images)
-        test.save(aside)
+        test.save(staging)
 
 
 def _trained_on(setup: Setup) -> tuple[str, ...]:
@@ -323,7 +323,7 @@ def predict_all(setup: Setup, engine: Engine, world: World) -> Predicted:
             experiment = folders[fold].read_config().experiment
             if experiment.size not in by_size:
                 prepare = partial(prepared_images, experiment.size, setup)
-                by_size[experiment.size] = world.agreed(prepare)
+                by_size[experiment.size] = world.from_first(prepare)
             _predict_fold(folders[fold], experiment, by_size[experiment.size], setup, engine, world)
     skipped = {image.image_id: image for part in by_size.values() for image in part.skipped}
     last = by_size[experiment.size]
@@ -358,7 +358,7 @@ def _predict_fold(
     meta = predictions.describe(folder, experiment, kept, checkpoints.lineage(kept[0]))
     meta["images_digest"] = _digest(prepared)
     target = fold_run.fold_folder(setup.test_roots[0], folder.run, folder.fold).test
-    if world.agreed(partial(predictions.already, target, meta, len(prepared))):
+    if world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
         return
     models = predictions.load_models(experiment, kept, engine)
     n_workers = predictions.workers(parameters.workers, engine)

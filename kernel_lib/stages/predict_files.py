@@ -197,7 +197,7 @@ def _radiographs(folder: Path, leave_out: Path | None) -> tuple[list[Path], list
     if masks:
         notes.append(f"{len(masks)} masks by their names are left out, {min(masks)} first")
     if others:
-        endings = Counter(path.suffix.lower() or "without ending" for path in others)
+        endings = Counter(path.suffix.lower() or "without suffix" for path in others)
         kinds = ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5))
         notes.append(
             f"{len(others)} files are neither DICOM, PNG nor JPEG and left out ({kinds}), "
@@ -257,7 +257,7 @@ def _emptied(folder: Path) -> Iterator[None]:
     """A folder that is empty before and gone afterwards."""
     shutil.rmtree(folder, ignore_errors=True)  # of a killed process
     try:
-        with storage.named_if_full(folder):
+        with storage.disk_full_as_input_error(folder):
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -305,10 +305,10 @@ def _predict(
         return inference.predict_all(setup, engine, world)
     experiment = predictor.released.experiment
     predictions.check_shared_memory(parameters, experiment, engine)
-    prepared = world.agreed(partial(inference.prepared_images, experiment.size, setup))
+    prepared = world.from_first(partial(inference.prepared_images, experiment.size, setup))
     target = fold_run.fold_folder(root, predictor.released.name, 0).test
     meta = {"run": predictor.released.name, "fold": 0, "tta": predictor.released.tta}
-    if not world.agreed(partial(predictions.already, target, meta, len(prepared))):
+    if not world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
         model = predictor.released.model.to(engine.device, memory_format=torch.channels_last)
         n_workers = predictions.workers(parameters.workers, engine)
         rows = np.arange(len(prepared))

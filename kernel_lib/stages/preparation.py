@@ -190,7 +190,7 @@ def refuse_lost_folds(roots: Sequence[Path]) -> None:
 def _refuse_other_file(fold_table: pd.DataFrame, path: Path, work: Path) -> None:
     """Refuse a folds file that runs in the working folder were not trained on."""
     digest = folds_file.digest(fold_table)
-    for folder in fold_run.with_training(work):
+    for folder in fold_run.folds_with_training(work):
         if folder.config.is_file() and folder.read_config().folds_digest != digest:
             raise InputError(
                 f"{path} is not the folds file that {folder.path} was trained on: "

@@ -107,7 +107,7 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     roots = paths.artefact_roots(work)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
     recipe, name = _recipe(parameters, roots)
-    ensemble = recipes.gather(roots, recipe, name)
+    ensemble = recipes.build_ensemble(roots, recipe, name)
     fold_table = folds_file.find(roots, ensemble.folds_digest)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
     kept = out_of_fold(ensemble, roots, fold_table, **allow)
@@ -174,7 +174,7 @@ def _fit(
     part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
 ) -> tuple[Fitted, NestedCVReport]:
     """Return what is chosen on all images, and the honest score of choosing so."""
-    strategy = recipes.strategy_of(part, recipe, single=parameters.single)
+    strategy = recipes.make_strategy(part, recipe, single=parameters.single)
     fitted = strategy.fit(np.arange(len(part.table)), progress)
     groups = part.table["group"]
     return fitted, nested_cv.score_strategy(
@@ -216,8 +216,8 @@ def _save(
     if candidates.by_members:
         weightings = [one_hot(n, at) for at in range(n)]
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
-    with storage.replace_files(folder, without=(THRESHOLDS, TEST_RUN)) as aside:
-        save_per_image(aside, decision.scores.kept.per_image)
+    with storage.replace_files(folder, remove=(THRESHOLDS, TEST_RUN)) as staging:
+        save_per_image(staging, decision.scores.kept.per_image)
         seen = tuple(part.gated(weights) for weights in weightings)
-        OofStatistics(tuple(part.table["image_id"]), seen).save(aside)
-        decision.save(aside, searches)
+        OofStatistics(tuple(part.table["image_id"]), seen).save(staging)
+        decision.save(staging, searches)

@@ -26,7 +26,7 @@ from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import predictions, tta
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.models import losses, networks
-from kernel_lib.notebook import GOES_ON, Signals
+from kernel_lib.notebook import RESUME_HINT, Signals
 from kernel_lib.parallel import launch
 from kernel_lib.parallel.world import World, joined, n_ranks, own_device
 from kernel_lib.plan import TrainPlan, plan_training
@@ -63,8 +63,8 @@ class TrainResult:
         if self.complete:
             return f"{self.run}: folds {list(self.finished)} trained and predicted in {folder}"
         return (
-            f"{self.run}: folds {list(self.finished)} of {list(self.wanted)} are done, the rest is "
-            f"saved in {folder}; {GOES_ON}"
+            f"{self.run}: folds {list(self.finished)} of {list(self.wanted)} are done, unfinished "
+            f"ones are saved as far as they got in {folder}; {RESUME_HINT}"
         )
 
 
@@ -84,9 +84,10 @@ def run(
 ) -> TrainResult:
     """Train the fold or folds asked for and predict their held-out images.
 
-    `experiments` are those that EXPERIMENT, or a user's own JSON, may name. It may be stopped at
-    any moment (SIGTERM and Ctrl-C save first); the same call resumes. With MAX_HOURS it stops in
-    time. WITH_PARENTS first trains the runs whose weights this one starts from, and its gating
+    `experiments` are those that EXPERIMENT, or a user's own JSON, may name. Training may be stopped
+    at any moment (SIGTERM and Ctrl-C save first); the same call resumes. With MAX_HOURS it saves
+    and stops before the limit. WITH_PARENTS first trains the runs whose weights this one starts
+    from, and its gating
     classifier. With several GPUs, or PROCESSES, it starts that many processes and waits for them;
     under torchrun it is one of several processes, which must see the same working folder and cache.
 
@@ -123,9 +124,10 @@ def run(
 def resolve(
     parameters: TrainParameters, experiments: Mapping[str, Experiment] = EXPERIMENTS
 ) -> tuple[tuple[TrainPlan, ...], Sequence[int]]:
-    """Return the runs to train, the one asked for last, and their folds.
+    """Return the runs to train, parents first and the requested run last, and the folds of each.
 
-    Touches neither data nor device: a build uses it to refuse what the kernel would refuse.
+    Touches neither data nor device: `build_kernel.py` calls it too, to refuse early what the kernel
+    would refuse.
 
     Raises: InputError for an unknown experiment, impossible numbers, or an unknown device.
     """
@@ -143,16 +145,18 @@ def resolve(
 
 def _train_all(chain: Sequence[TrainPlan], wanted: Sequence[int], session: _Session) -> TrainResult:
     """Train the runs of a chain in order; return the result of the last."""
-    in_chain = {link.run for link in chain}
-    for link in chain:
-        session.world.agreed(partial(initial_weights.check, link, wanted, session.roots, in_chain))
-    for link in chain:
-        result = _train(link, wanted, session)
+    in_chain, requested = {plan.run for plan in chain}, chain[-1]
+    for plan in chain:
+        check_start = partial(initial_weights.check, plan, wanted, session.roots, in_chain)
+        session.world.from_first(check_start)
+    for plan in chain:
+        result = _train(plan, wanted, session)
         print(result)
         quota.say_hours_left(session.roots[0])
         if not result.complete:
-            plan = chain[-1]
-            return replace(result, run=plan.run, finished=result.finished * (link is plan))
+            # Where a parent is unfinished, no fold of the requested run is finished.
+            finished = result.finished if plan is requested else ()
+            return replace(result, run=requested.run, finished=finished)
     return result
 
 
@@ -161,7 +165,7 @@ def _train(plan: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainRe
     for note in plan.notes:
         print(note)
     print(f"run {plan.run}: {plan.experiment.says or plan.experiment.name}")
-    images = session.world.agreed(lambda: preparation.training_images(plan, session.roots))
+    images = session.world.from_first(lambda: preparation.training_images(plan, session.roots))
     finished = []
     for fold in wanted:
         if not _one_fold(fold, plan, images, session):
@@ -171,7 +175,7 @@ def _train(plan: TrainPlan, wanted: Sequence[int], session: _Session) -> TrainRe
 
 
 def check(plan: TrainPlan) -> None:
-    """Refuse every unknown name in an experiment before time is spent on its data."""
+    """Refuse unknown names, options and sizes in an experiment before time is spent on its data."""
     experiment = plan.experiment
     initial_weights.check_weights_are(plan)
     losses.check(experiment)
@@ -194,25 +198,26 @@ def _one_fold(
     images: preparation.TrainingSet,
     session: _Session,
 ) -> bool:
-    """Train one fold and predict its held-out images; return False where the clock stopped it."""
+    """Train one fold and predict its held-out images; return False if MAX_HOURS stopped it."""
     truth, experiment = images.truth, plan.experiment
     held = truth["fold"].to_numpy() == fold
     if not held.any() or held.all():
         raise InputError(f"fold {fold} leaves nothing to train on or to hold out; see folds.csv")
-    if (~held).sum() < (least := networks.min_batch(experiment)):
+    if (~held).sum() < (min_images := networks.min_batch(experiment)):
         raise InputError(
             f"fold {fold} trains on one image, and a batch norm of {experiment.network} at "
-            f"{experiment.size} px needs {least}: give more images, or -p FREEZE_BATCH_NORM True"
+            f"{experiment.size} px needs {min_images}: give more images, or "
+            "-p FREEZE_BATCH_NORM True"
         )
-    for does, part in (("trains on", ~held), ("holds out", held)):
-        if not truth["positive"].to_numpy()[part].any():
+    for verb, rows in (("trains on", ~held), ("holds out", held)):
+        if not truth["positive"].to_numpy()[rows].any():
             print(
-                f"note: fold {fold} {does} no image with a pneumothorax: its scores only measure "
+                f"note: fold {fold} {verb} no image with a pneumothorax: its scores only measure "
                 "how well images without one are recognised"
             )
     folder = fold_run.fold_folder(session.roots[0], plan.run, fold)
-    with ExitStack() as locks:
-        session.world.agreed(lambda: locks.enter_context(storage.folder_lock(folder.path)))
+    with ExitStack() as locks:  # the first rank's lock; if it has none, every rank raises
+        session.world.from_first(lambda: locks.enter_context(storage.folder_lock(folder.path)))
         return _in_folder(folder, plan, images, held, session)
 
 
@@ -223,9 +228,10 @@ def _in_folder(
     held: np.ndarray,
     session: _Session,
 ) -> bool:
-    session.world.agreed(lambda: _settle_folder(folder, plan, images, session.roots))
+    """Train and predict the fold in its folder, which this process has locked."""
+    session.world.from_first(lambda: _prepare_folder(folder, plan, images, session.roots))
     model, lineage = session.world.after_first(
-        lambda: _starting(folder, plan, images, held, session)
+        lambda: _initial_network(folder, plan, images, held, session)
     )
     job = Job(
         folder=folder,
@@ -244,24 +250,23 @@ def _in_folder(
         return False
     kept = training.position.kept
     epochs = ", ".join(str(epoch) for epoch in sorted(best["epoch"] for best in kept))
-    best = f", best {training.experiment.monitor} {kept[0]['value']:.4f}" * validation.selects(
-        training.experiment.monitor
-    )
+    monitor = training.experiment.monitor
+    best = f", best {monitor} {kept[0]['value']:.4f}" if validation.selects(monitor) else ""
     print(f"{folder.name}: ended after {training.position.ended}; kept epochs: {epochs}{best}")
     return _predict_held_out(job, training, session.clock)
 
 
-def _settle_folder(
+def _prepare_folder(
     folder: FoldRun,
     plan: TrainPlan,
     images: preparation.TrainingSet,
     roots: Sequence[Path],
 ) -> None:
-    _take_over(folder, roots)
-    fold_run.settle_config(folder, plan, images.folds_digest)
+    _copy_earlier(folder, roots)
+    fold_run.write_or_check_config(folder, plan, images.folds_digest)
 
 
-def _starting(
+def _initial_network(
     folder: FoldRun,
     plan: TrainPlan,
     images: preparation.TrainingSet,
@@ -271,33 +276,33 @@ def _starting(
     try:
         model, lineage = initial_weights.network(folder, plan, images, held, session.roots)
         if session.world.first:
-            fold_run.settle_lineage(folder, lineage)
+            fold_run.record_lineage(folder, lineage)
         return model, lineage
     except InputError:
-        # Nothing began: no run stays behind for others to find.
+        # Training has not begun: without config.json no later stage finds this fold.
         if session.world.first and not folder.last.exists():
             folder.config.unlink()
         raise
 
 
 def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
-    """Write oof.zip by the kept checkpoints and oof_last.zip by the last EMA weights."""
+    """Write oof.zip by the kept checkpoints and oof_last.zip by the last checkpoint."""
     kept = [job.folder.best(k["epoch"]) for k in training.position.kept]
     for target, sources, lineage in (
         (job.folder.oof, sorted(kept), training.kept_lineage),
         (job.folder.oof_last, None, training.last_lineage),
     ):
-        # The first rank's, once it has written all that it describes.
-        meta = job.world.agreed(
+        # From the first rank, which has written the checkpoints that the description hashes.
+        meta = job.world.from_first(
             partial(
                 predictions.describe,
                 job.folder, training.experiment, sources or [job.folder.last], lineage,
             )
         )  # fmt: skip
-        if job.world.agreed(partial(predictions.already, target, meta, len(job.held_rows))):
+        if job.world.from_first(partial(predictions.is_written, target, meta, len(job.held_rows))):
             continue
-        looks = len(tta.views(training.experiment.tta)) * len(sources or [1])
-        needed = training.position.history[-1]["val_seconds"] * looks
+        n_passes = len(tta.views(training.experiment.tta)) * len(sources or [1])
+        needed = training.position.history[-1]["val_seconds"] * n_passes
         if not clock.allows_uninterrupted(needed, "predicting the held-out images"):
             return False
         models = (
@@ -312,15 +317,15 @@ def _predict_held_out(job: Job, training: Training, clock: Clock) -> bool:
     return True
 
 
-def _take_over(folder: FoldRun, roots: Sequence[Path]) -> None:
-    """Copy the fold from another kernel's output, which is read-only, to go on from it."""
+def _copy_earlier(folder: FoldRun, roots: Sequence[Path]) -> None:
+    """Copy the fold from another kernel's read-only output, to resume it here."""
     if folder.config.exists():
         return
     earlier = fold_run.find(roots[1:], folder.run).get(folder.fold)
     if earlier is not None:
-        print(f"going on from {earlier.path}")
-        # What is there has no config: at most an old test.zip.
-        with storage.atomic_folder(folder.path) as aside:
-            # Without their modes: the input is read-only, and this copy is to be written.
+        print(f"resuming from {earlier.path}")
+        # The folder has no config.json, so at most an old test.zip, which is replaced too.
+        with storage.atomic_folder(folder.path) as staging:
+            # copyfile leaves out the modes: the input is read-only, the copy is to be written.
             for path in sorted(p for p in earlier.path.iterdir() if p.is_file()):
-                shutil.copyfile(path, aside / path.name)
+                shutil.copyfile(path, staging / path.name)

@@ -96,13 +96,13 @@ class SharedClock(Clock):
         self._world, self._clock = world, clock
 
     def spent(self) -> float:
-        return self._world.agreed(self._clock.spent)
+        return self._world.from_first(self._clock.spent)
 
     def left(self) -> float:
-        return self._world.agreed(self._clock.left)
+        return self._world.from_first(self._clock.left)
 
     def allows(self, seconds: float) -> bool:
-        return self._world.agreed(lambda: self._clock.allows(seconds))
+        return self._world.from_first(lambda: self._clock.allows(seconds))
 
     def allows_uninterrupted(self, seconds: float, what: str) -> bool:
-        return self._world.agreed(lambda: self._clock.allows_uninterrupted(seconds, what))
+        return self._world.from_first(lambda: self._clock.allows_uninterrupted(seconds, what))

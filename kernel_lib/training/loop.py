@@ -37,7 +37,7 @@ from kernel_lib.engine import (
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses, networks
-from kernel_lib.notebook import GOES_ON, Signals, bar
+from kernel_lib.notebook import RESUME_HINT, Signals, bar
 from kernel_lib.parallel.world import synchronise_batch_norm
 from kernel_lib.training import sampling, schedule, step
 from kernel_lib.training.job import Clock, Job, Position
@@ -80,7 +80,7 @@ class Training:
         self.hardness_before = self.hardness.clone()
         # Dropout is the same whether the weights were drawn here or loaded.
         seed_everything(self.world.seed(self.seed), job.plan.parameters.deterministic)
-        if self.world.agreed(self._has_begun):
+        if self.world.from_first(self._has_begun):
             self._load()
         if self.world.first:
             self._settle_files()
@@ -131,7 +131,7 @@ class Training:
         at = self.position
         print(
             f"{self.job.folder.name}: asked to end in epoch {at.epoch + 1} after step {at.step}, "
-            f"all saved; {GOES_ON}"
+            f"all saved; {RESUME_HINT}"
         )
 
     def _train_epoch(self) -> bool:
@@ -140,9 +140,11 @@ class Training:
         order = sampling.epoch_order(
             experiment.sampling, experiment.sampling_options, self._context(), self.seed
         )
-        keys = np.stack([np.full_like(order, at.epoch), order, sampling.turns(order)], axis=1)
+        keys = np.stack(
+            [np.full_like(order, at.epoch), order, sampling.occurrence_numbers(order)], axis=1
+        )
         batches = sampling.batches(keys, experiment.batch_size)
-        steps = sampling.groups(batches, experiment.accumulate)
+        steps = sampling.steps(batches, experiment.accumulate)
         self.model.train()
         if experiment.freeze_batch_norm:
             for norm in networks.batch_norms(self.model):
@@ -267,7 +269,7 @@ class Training:
             return False
         state = {"model": self.ema.model.state_dict(), **line}
         path, lineage = self.job.folder.best(epoch), self.kept_lineage
-        self.world.agreed(lambda: checkpoints.save(path, state, lineage))
+        self.world.from_first(lambda: checkpoints.save(path, state, lineage))
         return True
 
     def _why_ended(self) -> str:
@@ -287,7 +289,7 @@ class Training:
         step.check_weights(self.model, f"in epoch {at.epoch + 1} after step {at.step}")
         random = self.world.gathered(random_states())  # also waits for every rank
         self.saved_at = self.clock.spent()
-        self.world.agreed(lambda: self._write(random))
+        self.world.from_first(lambda: self._write(random))
 
     def _write(self, random: list[dict]) -> None:
         state = {

@@ -64,18 +64,18 @@ def positive_share(
 ) -> np.ndarray:
     """Return as many images as `all`, a share of them positive: linear from `start` to `end`.
 
-    The share is exact, to rounding, over the epoch, and within one image in every beginning of it.
-    No image is repeated before all images of its class have been shown. InputError if a class has
-    no image.
+    The share is exact over the epoch, up to rounding, and within one image in every prefix of the
+    order. No image is repeated before all others of its class have been shown. InputError if a
+    class has no image.
     Source: the competition's first place (0.8 → 0.6 → 0.4) and fourth (0.8 → 0.22, linear).
     """
     progress = context.epoch / (context.epochs - 1) if context.epochs > 1 else 0.0
     share, total = start * (1 - progress) + end * progress, len(context.rows)
     n_positive = int(share * total + 0.5)
-    order, moments = [], []
+    order, positions = [], []
     for positive, count in ((True, n_positive), (False, total - n_positive)):
         rows = context.rows[context.positive == positive]
-        if not len(rows):  # in every epoch, so that no training stops in the middle
+        if not len(rows):  # checked in every epoch, so that it fails in the first one
             raise InputError(
                 f"sampling 'positive_share' mixes images with and without a mask, but none of "
                 f"{total} training images is {'with' if positive else 'without'} one: an "
@@ -83,9 +83,9 @@ def positive_share(
             )
         repeats = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
         order.append(np.concatenate([rows[:0], *repeats])[:count])
-        # Each image at a random moment of its own stretch of the epoch, so that batches are mixed.
-        moments.append((np.arange(count) + generator.random(count)) / max(count, 1))
-    return np.concatenate(order)[np.argsort(np.concatenate(moments), kind="stable")]
+        # Spread each class evenly over the epoch, with jitter, so that batches are mixed.
+        positions.append((np.arange(count) + generator.random(count)) / max(count, 1))
+    return np.concatenate(order)[np.argsort(np.concatenate(positions), kind="stable")]
 
 
 def hard(
@@ -98,8 +98,8 @@ def hard(
     """Return each image once and hard images again, shuffled.
 
     An image of hardness h is shown 1 + (factor − 1)·h times, rounded up or down at random. Extra
-    draws are at most `share` of the images, and are scaled down where they would be more. An epoch
-    has N + min((factor − 1)·Σh, share·N) images, to rounding.
+    draws are capped at `share` of the images; beyond that all are scaled down. An epoch has
+    N + min((factor − 1)·Σh, share·N) images, up to rounding.
     Source: the to-do list of the reference solution; systematic sampling (Madow 1949).
     """
     extra = (factor - 1) * context.hardness  # (N,) expected draws
@@ -109,7 +109,7 @@ def hard(
     candidates = generator.permutation(np.flatnonzero(extra))
     edges = np.cumsum(extra[candidates])
     points = (np.arange(count) + generator.random()) * (edges[-1] / count)
-    # The last point may round up to the last edge.
+    # Rounding may put the last point on the last edge.
     draws = np.minimum(np.searchsorted(edges, points, side="right"), len(candidates) - 1)
     repeated = context.rows[candidates[draws]]
     return generator.permutation(np.concatenate([context.rows, repeated]))
@@ -121,7 +121,7 @@ SAMPLERS: dict[str, Sampler] = {
     "positive_share": positive_share,
     "hard": hard,
 }
-BY_HARDNESS = ("hard",)  # samplers that use the hardness; the others save its computation
+BY_HARDNESS = ("hard",)  # samplers that use the hardness; for others it is not computed
 
 
 def check(name: str, options: Mapping[str, float]) -> None:
@@ -132,32 +132,35 @@ def check(name: str, options: Mapping[str, float]) -> None:
 def epoch_order(
     name: str, options: Mapping[str, float], context: EpochContext, seed: int
 ) -> np.ndarray:
-    """Return the rows of an epoch in order; a row may be repeated or missing.
+    """Return the rows of an epoch in order; depending on the sampler rows may repeat or be absent.
 
-    A function of the seed and the context only, so that a resumed training agrees. InputError as
-    `check`, and if the sampler has no image to show.
+    Depends on the seed and the context alone, so that a resumed training has the same order.
+    InputError as `check`, and if the sampler has no image to show.
     """
     check(name, options)
     generator = np.random.default_rng([seed, context.epoch])
     return SAMPLERS[name](context, generator, **options)
 
 
-def turns(order: np.ndarray) -> np.ndarray:
-    """Return how often the row at each position occurs before it, (N,) int64."""
+def occurrence_numbers(order: np.ndarray) -> np.ndarray:
+    """Return how often each position's row has occurred before, (N,) int64.
+
+    By it each repeat of an image in an epoch gets its own augmentation.
+    """
     by_row = np.argsort(order, kind="stable")
     ordered = order[by_row]
     first = np.r_[True, ordered[1:] != ordered[:-1]][: len(order)]
-    place = np.arange(len(order))
+    position = np.arange(len(order))
     counts = np.empty(len(order), np.int64)
-    counts[by_row] = place - np.maximum.accumulate(np.where(first, place, 0))
+    counts[by_row] = position - np.maximum.accumulate(np.where(first, position, 0))
     return counts
 
 
 def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return consecutive batches of the order.
 
-    The last may be shorter, but is never a single image, for which batch norm has no variance: it
-    takes one from the batch before, and batches of two take it as a third.
+    The last may be shorter, but never a single image, for which batch norm has no variance: it then
+    takes one from the batch before, or joins it if batches have two.
     """
     cuts = list(range(batch_size, len(order), batch_size))
     if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:
@@ -168,13 +171,13 @@ def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(order, cuts)
 
 
-def groups(batches: Sequence[np.ndarray], accumulate: int) -> list[list[np.ndarray]]:
-    """Return the batches of each optimiser step; the last group may be shorter."""
-    return [list(batches[i : i + accumulate]) for i in range(0, len(batches), accumulate)]
+def steps(batched: Sequence[np.ndarray], accumulate: int) -> list[list[np.ndarray]]:
+    """Return the batches of each optimiser step; the last step may have fewer."""
+    return [list(batched[i : i + accumulate]) for i in range(0, len(batched), accumulate)]
 
 
-# A false positive of this area (px of 1024²) is as hard as a false negative. Rules chosen on this
-# data drop masks below 600 (first place) to 6,900 px (the reference solution).
+# A false positive of at least this area (px of 1024²) is as hard as a false negative. Rules chosen
+# on this data drop masks below 600 (first place) to 6,900 px (the reference solution).
 FALSE_ALARM_PX = 1000
 
 
@@ -182,19 +185,18 @@ FALSE_ALARM_PX = 1000
 def hardness_of(output: Logits, masks: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the hardness of each image, 0 (right) to 1 (false negative or positive), float32.
 
-    With a mask, at p > 0.5: 1 − dice if the true mask is not empty, else the predicted area over
-    FALSE_ALARM_PX at 1024², at most 1. The true mask is the augmented one. Without a mask:
-    |p − label|.
+    From a mask output, at p > 0.5: 1 − dice if the true mask, as augmented, is not empty; else the
+    predicted area over FALSE_ALARM_PX at 1024², at most 1. From a label output alone: |p − label|.
 
     Shape: output (B, 1, H, W) or (B,) logits, masks (B, 1, H, W) 0/1, labels (B,) 0/1 → (B,), on
-    the device of the logits, without waiting for a GPU.
+    the device of the logits, without a GPU synchronisation.
     """
     if output.mask is None:
         return (torch.sigmoid(output.label.float()) - labels.float()).abs()
-    # Counts of pixels are exact in any order.
+    # Integer sums do not depend on the order of summation.
     predicted, truth = (output.mask > 0).flatten(1), (masks > 0).flatten(1)  # (B, H·W)
     both, area = (predicted & truth).sum(dim=1), predicted.sum(dim=1)  # (B,)
     true_area = truth.sum(dim=1)
-    miss = 1 - 2 * both / (area + true_area).clamp(min=1)
-    alarm = area * (COMPETITION.side_px**2 / FALSE_ALARM_PX / predicted.shape[1])
-    return torch.where(true_area > 0, miss, alarm.clamp(max=1))
+    overlap_error = 1 - 2 * both / (area + true_area).clamp(min=1)
+    false_area = area * (COMPETITION.side_px**2 / FALSE_ALARM_PX / predicted.shape[1])
+    return torch.where(true_area > 0, overlap_error, false_area.clamp(max=1))

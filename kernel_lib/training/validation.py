@@ -112,7 +112,7 @@ def validate(
             yield _outcome(logits, float(value), truth)
 
     batches = list(world.in_turns(outcomes(), len(images.loader), before_turn))
-    return world.agreed(lambda: _scores(batches))
+    return world.from_first(lambda: _scores(batches))
 
 
 class _Batch(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a viewer shows: an ensemble's images, loaded and in the order in which they merit a look."""
+"""The data of a viewer: an ensemble's images, and the order in which to look at them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,20 +37,23 @@ from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.postprocess.units import FULL_AREA
 
-COMPARED = 20  # radiographs whose pixels are compared with those of the training
+MAX_COMPARED = 20  # radiographs compared with the fingerprints of the training images
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """One map of each image: of the ensemble's mean, of a member, or of a fold."""
+    """One source of a probability map per image: the ensemble's mean, a member, or a fold."""
 
     name: str
     rule: Triplet
-    ensemble_maps: Mapping[int | None, EnsembleMaps]  # by the image's fold; None: all folds
+    ensemble_maps: Mapping[int | None, EnsembleMaps]  # by the image's fold; key None: one for all
     weights: tuple[float, ...]
 
-    def predict(self, image: tuple) -> tuple[np.ndarray, int | None]:
-        """Return the (H, W) uint8 map at the image's own size, and the level that gates it."""
+    def predict(self, image: Any) -> tuple[np.ndarray, int | None]:
+        """Return the (H, W) uint8 map of an image at its own size, and the gate's level or None.
+
+        `image` is a row of `ViewerData.table`, as `ViewerData.image` returns it.
+        """
         ensemble_maps = self.ensemble_maps[None if None in self.ensemble_maps else image.fold]
         return ensemble_maps.full_map(image.image_id, (image.height, image.width), self.weights)
 
@@ -58,15 +62,16 @@ class ModelView:
 class Vote:
     """A vote of the masks of some models, each under its own rule."""
 
-    models: tuple[int, ...]
+    models: tuple[int, ...]  # indices into `ViewerData.models`
     at_least: int
     combine: str  # member_vote or member_union
-    counts: np.ndarray = field(repr=False)  # (N, n, 2) int64 px for k = 1…n: shared with truth, all
+    # (N, n, 2) int64 px of the mask with at least k of n votes, k = 1…n: [true positives, area].
+    counts: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
 class ViewerData:
-    """Numbers of all images in memory; maps and radiographs are read on demand."""
+    """Tables and statistics of all images; maps and radiographs are read on demand."""
 
     title: str
     table: pd.DataFrame  # image_id, fold, height, width, rle (None: no ground truth is known)
@@ -80,7 +85,7 @@ class ViewerData:
     def has_truth(self) -> bool:
         return bool(self.stats[0].has_truth.all())
 
-    def image(self, row: int) -> tuple:
+    def image(self, row: int) -> Any:
         """Return a row of the table, with its columns as attributes."""
         return next(self.table.iloc[[row]].itertuples(index=False))
 
@@ -106,9 +111,9 @@ def load_viewer_data(
     if data_dir is not None or paths.on_kaggle():
         data = paths.data_dir(None if data_dir is None else str(data_dir))
     if test:
-        return _load_test(folder, roots, data and discover(data, for_inference=True))
-    # Only the files: labels and splits are those of the ensemble.
-    return load_held_out(folder, roots, data and Images.of(survey(data, by_content=True)))
+        return _load_test(folder, roots, discover(data, for_inference=True) if data else None)
+    # Only the files: labels and splits come from the ensemble.
+    return load_held_out(folder, roots, Images.of(survey(data, by_content=True)) if data else None)
 
 
 def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = None) -> ViewerData:
@@ -125,7 +130,7 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
     low, high = scores.first.interval
     score = f"{scores.first.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})"
     coverage = f", of {scores.coverage}" if scores.coverage else ""
-    caveat = "" if scores.first_is_honest else ", NOT honest here"
+    caveat = "" if scores.first_is_honest else ", NOT HONEST"
     note = (
         "Means over all images are in sample, since the rule was chosen on these images; "
         f'the nested cross-validated ("honest") score{caveat}: {score}{coverage}.'
@@ -142,18 +147,19 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
 def _load_test(folder: Path, roots: Sequence[Path], source: Source | None) -> ViewerData:
     """Return the test images as the inference stage predicted them, without ground truth.
 
-    Raises InputError where that stage has not run here, and without the images, whose sizes count.
+    Raises InputError if that stage has not run here, or without a data folder, since the sizes of
+    images are read from it.
     """
     if source is None:
         raise InputError(
-            "test images are shown at their own sizes, which their files state: give the data "
-            "folder, --data DIR or data_dir=…"
+            "test images are shown at their own sizes, which are read from their files: give the "
+            "data folder, --data DIR or data_dir=…"
         )
     decision = Decision.load(folder)
     ensemble, choice = decision.ensemble, decision.choice
     maps = open_maps(ensemble, roots, ensemble.folds, "test")
     models = model_views(ensemble, choice, {None: maps})
-    if ensemble.combine == "vote":
+    if ensemble.combine == "vote":  # of the folds, not of the members
         of_fold = {k: open_maps(ensemble, roots, [k], "test") for k in ensemble.folds}
         models = models[:1] + tuple(
             ModelView(f"fold {k}", choice.triplet, {None: fold_maps}, ensemble.weights)
@@ -192,16 +198,17 @@ def _match_radiographs(
 ) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Return the files of an ensemble's images in a data folder, and notes on missing ones.
 
-    Raises InputError where it holds none of them, or other radiographs under their ids: a mask over
-    a wrong image would look like a wrong mask.
+    Raises InputError if it has none of them, or different radiographs under the same ids: a mask
+    over a wrong image would look like a wrong mask.
     """
     wanted = part.table["image_id"].tolist()
-    meant = {image_id: data.meant(image_id) for image_id in wanted}
-    files = {image_id: data.path(own) for image_id, own in meant.items() if own is not None}
+    # None: not in the folder, or ambiguous there.
+    ids_in_folder = {image_id: data.meant(image_id) for image_id in wanted}
+    files = {image_id: data.path(own) for image_id, own in ids_in_folder.items() if own is not None}
     which, notes = f"{len(wanted):,} images of {name}", []
     if not files:
         raise InputError(
-            f"{data.root} holds none of the {which}, {wanted[0]} first: give the data folder "
+            f"{data.root} holds none of the {which} (first: {wanted[0]}): give the data folder "
             "of the training, or none, to see masks without radiographs"
         )
     if len(files) < len(wanted):
@@ -209,17 +216,17 @@ def _match_radiographs(
             f"{data.root} holds {len(files):,} of the {which}: the others are shown without "
             "their radiograph."
         )
-    n_compared, other = _compare_radiographs(part, files)
-    if other and 2 * len(other) >= n_compared:
+    n_compared, different = _compare_radiographs(part, files)
+    if different and 2 * len(different) >= n_compared:
         raise InputError(
-            f"{data.root} shows other radiographs under the ids of {name}: {len(other)} of "
-            f"{n_compared} compared are not those trained on, {other[0]} first; give the data "
-            "folder of the training"
+            f"{data.root} has other radiographs under the ids of {name}: {len(different)} of "
+            f"{n_compared} compared are not those trained on (first: {different[0]}); give the "
+            "data folder of the training"
         )
-    if other:
+    if different:
         notes.append(
-            f"{len(other)} of {n_compared} radiographs compared are not those trained on: "
-            f"{', '.join(other)}."
+            f"{len(different)} of {n_compared} radiographs compared are not those trained on: "
+            f"{', '.join(different)}."
         )
     return files, tuple(notes)
 
@@ -227,7 +234,8 @@ def _match_radiographs(
 def _compare_radiographs(part: OutOfFold, files: Mapping[str, Path]) -> tuple[int, list[str]]:
     """Return how many radiographs were compared with those trained on, and ids that differ.
 
-    They are sampled evenly from those of which a member of another fold keeps the fingerprint.
+    They are sampled evenly, by id, from the images whose fingerprint a member of another fold has
+    stored.
     """
     archives = {a.path: a for maps in part.ensemble_maps.values() for a in maps.archives}
     known: dict[str, set[str]] = defaultdict(set)
@@ -236,7 +244,7 @@ def _compare_radiographs(part: OutOfFold, files: Mapping[str, Path]) -> tuple[in
             if image_id in files and fingerprint.shows(code):
                 known[image_id].add(code)
     n_compared, other = 0, []
-    for image_id in sorted(known)[:: max(1, len(known) // COMPARED)][:COMPARED]:
+    for image_id in sorted(known)[:: max(1, len(known) // MAX_COMPARED)][:MAX_COMPARED]:
         try:
             code = fingerprint.code(images.read(files[image_id]))
         except images.ImageError:

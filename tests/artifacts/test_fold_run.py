@@ -22,7 +22,7 @@ def decided(**parameters) -> TrainPlan:
 
 def make(root: Path, run: str, fold: int) -> fold_run.FoldRun:
     folder = fold_run.fold_folder(root, run, fold)
-    fold_run.settle_config(folder, decided(), "digest")
+    fold_run.write_or_check_config(folder, decided(), "digest")
     return folder
 
 
@@ -130,9 +130,9 @@ def test_an_empty_list_of_runs_is_refused(tmp_path, wanted):
 
 def test_the_same_configuration_settles_twice(tmp_path):
     folder = fold_run.fold_folder(tmp_path, "run", 0)
-    fold_run.settle_config(folder, decided(), "digest")
+    fold_run.write_or_check_config(folder, decided(), "digest")
     written = folder.config.read_bytes()
-    fold_run.settle_config(folder, decided(max_hours=3.0, workers=2, threads=1), "digest")
+    fold_run.write_or_check_config(folder, decided(max_hours=3.0, workers=2, threads=1), "digest")
     assert folder.config.read_bytes() == written
     config = folder.read_config()
     assert (config.fold, config.seed, config.folds_digest) == (0, 3456, "digest")
@@ -150,23 +150,23 @@ def test_the_same_configuration_settles_twice(tmp_path):
 )
 def test_another_configuration_in_the_folder_is_refused_with_the_field(tmp_path, change, named):
     folder = fold_run.fold_folder(tmp_path, "run", 0)
-    fold_run.settle_config(folder, decided(), "digest")
+    fold_run.write_or_check_config(folder, decided(), "digest")
     other = decided(**change).model_copy(update={"run": decided().run})
     with pytest.raises(InputError, match=named):
-        fold_run.settle_config(folder, other, "digest")
+        fold_run.write_or_check_config(folder, other, "digest")
 
 
 def test_other_folds_are_another_configuration(tmp_path):
     folder = fold_run.fold_folder(tmp_path, "run", 0)
-    fold_run.settle_config(folder, decided(), "one")
+    fold_run.write_or_check_config(folder, decided(), "one")
     with pytest.raises(InputError, match="folds_digest: 'one' there, 'two' here"):
-        fold_run.settle_config(folder, decided(), "two")
+        fold_run.write_or_check_config(folder, decided(), "two")
 
 
 def test_all_folds_of_a_run_share_one_experiment(tmp_path):
     work, other = tmp_path / "work", tmp_path / "other"
     fold_run.check_experiment([work, other], decided(name="short"))
-    fold_run.settle_config(
+    fold_run.write_or_check_config(
         fold_run.fold_folder(other, "short_seed3456", 1), decided(name="short"), "one"
     )
     fold_run.check_experiment([work, other], decided(name="short", workers=2))
@@ -177,11 +177,11 @@ def test_all_folds_of_a_run_share_one_experiment(tmp_path):
 
 def test_prose_is_no_configuration(tmp_path):
     folder = fold_run.fold_folder(tmp_path, "run", 0)
-    fold_run.settle_config(folder, decided(), "one")
+    fold_run.write_or_check_config(folder, decided(), "one")
     config = json.loads(folder.config.read_text())
     config["experiment"] |= {"says": "in other words", "leaderboard": "0.9", "parent": "x"}
     storage.write_json(folder.config, config)
-    fold_run.settle_config(folder, decided(), "one")
+    fold_run.write_or_check_config(folder, decided(), "one")
 
 
 def test_a_broken_or_missing_configuration_is_named(tmp_path):
@@ -190,7 +190,7 @@ def test_a_broken_or_missing_configuration_is_named(tmp_path):
         folder.read_config()
     for content in ("{", "[]", '{"run": "run", "fold": "0"}'):
         storage.write_text(folder.config, content)
-        with pytest.raises(InputError, match=r"config\.json is no configuration"):
+        with pytest.raises(InputError, match=r"config\.json does not fit"):
             folder.read_config()
 
 
@@ -199,9 +199,9 @@ def test_a_field_that_an_earlier_version_did_not_write_has_its_default(tmp_path)
     config = json.loads(folder.config.read_text())
     del config["deterministic"], config["experiment"]["keep"]
     storage.write_json(folder.config, config)
-    fold_run.settle_config(folder, decided(), "digest")
+    fold_run.write_or_check_config(folder, decided(), "digest")
     with pytest.raises(InputError, match="keep: 3 there, 1 here"):
-        fold_run.settle_config(folder, decided(keep=1), "digest")
+        fold_run.write_or_check_config(folder, decided(keep=1), "digest")
 
 
 def test_a_run_without_a_log_has_an_empty_one(tmp_path):

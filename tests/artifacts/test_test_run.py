@@ -11,7 +11,7 @@ from kernel_lib.artifacts.filenames import TEST_RUN
 from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.histograms import statistics
-from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
+from kernel_lib.postprocess.nested_cv import compare_areas, score_rule
 
 MASK = np.zeros((8, 8), np.uint8)
 MASK[:4] = 255
@@ -21,9 +21,7 @@ def run() -> TestRun:
     stats = [statistics(MASK * (i % 2), MASK * (i % 2) > 0) for i in range(8)]
     report = score_rule(stats, [f"i{i}" for i in range(8)], [i // 4 for i in range(8)], None)
     areas = (0.0, 524288.0)
-    return TestRun(
-        summary_of_areas(np.array(areas), report), ("x: 1",), areas, ("x is in a/fold0",)
-    )
+    return TestRun(compare_areas(np.array(areas), report), ("x: 1",), areas, ("x is in a/fold0",))
 
 
 def test_it_comes_back(tmp_path):

@@ -68,4 +68,4 @@ def make_test(root: Path, run: str, fold: int, shown: dict[str, np.ndarray]) -> 
 
 
 def gather(roots: list[Path], names: list[str]) -> Ensemble:
-    return recipes.gather(roots, recipes.of_runs(names))
+    return recipes.build_ensemble(roots, recipes.of_runs(names))

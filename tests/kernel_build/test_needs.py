@@ -82,7 +82,7 @@ def test_nih_rows_need_a_data_set():
         ("train", {"WEIGHTS": "none", "WEIGHTS_ARE": "imagenet"}, "leave WEIGHTS_ARE out"),
         ("train", {"DATA_DIR": "~/siim"}, "DATA_DIR ~/siim is not there on Kaggle"),
         ("train", {"DEVICE": "gpu"}, "DEVICE 'gpu'"),
-        ("train", {"DEVICE": "cuda:1", "PROCESSES": 2}, "is one card"),
+        ("train", {"DEVICE": "cuda:1", "PROCESSES": 2}, "is one GPU"),
         ("train", {"DEVICE": "cpu", "PRECISION": "float16"}, "PRECISION float16 needs a GPU"),
         ("train", {"PRECISION": "half"}, "PRECISION = 'half'"),
         ("train", {"SEED": "one"}, "SEED = 'one'"),

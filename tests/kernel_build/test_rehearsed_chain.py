@@ -95,7 +95,7 @@ def test_a_training_in_several_sessions_ends_with_the_bits_of_an_unbroken_one(
         logs.append((out / "log.txt").read_text())
         meta = metadata.read_base(folder) | {"kernel_sources": ["me/earlier"]}
         (folder / metadata.FILE).write_text(metadata.as_text(meta))
-    assert ["going on from" in log for log in logs] == [False, True, True]
+    assert ["resuming from" in log for log in logs] == [False, True, True]
     (working,) = inputs.values()
     found = fold_run.find([working, working / "work"], RUN)[0]
     assert_same_training(found, Place(phantom_run, phantoms).fold(0))

@@ -45,7 +45,7 @@ def test_one_process_a_gpu_unless_asked_otherwise(monkeypatch, asked, device, gp
 
 
 def test_several_processes_on_one_numbered_card_are_refused():
-    with pytest.raises(InputError, match="PROCESSES 2, but DEVICE cuda:1 is one card"):
+    with pytest.raises(InputError, match="PROCESSES 2, but DEVICE cuda:1 is one GPU"):
         launch.n_processes(2, "cuda:1")
 
 

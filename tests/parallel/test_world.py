@@ -83,7 +83,7 @@ def test_one_numbered_card_is_refused_to_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [own_device(d) for d in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
-    with pytest.raises(InputError, match="DEVICE 'cuda:0' is one card for 2 processes"):
+    with pytest.raises(InputError, match="DEVICE 'cuda:0' is one GPU for 2 processes"):
         own_device("cuda:0")
     monkeypatch.delenv("RANK")
     assert own_device("cuda:0") == "cuda:0"
@@ -472,7 +472,7 @@ def talks(world: World) -> dict:
     own = [f"{world.rank}.{i}" for i in range(3 - world.rank)]
     return {
         "messages": messages,
-        "agreed": world.agreed(lambda: world.rank),
+        "from_first": world.from_first(lambda: world.rank),
         "after": world.after_first(lambda: world.rank),
         "turns": list(world.in_turns(own, len(own))),
         "total": world.total(torch.tensor([1, world.rank])).tolist(),
@@ -484,7 +484,7 @@ def test_the_first_decides_and_its_errors_are_everybodys(two):
     results = two(talks)
     messages = [*["no such thing"] * 2, "MAX_HOURS 0.001 is too short for this"]
     assert [rank["messages"] for rank in results] == [messages] * 2
-    assert [rank["agreed"] for rank in results] == [0, 0]
+    assert [rank["from_first"] for rank in results] == [0, 0]
     assert [rank["after"] for rank in results] == [0, 1]
     assert [rank["turns"] for rank in results] == [["0.0", "1.0", "0.1", "1.1", "0.2"], []]
     assert [rank["total"] for rank in results] == [[2, 1]] * 2

@@ -119,7 +119,7 @@ def test_no_file_voted_on_is_written_over_by_whatever_name(tmp_path: Path, monke
     [
         ("a,0 3", r"2\.csv lacks image b, which .*1\.csv has"),
         ("b,0 3\nc,-1\na,-1\nd,-1", r"2\.csv has image c, which .*1\.csv lacks"),
-        ("a,0 3\nb,-1\n\na,5 1", r"2\.csv, row 5: image a stands in row 2 already: unite"),
+        ("a,0 3\nb,-1\n\na,5 1", r"2\.csv, row 5: image a stands in row 2 already"),
         ("b,-1\na,0 3 5", r"2\.csv, row 3 \(a\): .* odd"),
         ("b,-1\na,20 6", r"2\.csv, row 3 \(a\): .* outside the 5×5 image"),
         ("", r"2\.csv names no image"),

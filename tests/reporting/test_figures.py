@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from kernel_lib.data import folds
 from kernel_lib.postprocess.histograms import areas, statistics
 from kernel_lib.postprocess.metrics import Resampler
-from kernel_lib.postprocess.nested_cv import score_rule, summary_of_areas
+from kernel_lib.postprocess.nested_cv import compare_areas, score_rule
 from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.reporting import figures, overlays
 from kernel_lib.reporting.overlays import Example
@@ -171,7 +171,7 @@ def test_share_nonempty_with_test_and_without(report) -> None:
     assert f"{report.share_predicted:.1%}" in drawn(figures.share_nonempty(report))
     probs, _ = maps(9)
     px = areas([statistics(p, None) for p in probs], report.chosen)
-    summary = summary_of_areas(px * 1024, report)  # the maps are 32², areas those of 1024²
+    summary = compare_areas(px * 1024, report)  # the maps are 32², areas those of 1024²
     summary = replace(summary, warnings=("Look at the masks.",))
     sentence = drawn(figures.share_nonempty(report, summary))
     assert f"predicted, test: {summary.share_predicted:.1%}" in sentence

@@ -78,7 +78,7 @@ def untrained(tmp_path_factory) -> Path:
 
 def _fold_of(work: Path, plan: TrainPlan, drawn: pd.DataFrame, fold: int) -> None:
     folder = fold_run.fold_folder(work, plan.run, fold)
-    fold_run.settle_config(folder, plan, folds_file.digest(drawn))
+    fold_run.write_or_check_config(folder, plan, folds_file.digest(drawn))
     torch.manual_seed(fold)
     state = networks.build(plan.experiment).state_dict()
     state["head.logit.weight"] *= 300  # from probabilities of 0.01 to both sides of a half

@@ -52,7 +52,7 @@ def begun(work: Path, fold: int, run: str = RUN, seed: int = 1, **changes) -> Fo
     experiment = ROW.model_copy(update=changes)
     parameters = TrainParameters(seed=seed, n_folds=3)
     plan = TrainPlan(run=run, experiment=experiment, parameters=parameters)
-    fold_run.settle_config(folder, plan, folds_file.digest(DRAWN))
+    fold_run.write_or_check_config(folder, plan, folds_file.digest(DRAWN))
     return folder
 
 
@@ -251,10 +251,10 @@ REFUSED = {
                      "trained as far (1 of 3 epochs and 0 steps done), with other weights"),
     "no runs": (lambda b: shutil.rmtree(b / "runs"),
                 "{b} holds no runs, itself or up to two levels down; it holds folds.csv: give a"),
-    "config cut": (edited("config.json", cut), "fold1/config.json is no configuration"),
+    "config cut": (edited("config.json", cut), "fold1/config.json does not fit"),
     "config gone": (without("config.json"), "fold1/config.json is missing"),
     "config of none": (edited("config.json", lambda _: b'{"run": "tiny_seed1", "seed": "1"}'),
-                       "fold1/config.json is no configuration"),
+                       "fold1/config.json does not fit"),
     "row of another version": (edited("config.json", lambda c: c.replace(b'"monitor"', b'"mntr"')),
                                "experiment.mntr"),
     "renamed": (renamed, "{b}/runs/tiny_seed1/fold2 is tiny_seed1/fold1 by its config.json"),

@@ -63,7 +63,7 @@ def plan(run: str, weights: str = "none") -> TrainPlan:
 
 def settled(work: Path, run: str, fold: int, weights: str = "none", digest=DIGEST) -> FoldRun:
     folder = fold_run.fold_folder(work, run, fold)
-    fold_run.settle_config(folder, plan(run, weights), digest)
+    fold_run.write_or_check_config(folder, plan(run, weights), digest)
     return folder
 
 
@@ -410,7 +410,7 @@ def test_an_ancestor_s_image_with_a_fingerprint_was_cleared_when_its_training_be
 def test_maps_that_state_another_past_than_the_checkpoints_are_refused(tmp_path):
     predicted(tmp_path, "forged")
     folder = fold_run.fold_folder(tmp_path, "forged", 1)
-    fold_run.settle_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
+    fold_run.record_lineage(folder, Lineage(images=("i00", "i01", "i04", "i05", "i08", "i09")))
     assert search(tmp_path).past_known
     other = {"lineage_digest": Lineage(images=("i02",)).digest()}
     folder.write_config(folder.read_config().model_copy(update=other))

@@ -146,7 +146,7 @@ def test_scores_of_some_folds_say_of_how_many_images_they_are(untrained, tmp_pat
         for name in ("oof.zip", "oof_last.zip"):
             (fold / name).unlink()
     result, printed = search(work, capsys)
-    assert f"note: folds [1] of tiny are {state} and stay out" in printed
+    assert f"note: folds [1] of tiny are {state} and not used" in printed
     assert result.scores.coverage == "6 of 12 images"
     assert "rule, nested CV (honest), 6 of 12 images" in printed
     assert "scored: 6 of 12 images, those of fold 0" in printed

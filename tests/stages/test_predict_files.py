@@ -162,7 +162,7 @@ def test_files_that_are_no_images_are_counted_by_their_endings(radiographs, tmp_
     capsys.readouterr()
     assert list(predict_files.find_images([tmp_path])) == ["z.dcm"]
     (note,) = capsys.readouterr().out.splitlines()
-    for part in ("4 files", "2 .tif", "1 .json", "1 without ending", "PNG", "README first"):
+    for part in ("4 files", "2 .tif", "1 .json", "1 without suffix", "PNG", "README first"):
         assert part in note
 
 

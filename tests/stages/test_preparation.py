@@ -47,7 +47,7 @@ def test_a_training_that_starts_while_another_draws_waits_and_takes_what_it_drew
 ):
     """The second asks for three folds: where both drew, the file would not be the first one's."""
     refused, arrived = [], threading.Event()
-    draw, named = folds.draw, storage._described
+    draw, named = folds.draw, storage._owner_text
 
     def second() -> None:
         try:
@@ -69,7 +69,7 @@ def test_a_training_that_starts_while_another_draws_waits_and_takes_what_it_drew
         return named(owner)
 
     monkeypatch.setattr(folds, "draw", drawn_meanwhile)
-    monkeypatch.setattr(storage, "_described", waits)
+    monkeypatch.setattr(storage, "_owner_text", waits)
     first = settle(tmp_path, 2)
     thread.join(60)
     assert len(refused) == 1

@@ -49,7 +49,7 @@ def test_every_draw_is_in_one_batch_of_one_group(n, batch_size, accumulate, repe
     assert max(map(len, batches)) <= (3 if batch_size == 2 else batch_size)
     if n > 1 and batch_size > 1:
         assert min(map(len, batches)) >= 2  # batch norm needs company
-    groups = sampling.groups(batches, accumulate)
+    groups = sampling.steps(batches, accumulate)
     assert [len(b) for g in groups for b in g] == [len(b) for b in batches]
     assert all(len(g) == accumulate for g in groups[:-1])
 
@@ -227,7 +227,9 @@ def test_options_at_their_bounds_pass():
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_turns_count_what_came_before(rows):
     order = np.array(rows, dtype=np.int64)
-    assert sampling.turns(order).tolist() == [rows[:i].count(r) for i, r in enumerate(rows)]
+    assert sampling.occurrence_numbers(order).tolist() == [
+        rows[:i].count(r) for i, r in enumerate(rows)
+    ]
 
 
 def hardness(predicted, truth) -> float:

@@ -194,7 +194,7 @@ def tested(log: Path) -> Iterator[dict[str, Any]]:
 
 def logged(work: Path) -> dict[str, list[dict]]:
     """Return the log of each fold that a training left, also of one that was killed."""
-    folders = fold_run.with_training(work)
+    folders = fold_run.folds_with_training(work)
     return {folder.name: folder.read_log() for folder in folders if folder.log.exists()}
 
 

@@ -478,7 +478,7 @@ def _trained(place: Place, run: str, took: float) -> Iterator[Row]:
            "log": log}  # fmt: skip
     work = place.scratch / "work"
     for name, last in (("kept epochs", False), ("last epoch", True)):
-        ensemble = recipes.gather([work], recipes.of_runs([run]))
+        ensemble = recipes.build_ensemble([work], recipes.of_runs([run]))
         held = out_of_fold(ensemble, [work], folds_file.find([work]), last=last)
         ids, parts = (held.table[column].tolist() for column in ("image_id", "fold"))
         groups = held.table["group"]

@@ -191,6 +191,6 @@ class Trials:
 def _unclear(status: int, output: str, folder: Path) -> list[str]:
     """Return what is wrong with how a stage ended on a full disk."""
     error = output.rpartition("Error: ")[2]
-    if status == lives.REFUSED and str(folder) in error and "make room" in error:
+    if status == lives.REFUSED and str(folder) in error and "free some space" in error:
         return []
     return [f"ended with status {status}, and not with the error that its disk is full:\n{output}"]

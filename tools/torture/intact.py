@@ -61,7 +61,7 @@ def _as_in(undisturbed: Path, trial: Path, path: Path) -> bool:
 def _folds_broken(trial: Path) -> list[str]:
     """Return checkpoints that do not load, or that contradict the files beside them."""
     faults = []
-    for folder in (fold for work in trial.iterdir() for fold in fold_run.with_training(work)):
+    for folder in (fold for work in trial.iterdir() for fold in fold_run.folds_with_training(work)):
         last = folder.last
         if not last.is_file():
             continue
