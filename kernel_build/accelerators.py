@@ -17,7 +17,7 @@ from kernel_lib.registry import lookup, nearest
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A machine by its name at Kaggle; figures are of one of its GPUs, from NVIDIA's data sheets.
+    """A machine by its name at Kaggle; figures are of one of its GPUs, by NVIDIA's data sheets.
 
     Attributes:
         memory_gb: The memory of a GPU.
@@ -51,7 +51,8 @@ class Accelerator:
 
 DEFAULT = "NvidiaTeslaT4"  # two T4: one alone is not offered (kaggle-cli, pull request 1198)
 # "Only available to participants of specific competitions", some only to Kaggle's staff: which of
-# them is which is not documented. Numbers of GPUs: users' reports; H100: SXM; RTX: Server Edition.
+# them is which is not documented, nor the GPUs of any but the default: those here follow names and
+# users' reports, with the H100 as SXM and the RTX PRO 6000 as Server Edition.
 ACCELERATORS = {
     each.name: each
     for each in (

@@ -78,7 +78,7 @@ def as_text(
         f"{session.max_hours:g}), {60 * session.start:.0f} minutes to start, "
         f"{costs.TRAIN_IMAGES:,} training and {costs.TEST_IMAGES:,} test images, maps of "
         f"{costs.MAP_BYTES_PER_PX} bytes a pixel, seconds of an epoch at the size in the table"
-        f"{'; ~ scaled by pixels and images' * scaled}{' and by speed' * elsewhere}",
+        f"{'; ~ scaled by pixels and images' * scaled}{', and by speed' * elsewhere}",
         *([_speed_line(*machines)] if elsewhere else []),
     ]
     return "\n".join([*lines, *(f"change: {line}" for line in estimate.advice)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from kernel_build import accelerators, metadata, needs
@@ -12,6 +15,18 @@ from kernel_lib.experiments import EXPERIMENTS
 ROW = EXPERIMENTS["UNetResNet34_512_v1"]
 META = {"dataset_sources": ["me/a"], "competition_sources": [], "model_sources": [],
         "kernel_sources": [], "enable_internet": True}  # fmt: skip
+
+
+def test_the_documented_table_is_the_code_s(project_root: Path):
+    text = (project_root / "docs" / "kaggle.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]*\| (\d+) \| (\d+) GB \| (\d+), (\d+) \| ([\d.]+) \|$", text, re.M
+    )
+    assert rows == [
+        (a.name, *(f"{n}" for n in (a.gpus, a.memory_gb, a.tflops, a.bandwidth_gb_s)),
+         f"{a.speed:.1f}".removesuffix(".0"))
+        for a in ACCELERATORS.values()
+    ]  # fmt: skip
 
 
 def test_speeds_are_against_the_default():
