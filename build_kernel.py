@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kernel_build import bundle, check, metadata, names, offline, options, parameters, wheels
+from kernel_build import bundle, check, costs, metadata, names, offline, options, parameters, wheels
 from kernel_build.options import FOLDER, OWNER
 from kernel_build.plan import plan
 from kernel_build.rehearse import rehearse
@@ -65,6 +65,12 @@ def main() -> None:
     "--kernel-source", "kernels", multiple=True, metavar="OWNER/SLUG",
     help="A kernel whose output to attach; repeatable [those of the stages before].",
 )  # fmt: skip
+@options.ACCELERATOR
+@click.option(
+    "--session-hours", "hours", type=float,
+    help="Length of a session: sets MAX_HOURS of training to half an hour less [what Kaggle's 12 "
+    "hours leave].",
+)  # fmt: skip
 @options.sources
 @click.option(
     "--root", "fill_root", is_flag=True,
@@ -72,13 +78,18 @@ def main() -> None:
     "the train notebook.",
 )  # fmt: skip
 def build(
-    stage, given, kind, owner, out, slug, attached, without_wheel, fill_root, **sources
-) -> None:
+    stage, given, kind, owner, out, slug, accelerator, hours, attached, without_wheel, fill_root,
+    **sources,
+) -> None:  # fmt: skip
     """Write one folder per kernel for `kaggle kernels push`, of STAGE or of all stages."""
     from kernel_build import needs  # takes half a second to import
 
     if not stage and (given or slug):
         raise InputError("-p and --slug need a single kernel: name its STAGE")
+    limits = _limits(stage, given, hours)
+    if accelerator and stage and not STAGES[stage].needs_gpu:
+        raise InputError(f"{stage} needs no GPU: leave --accelerator out")
+    shape = options.accelerator_name(accelerator)
     known = metadata.find_owner(ROOT, owner, os.environ, Path.home())
     if known is None:
         click.echo(
@@ -96,10 +107,11 @@ def build(
         inputs = bundle.Inputs(metadata.Sources(**sources))
         if STAGES[name].needs_gpu:
             carried = () if without_wheel else (wheels.carried(ROOT),)
-            inputs = replace(inputs, wheels=carried, offline=manifest)
+            inputs = replace(inputs, wheels=carried, offline=manifest, accelerator=shape)
+        baked = given + limits.get(name, ())
         for each in kinds:
             kernel = bundle.compose(
-                ROOT, name, each, given=given, owner=known and known[0], out=out,
+                ROOT, name, each, given=baked, owner=known and known[0], out=out,
                 slug=slug or names.slug(name, each, subject, fold), inputs=inputs,
             )  # fmt: skip
             unmet = list(needs.unmet(name, kernel.parameters, kernel.metadata, manifest))
@@ -155,6 +167,22 @@ def write_offline(out, weights, fetch, named, owner, slug) -> None:
 
 main.add_command(plan)
 main.add_command(rehearse)
+
+
+def _limits(
+    stage: str | None, given: tuple[tuple[str, str], ...], hours: float | None
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Return by stage the parameters that --session-hours sets: MAX_HOURS, where a stage has it."""
+    if hours is None:
+        return {}
+    name = "MAX_HOURS"
+    limited = [key for key, row in STAGES.items() if name.lower() in row.parameters.model_fields]
+    if stage and stage not in limited:
+        raise InputError(f"{stage} cannot stop in between: --session-hours is for {limited[0]}")
+    if name in dict(given):
+        raise InputError(f"--session-hours sets {name}: leave it or -p {name} out")
+    pair = (name, f"{costs.Session.of(hours).max_hours:g}")
+    return dict.fromkeys(limited, (pair,))
 
 
 def _subject(stage: str, given: tuple[tuple[str, str], ...]) -> tuple[str | None, int | None]:

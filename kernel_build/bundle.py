@@ -35,11 +35,13 @@ class Inputs:
         sources: What is attached to it.
         wheels: The wheels that it carries.
         offline: The manifest of a data set (`offline.manifest`) that it must find attached.
+        accelerator: What it runs on, if it needs a GPU; None: that of the root's metadata.
     """
 
     sources: metadata.Sources = field(default_factory=metadata.Sources)
     wheels: tuple[wheels.Wheel, ...] = ()
     offline: dict | None = None
+    accelerator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def compose(
     members = collect(root, left_out(stage))
     code_name = f"{name}.py" if kind == "script" else f"{name}.ipynb"
     meta = metadata.of_kernel(
-        metadata.read_base(root), stage, kind, owner, code_name, name=name, sources=inputs.sources
-    )
+        metadata.read_base(root), stage, kind, owner, code_name, name=name, sources=inputs.sources,
+        accelerator=inputs.accelerator,
+    )  # fmt: skip
     text = cells.for_kernel(percent, stage, parameters.defaults(percent, notebook) | values, meta)
     make_code = script_kernel if kind == "script" else notebook_kernel
     code = make_code(members, stage, text, values, inputs)

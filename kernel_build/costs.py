@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel_build import graph
+from kernel_build.accelerators import Accelerator
+from kernel_build.account import FULL_WEEK, Week
 from kernel_build.graph import Node
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.filenames import LOG
@@ -37,10 +39,19 @@ class Measured:
 
     train: float
     look: float
-    scaled: bool = False  # from another experiment's, by pixels and images
+    scaled: bool = False  # from another experiment's, by pixels and images; or another GPU's
+    gpu_mb: float | None = None  # most memory of one process on its GPU; None: unknown
 
     def times(self, factor: float) -> Measured:
         return Measured(self.train * factor, self.look * factor, scaled=True)
+
+    def on(self, accelerator: Accelerator, measured_on: Accelerator) -> Measured:
+        """Return the seconds by the speed classes of both, and the memory by their GPUs."""
+        if accelerator == measured_on:
+            return self
+        there = self.times(measured_on.speed / accelerator.speed)
+        share = measured_on.gpus / accelerator.gpus  # of a batch, which the GPUs divide
+        return replace(there, gpu_mb=self.gpu_mb and self.gpu_mb * share)
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,14 @@ class Session:
     def usable(self) -> float:
         """Hours of a session in which it trains or predicts."""
         return self.max_hours - self.start
+
+    @classmethod
+    def of(cls, hours: float) -> Session:
+        """Return a session of so many hours; InputError where they leave no time to work."""
+        session = cls(hours)
+        if not 0 < session.usable < float("inf"):
+            raise InputError(f"--session-hours {hours:g} leaves no hours to work; give over 1")
+        return session
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,7 @@ class Estimate:
     nodes: tuple[Node, ...]
     weeks: tuple[tuple[Node, ...], ...]
     advice: tuple[str, ...]
+    week: Week = FULL_WEEK
 
     @property
     def gpu_hours(self) -> float:
@@ -124,7 +144,9 @@ def from_log(path: Path, size: int) -> Measured:
         raise InputError(f"{path} is not the log of a training ({error!r})") from None
     if not seconds:
         raise InputError(f"{path} holds no epoch; let one end first")
-    measured = Measured(*(statistics.median(column) for column in zip(*seconds, strict=True)))
+    peaks = [line["gpu_memory_mb"] for line in lines if "gpu_memory_mb" in line]
+    medians = (statistics.median(column) for column in zip(*seconds, strict=True))
+    measured = Measured(*medians, gpu_mb=max(peaks, default=None))
     try:
         ran = FoldRun(path.parent.parent.name, 0, path.parent).read_config().experiment.size
     except InputError:  # without a configuration: the planned size
@@ -166,6 +188,7 @@ def estimate(
     views: Mapping[str, int],
     sizes: Mapping[str, Sizes],
     slug: str | None = None,
+    week: Week = FULL_WEEK,
 ) -> Estimate:
     """Return the plan's cost.
 
@@ -174,6 +197,7 @@ def estimate(
         measured: By experiment; others are the wanted one's, scaled by pixels and images.
         views, sizes: By experiment.
         slug: The beginning of all kernels' names; None: that of their run.
+        week: What the account's quota has left.
     """
     chain = next(iter(plans.values()))
     wanted = chain[-1]
@@ -190,11 +214,12 @@ def estimate(
     hours = {plan.experiment_name: cost.sessions for plan, cost in zip(chain, costs, strict=True)}
     nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug)
     advice = [line for cost in costs for line in _fold_advice(cost, session)]
-    by_week = graph.weeks(nodes) if max(n.hours for n in nodes) <= quota.GPU_HOURS_A_WEEK else []
+    fits = max(node.hours for node in nodes) <= week.total
+    by_week = graph.weeks(nodes, week.total, week.left) if fits else []
     advice += _inference_advice(own, len(plans) * folds, inference, session)
-    advice += _week_advice(costs, len(plans), folds, inference)
+    advice += _week_advice(costs, len(plans), folds, inference, week.total)
     return Estimate(
-        costs, tuple(plans), folds, tuple(nodes), tuple(map(tuple, by_week)), tuple(advice)
+        costs, tuple(plans), folds, tuple(nodes), tuple(map(tuple, by_week)), tuple(advice), week
     )
 
 
@@ -257,10 +282,12 @@ def _inference_advice(own: FoldCost, n_runs: int, inference: float, session: Ses
     return advice
 
 
-def _week_advice(costs: Sequence[FoldCost], seeds: int, folds: int, inference: float) -> list[str]:
-    """Return what to change where the plan does not fit a week."""
+def _week_advice(
+    costs: Sequence[FoldCost], seeds: int, folds: int, inference: float, week: float
+) -> list[str]:
+    """Return what to change where the plan does not fit a week of so many hours."""
     fold = sum(cost.gpu_hours for cost in costs)
-    total, week = fold * folds * seeds + inference, quota.GPU_HOURS_A_WEEK
+    total = fold * folds * seeds + inference
     if total <= week:
         return []
     experiment, fits = costs[-1].experiment, []

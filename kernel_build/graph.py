@@ -123,9 +123,13 @@ def _seeds(runs: Mapping[int, Sequence[TrainPlan]]) -> str:
 
 
 def weeks(
-    kernels: Sequence[Node], weekly_hours: float = quota.GPU_HOURS_A_WEEK
+    kernels: Sequence[Node],
+    weekly_hours: float = quota.GPU_HOURS_A_WEEK,
+    hours_left: float | None = None,
 ) -> list[list[Node]]:
     """Return the kernels by week, each after its sources and within the rest of its week's quota.
+
+    The first week has `hours_left` of it (None: all), which may be too few for any kernel.
 
     Raises: InputError for a kernel that no week holds.
     """
@@ -137,17 +141,19 @@ def weeks(
         )
     by_week: list[list[Node]] = []
     waiting, done = list(kernels), set()
+    quota_left = weekly_hours if hours_left is None else hours_left
     while waiting:
-        left, week = weekly_hours, []
+        left, week = quota_left, []
         for node in waiting:
             if set(node.sources) <= done and node.hours <= left:
                 week.append(node)
                 done.add(node.slug)
                 left -= node.hours
-        if not week:
+        if not week and quota_left >= weekly_hours:
             raise InputError(f"{waiting[0].slug} waits for kernels that are not in the plan")
         waiting = [node for node in waiting if node.slug not in done]
         by_week.append(week)
+        quota_left = weekly_hours
     return by_week
 
 

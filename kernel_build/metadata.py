@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_build import names
+from kernel_build import accelerators, names
 from kernel_lib.errors import InputError
 from kernel_lib.stages.table import STAGES
 from kernel_lib.storage import write_text
@@ -35,22 +35,6 @@ SOURCES = {
 _TEXTS = ("id", "title", "code_file", "language", "kernel_type", "machine_shape", "docker_image",
           "docker_image_pinning_type")  # fmt: skip
 _KEYS = frozenset({*_TEXTS, *BOOLEANS, *SOURCES, "keywords"})
-
-# Accelerators by docs/kernels.md of kaggle-cli (September 2026) and `kernels push --help` of 2.2.5.
-# The server takes any text, and gives another one in silence where it does not give that one.
-DEFAULT_GPU = "NvidiaTeslaT4"  # two T4: one alone is not offered (kaggle-cli, pull request 1198)
-# "Only available to participants of specific competitions", some only to Kaggle's staff: which of
-# them is which is not documented.
-LIMITED_GPUS = ("NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
-_TPUS = ("TpuV5E8", "TpuV6E8")
-# What runs in the place of a retired one (_RETIRED_ACCELERATORS of kaggle-cli 2.2.5).
-_RETIRED = {
-    "NvidiaTeslaP100": f"{DEFAULT_GPU}, two T4,",
-    "TpuV38": "TpuV5E8",
-    "Tpu1VmV38": "TpuV5E8",
-    "TpuV232": "a CPU",
-    "TpuV2256": "a CPU",
-}
 
 
 @dataclass(frozen=True)
@@ -105,12 +89,14 @@ def of_kernel(
     *,
     name: str | None = None,
     sources: Sources | None = None,
+    accelerator: str | None = None,
 ) -> dict:
     """Return a kernel's metadata: the base with what differs by stage, kind and sources.
 
     Args:
         owner: Its Kaggle user; None: a placeholder, which Kaggle refuses until it is filled.
         name: Its slug; None: it is the stage's own kernel.
+        accelerator: Of a stage that needs a GPU; None: the base's.
 
     Raises: InputError for what Kaggle would refuse.
     """
@@ -124,7 +110,7 @@ def of_kernel(
         "language": "python",
         "kernel_type": kind,
         "enable_gpu": gpu,
-        "machine_shape": base.get("machine_shape", "") if gpu else "",
+        "machine_shape": (accelerator or base.get("machine_shape", "")) if gpu else "",
     }
     meta |= _sources(base, stage, kind, owner, sources or Sources())
     faults = problems(meta)
@@ -152,7 +138,8 @@ def problems(meta: dict) -> list[str]:
         faults += [f"{key} names {name} twice" for name in twice]
     if meta["enable_tpu"]:
         faults.append("enable_tpu is true, and nothing here runs on a TPU; write false")
-    faults += _accelerator_faults(meta.get("machine_shape") or "")
+    if fault := accelerators.fault(meta.get("machine_shape") or ""):
+        faults.append(fault)
     if meta.get("kernel_type") not in KINDS:
         faults.append(
             f"kernel_type {meta.get('kernel_type')!r} is not known; write {' or '.join(KINDS)}"
@@ -188,12 +175,8 @@ def name_problems(meta: dict, shortest: int) -> list[str]:
 def notes(meta: dict) -> list[str]:
     """Return what is valid and may still turn out otherwise on Kaggle; usually nothing."""
     shape = meta.get("machine_shape")
-    if shape not in LIMITED_GPUS:
-        return []
-    return [
-        f"machine_shape {shape} is only for participants of certain competitions; others may get "
-        f"another one without an error, {DEFAULT_GPU} is for all"
-    ]
+    note = accelerators.note(shape) if isinstance(shape, str) else None
+    return [note] if note else []
 
 
 def _malformed(key: str, values: Iterable[str]) -> list[str]:
@@ -234,24 +217,6 @@ def _mistyped(meta: dict) -> list[str]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         faults.append(f"keywords is {words!r}; write a list of texts, or leave it out")
     return faults
-
-
-def _accelerator_faults(shape: str) -> list[str]:
-    if shape in ("", DEFAULT_GPU, *LIMITED_GPUS):
-        return []
-    if shape in _TPUS:
-        return [f"machine_shape {shape} is a TPU, which nothing here uses; write {DEFAULT_GPU}"]
-    retired = {name.lower(): given for name, given in _RETIRED.items()}
-    if given := retired.get(shape.strip().lower()):  # as the command line compares
-        return [
-            f"machine_shape {shape} is retired, and Kaggle gives {given} in its place without an "
-            f"error; write {DEFAULT_GPU}"
-        ]
-    known = {name.lower(): name for name in (DEFAULT_GPU, *LIMITED_GPUS)}
-    asked = shape.strip().lower()
-    near = [name for name in known if asked in name] or difflib.get_close_matches(asked, known, n=1)
-    fix = known[near[0]] if near else DEFAULT_GPU
-    return [f"machine_shape {shape!r} is not an accelerator of Kaggle's; write {fix}"]
 
 
 def _sources(base: dict, stage: str, kind: str, owner: str, given: Sources) -> dict:

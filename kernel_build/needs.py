@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from kernel_build import accelerators
 from kernel_lib.artifacts import fold_run
 from kernel_lib.config import Parameters, TrainParameters
 from kernel_lib.errors import InputError
@@ -101,6 +102,20 @@ def unmet(
             )
     if any(e.images == "nih" for e in experiments) and not unknown:
         yield "learns from NIH ChestX-ray14: attach a data set of it with --dataset OWNER/SLUG"
+    accelerator = accelerators.ACCELERATORS[meta.get("machine_shape") or accelerators.DEFAULT]
+    for plan in trained:
+        yield from _too_small(accelerator, plan)
+
+
+def _too_small(accelerator: accelerators.Accelerator, plan: TrainPlan) -> Iterator[str]:
+    """Yield that a training does not fit the memory of a GPU, where that is known."""
+    processes = plan.parameters.processes or accelerator.gpus
+    needed_mb = accelerators.training_mb(plan.experiment, processes)
+    if needed_mb is None or plan.parameters.precision == "float32":  # measured in bfloat16
+        return
+    source = "scaled by pixels and batch from a measurement at 512 px"
+    if text := accelerators.too_small(accelerator, plan.experiment, needed_mb, source):
+        yield text
 
 
 def _check_paths(parameters: Parameters) -> None:

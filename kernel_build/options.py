@@ -7,12 +7,18 @@ from pathlib import Path
 
 import click
 
-from kernel_build import metadata, wheels
+from kernel_build import accelerators, metadata, wheels
+from kernel_build.accelerators import ACCELERATORS
 from kernel_lib.errors import InputError
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 KIND = click.Choice(metadata.KINDS)
 OWNER = click.option("--owner", help="Kaggle user name [KAGGLE_USERNAME or kaggle.json].")
+ACCELERATOR = click.option(
+    "--accelerator", metavar="NAME",
+    help=f"What kernels with a network run on: {', '.join(ACCELERATORS)} [the one that the root's "
+    f"{metadata.FILE} names].",
+)  # fmt: skip
 _SOURCES = (
     click.option(
         "--data", metavar="OWNER/SLUG",
@@ -39,6 +45,19 @@ class Command(click.Command):
             return super().invoke(context)
         except InputError as error:
             raise click.ClickException(str(error)) from None
+
+
+def accelerator_name(given: str | None) -> str | None:
+    """Return what to write for --accelerator, and print where a retired one is replaced.
+
+    Raises: InputError for a TPU or an unknown name.
+    """
+    if given is None:
+        return None
+    name = accelerators.named(given).name
+    if replaced := accelerators.replacement(given):
+        click.echo(f"--accelerator {replaced}; the kernels name {name}")
+    return name
 
 
 def sources(command: Callable) -> Callable:

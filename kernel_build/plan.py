@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from kernel_build import bundle, costs, graph, metadata, needs, offline, options, wheels
+from kernel_build import (
+    accelerators,
+    account,
+    bundle,
+    costs,
+    graph,
+    metadata,
+    needs,
+    offline,
+    options,
+    wheels,
+)
+from kernel_build.accelerators import Accelerator
 from kernel_build.costs import Estimate, Measured, Session, Sizes
 from kernel_build.graph import Node
 from kernel_lib.config import Experiment, TrainParameters, parse_value
@@ -20,6 +32,7 @@ from kernel_lib.kaggle import paths, quota
 from kernel_lib.plan import TrainPlan, plan_training
 from kernel_lib.stages.table import STAGES
 
+T4S = accelerators.ACCELERATORS[accelerators.DEFAULT]
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as in the reference solution
 # Parameters that a plan sets in each kernel, and what to give the plan instead.
@@ -37,24 +50,36 @@ _OWN = {
 }
 
 
-def as_text(estimate: Estimate, session: Session, now: datetime | None = None) -> str:
-    """Return the estimate as text: a table, the weeks, the order, and advice."""
+def as_text(
+    estimate: Estimate,
+    session: Session,
+    now: datetime | None = None,
+    machines: tuple[Accelerator, Accelerator] = (T4S, T4S),
+) -> str:
+    """Return the estimate as text: a table, the weeks, the order, and advice.
+
+    `machines` are that of the kernels, and that on which epochs were measured.
+    """
     seeds = ", ".join(map(str, estimate.seeds))
     scaled = any(cost.measured.scaled for cost in estimate.costs)
+    elsewhere = machines[0] != machines[1]
     lines = [
         *_table_lines(estimate),
         "",
         f"{_count(len(estimate.seeds), 'seed')} ({seeds}) × {estimate.folds} folds, at most: "
         "patience may end a fold before its last epoch",
+        *([estimate.week.says] if estimate.week.says else []),
         *_week_lines(estimate),
-        f"the quota is full again on {quota.week_ends(now):%A %d %B}, 00:00 UTC",
+        f"the quota is full again on {estimate.week.ends or quota.week_ends(now):%A %d %B, %H:%M} "
+        "UTC",
         "order: seed by seed, each fold's parents before it, so that one seed is complete, and "
         "could be scored, before the next one costs anything; two GPU sessions at once",
         f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over (MAX_HOURS "
         f"{session.max_hours:g}), {60 * session.start:.0f} minutes to start, "
         f"{costs.TRAIN_IMAGES:,} training and {costs.TEST_IMAGES:,} test images, maps of "
         f"{costs.MAP_BYTES_PER_PX} bytes a pixel, seconds of an epoch at the size in the table"
-        f"{'; ~ scaled by pixels and images' * scaled}",
+        f"{'; ~ scaled by pixels and images' * scaled}{', and by speed' * elsewhere}",
+        *([_speed_line(*machines)] if elsewhere else []),
     ]
     return "\n".join([*lines, *(f"change: {line}" for line in estimate.advice)])
 
@@ -85,9 +110,25 @@ def _table_lines(estimate: Estimate) -> list[str]:
     return ["  ".join(row).rstrip() for row in aligned]
 
 
+def _speed_line(accelerator: Accelerator, measured_on: Accelerator) -> str:
+    speed = accelerator.speed / measured_on.speed
+    return (
+        f"estimated: {_shown(accelerator)} {speed:.1f} times as fast as {_shown(measured_on)}, on "
+        "which epochs were measured; from NVIDIA's data sheets, no speed of Kaggle's is measured, "
+        "and four processor cores may not load images so fast"
+    )
+
+
+def _shown(accelerator: Accelerator) -> str:
+    return f"{accelerator.name} ({accelerator.gpus} × {accelerator.memory_gb} GB)"
+
+
 def _week_lines(estimate: Estimate) -> list[str]:
     lines = []
     for number, week in enumerate(estimate.weeks, 1):
+        if not week:
+            lines.append(f"week {number}: no kernel fits in what is left of it")
+            continue
         hours = sum(node.hours for node in week)
         names = f"{week[0].slug} … {week[-1].slug}" if len(week) > 1 else week[0].slug
         lines.append(f"week {number}: {hours:.1f} h in {_count(len(week), 'kernel')}, {names}")
@@ -193,6 +234,15 @@ def measurements(
     show_default=True,
     help=f"Length of a session; {quota.SHORT_SESSION_HOURS:g} are reported for some accounts.",
 )  # fmt: skip
+@options.ACCELERATOR
+@click.option(
+    "--measured-on", metavar="NAME", default=accelerators.DEFAULT, show_default=True,
+    help="The accelerator of --log and --seconds-per-epoch.",
+)  # fmt: skip
+@click.option(
+    "--quota-left", type=float, metavar="H",
+    help="GPU hours left of this week [what `kaggle quota` prints, or all of it].",
+)  # fmt: skip
 @click.option(
     "--write", "out", type=options.FOLDER,
     help="Build all kernels in this folder, with push_all.py.",
@@ -204,13 +254,15 @@ def measurements(
 @click.option("--slug", help="Beginning of the kernels' names [their run's name].")
 @options.sources
 def plan(
-    experiment, seeds, folds, given, logs, seconds, hours, out, owner, kind, slug, data, datasets,
-    models, attached, without_wheel,
+    experiment, seeds, folds, given, logs, seconds, hours, accelerator, measured_on, quota_left,
+    out, owner, kind, slug, data, datasets, models, attached, without_wheel,
 ) -> None:  # fmt: skip
     """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels."""
-    session = Session(hours)
-    if not 0 < session.usable < float("inf"):
-        raise InputError(f"--session-hours {hours:g} leaves no hours to work; give over 1")
+    session = Session.of(hours)
+    week = None if quota_left is None else account.given(quota_left)
+    shape = options.accelerator_name(accelerator)
+    given_by_root = metadata.read_base(ROOT).get("machine_shape") or accelerators.DEFAULT
+    machines = (accelerators.named(shape or given_by_root), accelerators.named(measured_on))
     sources = metadata.Sources(data, datasets, models=models)
     values = {name.lower(): parse_value(text) for name, text in given}
     if own := [name.upper() for name in values if name in _OWN]:
@@ -221,20 +273,40 @@ def plan(
     plans = plans_of(asked, seeds)
     experiments = {plan.experiment_name: plan.experiment for plan in next(iter(plans.values()))}
     measured = measurements(logs, seconds, experiments, folds)
-    estimate = _estimate(plans, experiments, folds, measured, session, slug)
-    click.echo(as_text(estimate, session))
+    measured = {name: each.on(*machines) for name, each in measured.items()}
+    estimate = _estimate(plans, folds, measured, session, slug, week or account.week())
+    click.echo(as_text(estimate, session, machines=machines))
+    for line in _too_small(machines[0], measured, experiments):
+        click.echo(f"change: {line}")
     if out is not None:
         manifest = offline.manifest(attached) if attached else None
         carried = () if without_wheel else (wheels.carried(ROOT),)
-        _write(estimate, out, owner, kind, bundle.Inputs(sources, carried, manifest))
+        inputs = bundle.Inputs(sources, carried, manifest, shape)
+        _write(estimate, out, owner, kind, inputs)
 
 
-def _estimate(plans, experiments, folds, measured, session, slug) -> Estimate:
+def _estimate(plans, folds, measured, session, slug, week) -> Estimate:
     from kernel_lib.inference import tta
 
+    chain = next(iter(plans.values()))
+    experiments = {plan.experiment_name: plan.experiment for plan in chain}
     views = {name: len(tta.views(e.tta)) for name, e in experiments.items()}
     sizes = {name: sizes_of(e) for name, e in experiments.items()}
-    return costs.estimate(plans, folds, measured, session, views, sizes, slug)
+    return costs.estimate(plans, folds, measured, session, views, sizes, slug, week)
+
+
+def _too_small(
+    accelerator: Accelerator,
+    measured: Mapping[str, Measured],
+    experiments: Mapping[str, Experiment],
+) -> Iterator[str]:
+    """Yield what to change where a process took more memory, by its log, than a GPU will have."""
+    for name, each in measured.items():
+        if each.gpu_mb is None:
+            continue
+        text = accelerators.too_small(accelerator, experiments[name], each.gpu_mb, "by its log")
+        if text:
+            yield text
 
 
 def _write(estimate: Estimate, out: Path, owner, kind, inputs: bundle.Inputs) -> None:

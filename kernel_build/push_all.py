@@ -1,11 +1,12 @@
 """Push the kernels beside this script to Kaggle in order, and wait for each before what needs it.
 
-    python push_all.py [--poll SECONDS] [--kaggle COMMAND]
+    python push_all.py [--poll SECONDS] [--kaggle COMMAND] [--no-run]
 
 Needs Python 3.9 and the kaggle command line. Its state is kept in push_state.json: stopped anywhere
 and started again, it goes on from there, and pushes a kernel that failed again. The result of a
 push is read from the command line's output, since its exit code is 0 also when Kaggle refused. At
-most two GPU sessions run at once.
+most two GPU sessions run at once. With --no-run it saves a version of each kernel that has not run,
+and runs none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ GPU_SESSIONS = 2
 PATIENCE = 10  # times in a row that the network, or Kaggle, may fail before this gives up
 # The output of version 2.2.5; the older forms are of 2.2.4 and before.
 PUSHED = re.compile(r"Kernel version (?:\d+ )?successfully pushed")
+SAVED = re.compile(r"Kernel version (?:\d+ )?successfully saved without running")
+OLD = re.compile(r"unrecognized arguments|invalid choice|no such option", re.IGNORECASE)
 INVALID = re.compile(r"^.*\bnot valid\b.*$", re.MULTILINE | re.IGNORECASE)
 STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
 BUSY = re.compile(r"maximum (?:batch )?GPU session", re.IGNORECASE)  # all slots are taken: wait
@@ -35,6 +38,8 @@ NOBODY = re.compile(
     r"\b401\b|unauthorized|could not find kaggle.json|authenticate|authentication required",
     re.IGNORECASE,
 )
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+LOG_LINES = 20  # of a failed kernel, the last ones
 GOING = ("queued", "running", "new_script", "newscript")
 
 
@@ -67,10 +72,10 @@ class State:
         print(f"{time.strftime('%H:%M:%S')} {slug}: {state}", flush=True)
 
 
-def call(command: list[str], *arguments: str) -> str:
-    """Return the output of the command line, both streams.
+def call(command: list[str], *arguments: str, checked: bool = False) -> str:
+    """Return the output of the command line, both streams; with `checked`, the first of a success.
 
-    Raises: NoAnswerError where it does not end, PushError without a login.
+    Raises: NoAnswerError where it does not end, or with `checked` fails; PushError without a login.
     """
     try:
         done = subprocess.run(
@@ -82,20 +87,29 @@ def call(command: list[str], *arguments: str) -> str:
     if done.returncode and NOBODY.search(answer):
         first = answer.splitlines()[0]
         raise PushError(f"the kaggle command line is not logged in, kaggle auth login: {first}")
-    return answer
+    if checked and done.returncode:
+        raise NoAnswerError(last_line(answer))
+    return done.stdout if checked else answer
 
 
-def push(command: list[str], folder: Path) -> None:
-    """Push a kernel.
+def push(command: list[str], folder: Path, run: bool = True) -> None:
+    """Push a kernel; without `run`, save a version that does not run.
 
     Raises: PushError with Kaggle's answer, BusyError or NoAnswerError to try again.
     """
-    answer = call(command, "kernels", "push", "-p", str(folder))
+    answer = call(command, "kernels", "push", "-p", str(folder), *([] if run else ["--no-run"]))
+    if not run and OLD.search(answer):
+        raise PushError("this kaggle has no --no-run, which 2.2.5 has: pip install -U kaggle")
     invalid = INVALID.findall(answer)
     if invalid:  # success is reported as well, and the kernel runs without them
-        raise PushError(f"sources were refused, cancel the run on Kaggle: {'; '.join(invalid)}")
-    if PUSHED.search(answer):
+        cancel = ", cancel the run on Kaggle" * run
+        raise PushError(f"sources were refused{cancel}: {'; '.join(invalid)}")
+    pushed, saved = PUSHED.search(answer), SAVED.search(answer)
+    if pushed if run else saved:
         return
+    if pushed or saved:
+        wrong = "only saved, it does not run" if run else "pushed, and it runs on Kaggle"
+        raise PushError(f"{wrong}: {answer}")
     if BUSY.search(answer):
         raise BusyError
     if "push error" in answer.lower() or ABSENT.search(answer):
@@ -129,7 +143,37 @@ def update(command: list[str], kernel: dict, state: State) -> None:
         )
     elif current not in GOING:
         state.set(slug, "failed")
-        raise PushError(f"{slug} is {current} on Kaggle: {answer}")
+        raise PushError(
+            f"{slug} is {current} on Kaggle: {answer}\n{log_end(command, kernel['id'])}"
+        )
+
+
+def log_end(command: list[str], kernel_id: str) -> str:
+    """Return the last lines of a kernel's log below a heading, or why there are none."""
+    try:
+        answer = call(command, "kernels", "logs", kernel_id, checked=True)
+    except (NoAnswerError, PushError) as reason:
+        newer = "; pip install -U kaggle" * bool(OLD.search(str(reason)))
+        return f"its log could not be read: {reason}{newer}"
+    lines = [line for line in log_text(answer).splitlines() if line.strip()]
+    if not lines:
+        return "its log is empty"
+    shown = lines[-LOG_LINES:]
+    more = f"the last {len(shown)} of {len(lines)} lines" if len(lines) > len(shown) else "all"
+    return "\n".join([f"its log, {more}:", *(f"  {line}" for line in shown)])
+
+
+def log_text(answer: str) -> str:
+    """Return a log as text: Kaggle gives a JSON list of pieces, or an older log as it is."""
+    text = answer
+    start = re.search(r"^\[\s*(?:\{|\]\s*\Z)", answer, re.MULTILINE)  # a warning may precede
+    if start:
+        try:
+            pieces, _ = json.JSONDecoder().raw_decode(answer[start.start() :])
+            text = "".join(str(piece["data"]) for piece in pieces if piece.get("data"))
+        except (ValueError, AttributeError, KeyError, TypeError):
+            pass
+    return COLOURS.sub("", text)
 
 
 def resume(command: list[str], kernel: dict, state: State) -> None:
@@ -169,17 +213,40 @@ def step(command: list[str], folder: Path, kernels: list[dict], state: State) ->
         state.set(slug, "pushed")
 
 
+def save(command: list[str], folder: Path, kernels: list[dict], state: State) -> None:
+    """Save a version of each kernel that has not run; a newer one would hide a finished output.
+
+    Raises: PushError with Kaggle's answer.
+    """
+    for kernel in kernels:
+        slug = kernel["slug"]
+        if state.of[slug] not in ("waiting", "failed"):
+            print(f"{slug}: {state.of[slug]}, left as it is", flush=True)
+            continue
+        try:
+            push(command, folder / slug, run=False)
+        except (PushError, NoAnswerError) as failure:
+            raise PushError(f"{slug}: {failure}") from None
+        except BusyError:
+            raise PushError(f"{slug}: Kaggle counts it as a session; try again later") from None
+        print(f"{time.strftime('%H:%M:%S')} {slug}: saved without running", flush=True)
+
+
 def main() -> int:
     """Push all kernels; return 0 once all are complete, 1 where one stopped it, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--poll", type=float, default=60.0, help="seconds between two rounds")
     parser.add_argument("--kaggle", default="kaggle", help="the command line to call")
+    parser.add_argument("--no-run", action="store_true", help="save the kernels, and run none")
     options = parser.parse_args()
     folder, command = Path(__file__).resolve().parent, shlex.split(options.kaggle)
     kernels = json.loads((folder / "graph.json").read_text(encoding="utf-8"))["kernels"]
     state = State(folder / "push_state.json", [kernel["slug"] for kernel in kernels])
     hiccups = 0
     try:
+        if options.no_run:
+            save(command, folder, kernels, state)
+            return 0
         for kernel in kernels:
             if state.of[kernel["slug"]] == "failed":
                 state.set(kernel["slug"], "waiting")

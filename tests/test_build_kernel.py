@@ -190,9 +190,36 @@ def test_an_offline_data_set_is_attached_and_wanted(clone: Path):
     assert f'"dataset": "{data_set}"' in code_of(clone, slug)
 
 
+def test_an_accelerator_is_named_in_the_metadata_of_what_has_a_network(clone: Path):
+    done = build(clone, "--kind", "script", "--owner", "me", "--accelerator", "NvidiaH100")
+    assert done.returncode == 0, done.stderr
+    shapes = [meta_of(clone, slug)["machine_shape"] for slug in folders(clone)]
+    assert shapes == ["NvidiaH100", "", "NvidiaH100"]  # inference, thresholds, train
+    assert "machine_shape NvidiaH100 is only for participants" in done.stdout
+    done = build(clone, "train", "--owner", "me", "--accelerator", "NvidiaTeslaP100")
+    assert "--accelerator NvidiaTeslaP100 is retired, and Kaggle gives NvidiaT" in done.stdout
+    assert meta_of(clone, "pneumothorax-train")["machine_shape"] == "NvidiaTeslaT4"
+
+
+def test_a_session_s_hours_limit_training_and_change_no_name(clone: Path, project_root: Path):
+    shutil.copy(project_root / "notebooks" / "train.py", clone / "notebooks")
+    done = build(clone, "--kind", "script", "--owner", "me", "--session-hours", "9")
+    assert done.returncode == 0, done.stderr
+    stages = ("inference", "thresholds", "train")
+    assert folders(clone) == [f"pneumothorax-{stage}-script" for stage in stages]
+    limited = ["'MAX_HOURS': 8.5" in code_of(clone, slug) for slug in folders(clone)]
+    assert limited == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("train", "--accelerator", "V100"), "accelerator 'V100' is unknown; nearest: Nvidia"),
+        (("train", "--accelerator", "TpuV6E8"), "TpuV6E8 is a TPU, and nothing here runs on one"),
+        (("thresholds", "--accelerator", "NvidiaL4"), "thresholds needs no GPU: leave --acc"),
+        (("inference", "--session-hours", "9"), "--session-hours is for train"),
+        (("train", "--session-hours", "0.5"), "--session-hours 0.5 leaves no hours"),
+        (("train", "--session-hours", "9", "-p", "MAX_HOURS", "3"), "sets MAX_HOURS: leave it or"),
         (("train", "-p", "SIZES", "1024"), "notebooks/train.py: parameter 'SIZES' is unknown"),
         (("train", "-p", "SIZE", "big"), "SIZE: int"),
         (("trian",), "'trian' is neither a stage"),

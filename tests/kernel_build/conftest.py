@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +157,31 @@ def record_row(member: str, text: str) -> str:
 @pytest.fixture
 def make_wheel() -> Callable[..., Path]:
     return write_wheel
+
+
+@pytest.fixture
+def fake_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that makes `kaggle` answer so, and returns the file of its calls.
+
+    Until then there is no `kaggle`, whatever this machine has.
+    """
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    calls = folder / "calls.txt"
+
+    def answering(answer: str, status: int = 0) -> Path:
+        command = folder / "kaggle"
+        code = f"""\
+            #!{sys.executable}
+            import sys
+            with open({str(calls)!r}, "a") as file:
+                print(*sys.argv[1:], file=file)
+            print({answer!r}, end="", file=sys.stderr if {status} else sys.stdout)
+            sys.exit({status})
+            """
+        command.write_text(dedent(code))
+        command.chmod(0o755)
+        return calls
+
+    return answering

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_build import metadata, names
+from kernel_build import accelerators, metadata, names
 from kernel_build.metadata import Sources
 from kernel_lib.errors import InputError
 from kernel_lib.stages.table import STAGES
@@ -79,11 +79,11 @@ def test_a_malformed_model_is_refused_in_a_sentence(model: str):
         Sources(models=(model,))
 
 
-@pytest.mark.parametrize("shape", ["", "NvidiaTeslaT4", *metadata.LIMITED_GPUS])
+@pytest.mark.parametrize("shape", ["", *accelerators.ACCELERATORS])
 def test_every_gpu_of_kaggle_s_is_let_through(project: Path, shape: str):
     meta = metadata.read_base(project) | {"machine_shape": shape}
     assert metadata.problems(meta) == []
-    assert len(metadata.notes(meta)) == (shape in metadata.LIMITED_GPUS)
+    assert len(metadata.notes(meta)) == (shape not in ("", "NvidiaTeslaT4"))
 
 
 def test_a_name_of_one_s_own_is_id_and_title(project: Path):

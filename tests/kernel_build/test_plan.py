@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import bundle, costs, graph, metadata, plan
+from kernel_build import accelerators, bundle, costs, graph, metadata, plan
 from kernel_build.costs import Measured, Session, Sizes
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.config import TrainParameters
@@ -167,8 +167,9 @@ def test_seconds_of_an_epoch_are_divided():
     assert measured.look == pytest.approx(measured.train / 12)  # a quarter at a third
 
 
-def run(*arguments: str):
-    return CliRunner().invoke(plan.plan, arguments)
+def run(*arguments: str, path: str = ""):
+    """Run the command, without any `kaggle` unless one is on `path`."""
+    return CliRunner(env={"PATH": path}).invoke(plan.plan, arguments)
 
 
 def test_the_command_prints_a_table_and_the_weeks(monkeypatch):
@@ -197,6 +198,80 @@ def test_it_says_when_the_quota_is_full_again():
     assert "the quota is full again on Saturday 28 November, 00:00 UTC" in text
 
 
+def week_lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith(("week", "quota"))]
+
+
+def test_the_first_week_has_what_kaggle_quota_leaves_of_it(fake_kaggle, tmp_path: Path):
+    arguments = (ROW, "--seconds-per-epoch", "288", "-p", "EPOCHS", "60")  # 5 h a fold
+    header = "resource,used,remaining,total,refreshAt\n"
+    fake_kaggle(header + "GPU,20.00h,15.00h,35.00h,2026-11-29T06:30:00+00:00\n")
+    done = run(*arguments, path=str(tmp_path / "bin"))
+    assert done.exit_code == 0, done.output
+    said, first, second = week_lines(done.output)
+    assert said == "quota: 15 of 35 GPU hours left, by kaggle quota"
+    assert re.match(r"week 1: \d+\.\d h in 2 kernels, ", first)
+    assert second.startswith("week 2: ")
+    assert "the quota is full again on Sunday 29 November, 06:30 UTC" in done.output
+    given = run(*arguments, "--quota-left", "6", path=str(tmp_path / "bin"))
+    said, first, *_ = week_lines(given.output)
+    assert said == "quota: 6 of 30 GPU hours left, as given"
+    assert " h in 1 kernel, " in first
+
+
+def test_with_nothing_left_the_first_week_is_empty(fake_kaggle, tmp_path: Path):
+    header = "resource,used,remaining,total,refreshAt\n"
+    fake_kaggle(header + "GPU,30.00h,0.00h,30.00h,2026-11-28T00:00:00+00:00\n")
+    done = run(ROW, "--seconds-per-epoch", "288", path=str(tmp_path / "bin"))
+    said, first, second, *_ = week_lines(done.output)
+    assert said == "quota: 0 of 30 GPU hours left, by kaggle quota"
+    assert first == "week 1: no kernel fits in what is left of it"
+    assert second.startswith("week 2: ")
+
+
+def test_without_kaggle_a_line_says_that_the_week_is_assumed_full():
+    done = run(ROW, "--seconds-per-epoch", "60")
+    said, _ = week_lines(done.output)
+    assert said.startswith("quota: 30 of 30 GPU hours assumed to be left, because there is no")
+
+
+def test_another_accelerator_s_hours_follow_its_speed():
+    default = run(ROW, "--seconds-per-epoch", "288")
+    assert "estimated:" not in default.output
+    done = run(ROW, "--seconds-per-epoch", "288", "--accelerator", "NvidiaH100")
+    speed = accelerators.ACCELERATORS["NvidiaH100"].speed
+    assert done.output.splitlines()[1].split()[3] == f"~{288 / speed:.0f}"
+    assert f"estimated: NvidiaH100 (1 × 80 GB) {speed:.1f} times as fast as NvidiaT" in done.output
+    measured = run(ROW, "--seconds-per-epoch", "288", "--accelerator", "NvidiaH100",
+                   "--measured-on", "NvidiaH100")  # fmt: skip
+    assert measured.output == default.output
+
+
+def test_a_p100_is_planned_as_what_kaggle_gives():
+    done = run(ROW, "--seconds-per-epoch", "288", "--accelerator", "NvidiaTeslaP100")
+    first, rest = done.output.split("\n", 1)
+    assert first == (
+        "--accelerator NvidiaTeslaP100 is retired, and Kaggle gives NvidiaTeslaT4, two T4, in its "
+        "place without an error; the kernels name NvidiaTeslaT4"
+    )
+    assert rest == run(ROW, "--seconds-per-epoch", "288").output
+
+
+def test_a_log_s_memory_is_held_against_the_gpu_s(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    line = {"epoch": 1, "seconds": 60, "val_seconds": 5, "gpu_memory_mb": 20000.0}
+    path.write_text(json.dumps(line) + "\n")
+    small = run(ROW, "--log", str(path))
+    assert (
+        f"change: {ROW} needs about 20.0 GB of GPU memory (by its log), and a GPU of NvidiaTeslaT4 "
+        "leaves 15.0: -p BATCH_SIZE 4 -p ACCUMULATE 4"
+    ) in small.output
+    assert "GPU memory" not in run(ROW, "--log", str(path), "--accelerator", "NvidiaL4").output
+    # One GPU takes alone what two divided.
+    one = run(ROW, "--log", str(path), "--accelerator", "NvidiaL4X1")
+    assert "needs about 40.0 GB" in one.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -207,6 +282,16 @@ def test_it_says_when_the_quota_is_full_again():
         (("UNet", "--seconds-per-epoch", "3"), "EXPERIMENT 'UNet' is unknown"),
         ((ROW, "--seconds-per-epoch", "3", "--session-hours", "0.5"), "0.5 leaves no hours"),
         ((ROW, "--seconds-per-epoch", "3", "--session-hours", "inf"), "inf leaves no hours"),
+        (
+            (ROW, "--seconds-per-epoch", "3", "--quota-left", "-1"),
+            "--quota-left -1 is not a number",
+        ),
+        ((ROW, "--seconds-per-epoch", "3", "--accelerator", "A100"), "nearest: NvidiaTeslaA100"),
+        (
+            (ROW, "--seconds-per-epoch", "3", "--measured-on", "V100"),
+            "accelerator 'V100' is unknown",
+        ),
+        ((ROW, "--seconds-per-epoch", "3", "--accelerator", "TpuV5E8"), "TpuV5E8 is a TPU, and"),
         ((ROW, "--seconds-per-epoch", "3", "--model", "a/b/c/1"), "'a/b/c/1' is not OWNER/MODEL/"),
         ((ROW, "--seconds-per-epoch", "3", "--dataset", "b"), "dataset_sources: 'b' is not OWNER"),
         ((ROW, "-p", "SEED", "3", "--seconds-per-epoch", "3"), "-p SEED is not a plan's: give --s"),
@@ -244,14 +329,17 @@ def test_written_it_is_a_graph_of_kernels_that_stop_in_time(tmp_path: Path):
     arguments += ("--seconds-per-epoch", "2900")  # 9.3 h a fold
     assert "2 × 1" in run(*arguments).output.splitlines()[1]
     done = run(*arguments, "--session-hours", "9", "--write", str(out), "--owner", "me",
-               "--data", "you/images")  # fmt: skip
+               "--data", "you/images", "--accelerator", "NvidiaL4X1",
+               "--measured-on", "NvidiaL4X1")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "2 × 2" in done.output.splitlines()[1]
     assert "assumed: sessions of 9 h with 0.5 h left over (MAX_HOURS 8.5)" in done.output
     assert "6 kernels in" in done.output
+    assert "machine_shape NvidiaL4X1 is only for participants" in done.output
     assert "needs ImageNet" not in done.output  # the demo starts from nothing
     assert (out / "push_all.py").is_file()
-    assert len(list(out.glob("*/kernel-metadata.json"))) == 6
+    metas = [json.loads(file.read_text()) for file in out.glob("*/kernel-metadata.json")]
+    assert sorted(meta["machine_shape"] for meta in metas) == ["", *["NvidiaL4X1"] * 5]
     kernels = json.loads((out / "graph.json").read_text())["kernels"]
     trains = [dict(node["given"]) for node in kernels if node["stage"] == "train"]
     assert [given["MAX_HOURS"] for given in trains] == ["8.5"] * 4

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from kernel_build import bundle, check, metadata, names, offline
+from kernel_build import account, bundle, check, metadata, names, offline
 
 pytestmark = [
     pytest.mark.slow,
@@ -220,8 +221,8 @@ def test_a_missing_boolean_is_sent_as_the_check_says(
     assert {key: sent[name] for key, name in names.items()} == metadata.BOOLEANS
 
 
-def push_all(folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(folder / "push_all.py"), "--poll", "0"]
+def push_all(folder: Path, environ: dict[str, str], *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(folder / "push_all.py"), "--poll", "0", *options]
     command += ["--kaggle", f"{sys.executable} -m kaggle"]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
 
@@ -264,3 +265,57 @@ def test_push_all_stops_at_what_the_command_line_reports(
     assert done.returncode == 1
     assert re.search(words, done.stderr)
     assert [name for name, _ in server.got].count("SaveKernel") == 1
+
+
+def test_push_all_shows_the_log_as_the_command_line_prints_it(
+    graph: Path, environ: dict[str, str], server: ThreadingHTTPServer
+):
+    pieces = [{"stream_name": "stdout", "time": 1.0, "data": f"line {i}\n"} for i in range(30)]
+    server.plays = {
+        "GetKernelSessionStatus": [(200, {"status": "ERROR"})],
+        "ListKernelSessionOutput": [(200, {"log": json.dumps(pieces)})],
+    }
+    done = push_all(graph, environ)
+    assert done.returncode == 1
+    assert "its log, the last 20 of 30 lines:\n  line 10\n" in done.stderr
+    assert "  line 29\nfix it and start this again" in done.stderr
+
+
+def test_push_all_saves_without_running(graph: Path, environ: dict[str, str], server):
+    done = push_all(graph, environ, "--no-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sent = [(method, body["slug"], body["kernelExecutionType"]) for method, body in server.got]
+    assert sent == [("SaveKernel", f"me/kernel-{name}", "QUICK_SAVE") for name in "ab"]
+
+
+@pytest.fixture
+def own_kaggle(tmp_path: Path, environ: dict[str, str], monkeypatch) -> None:
+    """Let this process find a `kaggle` that is the command line, with the server as Kaggle."""
+    command = tmp_path / "bin" / "kaggle"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\nfrom kaggle.cli import main\nmain()\n")
+    command.chmod(0o755)
+    for name in os.environ:
+        if name.upper().startswith("KAGGLE_"):
+            monkeypatch.delenv(name)
+    for name, value in (environ | {"PATH": str(command.parent)}).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_quota_is_read_as_the_command_line_prints_it(own_kaggle, server):
+    """Durations are seconds of protobuf's JSON form."""
+    hours = {"timeUsed": "11520s", "totalTimeAllowed": "108000s"}
+    answer = {"quotaRefreshTime": "2026-11-28T00:00:00Z", "gpuQuota": hours}
+    server.plays = {"GetAcceleratorQuotaStatistics": [(200, answer)]}
+    week = account.week()
+    assert (week.left, week.total) == (26.8, 30)
+    assert week.ends == datetime(2026, 11, 28, tzinfo=UTC)
+    server.plays = {"GetAcceleratorQuotaStatistics": [(200, {})]}
+    assert "No quota information available" in account.week().says
+
+
+def test_without_a_login_the_quota_is_assumed(own_kaggle, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KEY")
+    week = account.week()
+    assert (week.left, week.total) == (30, 30)
+    assert "nobody is logged in" in week.says

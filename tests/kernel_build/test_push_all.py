@@ -23,10 +23,11 @@ here = Path(os.environ["FAKE_KAGGLE"])
 verb = sys.argv[2]
 slug = Path(sys.argv[4]).name if verb == "push" else sys.argv[3].partition("/")[2]
 with (here / "calls.txt").open("a") as file:
-    file.write(f"{{verb}} {{slug}}\\n")
+    file.write(f"{{verb}} {{slug}}{{' --no-run' * ('--no-run' in sys.argv)}}\\n")
 plays = json.loads((here / "plays.json").read_text())
 lines = plays.get(f"{{verb}} {{slug}}", [])
-default = {{"push": "Kernel version 1 successfully pushed.  Please check progress at https://x",
+done = "saved without running.  See" if "--no-run" in sys.argv else "pushed.  Please check at"
+default = {{"push": f"Kernel version 1 successfully {{done}} https://x", "logs": "",
            "status": f'me/{{slug}} has status "KernelWorkerStatus.COMPLETE"'}}[verb]
 answer = lines[0] if lines else [default, 0]
 if len(lines) > 1:
@@ -45,6 +46,7 @@ ERROR = ['me/x has status "error"\nFailure message: "ValueError"', 0]
 PUSHED = ["Kernel version 1 successfully pushed", 0]
 REFUSED = ["Kernel push error: Notebook not found", 0]
 BUSY = ["Kernel push error: Maximum batch GPU session count of 2 reached.", 0]
+SAVED = ["Kernel version 1 successfully saved without running.  See https://x", 0]
 INVALID = [
     "The following are not valid kernel sources and could not be added to the kernel: ['me/a']\n"
     "Kernel version 1 successfully pushed.  Please check progress at https://x",
@@ -83,10 +85,11 @@ class World:
     def play(self, plays: dict[str, list]) -> None:
         (self.fake / "plays.json").write_text(json.dumps(plays))
 
-    def run(self, **env: str) -> subprocess.CompletedProcess:
+    def run(self, *options: str, **env: str) -> subprocess.CompletedProcess:
         env = os.environ | {"PATH": f"{self.fake}:{os.environ['PATH']}"} | env
         env["FAKE_KAGGLE"] = str(self.fake)
         command = [sys.executable, str(self.folder / "push_all.py"), "--poll", "0"]
+        command += options
         # In a background job Ctrl-C is ignored, and children inherit that.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -150,6 +153,7 @@ def test_a_slot_that_is_free_is_taken(world: World):
         # Refused with status 0, and again with a report of success.
         ({"push c": [REFUSED]}, 1, "stopped: c: Kernel push error: Notebook", "abc", "cd"),
         ({"push c": [INVALID]}, 1, "sources were refused, cancel the run on Kaggle", "abc", "cd"),
+        ({"push c": [SAVED]}, 1, "stopped: c: only saved, it does not run", "abc", "cd"),
         ({"push a": [NO_PUSH]}, 1, "You don't have access", "a", "abcd"),
         ({"push a": [NOBODY]}, 1, "not logged in, kaggle auth login: 401", "a", "abcd"),
         ({"push a": [NO_LOGIN]}, 1, "kaggle auth login: Authentication", "a", "abcd"),
@@ -203,3 +207,76 @@ def test_without_the_command_line_it_says_how_to_get_it(world: World):
     done = world.run(PATH=str(world.fake))
     assert done.returncode == 1
     assert "pip install kaggle" in done.stderr
+
+
+def test_a_failed_kernel_s_last_lines_are_shown(world: World):
+    """The log is a JSON list of pieces, which need not end with their lines."""
+    texts = [
+        *(f"line {i}\n" for i in range(30)),
+        "half ",
+        "a line\n",
+        "\x1b[0;31mValueError\x1b[0m: x",
+    ]
+    pieces = [{"stream_name": "stderr", "time": 1.5, "data": text} for text in texts]
+    world.play({"status a": [ERROR], "logs a": [["Warning: [old]\n" + json.dumps(pieces), 0]]})
+    done = world.run()
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-22:] == [
+        "its log, the last 20 of 32 lines:", *(f"  line {i}" for i in range(12, 30)),
+        "  half a line", "  ValueError: x", "fix it and start this again",
+    ]  # fmt: skip
+    assert world.calls[-1] == "logs a"
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (["", 0], "its log is empty"),
+        (["[]", 0], "its log is empty"),
+        (["[app] plain text\nand more", 0], "its log, all:\n  [app] plain text\n  and more\n"),
+        (["[1]\n[{", 0], "its log, all:\n  [1]\n  [{\n"),
+        (NETWORK, "its log could not be read: HTTPSConnectionPool"),
+        (NO_LOGIN, "its log could not be read: the kaggle command line is not logged in"),
+        (["usage: kaggle kernels\nkaggle kernels: error: invalid choice: 'logs'", 2],
+         "invalid choice: 'logs'; pip install -U kaggle"),
+    ],
+)  # fmt: skip
+def test_without_a_log_the_failure_is_reported_all_the_same(world: World, log: list, words: str):
+    world.play({"status a": [ERROR], "logs a": [log]})
+    done = world.run()
+    assert done.returncode == 1
+    assert "stopped: a is error on Kaggle: me/x has" in done.stderr
+    assert words in done.stderr
+    assert world.state["a"] == "failed"
+
+
+def test_no_run_saves_what_has_not_run_and_waits_for_nothing(world: World):
+    (world.folder / "push_state.json").write_text('{"a": "complete", "b": "failed"}')
+    done = world.run("--no-run")
+    assert done.returncode == 0, done.stderr
+    assert world.calls == ["push b --no-run", "push c --no-run", "push d --no-run"]
+    assert "a: complete, left as it is" in done.stdout
+    assert world.state == {"a": "complete", "b": "failed"}
+    assert world.run().returncode == 0
+    assert world.pushed.endswith("bcd"), "saved kernels are still to be run"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (PUSHED, "stopped: a: pushed, and it runs on Kaggle"),
+        (REFUSED, "stopped: a: Kernel push error: Notebook not found"),
+        (INVALID, "stopped: a: sources were refused: The following"),
+        (BUSY, "stopped: a: Kaggle counts it as a session"),
+        (NETWORK, "stopped: a: HTTPSConnectionPool"),
+        (NO_LOGIN, "not logged in"),
+        (["usage: kaggle\nkaggle: error: unrecognized arguments: --no-run", 2],
+         "a: this kaggle has no --no-run, which 2.2.5 has: pip install -U kaggle"),
+    ],
+)  # fmt: skip
+def test_a_save_that_fails_is_an_error(world: World, answer: list, words: str):
+    world.play({"push a": [answer]})
+    done = world.run("--no-run")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert world.calls == ["push a --no-run"]
