@@ -25,7 +25,7 @@ from kernel_lib.engine import Engine, memory_named
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import networks, weights
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from kernel_lib.notebook import bar
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
 

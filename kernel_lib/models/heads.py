@@ -1,4 +1,4 @@
-"""Heads, which turn decoder or encoder features into logits, and the attention gate."""
+"""Heads, which turn decoder or encoder features into logits, and small parts of decoders."""
 
 from __future__ import annotations
 
@@ -86,6 +86,29 @@ class LabelHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (B,) logits of (B, C, h, w) features."""
         return self.logit(features.mean(dim=(2, 3)))[:, 0]
+
+
+class GridMean(nn.Module):
+    """`nn.AdaptiveAvgPool2d` as two matrix products: on a GPU its gradient is deterministic."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean of each cell of a grid. Shape: (B, C, H, W) → (B, C, size, size)."""
+        rows, columns = (self._means(pixels, x) for pixels in x.shape[2:])
+        pooled = rows @ x @ columns.T
+        return pooled.contiguous(memory_format=torch.channels_last)
+
+    def _means(self, pixels: int, x: torch.Tensor) -> torch.Tensor:
+        """Return the matrix (size, pixels) of means over cells, which may overlap."""
+        cell = torch.arange(self.size, device=x.device)[:, None]
+        pixel = torch.arange(pixels, device=x.device)
+        inside = (pixel * self.size < (cell + 1) * pixels) & (
+            (pixel + 1) * self.size > cell * pixels
+        )
+        return inside.to(x.dtype) / inside.sum(dim=1, keepdim=True)
 
 
 OPEN_BIAS = 3.0  # sigmoid(3) = 0.95

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from kernel_lib.registry import check_options, lookup
 
 Loss = Callable[..., torch.Tensor]  # logits, masks, options → scalar

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from kernel_lib.competition import COMPETITION
 from kernel_lib.errors import InputError
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from kernel_lib.registry import check_options, lookup
 
 # Hardness of an image that has not been seen: the first epoch of `hard` is that of `all`.

@@ -18,8 +18,8 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference.predictions import mean_logits
 from kernel_lib.inference.tta import View
 from kernel_lib.models import networks
+from kernel_lib.models.base import Logits
 from kernel_lib.models.losses import TrainingLoss
-from kernel_lib.models.networks import Logits
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from kernel_lib.postprocess.histograms import Statistics, per_image_dice, stack
 from kernel_lib.postprocess.metrics import auc

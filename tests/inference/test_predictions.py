@@ -16,7 +16,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions, tta
 from kernel_lib.inference.predictions import mean_logits
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from tests.training.test_loop import FakePrepared, tiny
 
 CPU = choose_engine("cpu")

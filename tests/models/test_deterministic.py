@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
 from kernel_lib.experiments import EXPERIMENTS
-from kernel_lib.models import losses, networks
+from kernel_lib.models import base, losses, networks
 
 # Of `torch.use_deterministic_algorithms`, what a network or a loss could reach. The GPU's kernels
 # themselves raise, so a tensor without memory does not.
@@ -80,7 +80,19 @@ def small(name: str, **changes) -> Experiment:
     ],
 )
 def test_no_network_needs_what_stops_in_deterministic_mode(name):
-    model = networks.build(small(name)).train()
+    _check(small(name))
+
+
+@pytest.mark.parametrize(
+    ("network", "heads"),
+    [("UNetPlusPlus", {"side_weight": 0.1}), ("UPerNet", {"side_weight": 0.1}), ("SegFormer", {})],
+)
+def test_nor_does_a_network_that_no_row_above_has(network, heads):
+    _check(small("lite0_256", network=network, **heads))
+
+
+def _check(experiment: Experiment) -> None:
+    model = networks.build(experiment).train()
     with FakeTensorMode():
         claim_to_be_on_a_gpu(model)
         output = model(torch.zeros(2, 1, 64, 64, dtype=torch.uint8, device="cuda"))
@@ -97,7 +109,7 @@ def test_no_loss_needs_what_stops_in_deterministic_mode(name):
     """Its code does not ask for the device, so these tensors are on a CPU."""
     experiment = small("deep_supervision_UNetResNet34_512_v1", loss={name: 1.0})
     mask, side = (torch.zeros(3, 1, 8, 8, requires_grad=True) for _ in "ab")
-    output = networks.Logits(mask, torch.zeros(3, requires_grad=True), (side,))
+    output = base.Logits(mask, torch.zeros(3, requires_grad=True), (side,))
     labels = torch.tensor([1.0, 0.0, 1.0])
     for images in ("all", "nonempty"):
         loss = losses.build(experiment.differing(name="small", mask_loss_images=images))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kernel_lib.models.heads import (
     AttentionGate,
+    GridMean,
     Hypercolumn,
     LabelHead,
     SideMasks,
@@ -132,6 +133,20 @@ def test_coefficients_lie_within_0_and_1_and_weigh_all_channels_alike(seed, scal
         torch.testing.assert_close(
             gate(skip, gating)[:, channel], skip[:, channel] * share[:, 0], rtol=0, atol=0
         )
+
+
+@given(
+    size=st.integers(1, 8),
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_a_grid_of_means_is_the_library_s_adaptive_pooling(size, shape, dtype):
+    x = torch.randn(2, 3, *shape, dtype=dtype, requires_grad=True)
+    ours, theirs = GridMean(size)(x), nn.AdaptiveAvgPool2d(size)(x)
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(theirs)
+    pair = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
+    torch.testing.assert_close(*pair)
 
 
 def test_a_gate_starts_open():

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 
 LN2 = math.log(2)
 MASK = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 1, 2, 2)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.models import networks, weights
+from kernel_lib.models import architectures, base, networks, weights
 from kernel_lib.training import validation
 
 UNET = Experiment(
@@ -21,18 +21,31 @@ UNET = Experiment(
 )
 ATTENTION = UNET.differing(name="tiny_attention", network="AttentionUNet")
 DEEPLAB = UNET.differing(name="tiny_deeplab", network="DeepLabV3Plus")
+PLUSPLUS = UNET.differing(name="tiny_plusplus", network="UNetPlusPlus")
+UPERNET = UNET.differing(name="tiny_upernet", network="UPerNet")
+SEGFORMER = UNET.differing(name="tiny_segformer", network="SegFormer")
 CLASSIFIER = UNET.differing(name="tiny_classifier", network="Classifier", label_weight=1.0)
-MASKS = [UNET, ATTENTION, DEEPLAB]
+UNETS = [UNET, ATTENTION, PLUSPLUS]
+SIDES = [*UNETS, DEEPLAB, UPERNET]  # which have levels to read side masks from
+MASKS = [*SIDES, SEGFORMER]
 PLAIN = [*MASKS, CLASSIFIER]
 HEADS = {
     "label": {"label_weight": 0.05},
     "sides": {"side_weight": 0.1},
     "both": {"label_weight": 0.05, "side_weight": 0.1},
 }
-HEADED = [experiment.differing(name=head, **HEADS[head]) for experiment in MASKS for head in HEADS]
+HEADED = [experiment.differing(name=head, **HEADS[head]) for experiment in SIDES for head in HEADS]
+HEADED.append(SEGFORMER.differing(name="label", **HEADS["label"]))
 EVERY = [*PLAIN, *HEADED]
-FULL = [*PLAIN, *(experiment for experiment in HEADED if experiment.name == "both")]
-N_SIDES = {"UNet": 5, "AttentionUNet": 5, "DeepLabV3Plus": 2}
+FULL = [
+    *PLAIN,
+    *(
+        experiment
+        for experiment in HEADED
+        if experiment.name == "both" or experiment.network == "SegFormer"
+    ),
+]
+N_SIDES = {"UNet": 5, "AttentionUNet": 5, "UNetPlusPlus": 5, "DeepLabV3Plus": 2, "UPerNet": 4}
 
 
 def title(experiment: Experiment) -> str:
@@ -50,7 +63,7 @@ def levels(batch: int = 2, size: int = 64) -> torch.Tensor:
 
 def test_grey_levels_become_what_an_imagenet_encoder_expects():
     levels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
-    black, white = networks.GreyInput("resnet34")(levels)
+    black, white = base.GreyInput("resnet34")(levels)
     of_imagenet = zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
     for channel, (mean, std) in enumerate(of_imagenet):
         assert black[channel].item() == pytest.approx(-mean / std, abs=1e-6)
@@ -62,14 +75,14 @@ def test_a_checkpoint_keeps_the_statistics_that_it_was_trained_with(tmp_path):
     experiment = UNET.differing(name="x", encoder="timm-tf_efficientnet_lite0")
     model, old = networks.build(experiment), networks.build(experiment)
     assert torch.equal(model.input.mean, torch.full((1, 3, 1, 1), 127.5))
-    old.input = networks.GreyInput("resnet34")
+    old.input = base.GreyInput("resnet34")
     torch.save({"model": old.state_dict()}, tmp_path / "best.pt")
     weights.load_model(model, tmp_path / "best.pt")
     assert torch.equal(model.input.mean, old.input.mean)
     assert torch.equal(model.input.std, old.input.std)
 
 
-def everything(output: networks.Logits) -> list[torch.Tensor]:
+def everything(output: base.Logits) -> list[torch.Tensor]:
     """All tensors of an output, in order."""
     return [t for t in (output.mask, output.label, *output.sides) if t is not None]
 
@@ -130,8 +143,11 @@ def test_every_parameter_gets_a_gradient(experiment):
     )
 
 
-@pytest.mark.parametrize("experiment", MASKS, ids=title)
-@pytest.mark.parametrize("head", ["label", "sides"])
+@pytest.mark.parametrize(
+    ("experiment", "head"),
+    [(experiment, head) for experiment in SIDES for head in ("label", "sides")],
+    ids=lambda value: value if isinstance(value, str) else title(value),
+)
 def test_what_only_teaches_reaches_encoder_and_decoder(experiment, head):
     model = networks.build(experiment.differing(name="x", **HEADS[head])).train()
     output = model(levels())
@@ -152,8 +168,8 @@ def test_feature_maps_stay_channels_last(experiment):
             module.register_forward_pre_hook(lambda _, x, name=name: seen.append((name, x[0])))
     model(levels())
     strange = {n for n, x in seen if not x.is_contiguous(memory_format=torch.channels_last)}
-    # The first takes the image as it comes; the library's ASPP concatenates a pooled branch.
-    assert strange <= {seen[0][0], "decoder.aspp.0.project.0"}
+    # The first takes the image as it comes; ASPP and PSP concatenate a branch pooled to one pixel.
+    assert strange <= {seen[0][0], "decoder.aspp.0.project.0", "decoder.psp.out_conv.0"}
     assert len(seen) > 10
 
 
@@ -215,19 +231,68 @@ def test_deeplab_s_fused_features_are_the_library_s_own():
     with torch.inference_mode():
         features = model.encoder(model.input(levels()))
         ours = model._decode(model.decoder.aspp(features[-1]), features)
-        assert ours.shape == (2, networks.ASPP_CHANNELS, 16, 16)
+        assert ours.shape == (2, 48, 16, 16)  # as wide as the first of decoder_channels
         torch.testing.assert_close(ours, model.decoder(features))
+
+
+def test_upernet_s_fused_features_are_the_library_s_own():
+    model = networks.build(UPERNET).eval()
+    with torch.inference_mode():
+        features = model.encoder(model.input(levels()))
+        pairs = zip(model.decoder.feature_norms, features[2:], strict=True)
+        normed = [norm(feature) for norm, feature in pairs]
+        pooled = model.decoder.psp(normed[-1])
+        ours = model._fuse(model._decode(pooled, normed))
+        assert ours.shape == (2, 48, 16, 16)
+        torch.testing.assert_close(ours, model.decoder(features))
+
+
+@pytest.mark.parametrize("channels", [(48, 40, 32, 24, 16), (32, 24), (48,)], ids=len)
+def test_the_nodes_of_unetplusplus_are_the_library_s_own(channels):
+    model = networks.build(PLUSPLUS.differing(name="x", decoder_channels=channels)).eval()
+    with torch.inference_mode():
+        features = model.encoder(model.input(levels()))
+        centre = model.decoder.center(features[-1])
+        ours = model._decode(centre, features)
+        assert [o.shape[1:] for o in ours] == [
+            (width, 4 * 2**k, 4 * 2**k) for k, width in enumerate(channels)
+        ]
+        torch.testing.assert_close(ours[-1], model.decoder([*features[:-1], centre]))
+
+
+@pytest.mark.parametrize("channels", [(48, 40, 32, 24, 16), (48, 40, 32, 24), (32, 24)], ids=len)
+@pytest.mark.parametrize("experiment", MASKS, ids=title)
+def test_an_encoder_without_features_at_half_size_fits_every_decoder(experiment, channels):
+    experiment = experiment.differing(
+        name="x", encoder="tu-convnext_atto", decoder_channels=channels, label_weight=0.05
+    )
+    model = networks.build(experiment).train()
+    output = model(levels())
+    assert output.mask.shape == (2, 1, 64, 64)
+    sum(F.softplus(tensor).mean() for tensor in everything(output)).backward()
+    assert all(p.grad is not None and p.numel() for p in model.parameters())
+
+
+def test_segformer_takes_the_four_levels_of_its_paper():
+    """Whether or not the encoder has features at half size, as MiT has not and ResNet has."""
+    for encoder in ("tu-resnet10t", "mit_b0"):
+        model = networks.build(SEGFORMER.differing(name="x", encoder=encoder))
+        widths = [layer.linear.in_features for layer in model.decoder.mlp_stage]
+        assert widths == list(model.encoder.out_channels[:1:-1])
+        assert model(levels()).mask.shape == (2, 1, 64, 64)
 
 
 @pytest.mark.parametrize("experiment", PLAIN, ids=title)
 def test_a_label_is_read_from_pooled_deep_features(experiment):
-    """The centre block's output, the ASPP's, or an encoder's deepest level, pooled by hand."""
+    """The centre block's output, the pooling module's, or the encoder's deepest level."""
     model = networks.build(experiment.differing(name="x", label_weight=0.05)).eval()
     images = levels()
     with torch.inference_mode():
         deep = model.encoder(model.input(images))[-1]
-        if experiment in (UNET, ATTENTION):
+        if experiment in UNETS:
             deep = model.decoder.center(deep)
+        elif experiment is UPERNET:
+            deep = model.decoder.psp(model.decoder.feature_norms[-1](deep))
         elif experiment is DEEPLAB:
             deep = model.decoder.aspp(deep)
         mean = deep.flatten(2).sum(2) / deep[0, 0].numel()
@@ -235,7 +300,7 @@ def test_a_label_is_read_from_pooled_deep_features(experiment):
         torch.testing.assert_close(model(images).label, by_hand)
 
 
-@pytest.mark.parametrize("experiment", MASKS, ids=title)
+@pytest.mark.parametrize("experiment", SIDES, ids=title)
 def test_side_masks_are_read_from_their_levels_coarse_to_fine(experiment):
     model = without_dropout(networks.build(experiment.differing(name="x", side_weight=0.1)).train())
     images = levels()
@@ -244,6 +309,10 @@ def test_side_masks_are_read_from_their_levels_coarse_to_fine(experiment):
         features = model.encoder(model.input(images))
         if experiment is DEEPLAB:
             wanted = [features[4], model.decoder.aspp(features[-1])]
+        elif experiment is UPERNET:
+            pairs = zip(model.decoder.feature_norms, features[2:], strict=True)
+            normed = [norm(feature) for norm, feature in pairs]
+            wanted = model._decode(model.decoder.psp(normed[-1]), normed)
         else:
             wanted = model._decode(model.decoder.center(features[-1]), features)
         heights = [w.shape[2] for w in wanted]
@@ -253,8 +322,9 @@ def test_side_masks_are_read_from_their_levels_coarse_to_fine(experiment):
             torch.testing.assert_close(side, full)
 
 
-def test_with_fewer_levels_side_masks_are_still_at_full_size():
-    experiment = UNET.differing(name="x", decoder_channels=(32, 24), side_weight=0.1)
+@pytest.mark.parametrize("experiment", UNETS, ids=title)
+def test_with_fewer_levels_side_masks_are_still_at_full_size(experiment):
+    experiment = experiment.differing(name="x", decoder_channels=(32, 24), side_weight=0.1)
     output = networks.build(experiment).train()(levels())
     assert [s.shape for s in (output.mask, *output.sides)] == [(2, 1, 64, 64)] * 3
 
@@ -403,8 +473,13 @@ def test_a_network_that_cannot_take_a_step_is_refused_before_any_data(monkeypatc
         networks.check_sizes(model, experiment, [])
 
 
+def test_side_masks_of_a_network_without_levels_are_refused():
+    with pytest.raises(InputError, match=r"side_weight 0\.1 asks a SegFormer for side masks, and"):
+        networks.build(SEGFORMER.differing(name="x", side_weight=0.1))
+
+
 def test_a_decoder_that_cannot_be_built_is_the_encoder_s_fault(monkeypatch):
-    class Broken(networks.UNet):
+    class Broken(architectures.UNet):
         def __init__(self, experiment):
             raise TypeError("unsupported operand")
 
@@ -444,12 +519,13 @@ WINDOWED = ("tu-swin_tiny_patch4_window7_224", "tu-maxvit_tiny_rw_224")  # built
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("network", ["UNet", "AttentionUNet", "DeepLabV3Plus"])
+@pytest.mark.parametrize("network", [experiment.network for experiment in MASKS])
 @pytest.mark.parametrize("encoder", KINDS)
 def test_every_kind_of_encoder_takes_a_step_or_is_refused(encoder, network, size):
     experiment = UNET.differing(
-        name="x", encoder=encoder, network=network, size=size, **HEADS["both"]
-    )
+        name="x", encoder=encoder, network=network, size=size,
+        **HEADS["label" if network == "SegFormer" else "both"],
+    )  # fmt: skip
     refused = None
     try:
         model = networks.build(experiment)
@@ -474,7 +550,7 @@ def test_views_of_a_size_that_the_encoder_cannot_take_are_refused():
         networks.check_sizes(model, experiment, [64, 96])
 
 
-class Other(networks.Classifier):
+class Other(architectures.Classifier):
     """A new network without a mask: a class and a line in `NETWORKS`."""
 
     min_batch = 4
@@ -502,6 +578,7 @@ def test_another_network_without_a_mask_is_a_class_and_a_line(monkeypatch):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_batch_below_the_least_cannot_be_trained_on(experiment, size, frozen):
     """Frozen batch norm takes a single image, and keeps its statistics."""
+    pools = experiment in (DEEPLAB, UPERNET)
     experiment = experiment.differing(name="x", size=size, freeze_batch_norm=frozen)
     model = networks.build(experiment).train()
     norms = list(networks.batch_norms(model))
@@ -509,7 +586,7 @@ def test_a_batch_below_the_least_cannot_be_trained_on(experiment, size, frozen):
     before = [norm.running_mean.clone() for norm in norms]
     for norm in norms:
         norm.train(not frozen)
-    needs_two = not frozen and (experiment.network == DEEPLAB.network or size == 32)
+    needs_two = not frozen and (pools or size == 32)
     assert networks.min_batch(experiment) == (2 if needs_two else 1)
     single = experiment.differing(name="x", batch_size=1)
     if needs_two:

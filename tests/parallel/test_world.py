@@ -28,7 +28,7 @@ from kernel_lib.artifacts.maps import Maps
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.models import losses
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from kernel_lib.parallel.world import (
     SINGLE_PROCESS,
     World,

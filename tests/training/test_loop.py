@@ -19,7 +19,7 @@ from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.data import rle
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.errors import InputError
-from kernel_lib.models import networks
+from kernel_lib.models import base
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
 from kernel_lib.plan import TrainPlan
 from kernel_lib.training.job import Clock
@@ -67,8 +67,8 @@ class TinyNet(nn.Module):
             nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 1, 3, padding=1)
         )
 
-    def forward(self, levels: torch.Tensor) -> networks.Logits:
-        return networks.Logits(mask=self.rest(self.encoder(levels.float() / 255)))
+    def forward(self, levels: torch.Tensor) -> base.Logits:
+        return base.Logits(mask=self.rest(self.encoder(levels.float() / 255)))
 
 
 def tiny(**changes) -> Experiment:

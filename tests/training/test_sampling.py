@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_lib.errors import InputError
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from kernel_lib.postprocess import metrics
 from kernel_lib.training import sampling
 from kernel_lib.training.sampling import FALSE_ALARM_PX, EpochContext, epoch_order, hardness_of

@@ -12,7 +12,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.models import losses
-from kernel_lib.models.networks import Logits
+from kernel_lib.models.base import Logits
 from kernel_lib.training.validation import HeldOut, better, check, validate
 
 SIZE, HEIGHT, WIDTH = 16, 32, 24

@@ -14,6 +14,7 @@ from kernel_lib.config import Experiment
 from kernel_lib.experiments import EXPERIMENTS
 
 SMALL, MIDDLE, LARGE = 96, 128, 192
+_DEEPLAB = {"network": "DeepLabV3Plus", "decoder_channels": (256,)}  # as wide as the paper's
 
 BASELINE = EXPERIMENTS["demo_UNetResNet10_128_v1"].differing(
     name="unet",
@@ -109,8 +110,8 @@ def _one_change(base: Experiment) -> Sequence[Trained]:
         "multitask_v1": {"label_weight": 0.05},
         "deep_supervision_v1": heads,
         "attention": {"network": "AttentionUNet"},
-        "deeplab": {"network": "DeepLabV3Plus"},
-        "deeplab_supervision": {"network": "DeepLabV3Plus", **heads},
+        "deeplab": _DEEPLAB,
+        "deeplab_supervision": {**_DEEPLAB, **heads},
     }
     rows = [Trained(base)] + [Trained(base.differing(name=n, **c)) for n, c in changes.items()]
     gated = base.differing(
@@ -126,8 +127,8 @@ def _one_change(base: Experiment) -> Sequence[Trained]:
 def _sized(base: Experiment, middle: int, large: int) -> Sequence[Trained]:
     """Return U-Net and DeepLab at the other two sizes; the small one is the baseline's."""
     return [
-        Trained(base.differing(name=f"{arm}_{word}", network=network, size=size))
-        for arm, network in (("unet", "UNet"), ("deeplab", "DeepLabV3Plus"))
+        Trained(base.differing(name=f"{arm}_{word}", size=size, **changes))
+        for arm, changes in (("unet", {}), ("deeplab", _DEEPLAB))
         for word, size in (("middle", middle), ("large", large))
     ]
 

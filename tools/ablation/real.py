@@ -128,6 +128,9 @@ STUDY = Study(
         "lite2": Variant(
             "a larger encoder, EfficientNet-Lite2", {"encoder": "timm-tf_efficientnet_lite2"}
         ),
+        "unetplusplus": Variant("U-Net++ of the same widths", {"network": "UNetPlusPlus"}),
+        "upernet": Variant("UPerNet, 64 channels wide", {"network": "UPerNet"}),
+        "deeplab": Variant("DeepLabV3+, 64 channels wide", {"network": "DeepLabV3Plus"}),
         "distortions": Variant(
             "stronger augmentation, with bent images", {"augment": "distortions"}
         ),

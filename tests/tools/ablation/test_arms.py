@@ -12,7 +12,11 @@ ARMS = arms.build()
 LINES = [line for lines in SECTIONS.values() for line in lines]
 # What a pair may differ in and still differ in one thing: of a loss, its options; of a start, the
 # shorter training that comes with it.
-TOGETHER = ({"loss", "loss_options"}, {"label_weight", "side_weight"})
+TOGETHER = (
+    {"loss", "loss_options"},
+    {"label_weight", "side_weight"},
+    {"network", "decoder_channels"},  # whose first is the width of DeepLabV3+
+)
 
 
 TRAINED = [arm for arm in ARMS.values() if isinstance(arm, Trained)]
