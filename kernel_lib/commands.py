@@ -219,6 +219,10 @@ def view(ensemble: Path, out: Path | None, **options) -> None:
 @click.option("--data", "data_dir", type=FOLDER, help="The radiographs' folder [masks only].")
 @click.option("--test", is_flag=True, help="Export the submitted masks of the test images.")
 @click.option("--fractional", is_flag=True, help="Write probability maps into DICOM SEG files.")
+@click.option(
+    "--plane/--no-plane", default=True, show_default=True,
+    help="State an assumed plane in DICOM SEG files, which OHIF needs.",
+)  # fmt: skip
 def export(results: Path, out: Path, **options) -> None:
     """Write the masks of RESULTS for other programs, each at its image's own size.
 

@@ -36,17 +36,18 @@ REQUIRED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName", "Modality",
 )  # fmt: skip
-# Without a position in space highdicom refuses a spacing, also as it reads a segmentation, unless
-# there is a thickness, which a radiograph does not have; with a position it wants all of these.
+# Without a frame of reference highdicom takes a spacing only with a thickness, which a radiograph
+# does not have; with one it wants all of these.
 SPATIAL = (
     "PixelSpacing", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient",
     "ImageOrientationPatient",
 )  # fmt: skip
 TEXT_VRS = valuerep.STR_VR - {"UC", "UR"}
 SPACING_NOTE = (
-    "PixelSpacing without a frame of reference, which highdicom refuses: removed in memory; the "
-    "segmentation states none, and its pixels are those of the radiograph"
+    "PixelSpacing without a frame of reference, which highdicom refuses: removed in memory"
 )
+# What OHIF and cornerstone assume of a radiograph; they show no segmentation that states no plane.
+ASSUMED_ORIENTATION, ASSUMED_THICKNESS = [1, 0, 0, 0, 1, 0], 1
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,17 @@ def derived_uid(*parts: str) -> UID:
 
 
 def segmentation(
-    reference: Reference, pixels: np.ndarray, algorithm: str, rule: str
+    reference: Reference,
+    pixels: np.ndarray,
+    algorithm: str,
+    rule: str,
+    plane: tuple[float, float] | None = None,
 ) -> tuple[pydicom.Dataset, list[str]]:
     """Return a DICOM segmentation of one segment, and notes.
 
     pixels: a mask (H, W) 0/1 uint8, or a probability map (H, W) in float, in steps of 1/255. An
     empty mask is one empty frame.
+    plane: the spacing (between rows, between columns) in mm of an assumed plane to state.
     Raises: InputError where highdicom is missing, or the radiograph's header does not do.
     """
     hd = needed("highdicom")
@@ -155,7 +161,19 @@ def segmentation(
     made.PatientOrientation = reference.dataset.get("PatientOrientation") or ""
     if "PixelSpacing" in reference.dataset and "FrameOfReferenceUID" not in reference.dataset:
         notes.append(SPACING_NOTE)
+    if plane is not None:
+        _state_plane(made, plane)
     return made, notes
+
+
+def _state_plane(made: pydicom.Dataset, spacing: tuple[float, float]) -> None:
+    measures, orientation = pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing = [valuerep.DSfloat(side, auto_format=True) for side in spacing]
+    measures.SliceThickness = ASSUMED_THICKNESS
+    orientation.ImageOrientationPatient = ASSUMED_ORIENTATION
+    shared = made.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
 
 
 def secondary_capture(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -50,6 +50,10 @@ COLUMNS = (
     "notes",
 )
 NO_SPACING = "no pixel spacing is known: NIfTI states 1 mm"
+PLANE = (
+    "the segmentations state an assumed plane (axial, 1 mm thick, 1 mm where no pixel spacing is "
+    "known), without which OHIF shows none of a radiograph: --no-plane leaves it out"
+)
 NO_DICOM = "has no DICOM file to refer to"
 
 
@@ -83,11 +87,12 @@ def run(
     data_dir: Path | None = None,
     test: bool = False,
     fractional: bool = False,
+    plane: bool = True,
 ) -> ExportResult:
     """Write the masks of an ensemble's folder, or of one that `predict` wrote.
 
     to: kinds of files, with commas between them. `fractional` writes probability maps instead of
-    masks into DICOM segmentations.
+    masks into DICOM segmentations, `plane` states an assumed plane in them.
     Raises: InputError, before anything is written, for an unknown kind, a package that is not
         installed, results or radiographs that are missing, and an OUT that holds anything else.
     """
@@ -95,18 +100,20 @@ def run(
     _check_out(out)
     results = export_results.load(folder, data_dir, test)
     _check_sources(kinds, results, data_dir, fractional)
+    how = _How(results.algorithm, fractional, plane)
     folders = [*kinds, *([RADIOGRAPHS] if SEG in kinds else [])]
     with Signals().caught(), storage.folder_lock(out / "export"):
         with ExitStack() as stack:
             at = {name: stack.enter_context(storage.atomic_folder(out / name)) for name in folders}
             rows = [
-                _row(result, results.algorithm, kinds, at, fractional)
+                _row(result, kinds, at, how)
                 for result in bar(results.images, desc="export", unit="image")
             ]
             (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these
         for name in {RADIOGRAPHS, *ENDINGS} - at.keys():  # of an earlier export of other kinds
             shutil.rmtree(out / name, ignore_errors=True)
-        return _finished(out, results, rows)
+        notes = (*results.notes, *([PLANE] if plane and SEG in kinds else []))
+        return _finished(out, results, rows, notes)
 
 
 def _checked_kinds(to: str, fractional: bool) -> list[str]:
@@ -178,21 +185,25 @@ def _is_dicom(path: Path | None) -> bool:
     return path is not None and not images.is_picture(path)
 
 
-@dataclass(frozen=True)
-class _Image:
+class _How(NamedTuple):
+    """What is the same for all images."""
+
+    algorithm: str
+    fractional: bool
+    plane: bool
+
+
+class _Image(NamedTuple):
     """One image, as its writers need it."""
 
     result: Result
-    algorithm: str
     mask: np.ndarray  # (H, W) 0/1
     spacing: tuple[float, float] | None  # between rows and between columns, mm
     reference: Reference | None
-    fractional: bool
+    how: _How
 
 
-def _row(
-    result: Result, algorithm: str, kinds: Sequence[str], at: dict[str, Path], fractional: bool
-) -> dict[str, Any]:
+def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -> dict[str, Any]:
     """Write the files of one image; return its row, whose `written` and `notes` are lists."""
     row = {"image_id": result.image_id, "rule": result.rule, "written": [], "notes": []}
     try:
@@ -212,7 +223,7 @@ def _row(
             row["notes"] += reference.notes
         except InputError as error:
             row["notes"].append(f"no {' and no '.join(k for k in kinds if k in AS_DICOM)}: {error}")
-    image = _Image(result, algorithm, mask, spacing, reference, fractional)
+    image = _Image(result, mask, spacing, reference, how)
     for kind in kinds:
         if kind in AS_DICOM and reference is None:
             continue
@@ -246,9 +257,11 @@ def _new(folder: Path, name: str, ending: str) -> Path:
 
 
 def _write_seg(path: Path, image: _Image) -> list[str]:
-    pixels = image.result.levels() / np.float32(255) if image.fractional else image.mask
+    how, result = image.how, image.result
+    pixels = result.levels() / np.float32(255) if how.fractional else image.mask
+    plane = (image.spacing or (1, 1)) if how.plane else None
     made, notes = dicom_files.segmentation(
-        image.reference, pixels, image.algorithm, image.result.rule
+        image.reference, pixels, how.algorithm, result.rule, plane
     )
     made.save_as(path)
     return notes
@@ -257,7 +270,7 @@ def _write_seg(path: Path, image: _Image) -> list[str]:
 def _write_capture(path: Path, image: _Image) -> list[str]:
     pixels = images.read(image.result.path)
     made = dicom_files.secondary_capture(
-        image.reference, pixels, image.mask, image.algorithm, image.result.rule
+        image.reference, pixels, image.mask, image.how.algorithm, image.result.rule
     )
     made.save_as(path)
     return []
@@ -279,7 +292,9 @@ def _write_nifti(path: Path, image: _Image) -> list[str]:
 _WRITERS = {SEG: _write_seg, CAPTURE: _write_capture, PNG: _write_png, NIFTI: _write_nifti}
 
 
-def _finished(out: Path, results: Results, rows: Sequence[dict[str, Any]]) -> ExportResult:
+def _finished(
+    out: Path, results: Results, rows: Sequence[dict[str, Any]], notes: Sequence[str]
+) -> ExportResult:
     """Write the table of what was written, and return the result."""
     text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     with storage.atomic_write(out / TABLE, "w", **text) as file:
@@ -289,12 +304,12 @@ def _finished(out: Path, results: Results, rows: Sequence[dict[str, Any]]) -> Ex
             joined = {"written": " ".join(row["written"]), "notes": "; ".join(row["notes"])}
             table.writerow(row | joined)
     of_images = zip(results.images, rows, strict=True)
-    notes = images.noted({result.name: row["notes"] for result, row in of_images})
+    of_each = images.noted({result.name: row["notes"] for result, row in of_images})
     folders = Counter(name.split("/")[0] for row in rows for name in row["written"])
     return ExportResult(
         out=out,
         n_images=len(rows),
         n_with_mask=sum(row.get("area_px", 0) > 0 for row in rows),
         written=dict(folders),
-        notes=(*results.notes, *notes),
+        notes=(*notes, *of_each),
     )

@@ -55,8 +55,11 @@ def radiograph(phantoms, tmp_path) -> Callable[..., Path]:
     return write
 
 
-def segmentation(path: Path, pixels: np.ndarray = MASK) -> tuple[Path, list[str]]:
-    made, notes = dicom_files.segmentation(Reference.read(path), pixels, "net", "rule: top 0.5")
+def segmentation(
+    path: Path, pixels: np.ndarray = MASK, plane: tuple[float, float] | None = None
+) -> tuple[Path, list[str]]:
+    reference = Reference.read(path)
+    made, notes = dicom_files.segmentation(reference, pixels, "net", "rule: top 0.5", plane)
     target = path.with_name("seg.dcm")
     made.save_as(target)
     return target, notes
@@ -77,10 +80,11 @@ def pixels_read(seg: Path) -> np.ndarray:
     return read.get_pixels_by_source_instance([referred])[0, ..., 0]
 
 
+@pytest.mark.parametrize("plane", [None, (0.5, 0.25)])
 @pytest.mark.parametrize("mask", [MASK, MASK * 0, MASK * 0 + 1], ids=["some", "none", "all"])
-def test_a_mask_is_read_back_bit_for_bit(radiograph, mask):
+def test_a_mask_is_read_back_bit_for_bit(radiograph, mask, plane):
     path = radiograph()
-    seg, notes = segmentation(path, mask)
+    seg, notes = segmentation(path, mask, plane)
     assert np.array_equal(pixels_read(seg), mask)
     assert (faults(seg), notes) == ([], [])
     own, made = pydicom.dcmread(path), pydicom.dcmread(seg)
@@ -96,6 +100,11 @@ def test_a_mask_is_read_back_bit_for_bit(radiograph, mask):
         assert "not for clinical use" in text
     assert "top 0.5" in segment.SegmentDescription
     assert "top 0.5" in algorithm.AlgorithmParameters
+    shared = made.SharedFunctionalGroupsSequence[0]
+    assert ("PlaneOrientationSequence" in shared) == (plane is not None)
+    if plane is not None:
+        assert shared.PixelMeasuresSequence[0].PixelSpacing == list(plane)
+    assert "FrameOfReferenceUID" not in made
 
 
 def test_a_map_is_read_back_in_its_levels(radiograph):

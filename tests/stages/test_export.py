@@ -119,7 +119,9 @@ def test_fractional_segmentations_hold_the_map(ensemble, phantoms, tmp_path):
 
 
 def test_test_masks_are_those_submitted(ensemble, phantoms, tmp_path):
-    result = export.run(ensemble, tmp_path, to="png,seg", data_dir=phantoms, test=True)
+    how = {"to": "png,seg", "data_dir": phantoms, "test": True, "plane": False}
+    result = export.run(ensemble, tmp_path, **how)
+    assert export.PLANE not in str(result)
     submitted = submission.by_image(ensemble / "submission.csv")
     rows = table(tmp_path)
     assert set(rows) == set(submitted.index)
@@ -127,6 +129,8 @@ def test_test_masks_are_those_submitted(ensemble, phantoms, tmp_path):
     for image_id, row in rows.items():
         masks = masks_in(tmp_path, row)
         assert set(masks) == {"png", "seg"}
+        made = pydicom.dcmread(tmp_path / "seg" / f"{image_id}.dcm")
+        assert "PixelMeasuresSequence" not in made.SharedFunctionalGroupsSequence[0]
         for mask in masks.values():
             assert np.array_equal(mask, rle.decode(submitted[image_id], (128, 128)))
 
@@ -181,6 +185,11 @@ def test_what_predict_wrote_is_exported_with_what_is_lacking_named(predicted, tm
         "seg/b.dcm", "png/b.png", "nifti/b.nii.gz", "secondary-capture/b.dcm",
     ]  # fmt: skip
     assert "png/a.png.png" in by_file["a.png"]["written"]  # a.dcm has that name too
+    for row, sides in ((by_file["b.dcm"], [0.5, 0.25]), (by_file["c.dcm"], [1, 1])):
+        seg = pydicom.dcmread(tmp_path / row["written"].split()[0])
+        measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert measures.PixelSpacing == sides
+    assert export.PLANE in str(result)
     zooms = nib.load(tmp_path / "nifti" / "b.nii.gz").header.get_zooms()
     assert zooms == (0.25, 0.5, 1)
     assert export.NO_SPACING in by_file["c.dcm"]["notes"]
