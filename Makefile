@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all that a fresh machine needs; each sets up what it uses.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kaggle test-kaggle-next lint format notebooks pictures bench \
+.PHONY: help setup demo test test-slow test-kaggle test-kaggle-next lint format notebooks pictures picture-ohif bench \
 	ablation ablation-quick real honesty gpu fuzz torture clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -102,6 +102,10 @@ notebooks: $(READY)
 
 pictures: $(READY)
 	PYTHONPATH=. $(PY) docs/make_pictures.py $(DEMO) docs/pictures
+
+# OHIF comes from the npm registry, into a temporary folder.
+picture-ohif: $(READY)
+	PYTHONPATH=. $(PY) docs/make_ohif_picture.py docs/pictures/ohif.png
 
 bench: $(READY)
 	$(PY) -m tools.benchmarks --write

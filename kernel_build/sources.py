@@ -15,8 +15,9 @@ from kernel_lib.stages.table import STAGES
 LIBRARY = "kernel_lib"
 # Files and folders that only the command line and the notebook `explore` use.
 LEFT_OUT = (
-    "commands.py", "reporting/mean_images.py", "stages/explore.py",
-    "stages/explore_files.py", "stages/gather.py", "stages/gather_check.py",
+    "commands.py", "export", "reporting/mean_images.py", "stages/explore.py",
+    "stages/explore_files.py", "stages/export.py", "stages/export_results.py",
+    "stages/gather.py", "stages/gather_check.py",
     "stages/predict_files.py", "stages/release.py", "viewer",
 )  # fmt: skip
 

@@ -207,6 +207,35 @@ def view(ensemble: Path, out: Path | None, **options) -> None:
 
 
 @main.command()
+@click.argument("results", type=FOLDER)
+@click.option(
+    "-o", "--out", type=GivenPath(), required=True,
+    help="Folder to write, new or empty, or of an earlier export.",
+)  # fmt: skip
+@click.option(
+    "--to", default="png", show_default=True,
+    help="Kinds, comma-separated: seg (DICOM), secondary-capture (DICOM), png, nifti.",
+)  # fmt: skip
+@click.option("--data", "data_dir", type=FOLDER, help="The radiographs' folder [masks only].")
+@click.option("--test", is_flag=True, help="Export the submitted masks of the test images.")
+@click.option("--fractional", is_flag=True, help="Write probability maps into DICOM SEG files.")
+@click.option(
+    "--plane/--no-plane", default=True, show_default=True,
+    help="State an assumed plane in DICOM SEG files, which OHIF needs.",
+)  # fmt: skip
+def export(results: Path, out: Path, **options) -> None:
+    """Write the masks of RESULTS for other programs, each at its image's own size.
+
+    RESULTS is an ENSEMBLE folder, of which each held-out image's mask is by the rule that was
+    chosen without it, or a folder that `predict` wrote. Needs `pip install .[export]` for all kinds
+    but png.
+    """
+    from kernel_lib.stages import export as stage
+
+    click.echo(stage.run(results, out, **options))
+
+
+@main.command()
 @click.argument("ensemble", type=FOLDER)
 @click.option(
     "--truth", type=GivenPath(exists=True),

@@ -22,3 +22,5 @@ MEMBERS, THRESHOLDS = "members.json", "thresholds.json"
 PER_IMAGE, STATISTICS = "oof.csv", "oof_statistics.npz"
 TEST_RUN, SUBMISSION = "test.json", "submission.csv"
 REPORT, VIEWER = "report.html", "viewer.html"
+
+PREDICTIONS = "predictions.csv"  # of `predict`, in a folder of the user's

@@ -151,6 +151,12 @@ def size_of(path: Path | str) -> tuple[int, int]:
     return size
 
 
+def dataset_of(path: Path | str) -> pydicom.Dataset:
+    """Return the data set of a DICOM that holds pixels, undecoded. Raises: ImageError."""
+    with _named(path):
+        return dicom.parse(_content(path))
+
+
 def is_image(path: Path | str) -> bool:
     """Return whether a file holds a radiograph by its content, whatever its name.
 

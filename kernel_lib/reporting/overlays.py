@@ -27,6 +27,7 @@ from kernel_lib.reporting.picture import (
 COLUMNS = 4
 MAX_SIDE_PX = 512  # more is not visible in a cell of the grid, and costs time
 LONGEST_ID = 34
+COLOUR = tuple(int(PREDICTION[at : at + 2], 16) for at in (5, 3, 1))  # BGR, of a mask's contour
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,8 @@ def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    colour = tuple(int(PREDICTION[at : at + 2], 16) for at in (5, 3, 1))
     width = max(1, round(max(image.shape) / 512))  # px, visible at the size of a screen
-    return cv2.drawContours(canvas, contours, -1, colour, width)
+    return cv2.drawContours(canvas, contours, -1, COLOUR, width)
 
 
 def _scaled_area(mask: np.ndarray) -> float:

@@ -29,6 +29,7 @@ from kernel_lib import released, storage
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.artifacts.filenames import PREDICTIONS
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.folder import masks_among
@@ -49,7 +50,7 @@ from kernel_lib.reporting.picture import RESEARCH_ONLY
 from kernel_lib.stages import inference, scores
 from kernel_lib.stages.inference import Predicted, Setup
 
-TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
+TABLE, MASKS, OVERLAYS = PREDICTIONS, "masks", "overlays"
 COLUMNS = (
     "file",  # relative to the input given
     "image_id",
@@ -61,6 +62,8 @@ COLUMNS = (
     "area_px_1024",  # in pixels of a 1024² image, the unit of a rule's min_area_px
     "area_mm2",  # empty where the file states no pixel spacing
     "rle",  # relative, down the columns, as the competition writes it; -1: no mask
+    "model",  # the ensemble or released model
+    "rule",  # by which its maps became masks
     "error",  # why the file could not be read; the rest is then empty
 )
 
@@ -333,6 +336,8 @@ def _write(
     names = dict(zip(predicted.images["image_id"], listed, strict=True))
     skipped = {image.image_id: image for image in predicted.skipped}
     rows, n_with_mask = [], 0
+    rules = tuple(scores.rule_lines(ensemble, predictor.choice))
+    made_by = {"model": ensemble.name, "rule": "; ".join(rules)}
     with (
         storage.atomic_folder(out / MASKS) as masks,
         storage.atomic_folder(out / OVERLAYS) as pictures,
@@ -341,7 +346,7 @@ def _write(
             ensemble, predictor.roots, predicted.images, predictor.choice
         ):
             name, path = names[number], listed[names[number]]
-            row = {"file": name, "image_id": images.image_id(path)}
+            row = {"file": name, "image_id": images.image_id(path)} | made_by
             rows.append(row)
             if number in skipped:
                 row["error"] = skipped[number].reason
@@ -363,7 +368,7 @@ def _write(
         table.writerows(rows)
     return PredictResult(
         out=out,
-        rules=tuple(scores.rule_lines(ensemble, predictor.choice)),
+        rules=rules,
         n_images=len(rows) - len(skipped),
         n_with_mask=n_with_mask,
         skipped=tuple(replace(image, image_id=names[n]) for n, image in skipped.items()),

@@ -137,7 +137,7 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
     )
     radiographs, notes = {}, ()
     if data is not None:
-        radiographs, notes = _match_radiographs(ensemble.name, part, data)
+        radiographs, notes = match_radiographs(ensemble.name, part, data)
     models = model_views(ensemble, choice, part.ensemble_maps)
     stats, vote = measure(ensemble, choice, part.table, models)
     title = f"{ensemble.name}, out of fold"
@@ -193,7 +193,7 @@ def _read_sizes(listed: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows, columns=["image_id", "fold", "height", "width", "rle"]), unreadable
 
 
-def _match_radiographs(
+def match_radiographs(
     name: str, part: OutOfFold, data: Images
 ) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Return the files of an ensemble's images in a data folder, and notes on missing ones.
@@ -209,7 +209,7 @@ def _match_radiographs(
     if not files:
         raise InputError(
             f"{data.root} holds none of the {which} (first: {wanted[0]}): give the data folder "
-            "of the training, or none, to see masks without radiographs"
+            "of the training, or none, for masks without radiographs"
         )
     if len(files) < len(wanted):
         notes.append(

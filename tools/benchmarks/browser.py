@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGS = (
@@ -25,13 +25,13 @@ def path() -> str | None:
 
 
 @contextlib.contextmanager
-def started() -> Iterator:
+def started(more_args: Iterable[str] = ()) -> Iterator:
     """Start Chromium, headless, by playwright; SystemExit where there is none."""
     from playwright.sync_api import sync_playwright
 
     if path() is None:
         raise SystemExit(MISSING)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path(), args=list(ARGS))
+        browser = playwright.chromium.launch(executable_path=path(), args=[*ARGS, *more_args])
         yield browser
         browser.close()

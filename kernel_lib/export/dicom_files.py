@@ -1,0 +1,311 @@
+"""Masks as DICOM files that refer to their radiograph: segmentations, and pictures with contours.
+
+highdicom writes them. Nothing is changed in the radiograph's own file: what a reference to it may
+not hold is replaced in memory, and noted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import uuid
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom import config, valuerep
+from pydicom.uid import UID
+
+from kernel_lib.data import dicom, images
+from kernel_lib.errors import InputError
+from kernel_lib.reporting import overlays
+
+MAKER, NOT_CLINICAL = "pneumothorax-kernels", "not for clinical use"
+MASK, MAP = f"Predicted pneumothorax, {NOT_CLINICAL}", f"Pneumothorax map, {NOT_CLINICAL}"
+CONTOUR = f"Contour of a predicted pneumothorax, {NOT_CLINICAL}"
+SERIES_NUMBERS = {MASK: 9001, MAP: 9002, CONTOUR: 9003}
+MAX_LO = 64  # characters of a DICOM long string
+MAX_ST = 1024  # of a short text
+IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+# Which every file of a patient and study has to hold, if empty.
+REQUIRED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "StudyID", "AccessionNumber", "ReferringPhysicianName", "Modality",
+)  # fmt: skip
+# Without a frame of reference highdicom takes a spacing only with a thickness, which a radiograph
+# does not have; with one it wants all of these.
+SPATIAL = (
+    "PixelSpacing", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient",
+    "ImageOrientationPatient",
+)  # fmt: skip
+TEXT_VRS = valuerep.STR_VR - {"UC", "UR"}
+SPACING_NOTE = (
+    "PixelSpacing without a frame of reference, which highdicom refuses: removed in memory"
+)
+# What OHIF and cornerstone assume of a radiograph; they show no segmentation that states no plane.
+ASSUMED_ORIENTATION, ASSUMED_THICKNESS = [1, 0, 0, 0, 1, 0], 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A radiograph to refer to, with valid and complete attributes, and what was changed in them.
+
+    `is_derived`: whether its own SOPInstanceUID is not valid, so that a derived one stands here.
+    """
+
+    dataset: pydicom.Dataset
+    is_derived: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the reference to a DICOM file. Raises: ImageError where it can't be read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are not valid, which are noted here
+            dataset = images.dataset_of(path)
+            own = str(dataset.get("SOPInstanceUID") or path.name)
+            derived = _with_valid_ids(dataset, own)
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            invalid = _without_invalid(dataset)
+            for keyword in REQUIRED:
+                if keyword not in dataset:
+                    setattr(dataset, keyword, "")
+        notes = []
+        if derived:
+            notes.append(
+                f"{', '.join(derived)} not valid: the DICOM files hold derived UIDs, 2.25.…"
+            )
+        if invalid:
+            notes.append(f"{', '.join(invalid)} not valid: left out of the DICOM files")
+        return cls(dataset, "SOPInstanceUID" in derived, tuple(notes))
+
+    @property
+    def uid(self) -> str:
+        return str(self.dataset.SOPInstanceUID)
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Refuse a mask (H, W) of another size than the radiograph."""
+        own = int(self.dataset.Rows), int(self.dataset.Columns)
+        if own != shape:
+            raise InputError(
+                "the radiograph is {}×{}, its mask {}×{}: give the radiographs that were "
+                "predicted".format(*own, *shape)
+            )
+
+
+def derived_uid(*parts: str) -> UID:
+    """Return a valid UID that follows from these texts alone: 2.25 and a UUID of version 5.
+
+    Source: DICOM PS3.5 B.2.
+    """
+    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, ' '.join((MAKER, *parts))).int}")
+
+
+def segmentation(
+    reference: Reference,
+    pixels: np.ndarray,
+    algorithm: str,
+    rule: str,
+    plane: tuple[float, float] | None = None,
+) -> tuple[pydicom.Dataset, list[str]]:
+    """Return a DICOM segmentation of one segment, and notes.
+
+    pixels: a mask (H, W) 0/1 uint8, or a probability map (H, W) in float, in steps of 1/255. An
+    empty mask is one empty frame.
+    plane: the spacing (between rows, between columns) in mm of an assumed plane to state.
+    Raises: InputError where highdicom is missing, or the radiograph's header does not do.
+    """
+    hd = needed("highdicom")
+    from pydicom.sr.codedict import codes
+
+    reference.check_shape(pixels.shape)
+    is_map = pixels.dtype != np.uint8
+    kind, source, notes = MAP if is_map else MASK, pydicom.Dataset(), []
+    for element in reference.dataset:
+        if element.keyword not in (*SPATIAL, "PixelData"):
+            source.add(element)
+    identified = hd.AlgorithmIdentificationSequence(
+        name=algorithm[:MAX_LO],
+        family=codes.DCM.ArtificialIntelligence,
+        version=_version(),
+        source=MAKER,
+        parameters={"rule": "none, the map before it" if is_map else rule},
+    )
+    segment = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Pneumothorax",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Pneumothorax,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=identified,
+    )
+    segment.SegmentDescription = f"{kind}. {'' if is_map else rule}"[:MAX_ST]
+    made = _made(
+        hd.seg.Segmentation,
+        [source],
+        pixels,
+        "FRACTIONAL" if is_map else "BINARY",
+        [segment],
+        software_versions=_version(),
+        manufacturer_model_name="kernel_lib",
+        device_serial_number="none",
+        content_label="PNEUMOTHORAX",
+        content_description=kind,
+        omit_empty_frames=False,
+        **_series(reference, kind, algorithm, rule, pixels),
+    )
+    made.PatientOrientation = reference.dataset.get("PatientOrientation") or ""
+    if "PixelSpacing" in reference.dataset and "FrameOfReferenceUID" not in reference.dataset:
+        notes.append(SPACING_NOTE)
+    if plane is not None:
+        _state_plane(made, plane)
+    return made, notes
+
+
+def _state_plane(made: pydicom.Dataset, spacing: tuple[float, float]) -> None:
+    measures, orientation = pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing = [valuerep.DSfloat(side, auto_format=True) for side in spacing]
+    measures.SliceThickness = ASSUMED_THICKNESS
+    orientation.ImageOrientationPatient = ASSUMED_ORIENTATION
+    shared = made.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+
+
+def secondary_capture(
+    reference: Reference, image: np.ndarray, mask: np.ndarray, algorithm: str, rule: str
+) -> pydicom.Dataset:
+    """Return an RGB secondary capture: the radiograph with the mask's contour burnt in.
+
+    Shapes: image (H, W) uint8, mask (H, W) 0/1. Raises: InputError as `segmentation`.
+    """
+    hd = needed("highdicom")
+    from pydicom.sr.codedict import codes
+
+    reference.check_shape(mask.shape)
+    source = reference.dataset
+    picture = overlays.outlined(image, mask)
+    height, width = mask.shape
+    scale = width / 1024
+    cv2.putText(
+        picture, CONTOUR if mask.any() else f"No pneumothorax predicted, {NOT_CLINICAL}",
+        (round(12 * scale), height - round(14 * scale)), cv2.FONT_HERSHEY_SIMPLEX, 0.7 * scale,
+        overlays.COLOUR, max(1, round(2 * scale)), cv2.LINE_AA,
+    )  # fmt: skip
+    made = _made(
+        hd.sc.SCImage.from_ref_dataset,
+        source,
+        np.ascontiguousarray(picture[..., ::-1]),
+        "RGB",
+        8,
+        "PATIENT",
+        patient_orientation=dicom.FRONTAL,  # replaced below: highdicom takes no unknown one
+        transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+        **_series(reference, CONTOUR, algorithm, rule, mask),
+    )
+    made.PatientOrientation = source.get("PatientOrientation") or ""
+    made.ConversionType = "WSD"
+    made.BodyPartExamined = source.get("BodyPartExamined") or "CHEST"
+    made.DerivationDescription = f"{CONTOUR}. {algorithm}. {rule}"[:MAX_ST]
+    origin = pydicom.Dataset()
+    origin.ReferencedSOPClassUID = source.SOPClassUID
+    origin.ReferencedSOPInstanceUID = reference.uid
+    purpose = hd.sr.CodedConcept(*codes.DCM.SourceImageForImageProcessingOperation[:3])
+    origin.PurposeOfReferenceCodeSequence = [purpose]
+    made.SourceImageSequence = [origin]
+    # By PS3.3 C.7.6.1.1 BurnedInAnnotation is of what identifies the patient, which a contour
+    # does not: the radiograph's own statement holds.
+    for keyword in (
+        "BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionMethod",
+        "LossyImageCompressionRatio", "PixelSpacing", "SpecificCharacterSet",
+    ):  # fmt: skip
+        if keyword in source:
+            made[keyword] = source[keyword]
+    return made
+
+
+def needed(package: str) -> Any:
+    """Return an optional package. Raises: InputError that names the extra which installs it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{package} is not installed, and this export needs it: pip install .[export]"
+        ) from None
+
+
+def _made(make: Any, *given: Any, **named: Any) -> Any:
+    """Return what highdicom makes; its errors on the radiograph's header as InputErrors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names without a comma, one a file
+            return make(*given, **named)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the radiograph's header does not do for highdicom ({' '.join(str(error).split())}): "
+            "correct it, or export to png"
+        ) from error
+
+
+def _series(
+    reference: Reference, kind: str, algorithm: str, rule: str, pixels: np.ndarray
+) -> dict[str, Any]:
+    """Return the arguments of an instance: of the same content in the same series, the same."""
+    content = hashlib.sha256(pixels.tobytes()).hexdigest()
+    made_by = (kind, algorithm, rule)
+    return {
+        "series_instance_uid": derived_uid(str(reference.dataset.SeriesInstanceUID), *made_by),
+        "sop_instance_uid": derived_uid(reference.uid, *made_by, content),
+        "series_number": SERIES_NUMBERS[kind],
+        "series_description": kind,
+        "instance_number": 1,
+        "manufacturer": MAKER,
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(MAKER)
+    except importlib.metadata.PackageNotFoundError:
+        return "a clone"
+
+
+def _with_valid_ids(dataset: pydicom.Dataset, own: str) -> list[str]:
+    """Replace UIDs that are missing or not valid; return the names of those.
+
+    Where a study or a series has none, the image is one of its own.
+    """
+    derived = []
+    for keyword in IDS:
+        stated = str(dataset.get(keyword) or "")
+        if not stated or not UID(stated, validation_mode=config.IGNORE).is_valid:
+            setattr(dataset, keyword, derived_uid(keyword, stated or own))
+            derived.append(keyword)
+    return derived
+
+
+def _without_invalid(dataset: pydicom.Dataset) -> list[str]:
+    """Remove elements whose values DICOM does not allow; return their names.
+
+    A decimal of too many digits is rounded instead.
+    """
+    removed = []
+    for element in list(dataset):
+        if element.VR not in TEXT_VRS or element.tag.is_private:
+            continue
+        values = element.value if element.VM > 1 else [element.value]
+        try:
+            if element.VR == "DS" and element.VM:
+                rounded = [valuerep.DSfloat(float(value), auto_format=True) for value in values]
+                element.value = rounded if element.VM > 1 else rounded[0]
+                continue
+            for value in values:
+                valuerep.validate_value(element.VR, str(value), config.RAISE)
+        except (TypeError, ValueError):
+            del dataset[element.tag]
+            removed.append(element.keyword or str(element.tag))
+    return removed

@@ -1,0 +1,29 @@
+"""Masks as NIfTI files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kernel_lib.export.dicom_files import needed
+
+CONVENTION = (
+    "index (column, row, 0): columns run to the patient's left and rows to the feet (axes LIP), as "
+    "frontal radiographs are shown; mm, 1 where no spacing is known"
+)
+
+
+def write(path: Path, mask: np.ndarray, spacing: tuple[float, float] | None) -> None:
+    """Write a mask (H, W) 0/1 as a NIfTI image of shape (W, H, 1), uint8, in the coronal plane.
+
+    spacing: between rows and between columns, mm; None is 1. A slice is 1 mm thick.
+    Raises: InputError where nibabel is missing.
+    """
+    nib = needed("nibabel")
+    rows, columns = spacing or (1, 1)
+    # NIfTI's axes run right, forward and up: columns go left, rows down, slices back.
+    affine = np.array([[-columns, 0, 0, 0], [0, 0, -1, 0], [0, -rows, 0, 0], [0, 0, 0, 1]], float)
+    image = nib.Nifti1Image(np.ascontiguousarray(mask.T[..., None]), affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)

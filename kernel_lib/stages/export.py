@@ -1,0 +1,315 @@
+"""Masks for other programs: DICOM segmentations, secondary captures, PNG and NIfTI files.
+
+OUT/<kind>/<image>.…       a file an image
+OUT/radiographs/<image>.dcm  the radiograph under the UIDs that the DICOM files refer to, where
+                           its own are not valid
+OUT/export.csv             one row an image; written last, so if it exists, all is complete
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from kernel_lib import storage
+from kernel_lib.data import images
+from kernel_lib.errors import InputError
+from kernel_lib.export import dicom_files, nifti
+from kernel_lib.export.dicom_files import Reference, needed
+from kernel_lib.notebook import Signals, bar
+from kernel_lib.postprocess.units import FULL_AREA
+from kernel_lib.registry import nearest
+from kernel_lib.reporting.picture import RESEARCH_ONLY
+from kernel_lib.stages import export_results
+from kernel_lib.stages.export_results import Result, Results
+
+SEG, CAPTURE, PNG, NIFTI = "seg", "secondary-capture", "png", "nifti"
+ENDINGS = {SEG: ".dcm", CAPTURE: ".dcm", PNG: ".png", NIFTI: ".nii.gz"}
+AS_DICOM = (SEG, CAPTURE)
+PACKAGES = {SEG: "highdicom", CAPTURE: "highdicom", NIFTI: "nibabel"}
+TABLE, RADIOGRAPHS = "export.csv", "radiographs"
+COLUMNS = (
+    "image_id",
+    "height",
+    "width",
+    "area_px",  # of the mask, in pixels of the image
+    "area_px_1024",  # in pixels of a 1024² image, the unit of a rule's min_area_px
+    "area_mm2",  # empty where no pixel spacing is known
+    "refers_to",  # SOPInstanceUID that the DICOM files refer to
+    "rule",
+    "written",  # files, with blanks between them
+    "notes",
+)
+NO_SPACING = "no pixel spacing is known: NIfTI states 1 mm"
+PLANE = (
+    "the segmentations state an assumed plane (axial, 1 mm thick, 1 mm where no pixel spacing is "
+    "known), without which OHIF shows none of a radiograph: --no-plane leaves it out"
+)
+NO_DICOM = "has no DICOM file to refer to"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    out: Path
+    n_images: int
+    n_with_mask: int
+    written: dict[str, int]  # files by folder
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"note: {note}" for note in self.notes]
+        lines += [f"{self.out / kind}: {n:,} files" for kind, n in self.written.items()]
+        if NIFTI in self.written:
+            lines.append(f"NIfTI: {nifti.CONVENTION}")
+        lines.append(
+            f"{self.out / TABLE}: {self.n_images:,} images, {self.n_with_mask:,} with a mask; an "
+            "empty mask is a file without any pixel"
+        )
+        return "\n".join([*lines, RESEARCH_ONLY])
+
+
+def run(
+    folder: Path,
+    out: Path,
+    *,
+    to: str = PNG,
+    data_dir: Path | None = None,
+    test: bool = False,
+    fractional: bool = False,
+    plane: bool = True,
+) -> ExportResult:
+    """Write the masks of an ensemble's folder, or of one that `predict` wrote.
+
+    to: kinds of files, with commas between them. `fractional` writes probability maps instead of
+    masks into DICOM segmentations, `plane` states an assumed plane in them.
+    Raises: InputError, before anything is written, for an unknown kind, a package that is not
+        installed, results or radiographs that are missing, and an OUT that holds anything else.
+    """
+    kinds, out = _checked_kinds(to, fractional), out.resolve()
+    _check_out(out)
+    results = export_results.load(folder, data_dir, test)
+    _check_sources(kinds, results, data_dir, fractional)
+    how = _How(results.algorithm, fractional, plane)
+    folders = [*kinds, *([RADIOGRAPHS] if SEG in kinds else [])]
+    with Signals().caught(), storage.folder_lock(out / "export"):
+        with ExitStack() as stack:
+            at = {name: stack.enter_context(storage.atomic_folder(out / name)) for name in folders}
+            rows = [
+                _row(result, kinds, at, how)
+                for result in bar(results.images, desc="export", unit="image")
+            ]
+            (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these
+        for name in {RADIOGRAPHS, *ENDINGS} - at.keys():  # of an earlier export of other kinds
+            shutil.rmtree(out / name, ignore_errors=True)
+        notes = (*results.notes, *([PLANE] if plane and SEG in kinds else []))
+        return _finished(out, results, rows, notes)
+
+
+def _checked_kinds(to: str, fractional: bool) -> list[str]:
+    kinds = list(dict.fromkeys(kind.strip() for kind in to.split(",") if kind.strip()))
+    if not kinds:
+        raise InputError(f"--to {to!r} names no kind: give one or several of {', '.join(ENDINGS)}")
+    for kind in kinds:
+        if kind not in ENDINGS:
+            raise InputError(
+                f"--to {kind} is not a kind; nearest: {nearest(kind, list(ENDINGS))}; there are "
+                f"{', '.join(ENDINGS)}"
+            )
+        if kind in PACKAGES:
+            needed(PACKAGES[kind])
+    if fractional and SEG not in kinds:
+        raise InputError(f"--fractional is of DICOM segmentations: add {SEG} to --to {to}")
+    return kinds
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds anything but what an earlier call wrote."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"-o {out} is a file: give a folder")
+    storage.check_writable(out, "-o")
+    existing = {path.name for path in out.iterdir()} if out.exists() else set()
+    existing = {name for name in existing if not name.startswith(".")}
+    foreign = sorted(existing - {TABLE, RADIOGRAPHS, *ENDINGS})
+    if not foreign and existing and not _is_ours(out / TABLE):
+        foreign = sorted(existing)
+    if foreign:
+        raise InputError(
+            f"-o {out} holds {foreign[0]}, and no earlier export: give a new folder, or an empty "
+            "one"
+        )
+
+
+def _is_ours(table: Path) -> bool:
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip() == ",".join(COLUMNS)
+
+
+def _check_sources(
+    kinds: Sequence[str], results: Results, data_dir: Path | None, fractional: bool
+) -> None:
+    """Refuse kinds for which these results lack radiographs or maps."""
+    if fractional and any(result.levels is None for result in results.images):
+        raise InputError(
+            "--fractional needs probability maps, which predict does not keep: leave it out, or "
+            "export an ensemble"
+        )
+    asked = [kind for kind in kinds if kind in AS_DICOM]
+    if not asked:
+        return
+    if data_dir is None:
+        raise InputError(
+            f"--to {asked[0]} refers to the radiographs' DICOM files: give their folder, "
+            "--data DIR, or --to png,nifti"
+        )
+    if not any(_is_dicom(result.path) for result in results.images):
+        raise InputError(
+            f"{data_dir} holds no DICOM file of these images, to which --to {asked[0]} refers: "
+            "give the folder that does, or --to png,nifti"
+        )
+
+
+def _is_dicom(path: Path | None) -> bool:
+    return path is not None and not images.is_picture(path)
+
+
+class _How(NamedTuple):
+    """What is the same for all images."""
+
+    algorithm: str
+    fractional: bool
+    plane: bool
+
+
+class _Image(NamedTuple):
+    """One image, as its writers need it."""
+
+    result: Result
+    mask: np.ndarray  # (H, W) 0/1
+    spacing: tuple[float, float] | None  # between rows and between columns, mm
+    reference: Reference | None
+    how: _How
+
+
+def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -> dict[str, Any]:
+    """Write the files of one image; return its row, whose `written` and `notes` are lists."""
+    row = {"image_id": result.image_id, "rule": result.rule, "written": [], "notes": []}
+    try:
+        mask = result.mask()
+    except InputError as error:
+        return row | {"notes": [f"not exported: {error}"]}
+    spacing = None if result.path is None else images.spacing_of(result.path)
+    area = int(np.count_nonzero(mask))
+    row |= {"height": mask.shape[0], "width": mask.shape[1], "area_px": area}
+    row["area_px_1024"] = f"{area * FULL_AREA / mask.size:.1f}"
+    row["area_mm2"] = "" if spacing is None else f"{area * spacing[0] * spacing[1]:.2f}"
+    reference = None
+    if any(kind in AS_DICOM for kind in kinds):
+        try:
+            reference = _reference(result, mask)
+            row["refers_to"] = reference.uid
+            row["notes"] += reference.notes
+        except InputError as error:
+            row["notes"].append(f"no {' and no '.join(k for k in kinds if k in AS_DICOM)}: {error}")
+    image = _Image(result, mask, spacing, reference, how)
+    for kind in kinds:
+        if kind in AS_DICOM and reference is None:
+            continue
+        try:
+            row["notes"] += _WRITERS[kind](_new(at[kind], result.name, ENDINGS[kind]), image)
+            row["written"].append(f"{kind}/{result.name}{ENDINGS[kind]}")
+        except InputError as error:
+            row["notes"].append(f"no {kind}: {error}")
+    if reference is not None and reference.is_derived and RADIOGRAPHS in at:
+        reference.dataset.save_as(_new(at[RADIOGRAPHS], result.name, ".dcm"))
+        row["written"].append(f"{RADIOGRAPHS}/{result.name}.dcm")
+    return row
+
+
+def _reference(result: Result, mask: np.ndarray) -> Reference:
+    """Return what the DICOM files of an image refer to. Raises: InputError where it has none."""
+    if not _is_dicom(result.path):
+        raise InputError(NO_DICOM)
+    reference = Reference.read(result.path)
+    reference.check_shape(mask.shape)
+    return reference
+
+
+def _new(folder: Path, name: str, ending: str) -> Path:
+    path = folder / f"{name}{ending}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# Each writes the file of one image and returns notes, or raises an InputError.
+
+
+def _write_seg(path: Path, image: _Image) -> list[str]:
+    how, result = image.how, image.result
+    pixels = result.levels() / np.float32(255) if how.fractional else image.mask
+    plane = (image.spacing or (1, 1)) if how.plane else None
+    made, notes = dicom_files.segmentation(
+        image.reference, pixels, how.algorithm, result.rule, plane
+    )
+    made.save_as(path)
+    return notes
+
+
+def _write_capture(path: Path, image: _Image) -> list[str]:
+    pixels = images.read(image.result.path)
+    made = dicom_files.secondary_capture(
+        image.reference, pixels, image.mask, image.how.algorithm, image.result.rule
+    )
+    made.save_as(path)
+    return []
+
+
+def _write_png(path: Path, image: _Image) -> list[str]:
+    done, content = cv2.imencode(".png", image.mask * np.uint8(255))
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode {path}, {image.mask.shape}")
+    path.write_bytes(content.tobytes())
+    return []
+
+
+def _write_nifti(path: Path, image: _Image) -> list[str]:
+    nifti.write(path, image.mask, image.spacing)
+    return [NO_SPACING] if image.spacing is None else []
+
+
+_WRITERS = {SEG: _write_seg, CAPTURE: _write_capture, PNG: _write_png, NIFTI: _write_nifti}
+
+
+def _finished(
+    out: Path, results: Results, rows: Sequence[dict[str, Any]], notes: Sequence[str]
+) -> ExportResult:
+    """Write the table of what was written, and return the result."""
+    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with storage.atomic_write(out / TABLE, "w", **text) as file:
+        table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            joined = {"written": " ".join(row["written"]), "notes": "; ".join(row["notes"])}
+            table.writerow(row | joined)
+    of_images = zip(results.images, rows, strict=True)
+    of_each = images.noted({result.name: row["notes"] for result, row in of_images})
+    folders = Counter(name.split("/")[0] for row in rows for name in row["written"])
+    return ExportResult(
+        out=out,
+        n_images=len(rows),
+        n_with_mask=sum(row.get("area_px", 0) > 0 for row in rows),
+        written=dict(folders),
+        notes=(*notes, *of_each),
+    )
