@@ -17,7 +17,7 @@ LIBRARY = "kernel_lib"
 LEFT_OUT = (
     "commands.py", "reporting/mean_images.py", "stages/explore.py",
     "stages/explore_files.py", "stages/gather.py", "stages/gather_check.py",
-    "stages/predict_files.py", "stages/release.py", "viewer",
+    "stages/predict_files.py", "stages/release.py", "stages/score_all.py", "viewer",
 )  # fmt: skip
 
 
