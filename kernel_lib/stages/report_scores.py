@@ -35,9 +35,10 @@ def sections(data: ReportData, source: Source | None) -> list[Section]:
         f"Of the masks that scored the rule, {scores.claim(scored, scored.kept_selected)}: each "
         "image's is of the rule chosen without it. Scores in different definitions do not compare. "
         f"Intervals are 95 %, drawn over {kept.resampled}; of sensitivity, specificity, PPV and "
-        "NPV they are Wilson's, which take images as independent. "
-        f"The AUC is that of {_auc_of(data.per_image)[1]}."
+        "NPV they are Wilson's, which take images as independent."
     )
+    if by := _auc_of(data.per_image)[1]:
+        text += f" The AUC is that of {by}."
     if data.distances is None:
         text += " Distances between boundaries are missing: the thresholds stage writes them."
     rows = score_definitions.scores(images, Resampler(kept.n_bootstrap, kept.seed))
@@ -75,12 +76,12 @@ def images_of(data: ReportData) -> pd.DataFrame:
 
 
 def _auc_of(rows: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Return what separates images with a mask from those without, and its name."""
+    """Return what separates images with a mask from those without, and its name, "" without any."""
     if "label" in rows and rows["label"].notna().all():
         return rows["label"], "the classification probability"
     if "sum_prob" in rows:
         return rows["sum_prob"], "the sum of the probability map"
-    return pd.Series(math.nan, rows.index), "nothing: oof.csv holds no probability"
+    return pd.Series(math.nan, rows.index), ""
 
 
 def _traits(images: pd.DataFrame, source: Source | None) -> tuple[pd.DataFrame | None, list[str]]:
