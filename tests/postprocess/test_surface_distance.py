@@ -44,16 +44,17 @@ def test_the_largest_distance_is_scipy_s_hausdorff_and_its_distance_transform_s(
     for distances, (mask, other) in zip(directed(*pair), (pair, pair[::-1]), strict=True):
         edges = edge_of(mask), edge_of(other)
         assert distances.max() == pytest.approx(directed_hausdorff(*edges)[0])
-        transform = ndimage.distance_transform_edt(~boundary(other))
-        np.testing.assert_allclose(distances, transform[boundary(mask)])
+        beyond = np.ones(mask.shape, bool)
+        beyond[tuple(edges[1].T)] = False
+        transform = ndimage.distance_transform_edt(beyond)
+        np.testing.assert_allclose(distances, transform[tuple(edges[0].T)])
 
 
 @given(
     arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 2))
 )
 def test_the_boundary_is_the_mask_without_its_erosion(mask) -> None:
-    expected = (mask != 0) & ~ndimage.binary_erosion(mask != 0)
-    np.testing.assert_array_equal(boundary(mask), expected)
+    np.testing.assert_array_equal(boundary(mask), edge_of(mask != 0))
 
 
 def test_edges() -> None:
@@ -63,7 +64,7 @@ def test_edges() -> None:
         assert all(map(math.isnan, surface_distance(*pair)))
     assert surface_distance(full, full) == (0, 0)
     assert surface_distance(corner, middle) == pytest.approx((math.hypot(4, 6),) * 2)
-    assert boundary(full).sum() == 2 * 12 + 2 * 7, "at the image's border all beyond is outside"
+    assert len(boundary(full)) == 2 * 12 + 2 * 7, "at the image's border all beyond is outside"
 
 
 def test_a_square_that_is_shifted_by_three_pixels() -> None:
