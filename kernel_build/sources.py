@@ -18,7 +18,7 @@ LEFT_OUT = (
     "commands.py", "export", "reporting/mean_images.py", "stages/explore.py",
     "stages/explore_files.py", "stages/export.py", "stages/export_results.py",
     "stages/gather.py", "stages/gather_check.py",
-    "stages/predict_files.py", "stages/release.py", "viewer",
+    "stages/predict_files.py", "stages/release.py", "stages/score_all.py", "viewer",
 )  # fmt: skip
 
 

@@ -23,8 +23,23 @@ SHAPE = click.option(
     "--masks-are", type=click.Choice(["right", "inverted"]),
     help="How to read a data folder's masks that look inverted.",
 )  # fmt: skip
+@click.option(
+    "--all", "everything", is_flag=True,
+    help="Print every published definition of the score too, with intervals, and subgroups.",
+)  # fmt: skip
+@click.option("--metadata", type=FILE, help="With --all: view, sex, age of images [metadata.csv].")
+@click.option("--probabilities", type=FILE, help="With --all: for the AUC [SUBMISSION].")
 @SHAPE
-def score(submission: Path, labels: Path | None, split, masks_are, shape) -> None:
+def score(
+    submission: Path,
+    labels: Path | None,
+    split,
+    masks_are,
+    everything,
+    metadata,
+    probabilities,
+    shape,
+) -> None:
     """Print the mean dice of SUBMISSION against LABELS, over the images in both.
 
     LABELS is an RLE table or a data folder. Of a folder, the labelled test images (or, with --split
@@ -34,18 +49,23 @@ def score(submission: Path, labels: Path | None, split, masks_are, shape) -> Non
     from kernel_lib.postprocess import submission as submissions
     from kernel_lib.stages import scores
 
+    for option, value in (("metadata", metadata), ("probabilities", probabilities)):
+        if value is not None and not everything:
+            raise InputError(f"--{option} {value} needs --all: give both")
+    files = None
     if labels is not None and not labels.is_dir():
         for option, value in (("split", split), ("masks-are", masks_are)):
             if value is not None:
                 raise InputError(f"--{option} {value} needs a data folder, but {labels} is a file")
-        result = submissions.score(submission, labels, shape=shape)
+        pairs = submissions.pair(submission, labels, shape=shape)
     elif labels is None and split is None:
         raise click.UsageError("Missing argument 'LABELS'.")
     else:
         from kernel_lib.kaggle import paths
 
-        folder = paths.data_dir(None) if labels is None else labels
-        result = scores.of_split(submission, folder, split or "test", masks_are)
+        labels = paths.data_dir(None) if labels is None else labels
+        pairs, files = scores.pair_with_split(submission, labels, split or "test", masks_are)
+    result = submissions.score_of(pairs)
     click.echo(f"mean dice {result.dice:.8f} over {result.n_images} images")
     click.echo(f"positives {result.dice_nonempty:.8f} over {result.n_nonempty} images with a mask")
     click.echo(f"empty baseline {result.dice_all_empty:.8f} (no mask in any image)")
@@ -60,6 +80,11 @@ def score(submission: Path, labels: Path | None, split, masks_are, shape) -> Non
             f"not scored: {result.n_only_submission} images without a label, "
             f"{result.n_only_labels} labels without a prediction"
         )
+    if everything:
+        from kernel_lib.stages import score_all
+
+        click.echo("")
+        click.echo(score_all.text(pairs, submission, labels, files, metadata, probabilities))
 
 
 @main.command()

@@ -3,8 +3,8 @@
 folds.csv  left_out.json  nih_left_out.json
 runs/<run>/fold<k>/   config.json  log.jsonl  last.pt  best_epoch<n>.pt
                       oof.zip  oof_last.zip  test.zip
-ensembles/<name>/     members.json  thresholds.json  oof.csv  oof_statistics.npz  test.json
-                      submission.csv  report.html  viewer.html
+ensembles/<name>/     members.json  thresholds.json  oof.csv  oof_statistics.npz
+                      oof_distances.csv  test.json  submission.csv  report.html  viewer.html
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OOF, OOF_LAST, TEST_MAPS = "oof.zip", "oof_last.zip", "test.zip"
 
 ENSEMBLES = "ensembles"
 MEMBERS, THRESHOLDS = "members.json", "thresholds.json"
-PER_IMAGE, STATISTICS = "oof.csv", "oof_statistics.npz"
+PER_IMAGE, STATISTICS, DISTANCES = "oof.csv", "oof_statistics.npz", "oof_distances.csv"
 TEST_RUN, SUBMISSION = "test.json", "submission.csv"
 REPORT, VIEWER = "report.html", "viewer.html"
 

@@ -1,4 +1,7 @@
-"""The held-out images as the thresholds stage scored them: `oof.csv`, `oof_statistics.npz`."""
+"""The held-out images as the thresholds stage scored them.
+
+`oof.csv`, `oof_statistics.npz` and, of the boundaries of masks, `oof_distances.csv`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,16 @@ import pandas as pd
 from kernel_lib import storage
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import named_if_damaged
-from kernel_lib.artifacts.filenames import PER_IMAGE, STATISTICS
+from kernel_lib.artifacts.filenames import DISTANCES, PER_IMAGE, STATISTICS
 from kernel_lib.postprocess.histograms import Stacked
 
 # What is read of oof.csv, beside the images' ids.
 _COLUMNS = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
             "dice": "float64"}  # fmt: skip
+# Read where they are there: patient, and what tells images with a mask from those without.
+_OPTIONAL = {"group": str, "label": "float64", "sum_prob": "float64"}
+# An image with both masks, and the distances between their boundaries.
+_DISTANCES = {"image_id": str, "hd95_px": "float64", "assd_px": "float64"}
 
 
 def save_per_image(folder: Path, per_image: pd.DataFrame) -> None:
@@ -32,7 +39,8 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
     """Return oof.csv as figures take it: scored images, areas in px of 1024².
 
     `folds` is the folds file.
-    Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule.
+    Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule,
+    and, where they are there, group, label and sum_prob.
     Raises: InputError where it is missing, cut short or of another ensemble.
     """
     path, n = folder / PER_IMAGE, decision.scores.kept.n_images
@@ -42,12 +50,14 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
             raise ValueError("it ends within a row")
         table = pd.read_csv(
             io.BytesIO(content),
-            usecols=["image_id", *_COLUMNS],
-            dtype={"image_id": str} | _COLUMNS,
+            usecols=lambda name: name == "image_id" or name in _COLUMNS or name in _OPTIONAL,
+            dtype={"image_id": str} | _COLUMNS | _OPTIONAL,
             # An image may be called NA.
             keep_default_na=False,
-            na_values={name: [""] for name in _COLUMNS},
+            na_values={name: [""] for name in (*_COLUMNS, "label", "sum_prob")},
         )
+        if lacking := {"image_id", *_COLUMNS} - set(table):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         if len(table) != n:
             raise ValueError(f"it has {len(table)} images, thresholds.json {n}")
         table = table.rename(columns={"true_area_px": "truth_px", "area_px": "predicted_px"})
@@ -57,6 +67,37 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
         fits &= table["part"].isin([rule.fold for rule in decision.scores.kept.rules])
         if not fits.all():
             raise ValueError("its images or folds are not the ensemble's")
+    return table
+
+
+def save_distances(folder: Path, distances: pd.DataFrame) -> None:
+    """Write oof_distances.csv, `OutOfFold.distances` as it is."""
+    with storage.atomic_write(folder / DISTANCES, "w", encoding="utf-8", newline="") as file:
+        distances.to_csv(file, index=False)
+
+
+def load_distances(folder: Path, per_image: pd.DataFrame) -> pd.DataFrame | None:
+    """Return oof_distances.csv, None where an earlier version wrote the folder, without it.
+
+    `per_image` is what `load_per_image` returns.
+    Returns: DataFrame[image_id, hd95_px, assd_px] of the images with both masks.
+    Raises: InputError where it is damaged or of another ensemble.
+    """
+    path = folder / DISTANCES
+    if not path.exists():
+        return None
+    with named_if_damaged(path):
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            raise ValueError("it ends within a row")
+        table = pd.read_csv(
+            io.BytesIO(content), usecols=list(_DISTANCES), dtype=_DISTANCES, keep_default_na=False
+        )
+        both = per_image[(per_image["truth_px"] > 0) & (per_image["predicted_px"] > 0)]
+        if set(table["image_id"]) != set(both["image_id"]) or len(table) != len(both):
+            raise ValueError("its images are not those of oof.csv with both masks")
+        if not (table.drop(columns="image_id") >= 0).all(axis=None):
+            raise ValueError("a distance is below 0")
     return table
 
 

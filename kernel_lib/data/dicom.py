@@ -5,6 +5,7 @@ Errors are InputErrors without the file's name, which `images` puts before them.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zlib
@@ -78,6 +79,51 @@ def parse(data: bytes) -> pydicom.Dataset:
 def patient(dataset: pydicom.Dataset) -> str | None:
     """Return the PatientID, None where it is missing or blank."""
     return str(dataset.get("PatientID") or "").strip() or None
+
+
+SPACING_TAGS = ["PixelSpacing", "ImagerPixelSpacing"]
+TRAIT_TAGS = ["ViewPosition", "PatientSex", "PatientAge", "PatientID"]
+
+
+def spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return the pixel spacing, (between rows, between columns) in mm; None where unknown.
+
+    Raises ValueError for one that is no number.
+    """
+    for values in map(dataset.get, SPACING_TAGS):
+        if values is None or isinstance(values, str) or len(values) != 2:
+            continue
+        rows, columns = map(float, values)
+        if 0 < rows < math.inf and 0 < columns < math.inf:
+            return rows, columns
+    return None
+
+
+def traits(dataset: pydicom.Dataset) -> dict[str, str | float]:
+    """Return view, sex, patient ("" unknown), age in years and mm_per_px (nan unknown).
+
+    Pixels that are not square have no mm_per_px.
+    """
+    view, sex = (str(dataset.get(tag) or "").strip().upper() for tag in TRAIT_TAGS[:2])
+    try:
+        rows, columns = spacing(dataset) or (math.nan, math.nan)
+    except ValueError:
+        rows = columns = math.nan
+    return {
+        "view": view,
+        "sex": sex,
+        "age": years(str(dataset.get("PatientAge") or "")),
+        "patient": patient(dataset) or "",
+        "mm_per_px": rows if math.isclose(rows, columns, rel_tol=1e-3) else math.nan,
+    }
+
+
+def years(age: str) -> float:
+    """Return the completed years of an age such as 57, 057Y or 018M; nan where it is none."""
+    parts = re.fullmatch(r"(\d{1,3})(?:\.0*)?([YMWD]?)", age.strip(), re.IGNORECASE)
+    if parts is None:
+        return math.nan
+    return float(int(parts[1]) // {"M": 12, "W": 52, "D": 365}.get(parts[2].upper(), 1))
 
 
 def grey(dataset: pydicom.Dataset) -> tuple[np.ndarray, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,23 +182,22 @@ def spacing_of(path: Path | str) -> tuple[float, float] | None:
 
     PixelSpacing, else ImagerPixelSpacing (at the detector).
     """
-    tags = ["PixelSpacing", "ImagerPixelSpacing"]
-
-    def stated(header: pydicom.Dataset) -> tuple[float, float] | None:
-        for values in map(header.get, tags):
-            if values is None or isinstance(values, str) or len(values) != 2:
-                continue
-            rows, columns = map(float, values)
-            if 0 < rows < math.inf and 0 < columns < math.inf:
-                return rows, columns
-        return None
-
     if is_picture(path):
         return None
     try:
-        return _from_header(path, tags, stated)
+        return _from_header(path, dicom.SPACING_TAGS, dicom.spacing)
     except ImageError:  # a spacing that is no number is not known
         return None
+
+
+def traits_of(path: Path | str) -> dict[str, str | float] | None:
+    """Return what a DICOM states of view, sex, age, patient and mm_per_px; None of a picture.
+
+    As `dicom.traits`. Raises: ImageError.
+    """
+    if is_picture(path):
+        return None
+    return _from_header(path, [*dicom.TRAIT_TAGS, *dicom.SPACING_TAGS], dicom.traits)
 
 
 def is_picture(path: Path | str) -> bool:

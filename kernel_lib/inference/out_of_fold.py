@@ -18,9 +18,16 @@ from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps, vote_function
+from kernel_lib.inference.ensemble_maps import (
+    EnsembleMaps,
+    combined_mask,
+    open_maps,
+    vote_function,
+)
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
+from kernel_lib.postprocess.nested_cv_report import NestedCVReport
+from kernel_lib.postprocess.surface_distance import SurfaceDistance, surface_distance
 from kernel_lib.postprocess.triplet import Triplet
 
 
@@ -78,6 +85,30 @@ class OutOfFold:
 
         counts = self._each(rows, one, "votes", leave=False)
         return np.array(counts, dtype=np.int64).reshape(len(rows), len(rules), 2)
+
+    def distances(self, scored: NestedCVReport) -> pd.DataFrame:
+        """Return how far the boundaries of masks are from those of the truth.
+
+        Of images with both masks: each mask is of the choice that scored the image.
+        Returns: DataFrame[image_id, hd95_px, assd_px] in pixels of the image.
+        """
+        choices = {rule.fold: rule.choice for rule in scored.rules}
+        table = scored.per_image
+        both = ((table["true_area_px"] > 0) & (table["area_px"] > 0)).to_numpy()
+        part_of = dict(zip(table["image_id"], table["part"], strict=True))
+
+        def one(image: Any) -> SurfaceDistance:
+            shape, choice = (image.height, image.width), choices[part_of[image.image_id]]
+            maps_of, weights = self.ensemble_maps[image.fold], choice.weights
+            mask = combined_mask(
+                maps_of, image.image_id, shape, choice, weights or self.ensemble.weights
+            )
+            return surface_distance(mask, rle.decode(image.rle, shape))
+
+        rows = both.nonzero()[0]
+        found = pd.DataFrame(self._each(rows, one, "boundaries"), columns=SurfaceDistance._fields)
+        found.insert(0, "image_id", table["image_id"].to_numpy()[rows])
+        return found
 
     def _each(self, rows: Iterable[int], work: Callable, title: str, **how: Any) -> list:
         images = list(self.table.iloc[list(rows)].itertuples(index=False))

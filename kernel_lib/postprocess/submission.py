@@ -39,6 +39,18 @@ class ScoreResult:
     doubts: tuple[str, ...] = ()  # on masks that seem drawn at another size than their images
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The masks of the images that a submission and its labels share, in the submission's order."""
+
+    ids: tuple[str, ...]
+    predicted: tuple[label_checks.Label, ...]  # runs and (H, W)
+    truth: tuple[label_checks.Label, ...]
+    names: tuple[str, str]  # of submission and labels, for messages
+    n_only_submission: int
+    n_only_labels: int
+
+
 def write(path: Path | str, ids: Sequence[str] | Sample, rles: Sequence[str]) -> None:
     """Write a submission atomically, one row an image in the order given.
 
@@ -159,10 +171,20 @@ def score(
     shapes: Shapes | None = None,
     shape: tuple[int, int] = SHAPE,
 ) -> ScoreResult:
-    """Score a submission on the images that it shares with the labels.
+    """Score a submission on the images that it shares with the labels; as `pair`."""
+    return score_of(pair(submission, labels, shapes, shape))
 
-    Several rows of an image are united, and ids are compared as `labels.names_of` has them. Dice is
-    counted on runs, so that no mask is drawn. Tables are as `read` returns them, or files.
+
+def pair(
+    submission: Path | str | pd.DataFrame,
+    labels: Path | str | pd.DataFrame,
+    shapes: Shapes | None = None,
+    shape: tuple[int, int] = SHAPE,
+) -> Pairs:
+    """Return the masks of the images that a submission shares with the labels.
+
+    Several rows of an image are united, and ids are compared as `labels.names_of` has them. Tables
+    are as `read` returns them, or files.
 
     Shapes: `shapes` holds (H, W) by image id; images not in it have `shape`.
     Raises: InputError naming file and row of a faulty RLE, or when the tables share no image.
@@ -179,26 +201,37 @@ def score(
             f"{names[0]} and {names[1]} share no image (the first are {examples}): "
             "give the labels of the same set"
         )
-    counts = np.empty((len(both), 3), dtype=np.int64)  # (N, 3) intersection, predicted, truth
     masks: list[list[label_checks.Label]] = [[], []]  # of the sides
-    for at, image_id in enumerate(both):
+    for image_id in both:
         own = (shapes or {}).get(image_id, shape)
-        pred, true = (_united(side[image_id], own) for side in sides)
-        counts[at] = rle.shared_px(pred, true), rle.area(pred), rle.area(true)
-        for of_side, runs in zip(masks, (pred, true), strict=True):
-            of_side.append((runs, own))
-    doubts = zip(names, map(label_checks.doubt_of_drawing, masks), strict=True)
+        for of_side, side in zip(masks, sides, strict=True):
+            of_side.append((_united(side[image_id], own), own))
+    n_only = len(predicted) - len(both), len(truth) - len(both)
+    return Pairs(tuple(both), *map(tuple, masks), tuple(names), *n_only)
+
+
+def score_of(pairs: Pairs) -> ScoreResult:
+    """Score the pairs. Dice is counted on runs, so that no mask is drawn."""
+    counts = np.array(
+        [
+            (rle.shared_px(pred, true), rle.area(pred), rle.area(true))
+            for (pred, _), (true, _) in zip(pairs.predicted, pairs.truth, strict=True)
+        ],
+        dtype=np.int64,
+    )  # (N, 3) intersection, predicted, truth
+    masks = pairs.predicted, pairs.truth
+    doubts = zip(pairs.names, map(label_checks.doubt_of_drawing, masks), strict=True)
     dice, has_mask, has_pred = dice_of_counts(*counts.T), counts[:, 2] > 0, counts[:, 1] > 0
     return ScoreResult(
         dice=mean_dice(dice),
-        n_images=len(both),
+        n_images=len(pairs.ids),
         dice_nonempty=mean_dice(dice[has_mask]),
         n_nonempty=int(has_mask.sum()),
         dice_all_empty=float(np.mean(~has_mask)),
         n_false_negative=int((has_mask & ~has_pred).sum()),
         n_false_positive=int((~has_mask & has_pred).sum()),
-        n_only_submission=len(predicted) - len(both),
-        n_only_labels=len(truth) - len(both),
+        n_only_submission=pairs.n_only_submission,
+        n_only_labels=pairs.n_only_labels,
         doubts=tuple(f"{name}: {doubt}" for name, doubt in doubts if doubt),
     )
 

@@ -15,7 +15,7 @@ from kernel_lib.artifacts.ensemble import Ensemble, named_if_damaged
 from kernel_lib.artifacts.filenames import LOG, REPORT, THRESHOLDS
 from kernel_lib.artifacts.fold_run import FoldConfig, LogLine
 from kernel_lib.artifacts.folds_file import LeftOut
-from kernel_lib.artifacts.oof import OofStatistics, load_per_image
+from kernel_lib.artifacts.oof import OofStatistics, load_distances, load_per_image
 from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data.table import Source
 from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
@@ -25,7 +25,7 @@ from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
-from kernel_lib.stages import leaks, report_images, scores
+from kernel_lib.stages import leaks, report_images, report_scores, scores
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ReportData:
     decision: Decision
     folds: pd.DataFrame  # the folds file
     per_image: pd.DataFrame  # as `load_per_image` has it
+    distances: pd.DataFrame | None  # as `load_distances` has it
     statistics: OofStatistics
     maps: Mapping[int, EnsembleMaps]  # held-out maps of the ensemble, by fold
     candidate_maps: Mapping[int, EnsembleMaps]  # the same of all candidate members
@@ -69,10 +70,12 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
     check_predicted_by(decision, roots)
     fold_table = folds_file.find(roots, ensemble.folds_digest)
     maps = _held_out_maps(ensemble, roots)
+    per_image = load_per_image(folder, decision, fold_table)
     return ReportData(
         decision=decision,
         folds=fold_table,
-        per_image=load_per_image(folder, decision, fold_table),
+        per_image=per_image,
+        distances=load_distances(folder, per_image),
         statistics=OofStatistics.load(folder, decision),
         maps=maps,
         candidate_maps=maps if candidates == ensemble else _held_out_maps(candidates, roots),
@@ -135,6 +138,7 @@ def sections(
     shown = [
         Section("Scores", data.scores),
         Section("Score chart", figures.scores(scored.first, scored.first_is_honest)),
+        *report_scores.sections(data, source),
         Section('How the nested cross-validated ("honest") score was computed', _method(data)),
         Section("Rule chosen for each fold", data.by_fold),
         Section("Learning curves", figures.learning_curves(data.logs)),

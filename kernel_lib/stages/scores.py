@@ -16,7 +16,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess import submission
 from kernel_lib.postprocess.nested_cv import NestedCVReport
 from kernel_lib.postprocess.strategies import Choice
-from kernel_lib.postprocess.submission import ScoreResult
+from kernel_lib.postprocess.submission import Pairs, ScoreResult
 from kernel_lib.stages import leaks
 
 
@@ -30,7 +30,7 @@ def table(scores: Scores) -> pd.DataFrame:
     last = "last checkpoint", scores.last, scores.last_selected
     kept = "rule", scores.kept, scores.kept_selected
     rows = [
-        (f"{name}, {_claim(scores, selected)}", report.honest, _what(report, selected))
+        (f"{name}, {claim(scores, selected)}", report.honest, _what(report, selected))
         for name, report, selected in ((last, kept) if scores.kept_selected else (kept,))
     ]
     first = scores.first
@@ -44,7 +44,8 @@ def table(scores: Scores) -> pd.DataFrame:
     return pd.DataFrame(listed, columns=["rule", "dice", "dice of positives", "what it is"])
 
 
-def _claim(scores: Scores, selected: bool) -> str:
+def claim(scores: Scores, selected: bool) -> str:
+    """Return whether a nested cross-validated score is honest, in words."""
     if scores.is_honest(selected):
         return "nested CV (honest)"
     return f"nested CV, NOT HONEST ({'epochs selected' if scores.past_known else 'unknown past'})"
@@ -147,9 +148,18 @@ def chosen_by_part(ensemble: Ensemble, report: NestedCVReport) -> pd.DataFrame:
 
 
 def of_split(path: Path, data_dir: Path, split: str, masks_are: str | None = None) -> ScoreResult:
-    """Score a submission by the labels of a data folder's test or training images.
+    """Score a submission by the labels of a data folder's images; as `pair_with_split`."""
+    pairs, _ = pair_with_split(path, data_dir, split, masks_are)
+    return submission.score_of(pairs)
 
-    `split` is "test" or "train". What is to be known of the folder is printed.
+
+def pair_with_split(
+    path: Path, data_dir: Path, split: str, masks_are: str | None = None
+) -> tuple[Pairs, pd.DataFrame]:
+    """Pair a submission with the labels of a data folder's test or training images.
+
+    `split` is "test" or "train". What is to be known of the folder is printed. The table returned
+    beside the pairs has the labelled images' image_id and path.
 
     Raises: InputError where no image of the split has a label, or labels are in doubt and
     `masks_are` ("right" or "inverted") does not settle it.
@@ -172,7 +182,8 @@ def of_split(path: Path, data_dir: Path, split: str, masks_are: str | None = Non
     except InputError as error:
         raise InputError(str(error).replace("-p MASKS_ARE", "--masks-are")) from error
     rles = [rle.to_string(runs) for runs, _ in labels]
-    return submission.score(path, labelled[["image_id"]].assign(rle=rles), shapes)
+    pairs = submission.pair(path, labelled[["image_id"]].assign(rle=rles), shapes)
+    return pairs, labelled[["image_id", "path"]]
 
 
 def summary(folder: Path, truth: Path | None = None) -> str:

@@ -16,7 +16,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision, Scores, Searched
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.filenames import ENSEMBLES, REPORT, TEST_RUN, THRESHOLDS
-from kernel_lib.artifacts.oof import OofStatistics, save_per_image
+from kernel_lib.artifacts.oof import OofStatistics, save_distances, save_per_image
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
 from kernel_lib.errors import InputError
@@ -218,6 +218,7 @@ def _save(
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with storage.replace_files(folder, remove=(THRESHOLDS, TEST_RUN)) as staging:
         save_per_image(staging, decision.scores.kept.per_image)
+        save_distances(staging, part.distances(decision.scores.kept))
         seen = tuple(part.gated(weights) for weights in weightings)
         OofStatistics(tuple(part.table["image_id"]), seen).save(staging)
         decision.save(staging, searches)

@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 
 from kernel_lib.artifacts.decision import Searched
-from kernel_lib.artifacts.oof import OofStatistics, load_per_image, save_per_image
+from kernel_lib.artifacts.oof import (
+    OofStatistics,
+    load_distances,
+    load_per_image,
+    save_distances,
+    save_per_image,
+)
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.histograms import Stacked, stack, statistics
 
@@ -44,6 +50,28 @@ def test_the_table_comes_back_by_the_names_of_figures(tmp_path):
     back = load_per_image(tmp_path, decision(), TABLE)
     names = {"true_area_px": "truth_px", "area_px": "predicted_px"}
     pd.testing.assert_frame_equal(back, TABLE.rename(columns=names), check_dtype=False)
+
+
+def test_patient_label_and_sum_come_back_where_they_are(tmp_path):
+    kept = TABLE.assign(group=["007", "NA", "c", "d"], sum_prob=1.5, label=[0.5, np.nan, 0.1, 1])
+    save_per_image(tmp_path, kept)
+    back = load_per_image(tmp_path, decision(), TABLE)
+    pd.testing.assert_frame_equal(back[["group", "sum_prob", "label"]], kept.iloc[:, -3:])
+
+
+def test_distances_come_back_and_none_are_known_of_earlier_folders(tmp_path):
+    save_per_image(tmp_path, TABLE)
+    per_image = load_per_image(tmp_path, decision(), TABLE)
+    assert load_distances(tmp_path, per_image) is None
+    kept = pd.DataFrame({"image_id": ["c"], "hd95_px": [1.5], "assd_px": [1 / 3]})
+    save_distances(tmp_path, kept)
+    pd.testing.assert_frame_equal(load_distances(tmp_path, per_image), kept)
+    save_distances(tmp_path, kept.assign(image_id="b"))
+    with pytest.raises(InputError, match=r"oof_distances\.csv is damaged"):
+        load_distances(tmp_path, per_image)
+    save_distances(tmp_path, kept[:0])
+    nothing = load_distances(tmp_path, per_image[per_image["truth_px"] == 0])
+    assert nothing.empty
 
 
 @pytest.mark.parametrize(

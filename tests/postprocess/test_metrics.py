@@ -5,6 +5,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess import metrics
@@ -81,3 +84,57 @@ def test_same_seed_same_interval() -> None:
 def test_nothing_to_draw_from() -> None:
     assert all(math.isnan(end) for end in Resampler().interval(np.empty(0), np.empty(0, str)))
     assert Resampler().interval(np.array([0.5]), np.array(["a"])) == (0.5, 0.5)
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_wilson_s_interval_is_scipy_s(k: int, n: int) -> None:
+    k = min(k, n)
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert metrics.wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert metrics.wilson(k, n).low >= 0
+    assert metrics.wilson(k, n).high <= 1
+
+
+def test_wilson_s_interval_of_nothing() -> None:
+    assert all(map(math.isnan, metrics.wilson(0, 0)))
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_mean_where_denominators_are_one() -> None:
+    random = np.random.default_rng(0)
+    values, groups = random.random(60), np.arange(60) // 3
+    drawn = Resampler(200)
+    assert drawn.interval_of_ratios([(values, np.ones(60))], groups) == drawn.interval(
+        values, groups
+    )
+    twice = drawn.interval_of_ratios([(values, np.full(60, 2)), (values, np.ones(60))], groups)
+    assert twice == pytest.approx(0.75 * np.array(drawn.interval(values, groups)))
+
+
+def test_samples_without_a_denominator_or_a_class_do_not_count() -> None:
+    top, bottom, groups = np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.array(["a", "b"])
+    assert Resampler(50).interval_of_ratios([(top, bottom)], groups) == (0.5, 0.5)
+    assert all(map(math.isnan, Resampler(50).interval_of_ratios([(top * 0, top * 0)], groups)))
+    assert Resampler(50).interval_of_auc(np.array([0.1, 0.9]), np.array([0, 1]), groups) == (1, 1)
+    of_one_class = Resampler(50).interval_of_auc(np.array([0.1, 0.9]), np.array([1, 1]), groups)
+    assert all(map(math.isnan, of_one_class))
+    for interval in (
+        Resampler().interval_of_ratios([(np.empty(0), np.empty(0))], np.empty(0, str)),
+        Resampler().interval_of_auc(np.empty(0), np.empty(0), np.empty(0, str)),
+    ):
+        assert all(map(math.isnan, interval))
+
+
+def test_the_auc_s_interval_is_of_the_aucs_of_resampled_images() -> None:
+    random = np.random.default_rng(2)
+    groups = np.repeat(np.arange(15), 2)
+    labels = random.integers(0, 2, 30)
+    scores = random.integers(0, 8, 30) + 2 * labels
+    draws, aucs = np.random.default_rng(metrics.SEED), []
+    for _ in range(100):
+        sample = draws.integers(15, size=15)
+        rows = np.concatenate(
+            [np.flatnonzero(groups == g) for g in np.unique(groups.astype(str))[sample].astype(int)]
+        )
+        aucs.append(metrics.auc(scores[rows], labels[rows]))
+    expected = np.quantile(aucs, [0.025, 0.975])
+    assert Resampler(100).interval_of_auc(scores, labels, groups) == pytest.approx(expected)

@@ -35,6 +35,7 @@ NEEDED_BY = {
     f"{ENSEMBLE}/thresholds.json": ("inference", "view", "summary", "predict", "release"),
     f"{ENSEMBLE}/oof.csv": ("inference",),
     f"{ENSEMBLE}/oof_statistics.npz": ("inference",),
+    f"{ENSEMBLE}/oof_distances.csv": (),
 }
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,12 @@ from kernel_lib.artifacts.oof import load_per_image
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
+from kernel_lib.inference.ensemble_maps import combined_mask
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
-from kernel_lib.postprocess import metrics
+from kernel_lib.postprocess import metrics, score_definitions
+from kernel_lib.postprocess.surface_distance import surface_distance
 from kernel_lib.postprocess.triplet import apply_rule
-from kernel_lib.stages import report, report_images, scores
+from kernel_lib.stages import report, report_images, report_scores, scores
 from kernel_lib.stages import thresholds as stage
 from kernel_lib.viewer.data import load_held_out
 from tests.stages.place import fold_table, rewrite, write_fold
@@ -396,6 +399,15 @@ DAMAGES = {
         arrays(lambda kept: {name: values[1:] for name, values in kept.items()}),
         arrays(lambda kept: kept | {"n_px": np.array([N] * N, dtype=object)}),
     ],
+    "oof_distances.csv": [
+        *ANY[1:],
+        content(lambda data: data[:-1]),
+        content(lambda data: b"".join(data.splitlines(keepends=True)[:-1])),
+        columns(lambda frame: frame.rename(columns={"hd95_px": "hd"})),
+        columns(lambda frame: frame.assign(image_id="x" + frame["image_id"])),
+        columns(lambda frame: frame.assign(assd_px=-1)),
+        columns(lambda frame: frame.assign(assd_px="far")),
+    ],
 }
 
 
@@ -413,6 +425,77 @@ def test_what_the_report_reads_of_an_ensemble_is_whole_or_named_with_the_stage(t
             ):
                 report.load(spoilt, [tmp_path])
             shutil.rmtree(spoilt)
+
+
+@pytest.mark.parametrize("how", [{}, {"combine": "member_vote"}, {"choose": "greedy"}])
+def test_scores_in_every_definition_are_those_of_the_honest_masks(tmp_path, how):
+    """Counted from the masks drawn again, each with the choice for its fold."""
+    make_run(tmp_path, "a", alarms=True), make_run(tmp_path, "b", noise=200)
+    result = choose_rule(tmp_path, runs="a,b", ensemble="e", **how)
+    data = report.load(result.folder, [tmp_path])
+    choices = {rule.fold: rule.choice for rule in result.honest.rules}
+    candidates, drawn = data.decision.candidates, table().set_index("image_id")
+    found = report_scores.images_of(data).set_index("image_id")
+    assert len(found) == N
+    for row in result.honest.per_image.itertuples():
+        choice, truth = choices[row.part], rle.decode(drawn.loc[row.image_id, "rle"], (SIZE, SIZE))
+        mask = combined_mask(
+            data.candidate_maps[row.fold], row.image_id, truth.shape, choice,
+            choice.weights or candidates.weights,
+        )  # fmt: skip
+        counted = [(mask & truth).sum(), mask.sum(), truth.sum(), truth.size]
+        assert found.loc[row.image_id, score_definitions.COUNTS].tolist() == counted
+        distances = found.loc[row.image_id, score_definitions.DISTANCES].tolist()
+        assert distances == pytest.approx(list(surface_distance(mask, truth)), nan_ok=True)
+    assert found["hd95_px"].notna().any()
+    shown = report_scores.sections(data, None)[0].body[1].set_index("score")
+    honest = result.honest
+    assert shown.loc["dice, per image", "value"] == f"{honest.honest.dice:.4f}"
+    assert shown.loc["dice, per image", "95 % interval"] == "{:.4f}–{:.4f}".format(*honest.interval)
+    assert shown.loc["dice, positives", "value"] == f"{honest.honest.dice_nonempty:.4f}"
+    assert shown.loc["AUC", "value"] == f"{honest.auc_sum:.4f}"
+
+
+def test_an_ensemble_of_an_earlier_version_is_reported_without_distances(tmp_path):
+    make_run(tmp_path, "plain", label=True)
+    folder = choose_rule(tmp_path).folder
+    page = write_report(folder, [tmp_path]).read_text(encoding="utf-8")
+    assert ">HD95, px<" in page
+    assert "classification probability" in page
+    (folder / "oof_distances.csv").unlink()
+    assert report.load(folder, [tmp_path]).distances is None
+    page = write_report(folder, [tmp_path]).read_text(encoding="utf-8")
+    assert ">HD95, px<" not in page
+    assert ">dice, per image<" in page
+    # The earliest have neither patients nor what the AUC is of.
+    path = folder / "oof.csv"
+    columns(lambda frame: frame.drop(columns=["group", "sum_prob", "label"]))(path)
+    text, shown = report_scores.sections(report.load(folder, [tmp_path]), None)[0].body
+    assert "AUC" not in text
+    assert "dice, per image" in set(shown["score"])
+    assert "AUC" not in set(shown["score"])
+
+
+def test_subgroups_are_of_the_metadata_beside_the_images(tmp_path):
+    make_run(tmp_path, "plain")
+    data = report.load(choose_rule(tmp_path).folder, [tmp_path])
+    source = SimpleNamespace(root=tmp_path, train=pd.DataFrame({"image_id": [], "path": []}))
+
+    def subgroups() -> tuple[pd.DataFrame, list[str]]:
+        shown, *rest = report_scores.sections(data, source)[1].body
+        return shown, rest[0] if rest else []
+
+    assert set(subgroups()[0]["by"]) == {"mask size, px of 1024²"}
+    views = pd.DataFrame({"ImageId": table()["image_id"], "view": ["PA"] * 20 + ["AP"] * 4})
+    views.to_csv(tmp_path / "metadata.csv", index=False)
+    shown, warnings = subgroups()
+    of_view = shown[shown["by"] == "view"]
+    assert of_view[["subgroup", "images"]].to_numpy().tolist() == [["AP", 4], ["PA", 20]]
+    assert any(warning.startswith("view: ") for warning in warnings)
+    views.assign(ImageId="x").to_csv(tmp_path / "metadata.csv", index=False)
+    assert "metadata.csv row 3: image x is there twice" in subgroups()[1][0]
+    views.assign(ImageId="x" + views["ImageId"]).to_csv(tmp_path / "metadata.csv", index=False)
+    assert "names none of the 24 images" in subgroups()[1][0], "the stage goes on"
 
 
 def test_an_image_may_be_called_na(tmp_path):

@@ -35,7 +35,7 @@ ROW_2 = ROW.differing(name="torture2", encoder="tu-test_resnet")
 # Written in one go: all of them old, or all new.
 AT_ONCE = {
     "thresholds": (filenames.MEMBERS, filenames.PER_IMAGE, filenames.STATISTICS,
-                   filenames.THRESHOLDS),
+                   filenames.DISTANCES, filenames.THRESHOLDS),
     "inference": (filenames.SUBMISSION, filenames.TEST_RUN),
 }  # fmt: skip
 # What each stage makes, which a trial begins without.
