@@ -20,6 +20,8 @@ from kernel_lib.postprocess.histograms import Stacked
 # What is read of oof.csv, beside the images' ids.
 _COLUMNS = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
             "dice": "float64"}  # fmt: skip
+# Read where they are there: earlier versions wrote fewer, and not every model has a label.
+_OPTIONAL = {"group": "str", "sum_prob": "float64", "max_prob": "float64", "label": "float64"}
 
 
 def save_per_image(folder: Path, per_image: pd.DataFrame) -> None:
@@ -32,7 +34,8 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
     """Return oof.csv as figures take it: scored images, areas in px of 1024².
 
     `folds` is the folds file.
-    Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule.
+    Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule;
+        also group, sum_prob, max_prob and label, as nested_cv writes them, where the file has them.
     Raises: InputError where it is missing, cut short or of another ensemble.
     """
     path, n = folder / PER_IMAGE, decision.scores.kept.n_images
@@ -42,12 +45,14 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
             raise ValueError("it ends within a row")
         table = pd.read_csv(
             io.BytesIO(content),
-            usecols=["image_id", *_COLUMNS],
-            dtype={"image_id": str} | _COLUMNS,
-            # An image may be called NA.
+            usecols=lambda name: name in {"image_id", *_COLUMNS, *_OPTIONAL},
+            dtype={"image_id": str} | _COLUMNS | _OPTIONAL,
+            # An image, or a patient, may be called NA.
             keep_default_na=False,
-            na_values={name: [""] for name in _COLUMNS},
+            na_values={name: [""] for name in {**_COLUMNS, **_OPTIONAL} if name != "group"},
         )
+        if lacking := [name for name in ("image_id", *_COLUMNS) if name not in table]:
+            raise ValueError(f"it lacks {lacking[0]}")
         if len(table) != n:
             raise ValueError(f"it has {len(table)} images, thresholds.json {n}")
         table = table.rename(columns={"true_area_px": "truth_px", "area_px": "predicted_px"})
