@@ -7,12 +7,14 @@ logistic curve of one score of the image, fitted on the other folds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
+from kernel_lib.postprocess.histograms import Stacked, highest, sum_px
 from kernel_lib.postprocess.metrics import LEVEL
 from kernel_lib.postprocess.nested_cv import held_out
 from kernel_lib.postprocess.serialization import JsonDocument
@@ -37,7 +39,6 @@ FEATURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "sum_prob": lambda total: np.log2(1 + total),  # the map's sum, px of 1024²
 }
 PROBABILITIES = ("label", "max_prob")  # those that are read as a probability as they are
-FIRST = ("label", "sum_prob")  # the image-level probability is the first of these that is there
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Reliability:
 class Logistic(JsonDocument):
     """A probability from a score of the image: 1 / (1 + exp(−(slope · feature + intercept)))."""
 
-    score: str  # a name in FEATURES
+    score: Literal["label", "max_prob", "sum_prob"]
     slope: float
     intercept: float
 
@@ -91,6 +92,34 @@ def calibrate(
         return None
     before = reliability(values, truth) if score in PROBABILITIES else None
     return Calibration(score, before, reliability(corrected, truth))
+
+
+def best(calibrations: Sequence[Calibration]) -> Calibration | None:
+    """Return the one of the lowest Brier score after its correction, None of none."""
+    return min(calibrations, key=lambda one: one.after.brier, default=None)
+
+
+def image_scores(stats: Stacked) -> dict[str, np.ndarray]:
+    """Return the scores (N,) of images, those of FEATURES that all of them have."""
+    found = {
+        "max_prob": highest(stats.hist_all),
+        "sum_prob": sum_px(stats.hist_all, stats.n_px),
+    }
+    return ({"label": stats.label / 255} if stats.has_labels else {}) | found
+
+
+def chosen(
+    stats: Stacked, truth: np.ndarray, part: np.ndarray, groups: np.ndarray
+) -> Logistic | None:
+    """Return the curve for new images: of the score that is `best` across parts, fitted on all.
+
+    Shapes: truth, part and groups (N,), of the images of `stats`. None where no score can be
+    cross-fitted.
+    """
+    known = image_scores(stats)
+    tried = (calibrate(k, values, truth, part, groups) for k, values in known.items())
+    first = best([one for one in tried if one is not None])
+    return first and fit(first.score, known[first.score], truth)
 
 
 def fit(score: str, values: np.ndarray, truth: np.ndarray) -> Logistic:

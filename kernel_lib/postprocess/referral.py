@@ -30,6 +30,7 @@ class Referred:
     interval: Interval  # of `dice`, over patients
     random: float  # the same, where images are referred at random
     oracle: float  # and by their dice, which nobody knows
+    empty: float  # dice of no mask in any of those kept
     positives: float  # share of the positive images that is referred, 0–1
 
 
@@ -47,6 +48,7 @@ class Referral:
     aurc_oracle: float
     aurc_random: float  # the mean risk of all images
     at: tuple[Referred, ...]  # by SHARES
+    resampled: str  # what the intervals draw, 'patients' or 'images'
 
 
 def measure(
@@ -93,6 +95,7 @@ def measure(
         aurc_oracle=float(1 - oracle.mean()),
         aurc_random=float(1 - dice.mean()),
         at=_at_shares(dice, positive, by_chosen, groups, resampler or Resampler()),
+        resampled="patients" if len(np.unique(groups.astype(str))) < len(dice) else "images",
     )
 
 
@@ -185,12 +188,13 @@ def _at_shares(
         draws[at] = _mean_kept(dice, tie, drawn[patient])
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     kept, oracle = _mean_kept(dice, tie, ones), _mean_kept(dice, by_dice, ones)
-    n_kept = _n_kept(len(dice))
-    positives = _mean_kept(positive.astype(float), tie, ones) * n_kept / max(positive.sum(), 1)
+    n_kept, share_positive = _n_kept(len(dice)), _mean_kept(positive.astype(float), tie, ones)
+    positives_kept = share_positive * n_kept / max(positive.sum(), 1)
     return tuple(
         Referred(
             share, int(n_kept[k]), float(kept[k]), Interval(float(low[k]), float(high[k])),
-            float(dice.mean()), float(oracle[k]), float(1 - positives[k]),
+            float(dice.mean()), float(oracle[k]), float(1 - share_positive[k]),
+            float(1 - positives_kept[k]),
         )
         for k, share in enumerate(SHARES)
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kernel_lib.postprocess.calibration import FIRST, Calibration
+from kernel_lib.postprocess.calibration import Calibration, best
 from kernel_lib.postprocess.referral import Referral
 from kernel_lib.reporting.picture import (
     DARK,
@@ -30,7 +30,7 @@ SCORES = {
     "max_prob": "largest probability of the map",
     "sum_prob": "sum of the probability map",
 }
-ENTROPY = {name: f"entropy by the {SCORES[name]}" for name in FIRST}
+SHOWN = 0.9  # of the curve: beyond, few images are kept and their mean is chance
 MARGIN, DISAGREEMENT = "distance to the detection threshold", "disagreement of the members"
 
 
@@ -41,12 +41,12 @@ def reliability(calibrations: Sequence[Calibration]) -> Picture:
     """
     if not calibrations:
         return Picture(None, "No reliability diagram: no score is known of all images.")
-    figure, grid = panels(1, len(calibrations), width=3.2 + 2.9 * len(calibrations), height=3.6)
+    figure, grid = panels(1, len(calibrations), width=1.0 + 3.4 * len(calibrations), height=3.6)
     for axes, one in zip(grid[0], calibrations, strict=True):
         _draw_reliability(axes, one)
         label_axes(axes, SCORES[one.score].capitalize(), x="mean probability of a bin")
     grid[0, 0].set_ylabel("share of positive images")
-    legend(grid[0, -1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend(grid[0, 0], loc="upper left")
     after = calibrations[0].after
     n = int(after.n.sum())
     prevalence = float(after.observed @ after.n / n)
@@ -63,14 +63,14 @@ def reliability(calibrations: Sequence[Calibration]) -> Picture:
 
 
 def calibration_tables(calibrations: Sequence[Calibration]) -> tuple[pd.DataFrame, ...]:
-    """Return the scores before and after recalibration, and the bins of the first one after it."""
+    """Return the scores before and after recalibration, and the bins of the best one after it."""
     rows = [
         (SCORES[one.score], when, found.ece, found.brier)
         for one in calibrations
         for when, found in (("as it is", one.before), ("recalibrated", one.after))
         if found is not None
     ]
-    first = min(calibrations, key=lambda one: (*FIRST, one.score).index(one.score))
+    first = best(calibrations)
     bins = first.after
     intervals = [f"{a:.3f}–{b:.3f}" for a, b in zip(bins.low, bins.high, strict=True)]
     name = f"{SCORES[first.score]}, recalibrated"
@@ -86,13 +86,16 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
     `n_images` are those of the ensemble, of which the curves may be of a sample.
     """
     n = len(referred.dice_chosen)
+    drawn = slice(max(int(SHOWN * n), 1))
     figure, grid = panels(1, 1, height=3.8)
-    axes, shares = grid[0, 0], np.arange(n) / n
-    axes.plot(shares, referred.dice_oracle, color=MIDDLE, linewidth=1.2, label="by the true Dice")
+    axes, shares = grid[0, 0], (np.arange(n) / n)[drawn]
+    oracle = {"color": MIDDLE, "linewidth": 1.2, "label": "by the true Dice"}
+    axes.plot(shares, referred.dice_oracle[drawn], **oracle)
     for k, name in enumerate(referred.measures):
         look = {"color": shades(len(referred.measures))[k], "linestyle": DASHES[1 + k % 4]}
-        axes.plot(shares, referred.dice[name], linewidth=1.1, label=name, **look)
-    axes.plot(shares, referred.dice_chosen, color=DARK, linewidth=2.2, label="chosen by fold")
+        axes.plot(shares, referred.dice[name][drawn], linewidth=1.1, label=name, **look)
+    chosen = {"color": DARK, "linewidth": 2.2, "label": "chosen by fold"}
+    axes.plot(shares, referred.dice_chosen[drawn], **chosen)
     axes.axhline(1 - referred.aurc_random, color=INK, linestyle=":", label="at random")
     for one in referred.at:
         axes.plot([one.share] * 2, one.interval, color=LIGHT, linewidth=4, zorder=1)
@@ -108,8 +111,8 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
         figure,
         f"{of}, mean Dice {1 - referred.aurc_random:.4f}, which referral at random leaves as it "
         "is. The least certain images are referred to a radiologist; mean Dice of the others (95 % "
-        f"interval over patients) is, with {listed}. The area under the risk-coverage curve (AURC, "
-        f"mean 1 − Dice over all shares) is {referred.aurc_chosen:.4f}, at random "
+        f"interval over {referred.resampled}) is, with {listed}. The area under the risk-coverage "
+        f"curve (AURC, mean 1 − Dice over all shares) is {referred.aurc_chosen:.4f}, at random "
         f"{referred.aurc_random:.4f}, by the true Dice {referred.aurc_oracle:.4f}. The measure of "
         f"uncertainty and its scale are chosen on the other folds: {_chosen(referred)}.",
     )
@@ -121,17 +124,22 @@ def referral_tables(referred: Referral) -> tuple[pd.DataFrame, ...]:
         (
             f"{one.share:.0%}", one.n_kept, round(one.dice, 4),
             f"{one.interval.low:.4f}–{one.interval.high:.4f}", round(one.random, 4),
-            round(one.oracle, 4), f"{one.positives:.0%}",
+            round(one.oracle, 4), round(one.empty, 4), f"{one.positives:.0%}",
         )
         for one in referred.at
     ]  # fmt: skip
     columns = ["referred", "images kept", "their Dice", "95 %", "at random", "by the true Dice",
-               "positives referred"]  # fmt: skip
+               "their empty baseline", "positives referred"]  # fmt: skip
     taken = Counter(referred.chosen)
     areas = [(name, referred.aurc[name], taken[name]) for name in referred.measures]
     areas += [("chosen by fold", referred.aurc_chosen, len(referred.chosen))]
     kinds = ["measure of uncertainty", "AURC", "chosen for folds"]
     return pd.DataFrame(rows, columns=columns), pd.DataFrame(areas, columns=kinds)
+
+
+def entropy_by(score: str) -> str:
+    """Return the name of a measure of uncertainty: the entropy of that score's probability."""
+    return f"entropy by the {SCORES[score]}"
 
 
 def _draw_reliability(axes: Axes, one: Calibration) -> None:

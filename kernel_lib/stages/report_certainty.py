@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +49,7 @@ def calibrated(per_image: pd.DataFrame) -> list[Calibration]:
     truth, part, groups = _known(per_image)
     if groups is None:
         return []
-    known = _scores(per_image, calibration.FEATURES)
+    known = _scores(per_image)
     found = (calibration.calibrate(k, v, truth, part, groups) for k, v in known.items())
     return [one for one in found if one is not None]
 
@@ -95,9 +95,9 @@ def _known(per_image: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray 
     return (per_image["truth_px"] > 0).to_numpy(), per_image["part"].to_numpy(), groups
 
 
-def _scores(per_image: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _scores(per_image: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the scores (N,) that all images have."""
-    there = [name for name in names if name in per_image and per_image[name].notna().all()]
+    there = [k for k in calibration.FEATURES if k in per_image and per_image[k].notna().all()]
     return {name: per_image[name].to_numpy() for name in there}
 
 
@@ -105,7 +105,7 @@ def _entropies(
     per_image: pd.DataFrame, truth: np.ndarray, part: np.ndarray, groups: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return (parts, N) entropies of all images, by each probability as fitted without a part."""
-    known = _scores(per_image, calibration.FIRST)
+    known = _scores(per_image)
     found: dict[str, list[np.ndarray]] = {name: [] for name in known}
     for _, _, outside in held_out(part, groups):
         if not outside.any():
@@ -113,7 +113,7 @@ def _entropies(
         for name, values in known.items():
             curve = calibration.fit(name, values[outside], truth[outside])
             found[name].append(calibration.entropy(curve(values)))
-    return {certainty.ENTROPY[name]: np.array(rows) for name, rows in found.items()}
+    return {certainty.entropy_by(name): np.array(rows) for name, rows in found.items()}
 
 
 def _margins(data: ReportData, part: np.ndarray) -> np.ndarray | None:

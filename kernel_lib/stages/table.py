@@ -90,9 +90,10 @@ _ALL = (
         left_out=(
             "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
             "artifacts/test_run.py", "inference/ensemble_maps.py",
-            "inference/out_of_fold.py", "inference/recipes.py", "postprocess/nested_cv.py",
-            "postprocess/submission.py", "postprocess/votes.py", "reporting/agreement.py",
-            "reporting/report.py", "stages/report.py",
+            "inference/out_of_fold.py", "inference/recipes.py", "postprocess/calibration.py",
+            "postprocess/nested_cv.py", "postprocess/referral.py", "postprocess/submission.py",
+            "postprocess/votes.py", "reporting/agreement.py", "reporting/certainty.py",
+            "reporting/report.py", "stages/report.py", "stages/report_certainty.py",
             "stages/report_images.py", "stages/scores.py",
         ),
         per_fold=True,

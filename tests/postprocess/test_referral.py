@@ -108,7 +108,12 @@ def test_the_shares_referred_are_those_of_the_curve_and_lie_in_their_interval():
 def test_referring_positives_first_is_counted():
     images = simulated()
     found = measured(images, positive=images["positive"].astype(float))
-    assert found.at[0].positives == pytest.approx(15 / images["positive"].sum())
+    n_positive = images["positive"].sum()
+    assert found.at[0].positives == pytest.approx(15 / n_positive)
+    assert found.at[0].empty == pytest.approx(1 - (n_positive - 15) / 285)
+    assert found.resampled == "patients"
+    alone = images | {"groups": np.arange(300)}
+    assert measured(alone, good=images["good"]).resampled == "images"
 
 
 def test_the_interval_draws_patients_and_refers_in_each_draw():
