@@ -12,6 +12,7 @@ from kernel_lib import storage
 from kernel_lib.artifacts.ensemble import Ensemble, Member, named_if_damaged
 from kernel_lib.artifacts.filenames import MEMBERS, THRESHOLDS
 from kernel_lib.errors import InputError
+from kernel_lib.postprocess.calibration import Logistic
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.postprocess.strategies import Choice
@@ -102,6 +103,7 @@ class Decision:
     scores: Scores
     searches: Mapping[str, Searched]  # by member where each has a rule, else of the ensemble
     predicted_by: Mapping[str, Any]
+    calibration: Logistic | None = None  # image-level probability; earlier versions had none
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -119,6 +121,8 @@ class Decision:
             searches = _searches(document)
             selected = document.get("selection", {}).get("candidates")
             candidates = selected and tuple(map(Member.model_validate, selected))
+            curve = document.get("calibration")
+            calibration = curve and Logistic.from_json(curve)
             searched_for = document.get("ensemble")  # earlier versions did not write it
         ensemble = Ensemble.load(folder)
         if searched_for is not None and searched_for != ensemble.to_json():
@@ -136,6 +140,7 @@ class Decision:
             scores=scores,
             searches=searches,
             predicted_by=document.get("predicted_by", {}),
+            calibration=calibration,
         )
 
     def save(self, folder: Path, searches: Mapping[str, SearchResult]) -> None:
@@ -161,6 +166,8 @@ class Decision:
             document["gate"] = {"by": self.ensemble.gate, "runs": by}
         document |= self.scores.to_json()
         document |= {"ensemble": self.ensemble.to_json(), "predicted_by": dict(self.predicted_by)}
+        if self.calibration is not None:
+            document["calibration"] = self.calibration.to_json()
         if self.scores.of_images is not None:
             document["of_images"] = self.scores.of_images
         self.ensemble.save(folder)

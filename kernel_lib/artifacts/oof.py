@@ -23,8 +23,8 @@ from kernel_lib.postprocess.histograms import Stacked
 # What is read of oof.csv, beside the images' ids.
 _COLUMNS = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
             "dice": "float64"}  # fmt: skip
-# Read where they are there: patient, and what tells images with a mask from those without.
-_OPTIONAL = {"group": str, "label": "float64", "sum_prob": "float64"}
+# Read where they are there: earlier versions wrote fewer, and not every model has a label.
+_OPTIONAL = {"group": "str", "sum_prob": "float64", "max_prob": "float64", "label": "float64"}
 # An image with both masks, and the distances between their boundaries.
 _DISTANCES = {"image_id": str, "hd95_px": "float64", "assd_px": "float64"}
 
@@ -39,8 +39,8 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
     """Return oof.csv as figures take it: scored images, areas in px of 1024².
 
     `folds` is the folds file.
-    Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule,
-    and, where they are there, group, label and sum_prob.
+    Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule;
+        also group, sum_prob, max_prob and label, as nested_cv writes them, where the file has them.
     Raises: InputError where it is missing, cut short or of another ensemble.
     """
     path, n = folder / PER_IMAGE, decision.scores.kept.n_images
@@ -50,14 +50,14 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
             raise ValueError("it ends within a row")
         table = pd.read_csv(
             io.BytesIO(content),
-            usecols=lambda name: name == "image_id" or name in _COLUMNS or name in _OPTIONAL,
+            usecols=lambda name: name in {"image_id", *_COLUMNS, *_OPTIONAL},
             dtype={"image_id": str} | _COLUMNS | _OPTIONAL,
-            # An image may be called NA.
+            # An image, or a patient, may be called NA.
             keep_default_na=False,
-            na_values={name: [""] for name in (*_COLUMNS, "label", "sum_prob")},
+            na_values={name: [""] for name in {**_COLUMNS, **_OPTIONAL} if name != "group"},
         )
-        if lacking := {"image_id", *_COLUMNS} - set(table):
-            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        if lacking := [name for name in ("image_id", *_COLUMNS) if name not in table]:
+            raise ValueError(f"it lacks {lacking[0]}")
         if len(table) != n:
             raise ValueError(f"it has {len(table)} images, thresholds.json {n}")
         table = table.rename(columns={"true_area_px": "truth_px", "area_px": "predicted_px"})

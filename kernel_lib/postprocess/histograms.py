@@ -136,6 +136,19 @@ def areas_above(stats: AnyStatistics, threshold: float) -> np.ndarray:
     return stack(stats).hist_all[:, first_level(threshold) :].sum(axis=1)
 
 
+def sum_px(hist_all: np.ndarray, n_px: np.ndarray) -> np.ndarray:
+    """Return the sum of the probability map in px of 1024².
+
+    Shapes: hist_all (..., 256) pixels by level, n_px (...) pixels of the image.
+    """
+    return (hist_all @ (np.arange(256) / 255)) * (FULL_AREA / n_px)
+
+
+def highest(hist_all: np.ndarray) -> np.ndarray:
+    """Return the largest probability 0–1 of maps with (..., 256) pixels by level."""
+    return (255 - (hist_all[..., ::-1] > 0).argmax(axis=-1)) / 255
+
+
 def kept(stats: AnyStatistics, triplet: Triplet) -> np.ndarray:
     """Return whether each image (N,) passes the rule's label and reaches its area above `top`.
 

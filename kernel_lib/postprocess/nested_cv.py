@@ -8,13 +8,20 @@ are two baselines without a search: no mask at all, and probability > 0.5.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.histograms import AnyStatistics, Stacked, per_image_dice, stack
+from kernel_lib.postprocess.histograms import (
+    AnyStatistics,
+    Stacked,
+    highest,
+    per_image_dice,
+    stack,
+    sum_px,
+)
 from kernel_lib.postprocess.metrics import Interval, Resampler, auc, mean_dice
 from kernel_lib.postprocess.nested_cv_report import (
     AREA_EDGES,
@@ -80,7 +87,8 @@ def score_strategy(
     rules = _cross_fit(strategy, stats, table)
     in_sample = strategy.apply(fitted.choice, rows).dice
     table["dice_in_sample"] = in_sample
-    table["sum_prob"] = _at_full(stats.hist_all @ (np.arange(256) / 255), stats)
+    table["sum_prob"] = sum_px(stats.hist_all, stats.n_px)
+    table["max_prob"] = highest(stats.hist_all)
     if (stats.label != NO_LABEL).any():
         table["label"] = np.where(stats.label == NO_LABEL, np.nan, stats.label / 255)
     peak = in_sample if fitted.peak == fitted.choice else strategy.apply(fitted.peak, rows).dice
@@ -137,24 +145,21 @@ def _cross_fit(strategy: Strategy, stats: Stacked, table: pd.DataFrame) -> tuple
     outer, names = table["part"].to_numpy(), table["group"].to_numpy()
     table[["dice", "area_px", "above_top_px"]] = np.nan
     rules = []
-    for fold in np.unique(outer):
-        inside = outer == fold
-        same_patient = np.isin(names, names[inside])
-        outside = ~inside & ~same_patient
+    for fold, inside, outside in held_out(outer, names):
         if not outside.any():
             continue  # nothing to choose on: these images have no honest score
         choice = strategy.fit(outside.nonzero()[0]).choice
-        outcome, held_out = strategy.apply(choice, inside.nonzero()[0]), stats.take(inside)
+        outcome, scored = strategy.apply(choice, inside.nonzero()[0]), stats.take(inside)
         table.loc[inside, "dice"] = outcome.dice
-        table.loc[inside, "area_px"] = _at_full(outcome.area_px, held_out)
-        table.loc[inside, "above_top_px"] = _at_full(outcome.above_top_px, held_out)
+        table.loc[inside, "area_px"] = _at_full(outcome.area_px, scored)
+        table.loc[inside, "above_top_px"] = _at_full(outcome.above_top_px, scored)
         rules.append(
             FoldChoice(
-                fold=int(fold),
+                fold=fold,
                 n_chosen_on=int(outside.sum()),
                 n_scored=int(inside.sum()),
-                n_left_out=int((same_patient & ~inside).sum()),
-                score=_score(outcome.dice, held_out.true_px > 0),
+                n_left_out=int((~inside & ~outside).sum()),
+                score=_score(outcome.dice, scored.true_px > 0),
                 **vars(choice),
             )
         )
@@ -280,6 +285,17 @@ def checked_groups(
     known = ("" if pd.isna(group) else str(group).strip() for group in groups)
     names = [group or image_id for group, image_id in zip(known, image_ids, strict=True)]
     return np.array(names, dtype=object)
+
+
+def held_out(part: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each part, the rows (N,) bool in it, and those on which one may choose for it.
+
+    The latter are of other parts, without the images of a patient who is also in this one.
+    Shapes: part (N,) int, groups (N,) names.
+    """
+    for k in np.unique(part):
+        inside = part == k
+        yield int(k), inside, ~inside & ~np.isin(groups, groups[inside])
 
 
 def outer_folds(

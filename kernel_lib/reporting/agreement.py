@@ -35,6 +35,7 @@ class Agreement:
     positive: np.ndarray  # (N,) bool, by the ground truth
     n_images: int  # from which these N were sampled evenly
     rule: str  # the rule that made the masks, in words
+    image_ids: tuple[str, ...] = ()  # of these N, where they are known
 
     def matrices(self) -> Picture | None:
         """Draw the mean Dice of each pair of members, and of the ground truth with each member.

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from kernel_lib import released, storage
-from kernel_lib.artifacts import fold_run
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.filenames import PREDICTIONS
@@ -42,6 +42,9 @@ from kernel_lib.inference.ensemble_maps import open_maps, test_masks
 from kernel_lib.kaggle import paths
 from kernel_lib.notebook import Signals
 from kernel_lib.parallel.world import World
+from kernel_lib.postprocess import calibration
+from kernel_lib.postprocess.calibration import Logistic
+from kernel_lib.postprocess.histograms import stack
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.released import Released
@@ -58,6 +61,8 @@ COLUMNS = (
     "width",
     "label_probability",  # 0–1, of the label head; empty where the model has none
     "max_probability",  # 0–1, the probability map's largest value
+    "calibrated_probability",  # 0–1, recalibrated out of fold; empty where the model has no curve
+    "uncertainty",  # its entropy in bits, 0–1
     "area_px",  # of the mask, in pixels of the image
     "area_px_1024",  # in pixels of a 1024² image, the unit of a rule's min_area_px
     "area_mm2",  # empty where the file states no pixel spacing
@@ -101,6 +106,7 @@ class _Predictor:
     choice: Choice
     roots: Sequence[Path]  # the scratch folder first
     released: Released | None = None
+    calibration: Logistic | None = None
 
 
 def run(
@@ -252,7 +258,9 @@ def _is_ours(table: Path) -> bool:
     if not table.is_file():
         return False
     with table.open(encoding="utf-8", errors="replace") as file:
-        return file.readline().strip() == ",".join(COLUMNS)
+        names = file.readline().strip().split(",")
+    # Earlier versions wrote fewer columns.
+    return names[:2] == list(COLUMNS[:2]) and set(names) <= set(COLUMNS)
 
 
 @contextmanager
@@ -274,7 +282,7 @@ def _of_ensemble(folder: Path, scratch: Path) -> _Predictor:
     decision = Decision.load(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
     inference.check_members(decision, roots)
-    return _Predictor(decision.ensemble, decision.choice, roots)
+    return _Predictor(decision.ensemble, decision.choice, roots, calibration=decision.calibration)
 
 
 def _of_released(name: str | None, scratch: Path) -> _Predictor:
@@ -352,10 +360,12 @@ def _write(
                 row["error"] = skipped[number].reason
                 continue
             label = ensemble_maps.label(number, weights)
+            levels = ensemble_maps.level_map(number, weights)
             row |= _facts(mask, images.spacing_of(path)) | {
                 "label_probability": "" if label is None else f"{label:.4f}",
-                "max_probability": f"{ensemble_maps.level_map(number, weights).max() / 255:.4f}",
+                "max_probability": f"{levels.max() / 255:.4f}",
             }
+            row |= _certainty(predictor.calibration, levels, label, mask.shape)
             n_with_mask += bool(mask.any())
             _save(masks / f"{name}.png", mask * np.uint8(255))
             _save(pictures / f"{name}.jpg", overlays.outlined(images.read(path), mask))
@@ -374,6 +384,18 @@ def _write(
         skipped=tuple(replace(image, image_id=names[n]) for n, image in skipped.items()),
         notes=tuple(predicted.notes),
     )
+
+
+def _certainty(
+    curve: Logistic | None, levels: np.ndarray, label: float | None, shape: tuple[int, int]
+) -> dict[str, str]:
+    """Return the columns of the image-level probability; none without a curve."""
+    if curve is None:
+        return {}
+    stats = stack([maps.statistics(levels, rle.EMPTY, shape, label)])
+    (prob,) = curve(calibration.image_scores(stats)[curve.score])
+    uncertainty = float(calibration.entropy(prob))
+    return {"calibrated_probability": f"{prob:.4f}", "uncertainty": f"{uncertainty:.4f}"}
 
 
 def _facts(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, object]:

@@ -25,7 +25,7 @@ from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.reporting import figures, report
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
-from kernel_lib.stages import leaks, report_images, report_scores, scores
+from kernel_lib.stages import leaks, report_certainty, report_images, report_scores, scores
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,12 @@ def sections(
         Section("Mask areas", _areas_picture(per_image, test.areas if test else None)),
         Section("Folds", figures.folds(data.folds)),
     ]
+    agreement = None
     if len(ensemble.members) > 1:
         agreement = report_images.member_agreement(data)
         if pictures := tuple(filter(None, (agreement.matrices(), agreement.votes()))):
             shown.append(Section("Member agreement", pictures))
+    shown += report_certainty.sections(data, agreement)
     if source is not None:
         shown += report_images.out_of_fold(data, source)
         if submitted is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +110,8 @@ def member_agreement(data: ReportData, most: int = MOST_IMAGES) -> Agreement:
     with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
         done = bar(pool.map(masks, compared), total=len(compared), desc="agreement", unit="image")
         how = "its own rule" if choice.rules else "the rule of their mean"
-        return agreement.measure([m.run for m in members], done, len(held_out), how)
+        found = agreement.measure([m.run for m in members], done, len(held_out), how)
+    return replace(found, image_ids=tuple(image.image_id for image in compared))
 
 
 def evenly(n: int, most: int) -> np.ndarray:

@@ -26,7 +26,8 @@ from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_b
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.notebook import Signals
-from kernel_lib.postprocess import nested_cv
+from kernel_lib.postprocess import calibration, nested_cv
+from kernel_lib.postprocess.calibration import Logistic
 from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.search import SearchResult
@@ -203,8 +204,18 @@ def _decision(
         scores=both,
         searches={k: Searched(result.single, result.label_swept) for k, result in searches.items()},
         predicted_by=made_of,
+        calibration=_calibration(part, both.kept.per_image, weights),
     )
     return decision, searches
+
+
+def _calibration(
+    part: OutOfFold, per_image: pd.DataFrame, weights: Sequence[int] | None
+) -> Logistic | None:
+    """Return the image-level probability of the ensemble as it goes on to the test images."""
+    stats = part.statistics(weights or part.ensemble.weights)
+    parts, groups = per_image["part"].to_numpy(), per_image["group"].to_numpy()
+    return calibration.chosen(stats, stats.true_px > 0, parts, groups)
 
 
 def _save(

@@ -52,11 +52,16 @@ def test_the_table_comes_back_by_the_names_of_figures(tmp_path):
     pd.testing.assert_frame_equal(back, TABLE.rename(columns=names), check_dtype=False)
 
 
-def test_patient_label_and_sum_come_back_where_they_are(tmp_path):
-    kept = TABLE.assign(group=["007", "NA", "c", "d"], sum_prob=1.5, label=[0.5, np.nan, 0.1, 1])
-    save_per_image(tmp_path, kept)
+def test_scores_of_images_come_back_where_there_are_some(tmp_path):
+    more = {
+        "group": ["NA", "007", "c", "d"], "sum_prob": [1.5, 2, 3, 4], "max_prob": [0.5] * 4,
+        "label": [0.1, np.nan, 0.2, 0.3], "ignored": 1,
+    }  # fmt: skip
+    save_per_image(tmp_path, TABLE.assign(**more))
     back = load_per_image(tmp_path, decision(), TABLE)
-    pd.testing.assert_frame_equal(back[["group", "sum_prob", "label"]], kept.iloc[:, -3:])
+    expected = pd.DataFrame(more).drop(columns="ignored")
+    pd.testing.assert_frame_equal(back[list(expected)], expected, check_dtype=False)
+    assert "ignored" not in back
 
 
 def test_distances_come_back_and_none_are_known_of_earlier_folders(tmp_path):
@@ -72,6 +77,13 @@ def test_distances_come_back_and_none_are_known_of_earlier_folders(tmp_path):
     save_distances(tmp_path, kept[:0])
     nothing = load_distances(tmp_path, per_image[per_image["truth_px"] == 0])
     assert nothing.empty
+
+
+@pytest.mark.parametrize("name", TABLE.columns)
+def test_a_table_that_lacks_a_column_is_refused(tmp_path, name):
+    save_per_image(tmp_path, TABLE.drop(columns=name))
+    with pytest.raises(InputError, match=rf"oof\.csv is damaged \(it lacks {name}\)"):
+        load_per_image(tmp_path, decision(), TABLE)
 
 
 @pytest.mark.parametrize(

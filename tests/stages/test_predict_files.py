@@ -12,11 +12,12 @@ import numpy as np
 import pydicom
 import pytest
 
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.data import images, rle
 from kernel_lib.data.levels import FLAT
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import paths
-from kernel_lib.postprocess import submission
+from kernel_lib.postprocess import calibration, submission
 from kernel_lib.stages import predict_files, release
 from tests.stages.place import ON_CPU, Place
 
@@ -65,6 +66,7 @@ def test_masks_are_those_of_the_inference_stage(
         f"{out / 'predictions.csv'}: 4 images, {n} with a mask, 0 files not read",
     ]
     rows = table(out)
+    curve = Decision.load(ensemble).calibration
     expected = submission.read(submitted).set_index("image_id")["rle"]
     assert {row["image_id"]: row["rle"] for row in rows} == expected.to_dict()
     assert 0 < result.n_with_mask == (expected != "-1").sum()
@@ -78,6 +80,11 @@ def test_masks_are_those_of_the_inference_stage(
         assert (int(row["area_px"]), float(row["area_px_1024"])) == (area, area * 64)
         assert 0 < float(row["label_probability"]) < 1
         assert 0 < float(row["max_probability"]) <= 1
+        prob, bits = float(row["calibrated_probability"]), float(row["uncertainty"])
+        assert bits == pytest.approx(float(calibration.entropy(prob)), abs=1e-3)
+        if curve.score != "sum_prob":
+            column = {"label": "label_probability", "max_prob": "max_probability"}[curve.score]
+            assert prob == pytest.approx(float(curve(np.array([float(row[column])]))[0]), abs=0.01)
     spacing = [row["area_mm2"] for row in rows]
     assert float(spacing[0]) == int(rows[0]["area_px"]) * 0.5
     assert spacing[1:] == [""] * 3
@@ -198,11 +205,26 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
         a, b = (rle.decode(row["rle"], (SIZE, SIZE)) for row in (half, full))
         assert np.count_nonzero(a != b) <= 8
         assert abs(float(half["label_probability"]) - float(full["label_probability"])) < 0.002
+        assert half["calibrated_probability"] == half["uncertainty"] == "", "it has no curve"
+        assert 0 < float(full["calibrated_probability"]) < 1
     (models / "other.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"other, small: give --model NAME"):
         predict(radiographs, out=tmp_path / "out")
     with pytest.raises(InputError, match=r"other.safetensors is no readable model file"):
         predict(radiographs, out=tmp_path / "out", model="other")
+
+
+def test_what_an_earlier_version_wrote_may_be_written_over(tmp_path):
+    later = ("calibrated_probability", "uncertainty")
+    earlier = [name for name in predict_files.COLUMNS if name not in later]
+    (tmp_path / "masks").mkdir()
+    for names, ours in ((earlier, True), (["file", "image_id", "other"], False), (["rle"], False)):
+        (tmp_path / "predictions.csv").write_text(",".join(names) + "\n")
+        if ours:
+            predict_files._check_out(tmp_path)
+            continue
+        with pytest.raises(InputError, match="no earlier prediction"):
+            predict_files._check_out(tmp_path)
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_without_labels_nothing_is_gated_and_nothing_says_so(tmp_path):
     kept = document(result)
     assert list(kept) == [
         "rule", "search", "past_known", "epochs_selected", "honest", "last", "ensemble",
-        "predicted_by",
+        "predicted_by", "calibration",
     ]  # fmt: skip
     assert list(kept["rule"]) == ["top", "min_area_px", "bottom"]
     written = json.loads((result.folder / "members.json").read_text())
