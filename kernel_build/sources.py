@@ -15,9 +15,11 @@ from kernel_lib.stages.table import STAGES
 LIBRARY = "kernel_lib"
 # Files and folders that only the command line and the notebook `explore` use.
 LEFT_OUT = (
-    "commands.py", "reporting/mean_images.py", "stages/explore.py",
-    "stages/explore_files.py", "stages/gather.py", "stages/gather_check.py",
-    "stages/predict_files.py", "stages/release.py", "viewer",
+    "commands.py", "inference/onnx_file.py", "inference/onnx_network.py",
+    "reporting/mean_images.py", "stages/explore.py", "stages/explore_files.py",
+    "stages/export_onnx.py", "stages/gather.py", "stages/gather_check.py",
+    "stages/predict_files.py", "stages/predict_networks.py", "stages/predictors.py",
+    "stages/release.py", "viewer",
 )  # fmt: skip
 
 
