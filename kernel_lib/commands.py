@@ -146,7 +146,7 @@ def phantoms(folder: Path, n_train: int, n_test: int, size: int, **options) -> N
 )  # fmt: skip
 @click.option("--device", help="cpu, cuda or cuda:1 [a GPU if there is one].")
 @click.option("--precision", help="float32, float16 or bfloat16 [by device].")
-@click.option("--batch-size", type=int, help="Images per batch [twice the training's].")
+@click.option("--batch-size", type=int, help="Images per batch [twice the training's; --onnx 4].")
 @click.option("--processes", type=int, help="Processes that share the images [one per GPU].")
 @click.option("--workers", type=int, help="Processes that load images [up to 4 with a GPU].")
 @click.option("--threads", type=int, help="CPU threads [all].")

@@ -100,7 +100,8 @@ class OnnxModel(OnnxFacts):
         except KeyError as error:
             raise InputError(f"--onnx {path} is damaged (it lacks {error}): {_FIX}") from None
         except (InputError, *DAMAGED) as error:
-            raise InputError(f"--onnx {path} is damaged ({error}): {_FIX}") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"--onnx {path} is damaged ({reason}): {_FIX}") from None
         return model
 
     def _check(self) -> None:

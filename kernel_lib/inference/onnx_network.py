@@ -91,12 +91,12 @@ def to_onnx(models: Sequence[Network], size: int) -> bytes:
         raise
     except Exception as error:  # of torch or onnxruntime, which have no class in common
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"the network cannot be exported to ONNX ({reason}): use torch") from error
+        raise InputError(f"the network cannot be exported to ONNX ({reason})") from error
     for name, logits in zip(names, expected, strict=True):
         apart = float(np.abs(found[name] - logits).max())
         if not apart <= TOLERANCE * max(1.0, float(np.abs(logits).max())):
             raise InputError(
                 f"the exported network's {name} logits differ from torch's by {apart:.2g}: its "
-                "encoder cannot be exported to ONNX exactly, use torch"
+                "encoder cannot be exported to ONNX exactly"
             )
     return content.getvalue()

@@ -6,7 +6,7 @@ On a CPU onnxruntime computes the networks that it is faster with, where it is i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def _predictor(
         source = Source(root=roots[0], layout="files", train=frame.iloc[:0], test=frame)
         setup = Setup(
             parameters, roots, roots[0], ensemble, choice, source, None,
-            frame["image_id"].tolist(), partial(_load, parameters),
+            frame["image_id"].tolist(), partial(_load, parameters, lru_cache(print)),
         )  # fmt: skip
         return inference.in_processes("predict-files", parameters, partial(predict_all, setup))
 
@@ -101,7 +101,8 @@ def _released_all(network: Released, setup: Setup, engine: Engine, world: World)
     meta = {"run": network.name, "fold": 0, "tta": network.tta}
     if not world.agreed(partial(predictions.already, target, meta, len(prepared))):
         model = network.model.to(engine.device, memory_format=torch.channels_last)
-        models = _computed([model], experiment, network.tta, parameters, engine)
+        models, line = _computed([model], experiment, network.tta, parameters, engine)
+        print(line)
         n_workers = predictions.workers(parameters.workers, engine)
         rows = np.arange(len(prepared))
         images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)
@@ -110,10 +111,16 @@ def _released_all(network: Released, setup: Setup, engine: Engine, world: World)
 
 
 def _load(
-    parameters: PredictParameters, experiment: Experiment, kept: Sequence[Path], engine: Engine
+    parameters: PredictParameters,
+    say: Callable[[str], None],
+    experiment: Experiment,
+    kept: Sequence[Path],
+    engine: Engine,
 ) -> list[nn.Module]:
     models = predictions.load_models(experiment, kept, engine)
-    return _computed(models, experiment, experiment.tta, parameters, engine)
+    models, line = _computed(models, experiment, experiment.tta, parameters, engine)
+    say(line)
+    return models
 
 
 def _computed(
@@ -122,16 +129,19 @@ def _computed(
     views: str,
     parameters: PredictParameters,
     engine: Engine,
-) -> list[nn.Module]:
-    """Return networks as the engine computes them, onnxruntime's where it is wanted."""
+) -> tuple[list[nn.Module], str]:
+    """Return networks as onnxruntime computes them where it is to, else as they are, and a line."""
     why = _why_torch(experiment.size, views, parameters, engine)
     if why is None:
-        print(onnx_file.engine_line())
-        return [OnnxNetwork(model, experiment.size) for model in models]
+        try:
+            computed = [OnnxNetwork(model, experiment.size) for model in models]
+            return computed, onnx_file.engine_line()
+        except InputError as error:  # an encoder that cannot be exported
+            why = str(error)
     if parameters.engine == "onnxruntime":
         raise InputError(f"--engine onnxruntime: {why}; leave it out, and torch predicts")
-    print(f"engine: torch {torch.__version__}, {engine.device}, {str(engine.dtype)[6:]}")
-    return models
+    precision = str(engine.dtype).removeprefix("torch.")
+    return models, f"engine: torch {torch.__version__}, {engine.device}, {precision}"
 
 
 def _why_torch(size: int, views: str, parameters: PredictParameters, engine: Engine) -> str | None:
@@ -142,7 +152,7 @@ def _why_torch(size: int, views: str, parameters: PredictParameters, engine: Eng
     if parameters.engine == "torch":
         return "torch is asked for"
     if engine.device.type != "cpu" or engine.dtype != torch.float32:
-        return f"{engine.device} and {str(engine.dtype)[6:]} are torch's"
+        return f"on {engine.device} in {engine.dtype} torch computes"
     all_views = tta.views(views)
     if any(view.scale != 1 for view in all_views):
         return f"TTA {views} looks at other sizes than the network's"

@@ -21,6 +21,8 @@ from kernel_lib.kaggle import paths
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.strategies import Choice
 
+BATCH_SIZE = 4  # larger ones are no faster on a CPU, and need their memory
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -88,7 +90,7 @@ def _predict(
     )  # fmt: skip
     print(onnx_file.engine_line())
     for model in models:
-        batch_size = parameters.batch_size or 2 * model.experiment.batch_size
+        batch_size = parameters.batch_size or BATCH_SIZE
         meta = {"run": model.name, "fold": model.fold, "tta": model.tta}
         title = f"{model.name}/fold{model.fold}"
         shown = bar(

@@ -18,6 +18,7 @@ from kernel_lib.__main__ import main
 from kernel_lib.artifacts import fold_run
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
+from kernel_lib.inference import onnx_network
 from kernel_lib.inference.onnx_file import OnnxModel
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.triplet import Triplet
@@ -124,7 +125,7 @@ def test_onnxruntime_in_the_place_of_torch_writes_the_same(
 ):
     by = {"ensemble": untrained / "ensembles" / "tiny"}
     if who == "model":
-        fold = untrained / "runs" / "tiny" / "fold0"
+        fold = untrained / "runs" / "tiny" / "fold1"
         small = tmp_path / "small.safetensors"
         release.run(fold, by["ensemble"], "small", small, last=False, licence="MIT")
         by = {"model": str(small)}
@@ -132,14 +133,28 @@ def test_onnxruntime_in_the_place_of_torch_writes_the_same(
     for engine in ("torch", "onnxruntime", "auto"):
         predict_files.run([radiographs], tmp_path / engine, engine=engine, **by, **ON_CPU)
         said += [line for line in capsys.readouterr().out.splitlines() if "engine: " in line]
-    n = len(said) // 3
-    assert all(line.startswith("engine: torch ") for line in said[:n] + said[2 * n :])
-    assert all(line.startswith("engine: onnxruntime ") for line in said[n : 2 * n])
+    # So few images are not worth an export.
+    assert [line.split()[1] for line in said] == ["torch", "onnxruntime", "torch"]
     assert_same_masks(tmp_path / "torch", tmp_path / "onnxruntime")
     monkeypatch.setattr(predict_networks, "PAYS_FROM_PX", 1)
     predict_files.run([radiographs], tmp_path / "many", **by, **ON_CPU)
     assert "engine: onnxruntime" in capsys.readouterr().out
     assert table(tmp_path / "many") == table(tmp_path / "onnxruntime")
+
+
+def test_torch_predicts_what_cannot_be_exported(
+    untrained, radiographs, tmp_path, capsys, monkeypatch
+):
+    def refused(models, size):
+        raise InputError("the network cannot be exported to ONNX (a reason)")
+
+    monkeypatch.setattr(onnx_network, "to_onnx", refused)
+    monkeypatch.setattr(predict_networks, "PAYS_FROM_PX", 1)
+    by = {"ensemble": untrained / "ensembles" / "tiny"}
+    predict_files.run([radiographs], tmp_path / "out", **by, **ON_CPU)
+    assert capsys.readouterr().out.count("engine: torch") == 1
+    with pytest.raises(InputError, match=r"--engine onnxruntime: .* \(a reason\)"):
+        predict_files.run([radiographs], tmp_path / "x", engine="onnxruntime", **by, **ON_CPU)
 
 
 def test_a_released_model_is_one_file(untrained, radiographs, tmp_path, monkeypatch):
