@@ -164,9 +164,14 @@ def phantoms(folder: Path, n_train: int, n_test: int, size: int, **options) -> N
 )  # fmt: skip
 @click.option("--ensemble", type=GivenPath(), help="The ensemble to use, WORK_DIR/ensembles/NAME.")
 @click.option("--model", help="A released model's name or file [the only one in models/].")
+@click.option("--onnx", metavar="FILE[,FILE…]", help="ONNX files of export-onnx; needs no torch.")
+@click.option(
+    "--engine", type=click.Choice(["auto", "torch", "onnxruntime"]),
+    help="What computes networks on a CPU [the faster one, where it is installed].",
+)  # fmt: skip
 @click.option("--device", help="cpu, cuda or cuda:1 [a GPU if there is one].")
 @click.option("--precision", help="float32, float16 or bfloat16 [by device].")
-@click.option("--batch-size", type=int, help="Images per batch [twice the training's].")
+@click.option("--batch-size", type=int, help="Images per batch [twice the training's; --onnx 4].")
 @click.option("--processes", type=int, help="Processes that share the images [one per GPU].")
 @click.option("--workers", type=int, help="Processes that load images [up to 4 with a GPU].")
 @click.option("--threads", type=int, help="CPU threads [all].")
@@ -175,8 +180,9 @@ def predict(inputs: tuple[Path, ...], out: Path, **options) -> None:
 
     DICOM files need no suffix. The default is the released model in models/.
     """
-    if options["ensemble"] is not None and options["model"] is not None:
-        raise InputError("--ensemble and --model exclude each other: give one of them")
+    given = [f"--{name}" for name in ("ensemble", "model", "onnx") if options[name] is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other: give one of them")
     from kernel_lib.stages import predict_files
 
     click.echo(predict_files.run(inputs, out, **options))
@@ -202,6 +208,24 @@ def release(fold: Path, ensemble: Path, name: str, out: Path | None, **options) 
     click.echo(f"{target}: {n_bytes / 1e6:.2f} MB, {len(given.lineage.images)} images seen")
     click.echo(f"rule: {given.rule}")
     click.echo(f"honest dice: {given.score['honest']['dice']:.4f}")
+
+
+@main.command("export-onnx")
+@click.argument("given", metavar="RUN_OR_MODEL")
+@click.option("-o", "--out", type=GivenPath(file_okay=False), required=True, help="Their folder.")
+@click.option(
+    "--ensemble", type=FOLDER,
+    help="The ensemble of that run only, for its rule [WORK_DIR/ensembles/RUN].",
+)  # fmt: skip
+def export_onnx(given: str, out: Path, ensemble: Path | None) -> None:
+    """Write a run's folds, or a released model, as ONNX files that `predict --onnx` takes.
+
+    RUN_OR_MODEL is a folder WORK_DIR/runs/RUN, or a released model's name or file.
+    """
+    from kernel_lib.stages import export_onnx as stage
+
+    for path, n_bytes in stage.run(given, out, ensemble).items():
+        click.echo(f"{path}: {n_bytes / 1e6:.1f} MB")
 
 
 @main.command()

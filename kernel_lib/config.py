@@ -275,6 +275,7 @@ class PredictParameters(InferenceParameters):
     scratch: str  # folder of probability maps and decoded images
     ensemble_folder: str | None = None
     model: str | None = None  # a released model's name or file
+    engine: Literal["auto", "torch", "onnxruntime"] = "auto"  # computes networks on a CPU
 
 
 class ExploreParameters(Parameters):

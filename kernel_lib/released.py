@@ -6,41 +6,27 @@ hold the rest as JSON. Nothing else is needed to predict with it, or to start a 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from kernel_lib import storage
-from kernel_lib.artifacts.lineage import Lineage
-from kernel_lib.config import Experiment
+from kernel_lib.artifacts.model_facts import DAMAGED, ModelFacts
 from kernel_lib.errors import InputError
 from kernel_lib.models import networks
-from kernel_lib.postprocess.triplet import Triplet
 
 SCHEMA = "pneumothorax-released-model-1"
 SUFFIX = ".safetensors"
 MAX_BYTES = 10_000_000
-GATES = ("none", "label", "sum")  # as an ensemble's
 
 
 @dataclass(frozen=True)
-class Released:
+class Released(ModelFacts):
     """One network, ready to predict, and all that is known of it."""
 
-    name: str
-    experiment: Experiment
-    rule: Triplet
-    gate: str  # what the rule's label threshold, if it has one, is compared with: one of GATES
-    tta: str
-    lineage: Lineage  # every image that the network was trained on
-    score: dict[str, Any]  # honest figures, for people
-    licence: str
     model: nn.Module = field(repr=False, compare=False)
 
     def save(self, path: Path) -> int:
@@ -59,17 +45,7 @@ class Released:
                         "release another checkpoint"
                     )
             tensors[name] = tensor
-        metadata = {
-            "schema": SCHEMA,
-            "name": self.name,
-            "experiment": _compact(self.experiment.model_dump(mode="json")),
-            "rule": _compact(self.rule.to_json()),
-            "gate": self.gate,
-            "tta": self.tta,
-            "lineage": _compact(self.lineage.to_json()),
-            "score": _compact(self.score),
-            "licence": self.licence,
-        }
+        metadata = {"schema": SCHEMA, **self.to_metadata()}
         content = safetensors.torch.save(tensors, metadata)
         if len(content) > MAX_BYTES:
             raise InputError(
@@ -95,26 +71,14 @@ class Released:
                 "writes one"
             )
         try:
-            if metadata["gate"] not in GATES:
-                raise ValueError(f"its gate is {metadata['gate']!r}, none of {', '.join(GATES)}")
-            experiment = Experiment.model_validate_json(metadata["experiment"])
-            model = networks.build(experiment)
+            facts = ModelFacts.from_metadata(metadata)
+            model = networks.build(facts.experiment)
             model.load_state_dict(safetensors.torch.load_file(path))  # every tensor, no other
-            return cls(
-                name=metadata["name"],
-                experiment=experiment,
-                rule=Triplet.from_json(json.loads(metadata["rule"])),
-                gate=metadata["gate"],
-                tta=metadata["tta"],
-                lineage=Lineage.model_validate_json(metadata["lineage"]),
-                score=json.loads(metadata["score"]),
-                licence=metadata["licence"],
-                model=model.eval(),
-            )
         except KeyError as error:
             raise InputError(f"{path} is damaged (it lacks {error}): fetch it again") from None
-        except (ValidationError, ValueError, RuntimeError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path} is damaged ({error}): fetch it again") from error
+        return cls(**vars(facts), model=model.eval())
 
 
 def is_released(path: Path) -> bool:
@@ -146,7 +110,3 @@ def _metadata_of(path: Path) -> dict[str, str]:
         raise InputError(f"model {path} does not exist") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is no readable model file ({error}): fetch it again") from error
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)

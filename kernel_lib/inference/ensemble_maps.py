@@ -15,12 +15,31 @@ from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.lineage import check_lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.data import rle
+from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.histograms import statistics
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule, sum_level
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The test images, after every fold of every member has predicted them."""
+
+    images: pd.DataFrame  # image_id, height, width
+    skipped: list[Skipped]  # those that cannot be read
+    notes: list[str]  # corrections made while reading images, and doubts about them
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The ids of the images that cannot be read, sorted."""
+        return tuple(sorted(image.image_id for image in self.skipped))
+
+    def to_json(self) -> dict:
+        """The result of one of several processes, for the process that started it."""
+        return {"images": len(self.images), "unreadable": self.unreadable}
 
 
 @dataclass(frozen=True)

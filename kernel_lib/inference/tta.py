@@ -9,24 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch.nn import functional as F
+import numpy as np
 
 from kernel_lib.registry import lookup
 
+if TYPE_CHECKING:
+    import torch
+
 Size = tuple[int, int]  # (H, W)
+Pixels = TypeVar("Pixels", "torch.Tensor", np.ndarray)
 
 
 @dataclass(frozen=True)
 class View:
-    """A transformed image, and the inverse for its logits."""
+    """A transformed image, and the inverse for its logits.
+
+    Flips take tensors and arrays; a scale takes tensors, and imports torch.
+    """
 
     hflip: bool = False
     vflip: bool = False
     scale: float = 1.0  # of both sides, before these are rounded to multiples of 32
 
-    def forward(self, levels: torch.Tensor) -> torch.Tensor:
+    def forward(self, levels: Pixels) -> Pixels:
         """Return (B, 1, H, W) levels as this view shows them, (B, 1, H', W').
 
         Flips alone keep the type. A scaled view is float32 levels, 0–255 and not rounded: bilinear,
@@ -35,15 +42,19 @@ class View:
         size, x = self.size_of(levels.shape[-2:]), self._flipped(levels)
         if size == levels.shape[-2:]:
             return x
-        return F.interpolate(x.float(), size, mode="bilinear", align_corners=False, antialias=True)
+        from torch.nn.functional import interpolate
 
-    def inverse(self, logits: torch.Tensor, size: Size) -> torch.Tensor:
+        return interpolate(x.float(), size, mode="bilinear", align_corners=False, antialias=True)
+
+    def inverse(self, logits: Pixels, size: Size) -> Pixels:
         """Return (B, 1, H', W') float32 logits of this view as (B, 1, H, W) of the image.
 
         Exact for flips; a scaled view is resized bilinearly.
         """
         if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+            from torch.nn.functional import interpolate
+
+            logits = interpolate(logits, size, mode="bilinear", align_corners=False)
         return self._flipped(logits)
 
     def size_of(self, size: Size) -> Size:
@@ -59,9 +70,11 @@ class View:
         height, width = (32 * max(1, to_whole(side * self.scale / 32 + half)) for side in size)
         return height, width
 
-    def _flipped(self, x: torch.Tensor) -> torch.Tensor:
+    def _flipped(self, x: Pixels) -> Pixels:
         axes = [axis for axis, flips in ((-2, self.vflip), (-1, self.hflip)) if flips]
-        return x.flip(axes) if axes else x
+        if not axes:
+            return x
+        return np.flip(x, axes) if isinstance(x, np.ndarray) else x.flip(axes)
 
     def _joined(self, other: View) -> View:
         """Return both at once: two flips cancel, two scales multiply."""

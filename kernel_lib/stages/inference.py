@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import ensemble as ensembles
@@ -24,13 +25,12 @@ from kernel_lib.artifacts.lineage import check_lineage, stated_lineage
 from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.config import Experiment, InferenceParameters
 from kernel_lib.data import cache, fingerprint, rle, table
-from kernel_lib.data.images import Skipped
 from kernel_lib.data.labels import Sample, read_sample
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.inference import predictions, tta
-from kernel_lib.inference.ensemble_maps import test_masks
+from kernel_lib.inference.ensemble_maps import Predicted, test_masks
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.notebook import Signals
@@ -66,24 +66,6 @@ class InferenceResult:
         lines += [f"empty mask, unreadable image: {image}" for image in self.unreadable]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """The test images, after every fold of every member has predicted them."""
-
-    images: pd.DataFrame  # image_id, height, width
-    skipped: list[Skipped]  # those that cannot be read
-    notes: list[str]  # corrections made while reading images, and doubts about them
-
-    @property
-    def unreadable(self) -> tuple[str, ...]:
-        """The ids of the images that cannot be read, sorted."""
-        return tuple(sorted(image.image_id for image in self.skipped))
-
-    def to_json(self) -> dict:
-        """The result of one of several processes, for the process that started it."""
-        return {"images": len(self.images), "unreadable": self.unreadable}
 
 
 def predict(parameters: InferenceParameters) -> Predicted:
@@ -209,6 +191,8 @@ class Setup:
     source: table.Source
     form: Sample | None  # how the submission is written
     sample: list[str]  # image ids, in the sample's order
+    # Of an experiment, its checkpoints and an engine, the networks ready to predict.
+    load: Callable[..., list[nn.Module]] = predictions.load_models
 
     @property
     def folder(self) -> Path:
@@ -360,7 +344,7 @@ def _predict_fold(
     target = fold_run.fold_folder(setup.test_roots[0], folder.run, folder.fold).test
     if world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
         return
-    models = predictions.load_models(experiment, kept, engine)
+    models = setup.load(experiment, kept, engine)
     n_workers = predictions.workers(parameters.workers, engine)
     rows = np.arange(len(prepared))
     images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)

@@ -1,11 +1,11 @@
-"""Any radiographs → masks, pictures and a table, by an ensemble or a released model.
+"""Any radiographs → masks, pictures and a table, by an ensemble, a released model or ONNX files.
 
     OUT/masks/<file>.png      the mask, 8 bits, 0 and 255, at the image's own size
     OUT/overlays/<file>.jpg   its contour drawn over the radiograph
     OUT/predictions.csv       one row a file; written last, so if it exists, all is complete
 
 Needs neither labels nor folds. Everything from decoding to the rule is what the inference stage
-does, in a scratch folder within OUT.
+does, in a scratch folder within OUT. With ONNX files no torch is imported.
 """
 
 from __future__ import annotations
@@ -17,41 +17,29 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
-import torch
 
-from kernel_lib import released, storage
-from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.decision import Decision
-from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib import storage
+from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.filenames import PREDICTIONS
 from kernel_lib.config import PredictParameters
 from kernel_lib.data import images, rle
 from kernel_lib.data.folder import masks_among
 from kernel_lib.data.images import Skipped
-from kernel_lib.data.table import Source
-from kernel_lib.engine import Engine
 from kernel_lib.errors import InputError
-from kernel_lib.inference import predictions
-from kernel_lib.inference.ensemble_maps import open_maps, test_masks
-from kernel_lib.kaggle import paths
+from kernel_lib.inference.ensemble_maps import Predicted, open_maps, test_masks
 from kernel_lib.notebook import Signals
-from kernel_lib.parallel.world import World
 from kernel_lib.postprocess import calibration
 from kernel_lib.postprocess.calibration import Logistic
 from kernel_lib.postprocess.histograms import stack
-from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.units import FULL_AREA
-from kernel_lib.released import Released
 from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import RESEARCH_ONLY
-from kernel_lib.stages import inference, scores
-from kernel_lib.stages.inference import Predicted, Setup
+from kernel_lib.stages import predictors, scores
+from kernel_lib.stages.predictors import Predictor
 
 TABLE, MASKS, OVERLAYS = PREDICTIONS, "masks", "overlays"
 COLUMNS = (
@@ -98,30 +86,21 @@ class PredictResult:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Predictor:
-    """An ensemble or a released model, and how its maps become masks."""
-
-    ensemble: Ensemble
-    choice: Choice
-    roots: Sequence[Path]  # the scratch folder first
-    released: Released | None = None
-    calibration: Logistic | None = None
-
-
 def run(
     inputs: Sequence[Path],
     out: Path,
     *,
     ensemble: Path | None = None,
     model: str | None = None,
+    onnx: str | None = None,
     **how: str | int | None,
 ) -> PredictResult:
     """Write masks, pictures and a table of every radiograph in these files and folders.
 
-    `ensemble` is a folder that the thresholds stage made; without it the released model of that
-    name or file predicts, or the only one there is. `how` holds `device`, `precision`,
-    `batch_size`, `processes`, `workers` and `threads`, as InferenceParameters has them.
+    `ensemble` is a folder that the thresholds stage made, `onnx` files of `export-onnx`,
+    comma-separated, which need no torch; without either the released model of that name or file
+    predicts, or the only one there is. `how` holds `device`, `precision`, `batch_size`,
+    `processes`, `workers`, `threads` and `engine`, as PredictParameters has them.
 
     Raises: InputError, before anything is predicted, where there is no model or image, or OUT holds
         anything else; also where no image could be read. OUT is then as it was.
@@ -129,18 +108,22 @@ def run(
     out = out.resolve()
     _check_out(out)
     scratch = out / ".scratch"
-    folder = None if ensemble is None else str(ensemble.resolve())
-    predictor = _predictor(folder, model, scratch)
-    listed = find_images(inputs, leave_out=out)
     parameters = PredictParameters.checked(
         {k: v for k, v in how.items() if v is not None}
-        | {"cache_dir": str(scratch / "cache"), "scratch": str(scratch)}
-        | {"ensemble_folder": folder, "model": model}
-        | {"listed": {name: str(path) for name, path in listed.items()}}
+        | {"cache_dir": str(scratch / "cache"), "scratch": str(scratch), "listed": {}}
+        | {"ensemble_folder": None if ensemble is None else str(ensemble.resolve())}
+        | {"model": model}
     )
+    if onnx is not None:
+        predictors.check_onnx(parameters)
+        predictor = predictors.of_onnx(onnx, scratch, parameters.threads)
+    else:
+        predictor = _of_networks(parameters)
+    listed = find_images(inputs, leave_out=out)
+    files = {name: str(path) for name, path in listed.items()}
+    parameters = parameters.model_copy(update={"listed": files})
     with Signals().caught(), storage.folder_lock(out / "predict"), _emptied(scratch):
-        share = partial(_predict, predictor, parameters)
-        predicted = inference.in_processes("predict-files", parameters, share)
+        predicted = predictor.predict(parameters)
         _refuse_nothing_read(predicted)
         return _write(out, predictor, listed, predicted)
 
@@ -148,11 +131,17 @@ def run(
 def predict(parameters: PredictParameters) -> Predicted:
     """Write every map as one of several processes that `run` started."""
     with Signals().caught():
-        predictor = _predictor(
-            parameters.ensemble_folder, parameters.model, Path(parameters.scratch)
-        )
-        share = partial(_predict, predictor, parameters)
-        return inference.in_processes("predict-files", parameters, share)
+        return _of_networks(parameters).predict(parameters)
+
+
+def _of_networks(parameters: PredictParameters) -> Predictor:
+    from kernel_lib.stages import predict_networks  # torch, which ONNX files do without
+
+    predict_networks.check(parameters)
+    scratch = Path(parameters.scratch)
+    if parameters.ensemble_folder is not None:
+        return predict_networks.of_ensemble(Path(parameters.ensemble_folder), scratch)
+    return predict_networks.of_released(parameters.model, scratch)
 
 
 def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[str, Path]:
@@ -274,60 +263,6 @@ def _emptied(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _predictor(ensemble: str | None, model: str | None, scratch: Path) -> _Predictor:
-    return _of_ensemble(Path(ensemble), scratch) if ensemble else _of_released(model, scratch)
-
-
-def _of_ensemble(folder: Path, scratch: Path) -> _Predictor:
-    decision = Decision.load(folder)
-    roots = [scratch, *paths.artefact_roots(folder.parents[1])]
-    inference.check_members(decision, roots)
-    return _Predictor(decision.ensemble, decision.choice, roots, calibration=decision.calibration)
-
-
-def _of_released(name: str | None, scratch: Path) -> _Predictor:
-    if name is not None and Path(name).suffix == released.SUFFIX:
-        path = Path(name)
-    else:
-        path = released.find(paths.models_dir(), name)
-    network = Released.load(path)
-    ensemble = Ensemble(
-        name=network.name,
-        members=(Member(run=network.name, folds=(0,)),),
-        gate=network.gate,
-        folds_digest="",
-    )
-    return _Predictor(ensemble, Choice(network.rule), [scratch], network)
-
-
-def _predict(
-    predictor: _Predictor, parameters: PredictParameters, engine: Engine, world: World
-) -> Predicted:
-    """Write every test map into the scratch folder; images are numbered in the order listed."""
-    listed = list(parameters.listed.values())
-    ids = [f"{n:06d}" for n in range(len(listed))]
-    frame = pd.DataFrame({"image_id": ids, "path": listed}, dtype=object)
-    root = predictor.roots[0]
-    source = Source(root=root, layout="files", train=frame.iloc[:0], test=frame)
-    setup = Setup(
-        parameters, predictor.roots, root, predictor.ensemble, predictor.choice, source, None, ids
-    )
-    if predictor.released is None:
-        return inference.predict_all(setup, engine, world)
-    experiment = predictor.released.experiment
-    predictions.check_shared_memory(parameters, experiment, engine)
-    prepared = world.from_first(partial(inference.prepared_images, experiment.size, setup))
-    target = fold_run.fold_folder(root, predictor.released.name, 0).test
-    meta = {"run": predictor.released.name, "fold": 0, "tta": predictor.released.tta}
-    if not world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
-        model = predictor.released.model.to(engine.device, memory_format=torch.channels_last)
-        n_workers = predictions.workers(parameters.workers, engine)
-        rows = np.arange(len(prepared))
-        images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)
-        predictions.write(target, [model], experiment, images, meta, world=world)
-    return Predicted(prepared.table, prepared.skipped, prepared.notes)
-
-
 def _refuse_nothing_read(predicted: Predicted) -> None:
     skipped = predicted.skipped
     if len(skipped) == len(predicted.images):
@@ -337,7 +272,7 @@ def _refuse_nothing_read(predicted: Predicted) -> None:
 
 
 def _write(
-    out: Path, predictor: _Predictor, listed: dict[str, Path], predicted: Predicted
+    out: Path, predictor: Predictor, listed: dict[str, Path], predicted: Predicted
 ) -> PredictResult:
     ensemble, weights = predictor.ensemble, predictor.ensemble.weights
     ensemble_maps = open_maps(ensemble, predictor.roots, ensemble.folds, "test")

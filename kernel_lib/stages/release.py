@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
 from kernel_lib.artifacts.lineage import Lineage
+from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.models import networks
@@ -42,15 +44,12 @@ def run(
     model.load_state_dict(state["ema"]["model"] if "ema" in state else state["model"])
     model_file = Released(
         name=name,
-        # Paths are the training machine's own; a file's name is enough to know what it was.
-        experiment=config.experiment.model_copy(
-            update={"weights": Path(config.experiment.weights).name}
-        ),
+        experiment=given_away(config.experiment),
         rule=report.chosen if last else decision.choice.triplet,
         gate=ensemble.gate,
         tta=config.experiment.tta,
-        lineage=_without_paths(lineage),
-        score=_score(ensemble, report, folder, holds),
+        lineage=without_paths(lineage),
+        score=score_of(ensemble, report, folder, holds),
         licence=licence,
         model=model,
     )
@@ -68,12 +67,7 @@ def _decision(ensemble_folder: Path, folder: FoldRun, config: FoldConfig) -> Dec
     """Return the decision for that fold's run alone, made on its present predictions."""
     decision = Decision.load(ensemble_folder)
     ensemble = decision.ensemble
-    if [m.run for m in ensemble.everyone] != [folder.run] or decision.choice.triplet is None:
-        raise InputError(
-            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
-            f"({ensemble.combine}): release needs the rule of {folder.run} alone, of the "
-            f"thresholds stage with -p RUNS {folder.run}"
-        )
+    check_alone(decision, ensemble_folder, folder.run)
     if folder.fold not in ensemble.folds or config.folds_digest != ensemble.folds_digest:
         raise InputError(
             f"{ensemble_folder} holds no rule of {folder.path}: run the thresholds stage"
@@ -82,12 +76,35 @@ def _decision(ensemble_folder: Path, folder: FoldRun, config: FoldConfig) -> Dec
     return decision
 
 
-def _without_paths(lineage: Lineage) -> Lineage:
+def check_alone(decision: Decision, ensemble_folder: Path, run: str) -> None:
+    """Raise InputError where a decision is not one rule, of that run alone."""
+    ensemble = decision.ensemble
+    if [m.run for m in ensemble.everyone] != [run] or decision.choice.triplet is None:
+        raise InputError(
+            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
+            f"({ensemble.combine}): what is given away needs the rule of {run} alone, of the "
+            f"thresholds stage with -p RUNS {run}"
+        )
+
+
+def without_paths(lineage: Lineage) -> Lineage:
+    """Return a lineage whose ancestors are named by their files alone."""
     names = tuple(Path(name).name for name in lineage.ancestors)
     return lineage.model_copy(update={"ancestors": names})
 
 
-def _score(ensemble: Ensemble, report: NestedCVReport, folder: FoldRun, holds: bool) -> dict:
+def given_away(experiment: Experiment) -> Experiment:
+    """Return an experiment without paths, which are the training machine's own.
+
+    A file's name is enough to know what the weights were.
+    """
+    return experiment.model_copy(update={"weights": Path(experiment.weights).name})
+
+
+def score_of(
+    ensemble: Ensemble, report: NestedCVReport, folder: FoldRun, holds: bool
+) -> dict[str, Any]:
+    """Return the honest figures of a run's ensemble, for people who get one of its folds."""
     figures = report.to_json()
     kept = (
         "n_images", "n_nonempty", "honest", "interval", "all_empty", "share_true",

@@ -118,7 +118,7 @@ _ALL = (
         ),
         artefacts=(f"{OF_ENSEMBLE}/*",),
         left_out=(
-            "checkpoints.py", "inference/predictions.py", "models",
+            "artifacts/model_facts.py", "checkpoints.py", "inference/predictions.py", "models",
             "parallel/world.py", "released.py", "stages/initial_weights.py", "stages/nih.py",
             "stages/preparation.py", "training",
         ),

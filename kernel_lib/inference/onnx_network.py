@@ -1,0 +1,102 @@
+"""Networks of torch as ONNX: written, and run by onnxruntime in the place of the network.
+
+torch's older exporter is used: its networks equal torch's as those of the newer one do, in a tenth
+of the time and without onnxscript.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from kernel_lib.errors import InputError
+from kernel_lib.inference import onnx_file
+from kernel_lib.inference.onnx_file import LABEL, LEVELS, MASK
+from kernel_lib.models.networks import Logits, Network
+
+# Of logits, in parts of the largest. Rounding stays below 3e-5; bfloat16 gives 1e-2 and more.
+TOLERANCE = 3e-4
+
+
+class _Together(nn.Module):
+    """Several checkpoints of one network as one: their logits side by side."""
+
+    def __init__(self, models: Sequence[Network]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return masks (B, K, S, S) and labels (B, K), without what the networks lack."""
+        outputs = [model(levels) for model in self.models]
+        heads = []
+        if outputs[0].mask is not None:
+            heads.append(torch.cat([output.mask for output in outputs], dim=1))
+        if outputs[0].label is not None:
+            heads.append(torch.stack([output.label for output in outputs], dim=1))
+        return tuple(heads)
+
+
+class OnnxNetwork(nn.Module):
+    """A network that onnxruntime computes, in the place of the network it was made of."""
+
+    def __init__(self, model: Network, size: int) -> None:
+        super().__init__()
+        self.session = onnx_file.session(to_onnx([model], size), torch.get_num_threads())
+
+    def forward(self, levels: torch.Tensor) -> Logits:
+        """Return the logits of (B, 1, S, S) uint8 levels."""
+        outputs = onnx_file.run(self.session, levels.contiguous().numpy())
+        mask, label = outputs.get(MASK), outputs.get(LABEL)
+        return Logits(
+            mask=None if mask is None else torch.from_numpy(mask),
+            label=None if label is None else torch.from_numpy(label[:, 0]),
+        )
+
+
+def to_onnx(models: Sequence[Network], size: int) -> bytes:
+    """Return networks of one architecture, on the CPU, as one ONNX network for one image size.
+
+    It takes any number of images, and is compared with torch on one that shows every level.
+    Raises: InputError where an encoder cannot be exported, or onnx is not installed.
+    """
+    try:
+        import onnx  # noqa: F401  # torch's exporter needs it
+    except ImportError:
+        raise InputError(
+            "onnx is not installed: pip install onnx, or pip install .[onnx]"
+        ) from None
+    together = _Together(models).eval()
+    side = torch.arange(size) * 255 // (size - 1)
+    pattern = torch.minimum(side[:, None], side.flip(0)).to(torch.uint8).expand(1, 1, size, size)
+    with torch.no_grad():
+        expected = [heads.numpy() for heads in together(pattern)]
+    names = [name for name, has in ((MASK, models[0].has_mask), (LABEL, True)) if has]
+    names = names[: len(expected)]
+    content = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the size is constant, which it is, and the like
+            torch.onnx.export(
+                together, (pattern.repeat(2, 1, 1, 1),), content, dynamo=False,
+                input_names=[LEVELS], output_names=names,
+                dynamic_axes={name: {0: "images"} for name in (LEVELS, *names)},
+            )  # fmt: skip
+        found = onnx_file.run(onnx_file.session(content.getvalue(), 1), pattern.numpy())
+    except InputError:
+        raise
+    except Exception as error:  # of torch or onnxruntime, which have no class in common
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"the network cannot be exported to ONNX ({reason})") from error
+    for name, logits in zip(names, expected, strict=True):
+        apart = float(np.abs(found[name] - logits).max())
+        if not apart <= TOLERANCE * max(1.0, float(np.abs(logits).max())):
+            raise InputError(
+                f"the exported network's {name} logits differ from torch's by {apart:.2g}: its "
+                "encoder cannot be exported to ONNX exactly"
+            )
+    return content.getvalue()
