@@ -17,7 +17,7 @@ from torch import nn
 from kernel_lib.errors import InputError
 from kernel_lib.inference import onnx_file
 from kernel_lib.inference.onnx_file import LABEL, LEVELS, MASK
-from kernel_lib.models.networks import Logits, Network
+from kernel_lib.models.base import Logits, Network
 
 # Of logits, in parts of the largest. Rounding stays below 3e-5; bfloat16 gives 1e-2 and more.
 TOLERANCE = 3e-4

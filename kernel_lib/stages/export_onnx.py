@@ -16,7 +16,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import onnx_network, predictions, tta
 from kernel_lib.inference.onnx_file import SUFFIX, OnnxFacts
 from kernel_lib.kaggle import paths
-from kernel_lib.models.networks import Network
+from kernel_lib.models.base import Network
 from kernel_lib.released import Released
 from kernel_lib.stages import release
 from kernel_lib.stages.inference import check_members

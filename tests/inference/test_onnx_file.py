@@ -19,6 +19,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import onnx_file, onnx_network, predictions, tta
 from kernel_lib.inference.onnx_file import OnnxFacts, OnnxModel
 from kernel_lib.models import networks
+from kernel_lib.models.base import Network
 from kernel_lib.postprocess.triplet import Triplet
 
 onnx = pytest.importorskip("onnx", reason="no onnx here")
@@ -44,7 +45,7 @@ def pixels(n: int, size: int = SIZE) -> torch.Tensor:
     return fine.clamp(0, 255).to(torch.uint8)
 
 
-def network(row: Experiment, seed: int = 0) -> networks.Network:
+def network(row: Experiment, seed: int = 0) -> Network:
     """A random network whose features have the sizes of a trained one, and logits of both signs."""
     torch.manual_seed(seed)
     model = networks.build(row).train()
@@ -95,7 +96,7 @@ def facts(**changes) -> OnnxFacts:
 
 
 @pytest.fixture(scope="module")
-def exported() -> tuple[list[networks.Network], bytes]:
+def exported() -> tuple[list[Network], bytes]:
     """Two checkpoints of a network with mask and label, and both as one ONNX network."""
     models = [network(TINY, seed) for seed in (0, 1)]
     return models, onnx_network.to_onnx(models, SIZE)

@@ -25,6 +25,7 @@ from kernel_lib.engine import choose_engine
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.inference import onnx_file, onnx_network
 from kernel_lib.models import networks
+from kernel_lib.models.base import Network
 from tools.benchmarks.rounds import figure, timed
 from tools.phantoms.anatomy import draw_anatomy
 from tools.phantoms.draw import draw
@@ -61,7 +62,7 @@ def pixels(size: int, batch: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(drawn)[:, None])
 
 
-def network(experiment: str, levels: torch.Tensor) -> networks.Network:
+def network(experiment: str, levels: torch.Tensor) -> Network:
     row = EXPERIMENTS[experiment].differing(name="bench", weights="none", size=levels.shape[-1])
     torch.manual_seed(0)
     model = networks.build(row).train()
