@@ -22,9 +22,9 @@ from kernel_lib.postprocess.surface_distance import NOT_DEFINED, surface_distanc
 COUNTS = ["shared_px", "predicted_px", "truth_px", "n_px"]
 DISTANCES = ["hd95_px", "assd_px"]
 # Who publishes which definition on the competition's data, as far as they state it.
-COMPETITION = 'the competition; sneddy (first place); "mean dice" of CheXWorld, perhaps'
-POSITIVES = "raju-sah/pneumothorax-segmentation"
-POOLED = "Foundation X: pooled or per image, not stated which"
+COMPETITION = 'the competition, sneddy, raju-sah; "mean dice" of CheXWorld, empties not stated'
+POSITIVES = "raju-sah"
+POOLED = "Foundation X: this or per image, not stated which"
 BACKGROUND = "EVA-X"
 
 
@@ -116,21 +116,19 @@ def image_auc(images: pd.DataFrame, resampler: Resampler) -> Score:
 
 
 def as_table(found: Sequence[Score]) -> pd.DataFrame:
-    """Return scores as a table to show: values with four digits, distances with two."""
-    rows = []
-    for score in found:
-        digits = 2 if score.name.endswith(("px", "mm")) else 4
-        value, interval = shown(score.value, digits), "–"
-        if not math.isnan(score.interval.low):
-            interval = "–".join(shown(end, digits) for end in score.interval)
-        rows.append((score.name, value, interval, score.n_images, score.formula, score.published))
-    columns = ["score", "value", "95 % interval", "images", "formula", "published by"]
+    """Return scores as a table to show, numbers with four digits, nan where not defined."""
+    rows = [
+        (
+            score.name,
+            *(round(value, 4) for value in (score.value, *score.interval)),
+            score.n_images,
+            score.formula,
+            score.published,
+        )
+        for score in found
+    ]
+    columns = ["score", "value", "95 % from", "to", "images", "formula", "published by"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def shown(value: float, digits: int) -> str:
-    """Return a number with so many digits, nan as –."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _overlaps(
@@ -185,14 +183,14 @@ def _distances(images: pd.DataFrame, resampler: Resampler) -> list[Score]:
     """Return both distances in pixels, and in mm where a spacing is known."""
     found, both = [], images[images["hd95_px"].notna()]
     parts = {
-        "hd95_px": ("HD95", "95th percentile of the distances, in the larger direction"),
-        "assd_px": ("ASSD", "mean of the distances in both directions"),
+        "hd95_px": ("HD95", "95th percentile of distances between boundaries, larger direction"),
+        "assd_px": ("ASSD", "mean distance between boundaries, both directions"),
     }
     for column, (name, formula) in parts.items():
         for unit, factor in (("px", 1.0), ("mm", both["mm_per_px"])):
             values = (both[column] * factor).dropna()
             if len(values):
-                about = f"{formula} between boundaries; mean over images with both masks"
+                about = f"{formula}; mean over images with both masks"
                 group = both.loc[values.index, "group"]
                 found.append(mean_score(f"{name}, {unit}", values, group, resampler, about))
     return found

@@ -18,7 +18,6 @@ from kernel_lib.postprocess.score_definitions import (
     image_auc,
     mean_score,
     per_image,
-    shown,
 )
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
@@ -133,8 +132,8 @@ def _subgroup(by: str, name: str, images: pd.DataFrame, resampler: Resampler) ->
 def _with_interval(score: Score) -> str:
     if math.isnan(score.value):
         return "–"
-    low, high = (shown(end, 3) for end in score.interval)
-    return f"{score.value:.3f} ({low}–{high}), n {score.n_images:,}"
+    low, high = score.interval
+    return f"{score.value:.3f} ({low:.3f}–{high:.3f}), n\u00a0{score.n_images:,}"
 
 
 def _binned(values: pd.Series, edges: Sequence[float]) -> Iterator[tuple[str, pd.Series]]:

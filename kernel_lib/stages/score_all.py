@@ -110,9 +110,15 @@ def _traits(
 
 
 def _as_text(table: pd.DataFrame) -> str:
-    """Return a table with its texts, and their headings, aligned left."""
-    texts = table.astype(str)
+    """Return a table aligned left, numbers with four digits, nan as –."""
+    texts = table.map(_cell)
     width = {name: max(len(name), *map(len, texts[name])) for name in texts}
     rows = [list(texts), *texts.to_numpy().tolist()]
     lines = ["  ".join(map(str.ljust, row, width.values())).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if math.isnan(value) else f"{value:.4f}"

@@ -85,7 +85,7 @@ def test_a_difference_within_an_interval_is_warned_of_and_a_clear_one_is_not() -
 def test_the_table_has_each_n_and_interval() -> None:
     part = subgroups.subgroups(images([(10, 10, 10), (0, 0, 10)]))
     (row,) = subgroups.as_table(part).to_dict("records")
-    assert row["dice of positives"] == "0.500 (0.000–1.000), n 2"
+    assert row["dice of positives"] == "0.500 (0.000–1.000), n\u00a02"
     assert (row["images"], row["with a mask"], row["AUC"]) == (2, 2, "–")
 
 
