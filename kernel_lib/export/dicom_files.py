@@ -73,6 +73,10 @@ class Reference:
             derived = _with_valid_ids(dataset, own)
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
             invalid = _without_invalid(dataset)
+            spacing = dataset.get("PixelSpacing", [1, 1])
+            if np.size(spacing) != 2 or min(spacing) <= 0:
+                del dataset.PixelSpacing
+                invalid.append("PixelSpacing")
             for keyword in REQUIRED:
                 if keyword not in dataset:
                     setattr(dataset, keyword, "")
@@ -247,7 +251,7 @@ def _capture(
     )
     made.PatientOrientation = source.get("PatientOrientation") or ""
     made.ConversionType = "WSD"
-    made.BodyPartExamined = source.get("BodyPartExamined") or "CHEST"
+    made.BodyPartExamined = "CHEST"
     made.DerivationDescription = f"{CONTOUR}. {algorithm}. {rule}"[:MAX_ST]
     origin = pydicom.Dataset()
     origin.ReferencedSOPClassUID = source.SOPClassUID
@@ -258,10 +262,11 @@ def _capture(
     # By PS3.3 C.7.6.1.1 BurnedInAnnotation is of what identifies the patient, which a contour
     # does not: the radiograph's own statement holds.
     for keyword in (
-        "BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionMethod",
-        "LossyImageCompressionRatio", "PixelSpacing", "SpecificCharacterSet",
+        "BodyPartExamined", "BurnedInAnnotation", "ImageLaterality", "Laterality",
+        "LossyImageCompression", "LossyImageCompressionMethod", "LossyImageCompressionRatio",
+        "PixelSpacing", "SpecificCharacterSet",
     ):  # fmt: skip
-        if keyword in source:
+        if source.get(keyword):
             made[keyword] = source[keyword]
     return made
 

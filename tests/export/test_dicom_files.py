@@ -122,6 +122,11 @@ def test_a_map_is_read_back_in_its_levels(radiograph):
         ({"PixelSpacing": [0.1, 0.1], "FrameOfReferenceUID": "1.2.3"}, None),
         ({"SOPClassUID": uid.ComputedRadiographyImageStorage, "PixelSpacing": [1, 1]}, "Pixel"),
         ({"SOPClassUID": uid.DigitalXRayImageStorageForPresentation}, None),
+        ({"PixelSpacing": [0, 0]}, None),
+        ({"PixelSpacing": 0.5}, None),
+        ({"PixelSpacing": ""}, None),
+        ({"BodyPartExamined": "HAND", "Laterality": "L"}, None),
+        ({"BodyPartExamined": None}, None),
         ({"PatientID": None, "PatientName": None, "Modality": None}, None),
         ({"PatientOrientation": ["L", "F"], "BurnedInAnnotation": "YES"}, None),
     ],
@@ -136,8 +141,12 @@ def test_radiographs_of_any_kind_are_referred_to(radiograph, elements, noted):
     shown = pydicom.dcmread(capture(path))
     assert (faults(seg), faults(path.with_name("capture.dcm"))) == ([], [])
     own = pydicom.dcmread(path)
-    for keyword in ("PixelSpacing", "BurnedInAnnotation", "LossyImageCompressionMethod"):
+    for keyword in ("Laterality", "BurnedInAnnotation", "LossyImageCompressionMethod"):
         assert shown.get(keyword) == own.get(keyword)
+    spacing = elements.get("PixelSpacing")
+    assert shown.get("PixelSpacing") == (
+        spacing if np.size(spacing) == 2 and all(spacing) else None
+    )
     assert path.read_bytes() == before
 
 
