@@ -10,6 +10,8 @@ import hashlib
 import importlib.metadata
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +24,7 @@ from pydicom.uid import UID
 
 from kernel_lib.data import dicom, images
 from kernel_lib.errors import InputError
+from kernel_lib.export import packages
 from kernel_lib.reporting import overlays
 
 MAKER, NOT_CLINICAL = "pneumothorax-kernels", "not for clinical use"
@@ -43,9 +46,7 @@ SPATIAL = (
     "ImageOrientationPatient",
 )  # fmt: skip
 TEXT_VRS = valuerep.STR_VR - {"UC", "UR"}
-SPACING_NOTE = (
-    "PixelSpacing without a frame of reference, which highdicom refuses: removed in memory"
-)
+SPACING_NOTE = "PixelSpacing without frame of reference, refused by highdicom: removed in memory"
 # What OHIF and cornerstone assume of a radiograph; they show no segmentation that states no plane.
 ASSUMED_ORIENTATION, ASSUMED_THICKNESS = [1, 0, 0, 0, 1, 0], 1
 
@@ -54,7 +55,7 @@ ASSUMED_ORIENTATION, ASSUMED_THICKNESS = [1, 0, 0, 0, 1, 0], 1
 class Reference:
     """A radiograph to refer to, with valid and complete attributes, and what was changed in them.
 
-    `is_derived`: whether its own SOPInstanceUID is not valid, so that a derived one stands here.
+    `is_derived`: whether a UID of its own is not valid, so that a derived one stands here.
     """
 
     dataset: pydicom.Dataset
@@ -63,14 +64,19 @@ class Reference:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the reference to a DICOM file. Raises: ImageError where it can't be read."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are not valid, which are noted here
+        """Return the reference to a DICOM file. Raises: InputError where it can't be read."""
+        with _faults_named("is damaged"):
             dataset = images.dataset_of(path)
+            dataset.decode()
+            dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for what is written beside it
             own = str(dataset.get("SOPInstanceUID") or path.name)
             derived = _with_valid_ids(dataset, own)
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
             invalid = _without_invalid(dataset)
+            spacing = dataset.get("PixelSpacing", [1, 1])
+            if np.size(spacing) != 2 or min(spacing) <= 0:
+                del dataset.PixelSpacing
+                invalid.append("PixelSpacing")
             for keyword in REQUIRED:
                 if keyword not in dataset:
                     setattr(dataset, keyword, "")
@@ -81,15 +87,21 @@ class Reference:
             )
         if invalid:
             notes.append(f"{', '.join(invalid)} not valid: left out of the DICOM files")
-        return cls(dataset, "SOPInstanceUID" in derived, tuple(notes))
+        return cls(dataset, bool(derived), tuple(notes))
 
     @property
     def uid(self) -> str:
         return str(self.dataset.SOPInstanceUID)
 
+    def save(self, path: Path) -> None:
+        """Write the radiograph as it is referred to."""
+        with _faults_named("is damaged"):
+            self.dataset.save_as(path)
+
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Refuse a mask (H, W) of another size than the radiograph."""
-        own = int(self.dataset.Rows), int(self.dataset.Columns)
+        with _faults_named("is damaged"):
+            own = int(self.dataset.Rows), int(self.dataset.Columns)
         if own != shape:
             raise InputError(
                 "the radiograph is {}×{}, its mask {}×{}: give the radiographs that were "
@@ -105,26 +117,43 @@ def derived_uid(*parts: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, ' '.join((MAKER, *parts))).int}")
 
 
-def segmentation(
+def write_segmentation(
+    path: Path,
     reference: Reference,
     pixels: np.ndarray,
     algorithm: str,
     rule: str,
     plane: tuple[float, float] | None = None,
-) -> tuple[pydicom.Dataset, list[str]]:
-    """Return a DICOM segmentation of one segment, and notes.
+) -> list[str]:
+    """Write a DICOM segmentation of one segment, and return notes.
 
     pixels: a mask (H, W) 0/1 uint8, or a probability map (H, W) in float, in steps of 1/255. An
     empty mask is one empty frame.
     plane: the spacing (between rows, between columns) in mm of an assumed plane to state.
     Raises: InputError where highdicom is missing, or the radiograph's header does not do.
     """
-    hd = needed("highdicom")
+    hd = packages.highdicom()
+    reference.check_shape(pixels.shape)
+    notes = []
+    if "PixelSpacing" in reference.dataset and "FrameOfReferenceUID" not in reference.dataset:
+        notes.append(SPACING_NOTE)
+    with _faults_named("does not do for highdicom"):
+        _segmentation(hd, reference, pixels, algorithm, rule, plane).save_as(path)
+    return notes
+
+
+def _segmentation(
+    hd: Any,
+    reference: Reference,
+    pixels: np.ndarray,
+    algorithm: str,
+    rule: str,
+    plane: tuple[float, float] | None,
+) -> pydicom.Dataset:
     from pydicom.sr.codedict import codes
 
-    reference.check_shape(pixels.shape)
     is_map = pixels.dtype != np.uint8
-    kind, source, notes = MAP if is_map else MASK, pydicom.Dataset(), []
+    kind, source = MAP if is_map else MASK, pydicom.Dataset()
     for element in reference.dataset:
         if element.keyword not in (*SPATIAL, "PixelData"):
             source.add(element)
@@ -144,8 +173,7 @@ def segmentation(
         algorithm_identification=identified,
     )
     segment.SegmentDescription = f"{kind}. {'' if is_map else rule}"[:MAX_ST]
-    made = _made(
-        hd.seg.Segmentation,
+    made = hd.seg.Segmentation(
         [source],
         pixels,
         "FRACTIONAL" if is_map else "BINARY",
@@ -156,14 +184,12 @@ def segmentation(
         content_label="PNEUMOTHORAX",
         content_description=kind,
         omit_empty_frames=False,
-        **_series(reference, kind, algorithm, rule, pixels),
+        **_series(reference, pixels, kind, algorithm, rule, f"plane {plane}"),
     )
     made.PatientOrientation = reference.dataset.get("PatientOrientation") or ""
-    if "PixelSpacing" in reference.dataset and "FrameOfReferenceUID" not in reference.dataset:
-        notes.append(SPACING_NOTE)
     if plane is not None:
         _state_plane(made, plane)
-    return made, notes
+    return made
 
 
 def _state_plane(made: pydicom.Dataset, spacing: tuple[float, float]) -> None:
@@ -176,18 +202,26 @@ def _state_plane(made: pydicom.Dataset, spacing: tuple[float, float]) -> None:
     shared.PlaneOrientationSequence = [orientation]
 
 
-def secondary_capture(
-    reference: Reference, image: np.ndarray, mask: np.ndarray, algorithm: str, rule: str
-) -> pydicom.Dataset:
-    """Return an RGB secondary capture: the radiograph with the mask's contour burnt in.
+def write_secondary_capture(
+    path: Path,
+    reference: Reference,
+    image: np.ndarray,
+    mask: np.ndarray,
+    algorithm: str,
+    rule: str,
+) -> None:
+    """Write an RGB secondary capture: the radiograph with the mask's contour burnt in.
 
-    Shapes: image (H, W) uint8, mask (H, W) 0/1. Raises: InputError as `segmentation`.
+    Shapes: image (H, W) uint8, mask (H, W) 0/1. Raises: InputError as `write_segmentation`.
     """
-    hd = needed("highdicom")
-    from pydicom.sr.codedict import codes
-
+    hd = packages.highdicom()
     reference.check_shape(mask.shape)
-    source = reference.dataset
+    with _faults_named("does not do for highdicom"):
+        _capture(hd, reference, _burnt_in(image, mask), algorithm, rule).save_as(path)
+
+
+def _burnt_in(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the radiograph with contour and warning, (H, W, 3) RGB."""
     picture = overlays.outlined(image, mask)
     height, width = mask.shape
     scale = width / 1024
@@ -196,20 +230,28 @@ def secondary_capture(
         (round(12 * scale), height - round(14 * scale)), cv2.FONT_HERSHEY_SIMPLEX, 0.7 * scale,
         overlays.COLOUR, max(1, round(2 * scale)), cv2.LINE_AA,
     )  # fmt: skip
-    made = _made(
-        hd.sc.SCImage.from_ref_dataset,
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _capture(
+    hd: Any, reference: Reference, picture: np.ndarray, algorithm: str, rule: str
+) -> pydicom.Dataset:
+    from pydicom.sr.codedict import codes
+
+    source = reference.dataset
+    made = hd.sc.SCImage.from_ref_dataset(
         source,
-        np.ascontiguousarray(picture[..., ::-1]),
+        picture,
         "RGB",
         8,
         "PATIENT",
         patient_orientation=dicom.FRONTAL,  # replaced below: highdicom takes no unknown one
         transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
-        **_series(reference, CONTOUR, algorithm, rule, mask),
+        **_series(reference, picture, CONTOUR, algorithm, rule),
     )
     made.PatientOrientation = source.get("PatientOrientation") or ""
     made.ConversionType = "WSD"
-    made.BodyPartExamined = source.get("BodyPartExamined") or "CHEST"
+    made.BodyPartExamined = "CHEST"
     made.DerivationDescription = f"{CONTOUR}. {algorithm}. {rule}"[:MAX_ST]
     origin = pydicom.Dataset()
     origin.ReferencedSOPClassUID = source.SOPClassUID
@@ -220,46 +262,41 @@ def secondary_capture(
     # By PS3.3 C.7.6.1.1 BurnedInAnnotation is of what identifies the patient, which a contour
     # does not: the radiograph's own statement holds.
     for keyword in (
-        "BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionMethod",
-        "LossyImageCompressionRatio", "PixelSpacing", "SpecificCharacterSet",
+        "BodyPartExamined", "BurnedInAnnotation", "ImageLaterality", "Laterality",
+        "LossyImageCompression", "LossyImageCompressionMethod", "LossyImageCompressionRatio",
+        "PixelSpacing", "SpecificCharacterSet",
     ):  # fmt: skip
-        if keyword in source:
+        if source.get(keyword):
             made[keyword] = source[keyword]
     return made
 
 
-def needed(package: str) -> Any:
-    """Return an optional package. Raises: InputError that names the extra which installs it."""
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError:
-        raise InputError(
-            f"{package} is not installed, and this export needs it: pip install .[export]"
-        ) from None
+@contextmanager
+def _faults_named(what: str) -> Iterator[None]:
+    """Raise what highdicom and pydicom raise on a header, which is of any kind, as an InputError.
 
-
-def _made(make: Any, *given: Any, **named: Any) -> Any:
-    """Return what highdicom makes; its errors on the radiograph's header as InputErrors."""
+    Their warnings are silenced: what is not valid is noted here.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names without a comma, one a file
-            return make(*given, **named)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            warnings.simplefilter("ignore")
+            yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"the radiograph's header does not do for highdicom ({' '.join(str(error).split())}): "
-            "correct it, or export to png"
+            f"the radiograph's header {what} ({text}): correct it, or export to png"
         ) from error
 
 
-def _series(
-    reference: Reference, kind: str, algorithm: str, rule: str, pixels: np.ndarray
-) -> dict[str, Any]:
+def _series(reference: Reference, pixels: np.ndarray, kind: str, *made_by: str) -> dict[str, Any]:
     """Return the arguments of an instance: of the same content in the same series, the same."""
     content = hashlib.sha256(pixels.tobytes()).hexdigest()
-    made_by = (kind, algorithm, rule)
+    series = str(reference.dataset.SeriesInstanceUID)
     return {
-        "series_instance_uid": derived_uid(str(reference.dataset.SeriesInstanceUID), *made_by),
-        "sop_instance_uid": derived_uid(reference.uid, *made_by, content),
+        "series_instance_uid": derived_uid(series, kind, *made_by),
+        "sop_instance_uid": derived_uid(reference.uid, kind, *made_by, content),
         "series_number": SERIES_NUMBERS[kind],
         "series_description": kind,
         "instance_number": 1,

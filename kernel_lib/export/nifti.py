@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel_lib.export.dicom_files import needed
+from kernel_lib.export import packages
 
 CONVENTION = (
     "index (column, row, 0): columns run to the patient's left and rows to the feet (axes LIP), as "
@@ -20,7 +20,7 @@ def write(path: Path, mask: np.ndarray, spacing: tuple[float, float] | None) -> 
     spacing: between rows and between columns, mm; None is 1. A slice is 1 mm thick.
     Raises: InputError where nibabel is missing.
     """
-    nib = needed("nibabel")
+    nib = packages.nibabel()
     rows, columns = spacing or (1, 1)
     # NIfTI's axes run right, forward and up: columns go left, rows down, slices back.
     affine = np.array([[-columns, 0, 0, 0], [0, 0, -1, 0], [0, -rows, 0, 0], [0, 0, 0, 1]], float)

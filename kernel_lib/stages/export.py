@@ -23,8 +23,8 @@ import numpy as np
 from kernel_lib import storage
 from kernel_lib.data import images
 from kernel_lib.errors import InputError
-from kernel_lib.export import dicom_files, nifti
-from kernel_lib.export.dicom_files import Reference, needed
+from kernel_lib.export import dicom_files, nifti, packages
+from kernel_lib.export.dicom_files import Reference
 from kernel_lib.notebook import Signals, bar
 from kernel_lib.postprocess.units import FULL_AREA
 from kernel_lib.registry import nearest
@@ -33,10 +33,10 @@ from kernel_lib.stages import export_results
 from kernel_lib.stages.export_results import Result, Results
 
 SEG, CAPTURE, PNG, NIFTI = "seg", "secondary-capture", "png", "nifti"
-ENDINGS = {SEG: ".dcm", CAPTURE: ".dcm", PNG: ".png", NIFTI: ".nii.gz"}
-AS_DICOM = (SEG, CAPTURE)
-PACKAGES = {SEG: "highdicom", CAPTURE: "highdicom", NIFTI: "nibabel"}
+KINDS, AS_DICOM = (SEG, CAPTURE, PNG, NIFTI), (SEG, CAPTURE)
+PACKAGES = {SEG: packages.highdicom, CAPTURE: packages.highdicom, NIFTI: packages.nibabel}
 TABLE, RADIOGRAPHS = "export.csv", "radiographs"
+ENDINGS = {SEG: ".dcm", CAPTURE: ".dcm", PNG: ".png", NIFTI: ".nii.gz", RADIOGRAPHS: ".dcm"}
 COLUMNS = (
     "image_id",
     "height",
@@ -54,7 +54,7 @@ PLANE = (
     "the segmentations state an assumed plane (axial, 1 mm thick, 1 mm where no pixel spacing is "
     "known), without which OHIF shows none of a radiograph: --no-plane leaves it out"
 )
-NO_DICOM = "has no DICOM file to refer to"
+NO_DICOM = "it has no DICOM file to refer to"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run(
                 for result in bar(results.images, desc="export", unit="image")
             ]
             (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these
-        for name in {RADIOGRAPHS, *ENDINGS} - at.keys():  # of an earlier export of other kinds
+        for name in ENDINGS.keys() - at.keys():  # of an earlier export of other kinds
             shutil.rmtree(out / name, ignore_errors=True)
         notes = (*results.notes, *([PLANE] if plane and SEG in kinds else []))
         return _finished(out, results, rows, notes)
@@ -119,15 +119,15 @@ def run(
 def _checked_kinds(to: str, fractional: bool) -> list[str]:
     kinds = list(dict.fromkeys(kind.strip() for kind in to.split(",") if kind.strip()))
     if not kinds:
-        raise InputError(f"--to {to!r} names no kind: give one or several of {', '.join(ENDINGS)}")
+        raise InputError(f"--to {to!r} names no kind: give one or several of {', '.join(KINDS)}")
     for kind in kinds:
-        if kind not in ENDINGS:
+        if kind not in KINDS:
             raise InputError(
-                f"--to {kind} is not a kind; nearest: {nearest(kind, list(ENDINGS))}; there are "
-                f"{', '.join(ENDINGS)}"
+                f"--to {kind} is not a kind; nearest: {nearest(kind, KINDS)}; there are "
+                f"{', '.join(KINDS)}"
             )
         if kind in PACKAGES:
-            needed(PACKAGES[kind])
+            PACKAGES[kind]()
     if fractional and SEG not in kinds:
         raise InputError(f"--fractional is of DICOM segmentations: add {SEG} to --to {to}")
     return kinds
@@ -140,7 +140,7 @@ def _check_out(out: Path) -> None:
     storage.check_writable(out, "-o")
     existing = {path.name for path in out.iterdir()} if out.exists() else set()
     existing = {name for name in existing if not name.startswith(".")}
-    foreign = sorted(existing - {TABLE, RADIOGRAPHS, *ENDINGS})
+    foreign = sorted(existing - {TABLE, *ENDINGS})
     if not foreign and existing and not _is_ours(out / TABLE):
         foreign = sorted(existing)
     if foreign:
@@ -182,7 +182,18 @@ def _check_sources(
 
 
 def _is_dicom(path: Path | None) -> bool:
-    return path is not None and not images.is_picture(path)
+    """Return whether a file may be DICOM; what cannot be opened is named where it is read."""
+    try:
+        return path is not None and not images.is_picture(path)
+    except images.ImageError:
+        return True
+
+
+def _spacing(path: Path | None) -> tuple[float, float] | None:
+    try:
+        return None if path is None else images.spacing_of(path)
+    except images.ImageError:
+        return None
 
 
 class _How(NamedTuple):
@@ -210,7 +221,7 @@ def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -
         mask = result.mask()
     except InputError as error:
         return row | {"notes": [f"not exported: {error}"]}
-    spacing = None if result.path is None else images.spacing_of(result.path)
+    spacing = _spacing(result.path)
     area = int(np.count_nonzero(mask))
     row |= {"height": mask.shape[0], "width": mask.shape[1], "area_px": area}
     row["area_px_1024"] = f"{area * FULL_AREA / mask.size:.1f}"
@@ -224,17 +235,17 @@ def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -
         except InputError as error:
             row["notes"].append(f"no {' and no '.join(k for k in kinds if k in AS_DICOM)}: {error}")
     image = _Image(result, mask, spacing, reference, how)
-    for kind in kinds:
+    copied = reference is not None and reference.is_derived and RADIOGRAPHS in at
+    for kind in (*kinds, *([RADIOGRAPHS] if copied else [])):
         if kind in AS_DICOM and reference is None:
             continue
+        path = _new(at[kind], result.name, ENDINGS[kind])
         try:
-            row["notes"] += _WRITERS[kind](_new(at[kind], result.name, ENDINGS[kind]), image)
+            row["notes"] += _WRITERS[kind](path, image)
             row["written"].append(f"{kind}/{result.name}{ENDINGS[kind]}")
         except InputError as error:
+            path.unlink(missing_ok=True)
             row["notes"].append(f"no {kind}: {error}")
-    if reference is not None and reference.is_derived and RADIOGRAPHS in at:
-        reference.dataset.save_as(_new(at[RADIOGRAPHS], result.name, ".dcm"))
-        row["written"].append(f"{RADIOGRAPHS}/{result.name}.dcm")
     return row
 
 
@@ -260,19 +271,15 @@ def _write_seg(path: Path, image: _Image) -> list[str]:
     how, result = image.how, image.result
     pixels = result.levels() / np.float32(255) if how.fractional else image.mask
     plane = (image.spacing or (1, 1)) if how.plane else None
-    made, notes = dicom_files.segmentation(
-        image.reference, pixels, how.algorithm, result.rule, plane
+    return dicom_files.write_segmentation(
+        path, image.reference, pixels, how.algorithm, result.rule, plane
     )
-    made.save_as(path)
-    return notes
 
 
 def _write_capture(path: Path, image: _Image) -> list[str]:
     pixels = images.read(image.result.path)
-    made = dicom_files.secondary_capture(
-        image.reference, pixels, image.mask, image.how.algorithm, image.result.rule
-    )
-    made.save_as(path)
+    algorithm, rule = image.how.algorithm, image.result.rule
+    dicom_files.write_secondary_capture(path, image.reference, pixels, image.mask, algorithm, rule)
     return []
 
 
@@ -289,7 +296,18 @@ def _write_nifti(path: Path, image: _Image) -> list[str]:
     return [NO_SPACING] if image.spacing is None else []
 
 
-_WRITERS = {SEG: _write_seg, CAPTURE: _write_capture, PNG: _write_png, NIFTI: _write_nifti}
+def _write_radiograph(path: Path, image: _Image) -> list[str]:
+    image.reference.save(path)
+    return []
+
+
+_WRITERS = {
+    SEG: _write_seg,
+    CAPTURE: _write_capture,
+    PNG: _write_png,
+    NIFTI: _write_nifti,
+    RADIOGRAPHS: _write_radiograph,
+}
 
 
 def _finished(

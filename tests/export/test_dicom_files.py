@@ -21,6 +21,7 @@ from kernel_lib.export.dicom_files import Reference
 
 hd = pytest.importorskip("highdicom")
 SIZE = 128
+RULE = "rule: top 0.5, min area 10 px of 1024²"
 MASK = np.zeros((SIZE, SIZE), np.uint8)
 MASK[5:40, 90:100] = 1
 MASK[60:64, 3] = 1
@@ -58,18 +59,14 @@ def radiograph(phantoms, tmp_path) -> Callable[..., Path]:
 def segmentation(
     path: Path, pixels: np.ndarray = MASK, plane: tuple[float, float] | None = None
 ) -> tuple[Path, list[str]]:
-    reference = Reference.read(path)
-    made, notes = dicom_files.segmentation(reference, pixels, "net", "rule: top 0.5", plane)
-    target = path.with_name("seg.dcm")
-    made.save_as(target)
-    return target, notes
+    reference, target = Reference.read(path), path.with_name("seg.dcm")
+    return target, dicom_files.write_segmentation(target, reference, pixels, "net", RULE, plane)
 
 
 def capture(path: Path, mask: np.ndarray = MASK) -> Path:
-    reference, pixels = Reference.read(path), images.read(path)
-    made = dicom_files.secondary_capture(reference, pixels, mask, "net", "rule: top 0.5")
-    target = path.with_name("capture.dcm")
-    made.save_as(target)
+    reference, target = Reference.read(path), path.with_name("capture.dcm")
+    pixels = images.read(path)
+    dicom_files.write_secondary_capture(target, reference, pixels, mask, "net", RULE)
     return target
 
 
@@ -98,8 +95,8 @@ def test_a_mask_is_read_back_bit_for_bit(radiograph, mask, plane):
     assert (algorithm.AlgorithmName, segment.SegmentAlgorithmName) == ("net", "net")
     for text in (made.SeriesDescription, made.ContentDescription, segment.SegmentDescription):
         assert "not for clinical use" in text
-    assert "top 0.5" in segment.SegmentDescription
-    assert "top 0.5" in algorithm.AlgorithmParameters
+    assert RULE in segment.SegmentDescription
+    assert RULE in algorithm.AlgorithmParameters
     shared = made.SharedFunctionalGroupsSequence[0]
     assert ("PlaneOrientationSequence" in shared) == (plane is not None)
     if plane is not None:
@@ -125,6 +122,11 @@ def test_a_map_is_read_back_in_its_levels(radiograph):
         ({"PixelSpacing": [0.1, 0.1], "FrameOfReferenceUID": "1.2.3"}, None),
         ({"SOPClassUID": uid.ComputedRadiographyImageStorage, "PixelSpacing": [1, 1]}, "Pixel"),
         ({"SOPClassUID": uid.DigitalXRayImageStorageForPresentation}, None),
+        ({"PixelSpacing": [0, 0]}, None),
+        ({"PixelSpacing": 0.5}, None),
+        ({"PixelSpacing": ""}, None),
+        ({"BodyPartExamined": "HAND", "Laterality": "L"}, None),
+        ({"BodyPartExamined": None}, None),
         ({"PatientID": None, "PatientName": None, "Modality": None}, None),
         ({"PatientOrientation": ["L", "F"], "BurnedInAnnotation": "YES"}, None),
     ],
@@ -139,8 +141,12 @@ def test_radiographs_of_any_kind_are_referred_to(radiograph, elements, noted):
     shown = pydicom.dcmread(capture(path))
     assert (faults(seg), faults(path.with_name("capture.dcm"))) == ([], [])
     own = pydicom.dcmread(path)
-    for keyword in ("PixelSpacing", "BurnedInAnnotation", "LossyImageCompressionMethod"):
+    for keyword in ("Laterality", "BurnedInAnnotation", "LossyImageCompressionMethod"):
         assert shown.get(keyword) == own.get(keyword)
+    spacing = elements.get("PixelSpacing")
+    assert shown.get("PixelSpacing") == (
+        spacing if np.size(spacing) == 2 and all(spacing) else None
+    )
     assert path.read_bytes() == before
 
 
@@ -158,11 +164,32 @@ def test_ids_that_are_no_uids_are_replaced_the_same_way_each_time(radiograph):
     seg, _ = segmentation(path)
     assert np.array_equal(pixels_read(seg), MASK)
     assert (faults(seg), faults(capture(path))) == ([], [])
-    first = pydicom.dcmread(seg).SOPInstanceUID
-    assert pydicom.dcmread(segmentation(path)[0]).SOPInstanceUID == first
-    assert pydicom.dcmread(segmentation(path, MASK[::-1])[0]).SOPInstanceUID != first
+    first, same, other, placed = (
+        pydicom.dcmread(segmentation(path, mask, plane)[0]).SOPInstanceUID
+        for mask, plane in ((MASK, None), (MASK, None), (MASK[::-1], None), (MASK, (1, 1)))
+    )
+    assert first == same
+    assert len({first, other, placed}) == 3
     other = Reference.read(radiograph(**elements | {"SOPInstanceUID": "ID_0a2"}))
     assert str(other.dataset.StudyInstanceUID) not in ids
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (None, "Doe^John"),
+        ("ISO_IR 100", "Müller^Zoë"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+    ],
+)
+def test_names_and_rules_are_read_in_any_character_set(radiograph, charset, name):
+    elements = {} if charset is None else {"SpecificCharacterSet": charset}
+    path = radiograph(**elements, PatientName=name)
+    for made in (segmentation(path)[0], capture(path)):
+        read = pydicom.dcmread(made)
+        assert read.PatientName == name
+        assert faults(made) == []
+    assert RULE in read.DerivationDescription
 
 
 def test_valid_ids_stay(radiograph):
@@ -206,6 +233,23 @@ def test_a_mask_of_another_size_is_refused(radiograph):
 def test_a_header_that_does_not_do_is_refused_by_what_it_lacks(radiograph):
     with pytest.raises(InputError, match="SOPClassUID"):
         segmentation(radiograph(SOPClassUID=None))
+
+
+def test_a_damaged_header_is_written_of_or_refused(radiograph):
+    path = radiograph(PatientAge=BAD_AGE, PixelSpacing=[0.1, 0.1])
+    intact, rng, written = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(150):
+        damaged = bytearray(intact)
+        for at in rng.integers(132, 900, 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            seg, _ = segmentation(path)
+        except InputError:
+            continue
+        assert np.array_equal(pydicom.dcmread(seg).pixel_array, MASK)
+        written += 1
+    assert 0 < written < 150
 
 
 def test_without_the_packages_the_extra_is_named(radiograph, monkeypatch):
