@@ -55,7 +55,7 @@ def reliability(calibrations: Sequence[Calibration]) -> Picture:
         figure,
         f"{counted(n, 'held-out image')} in at most {_most_bins(calibrations)} bins of equal count "
         "by probability: a calibrated probability lies on the diagonal. Recalibrated is by a "
-        "logistic curve fitted on the other folds. Expected calibration error (ECE, the mean "
+        "logistic curve fitted on other folds or parts. Expected calibration error (ECE, the mean "
         f"distance from the diagonal, over images) and Brier score: {text}. The same probability "
         f"for all images, {prevalence:.3f}, has a Brier score of "
         f"{prevalence * (1 - prevalence):.4f}.",
@@ -104,7 +104,8 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
     of = counted(n, "image") if n == n_images else f"{n:,} images sampled from {n_images:,}"
     listed = "; ".join(
         f"{one.share:.0%} referred: {one.dice:.4f} ({one.interval.low:.4f} to "
-        f"{one.interval.high:.4f}), {one.oracle:.4f} if referred by their true Dice"
+        f"{one.interval.high:.4f}; {one.empty:.4f} without any mask, {one.oracle:.4f} if referred "
+        "by their true Dice)"
         for one in referred.at
     )
     return Picture(
@@ -114,7 +115,7 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
         f"interval over {referred.resampled}) is, with {listed}. The area under the risk-coverage "
         f"curve (AURC, mean 1 − Dice over all shares) is {referred.aurc_chosen:.4f}, at random "
         f"{referred.aurc_random:.4f}, by the true Dice {referred.aurc_oracle:.4f}. The measure of "
-        f"uncertainty and its scale are chosen on the other folds: {_chosen(referred)}.",
+        f"uncertainty and its scale are chosen on other folds or parts: {_chosen(referred)}.",
     )
 
 

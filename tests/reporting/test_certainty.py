@@ -64,7 +64,7 @@ def test_the_risk_coverage_curve_states_shares_and_areas(n):
     shares, areas = certainty.referral_tables(found)
     for one, row in zip(found.at, shares.itertuples(index=False), strict=True):
         interval = f"{one.interval.low:.4f} to {one.interval.high:.4f}"
-        assert f"{one.share:.0%} referred: {one.dice:.4f} ({interval})" in picture.sentence
+        assert f"{one.share:.0%} referred: {one.dice:.4f} ({interval};" in picture.sentence
         assert row[:3] == (f"{one.share:.0%}", one.n_kept, round(one.dice, 4))
     assert areas["AURC"].tolist() == [*found.aurc.values(), found.aurc_chosen]
     assert areas["chosen for folds"].tolist() == [3, 0, 3]
