@@ -65,10 +65,11 @@ class Experiment(Frozen):
 
     network: str = "UNet"
     encoder: str = "resnet34"
-    # scSE divides channels by 16, so each level needs at least 16.
+    # Of a U-Net's levels; others are as wide as the first. scSE needs at least 16.
     decoder_channels: tuple[Annotated[int, Field(ge=16)], ...] = Field(
         (256, 128, 64, 32, 16), strict=False, min_length=1, max_length=5
     )
+    drop_path: float = Field(0.0, ge=0, lt=1)  # of the deepest block; 0: the encoder's own
     centre_block: bool = True  # two convolutions between encoder and decoder of a U-Net
     # imagenet, none, a file, a run, or an experiment: its run with the same seed and fold
     weights: str = "imagenet"
@@ -94,6 +95,8 @@ class Experiment(Frozen):
     optimizer: str = "sgd"
     lr: float = Field(0.02, gt=0)
     encoder_lr_factor: float = Field(1.0, gt=0)
+    # From each part of the encoder to the shallower next; below 1 only where timm knows its layers
+    layer_decay: float = Field(1.0, gt=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     schedule: str = "cosine"

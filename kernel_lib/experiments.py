@@ -86,6 +86,33 @@ _LITE0 = _UNET.differing(
     ema_decay=0.99,
     keep=1,
 )
+# What a competitor would take in 2026, in the optimisers' terms of the encoders' papers; epochs,
+# sampling, the weight of the label and the rates of EfficientNetV2 are our choice, and so are
+# batches that fit a T4. As elsewhere weight decay is on all parameters.
+_MODERN = _UNET.differing(
+    name="unet_effnetv2s_512_v1",
+    says="U-Net on EfficientNetV2-S with a label head; drop path, layer-wise rates, AdamW",
+    encoder="tu-tf_efficientnetv2_s",
+    drop_path=0.2,  # survival 0.8 (Tan and Le 2021, EfficientNetV2-S)
+    label_weight=0.05,
+    sampling="positive_share",
+    sampling_options={"start": 0.6, "end": 0.2},
+    augment="distortions",
+    epochs=30,
+    min_epochs=24,
+    batch_size=8,
+    accumulate=2,
+    optimizer="adamw",
+    lr=0.0003,
+    layer_decay=0.9,
+    weight_decay=0.05,
+    lr_end_factor=0.01,
+    warmup_epochs=1.0,
+    clip_grad_norm=1.0,
+)
+# Of ConvNeXt-S with UPerNet on ADE20K (Liu 2022, appendix A.3, and its published configuration):
+# 16 images a step by AdamW. Its decay is by stage; ours by the twelve parts of its fine-tuning.
+_CONVNEXT = {"drop_path": 0.3, "lr": 0.0001, "layer_decay": 0.9, "weight_decay": 0.05}
 _ALL = (
     _UNET,
     _UNET.differing(name="UNetResNet34_512_v2", says="BCE + dice", loss={"bce": 1.0, "dice": 1.0}),
@@ -215,6 +242,49 @@ _ALL = (
         min_epochs=1,
         lr=0.0003,
         warmup_epochs=0.25,
+    ),
+    _MODERN,
+    _MODERN.differing(
+        name="unet_convnexts_dinov3_512_v1",
+        says="the same on ConvNeXt-S as DINOv3 distilled it; its weights have Meta's own licence",
+        encoder="tu-convnext_small.dinov3_lvd1689m",
+        **_CONVNEXT,
+    ),
+    _MODERN.differing(
+        name="upernet_convnexts_512_v1",
+        says="UPerNet on ConvNeXt-S of ImageNet-22k, as its authors segment",
+        network="UPerNet",
+        encoder="tu-convnext_small.fb_in22k_ft_in1k",
+        **_CONVNEXT,
+    ),
+    _MODERN.differing(
+        name="segformer_b2_512_v1",
+        says="SegFormer-B2; its weights are for research and evaluation alone (NVIDIA's licence)",
+        network="SegFormer",
+        encoder="mit_b2",
+        # Xie 2021 (SegFormer, section 4.1 and its code): AdamW at 6e-5, ten times that in the
+        # decoder, weight decay 0.01, poly, 16 images a step, drop path 0.1, 768 channels.
+        decoder_channels=(768,),
+        drop_path=0.1,
+        lr=0.0006,
+        encoder_lr_factor=0.1,
+        layer_decay=1.0,
+        weight_decay=0.01,
+        schedule="poly",
+        lr_end_factor=0.0,
+    ),
+    _MODERN.differing(
+        name="unet_effnetv2s_768_v1",
+        says="the first of these, taken on from 512 for ten more epochs at 768",
+        size=768,
+        weights="unet_effnetv2s_512_v1",
+        sampling_options={"start": 0.3, "end": 0.2},
+        epochs=10,
+        min_epochs=8,
+        batch_size=4,
+        accumulate=4,
+        lr=0.0001,
+        warmup_epochs=0.5,
     ),
     _UNET.differing(
         name="demo_UNetResNet10_128_v1",

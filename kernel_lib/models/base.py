@@ -52,4 +52,6 @@ class Network(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.input = GreyInput(experiment.encoder)
-        self.encoder = encoders.build(experiment.encoder, experiment.size, self.output_stride)
+        self.encoder = encoders.build(
+            experiment.encoder, experiment.size, self.output_stride, experiment.drop_path
+        )

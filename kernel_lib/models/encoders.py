@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ import timm
 import torch
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from timm.data import constants
+from timm.models import group_parameters
 from torch import nn
 
 from kernel_lib.errors import InputError
@@ -27,6 +29,7 @@ _STATISTICS = {
     **dict.fromkeys(("inceptionresnetv2", "inceptionv4", "xception"), _INCEPTION),
     **dict.fromkeys(("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"), _DPN),
 }
+PARTS = 12  # of an encoder's layers, as in ConvNeXt (Liu 2022)
 _SUGGESTED_SIZES = (224, 256, 512)  # tried for the error of an encoder that refuses a size
 
 
@@ -74,12 +77,16 @@ def input_statistics(encoder: str) -> Statistics:
     return _STATISTICS.get(encoder, _IMAGENET)
 
 
-def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
+def build(encoder: str, size: int, output_stride: int = 32, drop_path: float = 0.0) -> nn.Module:
     """Return an encoder with random weights whose features fit images of (size, size).
+
+    In training its blocks are skipped with a probability that grows with depth to `drop_path`; 0
+    leaves the encoder's own rate.
 
     An encoder that cannot be dilated to `output_stride` gets stride 32, as its attribute
     `output_stride` says. Its attribute `timm_options` holds what timm needs for that size.
-    InputError, with sizes that fit, where no form of the encoder takes that size.
+    InputError, with sizes that fit, where no form of the encoder takes that size, and for a
+    `drop_path` that it does not have.
     """
     options, problem = _fitting_options(encoder, size, output_stride)
     if options is None:
@@ -90,7 +97,9 @@ def build(encoder: str, size: int, output_stride: int = 32) -> nn.Module:
         ]
         fix = f"-p SIZE {' or '.join(map(str, others))}, or a ResNet" if others else "a ResNet"
         raise InputError(f"{problem}): take {fix}")
-    built = _create(encoder, options)
+    built = (
+        _create_skipping(encoder, options, drop_path) if drop_path else _create(encoder, options)
+    )
     if hasattr(built, "conv_head"):
         # Unused layers of the classifier: a tenth of the smallest EfficientNet's weights, and
         # without a gradient they would stop training with several processes.
@@ -144,6 +153,52 @@ def _create(encoder: str, options: dict[str, Any]) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the names `timm-*`
         return get_encoder(encoder, in_channels=3, depth=5, weights=None, **options)
+
+
+def _create_skipping(encoder: str, options: dict[str, Any], drop_path: float) -> nn.Module:
+    """Return an encoder with that drop path; InputError where it has none."""
+    try:
+        if encoder.startswith("tu-"):
+            built = _create(encoder, {**options, "drop_path_rate": drop_path})
+        else:
+            built = _create(encoder, options)
+            built.reset_drop_path(drop_path)
+    except (TypeError, AttributeError):  # of an encoder that does not know it
+        built = nn.Identity()
+    if not any(getattr(module, "drop_prob", 0) for module in built.modules()):
+        raise InputError(
+            f"it skips no blocks, as drop_path {drop_path:g} asks): give its experiment drop_path "
+            "0, or take an encoder of timm, such as tu-convnext_tiny"
+        )
+    return built
+
+
+def parts(encoder: nn.Module, name: str) -> list[list[nn.Parameter]]:
+    """Return the parameters of a built encoder by depth, in at most `PARTS` parts, shallow first.
+
+    The depths are those of timm's model. InputError where timm has no such model, or no depths.
+    """
+    model = timm_name(name)
+    complete = on_meta(partial(timm.create_model, model)) if model else nn.Identity()
+    # smp puts timm's model into its own, and timm's features write stages.0 as stages_0.
+    named = {
+        re.sub(r"^(?:model\.)*([a-z]+)_(\d+)\.", r"\1.\2.", k.removeprefix("model.")): p
+        for k, p in encoder.named_parameters()
+    }
+    depths: dict[str, int] = {}
+    if hasattr(complete, "group_matcher"):
+        depths = group_parameters(complete, complete.group_matcher(), reverse=True)
+    if not named.keys() <= depths.keys():
+        raise InputError(
+            f"ENCODER {name!r} has no layers in an order that timm knows, as layer_decay needs: "
+            "give its experiment layer_decay 1, or take an encoder of timm, such as "
+            "tu-convnext_tiny"
+        )
+    own = sorted({depths[key] for key in named})  # without the classifier's
+    result: list[list[nn.Parameter]] = [[] for _ in range(min(len(own), PARTS))]
+    for key, parameter in named.items():
+        result[own.index(depths[key]) * len(result) // len(own)].append(parameter)
+    return result
 
 
 def _problem(encoder: str, size: int, options: dict[str, Any]) -> str | None:

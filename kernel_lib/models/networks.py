@@ -110,12 +110,21 @@ def _problem(model: nn.Module, size: int) -> str | None:
 
 
 def parameter_groups(model: nn.Module, experiment: Experiment) -> list[dict]:
-    """Return the parameters of the encoder and the others, with their factors of the rate."""
+    """Return the parameters of the encoder and the others, with their factors of the rate.
+
+    With a `layer_decay` below 1 the encoder is in parts, shallow first, each with that times the
+    rate of the next; InputError for an encoder without such parts.
+    """
+    factor, decay = experiment.encoder_lr_factor, experiment.layer_decay
     encoder = list(model.encoder.parameters())
     ids = {id(p) for p in encoder}
     others = [p for p in model.parameters() if id(p) not in ids]
+    parts = [encoder] if decay == 1 else encoders.parts(model.encoder, experiment.encoder)
     return [
-        {"params": encoder, "lr_factor": experiment.encoder_lr_factor},
+        *(
+            {"params": part, "lr_factor": factor * decay**below}
+            for below, part in zip(range(len(parts), 0, -1), parts, strict=True)
+        ),
         {"params": others, "lr_factor": 1.0},
     ]
 

@@ -187,6 +187,7 @@ def check(plan: TrainPlan) -> None:
         view.size_of((experiment.size, experiment.size))[0] for view in tta.views(experiment.tta)
     }
     networks.check_sizes(model, experiment, sizes)
+    networks.parameter_groups(model, experiment)  # which refuses a layer_decay that does not fit
     if model.note:
         print(model.note)
     validation.check(experiment)

@@ -127,3 +127,64 @@ def test_such_a_layer_gives_the_same_and_is_copied_with_the_network():
         ):
             assert torch.equal(own, copied)
             torch.testing.assert_close(own, expected)
+
+
+ORDERED = {  # how many parts, and what is in the first
+    "tu-convnext_atto": (12, "model.stem_0.weight"),
+    "tu-tf_efficientnetv2_b0": (12, "model.conv_stem.weight"),
+    "timm-tf_efficientnet_lite0": (12, "conv_stem.weight"),
+    "resnet34": (12, "conv1.weight"),
+    "tu-resnet10t": (5, "model.conv1.0.weight"),
+    "tu-pvt_v2_b0": (5, "model.patch_embed.proj.weight"),
+    "tu-swin_tiny_patch4_window7_224": (12, "model.patch_embed.proj.weight"),
+}
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_parts_hold_every_parameter_once_from_shallow_to_deep(name):
+    encoder = encoders.build(name, 64)
+    names = {id(p): k for k, p in encoder.named_parameters()}
+    parts = [[names[id(p)] for p in part] for part in encoders.parts(encoder, name)]
+    count, first = ORDERED[name]
+    assert len(parts) == count
+    assert all(parts)
+    assert parts[0][0] == first
+    assert sorted(k for part in parts for k in part) == sorted(names.values())
+    # Named in the order in which the network uses them, but for what normalises a stage's output.
+    if name != "tu-pvt_v2_b0":
+        assert [k for part in parts for k in part] == list(names.values())
+
+
+@pytest.mark.parametrize("name", ["mit_b0", "mobileone_s0", "tu-efficientformerv2_s0"])
+def test_an_encoder_whose_layers_timm_cannot_order_has_no_parts(name):
+    with pytest.raises(InputError, match=rf"ENCODER '{name}' has no layers in an order"):
+        encoders.parts(encoders.build(name, 64), name)
+
+
+@pytest.mark.parametrize("name", ["tu-convnext_atto", "tu-resnet10t", "mit_b0"])
+def test_drop_path_grows_with_depth_and_leaves_the_numbers_that_a_seed_draws(name):
+    plain, skipping = (_drawn(name, drop_path) for drop_path in (0.0, 0.3))
+    state = plain.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in skipping.state_dict().items())
+    rates = [m.drop_prob for m in skipping.modules() if getattr(m, "drop_prob", 0)]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.3)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(image)[-1], skipping.eval()(image)[-1])
+        torch.manual_seed(1)
+        for norm in (m for m in skipping.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.weight.fill_(1)  # timm begins a ResNet's blocks at nothing
+        deepest = [skipping.train()(image)[-1] for _ in range(8)]
+    assert any(not torch.equal(deepest[0], other) for other in deepest[1:])
+
+
+def _drawn(name: str, drop_path: float) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return encoders.build(name, 64, drop_path=drop_path)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "tu-vgg11", "timm-tf_efficientnet_lite0"])
+def test_an_encoder_that_skips_no_blocks_refuses_drop_path(name):
+    with pytest.raises(InputError, match=r"skips no blocks, as drop_path 0\.3 asks"):
+        encoders.build(name, 64, drop_path=0.3)

@@ -14,7 +14,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.models import encoders, imagenet, weights
 
 LITE0, LITE1, LITE2 = (f"timm-tf_efficientnet_lite{number}" for number in range(3))
-
+DINOV3 = "tu-convnext_small.dinov3_lvd1689m"
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -43,6 +43,13 @@ pytestmark = pytest.mark.usefixtures("offline")
         (LITE0, "efficientnet-lite0-57934424.pth"),
         (LITE2, "efficientnet-lite2-9656183e.pth"),
         ("mit_b0", "mit_b0.imagenet/model.safetensors"),
+        ("mit_b2", "models--smp-hub--mit_b2.imagenet/snapshots/0f/model.safetensors"),
+        ("tu-tf_efficientnetv2_s", "tf_efficientnetv2_s_21ft1k-d7dafa41.pth"),
+        ("tu-tf_efficientnetv2_s", "tf_efficientnetv2_s.in21k_ft_in1k.safetensors"),
+        (DINOV3, "convnext_small.dinov3_lvd1689m.safetensors"),
+        (DINOV3, "models--timm--convnext_small.dinov3_lvd1689m/snapshots/0f/model.safetensors"),
+        (DINOV3, "timm/convnext-small/pytorch/dinov3-lvd1689m/1/model.safetensors"),
+        ("tu-convnext_small.fb_in22k_ft_in1k", "convnext_small_22k_1k_224.pth"),
     ],
 )
 def test_published_names_are_found(encoder, file, tmp_path):
@@ -59,6 +66,7 @@ def test_published_names_are_found(encoder, file, tmp_path):
         ("resnet18", "resnet18d_ra2-48a79e06.pth"),
         ("tu-convnext_atto", "convnext_atto_ols.a2_in1k.safetensors"),
         ("resnet34", "resnet50.pth"),
+        (DINOV3, "convnext_small.fb_in1k.safetensors"),
         ("resnet34", "model.safetensors"),
         ("tu-resnet18.a1_in1k", "resnet18.fb_ssl_yfcc100m_ft_in1k.safetensors"),
         ("efficientnet-b0", "efficientnet_b0_ra-3dd342df.pth"),

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernel_lib.config import Experiment
+from kernel_lib.config import Experiment, TrainParameters
 from kernel_lib.errors import InputError
 from kernel_lib.models import architectures, base, networks, weights
+from kernel_lib.plan import plan_training
+from kernel_lib.stages import train
 from kernel_lib.training import validation
 
 UNET = Experiment(
@@ -379,6 +381,34 @@ def test_the_encoder_learns_at_its_own_rate():
     encoder = {id(p) for p in model.encoder.parameters()}
     assert {id(p) for p in groups[0]["params"]} == encoder
     assert not encoder & {id(p) for p in groups[1]["params"]}
+
+
+def test_each_part_of_the_encoder_learns_slower_than_the_next():
+    experiment = UNET.differing(name="x", encoder_lr_factor=0.5, layer_decay=0.8)
+    model = networks.build(experiment)
+    groups = networks.parameter_groups(model, experiment)
+    assert [g["lr_factor"] for g in groups] == pytest.approx(
+        [0.5 * 0.8**5, 0.5 * 0.8**4, 0.5 * 0.8**3, 0.5 * 0.8**2, 0.5 * 0.8, 1.0]
+    )
+    assert model.encoder.model.conv1[0].weight in set(groups[0]["params"])
+    assert model.encoder.model.layer4[0].conv1.weight in set(groups[4]["params"])
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"drop_path": 0.2, "encoder": "resnet18"}, r"not fit UNet at 64 px \(it skips no blocks"),
+        ({"layer_decay": 0.9, "encoder": "mit_b0"}, "'mit_b0' has no layers in an order"),
+    ],
+)
+def test_what_an_encoder_does_not_have_is_refused_before_any_data(fields, words):
+    planned = plan_training(
+        TrainParameters(experiment="x", tta="none"), {"x": UNET.differing(name="x", **fields)}
+    )
+    with pytest.raises(InputError, match=words):
+        train.check(planned)
 
 
 @pytest.mark.parametrize("experiment", FULL, ids=title)

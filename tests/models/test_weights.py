@@ -186,7 +186,8 @@ SLOW = [
     "densenet121", "edgenext_xx_small", "efficientnet_b0", "hgnetv2_b0", "hrnet_w18_small",
     "convnextv2_atto", "maxvit_tiny_rw_224", "pvt_v2_b0", "regnety_002", "resnet18",
     "resnext50_32x4d", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
-    "tf_efficientnet_lite0", "tf_efficientnetv2_b0",
+    "tf_efficientnet_lite0", "tf_efficientnetv2_b0", "tf_efficientnetv2_s",
+    "convnext_small.dinov3_lvd1689m",
 ]  # fmt: skip
 SIZES = {"maxvit_tiny_rw_224": 224}
 
@@ -224,6 +225,17 @@ def test_features_are_those_of_timm_s_classification_model(name, tmp_path):
     for feature in ours:
         torch.testing.assert_close(feature, theirs.get(tuple(feature.shape), feature))
     torch.testing.assert_close(ours[-1], theirs[tuple(ours[-1].shape)])
+
+
+def test_segformer_s_encoder_is_filled_from_the_library_s_own_file(tmp_path):
+    torch.manual_seed(1)
+    state, path = encoders.build("mit_b0", 64).state_dict(), tmp_path / "mit_b0.imagenet"
+    path.mkdir()
+    save_file(state, path / "model.safetensors")
+    torch.manual_seed(2)
+    encoder = encoders.build("mit_b0", 64, drop_path=0.1)
+    weights.load_imagenet(encoder, "mit_b0", [path])
+    assert_filled(encoder, state)
 
 
 @pytest.mark.slow

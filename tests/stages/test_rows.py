@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from kernel_lib import checkpoints
 from kernel_lib.artifacts import fold_run, maps
@@ -20,7 +21,7 @@ from kernel_lib.stages import train as train_stage
 from tests.stages.place import Place
 from tools.phantoms import nih
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
+pytestmark = pytest.mark.usefixtures("no_report")
 
 SMALL = {"min_epochs": 1, "fold": 0, "batch_size": 4, "weights": "none", "accumulate": 1,
          "parent_weights": "none", "with_parents": True}  # fmt: skip
@@ -47,6 +48,7 @@ def train(small: Place, name: str, work: str = "work", **changes) -> str:
     return result.run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_an_experiment_is_trained_predicted_searched_and_submitted(small, name):
     run, experiment = train(small, name), EXPERIMENTS[name]
@@ -67,6 +69,18 @@ def test_an_experiment_is_trained_predicted_searched_and_submitted(small, name):
     assert len(submission.read(submitted.submission)) == 4
 
 
+def test_a_row_with_layer_decay_and_drop_path_is_trained(small):
+    """By the cheapest encoder that has both; other tests of rows take longer."""
+    changes = {"encoder": "tu-resnet10t", "epochs": 1, "min_epochs": 0}
+    run = train(small, "upernet_convnexts_512_v1", "quick", **changes)
+    config = small.fold(0, "quick", run).read_config().experiment
+    assert (config.network, config.layer_decay, config.drop_path) == ("UPerNet", 0.9, 0.3)
+    state = torch.load(small.fold(0, "quick", run).last, weights_only=True)
+    factors = [group["lr_factor"] for group in state["optimizer"]["param_groups"]]
+    assert factors == pytest.approx([0.9**k for k in (5, 4, 3, 2, 1, 0)])
+
+
+@pytest.mark.slow
 def test_runs_of_every_network_decide_together(small):
     """Those of the test above, of one folds file: as a mean, and as votes of finished masks."""
     names = [
@@ -90,6 +104,7 @@ def test_runs_of_every_network_decide_together(small):
         small.infer()
 
 
+@pytest.mark.slow
 def test_a_child_without_its_parent_says_how_to_make_it(small):
     words = (
         r"starts from fold 0 of UNetResNet34_512_v1_size64.*is not finished here.*train it first "
@@ -99,6 +114,7 @@ def test_a_child_without_its_parent_says_how_to_make_it(small):
         train(small, "UNetResNet34_512_v3", seed=9, with_parents=False)
 
 
+@pytest.mark.slow
 def test_a_chain_is_trained_in_turn_and_goes_on_where_it_stopped(small):
     chain = {"seed": 5, "max_hours": 1e9}
     run = train(small, "UNetResNet34_512_v3", **chain)
@@ -110,6 +126,7 @@ def test_a_chain_is_trained_in_turn_and_goes_on_where_it_stopped(small):
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
 
 
+@pytest.mark.slow
 def test_a_classifier_s_labels_gate_the_masks_of_two_steps(small):
     searched = small.search(runs=train(small, "two_step"), ensemble="gated")
     (judge,) = searched.ensemble.gate_members
@@ -149,6 +166,7 @@ def nih_dir(scratch, phantoms) -> Path:
     return scratch / "nih"
 
 
+@pytest.mark.slow
 def test_a_classifier_a_fold_starts_a_mask_model_that_is_scored_honestly(small, nih_dir):
     given = {"nih_dir": str(nih_dir), "groups": str(nih_dir / "nih_id.csv"), "fold": None}
     run = train(small, NIH, "nih_work", epochs=1, min_epochs=0, **given)
@@ -167,6 +185,7 @@ def test_a_classifier_a_fold_starts_a_mask_model_that_is_scored_honestly(small, 
     assert small.search("nih_work", runs=run).past_known
 
 
+@pytest.mark.slow
 def test_without_a_table_of_patients_no_score_is_honest(small, nih_dir):
     run = train(small, NIH, "unknown", epochs=1, min_epochs=0, nih_dir=str(nih_dir))
     with pytest.raises(InputError, match="its score would not be honest; -p ALLOW_UNKNOWN_PAST"):
