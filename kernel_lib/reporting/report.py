@@ -30,7 +30,7 @@ a { color: #00336f; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
 th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e3e3e3;
   min-width: 3rem; }
-th { border-bottom: 2px solid #888; }
+th { border-bottom: 2px solid #888; overflow-wrap: break-word; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .15rem 1.2rem; }
 dt { color: #555; } dd { margin: 0; }
