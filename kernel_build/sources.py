@@ -15,12 +15,11 @@ from kernel_lib.stages.table import STAGES
 LIBRARY = "kernel_lib"
 # Files and folders that only the command line and the notebook `explore` use.
 LEFT_OUT = (
-    "commands.py", "export", "inference/onnx_file.py", "inference/onnx_network.py",
-    "reporting/mean_images.py", "stages/explore.py", "stages/explore_files.py",
-    "stages/export.py", "stages/export_onnx.py", "stages/export_results.py",
-    "stages/gather.py", "stages/gather_check.py", "stages/predict_files.py",
-    "stages/predict_networks.py", "stages/predictors.py", "stages/release.py",
-    "stages/score_all.py", "viewer",
+    "commands.py", "export", "reporting/mean_images.py", "stages/explore.py",
+    "stages/explore_files.py", "stages/export.py", "stages/export_onnx.py",
+    "stages/export_results.py", "stages/gather.py", "stages/gather_check.py",
+    "stages/predict_files.py", "stages/predict_networks.py", "stages/predictors.py",
+    "stages/release.py", "stages/score_all.py", "viewer",
 )  # fmt: skip
 
 

@@ -269,6 +269,8 @@ class InferenceParameters(Parameters):
     processes: int | None = Field(None, ge=1)  # None: one per GPU
     workers: int | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
+    # auto: on a CPU onnxruntime, if it is installed and the images are enough
+    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
 
 
 class PredictParameters(InferenceParameters):
@@ -278,7 +280,6 @@ class PredictParameters(InferenceParameters):
     scratch: str  # folder of probability maps and decoded images
     ensemble_folder: str | None = None
     model: str | None = None  # a released model's name or file
-    engine: Literal["auto", "torch", "onnxruntime"] = "auto"  # computes networks on a CPU
 
 
 class ExploreParameters(Parameters):

@@ -47,6 +47,7 @@ DEVICE: str = "auto"
 PROCESSES: Optional[int] = None  # None: one per GPU
 WORKERS: Optional[int] = None
 THREADS: Optional[int] = None
+ENGINE: str = "auto"  # on a CPU: onnxruntime if it is installed, else torch
 
 # %% [markdown]
 # A misspelt or ill-typed parameter stops the notebook here.

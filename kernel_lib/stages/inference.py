@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import ensemble as ensembles
@@ -29,7 +28,7 @@ from kernel_lib.data.labels import Sample, read_sample
 from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
-from kernel_lib.inference import predictions, tta
+from kernel_lib.inference import engines, predictions, tta
 from kernel_lib.inference.ensemble_maps import Predicted, test_masks
 from kernel_lib.inference.out_of_fold import check_predicted_by
 from kernel_lib.kaggle import paths, quota
@@ -191,8 +190,8 @@ class Setup:
     source: table.Source
     form: Sample | None  # how the submission is written
     sample: list[str]  # image ids, in the sample's order
-    # Of an experiment, its checkpoints and an engine, the networks ready to predict.
-    load: Callable[..., list[nn.Module]] = predictions.load_models
+    # Prints each line once.
+    say: Callable[[str], None] = field(default_factory=lambda: lru_cache(print))
 
     @property
     def folder(self) -> Path:
@@ -217,6 +216,7 @@ def check(parameters: InferenceParameters) -> None:
         tta.views(parameters.tta)
     launch.check(parameters.processes, parameters.device)
     check_device(parameters.device, parameters.precision)
+    engines.check(parameters)
 
 
 def _setup(parameters: InferenceParameters) -> Setup:
@@ -344,7 +344,9 @@ def _predict_fold(
     target = fold_run.fold_folder(setup.test_roots[0], folder.run, folder.fold).test
     if world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
         return
-    models = setup.load(experiment, kept, engine)
+    models = predictions.load_models(experiment, kept, engine)
+    models, line = engines.computed(models, experiment, parameters, engine, len(prepared))
+    setup.say(line)
     n_workers = predictions.workers(parameters.workers, engine)
     rows = np.arange(len(prepared))
     images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)

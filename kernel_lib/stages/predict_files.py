@@ -137,11 +137,7 @@ def predict(parameters: PredictParameters) -> Predicted:
 def _of_networks(parameters: PredictParameters) -> Predictor:
     from kernel_lib.stages import predict_networks  # torch, which ONNX files do without
 
-    predict_networks.check(parameters)
-    scratch = Path(parameters.scratch)
-    if parameters.ensemble_folder is not None:
-        return predict_networks.of_ensemble(Path(parameters.ensemble_folder), scratch)
-    return predict_networks.of_released(parameters.model, scratch)
+    return predict_networks.of_parameters(parameters)
 
 
 def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[str, Path]:

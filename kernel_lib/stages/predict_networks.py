@@ -1,31 +1,24 @@
-"""What `predict` predicts with where torch is: an ensemble, or a released model.
-
-On a CPU onnxruntime computes the networks that it is faster with, where it is installed.
-"""
+"""What `predict` predicts with if torch is installed: an ensemble, or a released model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from kernel_lib import released
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, Member
-from kernel_lib.config import Experiment, PredictParameters
+from kernel_lib.config import PredictParameters
 from kernel_lib.data.table import Source
 from kernel_lib.engine import Engine
-from kernel_lib.errors import InputError
-from kernel_lib.inference import onnx_file, predictions, tta
+from kernel_lib.inference import engines, predictions
 from kernel_lib.inference.ensemble_maps import Predicted
-from kernel_lib.inference.onnx_network import OnnxNetwork
 from kernel_lib.kaggle import paths
 from kernel_lib.parallel.world import World
 from kernel_lib.postprocess.strategies import Choice
@@ -34,25 +27,17 @@ from kernel_lib.stages import inference
 from kernel_lib.stages.inference import Setup
 from kernel_lib.stages.predictors import Predictor, test_table
 
-# Pixels, over all images and views, from which the time saved is more than that of the export.
-PAYS_FROM_PX = 16_000_000
+
+def of_parameters(parameters: PredictParameters) -> Predictor:
+    """Return the predictor of the ensemble or released model that `predict` is given, checked."""
+    engines.check(parameters)
+    scratch = Path(parameters.scratch)
+    if parameters.ensemble_folder is not None:
+        return _of_ensemble(Path(parameters.ensemble_folder), scratch)
+    return _of_released(parameters.model, scratch)
 
 
-def check(parameters: PredictParameters) -> None:
-    """Refuse onnxruntime, where it is asked for, without its packages or in less than float32."""
-    if parameters.engine != "onnxruntime":
-        return
-    if parameters.precision not in ("auto", "float32") or parameters.device not in ("auto", "cpu"):
-        raise InputError(
-            f"--engine onnxruntime runs on the CPU in float32, not with --device "
-            f"{parameters.device} --precision {parameters.precision}: leave them out"
-        )
-    if not _installed():
-        raise InputError("--engine onnxruntime needs onnx and onnxruntime: pip install .[onnx]")
-
-
-def of_ensemble(folder: Path, scratch: Path) -> Predictor:
-    """Return the predictor of an ensemble that the thresholds stage made, checked."""
+def _of_ensemble(folder: Path, scratch: Path) -> Predictor:
     decision = Decision.load(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
     inference.check_members(decision, roots)
@@ -60,8 +45,7 @@ def of_ensemble(folder: Path, scratch: Path) -> Predictor:
     return replace(made, calibration=decision.calibration)
 
 
-def of_released(name: str | None, scratch: Path) -> Predictor:
-    """Return the predictor of a released model, by its name or file, or the only one."""
+def _of_released(name: str | None, scratch: Path) -> Predictor:
     if name is not None and Path(name).suffix == released.SUFFIX:
         path = Path(name)
     else:
@@ -87,7 +71,7 @@ def _predictor(
         source = Source(root=roots[0], layout="files", train=frame.iloc[:0], test=frame)
         setup = Setup(
             parameters, roots, roots[0], ensemble, choice, source, None,
-            frame["image_id"].tolist(), partial(_load, parameters, lru_cache(print)),
+            frame["image_id"].tolist(),
         )  # fmt: skip
         return inference.in_processes("predict-files", parameters, partial(predict_all, setup))
 
@@ -103,67 +87,11 @@ def _released_all(network: Released, setup: Setup, engine: Engine, world: World)
     meta = {"run": network.name, "fold": 0, "tta": network.tta}
     if not world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
         model = network.model.to(engine.device, memory_format=torch.channels_last)
-        models, line = _computed([model], experiment, network.tta, parameters, engine)
+        viewed = experiment.model_copy(update={"tta": network.tta})
+        models, line = engines.computed([model], viewed, parameters, engine, len(prepared))
         print(line)
         n_workers = predictions.workers(parameters.workers, engine)
         rows = np.arange(len(prepared))
         images = predictions.Images(prepared, rows, engine, n_workers, parameters.batch_size)
         predictions.write(target, models, experiment, images, meta, world=world)
     return Predicted(prepared.table, prepared.skipped, prepared.notes)
-
-
-def _load(
-    parameters: PredictParameters,
-    say: Callable[[str], None],
-    experiment: Experiment,
-    kept: Sequence[Path],
-    engine: Engine,
-) -> list[nn.Module]:
-    models = predictions.load_models(experiment, kept, engine)
-    models, line = _computed(models, experiment, experiment.tta, parameters, engine)
-    say(line)
-    return models
-
-
-def _computed(
-    models: list[nn.Module],
-    experiment: Experiment,
-    views: str,
-    parameters: PredictParameters,
-    engine: Engine,
-) -> tuple[list[nn.Module], str]:
-    """Return networks as onnxruntime computes them where it is to, else as they are, and a line."""
-    why = _why_torch(experiment.size, views, parameters, engine)
-    if why is None:
-        try:
-            computed = [OnnxNetwork(model, experiment.size) for model in models]
-            return computed, onnx_file.engine_line()
-        except InputError as error:  # an encoder that cannot be exported
-            why = str(error)
-    if parameters.engine == "onnxruntime":
-        raise InputError(f"--engine onnxruntime: {why}; leave it out, and torch predicts")
-    precision = str(engine.dtype).removeprefix("torch.")
-    return models, f"engine: torch {torch.__version__}, {engine.device}, {precision}"
-
-
-def _why_torch(size: int, views: str, parameters: PredictParameters, engine: Engine) -> str | None:
-    """Return why torch computes a network; None if onnxruntime does, which is faster on a CPU.
-
-    `tools/benchmarks/engines.py` measures it.
-    """
-    if parameters.engine == "torch":
-        return "torch is asked for"
-    if engine.device.type != "cpu" or engine.dtype != torch.float32:
-        return f"on {engine.device} in {engine.dtype} torch computes"
-    all_views = tta.views(views)
-    if any(view.scale != 1 for view in all_views):
-        return f"TTA {views} looks at other sizes than the network's"
-    if parameters.engine == "onnxruntime":
-        return None
-    if len(parameters.listed) * len(all_views) * size**2 < PAYS_FROM_PX:
-        return "the export does not pay for so few images"
-    return None if _installed() else "onnx or onnxruntime is not installed"
-
-
-def _installed() -> bool:
-    return all(find_spec(name) is not None for name in ("onnx", "onnxruntime"))

@@ -89,8 +89,9 @@ _ALL = (
         ),
         left_out=(
             "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
-            "artifacts/test_run.py", "inference/ensemble_maps.py",
-            "data/metadata.py", "inference/out_of_fold.py", "inference/recipes.py",
+            "artifacts/test_run.py", "data/metadata.py", "inference/engines.py",
+            "inference/ensemble_maps.py", "inference/onnx_file.py", "inference/onnx_network.py",
+            "inference/out_of_fold.py", "inference/recipes.py",
             "postprocess/calibration.py", "postprocess/nested_cv.py", "postprocess/referral.py",
             "postprocess/score_definitions.py", "postprocess/subgroups.py",
             "postprocess/submission.py", "postprocess/surface_distance.py", "postprocess/votes.py",
@@ -118,9 +119,10 @@ _ALL = (
         ),
         artefacts=(f"{OF_ENSEMBLE}/*",),
         left_out=(
-            "artifacts/model_facts.py", "checkpoints.py", "inference/predictions.py", "models",
-            "parallel/world.py", "released.py", "stages/initial_weights.py", "stages/nih.py",
-            "stages/preparation.py", "training",
+            "artifacts/model_facts.py", "checkpoints.py", "inference/engines.py",
+            "inference/onnx_file.py", "inference/onnx_network.py", "inference/predictions.py",
+            "models", "parallel/world.py", "released.py", "stages/initial_weights.py",
+            "stages/nih.py", "stages/preparation.py", "training",
         ),
     ),
     Stage(

@@ -18,11 +18,11 @@ from kernel_lib.__main__ import main
 from kernel_lib.artifacts import fold_run
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import onnx_network
+from kernel_lib.inference import engines, onnx_network
 from kernel_lib.inference.onnx_file import OnnxModel
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.stages import export_onnx, predict_files, predict_networks, release
+from kernel_lib.stages import export_onnx, predict_files, release
 from tests.stages.place import ON_CPU
 
 pytest.importorskip("onnx", reason="no onnx here")
@@ -136,7 +136,7 @@ def test_onnxruntime_in_the_place_of_torch_writes_the_same(
     # So few images are not worth an export.
     assert [line.split()[1] for line in said] == ["torch", "onnxruntime", "torch"]
     assert_same_masks(tmp_path / "torch", tmp_path / "onnxruntime")
-    monkeypatch.setattr(predict_networks, "PAYS_FROM_PX", 1)
+    monkeypatch.setattr(engines, "PAYS_FROM_PX", 1)
     predict_files.run([radiographs], tmp_path / "many", **by, **ON_CPU)
     assert "engine: onnxruntime" in capsys.readouterr().out
     assert table(tmp_path / "many") == table(tmp_path / "onnxruntime")
@@ -149,11 +149,11 @@ def test_torch_predicts_what_cannot_be_exported(
         raise InputError("the network cannot be exported to ONNX (a reason)")
 
     monkeypatch.setattr(onnx_network, "to_onnx", refused)
-    monkeypatch.setattr(predict_networks, "PAYS_FROM_PX", 1)
+    monkeypatch.setattr(engines, "PAYS_FROM_PX", 1)
     by = {"ensemble": untrained / "ensembles" / "tiny"}
     predict_files.run([radiographs], tmp_path / "out", **by, **ON_CPU)
     assert capsys.readouterr().out.count("engine: torch") == 1
-    with pytest.raises(InputError, match=r"--engine onnxruntime: .* \(a reason\)"):
+    with pytest.raises(InputError, match=r"ENGINE onnxruntime: .* \(a reason\)"):
         predict_files.run([radiographs], tmp_path / "x", engine="onnxruntime", **by, **ON_CPU)
 
 
@@ -220,8 +220,8 @@ def test_what_onnxruntime_does_not_do_is_refused(untrained, files, radiographs, 
         (["--onnx", ","], "names no file"),
         (["--onnx", f"{files[0]},{files[0]}"], "give each fold once"),
         (["--onnx", "gone.onnx"], "gone.onnx cannot be read"),
-        ([*by_torch, "--precision", "bfloat16"], "--engine onnxruntime runs on the CPU in float32"),
-        ([*by_torch, "--device", "cuda"], "--engine onnxruntime runs on the CPU in float32"),
+        ([*by_torch, "--precision", "bfloat16"], "ENGINE onnxruntime runs on the CPU in float32"),
+        ([*by_torch, "--device", "cuda"], "ENGINE onnxruntime runs on the CPU in float32"),
     ):
         command = ["predict", str(radiographs), "-o", str(tmp_path / "out"), *options]
         result = CliRunner().invoke(main, command)
@@ -232,7 +232,7 @@ def test_what_onnxruntime_does_not_do_is_refused(untrained, files, radiographs, 
 
 
 def test_the_engine_is_torch_where_a_package_is_missing(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict_networks, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs onnx and onnxruntime: pip install \.\[onnx\]"):
         predict_files.run(
             [tmp_path], tmp_path / "out", ensemble=untrained / "ensembles" / "tiny",

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kernel_lib import __main__ as main
@@ -14,8 +15,9 @@ from kernel_lib import checkpoints, storage
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import InferenceParameters
-from kernel_lib.data import fingerprint, images
+from kernel_lib.data import fingerprint, images, rle
 from kernel_lib.errors import InputError
+from kernel_lib.inference import engines
 from kernel_lib.postprocess import submission
 from kernel_lib.stages import inference, leaks, report, report_images, scores
 from kernel_lib.viewer.data import load_viewer_data
@@ -83,6 +85,24 @@ def test_a_lost_submission_is_made_again(place, content):
     if content is not None:
         first.write_bytes(content)
     assert infer(place, "first").submission.read_bytes() == expected
+
+
+def test_onnxruntime_in_the_place_of_torch_submits_the_same_masks(place, capsys, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    masks = {}
+    for engine in ("torch", "onnxruntime"):
+        done = infer(place, "first", engine=engine, output=engine)
+        assert f"engine: {engine} " in capsys.readouterr().out
+        masks[engine] = [rle.decode(text, (128, 128)) for text in done.rles.values()]
+    for one, other in zip(*masks.values(), strict=True):
+        assert np.count_nonzero(one != other) <= 8  # of 16,384, whose probability is a threshold
+    assert any(mask.any() for mask in masks["torch"])
+    monkeypatch.setattr(engines, "PAYS_FROM_PX", 1)
+    assert infer(place, "first", output="auto").rles == done.rles
+    assert "engine: onnxruntime " in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"ENGINE onnxruntime .* PRECISION bfloat16"):
+        infer(place, "first", engine="onnxruntime", precision="bfloat16")
 
 
 def test_an_unreadable_image_whose_id_holds_a_colon_gets_an_empty_mask(place):
