@@ -24,7 +24,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess import histograms
 from kernel_lib.postprocess.histograms import Statistics
 
-_META, _LABELS = "meta.json", "labels.json"
+_META, _LABELS, _VIEWS = "meta.json", "labels.json", "views.json"
 _FIX = "delete it and run its stage again"
 _MAX_BYTES = 1 << 26  # per zip entry; maps and label tables are smaller
 
@@ -34,6 +34,7 @@ class Prediction(NamedTuple):
 
     levels: np.ndarray | None  # (S, S) uint8 map; None from a classifier
     label: float | None = None  # probability 0–1 of a pneumothorax; None without a label head
+    disagreement: float | None = None  # 0–1, of the views' maps; None with a single view
 
 
 def numbers(prob: ArrayLike, ids: Sequence[str] = ()) -> np.ndarray:
@@ -107,16 +108,16 @@ def statistics(
 def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]) -> int:
     """Write predictions by image id into one archive, atomically; return how many.
 
-    A zip of PNGs, which any viewer opens, and a table of labels; `meta` names the checkpoints that
-    predicted and the images that they were trained on.
+    A zip of PNGs, which any viewer opens, and tables of labels and of the views' disagreement;
+    `meta` names the checkpoints that predicted and the images that they were trained on.
     Raises: FloatingPointError for a label that is not a finite number.
     """
-    count, labels = 0, {}
+    count, labels, disagreements = 0, {}, {}
     with (
         storage.atomic_write(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
-        for image_id, (level_map, label) in predictions:
+        for image_id, (level_map, label, disagreement) in predictions:
             if level_map is not None:
                 done, png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])
                 if not done:
@@ -124,9 +125,12 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
                 archive.writestr(zipfile.ZipInfo(f"{image_id}.png"), png.tobytes())
             if label is not None:
                 labels[image_id] = float(numbers(label, [image_id]))
+            if disagreement is not None:
+                disagreements[image_id] = disagreement
             count += 1
-        if labels:
-            _write_json(archive, _LABELS, labels)
+        for name, table in ((_LABELS, labels), (_VIEWS, disagreements)):
+            if table:
+                _write_json(archive, name, table)
         _write_json(archive, _META, meta | {"images": count})
     return count
 
@@ -147,13 +151,16 @@ class Maps:
             self._zip = storage.open_archive(self.path)  # which locks its file for each read
             named = self._zip.namelist()
             self.meta: dict[str, Any] = self._table(_META)
-            self._labels = self._table(_LABELS) if _LABELS in named else {}
+            self._labels, self._disagreements = (
+                self._table(name) if name in named else {} for name in (_LABELS, _VIEWS)
+            )
         except FileNotFoundError:
             raise InputError(f"{path} is missing: the train stage predicts held-out images, "
                              "the inference stage test images") from None  # fmt: skip
         except (storage.ArchiveError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}): {_FIX}") from error
-        if others := [n for n in named if n not in (_META, _LABELS) and not n.endswith(".png")]:
+        tables = (_META, _LABELS, _VIEWS)
+        if others := [n for n in named if n not in tables and not n.endswith(".png")]:
             raise InputError(f"{path} is damaged (it holds {others[0]!r}): {_FIX}")
         mapped = [name.removesuffix(".png") for name in named if name.endswith(".png")]
         self.has_maps, self.has_labels = bool(mapped), bool(self._labels)
@@ -162,10 +169,18 @@ class Maps:
         if len(self.ids) != self.meta.get("images", len(self.ids)):
             count = f"{len(self.ids)} images, not {self.meta['images']}"
             raise InputError(f"{path} is damaged ({count}): {_FIX}")
-        if mapped and self._labels and self._known != self._labels.keys():
-            raise InputError(f"{path} is damaged (labels and maps are of different images): {_FIX}")
-        if not all(type(p) is float and 0 <= p <= 1 for p in self._labels.values()):
-            raise InputError(f"{path} is damaged (labels that are not from 0.0 to 1.0): {_FIX}")
+        self._check_table("labels", self._labels)
+        self._check_table("disagreements of views", self._disagreements)
+
+    def _check_table(self, what: str, table: dict[str, Any]) -> None:
+        if table and self._known != table.keys():
+            raise InputError(
+                f"{self.path} is damaged ({what} and maps are of different images): {_FIX}"
+            )
+        if not all(type(value) is float and 0 <= value <= 1 for value in table.values()):
+            raise InputError(
+                f"{self.path} is damaged ({what} that are not from 0.0 to 1.0): {_FIX}"
+            )
 
     def _table(self, name: str) -> dict[str, Any]:
         table = json.loads(storage.read_member(self._zip, name, _MAX_BYTES))
@@ -202,3 +217,10 @@ class Maps:
     def label(self, image_id: str) -> float | None:
         """Return the image's probability of a pneumothorax; None where the models predict none."""
         return self._labels.get(image_id)
+
+    def disagreement(self, image_id: str) -> float | None:
+        """Return how much the views of the image differ, 0–1, as `tta.disagreement` defines it.
+
+        None with a single view, without maps, or in an archive of an earlier version.
+        """
+        return self._disagreements.get(image_id)

@@ -23,14 +23,15 @@ from kernel_lib.postprocess.histograms import Stacked
 # What is read of oof.csv, beside the images' ids.
 _COLUMNS = {"fold": "int64", "part": "int64", "true_area_px": "float64", "area_px": "float64",
             "dice": "float64"}  # fmt: skip
-# Read where they are there: earlier versions wrote fewer, and not every model has a label.
-_OPTIONAL = {"group": "str", "sum_prob": "float64", "max_prob": "float64", "label": "float64"}
+# Read where they are there: earlier versions wrote fewer, not every model has a label or views.
+_OPTIONAL = {"group": "str", "sum_prob": "float64", "max_prob": "float64", "label": "float64",
+             "view_disagreement": "float64"}  # fmt: skip
 # An image with both masks, and the distances between their boundaries.
 _DISTANCES = {"image_id": str, "hd95_px": "float64", "assd_px": "float64"}
 
 
 def save_per_image(folder: Path, per_image: pd.DataFrame) -> None:
-    """Write oof.csv, `NestedCVReport.per_image` as it is."""
+    """Write oof.csv, `NestedCVReport.per_image`, perhaps with view_disagreement, as it is."""
     with storage.atomic_write(folder / PER_IMAGE, "w", encoding="utf-8", newline="") as file:
         per_image.to_csv(file, index=False)
 
@@ -40,7 +41,8 @@ def load_per_image(folder: Path, decision: Decision, folds: pd.DataFrame) -> pd.
 
     `folds` is the folds file.
     Returns: DataFrame[image_id, fold, part, truth_px, predicted_px, dice], dice by the honest rule;
-        also group, sum_prob, max_prob and label, as nested_cv writes them, where the file has them.
+        also group, sum_prob, max_prob and label, as nested_cv writes them, and view_disagreement,
+        where the file has them.
     Raises: InputError where it is missing, cut short or of another ensemble.
     """
     path, n = folder / PER_IMAGE, decision.scores.kept.n_images

@@ -84,6 +84,12 @@ class EnsembleMaps:
             )
         return None
 
+    def view_disagreement(self, image_id: str, weights: Sequence[float]) -> float | None:
+        """Return the members' mean disagreement of views, 0–1; None if it is not known of one."""
+        archives, weights = _used(self.members, weights)
+        values = [archive.disagreement(image_id) for archive in archives]
+        return None if None in values else float(np.average(values, weights=weights))
+
     def full_map(
         self, image_id: str, shape: tuple[int, int], weights: Sequence[float]
     ) -> tuple[np.ndarray, int | None]:

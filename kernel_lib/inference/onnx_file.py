@@ -121,6 +121,7 @@ class OnnxModel(OnnxFacts):
     def predict(self, prepared: Prepared, batch_size: int) -> Iterator[tuple[str, Prediction]]:
         """Yield (image id, prediction) of every image, as `predictions.predict` does by torch.
 
+        Without the disagreement of the views, which is used of held-out images alone.
         Raises: FloatingPointError for a map or label that is not a number.
         """
         ids = prepared.table["image_id"].tolist()

@@ -69,6 +69,13 @@ class OutOfFold:
         stats = self.statistics(weights)
         return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
 
+    def view_disagreements(self) -> np.ndarray:
+        """Return how much each image's views differ (N,) 0–1; NaN where it is not known."""
+        rows = self.table[["image_id", "fold"]].itertuples(index=False, name=None)
+        weights = self.ensemble.weights
+        values = [self.ensemble_maps[k].view_disagreement(i, weights) for i, k in rows]
+        return np.array(values, dtype=np.float64)  # None as NaN
+
     def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
         """Count the pixels of each k-vote mask, k = 1…n members: true positives, and all.
 

@@ -40,20 +40,30 @@ class Images(NamedTuple):
     batch_size: int | None = None  # None: twice the training's
 
 
-def mean_logits(
+def view_logits(
     model: nn.Module, levels: torch.Tensor, views: Sequence[tta.View], engine: Engine
-) -> Logits:
-    """Return a model's mask and label logits in float32, averaged over its views of the images."""
-    masks, labels = [], []
+) -> list[Logits]:
+    """Return a model's logits in float32 by each of its views, masks as of the images."""
+    found = []
     size = (levels.shape[-2], levels.shape[-1])
     for view in tta.distinct(views, size):
         with engine.autocast():
             output = model(view.forward(levels))
-        if output.mask is not None:
-            masks.append(view.inverse(output.mask.float(), size))
-        if output.label is not None:
-            labels.append(output.label.float())
-    return Logits(mask=_mean(masks), label=_mean(labels))
+        mask, label = output.mask, output.label
+        found.append(
+            Logits(
+                mask=None if mask is None else view.inverse(mask.float(), size),
+                label=None if label is None else label.float(),
+            )
+        )
+    return found
+
+
+def mean_logits(
+    model: nn.Module, levels: torch.Tensor, views: Sequence[tta.View], engine: Engine
+) -> Logits:
+    """Return a model's mask and label logits in float32, averaged over its views of the images."""
+    return _mean_of(view_logits(model, levels, views, engine))
 
 
 @torch.inference_mode()
@@ -66,6 +76,8 @@ def predict(
 ) -> Iterator[tuple[int, Prediction]]:
     """Yield (row, prediction) of every image, models averaged as probabilities.
 
+    The views' disagreement is the mean of the models'.
+
     Raises FloatingPointError, with the `ids` of their rows, for images whose map or label is not a
     number.
     """
@@ -73,14 +85,20 @@ def predict(
         model.eval()
     for levels, rows in batches:
         on_device = engine.to_device(levels)
-        outputs = [mean_logits(model, on_device, views, engine) for model in models]
+        outputs, apart = [], []
+        for model in models:
+            by_view = view_logits(model, on_device, views, engine)
+            outputs.append(_mean_of(by_view))
+            apart.append(_disagreement(by_view))
         named = [ids[row] for row in rows.tolist()]
-        yield from zip(rows.tolist(), _predictions(outputs, named), strict=True)
+        yield from zip(rows.tolist(), _predictions(outputs, apart, named), strict=True)
 
 
-def _predictions(outputs: Sequence[Logits], ids: Sequence[str]) -> Iterator[Prediction]:
+def _predictions(
+    outputs: Sequence[Logits], apart: Sequence[torch.Tensor | None], ids: Sequence[str]
+) -> Iterator[Prediction]:
     """Return the models' mean, image by image; all models have the same heads."""
-    levels, labels = [None] * len(ids), [None] * len(ids)
+    levels, labels, disagreements = ([None] * len(ids) for _ in range(3))
     prob = _mean([torch.sigmoid(o.mask) for o in outputs if o.mask is not None])
     if prob is not None:
         # (B, S, S); to the CPU as floats, so that one rounding rule serves everywhere
@@ -88,7 +106,21 @@ def _predictions(outputs: Sequence[Logits], ids: Sequence[str]) -> Iterator[Pred
     prob = _mean([torch.sigmoid(o.label) for o in outputs if o.label is not None])
     if prob is not None:
         labels = maps.numbers(prob.cpu().numpy().astype(np.float64), ids).tolist()
-    return map(Prediction, levels, labels)
+    mean = _mean([values for values in apart if values is not None])
+    if mean is not None:
+        disagreements = mean.squeeze(1).tolist()
+    return map(Prediction, levels, labels, disagreements)
+
+
+def _disagreement(by_view: Sequence[Logits]) -> torch.Tensor | None:
+    """Return how much the views' maps differ, (B, 1); None of one view, or without a mask."""
+    return tta.disagreement([torch.sigmoid(o.mask) for o in by_view if o.mask is not None])
+
+
+def _mean_of(outputs: Sequence[Logits]) -> Logits:
+    masks = [output.mask for output in outputs if output.mask is not None]
+    labels = [output.label for output in outputs if output.label is not None]
+    return Logits(mask=_mean(masks), label=_mean(labels))
 
 
 def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ averaged over the views as it is.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,3 +112,27 @@ def distinct(chosen: Sequence[View], size: Size) -> tuple[View, ...]:
     for view in chosen:
         seen.setdefault((view.hflip, view.vflip, view.size_of(size)), view)
     return tuple(seen.values())
+
+
+def disagreement(prob: Sequence[Pixels]) -> Pixels | None:
+    """Return how much an image's views differ: 1 − the mean soft dice of all pairs of their maps.
+
+    Soft dice of maps p and q is 2 Σpq / (Σp² + Σq²); 1 − it is Σ(p − q)² / (Σp² + Σq²), which is 0
+    for equal maps to the last bit. The denominator counts as at least 1 px, so that maps that are
+    all but zero do not differ. None where there are not two views.
+
+    Shapes: aligned probability maps (..., H, W) float32, one a view → (...) float32, 0–1.
+    Source: soft dice of Milletari et al. 2016, "V-Net"; dice between samples as a measure of
+    uncertainty of Roy et al. 2018, "Inherent brain segmentation quality control".
+    """
+    total = [_sum(p * p) for p in prob]
+    apart = [
+        (_sum((prob[i] - prob[k]) ** 2) / (total[i] + total[k]).clip(min=1)).clip(max=1)
+        for i, k in itertools.combinations(range(len(prob)), 2)
+    ]
+    return sum(apart[1:], apart[0]) / len(apart) if apart else None
+
+
+def _sum(x: Pixels) -> Pixels:
+    # Rows first: one sum over a batch of one map would depend on the number of threads.
+    return x.sum(-1).sum(-1)

@@ -32,6 +32,7 @@ SCORES = {
 }
 SHOWN = 0.9  # of the curve: beyond, few images are kept and their mean is chance
 MARGIN, DISAGREEMENT = "distance to the detection threshold", "disagreement of the members"
+VIEWS = "disagreement of the views"
 
 
 def reliability(calibrations: Sequence[Calibration]) -> Picture:

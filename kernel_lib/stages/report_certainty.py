@@ -58,7 +58,8 @@ def referrals(data: ReportData, agreement: Agreement | None = None) -> Referral 
     """Return what referring the least certain images gains; None where its input is lacking.
 
     Measures are the entropy of each image-level probability, the distance of the image from the
-    other answer of its rule and, on the images compared, the disagreement of the members.
+    other answer of its rule, the disagreement of the views if all images have it and, on the images
+    compared, the disagreement of the members.
     """
     per_image = data.per_image
     truth, part, groups = _known(per_image)
@@ -68,12 +69,14 @@ def referrals(data: ReportData, agreement: Agreement | None = None) -> Referral 
     margins = _margins(data, part)
     if margins is not None:
         measures[certainty.MARGIN] = -np.abs(margins)
-    rows = np.ones(len(per_image), dtype=bool)
+    rows, n_parts = np.ones(len(per_image), dtype=bool), len(np.unique(part))
+    if "view_disagreement" in per_image and per_image["view_disagreement"].notna().all():
+        measures[certainty.VIEWS] = np.tile(per_image["view_disagreement"], (n_parts, 1))
     if agreement is not None and agreement.image_ids:
         at = pd.Index(agreement.image_ids).get_indexer(per_image["image_id"])
         n, rows = len(agreement.names), at >= 0
         between = referral.disagreement(agreement.dice[:, :n])
-        measures[certainty.DISAGREEMENT] = np.tile(between[at], (len(np.unique(part)), 1))
+        measures[certainty.DISAGREEMENT] = np.tile(between[at], (n_parts, 1))
     if not measures or not rows.any():
         return None
     kept = np.isin(np.unique(part), part[rows])

@@ -226,9 +226,12 @@ def _save(
     weightings = [decision.choice.weights or candidates.weights]
     if candidates.by_members:
         weightings = [one_hot(n, at) for at in range(n)]
+    per_image, views = decision.scores.kept.per_image, part.view_disagreements()
+    if not np.isnan(views).all():
+        per_image = per_image.assign(view_disagreement=views)
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
     with storage.replace_files(folder, remove=(THRESHOLDS, TEST_RUN)) as staging:
-        save_per_image(staging, decision.scores.kept.per_image)
+        save_per_image(staging, per_image)
         save_distances(staging, part.distances(decision.scores.kept))
         seen = tuple(part.gated(weights) for weights in weightings)
         OofStatistics(tuple(part.table["image_id"]), seen).save(staging)

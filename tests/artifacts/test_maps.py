@@ -91,7 +91,7 @@ def test_an_archive_gives_back_what_it_took(tmp_path):
     assert (len(archive), archive.meta) == (3, META | {"images": 3})
     assert "1.2.0" in archive
     assert "1.2.9" not in archive
-    for image_id, (level_map, _) in some():
+    for image_id, (level_map, *_) in some():
         assert np.array_equal(archive[image_id], level_map)
         assert archive.label(image_id) is None
     with pytest.raises(InputError, match=r"oof.zip holds no map of image 1.2.9"):
@@ -108,6 +108,19 @@ def test_labels_come_back_to_the_last_bit_with_maps_and_without(tmp_path):
         assert (len(archive), archive.has_maps) == (3, name == "both")
     with pytest.raises(InputError, match=r"alone holds no map of image 1.2.0"):
         archive["1.2.0"]
+
+
+def test_the_views_disagreement_comes_back_and_changes_no_other_byte(tmp_path):
+    apart = {"1.2.0": 1 / 3, "1.2.1": 0.0, "1.2.2": 1.0}
+    plain = [(i, p._replace(label=0.5)) for i, p in some()]
+    maps.write(tmp_path / "old", plain, META)
+    maps.write(tmp_path / "new", [(i, p._replace(disagreement=apart[i])) for i, p in plain], META)
+    old, new = (maps.Maps(tmp_path / name) for name in ("old", "new"))
+    assert {i: new.disagreement(i) for i in new.ids} == apart
+    assert [old.disagreement(i) for i in old.ids] == [None] * 3
+    with zipfile.ZipFile(tmp_path / "old") as before, zipfile.ZipFile(tmp_path / "new") as after:
+        assert set(after.namelist()) - set(before.namelist()) == {"views.json"}
+        assert all(before.read(name) == after.read(name) for name in before.namelist())
 
 
 @pytest.mark.parametrize("value", [float("nan"), np.float32("nan"), float("inf")])

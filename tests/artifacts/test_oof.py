@@ -55,7 +55,7 @@ def test_the_table_comes_back_by_the_names_of_figures(tmp_path):
 def test_scores_of_images_come_back_where_there_are_some(tmp_path):
     more = {
         "group": ["NA", "007", "c", "d"], "sum_prob": [1.5, 2, 3, 4], "max_prob": [0.5] * 4,
-        "label": [0.1, np.nan, 0.2, 0.3], "ignored": 1,
+        "label": [0.1, np.nan, 0.2, 0.3], "view_disagreement": [0, np.nan, 1, 0.5], "ignored": 1,
     }  # fmt: skip
     save_per_image(tmp_path, TABLE.assign(**more))
     back = load_per_image(tmp_path, decision(), TABLE)

@@ -109,7 +109,7 @@ def test_models_are_averaged_as_probabilities_and_then_rounded():
     expected = maps.quantise(((probs[0] + probs[1]) / 2).squeeze(1).numpy())
     assert list(results) == [0, 1, 2]
     assert all(np.array_equal(results[i].levels, expected[i]) for i in results)
-    assert all(m.dtype == np.uint8 and m.shape == (8, 8) for m, _ in results.values())
+    assert all(m.dtype == np.uint8 and m.shape == (8, 8) for m, *_ in results.values())
 
 
 @pytest.mark.parametrize("mask", [True, False])
@@ -123,6 +123,26 @@ def test_labels_are_averaged_as_maps_are(mask):
     assert all((p.levels is not None) == mask for p in results.values())
 
 
+def test_the_views_disagreement_is_of_their_probabilities_and_the_mean_of_models():
+    levels = images(3)
+    models = [ramp(1.0), ramp(5.0)]
+    results = predicted(models, levels, 2, "hflip")
+    per_model = [
+        tta.disagreement(
+            [torch.sigmoid(m(levels).mask), torch.sigmoid(m(levels.flip(-1)).mask).flip(-1)]
+        )
+        for m in models
+    ]
+    expected = torch.stack(per_model).mean(dim=(0, 2)).tolist()
+    assert [p.disagreement for p in results.values()] == pytest.approx(expected)
+    assert min(expected) > 0.01
+    for given, views in ((models, "none"), ([labelled(1.0, mask=False)], "hflip")):
+        results = predicted(given, levels, 2, views)
+        assert [p.disagreement for p in results.values()] == [None] * 3
+    same = predicted([labelled(1.0, mask=True)], levels, 2, "flips")
+    assert [p.disagreement for p in same.values()] == [0.0] * 3
+
+
 @pytest.mark.parametrize("size", [1, 2, 9])
 def test_batches_do_not_matter_and_rows_are_kept(size):
     levels = images(5)
@@ -130,6 +150,7 @@ def test_batches_do_not_matter_and_rows_are_kept(size):
     together = predicted([ramp(2.0)], levels, 5, "hflip", 10)
     assert list(results) == list(range(10, 15))
     assert all(np.array_equal(results[i].levels, together[i].levels) for i in results)
+    assert all(results[i].disagreement == together[i].disagreement for i in results)
 
 
 def test_it_streams_and_leaves_training_mode():
@@ -176,9 +197,11 @@ def write(
     batch_size: int | None = None,
     trained: int = 2,
     held_out: bool = False,
+    views: str = "none",
 ) -> None:
     given = predictions.Images(FakePrepared(), range(7, 10), CPU, 0, batch_size)
-    predictions.write(target, [model], tiny(batch_size=trained), given, META, held_out=held_out)
+    meta = META | {"tta": views}
+    predictions.write(target, [model], tiny(batch_size=trained), given, meta, held_out=held_out)
 
 
 def test_a_label_that_is_no_number_leaves_no_archive_and_names_the_images(tmp_path):
@@ -205,3 +228,10 @@ def test_a_full_memory_names_the_training_s_batch_size_for_held_out_images_else_
     with pytest.raises(InputError, match=f"full at SIZE 32, {words}"):
         write(tmp_path / "x.zip", Network(exhausting), batch_size, trained, held_out)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("views", "known"), [("none", False), ("hflip", True)])
+def test_an_archive_has_the_views_disagreement_if_there_are_several(tmp_path, views, known):
+    write(tmp_path / "oof.zip", ramp(1.0), views=views)
+    archive = Maps(tmp_path / "oof.zip")
+    assert [archive.disagreement(i) is not None for i in archive.ids] == [known] * 3

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
@@ -165,3 +168,73 @@ def test_flip_and_scale_commute():
 def test_an_unknown_name_is_refused_with_the_nearest(name, message):
     with pytest.raises(InputError, match=message):
         tta.views(name)
+
+
+P, Q, HALF = [[1, 1], [0, 0]], [[1, 0], [0, 0]], [[0.5, 0.5], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize("as_pixels", [torch.tensor, lambda x: np.array(x, np.float32)])
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        ([P, P], 0.0),
+        ([P, Q], 1 - 2 * 1 / (2 + 1)),
+        ([P, HALF], 1 - 2 * 1 / (2 + 1)),
+        ([Q, HALF], 1 - 2 * 0.5 / (1 + 1)),
+        ([P, P[::-1]], 1.0),
+        ([P, Q, HALF], (1 / 3 + 1 / 3 + 1 / 2) / 3),
+        ([P, P, Q], 2 * (1 / 3) / 3),
+    ],
+)
+def test_views_disagree_by_one_less_the_mean_soft_dice_of_their_pairs(as_pixels, views, expected):
+    prob = [as_pixels([[view], [P]]) for view in views]  # (2, 1, H, W): an image, and the same one
+    if as_pixels is torch.tensor:
+        prob = [one.float() for one in prob]
+    found = tta.disagreement(prob)
+    assert found.shape == (2, 1)
+    assert found[0].item() == pytest.approx(expected, abs=1e-7)
+    others = tta.disagreement([as_pixels(P) * 1.0] * len(views))
+    assert others == 0
+
+
+def test_maps_that_are_all_but_zero_do_not_disagree_and_one_view_cannot():
+    tiny = torch.full((1, 8, 8), 1e-4)
+    assert tta.disagreement([tiny, 9 * tiny]).item() < 1e-4
+    assert tta.disagreement([0 * tiny, 0 * tiny]).item() == 0
+    assert tta.disagreement([tiny]) is None
+    assert tta.disagreement([]) is None
+
+
+@given(
+    array_shapes(min_dims=3, max_dims=3, max_side=5).flatmap(
+        lambda shape: arrays(
+            np.float32, (shape[0] + 1, *shape[1:]), elements=st.floats(0, 1, width=32)
+        )
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_disagreement_is_from_0_to_1_in_any_order_and_as_defined(prob, random):
+    views = list(prob)
+    found = tta.disagreement(views)
+    assert 0 <= found <= 1
+    assert tta.disagreement(views[:2]) == tta.disagreement(views[1::-1])
+    assert tta.disagreement([views[0]] * 3) == 0
+    pairs = [
+        ((p - q) ** 2).sum() / max((p**2).sum() + (q**2).sum(), 1)
+        for p, q in combinations(prob.astype(np.float64), 2)
+    ]
+    assert found == pytest.approx(np.mean(pairs), abs=1e-5)
+    random.shuffle(views)
+    assert tta.disagreement(views) == pytest.approx(found, abs=1e-6)
+
+
+def test_the_number_of_threads_does_not_change_a_disagreement():
+    prob = torch.rand((2, 1, 1, 512, 512), generator=torch.Generator().manual_seed(0)).unbind()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            found.append(tta.disagreement(prob).item())
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]

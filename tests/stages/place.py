@@ -110,13 +110,15 @@ def rewrite(
     path: Path,
     levels: Callable[[str], np.ndarray] | None = None,
     label: Callable[[str], float] | None = None,
+    disagreement: Callable[[str], float | None] | None = None,
     **meta,
 ) -> None:
-    """Write an archive again with level maps and labels by functions of the id, or other meta."""
+    """Write an archive again with what is predicted by functions of the id, or other meta."""
     archive = maps.Maps(path)
     levels = levels or archive.__getitem__
     label = label or archive.label
-    images = [(i, maps.Prediction(levels(i), label(i))) for i in archive.ids]
+    apart = disagreement or archive.disagreement
+    images = [(i, maps.Prediction(levels(i), label(i), apart(i))) for i in archive.ids]
     maps.write(path, images, archive.meta | meta)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib.artifacts import maps
+from kernel_lib.artifacts import fold_run, maps
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.postprocess import calibration, nested_cv, referral
@@ -17,7 +17,7 @@ from kernel_lib.reporting import certainty
 from kernel_lib.reporting.report import Section
 from kernel_lib.stages import report, report_certainty, report_images, thresholds
 from kernel_lib.stages.report import ReportData
-from tests.stages.place import Place
+from tests.stages.place import Place, rewrite
 from tests.stages.test_thresholds import make_run, table
 
 pytestmark = pytest.mark.usefixtures("no_report")  # which takes seconds
@@ -97,6 +97,28 @@ def test_members_disagree_on_the_images_compared(tmp_path, how):
         rows["dice"].to_numpy(), part > 9, {"": np.tile(uncertain, (2, 1))}, part, groups
     )
     assert found.aurc[certainty.DISAGREEMENT] == pytest.approx(expected.aurc[""])
+
+
+@pytest.mark.parametrize("folds", [(0, 1), (0,)])
+def test_views_disagree_out_of_fold_where_all_images_have_several(tmp_path, folds):
+    make_run(tmp_path, "plain", noise=130)
+    apart = {i: n % 7 / 7 for n, i in enumerate(table()["image_id"])}
+    for fold in folds:
+        rewrite(fold_run.fold_folder(tmp_path, "plain", fold).oof, disagreement=apart.get)
+    data = searched(tmp_path)
+    rows = data.per_image
+    known = rows["fold"].isin(folds)
+    assert rows["view_disagreement"][known].tolist() == rows["image_id"][known].map(apart).tolist()
+    assert rows["view_disagreement"][~known].isna().all()
+    found = report_certainty.referrals(data)
+    assert (certainty.VIEWS in found.measures) == known.all()
+    if known.all():
+        uncertain = np.tile(rows["view_disagreement"], (2, 1))
+        part, groups = rows["part"].to_numpy(), rows["group"].to_numpy()
+        dice, truth = rows["dice"].to_numpy(), (rows["truth_px"] > 0).to_numpy()
+        expected = referral.measure(dice, truth, {"": uncertain}, part, groups)
+        assert found.aurc[certainty.VIEWS] == expected.aurc[""]
+        assert np.array_equal(found.dice[certainty.VIEWS], expected.dice[""])
 
 
 def test_the_margin_is_of_the_rule_that_scored_the_image(tmp_path):
@@ -182,7 +204,9 @@ def test_the_report_of_the_phantoms_has_both_sections(phantom_run, phantoms):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for title in TITLES:
         assert page.count(f"<h2>{title}</h2>") == 1
+    assert f">{certainty.VIEWS}<" in page
     data = report.load(folder, [place.root / "work"])
+    assert data.per_image["view_disagreement"].between(0, 1, inclusive="right").all()
     for section in report_certainty.sections(data):
         (picture,) = [part for part in section.body if hasattr(part, "png")]
         assert picture.png(dpi=40).startswith(b"\x89PNG")

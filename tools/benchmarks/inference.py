@@ -133,7 +133,7 @@ class Parts:
         with contextlib.ExitStack() as stack:
             for name, owner, called in (
                 (decode, cache, "prepare"),
-                (forward, predictions, "mean_logits"),
+                (forward, predictions, "view_logits"),
                 (png, maps.cv2, "imencode"),
                 (coded, rle, "encode"),
                 (checked, predictions, "contents"),

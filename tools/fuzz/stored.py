@@ -75,7 +75,8 @@ def _archive() -> tuple[bytes, dict[str, np.ndarray], dict[str, float]]:
     labels = {name: at / 3 for at, name in enumerate(levels)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / filenames.OOF
-        shown = ((name, maps.Prediction(levels[name], labels[name])) for name in levels)
+        # The same number is the disagreement of the views.
+        shown = ((i, maps.Prediction(levels[i], labels[i], labels[i])) for i in levels)
         maps.write(path, shown, META)
         return path.read_bytes(), levels, labels
 
@@ -87,19 +88,22 @@ def map_archive(desk: Desk) -> Case:
 
     def attempt():
         archive = maps.Maps(path)
-        return [(name, archive[name], archive.label(name)) for name in archive.ids], archive.meta
+        tables = archive.label, archive.disagreement
+        read = [(i, archive[i], [value(i) for value in tables]) for i in archive.ids]
+        return read, archive.meta
 
     def wrong(result) -> str | None:
         read, meta = result
-        for name, level_map, label in read:
+        for name, level_map, values in read:
             if (
                 level_map.dtype != np.uint8
                 or level_map.ndim != 2
-                or not (label is None or 0 <= label <= 1)
+                or not all(value is None or 0 <= value <= 1 for value in values)
             ):
-                return f"{name}: {level_map.dtype} {level_map.shape}, label {label!r}"
-            if noticed and not (np.array_equal(level_map, levels[name]) and label == labels[name]):
-                return f"another map or label of {name}"
+                return f"{name}: {level_map.dtype} {level_map.shape}, label and views {values}"
+            same = np.array_equal(level_map, levels[name]) and values == [labels[name]] * 2
+            if noticed and not same:
+                return f"another map, label or disagreement of {name}"
         if noticed and (len(read), meta) != (len(levels), META | {"images": 3}):
             return f"{len(read)} maps, {meta}"
         return None
