@@ -459,7 +459,7 @@ def talks(world: World) -> dict:
         raise InputError("no such thing")
 
     messages = []
-    for question in (world.agreed, world.after_first):
+    for question in (world.from_first, world.after_first):
         try:
             question(refuse)
         except InputError as error:
