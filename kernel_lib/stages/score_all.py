@@ -32,7 +32,7 @@ def text(
     Raises: InputError for a table of probabilities or metadata that is faulty or of other images.
     """
     masks = zip(pairs.ids, pairs.predicted, pairs.truth, strict=True)
-    images = score_definitions.measured(
+    images = score_definitions.measure_images(
         (image_id, predicted, true, shape) for image_id, (predicted, _), (true, shape) in masks
     )
     traits, notes = _traits(pairs, labels, files, metadata_csv)
