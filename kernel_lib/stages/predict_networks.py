@@ -1,6 +1,6 @@
-"""What `predict` predicts with where torch is: an ensemble, or a released model.
+"""What `predict` predicts with by torch: an ensemble, or a released model.
 
-On a CPU onnxruntime computes the networks that it is faster with, where it is installed.
+On a CPU onnxruntime computes the networks instead if it is installed and faster.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from kernel_lib.stages import inference
 from kernel_lib.stages.inference import Setup
 from kernel_lib.stages.predictors import Predictor, test_table
 
-# Pixels, over all images and views, from which the time saved is more than that of the export.
+# Pixels, over all images and views, above which more time is saved than the export takes.
 PAYS_FROM_PX = 16_000_000
 
 
 def check(parameters: PredictParameters) -> None:
-    """Refuse onnxruntime, where it is asked for, without its packages or in less than float32."""
+    """Raise InputError for --engine onnxruntime without its packages, a CPU or float32."""
     if parameters.engine != "onnxruntime":
         return
     if parameters.precision not in ("auto", "float32") or parameters.device not in ("auto", "cpu"):
@@ -52,7 +52,7 @@ def check(parameters: PredictParameters) -> None:
 
 
 def of_ensemble(folder: Path, scratch: Path) -> Predictor:
-    """Return the predictor of an ensemble that the thresholds stage made, checked."""
+    """Return the predictor of an ensemble that the thresholds stage made, its members checked."""
     decision = Decision.load(folder)
     roots = [scratch, *paths.artefact_roots(folder.parents[1])]
     inference.check_members(decision, roots)
@@ -61,7 +61,7 @@ def of_ensemble(folder: Path, scratch: Path) -> Predictor:
 
 
 def of_released(name: str | None, scratch: Path) -> Predictor:
-    """Return the predictor of a released model, by its name or file, or the only one."""
+    """Return the predictor of a released model by name or file; None: the only one there is."""
     if name is not None and Path(name).suffix == released.SUFFIX:
         path = Path(name)
     else:
@@ -103,7 +103,7 @@ def _released_all(network: Released, setup: Setup, engine: Engine, world: World)
     meta = {"run": network.name, "fold": 0, "tta": network.tta}
     if not world.from_first(partial(predictions.is_written, target, meta, len(prepared))):
         model = network.model.to(engine.device, memory_format=torch.channels_last)
-        models, line = _computed([model], experiment, network.tta, parameters, engine)
+        models, line = _choose_engine([model], experiment, network.tta, parameters, engine)
         print(line)
         n_workers = predictions.workers(parameters.workers, engine)
         rows = np.arange(len(prepared))
@@ -114,54 +114,59 @@ def _released_all(network: Released, setup: Setup, engine: Engine, world: World)
 
 def _load(
     parameters: PredictParameters,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     experiment: Experiment,
     kept: Sequence[Path],
     engine: Engine,
 ) -> list[nn.Module]:
     models = predictions.load_models(experiment, kept, engine)
-    models, line = _computed(models, experiment, experiment.tta, parameters, engine)
-    say(line)
+    models, line = _choose_engine(models, experiment, experiment.tta, parameters, engine)
+    print_line(line)
     return models
 
 
-def _computed(
+def _choose_engine(
     models: list[nn.Module],
     experiment: Experiment,
     views: str,
     parameters: PredictParameters,
     engine: Engine,
 ) -> tuple[list[nn.Module], str]:
-    """Return networks as onnxruntime computes them where it is to, else as they are, and a line."""
-    why = _why_torch(experiment.size, views, parameters, engine)
-    if why is None:
+    """Return the networks, to be computed by onnxruntime or torch, and a line that says which.
+
+    Raises: InputError if --engine onnxruntime is given, and onnxruntime cannot compute them.
+    """
+    reason = _reason_for_torch(experiment.size, views, parameters, engine)
+    if reason is None:
         try:
-            computed = [OnnxNetwork(model, experiment.size) for model in models]
-            return computed, onnx_file.engine_line()
+            exported = [OnnxNetwork(model, experiment.size) for model in models]
+            return exported, onnx_file.engine_line()
         except InputError as error:  # an encoder that cannot be exported
-            why = str(error)
+            reason = str(error)
     if parameters.engine == "onnxruntime":
-        raise InputError(f"--engine onnxruntime: {why}; leave it out, and torch predicts")
+        raise InputError(f"--engine onnxruntime: {reason}; leave it out, and torch predicts")
     precision = str(engine.dtype).removeprefix("torch.")
     return models, f"engine: torch {torch.__version__}, {engine.device}, {precision}"
 
 
-def _why_torch(size: int, views: str, parameters: PredictParameters, engine: Engine) -> str | None:
+def _reason_for_torch(
+    size: int, views: str, parameters: PredictParameters, engine: Engine
+) -> str | None:
     """Return why torch computes a network; None if onnxruntime does, which is faster on a CPU.
 
-    `tools/benchmarks/engines.py` measures it.
+    `tools/benchmarks/engines.py` measures how much faster.
     """
     if parameters.engine == "torch":
-        return "torch is asked for"
+        return "--engine torch is given"
     if engine.device.type != "cpu" or engine.dtype != torch.float32:
-        return f"on {engine.device} in {engine.dtype} torch computes"
+        return f"only torch computes on {engine.device} in {engine.dtype}"
     all_views = tta.views(views)
     if any(view.scale != 1 for view in all_views):
-        return f"TTA {views} looks at other sizes than the network's"
+        return f"TTA {views} looks at other sizes than the network's own"
     if parameters.engine == "onnxruntime":
         return None
     if len(parameters.listed) * len(all_views) * size**2 < PAYS_FROM_PX:
-        return "the export does not pay for so few images"
+        return "for so few images the export takes longer than it saves"
     return None if _installed() else "onnx or onnxruntime is not installed"
 
 
