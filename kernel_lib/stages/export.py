@@ -74,7 +74,7 @@ class ExportResult:
             lines.append(f"NIfTI: {nifti.CONVENTION}")
         lines.append(
             f"{self.out / TABLE}: {self.n_images:,} images, {self.n_with_mask:,} with a mask; an "
-            "empty mask is a file without any pixel"
+            "empty mask gives a file too, all zeros"
         )
         return "\n".join([*lines, RESEARCH_ONLY])
 
