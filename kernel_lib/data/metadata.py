@@ -48,7 +48,7 @@ def read(csv: Path | str) -> pd.DataFrame:
         )
     ids = names_of(table[cells.ID_COLUMN])
     _check_ids(csv, table.index, ids)
-    found = pd.DataFrame(index=pd.Index(ids, name="image_id"))
+    traits = pd.DataFrame(index=pd.Index(ids, name="image_id"))
     for column, name in names.items():
         to_value = {"age": _age, "mm_per_px": _mm}.get(column, _text)
         values = []
@@ -57,8 +57,8 @@ def read(csv: Path | str) -> pd.DataFrame:
                 values.append(to_value(cell))
             except ValueError as error:
                 raise InputError(f"{csv} row {row}: the {name} {error}") from None
-        found[column] = values
-    return _with_known_patients(found)
+        traits[column] = values
+    return _with_known_patients(traits)
 
 
 def of_headers(ids: Sequence[str], paths: Sequence[str]) -> pd.DataFrame | None:
@@ -78,8 +78,8 @@ def of_headers(ids: Sequence[str], paths: Sequence[str]) -> pd.DataFrame | None:
 
 def beside(path: Path) -> Path | None:
     """Return the path of metadata.csv in a data folder, or beside a table of labels; else None."""
-    found = (path if path.is_dir() else path.parent) / FILE
-    return found if found.is_file() else None
+    csv = (path if path.is_dir() else path.parent) / FILE
+    return csv if csv.is_file() else None
 
 
 def check_ids(csv: Path | str, table: pd.DataFrame, ids: Iterable[str]) -> int:

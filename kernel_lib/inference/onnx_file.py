@@ -111,9 +111,9 @@ class OnnxModel(OnnxFacts):
         if any(view.scale != 1 for view in tta.views(self.tta)):
             raise ValueError(f"its TTA {self.tta} looks at other sizes than the network's own")
         (levels, *more), size = self.session.get_inputs(), self.experiment.size
-        found = (levels.name, levels.type, levels.shape[1:])
-        if more or found != (LEVELS, "tensor(uint8)", [1, size, size]):
-            raise ValueError(f"its input is {found}, not {LEVELS} of 1 × {size} × {size} uint8")
+        actual = (levels.name, levels.type, levels.shape[1:])
+        if more or actual != (LEVELS, "tensor(uint8)", [1, size, size]):
+            raise ValueError(f"its input is {actual}, not {LEVELS} of 1 × {size} × {size} uint8")
         names = [output.name for output in self.session.get_outputs()]
         if names not in ([MASK, LABEL], [MASK]):
             raise ValueError(

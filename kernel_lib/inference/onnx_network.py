@@ -61,7 +61,7 @@ class OnnxNetwork(nn.Module):
 def to_onnx(models: Sequence[Network], size: int) -> bytes:
     """Return networks of one architecture, on the CPU, as one ONNX network for one image size.
 
-    It takes any number of images, and is compared with torch on a pattern of all grey levels.
+    It takes any number of images, and is compared with torch on a pattern from black to white.
     Raises: InputError if an encoder cannot be exported, or onnx is not installed.
     """
     try:
@@ -86,14 +86,14 @@ def to_onnx(models: Sequence[Network], size: int) -> bytes:
                 input_names=[LEVELS], output_names=names,
                 dynamic_axes={name: {0: "images"} for name in (LEVELS, *names)},
             )  # fmt: skip
-        found = onnx_file.run(onnx_file.session(content.getvalue(), 1), pattern.numpy())
+        exported = onnx_file.run(onnx_file.session(content.getvalue(), 1), pattern.numpy())
     except InputError:
         raise
     except Exception as error:  # of torch or onnxruntime, without a common base class
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"the network cannot be exported to ONNX ({reason})") from error
     for name, logits in zip(names, expected, strict=True):
-        apart = float(np.abs(found[name] - logits).max())
+        apart = float(np.abs(exported[name] - logits).max())
         if not apart <= TOLERANCE * max(1.0, float(np.abs(logits).max())):
             raise InputError(
                 f"the exported network's {name} logits differ from torch's by {apart:.2g}: its "

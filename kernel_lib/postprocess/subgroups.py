@@ -80,26 +80,26 @@ def with_traits(images: pd.DataFrame, traits: pd.DataFrame | None) -> pd.DataFra
     return images
 
 
-def as_table(found: Sequence[Subgroup]) -> pd.DataFrame:
+def as_table(parts: Sequence[Subgroup]) -> pd.DataFrame:
     """Return subgroups as a table for display, each score with its interval and n."""
     rows = []
-    for part in found:
+    for part in parts:
         row = {"by": part.by, "subgroup": part.name, "images": part.n_images}
         row["with a mask"] = part.n_positive
         rows.append(row | {score.name: _with_interval(score) for score in part.scores})
     return pd.DataFrame(rows)
 
 
-def warnings(found: Sequence[Subgroup]) -> list[str]:
+def warnings(parts: Sequence[Subgroup]) -> list[str]:
     """Return a warning for each trait with differences smaller than an interval is wide.
 
     The difference is between the highest and the lowest value of a score among the subgroups; it is
     compared with the widest of their intervals.
     """
     texts = []
-    for by in dict.fromkeys(part.by for part in found):
+    for by in dict.fromkeys(part.by for part in parts):
         of_score: dict[str, list[Score]] = {}
-        for score in (score for part in found if part.by == by for score in part.scores):
+        for score in (score for part in parts if part.by == by for score in part.scores):
             if not math.isnan(score.value):
                 of_score.setdefault(score.name, []).append(score)
         unclear = []

@@ -11,7 +11,7 @@ from kernel_lib.errors import InputError
 
 
 class SurfaceDistance(NamedTuple):
-    """Distances between two boundaries, in pixels; both nan where a mask is empty."""
+    """Distances between two boundaries, in pixels; both nan if a mask is empty."""
 
     hd95_px: float  # the larger of the two directed 95th percentiles
     assd_px: float  # mean over the boundary pixels of both masks

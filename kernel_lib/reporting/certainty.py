@@ -65,10 +65,10 @@ def reliability(calibrations: Sequence[Calibration]) -> Picture:
 def calibration_tables(calibrations: Sequence[Calibration]) -> tuple[pd.DataFrame, ...]:
     """Return ECE and Brier score of each score, and the bins of the best one recalibrated."""
     rows = [
-        (SCORES[one.score], when, found.ece, found.brier)
+        (SCORES[one.score], when, measured.ece, measured.brier)
         for one in calibrations
-        for when, found in (("as it is", one.before), ("recalibrated", one.after))
-        if found is not None
+        for when, measured in (("as it is", one.before), ("recalibrated", one.after))
+        if measured is not None
     ]
     winner = best(calibrations)
     bins = winner.after

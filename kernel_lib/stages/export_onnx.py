@@ -28,23 +28,25 @@ LEVELS = (
 )
 
 
-def run(given: str, out: Path, ensemble: Path | None = None) -> dict[Path, int]:
+def run(run_or_model: str, out: Path, ensemble: Path | None = None) -> dict[Path, int]:
     """Write each fold of a run's folder, or a released model by name or file, to a file in `out`.
 
     `ensemble` is an ensemble of that run alone, by default ensembles/<run>. Returns the size of
     each file in bytes. Raises: InputError if there is no such run or model, no rule for it, or its
     network cannot be exported.
     """
-    folder = Path(given)
+    folder = Path(run_or_model)
     if folder.is_dir():
         if ensemble is None:
             ensemble = folder.resolve().parents[1] / ENSEMBLES / folder.resolve().name
         return _of_run(folder.resolve(), out, ensemble)
     if ensemble is not None:
-        raise InputError(f"--ensemble {ensemble} is of a run, and {given} is not a run's folder")
+        raise InputError(
+            f"--ensemble {ensemble} is of a run, and {run_or_model} is no run's folder"
+        )
     path = folder
     if path.suffix != released.SUFFIX:
-        path = released.find(paths.models_dir(), given)
+        path = released.find(paths.models_dir(), run_or_model)
     model = Released.load(path)
     facts = OnnxFacts(**_without_model(model), fold=0, combine="mean", input=_input(model.model))
     return dict([_write(facts, [model.model], out / f"{model.name}{SUFFIX}")])

@@ -100,8 +100,8 @@ def _held_out(folder: Path, data: Path | None) -> Results:
             levels=lambda: ensemble_maps.full_map(row.image_id, shape, weights)[0],
         )
 
-    shown = [result(row) for row in per_image.itertuples(index=False)]
-    return Results(f"{ensemble.name}, out of fold", shown, notes)
+    results = [result(row) for row in per_image.itertuples(index=False)]
+    return Results(f"{ensemble.name}, out of fold", results, notes)
 
 
 def _test(folder: Path, data: Path | None) -> Results:
@@ -137,8 +137,8 @@ def _test(folder: Path, data: Path | None) -> Results:
 
     n_lost = len(submitted) - len(files)
     notes = (f"{data} lacks {n_lost:,} of {len(submitted):,} test images",) if n_lost else ()
-    shown = [result(*item) for item in files.items()]
-    return Results(f"{ensemble.name}, test images", shown, notes)
+    results = [result(*item) for item in files.items()]
+    return Results(f"{ensemble.name}, test images", results, notes)
 
 
 def _predicted(table: Path, data: Path | None) -> Results:
@@ -149,17 +149,17 @@ def _predicted(table: Path, data: Path | None) -> Results:
         stems = {row["file"]: _stem(row["file"]) for row in rows}
         count = Counter(stems.values())
         names = {file: stem if count[stem] == 1 else file for file, stem in stems.items()}
-        shown = [_of_row(row, names[row["file"]], data) for row in rows]
+        results = [_of_row(row, names[row["file"]], data) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{table} is damaged ({error!r}): run predict again") from None
-    if not shown:
+    if not results:
         raise InputError(f"{table} lists no image: run predict again")
-    if data is not None and not any(result.path for result in shown):
+    if data is not None and not any(result.path for result in results):
         raise InputError(
-            f"{data} holds none of the {len(shown):,} files of {table}, {rows[0]['file']} first: "
+            f"{data} holds none of the {len(results):,} files of {table}, {rows[0]['file']} first: "
             "give the folder that was predicted"
         )
-    return Results(rows[0].get("model") or NOT_STATED, shown, ())
+    return Results(rows[0].get("model") or NOT_STATED, results, ())
 
 
 def _stem(file: str) -> str:

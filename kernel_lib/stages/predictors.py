@@ -95,9 +95,9 @@ def _predict(
         batch_size = parameters.batch_size or BATCH_SIZE
         meta = {"run": model.name, "fold": model.fold, "tta": model.tta}
         title = f"{model.name}/fold{model.fold}"
-        shown = bar(
+        progress = bar(
             model.predict(images, batch_size), total=len(images), desc=title, unit="image",
             leave=False,
         )  # fmt: skip
-        maps.write(fold_run.fold_folder(scratch, model.name, model.fold).test, shown, meta)
+        maps.write(fold_run.fold_folder(scratch, model.name, model.fold).test, progress, meta)
     return Predicted(images.table, images.skipped, images.notes)

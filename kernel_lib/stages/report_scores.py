@@ -30,7 +30,7 @@ def sections(data: ReportData, source: Source | None) -> list[Section]:
     kept, images = scored.kept, images_of(data)
     traits, notes = _traits(images, source)
     images = subgroups.with_traits(images, traits)
-    found = subgroups.subgroups(images, traits)
+    parts = subgroups.subgroups(images, traits)
     text = (
         f"Scores of the masks that scored the rule, {scores.claim(scored, scored.kept_selected)}: "
         "each image's mask is by the rule chosen without it. Different definitions do not "
@@ -42,10 +42,10 @@ def sections(data: ReportData, source: Source | None) -> list[Section]:
     if data.distances is None:
         text += " Boundary distances are missing: run the thresholds stage, which computes them."
     rows = score_definitions.scores(images, Resampler(kept.n_bootstrap, kept.seed))
-    doubts = [*notes, *subgroups.warnings(found)]
+    doubts = [*notes, *subgroups.warnings(parts)]
     return [
         Section("Scores in every published definition", (text, score_definitions.as_table(rows))),
-        Section("Subgroups", (subgroups.as_table(found), *([doubts] if doubts else []))),
+        Section("Subgroups", (subgroups.as_table(parts), *([doubts] if doubts else []))),
     ]
 
 

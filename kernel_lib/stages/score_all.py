@@ -52,13 +52,13 @@ def text(
     notes.append(
         f"95 % intervals: bootstrap over {drawn}, Wilson for sensitivity, specificity, PPV and NPV"
     )
-    found = subgroups.subgroups(images, traits)
+    parts = subgroups.subgroups(images, traits)
     tables = [
         score_definitions.as_table(score_definitions.scores(images)),
-        subgroups.as_table(found),
+        subgroups.as_table(parts),
     ]
     shown = [_as_text(table) for table in tables if len(table)]
-    notes += [f"warning: {warning}" for warning in subgroups.warnings(found)]
+    notes += [f"warning: {warning}" for warning in subgroups.warnings(parts)]
     return "\n\n".join([*shown, "\n".join(notes)])
 
 
