@@ -1,4 +1,4 @@
-"""What is left of an account's GPU quota, as the Kaggle command line prints it."""
+"""What is left of an account's GPU quota, read from the Kaggle command line."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from kernel_lib.kaggle import quota
 
 _SECONDS = 60
 _HEADER = re.compile(r"^resource,used,remaining,total,refreshAt\s*$", re.MULTILINE)
-_NOBODY = re.compile(r"authentication required|\b401\b|unauthorized|kaggle\.json", re.IGNORECASE)
+_NOT_LOGGED_IN = re.compile(
+    r"authentication required|\b401\b|unauthorized|kaggle\.json", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Week:
-    """GPU hours: what is left of this week, all of a later one, and the line that says so."""
+    """GPU hours: what is left of this week, the total of a later one, and a line for the user."""
 
     left: float = quota.GPU_HOURS_A_WEEK
     total: float = quota.GPU_HOURS_A_WEEK
-    ends: datetime | None = None  # None: on Saturday
-    says: str = ""
+    ends: datetime | None = None  # UTC; None: on Saturday
+    line: str = ""
 
 
 FULL_WEEK = Week()
 
 
-def given(left: float) -> Week:
-    """Return the week with so many hours left; InputError for what cannot be hours."""
+def of_hours(left: float) -> Week:
+    """Return the week with `left` hours left. Raises: InputError below 0 and if not finite."""
     if not 0 <= left < math.inf:
         raise InputError(f"--quota-left {left:g} is not a number of hours; give 0 or more")
     total = max(left, quota.GPU_HOURS_A_WEEK)
-    return Week(left, total, says=f"quota: {left:g} of {total:g} GPU hours left, as given")
+    return Week(left, total, line=f"quota: {left:g} of {total:g} GPU hours left, as given")
 
 
 def week() -> Week:
-    """Return the week of the account that `kaggle` is logged in with; without one, a full week.
+    """Return the week of the account that `kaggle` is logged in with; a full week if unknown.
 
-    The answer is read as `kaggle quota --csv` has printed it since 2.2.1, its first version.
+    It is read from `kaggle quota --csv`, in its format since 2.2.1, the first version with it.
     """
     command = shutil.which("kaggle")
     if command is None:
@@ -59,11 +61,11 @@ def week() -> Week:
     answer = f"{done.stdout}\n{done.stderr}".strip()
     if done.returncode == 0 and (found := _read(done.stdout)):
         return found
-    return _assumed(_why(answer))
+    return _assumed(_reason(answer))
 
 
 def _read(answer: str) -> Week | None:
-    """Return the row of the GPU, which may follow a warning; None where there is none."""
+    """Return the week in the row of the GPU, which a warning may precede; None if there is none."""
     header = _HEADER.search(answer)
     if header is None:
         return None
@@ -77,25 +79,25 @@ def _read(answer: str) -> Week | None:
             return None
         if not 0 <= left <= total < math.inf:
             return None
-        # Before 2.2.3 the time has no zone; it is UTC.
+        # Before 2.2.3 the time has no time zone; it is UTC.
         ends = ends and (ends if ends.tzinfo else ends.replace(tzinfo=UTC)).astimezone(UTC)
-        says = f"quota: {left:g} of {total:g} GPU hours left, by kaggle quota"
-        return Week(left, total, ends, says)
+        line = f"quota: {left:g} of {total:g} GPU hours left, by kaggle quota"
+        return Week(left, total, ends, line)
     return None
 
 
-def _why(answer: str) -> str:
-    if _NOBODY.search(answer):
-        return "nobody is logged in, kaggle auth login"
+def _reason(answer: str) -> str:
+    if _NOT_LOGGED_IN.search(answer):
+        return "kaggle is not logged in (run kaggle auth login)"
     if "invalid choice" in answer:
         return "this kaggle has no quota, which 2.2.1 and newer have: pip install -U kaggle"
     last = answer.splitlines()[-1][:200] if answer else "nothing"
     return f"kaggle quota answered {last!r}"
 
 
-def _assumed(why: str) -> Week:
+def _assumed(reason: str) -> Week:
     total = quota.GPU_HOURS_A_WEEK
     return Week(
-        says=f"quota: {total:g} of {total:g} GPU hours assumed to be left, because {why}; "
+        line=f"quota: {total:g} of {total:g} GPU hours assumed to be left, because {reason}; "
         "--quota-left H gives another number"
     )

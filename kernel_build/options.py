@@ -54,7 +54,7 @@ def accelerator_name(given: str | None) -> str | None:
     """
     if given is None:
         return None
-    name = accelerators.named(given).name
+    name = accelerators.find(given).name
     if replaced := accelerators.replacement(given):
         click.echo(f"--accelerator {replaced}; the kernels name {name}")
     return name

@@ -68,7 +68,7 @@ def as_text(
         "",
         f"{_count(len(estimate.seeds), 'seed')} ({seeds}) × {estimate.folds} folds, at most: "
         "patience may end a fold before its last epoch",
-        *([estimate.week.says] if estimate.week.says else []),
+        *([estimate.week.line] if estimate.week.line else []),
         *_week_lines(estimate),
         f"the quota is full again on {estimate.week.ends or quota.week_ends(now):%A %d %B, %H:%M} "
         "UTC",
@@ -259,10 +259,10 @@ def plan(
 ) -> None:  # fmt: skip
     """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels."""
     session = Session.of(hours)
-    week = None if quota_left is None else account.given(quota_left)
+    week = None if quota_left is None else account.of_hours(quota_left)
     shape = options.accelerator_name(accelerator)
     given_by_root = metadata.read_base(ROOT).get("machine_shape") or accelerators.DEFAULT
-    machines = (accelerators.named(shape or given_by_root), accelerators.named(measured_on))
+    machines = (accelerators.find(shape or given_by_root), accelerators.find(measured_on))
     sources = metadata.Sources(data, datasets, models=models)
     values = {name.lower(): parse_value(text) for name, text in given}
     if own := [name.upper() for name in values if name in _OWN]:

@@ -1,12 +1,12 @@
-"""Push the kernels beside this script to Kaggle in order, and wait for each before what needs it.
+"""Push the kernels beside this script to Kaggle, each after the kernels whose output it takes.
 
     python push_all.py [--poll SECONDS] [--kaggle COMMAND] [--no-run]
 
-Needs Python 3.9 and the kaggle command line. Its state is kept in push_state.json: stopped anywhere
-and started again, it goes on from there, and pushes a kernel that failed again. The result of a
-push is read from the command line's output, since its exit code is 0 also when Kaggle refused. At
-most two GPU sessions run at once. With --no-run it saves a version of each kernel that has not run,
-and runs none.
+Needs Python 3.9 and the kaggle command line. Its state is kept in push_state.json: stopped at any
+time and started again, it continues there, and pushes failed kernels again. The result of a push is
+read from the command line's output, since its exit code is 0 even if Kaggle refuses. At most two
+GPU sessions run at once. With --no-run it saves a version of each kernel that has not run, and runs
+none.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ import time
 from pathlib import Path
 
 GPU_SESSIONS = 2
-PATIENCE = 10  # times in a row that the network, or Kaggle, may fail before this gives up
-# The output of version 2.2.5; the older forms are of 2.2.4 and before.
+MAX_FAILURES = 10  # unclear answers in a row, of the network or Kaggle, before it stops
+# As version 2.2.5 prints; the optional parts are of 2.2.4 and before.
 PUSHED = re.compile(r"Kernel version (?:\d+ )?successfully pushed")
 SAVED = re.compile(r"Kernel version (?:\d+ )?successfully saved without running")
-OLD = re.compile(r"unrecognized arguments|invalid choice|no such option", re.IGNORECASE)
+OUTDATED = re.compile(r"unrecognized arguments|invalid choice|no such option", re.IGNORECASE)
 INVALID = re.compile(r"^.*\bnot valid\b.*$", re.MULTILINE | re.IGNORECASE)
 STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
-BUSY = re.compile(r"maximum (?:batch )?GPU session", re.IGNORECASE)  # all slots are taken: wait
-# Kaggle answers 403 for a kernel that it does not know; of a status, 401 reads the same.
+BUSY = re.compile(r"maximum (?:batch )?GPU session", re.IGNORECASE)  # all sessions are in use: wait
+# Kaggle answers 403 for a kernel that it does not know; for a status, a 401 gives the same text.
 ABSENT = re.compile(
     r"\b40[34]\b|not found|forbidden|cannot access kernel|don't have access", re.IGNORECASE
 )
-NOBODY = re.compile(
+NOT_LOGGED_IN = re.compile(
     r"\b401\b|unauthorized|could not find kaggle.json|authenticate|authentication required",
     re.IGNORECASE,
 )
-COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 LOG_LINES = 20  # of a failed kernel, the last ones
-GOING = ("queued", "running", "new_script", "newscript")
+UNFINISHED = ("queued", "running", "new_script", "newscript")
 
 
 class PushError(Exception):
-    """A kernel cannot be pushed or has failed; nothing more is pushed."""
+    """A kernel cannot be pushed or has failed; no other is pushed."""
 
 
 class NoAnswerError(Exception):
-    """No clear answer: to be asked again."""
+    """No clear answer: ask again."""
 
 
 class BusyError(Exception):
-    """Kaggle runs as many GPU sessions as it allows this account."""
+    """This account already runs as many GPU sessions as Kaggle allows."""
 
 
 class State:
@@ -64,18 +64,18 @@ class State:
         self.of = {slug: kept.get(slug, "waiting") for slug in slugs}
 
     def set(self, slug: str, state: str) -> None:
-        """Write the state at once and atomically, so that a kill loses nothing."""
+        """Write the state atomically, so that nothing is lost if this process is killed."""
         self.of[slug] = state
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(self.of, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, self.path)
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(json.dumps(self.of, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
         print(f"{time.strftime('%H:%M:%S')} {slug}: {state}", flush=True)
 
 
 def call(command: list[str], *arguments: str, checked: bool = False) -> str:
-    """Return the output of the command line, both streams; with `checked`, the first of a success.
+    """Return stdout and stderr of the command line; with `checked`, stdout of a success only.
 
-    Raises: NoAnswerError where it does not end, or with `checked` fails; PushError without a login.
+    Raises: NoAnswerError if it does not end, or with `checked` fails; PushError without a login.
     """
     try:
         done = subprocess.run(
@@ -84,9 +84,9 @@ def call(command: list[str], *arguments: str, checked: bool = False) -> str:
     except subprocess.TimeoutExpired:
         raise NoAnswerError(f"{' '.join(arguments)}: no answer in 10 minutes") from None
     answer = f"{done.stdout}\n{done.stderr}".strip()
-    if done.returncode and NOBODY.search(answer):
+    if done.returncode and NOT_LOGGED_IN.search(answer):
         first = answer.splitlines()[0]
-        raise PushError(f"the kaggle command line is not logged in, kaggle auth login: {first}")
+        raise PushError(f"the kaggle command line is not logged in, run kaggle auth login: {first}")
     if checked and done.returncode:
         raise NoAnswerError(last_line(answer))
     return done.stdout if checked else answer
@@ -95,21 +95,21 @@ def call(command: list[str], *arguments: str, checked: bool = False) -> str:
 def push(command: list[str], folder: Path, run: bool = True) -> None:
     """Push a kernel; without `run`, save a version that does not run.
 
-    Raises: PushError with Kaggle's answer, BusyError or NoAnswerError to try again.
+    Raises: PushError with Kaggle's answer; BusyError or NoAnswerError if it may be tried again.
     """
     answer = call(command, "kernels", "push", "-p", str(folder), *([] if run else ["--no-run"]))
-    if not run and OLD.search(answer):
+    if not run and OUTDATED.search(answer):
         raise PushError("this kaggle has no --no-run, which 2.2.5 has: pip install -U kaggle")
     invalid = INVALID.findall(answer)
-    if invalid:  # success is reported as well, and the kernel runs without them
+    if invalid:  # Kaggle reports success too, and the kernel runs without them
         cancel = ", cancel the run on Kaggle" * run
         raise PushError(f"sources were refused{cancel}: {'; '.join(invalid)}")
     pushed, saved = PUSHED.search(answer), SAVED.search(answer)
     if pushed if run else saved:
         return
     if pushed or saved:
-        wrong = "only saved, it does not run" if run else "pushed, and it runs on Kaggle"
-        raise PushError(f"{wrong}: {answer}")
+        result = "only saved, it does not run" if run else "pushed, and it runs on Kaggle"
+        raise PushError(f"{result}: {answer}")
     if BUSY.search(answer):
         raise BusyError
     if "push error" in answer.lower() or ABSENT.search(answer):
@@ -130,18 +130,18 @@ def status(command: list[str], kernel_id: str) -> tuple[str, str]:
 def update(command: list[str], kernel: dict, state: State) -> None:
     """Update the state of a pushed kernel.
 
-    Raises: PushError where it failed on Kaggle.
+    Raises: PushError if it failed on Kaggle, NoAnswerError if Kaggle does not show it.
     """
     slug = kernel["slug"]
     current, answer = status(command, kernel["id"])
     if current == "complete":
         state.set(slug, "complete")
-    elif current == "absent":  # it may be running: an expired login reads the same
+    elif current == "absent":  # it may be running: an expired login gets the same answer
         raise NoAnswerError(
-            f"{slug} was pushed, and Kaggle shows this login no such kernel: kaggle auth login, "
-            f"or, where it was deleted, remove its line from {state.path.name}"
+            f"{slug} was pushed, and Kaggle shows this login no such kernel: run kaggle auth "
+            f"login, or, if it was deleted, remove its line from {state.path.name}"
         )
-    elif current not in GOING:
+    elif current not in UNFINISHED:
         state.set(slug, "failed")
         raise PushError(
             f"{slug} is {current} on Kaggle: {answer}\n{log_end(command, kernel['id'])}"
@@ -153,7 +153,7 @@ def log_end(command: list[str], kernel_id: str) -> str:
     try:
         answer = call(command, "kernels", "logs", kernel_id, checked=True)
     except (NoAnswerError, PushError) as reason:
-        newer = "; pip install -U kaggle" * bool(OLD.search(str(reason)))
+        newer = "; pip install -U kaggle" * bool(OUTDATED.search(str(reason)))
         return f"its log could not be read: {reason}{newer}"
     lines = [line for line in log_text(answer).splitlines() if line.strip()]
     if not lines:
@@ -173,19 +173,19 @@ def log_text(answer: str) -> str:
             text = "".join(str(piece["data"]) for piece in pieces if piece.get("data"))
         except (ValueError, AttributeError, KeyError, TypeError):
             pass
-    return COLOURS.sub("", text)
+    return COLOUR_CODES.sub("", text)
 
 
 def resume(command: list[str], kernel: dict, state: State) -> None:
-    """Ask Kaggle whether a push that was cut short arrived."""
+    """Ask Kaggle whether an interrupted push arrived, and set the state accordingly."""
     if state.of[kernel["slug"]] == "pushing":
         current, _ = status(command, kernel["id"])
-        # Complete or failed may be of an older version; then it is pushed again.
-        state.set(kernel["slug"], "pushed" if current in GOING else "waiting")
+        # Complete or failed may be the status of an older version: push again.
+        state.set(kernel["slug"], "pushed" if current in UNFINISHED else "waiting")
 
 
 def step(command: list[str], folder: Path, kernels: list[dict], state: State) -> None:
-    """Update the kernels that run, then push those that may begin."""
+    """Update the kernels that run, then push those whose sources are complete."""
     for kernel in kernels:
         if state.of[kernel["slug"]] == "pushed":
             update(command, kernel, state)
@@ -214,7 +214,7 @@ def step(command: list[str], folder: Path, kernels: list[dict], state: State) ->
 
 
 def save(command: list[str], folder: Path, kernels: list[dict], state: State) -> None:
-    """Save a version of each kernel that has not run; a newer one would hide a finished output.
+    """Save a version of each kernel that has not run; it would hide the output of one that has.
 
     Raises: PushError with Kaggle's answer.
     """
@@ -233,7 +233,7 @@ def save(command: list[str], folder: Path, kernels: list[dict], state: State) ->
 
 
 def main() -> int:
-    """Push all kernels; return 0 once all are complete, 1 where one stopped it, 130 for Ctrl-C."""
+    """Push all kernels; return 0 once all are complete, 1 if one failed, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--poll", type=float, default=60.0, help="seconds between two rounds")
     parser.add_argument("--kaggle", default="kaggle", help="the command line to call")
@@ -242,7 +242,7 @@ def main() -> int:
     folder, command = Path(__file__).resolve().parent, shlex.split(options.kaggle)
     kernels = json.loads((folder / "graph.json").read_text(encoding="utf-8"))["kernels"]
     state = State(folder / "push_state.json", [kernel["slug"] for kernel in kernels])
-    hiccups = 0
+    failures = 0
     try:
         if options.no_run:
             save(command, folder, kernels, state)
@@ -255,13 +255,13 @@ def main() -> int:
                 for kernel in kernels:
                     resume(command, kernel, state)
                 step(command, folder, kernels, state)
-                hiccups = 0
-            except NoAnswerError as hiccup:
-                hiccups += 1
-                print(f"no clear answer ({hiccups} of {PATIENCE}): {hiccup}", flush=True)
-                if hiccups >= PATIENCE:
+                failures = 0
+            except NoAnswerError as failure:
+                failures += 1
+                print(f"no clear answer ({failures} of {MAX_FAILURES}): {failure}", flush=True)
+                if failures >= MAX_FAILURES:
                     raise PushError(
-                        "no clear answer for too long; start this again later"
+                        "no clear answer for too long; start this script again later"
                     ) from None
             if any(each != "complete" for each in state.of.values()):
                 time.sleep(options.poll)
@@ -269,7 +269,7 @@ def main() -> int:
         print(f"stopped: {failure}\nfix it and start this again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was pushed runs on; start this again to go on", file=sys.stderr)
+        print("stopped; pushed kernels keep running; start this again to continue", file=sys.stderr)
         return 130
     except FileNotFoundError as error:
         print(f"stopped: {error}; pip install kaggle", file=sys.stderr)

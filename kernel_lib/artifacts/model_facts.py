@@ -1,6 +1,6 @@
-"""What is known of a network that is given away: all that predicting needs beside its weights.
+"""The facts about a network that is published: all that prediction needs besides its weights.
 
-Kept as a model file's metadata, a table of texts. No torch in this file.
+Stored in a model file's metadata, a dictionary of texts. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.postprocess.triplet import Triplet
 
-GATES = ("none", "label", "sum")  # as an ensemble's
-DAMAGED = (ValidationError, ValueError, RuntimeError, TypeError)  # of wrong texts, beside KeyError
+GATES = ("none", "label", "sum")  # as of an ensemble
+DAMAGED = (
+    ValidationError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+)  # errors for invalid texts, besides KeyError
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,11 @@ class ModelFacts:
     gate: str  # what the rule's label threshold, if it has one, is compared with: one of GATES
     tta: str
     lineage: Lineage  # every image that the network was trained on
-    score: dict[str, Any]  # honest figures, for people
+    score: dict[str, Any]  # honest score, for documentation
     licence: str
 
     def to_metadata(self) -> dict[str, str]:
-        """Return them as texts by name."""
+        """Return the facts as texts by name."""
         return {
             "name": self.name,
             "experiment": compact(self.experiment.model_dump(mode="json")),
@@ -48,9 +53,9 @@ class ModelFacts:
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> ModelFacts:
-        """Return what `to_metadata` wrote; other names are ignored.
+        """Return the facts from texts by `to_metadata`; other names are ignored.
 
-        Raises: KeyError for a name that is missing, an error of DAMAGED for a wrong text.
+        Raises: KeyError for a missing name, an error of DAMAGED for an invalid text.
         """
         if metadata["gate"] not in GATES:
             raise ValueError(f"its gate is {metadata['gate']!r}, none of {', '.join(GATES)}")
@@ -67,5 +72,5 @@ class ModelFacts:
 
 
 def compact(value: Any) -> str:
-    """Return JSON without blanks. Raises: ValueError for a number that is not finite."""
+    """Return JSON without spaces. Raises: ValueError for a number that is not finite."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,4 +1,4 @@
-"""View, sex, age, patient and pixel spacing of images, of a table beside them or DICOM headers."""
+"""View, sex, age, patient and pixel spacing of images, from a table or DICOM headers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kernel_lib.data.labels import names_of
 from kernel_lib.errors import InputError
 
 FILE = "metadata.csv"
-# What a table may call its columns, in lower case and without punctuation.
-_COLUMNS = {
+# Accepted column names of a table, in lower case and without punctuation.
+_COLUMN_NAMES = {
     "view": ("view", "viewposition"),
     "sex": ("sex", "patientsex", "gender", "patientgender"),
     "age": ("age", "patientage"),
@@ -24,11 +24,11 @@ _COLUMNS = {
     "mm_per_px": ("mmperpx", "pixelspacing"),
 }
 _UNKNOWN = ("", "U", "UNKNOWN", "NAN", "NA", "NONE")
-READERS = 8  # of headers, which wait for the disk
+READERS = 8  # threads that read headers, mostly waiting for the disk
 
 
 def read(csv: Path | str) -> pd.DataFrame:
-    """Return the columns of a table of metadata that are known, by image id.
+    """Return the known columns of a table of metadata, by image id.
 
     Returns: DataFrame indexed by image_id, with those of the columns view, sex, patient (text, ""
     unknown), age (years) and mm_per_px (float, nan unknown) that the table has.
@@ -36,19 +36,19 @@ def read(csv: Path | str) -> pd.DataFrame:
     """
     table = cells.read_table(csv)
     cells.check_columns(csv, table.columns, [cells.ID_COLUMN])
-    called = {re.sub(r"[\W_]", "", name.lower()): name for name in reversed(table.columns)}
+    present = {re.sub(r"[\W_]", "", name.lower()): name for name in reversed(table.columns)}
     names = {
-        column: called[given] for column, many in _COLUMNS.items() for given in many
-        if given in called
+        column: present[alias] for column, aliases in _COLUMN_NAMES.items() for alias in aliases
+        if alias in present
     }  # fmt: skip
     if not names:
         raise InputError(
             f"{csv} has the columns {list(table.columns)}, none of view, sex, age, patient or "
-            "mm_per_px: name at least one so"
+            "mm_per_px: rename at least one to that"
         )
     ids = names_of(table[cells.ID_COLUMN])
     _check_ids(csv, table.index, ids)
-    found = pd.DataFrame(index=pd.Index(ids, name="image_id"))
+    traits = pd.DataFrame(index=pd.Index(ids, name="image_id"))
     for column, name in names.items():
         to_value = {"age": _age, "mm_per_px": _mm}.get(column, _text)
         values = []
@@ -57,14 +57,14 @@ def read(csv: Path | str) -> pd.DataFrame:
                 values.append(to_value(cell))
             except ValueError as error:
                 raise InputError(f"{csv} row {row}: the {name} {error}") from None
-        found[column] = values
-    return _with_known_patients(found)
+        traits[column] = values
+    return _with_known_patients(traits)
 
 
 def of_headers(ids: Sequence[str], paths: Sequence[str]) -> pd.DataFrame | None:
-    """Return what the headers of DICOM files state, as `read` returns it; None without a DICOM.
+    """Return what the headers of DICOM files state, as `read` does; None if no file is DICOM.
 
-    What is no DICOM, or states nothing that can be read, is unknown.
+    Values of a file that is not DICOM, or that cannot be read, are unknown.
     """
     with ThreadPoolExecutor(READERS) as pool:
         stated = list(pool.map(_of_header, paths))
@@ -77,13 +77,13 @@ def of_headers(ids: Sequence[str], paths: Sequence[str]) -> pd.DataFrame | None:
 
 
 def beside(path: Path) -> Path | None:
-    """Return the table of metadata in a data folder, or beside a table of labels, if there is."""
-    found = (path if path.is_dir() else path.parent) / FILE
-    return found if found.is_file() else None
+    """Return the path of metadata.csv in a data folder, or beside a table of labels; else None."""
+    csv = (path if path.is_dir() else path.parent) / FILE
+    return csv if csv.is_file() else None
 
 
 def check_ids(csv: Path | str, table: pd.DataFrame, ids: Iterable[str]) -> int:
-    """Return how many of these images a table of metadata lacks; InputError where it has none."""
+    """Return how many of these images a table of metadata lacks; InputError if it lacks all."""
     ids = list(ids)
     lacking = sum(image_id not in table.index for image_id in ids)
     if lacking == len(ids):
@@ -123,7 +123,7 @@ def _text(cell: str) -> str:
 
 
 def _age(cell: str) -> float:
-    """Return the years of an age as `dicom.years` does, nan for a blank; else ValueError."""
+    """Return an age in years as `dicom.years` does, nan for a blank; ValueError for other texts."""
     years = dicom.years(cell)
     if math.isnan(years) and _text(cell):
         raise ValueError(f"{cell!r} is no age in years: write a number such as 57, or nothing")
@@ -138,5 +138,5 @@ def _mm(cell: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"{cell!r} is no spacing: write the mm of a pixel, such as 0.143")
+        raise ValueError(f"{cell!r} is no spacing: write the size of a pixel in mm, such as 0.143")
     return value

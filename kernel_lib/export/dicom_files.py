@@ -1,7 +1,7 @@
 """Masks as DICOM files that refer to their radiograph: segmentations, and pictures with contours.
 
-highdicom writes them. Nothing is changed in the radiograph's own file: what a reference to it may
-not hold is replaced in memory, and noted.
+highdicom writes them. The radiograph's own file is not changed: attributes that are not valid are
+replaced or removed in memory, and noted.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from kernel_lib.errors import InputError
 from kernel_lib.export import packages
 from kernel_lib.reporting import overlays
 
-MAKER, NOT_CLINICAL = "pneumothorax-kernels", "not for clinical use"
+MANUFACTURER, NOT_CLINICAL = "pneumothorax-kernels", "not for clinical use"
 MASK, MAP = f"Predicted pneumothorax, {NOT_CLINICAL}", f"Pneumothorax map, {NOT_CLINICAL}"
 CONTOUR = f"Contour of a predicted pneumothorax, {NOT_CLINICAL}"
 SERIES_NUMBERS = {MASK: 9001, MAP: 9002, CONTOUR: 9003}
-MAX_LO = 64  # characters of a DICOM long string
-MAX_ST = 1024  # of a short text
-IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-# Which every file of a patient and study has to hold, if empty.
+MAX_LO = 64  # characters of a DICOM long string (LO)
+MAX_ST = 1024  # of a short text (ST)
+UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+# Attributes that every DICOM file must contain, possibly empty.
 REQUIRED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName", "Modality",
 )  # fmt: skip
-# Without a frame of reference highdicom takes a spacing only with a thickness, which a radiograph
-# does not have; with one it wants all of these.
+# Not passed to highdicom: without a frame of reference it accepts a spacing only with a slice
+# thickness, which a radiograph does not have; with one it requires all of these.
 SPATIAL = (
     "PixelSpacing", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient",
     "ImageOrientationPatient",
 )  # fmt: skip
 TEXT_VRS = valuerep.STR_VR - {"UC", "UR"}
-SPACING_NOTE = "PixelSpacing without frame of reference, refused by highdicom: removed in memory"
-# What OHIF and cornerstone assume of a radiograph; they show no segmentation that states no plane.
+SPACING_NOTE = "PixelSpacing without frame of reference, which highdicom refuses: not passed on"
+# As OHIF and cornerstone assume of a radiograph; they show only segmentations that state a plane.
 ASSUMED_ORIENTATION, ASSUMED_THICKNESS = [1, 0, 0, 0, 1, 0], 1
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A radiograph to refer to, with valid and complete attributes, and what was changed in them.
+    """A radiograph to refer to, with valid and complete attributes, and notes on what was changed.
 
-    `is_derived`: whether a UID of its own is not valid, so that a derived one stands here.
+    `is_derived`: whether one of its own UIDs is not valid and replaced by a derived one.
     """
 
     dataset: pydicom.Dataset
@@ -64,15 +64,15 @@ class Reference:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the reference to a DICOM file. Raises: InputError where it can't be read."""
-        with _faults_named("is damaged"):
+        """Return the reference to a DICOM file. Raises: InputError if it can't be read."""
+        with _header_errors("is damaged"):
             dataset = images.dataset_of(path)
             dataset.decode()
-            dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for what is written beside it
+            dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for the files that refer to it
             own = str(dataset.get("SOPInstanceUID") or path.name)
-            derived = _with_valid_ids(dataset, own)
+            derived = _replace_invalid_uids(dataset, own)
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-            invalid = _without_invalid(dataset)
+            invalid = _remove_invalid_values(dataset)
             spacing = dataset.get("PixelSpacing", [1, 1])
             if np.size(spacing) != 2 or min(spacing) <= 0:
                 del dataset.PixelSpacing
@@ -83,7 +83,7 @@ class Reference:
         notes = []
         if derived:
             notes.append(
-                f"{', '.join(derived)} not valid: the DICOM files hold derived UIDs, 2.25.…"
+                f"{', '.join(derived)} not valid: the DICOM files use derived UIDs, 2.25.…"
             )
         if invalid:
             notes.append(f"{', '.join(invalid)} not valid: left out of the DICOM files")
@@ -91,16 +91,17 @@ class Reference:
 
     @property
     def uid(self) -> str:
+        """The SOPInstanceUID."""
         return str(self.dataset.SOPInstanceUID)
 
     def save(self, path: Path) -> None:
-        """Write the radiograph as it is referred to."""
-        with _faults_named("is damaged"):
+        """Write the radiograph with the attributes that the other files refer to."""
+        with _header_errors("is damaged"):
             self.dataset.save_as(path)
 
     def check_shape(self, shape: tuple[int, int]) -> None:
-        """Refuse a mask (H, W) of another size than the radiograph."""
-        with _faults_named("is damaged"):
+        """Raise InputError for a mask (H, W) of another size than the radiograph."""
+        with _header_errors("is damaged"):
             own = int(self.dataset.Rows), int(self.dataset.Columns)
         if own != shape:
             raise InputError(
@@ -110,11 +111,11 @@ class Reference:
 
 
 def derived_uid(*parts: str) -> UID:
-    """Return a valid UID that follows from these texts alone: 2.25 and a UUID of version 5.
+    """Return a valid UID that depends only on these texts: 2.25 and a version 5 UUID.
 
     Source: DICOM PS3.5 B.2.
     """
-    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, ' '.join((MAKER, *parts))).int}")
+    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, ' '.join((MANUFACTURER, *parts))).int}")
 
 
 def write_segmentation(
@@ -127,17 +128,17 @@ def write_segmentation(
 ) -> list[str]:
     """Write a DICOM segmentation of one segment, and return notes.
 
-    pixels: a mask (H, W) 0/1 uint8, or a probability map (H, W) in float, in steps of 1/255. An
-    empty mask is one empty frame.
-    plane: the spacing (between rows, between columns) in mm of an assumed plane to state.
-    Raises: InputError where highdicom is missing, or the radiograph's header does not do.
+    pixels: a mask (H, W) 0/1 uint8, or a probability map (H, W) float, in steps of 1/255. An empty
+    mask becomes one empty frame.
+    plane: the spacing (between rows, between columns) in mm of the assumed plane; None states none.
+    Raises: InputError if highdicom is missing, or refuses the radiograph's header.
     """
     hd = packages.highdicom()
     reference.check_shape(pixels.shape)
     notes = []
     if "PixelSpacing" in reference.dataset and "FrameOfReferenceUID" not in reference.dataset:
         notes.append(SPACING_NOTE)
-    with _faults_named("does not do for highdicom"):
+    with _header_errors("is refused by highdicom"):
         _segmentation(hd, reference, pixels, algorithm, rule, plane).save_as(path)
     return notes
 
@@ -161,8 +162,8 @@ def _segmentation(
         name=algorithm[:MAX_LO],
         family=codes.DCM.ArtificialIntelligence,
         version=_version(),
-        source=MAKER,
-        parameters={"rule": "none, the map before it" if is_map else rule},
+        source=MANUFACTURER,
+        parameters={"rule": "none, a probability map" if is_map else rule},
     )
     segment = hd.seg.SegmentDescription(
         segment_number=1,
@@ -173,7 +174,7 @@ def _segmentation(
         algorithm_identification=identified,
     )
     segment.SegmentDescription = f"{kind}. {'' if is_map else rule}"[:MAX_ST]
-    made = hd.seg.Segmentation(
+    segmentation = hd.seg.Segmentation(
         [source],
         pixels,
         "FRACTIONAL" if is_map else "BINARY",
@@ -184,20 +185,21 @@ def _segmentation(
         content_label="PNEUMOTHORAX",
         content_description=kind,
         omit_empty_frames=False,
-        **_series(reference, pixels, kind, algorithm, rule, f"plane {plane}"),
+        **_series_arguments(reference, pixels, kind, algorithm, rule, f"plane {plane}"),
     )
-    made.PatientOrientation = reference.dataset.get("PatientOrientation") or ""
+    segmentation.PatientOrientation = reference.dataset.get("PatientOrientation") or ""
     if plane is not None:
-        _state_plane(made, plane)
-    return made
+        _add_plane(segmentation, plane)
+    return segmentation
 
 
-def _state_plane(made: pydicom.Dataset, spacing: tuple[float, float]) -> None:
+def _add_plane(segmentation: pydicom.Dataset, spacing: tuple[float, float]) -> None:
+    """Add an assumed plane with this spacing (between rows, between columns), mm."""
     measures, orientation = pydicom.Dataset(), pydicom.Dataset()
     measures.PixelSpacing = [valuerep.DSfloat(side, auto_format=True) for side in spacing]
     measures.SliceThickness = ASSUMED_THICKNESS
     orientation.ImageOrientationPatient = ASSUMED_ORIENTATION
-    shared = made.SharedFunctionalGroupsSequence[0]
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
     shared.PixelMeasuresSequence = [measures]
     shared.PlaneOrientationSequence = [orientation]
 
@@ -212,16 +214,16 @@ def write_secondary_capture(
 ) -> None:
     """Write an RGB secondary capture: the radiograph with the mask's contour burnt in.
 
-    Shapes: image (H, W) uint8, mask (H, W) 0/1. Raises: InputError as `write_segmentation`.
+    Shapes: image (H, W) uint8, mask (H, W) 0/1. Raises: InputError as in `write_segmentation`.
     """
     hd = packages.highdicom()
     reference.check_shape(mask.shape)
-    with _faults_named("does not do for highdicom"):
-        _capture(hd, reference, _burnt_in(image, mask), algorithm, rule).save_as(path)
+    with _header_errors("is refused by highdicom"):
+        _capture(hd, reference, _with_contour(image, mask), algorithm, rule).save_as(path)
 
 
-def _burnt_in(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the radiograph with contour and warning, (H, W, 3) RGB."""
+def _with_contour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the radiograph with contour and warning burnt in, (H, W, 3) uint8 RGB."""
     picture = overlays.outlined(image, mask)
     height, width = mask.shape
     scale = width / 1024
@@ -239,43 +241,43 @@ def _capture(
     from pydicom.sr.codedict import codes
 
     source = reference.dataset
-    made = hd.sc.SCImage.from_ref_dataset(
+    capture = hd.sc.SCImage.from_ref_dataset(
         source,
         picture,
         "RGB",
         8,
         "PATIENT",
-        patient_orientation=dicom.FRONTAL,  # replaced below: highdicom takes no unknown one
+        patient_orientation=dicom.FRONTAL,  # replaced below: highdicom accepts no unknown one
         transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
-        **_series(reference, picture, CONTOUR, algorithm, rule),
+        **_series_arguments(reference, picture, CONTOUR, algorithm, rule),
     )
-    made.PatientOrientation = source.get("PatientOrientation") or ""
-    made.ConversionType = "WSD"
-    made.BodyPartExamined = "CHEST"
-    made.DerivationDescription = f"{CONTOUR}. {algorithm}. {rule}"[:MAX_ST]
+    capture.PatientOrientation = source.get("PatientOrientation") or ""
+    capture.ConversionType = "WSD"
+    capture.BodyPartExamined = "CHEST"
+    capture.DerivationDescription = f"{CONTOUR}. {algorithm}. {rule}"[:MAX_ST]
     origin = pydicom.Dataset()
     origin.ReferencedSOPClassUID = source.SOPClassUID
     origin.ReferencedSOPInstanceUID = reference.uid
     purpose = hd.sr.CodedConcept(*codes.DCM.SourceImageForImageProcessingOperation[:3])
     origin.PurposeOfReferenceCodeSequence = [purpose]
-    made.SourceImageSequence = [origin]
-    # By PS3.3 C.7.6.1.1 BurnedInAnnotation is of what identifies the patient, which a contour
-    # does not: the radiograph's own statement holds.
+    capture.SourceImageSequence = [origin]
+    # By PS3.3 C.7.6.1.1 BurnedInAnnotation is about text that identifies the patient, which a
+    # contour does not: the radiograph's own value is kept.
     for keyword in (
         "BodyPartExamined", "BurnedInAnnotation", "ImageLaterality", "Laterality",
         "LossyImageCompression", "LossyImageCompressionMethod", "LossyImageCompressionRatio",
         "PixelSpacing", "SpecificCharacterSet",
     ):  # fmt: skip
         if source.get(keyword):
-            made[keyword] = source[keyword]
-    return made
+            capture[keyword] = source[keyword]
+    return capture
 
 
 @contextmanager
-def _faults_named(what: str) -> Iterator[None]:
-    """Raise what highdicom and pydicom raise on a header, which is of any kind, as an InputError.
+def _header_errors(what: str) -> Iterator[None]:
+    """Turn any exception of highdicom or pydicom about a header into an InputError.
 
-    Their warnings are silenced: what is not valid is noted here.
+    Their warnings are silenced: `Reference.notes` lists what is not valid.
     """
     try:
         with warnings.catch_warnings():
@@ -290,8 +292,10 @@ def _faults_named(what: str) -> Iterator[None]:
         ) from error
 
 
-def _series(reference: Reference, pixels: np.ndarray, kind: str, *made_by: str) -> dict[str, Any]:
-    """Return the arguments of an instance: of the same content in the same series, the same."""
+def _series_arguments(
+    reference: Reference, pixels: np.ndarray, kind: str, *made_by: str
+) -> dict[str, Any]:
+    """Return highdicom's arguments on series and instance; equal inputs give equal UIDs."""
     content = hashlib.sha256(pixels.tobytes()).hexdigest()
     series = str(reference.dataset.SeriesInstanceUID)
     return {
@@ -300,24 +304,24 @@ def _series(reference: Reference, pixels: np.ndarray, kind: str, *made_by: str) 
         "series_number": SERIES_NUMBERS[kind],
         "series_description": kind,
         "instance_number": 1,
-        "manufacturer": MAKER,
+        "manufacturer": MANUFACTURER,
     }
 
 
 def _version() -> str:
     try:
-        return importlib.metadata.version(MAKER)
+        return importlib.metadata.version(MANUFACTURER)
     except importlib.metadata.PackageNotFoundError:
         return "a clone"
 
 
-def _with_valid_ids(dataset: pydicom.Dataset, own: str) -> list[str]:
-    """Replace UIDs that are missing or not valid; return the names of those.
+def _replace_invalid_uids(dataset: pydicom.Dataset, own: str) -> list[str]:
+    """Replace UIDs that are missing or not valid; return their names.
 
-    Where a study or a series has none, the image is one of its own.
+    An image without a study or series UID becomes a study or series of its own.
     """
     derived = []
-    for keyword in IDS:
+    for keyword in UIDS:
         stated = str(dataset.get(keyword) or "")
         if not stated or not UID(stated, validation_mode=config.IGNORE).is_valid:
             setattr(dataset, keyword, derived_uid(keyword, stated or own))
@@ -325,10 +329,10 @@ def _with_valid_ids(dataset: pydicom.Dataset, own: str) -> list[str]:
     return derived
 
 
-def _without_invalid(dataset: pydicom.Dataset) -> list[str]:
+def _remove_invalid_values(dataset: pydicom.Dataset) -> list[str]:
     """Remove elements whose values DICOM does not allow; return their names.
 
-    A decimal of too many digits is rounded instead.
+    A decimal string (DS) of too many digits is rounded instead.
     """
     removed = []
     for element in list(dataset):

@@ -1,4 +1,4 @@
-"""The optional packages that write files, of the extra `export`."""
+"""The optional packages of the extra `export`, which write the files."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from kernel_lib.errors import InputError
 
 
 def highdicom() -> ModuleType:
-    """Return the package. Raises: InputError where it is not installed."""
-    with _named():
+    """Return the package. Raises: InputError if it is not installed."""
+    with _import_errors():
         import highdicom
     return highdicom
 
 
 def nibabel() -> ModuleType:
-    """Return the package. Raises: InputError where it is not installed."""
-    with _named():
+    """Return the package. Raises: InputError if it is not installed."""
+    with _import_errors():
         import nibabel
     return nibabel
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def _import_errors() -> Iterator[None]:
+    """Turn a missing package into an InputError."""
     try:
         yield
     except ModuleNotFoundError as error:

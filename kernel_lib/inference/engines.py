@@ -13,7 +13,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.inference import onnx_file, tta
 from kernel_lib.inference.onnx_network import OnnxNetwork
 
-# Pixels, over all images and views, from which the time saved is more than that of the export.
+# Pixels, over all images and views, above which more time is saved than the export takes.
 PAYS_FROM_PX = 16_000_000
 
 
@@ -42,7 +42,7 @@ def computed(
     `experiment.tta` names the views. Raises: InputError if ENGINE asks for onnxruntime and it
     cannot compute a network.
     """
-    reason = _torch_because(experiment, parameters, engine, n_images)
+    reason = _reason_for_torch(experiment, parameters, engine, n_images)
     if reason is None:
         try:
             exported = [OnnxNetwork(model, experiment.size) for model in models]
@@ -55,24 +55,24 @@ def computed(
     return models, f"engine: torch {torch.__version__}, {engine.device}, {precision}"
 
 
-def _torch_because(
+def _reason_for_torch(
     experiment: Experiment, parameters: InferenceParameters, engine: Engine, n_images: int
 ) -> str | None:
     """Return why torch computes a network; None if onnxruntime does, which is faster on a CPU.
 
-    `tools/benchmarks/engines.py` measures it.
+    `tools/benchmarks/engines.py` measures how much faster.
     """
     if parameters.engine == "torch":
-        return "torch is asked for"
+        return "torch is given"
     if engine.device.type != "cpu" or engine.dtype != torch.float32:
-        return f"on {engine.device} in {engine.dtype} torch computes"
+        return f"only torch computes on {engine.device} in {engine.dtype}"
     views = tta.views(experiment.tta)
     if any(view.scale != 1 for view in views):
-        return f"TTA {experiment.tta} looks at other sizes than the network's"
+        return f"TTA {experiment.tta} looks at other sizes than the network's own"
     if parameters.engine == "onnxruntime":
         return None
     if n_images * len(views) * experiment.size**2 < PAYS_FROM_PX:
-        return "the export does not pay for so few images"
+        return "for so few images the export takes longer than it saves"
     return None if _installed() else "onnx or onnxruntime is not installed"
 
 

@@ -1,11 +1,11 @@
-"""Networks as ONNX files, with what predicting needs beside them; onnxruntime runs them.
+"""Networks as ONNX files, with all that prediction needs besides; onnxruntime runs them.
 
-    levels   (B, 1, S, S) uint8, in: as `images.read` and the cache give them, whatever the network
-    mask     (B, K, S, S) float32 logits, out, of K checkpoints whose probabilities are averaged
-    label    (B, K) float32 logits of "has a pneumothorax", out
+    levels   input, (B, 1, S, S) uint8 as from `images.read` and the cache, for every network
+    mask     output, (B, K, S, S) float32 logits of K checkpoints, whose probabilities are averaged
+    label    output, (B, K) float32 logits of "has a pneumothorax"
 
-A network without a mask or a label has no such output. What is known of it is in the file's
-metadata_props. No torch in this file.
+A network without a mask or a label lacks that output. The facts about it are in the file's
+metadata_props. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _FIX = "export it again with `python -m kernel_lib export-onnx`"
 
 @dataclass(frozen=True)
 class OnnxFacts(ModelFacts):
-    """What is known of an exported network."""
+    """The facts about an exported network, stored in its file."""
 
     fold: int
     combine: str  # one of COMBINED
-    input: dict[str, Any]  # how levels are made, and the network's own normalisation, for people
+    input: dict[str, Any]  # how levels are prepared and normalised in the network; documentation
 
     def save(self, network: bytes, path: Path) -> int:
         """Write a network with these facts, atomically, and return the file's size in bytes."""
@@ -67,9 +67,9 @@ class OnnxModel(OnnxFacts):
 
     @classmethod
     def load(cls, path: Path, threads: int | None = None) -> OnnxModel:
-        """Open a file of `export-onnx`, to run in that many threads, by default one a core.
+        """Open a file of `export-onnx`, to run in `threads` threads, by default one per core.
 
-        InputError, naming the file, if it is missing, damaged, or of another origin or version.
+        Raises: InputError if the file is missing, damaged, or of another origin or version.
         """
         try:
             content = path.read_bytes()
@@ -79,15 +79,15 @@ class OnnxModel(OnnxFacts):
             opened = session(content, threads)
         except InputError:
             raise
-        except Exception as error:  # onnxruntime's errors have no class in common
+        except Exception as error:  # onnxruntime's errors have no common base class
             reason = " ".join(str(error).split())
             raise InputError(
-                f"--onnx {path} is no ONNX file that runs ({reason}): {_FIX}"
+                f"--onnx {path} is no ONNX file that onnxruntime can run ({reason}): {_FIX}"
             ) from None
         metadata = opened.get_modelmeta().custom_metadata_map
         if metadata.get("schema") != SCHEMA:
             raise InputError(
-                f"--onnx {path} is no file of this package, or of another version (its schema is "
+                f"--onnx {path} is no file of export-onnx, or of another version (its schema is "
                 f"{metadata.get('schema')!r}, not {SCHEMA!r}): {_FIX}"
             )
         try:
@@ -105,24 +105,26 @@ class OnnxModel(OnnxFacts):
         return model
 
     def _check(self) -> None:
-        """Raise ValueError where the network is not what its facts say."""
+        """Raise ValueError if the network is not as its facts say."""
         if self.combine not in COMBINED:
             raise ValueError(f"its combine is {self.combine!r}, none of {', '.join(COMBINED)}")
         if any(view.scale != 1 for view in tta.views(self.tta)):
-            raise ValueError(f"its TTA {self.tta} looks at other sizes than its own")
+            raise ValueError(f"its TTA {self.tta} looks at other sizes than the network's own")
         (levels, *more), size = self.session.get_inputs(), self.experiment.size
-        found = (levels.name, levels.type, levels.shape[1:])
-        if more or found != (LEVELS, "tensor(uint8)", [1, size, size]):
-            raise ValueError(f"its input is {found}, not {LEVELS} of 1 × {size} × {size} uint8")
+        actual = (levels.name, levels.type, levels.shape[1:])
+        if more or actual != (LEVELS, "tensor(uint8)", [1, size, size]):
+            raise ValueError(f"its input is {actual}, not {LEVELS} of 1 × {size} × {size} uint8")
         names = [output.name for output in self.session.get_outputs()]
         if names not in ([MASK, LABEL], [MASK]):
-            raise ValueError(f"its outputs are {', '.join(names)}, not {MASK} and perhaps {LABEL}")
+            raise ValueError(
+                f"its outputs are {', '.join(names)}, not {MASK}, or {MASK} and {LABEL}"
+            )
 
     def predict(self, prepared: Prepared, batch_size: int) -> Iterator[tuple[str, Prediction]]:
-        """Yield (image id, prediction) of every image, as `predictions.predict` does by torch.
+        """Yield (image id, prediction) of every image, as `predictions.predict` does with torch.
 
-        Without the disagreement of the views, which is used of held-out images alone.
-        Raises: FloatingPointError for a map or label that is not a number.
+        Without the disagreement of the views, which is used for held-out images only.
+        Raises: FloatingPointError for a map or label that is not finite.
         """
         ids = prepared.table["image_id"].tolist()
         for begin in range(0, len(ids), batch_size):
@@ -137,7 +139,10 @@ class OnnxModel(OnnxFacts):
             yield from zip(named, map(Prediction, masks, labels), strict=True)
 
     def _probabilities(self, levels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return maps (B, S, S) and labels (B,): views averaged as logits, then checkpoints."""
+        """Return probabilities by output, maps (B, S, S) and labels (B,).
+
+        Views are averaged as logits, then checkpoints as probabilities.
+        """
         views, size = tta.views(self.tta), levels.shape[-2:]
         outputs = [run(self.session, view.forward(levels)) for view in views]
         means = {}
@@ -158,34 +163,34 @@ def session(network: bytes, threads: int | None) -> onnxruntime.InferenceSession
             "onnxruntime is not installed: pip install onnxruntime, or pip install .[onnx]"
         ) from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised
+    options.log_severity_level = 4  # fatal only: errors are raised
     options.intra_op_num_threads = threads or 0
     return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
 
 def engine_line() -> str:
-    """Return which onnxruntime computes, for people."""
+    """Return the line that says which onnxruntime computes."""
     import onnxruntime
 
     return f"engine: onnxruntime {onnxruntime.__version__}, cpu, float32"
 
 
 def run(opened: onnxruntime.InferenceSession, levels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a network's outputs by name of levels (B, 1, S, S) uint8."""
+    """Return a network's outputs, by name, for levels (B, 1, S, S) uint8."""
     names = [output.name for output in opened.get_outputs()]
     return dict(zip(names, opened.run(None, {LEVELS: levels}), strict=True))
 
 
 def check_together(models: Sequence[OnnxModel]) -> None:
-    """Raise InputError where files are not different folds of one run, under one rule."""
+    """Raise InputError unless the files are different folds of one run, with one rule."""
     first, seen = models[0], {}
     for model in models:
-        for what, here in _shared(model).items():
-            there = _shared(first)[what]
-            if here != there:
+        for what, value in _shared(model).items():
+            expected = _shared(first)[what]
+            if value != expected:
                 raise InputError(
-                    f"--onnx {model.path} has the {what} {here}, and {first.path} {there}: give "
-                    "the folds of one run, exported together"
+                    f"--onnx {model.path} has the {what} {value}, and {first.path} {expected}: "
+                    "give the folds of one run, exported together"
                 )
         if model.fold in seen:
             raise InputError(
@@ -196,7 +201,7 @@ def check_together(models: Sequence[OnnxModel]) -> None:
 
 
 def _shared(model: OnnxModel) -> dict[str, object]:
-    """Return what all folds of a run share, in the order that errors name it."""
+    """Return what all folds of a run share, in the order in which it is compared."""
     return {
         "name": model.name, "size": model.experiment.size, "rule": model.rule, "gate": model.gate,
         "combine": model.combine, "TTA": model.tta,
@@ -204,5 +209,5 @@ def _shared(model: OnnxModel) -> dict[str, object]:
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp(-x) is infinite where the probability is 0
+    with np.errstate(over="ignore"):  # exp(-x) is infinite if the probability is 0
         return 1 / (1 + np.exp(-logits))

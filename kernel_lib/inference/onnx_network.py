@@ -1,7 +1,7 @@
-"""Networks of torch as ONNX: written, and run by onnxruntime in the place of the network.
+"""Networks of torch exported to ONNX, and run by onnxruntime in place of the network.
 
-torch's older exporter is used: its networks equal torch's as those of the newer one do, in a tenth
-of the time and without onnxscript.
+torch's older exporter is used: its networks are as exact as those of the newer one, in a tenth of
+the time and without onnxscript.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from kernel_lib.inference import onnx_file
 from kernel_lib.inference.onnx_file import LABEL, LEVELS, MASK
 from kernel_lib.models.base import Logits, Network
 
-# Of logits, in parts of the largest. Rounding stays below 3e-5; bfloat16 gives 1e-2 and more.
+# Of logits, relative to the largest. Rounding stays below 3e-5; bfloat16 gives 1e-2 and more.
 TOLERANCE = 3e-4
 
 
-class _Together(nn.Module):
-    """Several checkpoints of one network as one: their logits side by side."""
+class _SideBySide(nn.Module):
+    """Several checkpoints of one network as one network, with the logits of each."""
 
     def __init__(self, models: Sequence[Network]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
 
     def forward(self, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return masks (B, K, S, S) and labels (B, K), without what the networks lack."""
+        """Return masks (B, K, S, S) and labels (B, K) of K networks, as far as they have them."""
         outputs = [model(levels) for model in self.models]
         heads = []
         if outputs[0].mask is not None:
@@ -42,7 +42,7 @@ class _Together(nn.Module):
 
 
 class OnnxNetwork(nn.Module):
-    """A network that onnxruntime computes, in the place of the network it was made of."""
+    """A network computed by onnxruntime, in place of the torch network it was exported from."""
 
     def __init__(self, model: Network, size: int) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class OnnxNetwork(nn.Module):
 def to_onnx(models: Sequence[Network], size: int) -> bytes:
     """Return networks of one architecture, on the CPU, as one ONNX network for one image size.
 
-    It takes any number of images, and is compared with torch on one that shows every level.
-    Raises: InputError where an encoder cannot be exported, or onnx is not installed.
+    It takes any number of images, and is compared with torch on a pattern from black to white.
+    Raises: InputError if an encoder cannot be exported, or onnx is not installed.
     """
     try:
         import onnx  # noqa: F401  # torch's exporter needs it
@@ -70,30 +70,30 @@ def to_onnx(models: Sequence[Network], size: int) -> bytes:
         raise InputError(
             "onnx is not installed: pip install onnx, or pip install .[onnx]"
         ) from None
-    together = _Together(models).eval()
+    combined = _SideBySide(models).eval()
     side = torch.arange(size) * 255 // (size - 1)
     pattern = torch.minimum(side[:, None], side.flip(0)).to(torch.uint8).expand(1, 1, size, size)
     with torch.no_grad():
-        expected = [heads.numpy() for heads in together(pattern)]
+        expected = [heads.numpy() for heads in combined(pattern)]
     names = [name for name, has in ((MASK, models[0].has_mask), (LABEL, True)) if has]
     names = names[: len(expected)]
     content = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the size is constant, which it is, and the like
+            warnings.simplefilter("ignore")  # such as that the size is constant, which is intended
             torch.onnx.export(
-                together, (pattern.repeat(2, 1, 1, 1),), content, dynamo=False,
+                combined, (pattern.repeat(2, 1, 1, 1),), content, dynamo=False,
                 input_names=[LEVELS], output_names=names,
                 dynamic_axes={name: {0: "images"} for name in (LEVELS, *names)},
             )  # fmt: skip
-        found = onnx_file.run(onnx_file.session(content.getvalue(), 1), pattern.numpy())
+        exported = onnx_file.run(onnx_file.session(content.getvalue(), 1), pattern.numpy())
     except InputError:
         raise
-    except Exception as error:  # of torch or onnxruntime, which have no class in common
+    except Exception as error:  # of torch or onnxruntime, without a common base class
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"the network cannot be exported to ONNX ({reason})") from error
     for name, logits in zip(names, expected, strict=True):
-        apart = float(np.abs(found[name] - logits).max())
+        apart = float(np.abs(exported[name] - logits).max())
         if not apart <= TOLERANCE * max(1.0, float(np.abs(logits).max())):
             raise InputError(
                 f"the exported network's {name} logits differ from torch's by {apart:.2g}: its "

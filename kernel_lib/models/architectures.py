@@ -1,7 +1,7 @@
 """The networks: each an encoder with a decoder of segmentation-models-pytorch and our heads.
 
-A new one is a `Network` with an encoder of `encoders.build` as its attribute `encoder`, and a line
-in `NETWORKS`. What other modules must know of it before it is built are class attributes.
+To add one, write a subclass of `Network` and add it to `NETWORKS`. What other modules need before
+a network is built are class attributes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from kernel_lib.models.heads import (
 class UNet(Network):
     """U-Net (Ronneberger 2015) with scSE (Roy 2018) in the decoder and a hypercolumn head.
 
-    With fewer than five decoder levels it stops that much below full size and upsamples its logits:
-    cheaper, and coarser at the edges. The label is read from the centre block (without one from the
+    With fewer than five decoder levels it stops below full size and upsamples its logits: cheaper,
+    and coarser at the edges. The label is predicted from the centre block (without one from the
     deepest features), side masks from every decoder level.
     """
 
@@ -47,7 +47,7 @@ class UNet(Network):
         channels, encoder_channels = experiment.decoder_channels, self.encoder.out_channels
         self.decoder = self._decoder(channels, experiment.centre_block)
         self.head = Hypercolumn(channels)
-        # Optional parts last, so that a seed draws the same weights for the others without them.
+        # Optional parts last, so that a seed gives the others the same weights without them.
         self.gates = self._gates(channels) if self.gated else nn.ModuleDict()
         self.sides = SideMasks(channels) if experiment.side_weight > 0 else None
         self.label = LabelHead(encoder_channels[-1]) if experiment.label_weight > 0 else None
@@ -72,12 +72,12 @@ class UNet(Network):
             add_center_block=centre_block,
         )
         if len(channels) == len(self.encoder.out_channels) - 1:
-            # Attention on the skip, which the level at full size lacks: it would never learn.
+            # Attention on the skip, which the level at full size lacks: it would get no gradient.
             decoder.blocks[-1].attention1 = nn.Identity()
         return decoder
 
     def _decode(self, x: torch.Tensor, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the outputs of all decoder levels, H/16 to H; smp's decoder returns the last."""
+        """Return the outputs of all decoder levels, H/16 to H; smp's returns only the last."""
         features = features[::-1]  # coarse to fine
         skips = [*features[1:-1], None]
         outputs = []
@@ -106,7 +106,7 @@ class AttentionUNet(UNet):
     """Attention U-Net (Oktay 2018): `UNet` with a gate on each skip.
 
     The gating signal is the output of the next coarser level, for the coarsest the centre block.
-    A seed draws the same weights for the other layers as for the plain U-Net.
+    A seed gives the other layers the same weights as in the plain U-Net.
     """
 
     gated = True
@@ -115,13 +115,13 @@ class AttentionUNet(UNet):
 class UNetPlusPlus(UNet):
     """U-Net++ (Zhou 2018): a node between encoder and decoder for each level and depth.
 
-    No attention, as in the paper. The decoder's levels are the last node of each row, so that
-    label, side masks, hypercolumn and fewer than five levels are those of `UNet`; the paper's side
-    masks, from the nodes of the finest row, an encoder without features at half size cannot have.
+    No attention, as in the paper. The decoder's levels are the last node of each row, so label,
+    side masks, hypercolumn and fewer than five levels work as in `UNet`. The paper's side masks,
+    from the nodes of the finest row, are not possible without features at half size.
     """
 
     def _decoder(self, channels: Sequence[int], centre_block: bool) -> nn.Module:
-        # smp's last block has no skip: one block more, and left out, where the level has one.
+        # smp's last block has no skip; if the last level has one, build and remove another block.
         full = len(channels) == len(self.encoder.out_channels) - 1
         widths = channels if full else (*channels, channels[-1])
         decoder = UnetPlusPlusDecoder(
@@ -134,7 +134,7 @@ class UNetPlusPlus(UNet):
             decoder.blocks[f"x_0_{len(channels)}"] = nn.Identity()
         if self.encoder.out_channels[1] == 0:  # some encoders have no features at half size
             for name in {"x_1_3", "x_2_3", "x_3_3"} & set(decoder.blocks):
-                del decoder.blocks[name]  # they would have no channel
+                del decoder.blocks[name]  # they would have no channels
         return decoder
 
     def _decode(self, x: torch.Tensor, features: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -152,7 +152,7 @@ class UNetPlusPlus(UNet):
 
 
 def _head(decoder: nn.Module, channels: int) -> nn.Module:
-    """Return the head of a mask at a quarter of the size; initialise it and its decoder."""
+    """Return a mask head that upsamples from H/4, W/4; initialise it and its decoder."""
     head = SegmentationHead(channels, 1, kernel_size=1, upsampling=4)
     initialize_decoder(decoder)
     initialize_head(head)
@@ -163,21 +163,21 @@ def _head(decoder: nn.Module, channels: int) -> nn.Module:
 class DeepLabV3Plus(Network):
     """DeepLabV3+ (Chen 2018), output stride 16, or 32 for an encoder that cannot be dilated.
 
-    The ASPP and the decoder are as wide as the first of `decoder_channels`; 256 is the paper's.
-    The label is read from the output of the ASPP, the input of the mask's decoder, like the centre
-    block of the U-Net. Side masks are read at stride 16, from the encoder stage before the last (as
-    the auxiliary loss of Zhao 2017) and from the output of the ASPP. At stride 4 there is nothing
-    to supervise: the mask itself is one 1×1 convolution of the decoder's fused features, and the
-    encoder's are edges.
+    ASPP and decoder have the width of the first of `decoder_channels`; the paper uses 256. The
+    label is predicted from the output of the ASPP, the input of the mask's decoder, like the centre
+    block of the U-Net. Side masks are predicted at stride 16, from the last encoder stage but one
+    (as the auxiliary loss of Zhao 2017) and from the output of the ASPP. There is none at stride 4:
+    the mask itself is one 1×1 convolution of the decoder's fused features, and the encoder's
+    features there are edges.
     """
 
-    min_batch = 2  # the ASPP pools the image to one pixel, and normalises it
+    min_batch = 2  # the ASPP pools the image to one pixel, and applies batch norm to it
     output_stride = 16
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment)
         stride, width = self.encoder.output_stride, experiment.decoder_channels[0]
-        rates = {16: (12, 24, 36), 32: (6, 12, 18)}[stride]  # the same reach in pixels
+        rates = {16: (12, 24, 36), 32: (6, 12, 18)}[stride]  # the same receptive field in pixels
         self.decoder = DeepLabV3PlusDecoder(
             encoder_channels=self.encoder.out_channels,
             encoder_depth=5,
@@ -194,7 +194,7 @@ class DeepLabV3Plus(Network):
         self.label = LabelHead(width) if experiment.label_weight > 0 else None
         if stride > 16:
             self.note = (
-                f"note: {experiment.encoder} cannot be dilated, so that DeepLabV3Plus takes its "
+                f"note: {experiment.encoder} cannot be dilated, so DeepLabV3Plus takes its "
                 f"deepest features at stride {stride} instead of 16"
             )
 
@@ -209,7 +209,7 @@ class DeepLabV3Plus(Network):
         )
 
     def _decode(self, aspp: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
-        """Return the fused features (B, C, H/4, W/4), as smp's decoder; it hides its ASPP."""
+        """Return the fused features (B, C, H/4, W/4), as smp's decoder; it returns no ASPP."""
         early = self.decoder.block1(features[2])  # (B, 48, H/4, W/4)
         return self.decoder.block2(torch.cat([self.decoder.up(aspp), early], dim=1))
 
@@ -217,11 +217,11 @@ class DeepLabV3Plus(Network):
 class UPerNet(Network):
     """UPerNet (Xiao 2018): a feature pyramid below a pyramid pooling module.
 
-    As wide as the first of `decoder_channels`. The label is read from the output of the pooling
-    module, side masks from the levels of the pyramid.
+    Its width is the first of `decoder_channels`. The label is predicted from the output of the
+    pooling module, side masks from the levels of the pyramid.
     """
 
-    min_batch = 2  # the pooling module pools the image to one pixel, and normalises it
+    min_batch = 2  # the pooling module pools the image to one pixel, and applies batch norm to it
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment)
@@ -248,7 +248,7 @@ class UPerNet(Network):
         )
 
     def _decode(self, pooled: torch.Tensor, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the pyramid's levels (B, C, …), H/32 to H/4, which smp's decoder hides."""
+        """Return the pyramid's levels (B, C, …), H/32 to H/4; smp's does not return them."""
         levels = [pooled]
         for lateral, feature in zip(self.decoder.fpn_lateral_blocks, features[-2::-1], strict=True):
             levels.append(lateral(levels[-1], feature))
@@ -264,9 +264,9 @@ class UPerNet(Network):
 class SegFormer(Network):
     """SegFormer (Xie 2021): a linear layer for each of four encoder levels, fused by another.
 
-    As wide as the first of `decoder_channels`; the paper takes 256 with MiT-B0 and -B1, 768 with
-    larger ones. The label is read from the encoder's deepest features. There are no side masks: the
-    decoder has no level of its own but the one that the mask is read from.
+    Its width is the first of `decoder_channels`; the paper uses 256 with MiT-B0 and -B1, 768 with
+    larger ones. The label is predicted from the encoder's deepest features. There are no side
+    masks: the decoder has one level only, that of the mask.
     """
 
     has_sides = False
@@ -275,7 +275,7 @@ class SegFormer(Network):
         super().__init__(experiment)
         width, encoder_channels = experiment.decoder_channels[0], self.encoder.out_channels
         self.decoder = SegformerDecoder(
-            # The paper's encoder has no features at half size, and its decoder takes none.
+            # The paper's encoder has no features at half size, and its decoder uses none.
             encoder_channels=[encoder_channels[0], 0, *encoder_channels[2:]],
             segmentation_channels=width,
         )
@@ -294,7 +294,7 @@ class SegFormer(Network):
 class Classifier(Network):
     """An encoder and a label head on its deepest features: "has a pneumothorax", and no mask.
 
-    Its encoder has the names of the other networks' encoders, so it can start one of them.
+    The parameters of its encoder have the same names as in other networks, so they can start one.
     """
 
     has_mask = has_sides = False

@@ -1,4 +1,4 @@
-"""Base class of the networks: a grey radiograph in, logits out."""
+"""Base class of the networks: from a grey radiograph to logits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from kernel_lib.models import encoders
 
 
 class Logits(NamedTuple):
-    """Output of every network, and the only form that losses and prediction know."""
+    """Output of every network; losses and prediction depend only on this."""
 
-    mask: torch.Tensor | None  # (B, 1, H, W) logits; None of a network without a mask
+    mask: torch.Tensor | None  # (B, 1, H, W) logits; None for a network without a mask
     label: torch.Tensor | None = None  # (B,) logits of "has a pneumothorax"
-    sides: tuple[torch.Tensor, ...] = ()  # (B, 1, H, W) each, coarse to fine; only in training
+    sides: tuple[torch.Tensor, ...] = ()  # (B, 1, H, W) logits, coarse to fine; only in training
 
 
 class GreyInput(nn.Module):
     """Normalisation of grey levels for an ImageNet encoder.
 
-    (B, 1, H, W) uint8 levels to (B, 3, H, W): scaled to 0–1, repeated to three channels, normalised
-    by the mean and standard deviation of the encoder's ImageNet weights. Both are buffers, so a
-    checkpoint keeps the statistics it was trained with.
+    (B, 1, H, W) uint8 levels become (B, 3, H, W) float: scaled to 0–1, repeated to three channels,
+    normalised by the mean and standard deviation of the encoder's ImageNet weights. Both are
+    buffers, so a checkpoint keeps the statistics it was trained with.
     """
 
     def __init__(self, encoder: str) -> None:
@@ -38,14 +38,14 @@ class GreyInput(nn.Module):
 
 
 class Network(nn.Module):
-    """Base class: the input, the encoder, and the properties that other modules ask for.
+    """Base class: normalisation, encoder, and the properties that other modules need.
 
     `forward` takes (B, 1, H, W) uint8 levels, H and W multiples of 32, and returns `Logits`.
     """
 
-    has_mask: ClassVar[bool] = True  # whether it draws masks
-    has_sides: ClassVar[bool] = True  # whether it has levels to read side masks from
-    min_batch: ClassVar[int] = 1  # images that a training batch needs where no feature is one pixel
+    has_mask: ClassVar[bool] = True  # whether it predicts masks
+    has_sides: ClassVar[bool] = True  # whether its decoder has levels for side masks
+    min_batch: ClassVar[int] = 1  # images that batch norm needs in a batch, above 32 px
     output_stride: ClassVar[int] = 32  # of its encoder
     note: str | None = None  # printed before training
 

@@ -29,16 +29,16 @@ _STATISTICS = {
     **dict.fromkeys(("inceptionresnetv2", "inceptionv4", "xception"), _INCEPTION),
     **dict.fromkeys(("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"), _DPN),
 }
-PARTS = 12  # of an encoder's layers, as in ConvNeXt (Liu 2022)
-_SUGGESTED_SIZES = (224, 256, 512)  # tried for the error of an encoder that refuses a size
+PARTS = 12  # groups of an encoder's layers for layer_decay, as in ConvNeXt (Liu 2022)
+_SUGGESTED_SIZES = (224, 256, 512)  # tried for the error message if an encoder refuses a size
 
 
 def timm_name(encoder: str) -> str | None:
     """Return the name of timm's model with the weights of an encoder; None if timm has none.
 
-    The name has a tag where the encoder stands for one variant of the weights.
+    The name has a tag if the encoder's name implies one variant of the weights.
     """
-    if encoder.startswith("timm-efficientnet-"):  # the ports of the TensorFlow weights
+    if encoder.startswith("timm-efficientnet-"):  # ported TensorFlow weights
         size = encoder.removeprefix("timm-efficientnet-")
         tag = {"b8": "ra_in1k", "l2": "ns_jft_in1k"}.get(size, "aa_in1k")
         return f"tf_efficientnet_{size}.{tag}"
@@ -78,15 +78,15 @@ def input_statistics(encoder: str) -> Statistics:
 
 
 def build(encoder: str, size: int, output_stride: int = 32, drop_path: float = 0.0) -> nn.Module:
-    """Return an encoder with random weights whose features fit images of (size, size).
+    """Return an encoder with random weights for images of (size, size).
 
     In training its blocks are skipped with a probability that grows with depth to `drop_path`; 0
-    leaves the encoder's own rate.
+    keeps the encoder's own rate.
 
-    An encoder that cannot be dilated to `output_stride` gets stride 32, as its attribute
-    `output_stride` says. Its attribute `timm_options` holds what timm needs for that size.
-    InputError, with sizes that fit, where no form of the encoder takes that size, and for a
-    `drop_path` that it does not have.
+    An encoder that cannot be dilated to `output_stride` gets stride 32; its attribute
+    `output_stride` holds the actual one. Its attribute `timm_options` holds what timm needs for
+    that size. Raises: InputError, with sizes that fit, if no variant of the encoder takes that
+    size, and if it does not support `drop_path`.
     """
     options, problem = _fitting_options(encoder, size, output_stride)
     if options is None:
@@ -101,13 +101,13 @@ def build(encoder: str, size: int, output_stride: int = 32, drop_path: float = 0
         _create_skipping(encoder, options, drop_path) if drop_path else _create(encoder, options)
     )
     if hasattr(built, "conv_head"):
-        # Unused layers of the classifier: a tenth of the smallest EfficientNet's weights, and
-        # without a gradient they would stop training with several processes.
+        # Unused layers of the classifier: a tenth of the smallest EfficientNet's weights. They
+        # get no gradient, which would stop training with several processes.
         del built.conv_head, built.bn2
     for conv in built.modules():
-        # oneDNN writes beyond its memory in the backward pass, in channels_last on a CPU, of a
-        # strided 1×1 convolution of three channels, the first layer of RepVGG-like encoders
-        # (MobileOne, FastViT). Subsampling its input gives the same numbers.
+        # On a CPU in channels_last, oneDNN writes out of bounds in the backward pass of a strided
+        # 1×1 convolution of three channels, the first layer of RepVGG-like encoders (MobileOne,
+        # FastViT). Subsampling its input gives the same result.
         if (
             isinstance(conv, nn.Conv2d)
             and (conv.in_channels, conv.kernel_size, conv.padding) == (3, (1, 1), (0, 0))
@@ -125,7 +125,7 @@ def _subsample(conv: nn.Module, inputs: tuple[torch.Tensor], stride: tuple[int, 
 
 
 def problem_at(encoder: nn.Module, name: str, size: int) -> str | None:
-    """Return why a built encoder does not take images of another size; None if it does."""
+    """Return why a built encoder cannot take images of another size; None if it can."""
     options = {"output_stride": encoder.output_stride, **encoder.timm_options}
     return _problem(name, size, options)
 
@@ -133,10 +133,10 @@ def problem_at(encoder: nn.Module, name: str, size: int) -> str | None:
 def _fitting_options(
     encoder: str, size: int, output_stride: int
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the first options that fit, or None and the problem of the first options of all."""
+    """Return the first options that fit and None, or None and the problem of the first options."""
     variants: list[dict[str, Any]] = [{}]
     if encoder.startswith("tu-"):
-        # Swin then pads its windows and takes any size; other encoders are built for one size.
+        # The first lets Swin pad its windows and take any size; the second builds for one size.
         variants += [{"strict_img_size": False}, {"img_size": size}]
     problems = []
     for stride in dict.fromkeys((output_stride, 32)):
@@ -151,19 +151,19 @@ def _fitting_options(
 
 def _create(encoder: str, options: dict[str, Any]) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the names `timm-*`
+        warnings.simplefilter("ignore", DeprecationWarning)  # about the names `timm-*`
         return get_encoder(encoder, in_channels=3, depth=5, weights=None, **options)
 
 
 def _create_skipping(encoder: str, options: dict[str, Any], drop_path: float) -> nn.Module:
-    """Return an encoder with that drop path; InputError where it has none."""
+    """Return an encoder with that drop path. Raises: InputError if it has none."""
     try:
         if encoder.startswith("tu-"):
             built = _create(encoder, {**options, "drop_path_rate": drop_path})
         else:
             built = _create(encoder, options)
             built.reset_drop_path(drop_path)
-    except (TypeError, AttributeError):  # of an encoder that does not know it
+    except (TypeError, AttributeError):  # from an encoder without drop path
         built = nn.Identity()
     if not any(getattr(module, "drop_prob", 0) for module in built.modules()):
         raise InputError(
@@ -176,11 +176,11 @@ def _create_skipping(encoder: str, options: dict[str, Any], drop_path: float) ->
 def parts(encoder: nn.Module, name: str) -> list[list[nn.Parameter]]:
     """Return the parameters of a built encoder by depth, in at most `PARTS` parts, shallow first.
 
-    The depths are those of timm's model. InputError where timm has no such model, or no depths.
+    The depths are those of timm's model. Raises: InputError if timm has no such model or no depths.
     """
     model = timm_name(name)
     complete = on_meta(partial(timm.create_model, model)) if model else nn.Identity()
-    # smp puts timm's model into its own, and timm's features write stages.0 as stages_0.
+    # smp wraps timm's model, and timm's feature extractors write stages.0 as stages_0.
     named = {
         re.sub(r"^(?:model\.)*([a-z]+)_(\d+)\.", r"\1.\2.", k.removeprefix("model.")): p
         for k, p in encoder.named_parameters()
@@ -194,20 +194,20 @@ def parts(encoder: nn.Module, name: str) -> list[list[nn.Parameter]]:
             "give its experiment layer_decay 1, or take an encoder of timm, such as "
             "tu-convnext_tiny"
         )
-    own = sorted({depths[key] for key in named})  # without the classifier's
-    result: list[list[nn.Parameter]] = [[] for _ in range(min(len(own), PARTS))]
+    own_depths = sorted({depths[key] for key in named})  # without the classifier's
+    result: list[list[nn.Parameter]] = [[] for _ in range(min(len(own_depths), PARTS))]
     for key, parameter in named.items():
-        result[own.index(depths[key]) * len(result) // len(own)].append(parameter)
+        result[own_depths.index(depths[key]) * len(result) // len(own_depths)].append(parameter)
     return result
 
 
 def _problem(encoder: str, size: int, options: dict[str, Any]) -> str | None:
-    """Return why an encoder with these options lacks the features of a decoder; None if it fits."""
+    """Return why an encoder with these options lacks the features that decoders need, or None."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             trial = on_meta(partial(_create, encoder, options)).eval()
             features = trial(torch.empty(2, 3, size, size, device="meta"))
-    except Exception as error:  # whatever smp and timm raise, asserts included
+    except Exception as error:  # whatever smp and timm raise, also AssertionError
         return " ".join(str(error).split()) or f"{type(error).__name__} at {size} px"
     sizes = [feature.shape[-1] for feature in features]
     wanted = [size // min(2**level, options["output_stride"]) for level in range(6)]
@@ -215,7 +215,7 @@ def _problem(encoder: str, size: int, options: dict[str, Any]) -> str | None:
 
 
 def on_meta(create: Callable[[], nn.Module]) -> nn.Module:
-    """Return a module on the meta device: shapes without values, and no random number drawn."""
+    """Return a module on the meta device: shapes without values; draws no random numbers."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Networks by name: what must hold before one is built, and what others ask of a built one."""
+"""Networks by name: checks before one is built, and functions on a built one."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def check(experiment: Experiment) -> None:
     if experiment.batch_size < min_batch(experiment):
         raise InputError(
             f"BATCH_SIZE {experiment.batch_size} gives a batch norm of {name} at {experiment.size} "
-            f"px one value a channel: take {min_batch(experiment)} and more, with ACCUMULATE, or "
+            f"px one value per channel: take {min_batch(experiment)} or more, with ACCUMULATE, or "
             "-p FREEZE_BATCH_NORM True"
         )
     encoders.check(experiment.encoder)
 
 
 def min_batch(experiment: Experiment) -> int:
-    """Return how many images a training batch needs for the batch norm of a single pixel.
+    """Return how many images a training batch needs so that batch norm has several values.
 
-    At 32 px that is the deepest level of every network.
+    At 32 px the deepest level of every network is a single pixel, which needs two images.
     """
     if experiment.freeze_batch_norm:
         return 1
@@ -58,7 +58,8 @@ def min_batch(experiment: Experiment) -> int:
 def build(experiment: Experiment) -> Network:
     """Return the network of an experiment with random weights, in channels_last.
 
-    InputError for an unknown network or encoder, and for two that do not fit at that size.
+    Raises: InputError for an unknown network or encoder, and for two that do not fit together at
+        that size.
     """
     check(experiment)
     fault = (
@@ -69,14 +70,14 @@ def build(experiment: Experiment) -> Network:
     except InputError as error:
         raise InputError(f"{fault} ({error}") from error
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        # Of a decoder that was not written for such features.
+        # From a decoder that cannot use such features.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{fault} ({reason}): take a ResNet") from error
     return model.to(memory_format=torch.channels_last)
 
 
 def check_sizes(model: Network, experiment: Experiment, sizes: Iterable[int]) -> None:
-    """Raise InputError if the network cannot take images of its size, or of one that TTA needs."""
+    """Raise InputError if the network cannot take images of its size, or of a size of its TTA."""
     size, encoder = experiment.size, experiment.encoder
     if (problem := _problem(model, size)) is not None:
         raise InputError(
@@ -94,15 +95,15 @@ def check_sizes(model: Network, experiment: Experiment, sizes: Iterable[int]) ->
 def _problem(model: nn.Module, size: int) -> str | None:
     """Return why a training step fails at that size; None if it does not.
 
-    Tried on the meta device and, where that fails, with numbers.
+    Tried on the meta device and, if that fails, on the CPU.
     """
     levels = torch.zeros(2, 1, size, size)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            trial = copy.deepcopy(model)  # as for the averaged weights
+            trial = copy.deepcopy(model)  # also for the averaged weights, EMA
             try:
                 copy.deepcopy(trial).to("meta")(levels.to("meta"))
-            except Exception:  # whatever encoders raise, also for constants that meta lacks
+            except Exception:  # whatever encoders raise, also for values that meta tensors lack
                 trial(levels)
         except Exception as error:
             return " ".join(str(error).split()) or type(error).__name__
@@ -110,10 +111,10 @@ def _problem(model: nn.Module, size: int) -> str | None:
 
 
 def parameter_groups(model: nn.Module, experiment: Experiment) -> list[dict]:
-    """Return the parameters of the encoder and the others, with their factors of the rate.
+    """Return groups of parameters, encoder and others, with factors of the learning rate.
 
-    With a `layer_decay` below 1 the encoder is in parts, shallow first, each with that times the
-    rate of the next; InputError for an encoder without such parts.
+    With a `layer_decay` below 1 the encoder is split into parts, shallow first, each with
+    `layer_decay` times the rate of the next. Raises: InputError if it cannot be split.
     """
     factor, decay = experiment.encoder_lr_factor, experiment.layer_decay
     encoder = list(model.encoder.parameters())

@@ -1,7 +1,7 @@
-"""Calibration of the image-level probability of a pneumothorax, and its cross-fitted correction.
+"""Calibration of the image-level probability of a pneumothorax, and cross-fitted recalibration.
 
-A probability is calibrated if, of the images given p, the share p is positive. The correction is a
-logistic curve of one score of the image, fitted on the other folds.
+Probabilities are calibrated if, of the images with probability p, a share of p is positive. The
+recalibration is a logistic curve of one score of the image, fitted on the other folds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ N_BINS = 10
 IMAGES_PER_BIN = 20  # fewer bins for fewer images
 MAX_STEPS = 100  # of Newton's method, which needs about ten
 
-# Probabilities are stored as levels of 1/255: at both ends the logit stops half a level before.
+# Probabilities are stored in steps of 1/255: they are clipped half a step from 0 and 1.
 _HALF_LEVEL = 0.5 / 255
 
 
@@ -32,23 +32,23 @@ def _logit(probability: np.ndarray) -> np.ndarray:
     return np.log(clipped / (1 - clipped))
 
 
-# The scores of an image, as `oof.csv` calls them, and the feature in which each is recalibrated.
+# The scores of an image, as `oof.csv` calls them, and the feature of the logistic curve for each.
 FEATURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "label": _logit,  # the classification probability
     "max_prob": _logit,  # the probability map's largest value
     "sum_prob": lambda total: np.log2(1 + total),  # the map's sum, px of 1024²
 }
-PROBABILITIES = ("label", "max_prob")  # those that are read as a probability as they are
+PROBABILITIES = ("label", "max_prob")  # those that are probabilities without recalibration
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Observed against predicted shares, in bins of equal count (B,), and scores over all images.
+    """Observed and predicted shares in bins of equal count (B,), and scores over all images.
 
-    Bins that ties leave empty are absent.
+    Bins that are empty because of ties are left out.
     """
 
-    n: np.ndarray
+    n: np.ndarray  # images in the bin
     predicted: np.ndarray  # mean probability of the bin
     observed: np.ndarray  # share of positive images in it
     low: np.ndarray  # 95 % interval of that share (Wilson)
@@ -59,7 +59,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Logistic(JsonDocument):
-    """A probability from a score of the image: 1 / (1 + exp(−(slope · feature + intercept)))."""
+    """Probability of an image from its score: 1 / (1 + exp(−(slope · feature + intercept)))."""
 
     score: Literal["label", "max_prob", "sum_prob"]
     slope: float
@@ -73,19 +73,19 @@ class Logistic(JsonDocument):
 
 @dataclass(frozen=True)
 class Calibration:
-    """A score read as a probability as it is, and after its cross-fitted correction."""
+    """How well a score is calibrated as it is, and after cross-fitted recalibration."""
 
     score: str  # a name in FEATURES
-    before: Reliability | None  # None where the score is no probability
+    before: Reliability | None  # None if the score is not a probability
     after: Reliability
 
 
 def calibrate(
     score: str, values: np.ndarray, truth: np.ndarray, part: np.ndarray, groups: np.ndarray
 ) -> Calibration | None:
-    """Return the calibration of a score, corrected as `cross_fitted`; None where that lacks some.
+    """Return the calibration of a score before and after recalibration by `cross_fitted`.
 
-    Shapes: all (N,).
+    None without images, or if `cross_fitted` gives nan for one. Shapes: all (N,).
     """
     corrected = cross_fitted(score, values, truth, part, groups)
     if not len(values) or np.isnan(corrected).any():
@@ -95,12 +95,12 @@ def calibrate(
 
 
 def best(calibrations: Sequence[Calibration]) -> Calibration | None:
-    """Return the one of the lowest Brier score after its correction, None of none."""
+    """Return the one with the lowest Brier score after recalibration; None for an empty list."""
     return min(calibrations, key=lambda one: one.after.brier, default=None)
 
 
 def image_scores(stats: Stacked) -> dict[str, np.ndarray]:
-    """Return the scores (N,) of images, those of FEATURES that all of them have."""
+    """Return each score (N,) of FEATURES that all images have, by name."""
     found = {
         "max_prob": highest(stats.hist_all),
         "sum_prob": sum_px(stats.hist_all, stats.n_px),
@@ -108,25 +108,25 @@ def image_scores(stats: Stacked) -> dict[str, np.ndarray]:
     return ({"label": stats.label / 255} if stats.has_labels else {}) | found
 
 
-def chosen(
+def best_curve(
     stats: Stacked, truth: np.ndarray, part: np.ndarray, groups: np.ndarray
 ) -> Logistic | None:
-    """Return the curve for new images: of the score that is `best` across parts, fitted on all.
+    """Return the curve for new images: of the `best` score when cross-fitted, fitted on all images.
 
-    Shapes: truth, part and groups (N,), of the images of `stats`. None where no score can be
+    Shapes: truth, part and groups (N,), in the order of `stats`. None if no score can be
     cross-fitted.
     """
     known = image_scores(stats)
     tried = (calibrate(k, values, truth, part, groups) for k, values in known.items())
-    first = best([one for one in tried if one is not None])
-    return first and fit(first.score, known[first.score], truth)
+    winner = best([one for one in tried if one is not None])
+    return winner and fit(winner.score, known[winner.score], truth)
 
 
 def fit(score: str, values: np.ndarray, truth: np.ndarray) -> Logistic:
     """Return the logistic curve of a score that fits these images best.
 
-    The targets are (n₊ + 1) / (n₊ + 2) of positive and 1 / (n₋ + 2) of other images, so that the
-    curve is finite where the score separates them, or where all images are of one class.
+    The targets are (n₊ + 1) / (n₊ + 2) for positive and 1 / (n₋ + 2) for other images, so that the
+    curve is finite even if the score separates them, or all images are of one class.
 
     Shapes: values (N,) of the score, truth (N,) nonzero = positive; N above 0.
     Source: Platt 1999, with the targets of its section 2.2; Newton's method.
@@ -141,11 +141,11 @@ def fit(score: str, values: np.ndarray, truth: np.ndarray) -> Logistic:
     for _ in range(MAX_STEPS):
         prob = _expit(x @ weights)
         gradient = x.T @ (prob - target)
-        # Damped, for a score that is the same of all images: its slope then stays 0.
+        # Damped, for a score that is the same for all images: its slope then stays 0.
         hessian = (x.T * (prob * (1 - prob))) @ x + 1e-9 * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        before = _log_loss(x @ weights, target)
-        while _log_loss(x @ (weights - step), target) > before and np.abs(step).max() > 1e-12:
+        loss = _log_loss(x @ weights, target)
+        while _log_loss(x @ (weights - step), target) > loss and np.abs(step).max() > 1e-12:
             step /= 2
         weights -= step
         if np.abs(step).max() < 1e-10:
@@ -157,9 +157,9 @@ def fit(score: str, values: np.ndarray, truth: np.ndarray) -> Logistic:
 def cross_fitted(
     score: str, values: np.ndarray, truth: np.ndarray, part: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
-    """Return the probability (N,) of each image by the curve that is fitted without its part.
+    """Return the probability (N,) of each image by the curve fitted without its part and patients.
 
-    Shapes: all (N,). nan where no image of another part and patient is there to fit on.
+    Shapes: all (N,). nan if there is no image of another part and patient to fit on.
     """
     prob = np.full(len(values), math.nan)
     for _, inside, outside in held_out(part, groups):
@@ -171,8 +171,8 @@ def cross_fitted(
 def reliability(prob: np.ndarray, truth: np.ndarray, n_bins: int | None = None) -> Reliability:
     """Return how well probabilities agree with the truth, in `n_bins` bins of equal count.
 
-    By default there are 10 bins, fewer below 200 images. Images of equal probability are in one
-    bin, so the order of rows has no influence.
+    By default 10 bins, fewer below 200 images. Images of equal probability are in the same bin, so
+    the order of rows does not matter.
 
     Shapes: prob (N,) 0–1, truth (N,) nonzero = positive; N above 0.
     Source: the bins of scikit-learn's calibration_curve(strategy="quantile"); Wilson 1927.
@@ -195,7 +195,10 @@ def reliability(prob: np.ndarray, truth: np.ndarray, n_bins: int | None = None) 
 
 
 def entropy(prob: np.ndarray) -> np.ndarray:
-    """Return the entropy of "has a pneumothorax" in bits, 0 (certain) to 1 (p = 0.5)."""
+    """Return the entropy in bits of "has a pneumothorax", 0 (certain) to 1 (p = 0.5).
+
+    Shapes: prob of any shape, 0–1 → the same shape.
+    """
     prob = np.asarray(prob, dtype=np.float64)
     sides = np.stack([prob, 1 - prob])
     return -(sides * np.log2(np.where(sides > 0, sides, 1))).sum(axis=0)
@@ -210,7 +213,7 @@ def _log_loss(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval of shares of n independent images; never empty, within 0–1."""
+    """Return the 95 % interval, within 0–1, of shares (B,) of n independent images (B,)."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

@@ -1,7 +1,7 @@
 """When to ask a radiologist: uncertainty of an image's mask, and the dice of the images kept.
 
-The least certain images are referred to a person; the others keep the ensemble's mask. How a
-measure of uncertainty is scaled, and which of several is taken, is chosen on other folds.
+The least certain images are referred to a person; the others keep the ensemble's mask. The scale of
+a measure of uncertainty, and which of several is used, are determined on other folds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SHARES = (0.05, 0.1, 0.2, 0.3)  # of the images, referred
 
 @dataclass(frozen=True)
 class Referred:
-    """A share of the images referred: mean dice (0–1) of those kept, and of what they are."""
+    """A share of the images referred: mean dice (0–1) of those kept, compared with baselines."""
 
     share: float
     n_kept: int
     dice: float
     interval: Interval  # of `dice`, over patients
-    random: float  # the same, where images are referred at random
-    oracle: float  # and by their dice, which nobody knows
-    empty: float  # dice of no mask in any of those kept
+    random: float  # the same if images are referred at random
+    oracle: float  # and by their true dice, which is unknown in practice
+    empty: float  # mean dice of those kept without any mask
     positives: float  # share of the positive images that is referred, 0–1
 
 
@@ -39,7 +39,7 @@ class Referral:
     """Risk-coverage curves of N images: entry k is the mean dice of the N − k most certain ones."""
 
     measures: tuple[str, ...]
-    chosen: tuple[str, ...]  # by part, on the others
+    chosen: tuple[str, ...]  # the measure of each part, chosen on the others
     dice: Mapping[str, np.ndarray]  # (N,) by each measure
     dice_chosen: np.ndarray  # (N,) by the measure of each part
     dice_oracle: np.ndarray
@@ -61,10 +61,10 @@ def measure(
 ) -> Referral | None:
     """Return what referring the least certain images gains, by one or several measures.
 
-    Row p of a measure holds the uncertainty of all images as it is known without the p-th part:
+    Row p of a measure holds the uncertainty of all images as determined without the p-th part:
     recalibrated, or by a rule chosen, on the others. It is scaled to the share of those others that
-    are more certain. The measure of the lowest AURC there is the part's. None where a part has no
-    others.
+    are more certain. Each part uses the measure with the lowest AURC on the others. None if a part
+    has no others.
 
     Shapes: dice (N,) nested cross-validated, positive (N,) bool, uncertainty (parts, N) each with
     parts ascending, part and groups (N,).
@@ -80,7 +80,7 @@ def measure(
             known = uncertainty[name][at]
             scaled[name][inside] = share_below(known[outside], known[inside])
             area[name] = aurc(1 - dice[outside], known[outside])
-        chosen.append(min(names, key=area.__getitem__))  # of equals the first
+        chosen.append(min(names, key=area.__getitem__))  # the first of equal ones
         by_chosen[inside] = scaled[chosen[-1]][inside]
     curves = {name: 1 - risk_coverage(1 - dice, scaled[name])[::-1] for name in names}
     oracle = 1 - risk_coverage(1 - dice, 1 - dice)[::-1]
@@ -102,8 +102,8 @@ def measure(
 def risk_coverage(risk: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
     """Return the mean risk (N,) of the 1, 2 … N most certain images.
 
-    Images of equal uncertainty count with their mean risk: the expectation over their orders, so
-    the order of rows has no influence.
+    Images of equal uncertainty count with their mean risk, the expectation over their orders, so
+    the order of rows does not matter.
 
     Shapes: risk and uncertainty (N,).
     Source: Geifman & El-Yaniv 2017, "Selective classification for deep neural networks".
@@ -115,12 +115,15 @@ def risk_coverage(risk: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
 
 
 def aurc(risk: np.ndarray, uncertainty: np.ndarray) -> float:
-    """Return the area under the risk-coverage curve, its mean over 1 … N images; low is good."""
+    """Return the area under the risk-coverage curve, the mean over 1 … N images; lower is better.
+
+    Shapes: risk and uncertainty (N,).
+    """
     return float(risk_coverage(risk, uncertainty).mean())
 
 
 def share_below(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the share (M,) 0–1 of known values (N,) below each of the values (M,); ties half."""
+    """Return the share (M,) 0–1 of known values (N,) below each value (M,); ties count half."""
     known = np.sort(known)
     return (np.searchsorted(known, values) + np.searchsorted(known, values, "right")) / (
         2 * len(known)
@@ -128,13 +131,12 @@ def share_below(known: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def margin(stats: Stacked, rule: Triplet) -> np.ndarray:
-    """Return how far each image (N,) is from the rule's other answer, in probability.
+    """Return the distance (N,), in probability, of each image from gaining or losing its mask.
 
     It is above 0 if and only if the image has a mask: the highest level at which the image would
-    still have one, less the rule's threshold, or the label's distance from its threshold if that is
-    less.
+    still have one, minus the rule's threshold, or the label minus its threshold if that is smaller.
 
-    Raises: ValueError where the rule has a label threshold and an image no label.
+    Raises: ValueError if the rule has a label threshold and an image no label.
     """
     area, threshold = rule.min_area_px, rule.top
     if area == 0:  # then `top` decides nothing
@@ -153,18 +155,18 @@ def margin(stats: Stacked, rule: Triplet) -> np.ndarray:
 def vote_margin(
     members: Sequence[Stacked], rules: Sequence[Triplet], at_least: int = 1
 ) -> np.ndarray:
-    """Return the margin (N,) of the member whose answer decides a vote: the k-th largest.
+    """Return the margin (N,) of the member that decides a vote: the k-th largest, k = `at_least`.
 
-    With one member, and its rule, this is `margin`.
+    With one member this is its `margin`.
     """
     margins = [margin(stats, rule) for stats, rule in zip(members, rules, strict=True)]
     return np.sort(margins, axis=0)[len(margins) - at_least]
 
 
 def disagreement(pairs: np.ndarray) -> np.ndarray:
-    """Return 1 − the mean dice (0–1) of all pairs of n members' masks, of each of N images.
+    """Return 1 − the mean dice (0–1) of all pairs of n members' masks, for each of N images.
 
-    Shapes: pairs (N, n, n) dice of each member with each, n above 1 → (N,).
+    Shapes: pairs (N, n, n), dice of every two members, n above 1 → (N,).
     """
     n = pairs.shape[1]
     return 1 - (pairs.sum(axis=(1, 2)) - n) / (n * (n - 1))
@@ -201,15 +203,15 @@ def _at_shares(
 
 
 def _n_kept(n: float) -> np.ndarray:
-    """Return how many of n images are kept, by SHARES; at least one."""
+    """Return how many of n images are kept for each of SHARES; at least one."""
     return np.maximum(n - np.rint(n * np.array(SHARES)), 1)
 
 
 def _mean_kept(values: np.ndarray, tie: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean over the images kept, by SHARES, where each image stands there so often.
+    """Return the mean over the images kept, for each of SHARES, each image counted `counts` times.
 
-    Shapes: values and counts (N,), tie (N,) ranks of uncertainty. Of the images of the rank that is
-    kept in part, that part counts.
+    Shapes: values and counts (N,), tie (N,) ranks of uncertainty. Images of a rank that is kept
+    only in part count by that part.
     """
     n = np.concatenate([[0], np.bincount(tie, counts).cumsum()])
     total = np.concatenate([[0], np.bincount(tie, counts * values).cumsum()])

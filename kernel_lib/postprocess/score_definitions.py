@@ -1,9 +1,9 @@
-"""One run's score in every published definition, each with its interval.
+"""A prediction's scores in every published definition, each with its interval.
 
-A table of images has a row for each, and these columns:
-image_id, group (patient, or the image's own id), shared_px, predicted_px, truth_px, n_px (of the
-image itself), and, nan where it is not known, probability (0–1 that the image has a mask), hd95_px,
-assd_px, mm_per_px. Distances are defined where both masks have pixels.
+A table of images has one row per image, and these columns:
+image_id, group (patient, or the image's own id), shared_px (intersection), predicted_px, truth_px,
+n_px (size of the image), and, nan if unknown, probability (0–1 that the image has a mask), hd95_px,
+assd_px, mm_per_px. Distances are defined only if both masks have pixels.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kernel_lib.postprocess.surface_distance import NOT_DEFINED, surface_distanc
 COUNTS = ["shared_px", "predicted_px", "truth_px", "n_px"]
 DISTANCES = ["hd95_px", "assd_px"]
 # Who publishes which definition on the competition's data, as far as they state it.
-COMPETITION = 'the competition, sneddy, raju-sah; "mean dice" of CheXWorld, empties not stated'
+COMPETITION = 'the competition, sneddy, raju-sah; "mean dice" of CheXWorld (empties not stated)'
 POSITIVES = "raju-sah"
-POOLED = "Foundation X: this or per image, not stated which"
+POOLED = "Foundation X (this or per image, not stated which)"
 BACKGROUND = "EVA-X"
 
 
 class Score(NamedTuple):
-    """A value in one definition."""
+    """The value of one definition."""
 
     name: str
     value: float
@@ -39,12 +39,12 @@ class Score(NamedTuple):
     published: str = ""
 
 
-def measured(
+def measure_images(
     images: Iterable[tuple[str, rle.Runs, rle.Runs, tuple[int, int]]], distances: bool = True
 ) -> pd.DataFrame:
-    """Return the table of images given as (image_id, predicted runs, true runs, (H, W)).
+    """Return the table of images from (image_id, predicted runs, true runs, (H, W)) of each.
 
-    Groups are the images' own ids. Boundaries are compared where both masks have pixels.
+    Each image is its own group. `distances` adds HD95 and ASSD of images with both masks.
     """
     rows = []
     for image_id, predicted, truth, shape in images:
@@ -58,10 +58,10 @@ def measured(
 
 
 def scores(images: pd.DataFrame, resampler: Resampler | None = None) -> list[Score]:
-    """Return the scores of a table of images, in every definition that can be computed of it.
+    """Return the scores of a table of images, in every definition that its columns allow.
 
-    Intervals of means, ratios and the AUC are bootstrap intervals over groups, those of shares of
-    images Wilson intervals.
+    Means, ratios and the AUC have bootstrap intervals over groups, shares of images Wilson
+    intervals.
     """
     resampler = resampler or Resampler()
     positives = images[images["truth_px"] > 0]
@@ -80,43 +80,43 @@ def per_image(images: pd.DataFrame, measure: str = "dice") -> np.ndarray:
 def mean_score(
     name: str, values: np.ndarray, groups: pd.Series, resampler: Resampler, *about: str
 ) -> Score:
-    """Return the mean over images with its interval; `about` is formula and publisher."""
+    """Return the mean over images with its interval; `about`: formula, optionally publisher."""
     value = math.fsum(values) / len(values) if len(values) else math.nan
     interval = resampler.interval(values, groups.to_numpy())
     return Score(name, value, interval, len(values), *about)
 
 
 def detection(images: pd.DataFrame) -> list[Score]:
-    """Return sensitivity, specificity, PPV and NPV of "the image has a mask"."""
+    """Return sensitivity, specificity, PPV and NPV for "the image has a mask"."""
     truth, predicted = images["truth_px"] > 0, images["predicted_px"] > 0
     parts = {
         "sensitivity": (predicted, truth, "images with a mask that get one"),
         "specificity": (~predicted, ~truth, "images without a mask that get none"),
-        "PPV": (truth, predicted, "predicted masks whose image has one"),
-        "NPV": (~truth, ~predicted, "images predicted empty that are"),
+        "PPV": (truth, predicted, "images with a predicted mask that have one"),
+        "NPV": (~truth, ~predicted, "images predicted empty that are empty"),
     }
     found = []
-    for name, (right, of, formula) in parts.items():
-        k, n = int((right & of).sum()), int(of.sum())
+    for name, (correct, among, formula) in parts.items():
+        k, n = int((correct & among).sum()), int(among.sum())
         value = k / n if n else math.nan
         found.append(Score(name, value, wilson(k, n), n, formula))
     return found
 
 
 def image_auc(images: pd.DataFrame, resampler: Resampler) -> Score:
-    """Return the ROC AUC of the probability against "the image has a mask", where it is known."""
+    """Return the ROC AUC for "the image has a mask", over images whose probability is known."""
     known = images[images["probability"].notna()]
     probability, truth = known["probability"].to_numpy(), (known["truth_px"] > 0).to_numpy()
     value = auc(probability, truth)
     interval = Interval(math.nan, math.nan)
     if not math.isnan(value):
         interval = resampler.interval_of_auc(probability, truth, known["group"].to_numpy())
-    formula = "pairs of an image with and one without a mask in the right order"
+    formula = "share of pairs of an image with and one without a mask that are in the right order"
     return Score("AUC", value, interval, len(known), formula)
 
 
 def as_table(found: Sequence[Score]) -> pd.DataFrame:
-    """Return scores as a table to show, numbers with four digits, nan where not defined."""
+    """Return scores as a table for display: values rounded to four decimals, nan if undefined."""
     rows = [
         (
             score.name,
@@ -134,14 +134,14 @@ def as_table(found: Sequence[Score]) -> pd.DataFrame:
 def _overlaps(
     images: pd.DataFrame, positives: pd.DataFrame, measure: str, resampler: Resampler
 ) -> list[Score]:
-    """Return the five definitions of dice or IoU."""
-    mean, part = f"m{measure[0].upper()}{measure[1:]}", "2·|X∩Y| / (|X| + |Y|)"
+    """Return dice or IoU in five definitions."""
+    mean_name, ratio = f"m{measure[0].upper()}{measure[1:]}", "2·|X∩Y| / (|X| + |Y|)"
     if measure == "IoU":
-        part = "|X∩Y| / |X∪Y|"
+        ratio = "|X∩Y| / |X∪Y|"
     each = [
         mean_score(name, per_image(rows, measure), rows["group"], resampler, formula, by)
         for name, rows, formula, by in (
-            (f"{measure}, per image", images, f"mean of {part}, empty against empty = 1",
+            (f"{measure}, per image", images, f"mean of {ratio}, empty against empty = 1",
              COMPETITION if measure == "dice" else ""),
             (f"{measure}, positives", positives, "the same, over images with a true mask",
              POSITIVES if measure == "dice" else ""),
@@ -149,11 +149,11 @@ def _overlaps(
     ]  # fmt: skip
     pooled = [
         _ratio_score(f"{measure}, pooled", images, measure, 1, resampler,
-                     f"{part}, of the pixels of all images together",
+                     f"{ratio}, over the pixels of all images together",
                      POOLED if measure == "dice" else ""),
-        _ratio_score(f"{mean}, pooled", images, measure, 2, resampler,
+        _ratio_score(f"{mean_name}, pooled", images, measure, 2, resampler,
                      f"mean of pooled {measure} of mask and background"),
-        _ratio_score(f"{mean}, positives, pooled", positives, measure, 2, resampler,
+        _ratio_score(f"{mean_name}, positives, pooled", positives, measure, 2, resampler,
                      "the same, over images with a true mask", BACKGROUND),
     ]  # fmt: skip
     return each + pooled
@@ -162,15 +162,18 @@ def _overlaps(
 def _ratio_score(
     name: str, rows: pd.DataFrame, measure: str, n_classes: int, resampler: Resampler, *about: str
 ) -> Score:
-    """Return a pooled dice or IoU, of the mask or the mean of mask and background."""
+    """Return pooled dice or IoU: of the mask (1 class), or the mean with the background's (2)."""
     shared, predicted, truth, n_px = (rows[column].to_numpy(dtype=float) for column in COUNTS)
     classes = [(shared, predicted, truth)]
     classes += [(n_px - (predicted + truth - shared), n_px - predicted, n_px - truth)]
     ratios = [
         (2 * both, one + other) if measure == "dice" else (both, one + other - both)
-        for both, one, other in classes[:n_classes]
+        for both, one, other in classes[:n_classes]  # intersection, and both areas
     ]
-    parts = [top.sum() / bottom.sum() if bottom.any() else math.nan for top, bottom in ratios]
+    parts = [
+        numerator.sum() / denominator.sum() if denominator.any() else math.nan
+        for numerator, denominator in ratios
+    ]
     interval = resampler.interval_of_ratios(ratios, rows["group"].to_numpy())
     return Score(name, float(np.mean(parts)), interval, len(rows), *about)
 
@@ -180,11 +183,11 @@ def _auc(images: pd.DataFrame, resampler: Resampler) -> list[Score]:
 
 
 def _distances(images: pd.DataFrame, resampler: Resampler) -> list[Score]:
-    """Return both distances in pixels, and in mm where a spacing is known."""
+    """Return HD95 and ASSD in pixels, and in mm over images whose spacing is known."""
     found, both = [], images[images["hd95_px"].notna()]
     parts = {
-        "hd95_px": ("HD95", "95th percentile of distances between boundaries, larger direction"),
-        "assd_px": ("ASSD", "mean distance between boundaries, both directions"),
+        "hd95_px": ("HD95", "95th percentile of boundary distances, larger of both directions"),
+        "assd_px": ("ASSD", "mean of boundary distances, both directions"),
     }
     for column, (name, formula) in parts.items():
         for unit, factor in (("px", 1.0), ("mm", both["mm_per_px"])):

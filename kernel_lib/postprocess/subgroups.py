@@ -1,4 +1,4 @@
-"""Scores of parts of the images: by the true mask's size, and by view, sex and age."""
+"""Scores of subgroups of the images: by size of the true mask, and by view, sex and age."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from kernel_lib.postprocess.score_definitions import (
 )
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
-# A tenth of the true masks lie below the first edge, half below the second, 88 % below the third.
+# A tenth of the true masks is below the first edge, half below the second, 88 % below the third.
 SIZE_EDGES = (*AREA_EDGES[:-1:2], math.inf)
 AGE_EDGES = (0, 18, 40, 60, math.inf)  # years
 SIZE = f"mask size, {AREA_UNIT}"
-N_BOOTSTRAP = 500  # of each of some fifty intervals
+N_BOOTSTRAP = 500  # draws for each of about fifty intervals
 TRAITS = ("view", "sex", "age")
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Images that have something in common, and their scores."""
+    """Images with one trait in common, and their scores."""
 
-    by: str  # what the images are divided by
+    by: str  # the trait that the images are divided by
     name: str
     n_images: int
     n_positive: int
@@ -43,21 +43,21 @@ class Subgroup:
 def subgroups(
     images: pd.DataFrame, traits: pd.DataFrame | None = None, resampler: Resampler | None = None
 ) -> list[Subgroup]:
-    """Return the subgroups of a table of images (see `score_definitions`) that hold any.
+    """Return the non-empty subgroups of a table of images (see `score_definitions`).
 
-    `traits` has the image ids as index and some of the columns view, sex (text, "" unknown) and age
-    (years, nan unknown). Images whose trait is unknown are in none of its subgroups. Dice are over
-    all images and over positives; by mask size there are positives alone.
+    `traits` is indexed by image id and has some of the columns view, sex (text, "" unknown) and age
+    (years, nan unknown). An image whose trait is unknown is in none of its subgroups. Dice is over
+    all images and over positives; subgroups by mask size contain only positives.
     """
     resampler = resampler or replace(Resampler(), n_bootstrap=N_BOOTSTRAP)
     area = images["truth_px"] * (FULL_AREA / images["n_px"])
-    size = area.clip(lower=1).where(area > 0)  # a pixel of a larger image is less than 1
-    divided = {SIZE: _binned(size, SIZE_EDGES)}
+    size = area.clip(lower=1).where(area > 0)  # one pixel of a large image is less than 1
+    divided = {SIZE: _by_range(size, SIZE_EDGES)}
     for name in TRAITS if traits is not None else ():
         if name in traits:
             of_image = traits[name].reindex(images["image_id"]).set_axis(images.index)
             is_age = name == "age"
-            divided[name] = _binned(of_image, AGE_EDGES) if is_age else _named(of_image)
+            divided[name] = _by_range(of_image, AGE_EDGES) if is_age else _by_text(of_image)
     return [
         _subgroup(by, name, images[members], resampler)
         for by, parts in divided.items()
@@ -67,7 +67,7 @@ def subgroups(
 
 
 def with_traits(images: pd.DataFrame, traits: pd.DataFrame | None) -> pd.DataFrame:
-    """Return a table of images with the patients, as groups, and spacings that traits state."""
+    """Return a table of images with patients (as groups) and spacings taken from `traits`."""
     if traits is None:
         return images
     of_images = traits.reindex(images["image_id"]).set_axis(images.index)
@@ -80,38 +80,39 @@ def with_traits(images: pd.DataFrame, traits: pd.DataFrame | None) -> pd.DataFra
     return images
 
 
-def as_table(found: Sequence[Subgroup]) -> pd.DataFrame:
-    """Return subgroups as a table to show, each score with its n and interval."""
+def as_table(parts: Sequence[Subgroup]) -> pd.DataFrame:
+    """Return subgroups as a table for display, each score with its interval and n."""
     rows = []
-    for part in found:
+    for part in parts:
         row = {"by": part.by, "subgroup": part.name, "images": part.n_images}
         row["with a mask"] = part.n_positive
         rows.append(row | {score.name: _with_interval(score) for score in part.scores})
     return pd.DataFrame(rows)
 
 
-def warnings(found: Sequence[Subgroup]) -> list[str]:
-    """Return a warning for each division some of whose differences are within an interval's width.
+def warnings(parts: Sequence[Subgroup]) -> list[str]:
+    """Return a warning for each trait with differences smaller than an interval is wide.
 
-    A difference is that of the highest and the lowest value of a score among the subgroups.
+    The difference is between the highest and the lowest value of a score among the subgroups; it is
+    compared with the widest of their intervals.
     """
     texts = []
-    for by in dict.fromkeys(part.by for part in found):
+    for by in dict.fromkeys(part.by for part in parts):
         of_score: dict[str, list[Score]] = {}
-        for score in (score for part in found if part.by == by for score in part.scores):
+        for score in (score for part in parts if part.by == by for score in part.scores):
             if not math.isnan(score.value):
                 of_score.setdefault(score.name, []).append(score)
-        doubted = []
+        unclear = []
         for name, scores in of_score.items():
             values = [score.value for score in scores]
             difference = max(values) - min(values)
             widest = max(score.interval.high - score.interval.low for score in scores)
             if len(scores) > 1 and widest > difference:
-                doubted.append(f"{name} ({difference:.3f} within {widest:.3f})")
-        if doubted:
+                unclear.append(f"{name} ({difference:.3f} within {widest:.3f})")
+        if unclear:
             texts.append(
-                f"{by}: the subgroups differ by less than the widest 95 % interval is wide, so "
-                f"that the order may be chance, in {', '.join(doubted)}"
+                f"{by}: the subgroups differ by less than the width of the widest 95 % interval, "
+                f"so their order may be chance: {', '.join(unclear)}"
             )
     return texts
 
@@ -136,15 +137,15 @@ def _with_interval(score: Score) -> str:
     return f"{score.value:.3f} ({low:.3f}–{high:.3f}), n\u00a0{score.n_images:,}"
 
 
-def _binned(values: pd.Series, edges: Sequence[float]) -> Iterator[tuple[str, pd.Series]]:
-    """Yield names and members of the bins between edges, the lower one included."""
+def _by_range(values: pd.Series, edges: Sequence[float]) -> Iterator[tuple[str, pd.Series]]:
+    """Yield name and members (bool, by row) of each bin; its lower edge is included."""
     for low, high in pairwise(edges):
         name = f"{low:,} and more" if high == math.inf else f"{low:,} to under {high:,}"
         name = f"under {high:,}" if low == edges[0] else name
         yield name, (values >= low) & (values < high)
 
 
-def _named(values: pd.Series) -> Iterator[tuple[str, pd.Series]]:
-    """Yield each text that occurs, and its members."""
+def _by_text(values: pd.Series) -> Iterator[tuple[str, pd.Series]]:
+    """Yield each known text and its members (bool, by row)."""
     for name in np.unique(values[values.notna() & (values != "")].astype(str)):
         yield name, values == name

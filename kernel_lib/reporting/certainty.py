@@ -1,4 +1,4 @@
-"""Pictures and tables of calibration, and of the images to refer to a radiologist."""
+"""Figures and tables on calibration, and on which images to refer to a radiologist."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SCORES = {
     "max_prob": "largest probability of the map",
     "sum_prob": "sum of the probability map",
 }
-SHOWN = 0.9  # of the curve: beyond, few images are kept and their mean is chance
+SHOWN = 0.9  # share of the curve that is drawn: beyond, the mean of few images is mostly chance
 MARGIN, DISAGREEMENT = "distance to the detection threshold", "disagreement of the members"
 VIEWS = "disagreement of the views"
 
 
 def reliability(calibrations: Sequence[Calibration]) -> Picture:
-    """Plot the share of positive images against the predicted probability, a panel a score.
+    """Plot the share of positive images against the predicted probability, one panel per score.
 
-    Before (hollow) and after recalibration, with 95 % intervals of the latter.
+    Hollow markers before, filled ones after recalibration, the latter with 95 % intervals.
     """
     if not calibrations:
-        return Picture(None, "No reliability diagram: no score is known of all images.")
+        return Picture(None, "No reliability diagram: no score is known for all images.")
     figure, grid = panels(1, len(calibrations), width=1.0 + 3.4 * len(calibrations), height=3.6)
     for axes, one in zip(grid[0], calibrations, strict=True):
         _draw_reliability(axes, one)
@@ -55,7 +55,7 @@ def reliability(calibrations: Sequence[Calibration]) -> Picture:
     return Picture(
         figure,
         f"{counted(n, 'held-out image')} in at most {_most_bins(calibrations)} bins of equal count "
-        "by probability: a calibrated probability lies on the diagonal. Recalibrated is by a "
+        "by probability: a calibrated probability lies on the diagonal. Recalibration is by a "
         "logistic curve fitted on other folds or parts. Expected calibration error (ECE, the mean "
         f"distance from the diagonal, over images) and Brier score: {text}. The same probability "
         f"for all images, {prevalence:.3f}, has a Brier score of "
@@ -64,27 +64,27 @@ def reliability(calibrations: Sequence[Calibration]) -> Picture:
 
 
 def calibration_tables(calibrations: Sequence[Calibration]) -> tuple[pd.DataFrame, ...]:
-    """Return the scores before and after recalibration, and the bins of the best one after it."""
+    """Return ECE and Brier score of each score, and the bins of the best one recalibrated."""
     rows = [
-        (SCORES[one.score], when, found.ece, found.brier)
+        (SCORES[one.score], when, measured.ece, measured.brier)
         for one in calibrations
-        for when, found in (("as it is", one.before), ("recalibrated", one.after))
-        if found is not None
+        for when, measured in (("as it is", one.before), ("recalibrated", one.after))
+        if measured is not None
     ]
-    first = best(calibrations)
-    bins = first.after
+    winner = best(calibrations)
+    bins = winner.after
     intervals = [f"{a:.3f}–{b:.3f}" for a, b in zip(bins.low, bins.high, strict=True)]
-    name = f"{SCORES[first.score]}, recalibrated"
+    name = f"{SCORES[winner.score]}, recalibrated"
     columns = {"images": bins.n, name: bins.predicted.round(4)}
     columns |= {"share of positives": bins.observed.round(4), "95 %": intervals}
-    scores = pd.DataFrame(rows, columns=["probability by", "", "ECE", "Brier score"])
+    scores = pd.DataFrame(rows, columns=["score", "probability", "ECE", "Brier score"])
     return scores, pd.DataFrame(columns)
 
 
 def risk_coverage(referred: Referral, n_images: int) -> Picture:
     """Plot the mean Dice of the images kept against the share referred.
 
-    `n_images` are those of the ensemble, of which the curves may be of a sample.
+    `n_images` is the ensemble's number of images; the curves may be of a sample of them.
     """
     n = len(referred.dice_chosen)
     drawn = slice(max(int(SHOWN * n), 1))
@@ -95,7 +95,7 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
     for k, name in enumerate(referred.measures):
         look = {"color": shades(len(referred.measures))[k], "linestyle": DASHES[1 + k % 4]}
         axes.plot(shares, referred.dice[name][drawn], linewidth=1.1, label=name, **look)
-    chosen = {"color": DARK, "linewidth": 2.2, "label": "chosen by fold"}
+    chosen = {"color": DARK, "linewidth": 2.2, "label": "chosen on other folds"}
     axes.plot(shares, referred.dice_chosen[drawn], **chosen)
     axes.axhline(1 - referred.aurc_random, color=INK, linestyle=":", label="at random")
     for one in referred.at:
@@ -111,9 +111,9 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
     )
     return Picture(
         figure,
-        f"{of}, mean Dice {1 - referred.aurc_random:.4f}, which referral at random leaves as it "
-        "is. The least certain images are referred to a radiologist; mean Dice of the others (95 % "
-        f"interval over {referred.resampled}) is, with {listed}. The area under the risk-coverage "
+        f"{of}, mean Dice {1 - referred.aurc_random:.4f}, which random referral does not change. "
+        "The least certain images are referred to a radiologist. Mean Dice of the others (95 % "
+        f"interval over {referred.resampled}), with {listed}. The area under the risk-coverage "
         f"curve (AURC, mean 1 − Dice over all shares) is {referred.aurc_chosen:.4f}, at random "
         f"{referred.aurc_random:.4f}, by the true Dice {referred.aurc_oracle:.4f}. The measure of "
         f"uncertainty and its scale are chosen on other folds or parts: {_chosen(referred)}.",
@@ -121,7 +121,7 @@ def risk_coverage(referred: Referral, n_images: int) -> Picture:
 
 
 def referral_tables(referred: Referral) -> tuple[pd.DataFrame, ...]:
-    """Return the Dice of the images kept by the share referred, and the AURC of each measure."""
+    """Return the Dice of the images kept for each share referred, and the AURC of each measure."""
     rows = [
         (
             f"{one.share:.0%}", one.n_kept, round(one.dice, 4),
@@ -134,14 +134,14 @@ def referral_tables(referred: Referral) -> tuple[pd.DataFrame, ...]:
                "their empty baseline", "positives referred"]  # fmt: skip
     taken = Counter(referred.chosen)
     areas = [(name, referred.aurc[name], taken[name]) for name in referred.measures]
-    areas += [("chosen by fold", referred.aurc_chosen, len(referred.chosen))]
+    areas += [("chosen on other folds", referred.aurc_chosen, len(referred.chosen))]
     kinds = ["measure of uncertainty", "AURC", "chosen for folds"]
     return pd.DataFrame(rows, columns=columns), pd.DataFrame(areas, columns=kinds)
 
 
 def entropy_by(score: str) -> str:
-    """Return the name of a measure of uncertainty: the entropy of that score's probability."""
-    return f"entropy by the {SCORES[score]}"
+    """Return the name of a measure of uncertainty: entropy of the score, calibrated."""
+    return f"entropy from the {SCORES[score]}"
 
 
 def _draw_reliability(axes: Axes, one: Calibration) -> None:

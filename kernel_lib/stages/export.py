@@ -1,9 +1,9 @@
 """Masks for other programs: DICOM segmentations, secondary captures, PNG and NIfTI files.
 
-OUT/<kind>/<image>.…       a file an image
-OUT/radiographs/<image>.dcm  the radiograph under the UIDs that the DICOM files refer to, where
-                           its own are not valid
-OUT/export.csv             one row an image; written last, so if it exists, all is complete
+OUT/<kind>/<image>.…       one file per image
+OUT/radiographs/<image>.dcm  the radiograph with the UIDs that the DICOM files refer to, if its
+                           own are not valid
+OUT/export.csv             one row per image; written last, so if it exists, all is complete
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ COLUMNS = (
     "width",
     "area_px",  # of the mask, in pixels of the image
     "area_px_1024",  # in pixels of a 1024² image, the unit of a rule's min_area_px
-    "area_mm2",  # empty where no pixel spacing is known
+    "area_mm2",  # empty if no pixel spacing is known
     "refers_to",  # SOPInstanceUID that the DICOM files refer to
     "rule",
-    "written",  # files, with blanks between them
+    "written",  # files, separated by spaces
     "notes",
 )
-NO_SPACING = "no pixel spacing is known: NIfTI states 1 mm"
+NO_SPACING = "no pixel spacing is known: the NIfTI file states 1 mm"
 PLANE = (
-    "the segmentations state an assumed plane (axial, 1 mm thick, 1 mm where no pixel spacing is "
-    "known), without which OHIF shows none of a radiograph: --no-plane leaves it out"
+    "the segmentations state an assumed plane (axial, 1 mm thick, pixels of 1 mm if no spacing is "
+    "known), without which OHIF does not show them: --no-plane leaves it out"
 )
-NO_DICOM = "it has no DICOM file to refer to"
+NO_DICOM = "the image has no DICOM file to refer to"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ExportResult:
             lines.append(f"NIfTI: {nifti.CONVENTION}")
         lines.append(
             f"{self.out / TABLE}: {self.n_images:,} images, {self.n_with_mask:,} with a mask; an "
-            "empty mask is a file without any pixel"
+            "empty mask gives a file too, all zeros"
         )
         return "\n".join([*lines, RESEARCH_ONLY])
 
@@ -91,29 +91,29 @@ def run(
 ) -> ExportResult:
     """Write the masks of an ensemble's folder, or of one that `predict` wrote.
 
-    to: kinds of files, with commas between them. `fractional` writes probability maps instead of
+    to: comma-separated kinds of files, of KINDS. `fractional` writes probability maps instead of
     masks into DICOM segmentations, `plane` states an assumed plane in them.
     Raises: InputError, before anything is written, for an unknown kind, a package that is not
-        installed, results or radiographs that are missing, and an OUT that holds anything else.
+        installed, missing results or radiographs, and an OUT that holds other files.
     """
     kinds, out = _checked_kinds(to, fractional), out.resolve()
     _check_out(out)
     results = export_results.load(folder, data_dir, test)
     _check_sources(kinds, results, data_dir, fractional)
-    how = _How(results.algorithm, fractional, plane)
-    folders = [*kinds, *([RADIOGRAPHS] if SEG in kinds else [])]
+    settings = _Settings(results.algorithm, fractional, plane)
+    names = [*kinds, *([RADIOGRAPHS] if SEG in kinds else [])]
     with Signals().caught(), storage.folder_lock(out / "export"):
         with ExitStack() as stack:
-            at = {name: stack.enter_context(storage.atomic_folder(out / name)) for name in folders}
+            folders = {n: stack.enter_context(storage.atomic_folder(out / n)) for n in names}
             rows = [
-                _row(result, kinds, at, how)
+                _export_image(result, kinds, folders, settings)
                 for result in bar(results.images, desc="export", unit="image")
             ]
-            (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these
-        for name in ENDINGS.keys() - at.keys():  # of an earlier export of other kinds
+            (out / TABLE).unlink(missing_ok=True)  # it does not describe the new files
+        for name in ENDINGS.keys() - folders.keys():  # of an earlier export of other kinds
             shutil.rmtree(out / name, ignore_errors=True)
         notes = (*results.notes, *([PLANE] if plane and SEG in kinds else []))
-        return _finished(out, results, rows, notes)
+        return _write_table(out, results, rows, notes)
 
 
 def _checked_kinds(to: str, fractional: bool) -> list[str]:
@@ -123,8 +123,8 @@ def _checked_kinds(to: str, fractional: bool) -> list[str]:
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(
-                f"--to {kind} is not a kind; nearest: {nearest(kind, KINDS)}; there are "
-                f"{', '.join(KINDS)}"
+                f"--to {kind} is not a kind; nearest: {nearest(kind, KINDS)}; give one or several "
+                f"of {', '.join(KINDS)}"
             )
         if kind in PACKAGES:
             PACKAGES[kind]()
@@ -134,7 +134,7 @@ def _checked_kinds(to: str, fractional: bool) -> list[str]:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a folder that holds anything but what an earlier call wrote."""
+    """Raise InputError for a folder that holds anything but an earlier export."""
     if out.exists() and not out.is_dir():
         raise InputError(f"-o {out} is a file: give a folder")
     storage.check_writable(out, "-o")
@@ -160,7 +160,7 @@ def _is_ours(table: Path) -> bool:
 def _check_sources(
     kinds: Sequence[str], results: Results, data_dir: Path | None, fractional: bool
 ) -> None:
-    """Refuse kinds for which these results lack radiographs or maps."""
+    """Raise InputError for kinds that need radiographs or maps which are missing."""
     if fractional and any(result.levels is None for result in results.images):
         raise InputError(
             "--fractional needs probability maps, which predict does not keep: leave it out, or "
@@ -171,18 +171,18 @@ def _check_sources(
         return
     if data_dir is None:
         raise InputError(
-            f"--to {asked[0]} refers to the radiographs' DICOM files: give their folder, "
-            "--data DIR, or --to png,nifti"
+            f"--to {asked[0]} refers to the radiographs' DICOM files: give their folder with "
+            "--data DIR, or use --to png,nifti"
         )
     if not any(_is_dicom(result.path) for result in results.images):
         raise InputError(
             f"{data_dir} holds no DICOM file of these images, to which --to {asked[0]} refers: "
-            "give the folder that does, or --to png,nifti"
+            "give the folder that does, or use --to png,nifti"
         )
 
 
 def _is_dicom(path: Path | None) -> bool:
-    """Return whether a file may be DICOM; what cannot be opened is named where it is read."""
+    """Return whether a file may be DICOM: also if it cannot be opened, which reading it reports."""
     try:
         return path is not None and not images.is_picture(path)
     except images.ImageError:
@@ -196,8 +196,8 @@ def _spacing(path: Path | None) -> tuple[float, float] | None:
         return None
 
 
-class _How(NamedTuple):
-    """What is the same for all images."""
+class _Settings(NamedTuple):
+    """What all images have in common."""
 
     algorithm: str
     fractional: bool
@@ -205,17 +205,19 @@ class _How(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """One image, as its writers need it."""
+    """What the writers need of one image."""
 
     result: Result
     mask: np.ndarray  # (H, W) 0/1
     spacing: tuple[float, float] | None  # between rows and between columns, mm
     reference: Reference | None
-    how: _How
+    settings: _Settings
 
 
-def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -> dict[str, Any]:
-    """Write the files of one image; return its row, whose `written` and `notes` are lists."""
+def _export_image(
+    result: Result, kinds: Sequence[str], folders: dict[str, Path], settings: _Settings
+) -> dict[str, Any]:
+    """Write the files of one image; return its row, with lists as `written` and `notes`."""
     row = {"image_id": result.image_id, "rule": result.rule, "written": [], "notes": []}
     try:
         mask = result.mask()
@@ -234,12 +236,12 @@ def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -
             row["notes"] += reference.notes
         except InputError as error:
             row["notes"].append(f"no {' and no '.join(k for k in kinds if k in AS_DICOM)}: {error}")
-    image = _Image(result, mask, spacing, reference, how)
-    copied = reference is not None and reference.is_derived and RADIOGRAPHS in at
+    image = _Image(result, mask, spacing, reference, settings)
+    copied = reference is not None and reference.is_derived and RADIOGRAPHS in folders
     for kind in (*kinds, *([RADIOGRAPHS] if copied else [])):
         if kind in AS_DICOM and reference is None:
             continue
-        path = _new(at[kind], result.name, ENDINGS[kind])
+        path = _file_in(folders[kind], result.name, ENDINGS[kind])
         try:
             row["notes"] += _WRITERS[kind](path, image)
             row["written"].append(f"{kind}/{result.name}{ENDINGS[kind]}")
@@ -250,7 +252,7 @@ def _row(result: Result, kinds: Sequence[str], at: dict[str, Path], how: _How) -
 
 
 def _reference(result: Result, mask: np.ndarray) -> Reference:
-    """Return what the DICOM files of an image refer to. Raises: InputError where it has none."""
+    """Return what the DICOM files of an image refer to. Raises: InputError if there is none."""
     if not _is_dicom(result.path):
         raise InputError(NO_DICOM)
     reference = Reference.read(result.path)
@@ -258,27 +260,28 @@ def _reference(result: Result, mask: np.ndarray) -> Reference:
     return reference
 
 
-def _new(folder: Path, name: str, ending: str) -> Path:
+def _file_in(folder: Path, name: str, ending: str) -> Path:
+    """Return a file's path, whose folder now exists."""
     path = folder / f"{name}{ending}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-# Each writes the file of one image and returns notes, or raises an InputError.
+# Each of these writes one file of an image and returns notes. Raises: InputError.
 
 
 def _write_seg(path: Path, image: _Image) -> list[str]:
-    how, result = image.how, image.result
-    pixels = result.levels() / np.float32(255) if how.fractional else image.mask
-    plane = (image.spacing or (1, 1)) if how.plane else None
+    settings, result = image.settings, image.result
+    pixels = result.levels() / np.float32(255) if settings.fractional else image.mask
+    plane = (image.spacing or (1, 1)) if settings.plane else None
     return dicom_files.write_segmentation(
-        path, image.reference, pixels, how.algorithm, result.rule, plane
+        path, image.reference, pixels, settings.algorithm, result.rule, plane
     )
 
 
 def _write_capture(path: Path, image: _Image) -> list[str]:
     pixels = images.read(image.result.path)
-    algorithm, rule = image.how.algorithm, image.result.rule
+    algorithm, rule = image.settings.algorithm, image.result.rule
     dicom_files.write_secondary_capture(path, image.reference, pixels, image.mask, algorithm, rule)
     return []
 
@@ -310,10 +313,10 @@ _WRITERS = {
 }
 
 
-def _finished(
+def _write_table(
     out: Path, results: Results, rows: Sequence[dict[str, Any]], notes: Sequence[str]
 ) -> ExportResult:
-    """Write the table of what was written, and return the result."""
+    """Write the table of all images, and return the result."""
     text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     with storage.atomic_write(out / TABLE, "w", **text) as file:
         table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")

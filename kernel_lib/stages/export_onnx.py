@@ -1,4 +1,4 @@
-"""A run's folds, or a released model, as ONNX files: `predict --onnx` needs no torch for them."""
+"""Export a run's folds, or a released model, to ONNX files, for `predict --onnx` without torch."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ from kernel_lib.stages.inference import check_members
 
 CPU = Engine(torch.device("cpu"), torch.float32)
 LEVELS = (
-    "uint8, 0 to 255, bones white: window, MONOCHROME1, EXIF and little contrast as "
-    "kernel_lib.data.images reads them, resized to a square by area, or bilinearly if it grows"
+    "uint8, 0 to 255, bones white: window, MONOCHROME1, EXIF and low contrast handled as in "
+    "kernel_lib.data.images, resized to a square by area, or bilinearly to enlarge"
 )
 
 
-def run(given: str, out: Path, ensemble: Path | None = None) -> dict[Path, int]:
-    """Write a run's folder fold by fold, or a released model by its name or file, into `out`.
+def run(run_or_model: str, out: Path, ensemble: Path | None = None) -> dict[Path, int]:
+    """Write each fold of a run's folder, or a released model by name or file, to a file in `out`.
 
-    `ensemble` is that of the run alone, by default the one of its name beside it. Returns the bytes
-    of each file. Raises: InputError where there is no such run or model, no rule for it, or its
+    `ensemble` is an ensemble of that run alone, by default ensembles/<run>. Returns the size of
+    each file in bytes. Raises: InputError if there is no such run or model, no rule for it, or its
     network cannot be exported.
     """
-    folder = Path(given)
+    folder = Path(run_or_model)
     if folder.is_dir():
         if ensemble is None:
             ensemble = folder.resolve().parents[1] / ENSEMBLES / folder.resolve().name
         return _of_run(folder.resolve(), out, ensemble)
     if ensemble is not None:
-        raise InputError(f"--ensemble {ensemble} is of a run, and {given} is none's folder")
+        raise InputError(
+            f"--ensemble {ensemble} is of a run, and {run_or_model} is no run's folder"
+        )
     path = folder
     if path.suffix != released.SUFFIX:
-        path = released.find(paths.models_dir(), given)
+        path = released.find(paths.models_dir(), run_or_model)
     model = Released.load(path)
     facts = OnnxFacts(**_without_model(model), fold=0, combine="mean", input=_input(model.model))
     return dict([_write(facts, [model.model], out / f"{model.name}{SUFFIX}")])

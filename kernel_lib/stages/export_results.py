@@ -1,6 +1,6 @@
-"""What can be exported: the masks of an ensemble, held out or of the test images, or of `predict`.
+"""What can be exported: an ensemble's held-out or test masks, or the masks of `predict`.
 
-Each image knows its mask, and its probability map where that is kept, and reads them on demand.
+Mask and, if it was kept, probability map of each image are read on demand.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one image."""
+    """The prediction for one image."""
 
     image_id: str
-    name: str  # of its files, without an ending
+    name: str  # of the files to write, without ending
     path: Path | None  # of its radiograph, if one is known
     rule: str  # that made the mask
     mask: Callable[[], np.ndarray]  # (H, W) uint8 0/1, at the image's own size; or an InputError
@@ -45,9 +45,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of one prediction, and what is to be said of them."""
+    """The results of one ensemble or call of `predict`, with notes for the user."""
 
-    algorithm: str
+    algorithm: str  # name of what predicted, for DICOM headers
     images: list[Result]
     notes: tuple[str, ...]
 
@@ -56,21 +56,21 @@ def load(folder: Path, data: Path | None, test: bool) -> Results:
     """Return the results in an ensemble's folder, or in one that `predict` wrote.
 
     `data` is the folder of their radiographs; test images need it for their sizes.
-    Raises: InputError where a file is missing, damaged or of others, or `data` holds none of the
-        images.
+    Raises: InputError if a file is missing, damaged or does not belong to the ensemble, or `data`
+        holds none of the images.
     """
     folder = folder.resolve()
     if (folder / PREDICTIONS).is_file():
         if test:
             raise InputError(
-                f"--test is of an ensemble, and {folder} is a prediction: leave --test out"
+                f"--test is of an ensemble, and {folder} was written by predict: leave --test out"
             )
         return _predicted(folder / PREDICTIONS, data)
     return _test(folder, data) if test else _held_out(folder, data)
 
 
 def _held_out(folder: Path, data: Path | None) -> Results:
-    """Return the held-out images, each by the rule that was chosen without it."""
+    """Return the held-out images, the mask of each by the rule that was chosen without it."""
     decision = Decision.load(folder)
     ensemble, candidates, scores = decision.ensemble, decision.candidates, decision.scores
     roots = paths.artefact_roots(folder.parents[1])
@@ -100,8 +100,8 @@ def _held_out(folder: Path, data: Path | None) -> Results:
             levels=lambda: ensemble_maps.full_map(row.image_id, shape, weights)[0],
         )
 
-    shown = [result(row) for row in per_image.itertuples(index=False)]
-    return Results(f"{ensemble.name}, out of fold", shown, notes)
+    results = [result(row) for row in per_image.itertuples(index=False)]
+    return Results(f"{ensemble.name}, out of fold", results, notes)
 
 
 def _test(folder: Path, data: Path | None) -> Results:
@@ -137,29 +137,29 @@ def _test(folder: Path, data: Path | None) -> Results:
 
     n_lost = len(submitted) - len(files)
     notes = (f"{data} lacks {n_lost:,} of {len(submitted):,} test images",) if n_lost else ()
-    shown = [result(*item) for item in files.items()]
-    return Results(f"{ensemble.name}, test images", shown, notes)
+    results = [result(*item) for item in files.items()]
+    return Results(f"{ensemble.name}, test images", results, notes)
 
 
 def _predicted(table: Path, data: Path | None) -> Results:
-    """Return the images that `predict` wrote."""
+    """Return the images in the table that `predict` wrote."""
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         stems = {row["file"]: _stem(row["file"]) for row in rows}
         count = Counter(stems.values())
         names = {file: stem if count[stem] == 1 else file for file, stem in stems.items()}
-        shown = [_of_row(row, names[row["file"]], data) for row in rows]
+        results = [_of_row(row, names[row["file"]], data) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{table} is damaged ({error!r}): run predict again") from None
-    if not shown:
+    if not results:
         raise InputError(f"{table} lists no image: run predict again")
-    if data is not None and not any(result.path for result in shown):
+    if data is not None and not any(result.path for result in results):
         raise InputError(
-            f"{data} holds none of the {len(shown):,} files of {table}, {rows[0]['file']} first: "
+            f"{data} holds none of the {len(results):,} files of {table}, {rows[0]['file']} first: "
             "give the folder that was predicted"
         )
-    return Results(rows[0].get("model") or NOT_STATED, shown, ())
+    return Results(rows[0].get("model") or NOT_STATED, results, ())
 
 
 def _stem(file: str) -> str:

@@ -2,10 +2,10 @@
 
     OUT/masks/<file>.png      the mask, 8 bits, 0 and 255, at the image's own size
     OUT/overlays/<file>.jpg   its contour drawn over the radiograph
-    OUT/predictions.csv       one row a file; written last, so if it exists, all is complete
+    OUT/predictions.csv       one row per file; written last, so if it exists, all is complete
 
-Needs neither labels nor folds. Everything from decoding to the rule is what the inference stage
-does, in a scratch folder within OUT. With ONNX files no torch is imported.
+Needs neither labels nor folds. Everything from decoding to the rule is as in the inference stage,
+with a scratch folder in OUT. With ONNX files torch is not imported.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from kernel_lib.stages.predictors import Predictor
 
 TABLE, MASKS, OVERLAYS = PREDICTIONS, "masks", "overlays"
 COLUMNS = (
-    "file",  # relative to the input given
+    "file",  # relative to the input folder
     "image_id",
     "height",
     "width",
-    "label_probability",  # 0–1, of the label head; empty where the model has none
-    "max_probability",  # 0–1, the probability map's largest value
-    "calibrated_probability",  # 0–1, recalibrated out of fold; empty where the model has no curve
-    "uncertainty",  # its entropy in bits, 0–1
+    "label_probability",  # 0–1, of the label head; empty if the model has none
+    "max_probability",  # 0–1, largest value of the probability map
+    "calibrated_probability",  # 0–1, by the curve in thresholds.json; empty if there is none
+    "uncertainty",  # entropy of calibrated_probability in bits, 0–1
     "area_px",  # of the mask, in pixels of the image
     "area_px_1024",  # in pixels of a 1024² image, the unit of a rule's min_area_px
-    "area_mm2",  # empty where the file states no pixel spacing
-    "rle",  # relative, down the columns, as the competition writes it; -1: no mask
+    "area_mm2",  # empty if the file states no pixel spacing
+    "rle",  # relative starts, column by column, as in the competition; -1: no mask
     "model",  # the ensemble or released model
-    "rule",  # by which its maps became masks
-    "error",  # why the file could not be read; the rest is then empty
+    "rule",  # the post-processing rule
+    "error",  # why the file could not be read; most other cells are then empty
 )
 
 
@@ -69,8 +69,8 @@ class PredictResult:
     rules: tuple[str, ...]
     n_images: int
     n_with_mask: int
-    skipped: tuple[Skipped, ...]  # those files, under the names they would be written by
-    notes: tuple[str, ...]  # on the images
+    skipped: tuple[Skipped, ...]  # files not read; image_id is the name in the table
+    notes: tuple[str, ...]  # on the images read
 
     def __str__(self) -> str:
         lines = [*self.rules]
@@ -93,23 +93,23 @@ def run(
     ensemble: Path | None = None,
     model: str | None = None,
     onnx: str | None = None,
-    **how: str | int | None,
+    **settings: str | int | None,
 ) -> PredictResult:
     """Write masks, pictures and a table of every radiograph in these files and folders.
 
-    `ensemble` is a folder that the thresholds stage made, `onnx` files of `export-onnx`,
-    comma-separated, which need no torch; without either the released model of that name or file
-    predicts, or the only one there is. `how` holds `device`, `precision`, `batch_size`,
-    `processes`, `workers`, `threads` and `engine`, as PredictParameters has them.
+    `ensemble` is a folder that the thresholds stage made, `onnx` comma-separated files of
+    `export-onnx`, which need no torch; without either the released model with the name or file
+    `model` predicts, by default the only one there is. `settings` holds `device`, `precision`,
+    `batch_size`, `processes`, `workers`, `threads` and `engine`, as in PredictParameters.
 
-    Raises: InputError, before anything is predicted, where there is no model or image, or OUT holds
-        anything else; also where no image could be read. OUT is then as it was.
+    Raises: InputError, before anything is predicted, if there is no model or image, or OUT holds
+        other files; also if no image could be read. OUT is then unchanged.
     """
     out = out.resolve()
     _check_out(out)
     scratch = out / ".scratch"
     parameters = PredictParameters.checked(
-        {k: v for k, v in how.items() if v is not None}
+        {k: v for k, v in settings.items() if v is not None}
         | {"cache_dir": str(scratch / "cache"), "scratch": str(scratch), "listed": {}}
         | {"ensemble_folder": None if ensemble is None else str(ensemble.resolve())}
         | {"model": model}
@@ -122,33 +122,33 @@ def run(
     listed = find_images(inputs, leave_out=out)
     files = {name: str(path) for name, path in listed.items()}
     parameters = parameters.model_copy(update={"listed": files})
-    with Signals().caught(), storage.folder_lock(out / "predict"), _emptied(scratch):
+    with Signals().caught(), storage.folder_lock(out / "predict"), _scratch_folder(scratch):
         predicted = predictor.predict(parameters)
-        _refuse_nothing_read(predicted)
+        _check_any_read(predicted)
         return _write(out, predictor, listed, predicted)
 
 
 def predict(parameters: PredictParameters) -> Predicted:
-    """Write every map as one of several processes that `run` started."""
+    """Write the maps, as one of several processes that `run` started."""
     with Signals().caught():
         return _of_networks(parameters).predict(parameters)
 
 
 def _of_networks(parameters: PredictParameters) -> Predictor:
-    from kernel_lib.stages import predict_networks  # torch, which ONNX files do without
+    from kernel_lib.stages import predict_networks  # it imports torch, which ONNX files do not need
 
     return predict_networks.of_parameters(parameters)
 
 
 def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[str, Path]:
-    """Return the files to predict by the name that each is written under, in that order.
+    """Return the files to predict, in order, by the name under which each result is written.
 
-    A folder's images, also in folders in it, are named by their path in it; a file by its name.
-    Of several inputs the input's own name stands before that, and numbers tell equal ones apart.
-    Hidden files are left out, files of other endings where their content is no image, masks by
-    their names or folders, and all in `leave_out`.
+    Images in a folder or its subfolders are named by their path in it, single files by their name.
+    With several inputs a folder's own name is put first, and equal names get numbers. Left out are
+    hidden files, files without a known ending or image content, masks (by name or folder), and all
+    in `leave_out`.
 
-    Raises: InputError where an input does not exist, or none of them holds an image.
+    Raises: InputError if an input does not exist, or none of them holds an image.
     """
     files: dict[str, Path] = {}
     seen: set[Path] = set()
@@ -182,26 +182,26 @@ def find_images(inputs: Sequence[Path], leave_out: Path | None = None) -> dict[s
 
 
 def _radiographs(folder: Path, leave_out: Path | None) -> tuple[list[Path], list[str]]:
-    """Return a folder's images, and notes on what else lies in it."""
+    """Return the images in a folder and its subfolders, and notes on other files."""
     pictures, others = [], []
     for path in _below(folder, leave_out):
         known = path.suffix.lower() in images.SUFFIXES or images.is_image(path)
         (pictures if known else others).append(path)
     masks, notes = masks_among(pictures), []
     if masks:
-        notes.append(f"{len(masks)} masks by their names are left out, {min(masks)} first")
+        notes.append(f"{len(masks)} masks, recognised by name, are left out, {min(masks)} first")
     if others:
         endings = Counter(path.suffix.lower() or "without suffix" for path in others)
         kinds = ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5))
         notes.append(
             f"{len(others)} files are neither DICOM, PNG nor JPEG and left out ({kinds}), "
-            f"{others[0]} first: save radiographs among them as PNG"
+            f"{others[0]} first: if some are radiographs, save them as PNG"
         )
     return [path for path in pictures if path not in masks], notes
 
 
 def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    """Yield a folder's files, and those of folders in it, sorted, without hidden ones."""
+    """Yield the files in a folder and its subfolders, sorted, without hidden ones."""
     for place, names, files in os.walk(folder):
         at = Path(place)
         if at.resolve() == leave_out:
@@ -212,7 +212,7 @@ def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
-    """Return that name, or with a number where files of several inputs share it."""
+    """Return the name, with a number appended if it is taken."""
     path, n = Path(name), 1
     while name in taken:
         n += 1
@@ -221,7 +221,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a folder that holds anything but what an earlier call wrote."""
+    """Raise InputError for a folder that holds anything but an earlier prediction."""
     if out.exists() and not out.is_dir():
         raise InputError(f"-o {out} is a file: give a folder")
     storage.check_writable(out, "-o")
@@ -249,9 +249,9 @@ def _is_ours(table: Path) -> bool:
 
 
 @contextmanager
-def _emptied(folder: Path) -> Iterator[None]:
-    """A folder that is empty before and gone afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+def _scratch_folder(folder: Path) -> Iterator[None]:
+    """Remove a folder before and after the block."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     try:
         with storage.disk_full_as_input_error(folder):
             yield
@@ -259,7 +259,7 @@ def _emptied(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_nothing_read(predicted: Predicted) -> None:
+def _check_any_read(predicted: Predicted) -> None:
     skipped = predicted.skipped
     if len(skipped) == len(predicted.images):
         raise InputError(
@@ -292,15 +292,15 @@ def _write(
                 continue
             label = ensemble_maps.label(number, weights)
             levels = ensemble_maps.level_map(number, weights)
-            row |= _facts(mask, images.spacing_of(path)) | {
+            row |= _mask_cells(mask, images.spacing_of(path)) | {
                 "label_probability": "" if label is None else f"{label:.4f}",
                 "max_probability": f"{levels.max() / 255:.4f}",
             }
-            row |= _certainty(predictor.calibration, levels, label, mask.shape)
+            row |= _calibration_cells(predictor.calibration, levels, label, mask.shape)
             n_with_mask += bool(mask.any())
             _save(masks / f"{name}.png", mask * np.uint8(255))
             _save(pictures / f"{name}.jpg", overlays.outlined(images.read(path), mask))
-        (out / TABLE).unlink(missing_ok=True)  # from here on the old table is not of these masks
+        (out / TABLE).unlink(missing_ok=True)  # it does not describe the new masks
     with storage.atomic_write(
         out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline=""
     ) as file:
@@ -317,10 +317,10 @@ def _write(
     )
 
 
-def _certainty(
+def _calibration_cells(
     curve: Logistic | None, levels: np.ndarray, label: float | None, shape: tuple[int, int]
 ) -> dict[str, str]:
-    """Return the columns of the image-level probability; none without a curve."""
+    """Return the row's cells for the calibrated probability; none without a curve."""
     if curve is None:
         return {}
     stats = stack([maps.statistics(levels, rle.EMPTY, shape, label)])
@@ -329,8 +329,8 @@ def _certainty(
     return {"calibrated_probability": f"{prob:.4f}", "uncertainty": f"{uncertainty:.4f}"}
 
 
-def _facts(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, object]:
-    """Return the columns that a mask (H, W) 0/1 fills, with the spacing in mm where it is known."""
+def _mask_cells(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, object]:
+    """Return the row's cells for a mask (H, W) 0/1; `spacing` in mm between rows and columns."""
     height, width = mask.shape
     area = int(np.count_nonzero(mask))
     return {

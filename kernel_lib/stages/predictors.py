@@ -1,4 +1,4 @@
-"""What `predict` predicts with, and predicting with ONNX files. No torch in this file."""
+"""What `predict` predicts with, and prediction by ONNX files. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kernel_lib.notebook import bar
 from kernel_lib.postprocess.calibration import Logistic
 from kernel_lib.postprocess.strategies import Choice
 
-BATCH_SIZE = 4  # larger ones are no faster on a CPU, and need their memory
+BATCH_SIZE = 4  # larger ones are no faster on a CPU, and need more memory
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Predictor:
 def of_onnx(files: str, scratch: Path, threads: int | None) -> Predictor:
     """Return the predictor of ONNX files, comma-separated: folds of one run, or one model.
 
-    Raises: InputError where a file cannot be read, or they do not belong together.
+    Raises: InputError if a file cannot be read, or the files do not belong together.
     """
     models = [OnnxModel.load(Path(file), threads) for file in files.split(",") if file]
     if not models:
-        raise InputError(f"--onnx {files!r} names no file: write files with commas between them")
+        raise InputError(f"--onnx {files!r} names no file: give files, separated by commas")
     onnx_file.check_together(models)
     models.sort(key=lambda model: model.fold)
     first = models[0]
@@ -58,16 +58,16 @@ def of_onnx(files: str, scratch: Path, threads: int | None) -> Predictor:
 
 
 def check_onnx(parameters: PredictParameters) -> None:
-    """Raise InputError for what onnxruntime does not do here: a GPU, less precision, processes."""
-    for name, there, allowed in (
+    """Raise InputError for a GPU, a lower precision, several processes, or torch as the engine."""
+    for name, value, allowed in (
         ("device", parameters.device, ("auto", "cpu")),
         ("precision", parameters.precision, ("auto", "float32")),
         ("processes", parameters.processes, (None, 1)),
         ("engine", parameters.engine, ("auto", "onnxruntime")),
     ):
-        if there not in allowed:
+        if value not in allowed:
             raise InputError(
-                f"--{name} {there} does not go with onnxruntime, which runs on the CPU, in float32 "
+                f"--{name} {value} does not go with onnxruntime, which runs on the CPU, in float32 "
                 f"and in one process: leave --{name} out"
             )
 
@@ -95,9 +95,9 @@ def _predict(
         batch_size = parameters.batch_size or BATCH_SIZE
         meta = {"run": model.name, "fold": model.fold, "tta": model.tta}
         title = f"{model.name}/fold{model.fold}"
-        shown = bar(
+        progress = bar(
             model.predict(images, batch_size), total=len(images), desc=title, unit="image",
             leave=False,
         )  # fmt: skip
-        maps.write(fold_run.fold_folder(scratch, model.name, model.fold).test, shown, meta)
+        maps.write(fold_run.fold_folder(scratch, model.name, model.fold).test, progress, meta)
     return Predicted(images.table, images.skipped, images.notes)

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 NOT_HONEST = (
     "NOT HONEST: labels of these images selected an epoch, or a member may have been trained on "
-    "them. What follows is too good."
+    "them. The results below are too good."
 )
 
 
 def sections(data: ReportData, agreement: Agreement | None = None) -> list[Section]:
     """Return both sections, or those for which the ensemble's files hold enough.
 
-    `agreement` is that of the members, if there are several: their disagreement is known of the
-    images compared there.
+    `agreement` is that of the members, if there are several: their disagreement is known only for
+    the images compared there.
     """
     scored, found = data.decision.scores, []
     caveat = () if scored.is_honest(scored.kept_selected) else (NOT_HONEST,)
@@ -45,7 +45,7 @@ def sections(data: ReportData, agreement: Agreement | None = None) -> list[Secti
 
 
 def calibrated(per_image: pd.DataFrame) -> list[Calibration]:
-    """Return the calibration of each score that all images have, as `load_per_image` has them."""
+    """Return the calibration of each score that all images of `load_per_image` have."""
     truth, part, groups = _known(per_image)
     if groups is None:
         return []
@@ -55,10 +55,10 @@ def calibrated(per_image: pd.DataFrame) -> list[Calibration]:
 
 
 def referrals(data: ReportData, agreement: Agreement | None = None) -> Referral | None:
-    """Return what referring the least certain images gains; None where its input is lacking.
+    """Return what referring the least certain images gains; None if its inputs are missing.
 
-    Measures are the entropy of each image-level probability, the distance of the image from the
-    other answer of its rule, the disagreement of the views if all images have it and, on the images
+    Measures are the entropy of each image-level probability, how far the image is from gaining or
+    losing its mask, the disagreement of the views if all images have it and, for the images
     compared, the disagreement of the members.
     """
     per_image = data.per_image
@@ -93,7 +93,7 @@ def referrals(data: ReportData, agreement: Agreement | None = None) -> Referral 
 
 
 def _known(per_image: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return truth, part and group (N,) of the images; no group where an earlier version wrote."""
+    """Return truth, part and group (N,) of the images; no group in files of earlier versions."""
     groups = per_image["group"].to_numpy() if "group" in per_image else None
     return (per_image["truth_px"] > 0).to_numpy(), per_image["part"].to_numpy(), groups
 
@@ -107,7 +107,7 @@ def _scores(per_image: pd.DataFrame) -> dict[str, np.ndarray]:
 def _entropies(
     per_image: pd.DataFrame, truth: np.ndarray, part: np.ndarray, groups: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return (parts, N) entropies of all images, by each probability as fitted without a part."""
+    """Return (parts, N) entropies of all images for each score, calibrated without each part."""
     known = _scores(per_image)
     found: dict[str, list[np.ndarray]] = {name: [] for name in known}
     for _, _, outside in held_out(part, groups):
@@ -122,8 +122,8 @@ def _entropies(
 def _margins(data: ReportData, part: np.ndarray) -> np.ndarray | None:
     """Return (parts, N) margins of all images by each part's rule, or None.
 
-    The maps are those of the final choice: where members and weights are chosen too, they are not
-    the part's own.
+    The maps are those of the final choice: if members and weights are chosen too, a part's own
+    choice may have other maps.
     """
     at = pd.Index(data.statistics.image_ids).get_indexer(data.per_image["image_id"])
     choices: Mapping[int, object] = {r.fold: r.choice for r in data.decision.scores.kept.rules}

@@ -1,4 +1,4 @@
-"""The report's scores in every definition, and of subgroups, of the held-out masks."""
+"""The report's sections with scores of the held-out masks in every definition, and by subgroup."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
 
 def sections(data: ReportData, source: Source | None) -> list[Section]:
-    """Return the table of definitions and that of subgroups; of those of metadata with a source.
+    """Return the sections on definitions and subgroups; by view, sex and age only with a source.
 
-    No masks are drawn: counts and distances are those that the thresholds stage kept.
+    No mask is decoded: counts and distances are those that the thresholds stage stored.
     """
     scored = data.decision.scores
     kept, images = scored.kept, images_of(data)
     traits, notes = _traits(images, source)
     images = subgroups.with_traits(images, traits)
-    found = subgroups.subgroups(images, traits)
+    parts = subgroups.subgroups(images, traits)
     text = (
-        f"Of the masks that scored the rule, {scores.claim(scored, scored.kept_selected)}: each "
-        "image's is of the rule chosen without it. Scores in different definitions do not compare. "
-        f"Intervals are 95 %, drawn over {kept.resampled}; of sensitivity, specificity, PPV and "
-        "NPV they are Wilson's, which take images as independent."
+        f"Scores of the masks that scored the rule, {scores.claim(scored, scored.kept_selected)}: "
+        "each image's mask is by the rule chosen without it. Different definitions do not "
+        f"compare. The 95 % intervals are bootstrap intervals over {kept.resampled}; those of "
+        "sensitivity, specificity, PPV and NPV are Wilson's, which treat images as independent."
     )
     if by := _auc_of(data.per_image)[1]:
-        text += f" The AUC is that of {by}."
+        text += f" The AUC is of {by}."
     if data.distances is None:
-        text += " Distances between boundaries are missing: the thresholds stage writes them."
+        text += " Boundary distances are missing: run the thresholds stage, which computes them."
     rows = score_definitions.scores(images, Resampler(kept.n_bootstrap, kept.seed))
-    doubts = [*notes, *subgroups.warnings(found)]
+    doubts = [*notes, *subgroups.warnings(parts)]
     return [
         Section("Scores in every published definition", (text, score_definitions.as_table(rows))),
-        Section("Subgroups", (subgroups.as_table(found), *([doubts] if doubts else []))),
+        Section("Subgroups", (subgroups.as_table(parts), *([doubts] if doubts else []))),
     ]
 
 
@@ -76,7 +76,7 @@ def images_of(data: ReportData) -> pd.DataFrame:
 
 
 def _auc_of(rows: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Return what separates images with a mask from those without, and its name, "" without any."""
+    """Return the score of which the AUC is computed, and its name; nan and "" if there is none."""
     if "label" in rows and rows["label"].notna().all():
         return rows["label"], "the classification probability"
     if "sum_prob" in rows:
@@ -85,10 +85,10 @@ def _auc_of(rows: pd.DataFrame) -> tuple[pd.Series, str]:
 
 
 def _traits(images: pd.DataFrame, source: Source | None) -> tuple[pd.DataFrame | None, list[str]]:
-    """Return view, sex, age and spacing by image id, None without any, and notes on faults.
+    """Return view, sex, age and spacing by image id (None without any), and notes on faults.
 
-    Of metadata.csv in the data folder, else of the headers. A fault of a table that nobody asked
-    for does not end a stage.
+    From metadata.csv in the data folder, else from the DICOM headers. A faulty table is noted and
+    not used: it was found there, not asked for, and must not stop a stage.
     """
     if source is None:
         return None, []
@@ -103,5 +103,5 @@ def _traits(images: pd.DataFrame, source: Source | None) -> tuple[pd.DataFrame |
             metadata.check_ids(csv, traits, images["image_id"])
         except InputError as error:
             return None, [f"not used: {error}"]
-    # Patients are those of the folds.
+    # Patients are taken from the folds file.
     return None if traits is None else traits.drop(columns="patient", errors="ignore"), []

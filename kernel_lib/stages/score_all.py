@@ -1,4 +1,4 @@
-"""A submission's score in every definition, and of subgroups, as text: `score --all`."""
+"""A submission's scores in every definition, and by subgroup, as text: `score --all`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def text(
 ) -> str:
     """Return the tables of scores and subgroups of these pairs, with notes.
 
-    The AUC needs a column of probabilities, in the submission or another table. Metadata are those
-    given, else of metadata.csv beside the labels, else of the headers of `files` (image_id, path).
+    The AUC needs a column of probabilities, in the submission or another table. Metadata come from
+    `metadata_csv`, else metadata.csv beside the labels, else the DICOM headers of `files`
+    (image_id, path).
 
     Raises: InputError for a table of probabilities or metadata that is faulty or of other images.
     """
     masks = zip(pairs.ids, pairs.predicted, pairs.truth, strict=True)
-    images = score_definitions.measured(
+    images = score_definitions.measure_images(
         (image_id, predicted, true, shape) for image_id, (predicted, _), (true, shape) in masks
     )
     traits, notes = _traits(pairs, labels, files, metadata_csv)
@@ -40,42 +41,42 @@ def text(
     known = read_probabilities(probabilities or submission, required=probabilities is not None)
     if known is None:
         notes.append(
-            f"no AUC: {submission} has no column {' or '.join(PROBABILITIES)}; give one, or a "
-            "table with --probabilities"
+            f"no AUC: {submission} has no column {' or '.join(PROBABILITIES)}; add one, or give a "
+            "table of probabilities with --probabilities"
         )
     else:
         images["probability"] = known.reindex(images["image_id"]).to_numpy()
         if lacking := int(images["probability"].isna().sum()):
-            notes.append(f"AUC: {lacking} images have no probability and stay out of it")
+            notes.append(f"AUC: {lacking} images have no probability and are left out")
     drawn = "patients" if images["group"].nunique() < len(images) else "images"
     notes.append(
-        f"95 % intervals: bootstrap over {drawn}; of sensitivity, specificity, PPV and NPV Wilson's"
+        f"95 % intervals: bootstrap over {drawn}, Wilson for sensitivity, specificity, PPV and NPV"
     )
-    found = subgroups.subgroups(images, traits)
+    parts = subgroups.subgroups(images, traits)
     tables = [
         score_definitions.as_table(score_definitions.scores(images)),
-        subgroups.as_table(found),
+        subgroups.as_table(parts),
     ]
     shown = [_as_text(table) for table in tables if len(table)]
-    notes += [f"warning: {warning}" for warning in subgroups.warnings(found)]
+    notes += [f"warning: {warning}" for warning in subgroups.warnings(parts)]
     return "\n\n".join([*shown, "\n".join(notes)])
 
 
 def read_probabilities(csv: Path, *, required: bool) -> pd.Series | None:
     """Return the probability (0–1) of each image by its id; None for a table without the column.
 
-    Raises: InputError for a value that is none and, if `required`, for a missing column.
+    Raises: InputError for a value outside 0–1 and, if `required`, for a missing column.
     """
     header, _ = cells.read_parts(csv)
     column = next((name for name in PROBABILITIES if name in header), None)
     if column is None:
         if required:
             raise InputError(
-                f"{csv} has the columns {header}, no {' or '.join(PROBABILITIES)}: name the column "
-                "of probabilities so"
+                f"{csv} has the columns {header}, no {' or '.join(PROBABILITIES)}: rename the "
+                "column of probabilities"
             )
         return None
-    id_column = "image_id" if "image_id" in header else cells.ID_COLUMN  # the former of `predict`
+    id_column = "image_id" if "image_id" in header else cells.ID_COLUMN  # `predict` writes image_id
     table = cells.read_table(csv, [id_column, column])
     values = []
     for row, cell in table[column].items():
@@ -89,18 +90,18 @@ def read_probabilities(csv: Path, *, required: bool) -> pd.Series | None:
             )
         values.append(value)
     found = pd.Series(values, index=names_of(table[id_column]))
-    return found[~found.index.duplicated()]  # several rows of an image repeat it
+    return found[~found.index.duplicated()]  # an image with several rows repeats its probability
 
 
 def _traits(
-    pairs: Pairs, labels: Path, files: pd.DataFrame | None, given: Path | None
+    pairs: Pairs, labels: Path, files: pd.DataFrame | None, metadata_csv: Path | None
 ) -> tuple[pd.DataFrame | None, list[str]]:
-    """Return the metadata of the images by id, None without any, and notes on them."""
-    csv = given or metadata.beside(labels)
+    """Return the metadata by image id (None without any), and notes on their source."""
+    csv = metadata_csv or metadata.beside(labels)
     if csv is not None:
         traits = metadata.read(csv)
         lacking = metadata.check_ids(csv, traits, pairs.ids)
-        return traits, [f"metadata: {csv}" + (f", without {lacking} images" if lacking else "")]
+        return traits, [f"metadata: {csv}" + (f", which lacks {lacking} images" if lacking else "")]
     if files is not None:
         paths = files.set_index("image_id")["path"].reindex(list(pairs.ids))
         traits = metadata.of_headers(pairs.ids, paths.tolist())
@@ -110,7 +111,7 @@ def _traits(
 
 
 def _as_text(table: pd.DataFrame) -> str:
-    """Return a table aligned left, numbers with four digits, nan as –."""
+    """Return a left-aligned table, numbers with four decimals, nan as –."""
     texts = table.map(_cell)
     width = {name: max(len(name), *map(len, texts[name])) for name in texts}
     rows = [list(texts), *texts.to_numpy().tolist()]

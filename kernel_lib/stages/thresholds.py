@@ -215,7 +215,7 @@ def _calibration(
     """Return the image-level probability of the ensemble as it goes on to the test images."""
     stats = part.statistics(weights or part.ensemble.weights)
     parts, groups = per_image["part"].to_numpy(), per_image["group"].to_numpy()
-    return calibration.chosen(stats, stats.true_px > 0, parts, groups)
+    return calibration.best_curve(stats, stats.true_px > 0, parts, groups)
 
 
 def _save(

@@ -154,12 +154,12 @@ def test_ids_that_are_no_uids_are_replaced_the_same_way_each_time(radiograph):
     elements = {"SOPInstanceUID": "ID_0a1", "StudyInstanceUID": "", "SeriesInstanceUID": ""}
     path = radiograph(**elements, PatientAge=BAD_AGE)
     reference, again = Reference.read(path), Reference.read(path)
-    ids = [str(reference.dataset[keyword].value) for keyword in dicom_files.IDS]
+    ids = [str(reference.dataset[keyword].value) for keyword in dicom_files.UIDS]
     assert len(set(ids)) == 3
     assert all(one.startswith("2.25.") and uid.UID(one).is_valid for one in ids)
-    assert ids == [str(again.dataset[keyword].value) for keyword in dicom_files.IDS]
+    assert ids == [str(again.dataset[keyword].value) for keyword in dicom_files.UIDS]
     assert reference.is_derived
-    assert all(name in reference.notes[0] for name in dicom_files.IDS)
+    assert all(name in reference.notes[0] for name in dicom_files.UIDS)
     assert "PatientAge" in reference.notes[1]
     seg, _ = segmentation(path)
     assert np.array_equal(pixels_read(seg), MASK)
@@ -199,7 +199,7 @@ def test_valid_ids_stay(radiograph):
     assert reference.notes == ()
     assert not reference.is_derived
     assert all(
-        reference.dataset[keyword].value == own[keyword].value for keyword in dicom_files.IDS
+        reference.dataset[keyword].value == own[keyword].value for keyword in dicom_files.UIDS
     )
 
 

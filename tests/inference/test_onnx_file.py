@@ -143,7 +143,7 @@ def rewritten(path: Path, **texts: str | None) -> None:
 @pytest.mark.parametrize(
     ("texts", "pattern"),
     [
-        ({"schema": None}, "no file of this package, .*None"),
+        ({"schema": None}, "schema is None"),
         ({"schema": "pneumothorax-onnx-0"}, "another version .*'pneumothorax-onnx-0'"),
         ({"rule": None}, "damaged .*lacks 'rule'"),
         ({"fold": None}, "damaged .*lacks 'fold'"),

@@ -39,14 +39,14 @@ def test_speeds_are_against_the_default():
 
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_every_one_is_found_and_is_no_fault(name: str):
-    assert accelerators.named(name).name == name
+    assert accelerators.find(name).name == name
     assert accelerators.fault(name) is None
     assert bool(accelerators.note(name)) is (name != accelerators.DEFAULT)
 
 
 @pytest.mark.parametrize("name", ["NvidiaTeslaP100", " nvidiateslap100"])
 def test_a_retired_gpu_is_the_one_that_kaggle_gives(name: str):
-    assert accelerators.named(name).name == accelerators.DEFAULT
+    assert accelerators.find(name).name == accelerators.DEFAULT
     assert "is retired, and Kaggle gives NvidiaTeslaT4" in accelerators.replacement(name)
 
 
@@ -63,7 +63,7 @@ def test_a_retired_gpu_is_the_one_that_kaggle_gives(name: str):
 )
 def test_any_other_name_is_refused(name: str, words: str):
     with pytest.raises(InputError, match=words):
-        accelerators.named(name)
+        accelerators.find(name)
 
 
 def test_memory_follows_pixels_and_the_share_of_a_batch():

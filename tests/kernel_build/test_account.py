@@ -40,15 +40,15 @@ def test_the_answer_of_the_command_line_is_read(
     calls = fake_kaggle(answer)
     week = account.week()
     assert (week.left, week.total, week.ends) == (left, 30, ends)
-    assert week.says == f"quota: {left:g} of 30 GPU hours left, by kaggle quota"
+    assert week.line == f"quota: {left:g} of 30 GPU hours left, by kaggle quota"
     assert calls.read_text() == "quota --csv\n"
 
 
 @pytest.mark.parametrize(
     ("answer", "status", "words"),
     [
-        ("Authentication required to call the Kaggle API.\n\n  kaggle auth login", 1, "nobody is"),
-        ("401 - Unauthorized", 1, "nobody is logged in, kaggle auth login"),
+        ("Authentication required to call the Kaggle API.\n\n  kaggle auth login", 1, "not logged"),
+        ("401 - Unauthorized", 1, "kaggle auth login"),
         ("usage: kaggle [-h]\nkaggle: error: argument command: invalid choice: 'quota' (choose "
          "from competitions, c)", 2, "this kaggle has no quota, which 2.2.1 and newer have"),
         ("No quota information available", 0, "answered 'No quota information available'"),
@@ -69,17 +69,17 @@ def test_any_other_answer_is_a_full_week_and_one_line(
     fake_kaggle(answer, status)
     week = account.week()
     assert (week.left, week.total, week.ends) == (30, 30, None)
-    assert words in week.says
-    assert "--quota-left H" in week.says
-    assert "\n" not in week.says
+    assert words in week.line
+    assert "--quota-left H" in week.line
+    assert "\n" not in week.line
 
 
 def test_without_a_command_that_starts_a_week_is_full(tmp_path: Path, fake_kaggle, monkeypatch):
     fake_kaggle("")
     (tmp_path / "bin" / "kaggle").write_text("#!/no/such/interpreter\n")
-    assert "does not start" in account.week().says
+    assert "does not start" in account.week().line
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "there is no kaggle command line" in account.week().says
+    assert "there is no kaggle command line" in account.week().line
 
 
 def test_a_command_that_does_not_answer_is_not_waited_for(tmp_path: Path, fake_kaggle, monkeypatch):
@@ -87,12 +87,12 @@ def test_a_command_that_does_not_answer_is_not_waited_for(tmp_path: Path, fake_k
     waits = f"#!{sys.executable}\nimport signal\nsignal.pause()\n"
     (tmp_path / "bin" / "kaggle").write_text(waits)
     monkeypatch.setattr(account, "_SECONDS", 0.2)
-    assert "gave no answer in 0.2 s" in account.week().says
+    assert "gave no answer in 0.2 s" in account.week().line
 
 
 @given(st.floats(0, 1000))
 def test_hours_that_are_given_count(left: float):
-    week = account.given(left)
+    week = account.of_hours(left)
     assert week.left == left
     assert week.total == max(30, left)
 
@@ -100,4 +100,4 @@ def test_hours_that_are_given_count(left: float):
 @pytest.mark.parametrize("left", [-1, float("inf"), float("nan")])
 def test_what_is_no_number_of_hours_is_refused(left: float):
     with pytest.raises(InputError, match=r"--quota-left .* give 0 or more"):
-        account.given(left)
+        account.of_hours(left)

@@ -311,11 +311,11 @@ def test_the_quota_is_read_as_the_command_line_prints_it(own_kaggle, server):
     assert (week.left, week.total) == (26.8, 30)
     assert week.ends == datetime(2026, 11, 28, tzinfo=UTC)
     server.plays = {"GetAcceleratorQuotaStatistics": [(200, {})]}
-    assert "No quota information available" in account.week().says
+    assert "No quota information available" in account.week().line
 
 
 def test_without_a_login_the_quota_is_assumed(own_kaggle, monkeypatch):
     monkeypatch.delenv("KAGGLE_KEY")
     week = account.week()
     assert (week.left, week.total) == (30, 30)
-    assert "nobody is logged in" in week.says
+    assert "kaggle auth login" in week.line

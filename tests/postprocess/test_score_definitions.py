@@ -33,7 +33,7 @@ def block(top: int, left: int, height: int, width: int) -> np.ndarray:
 
 def table(pairs: list[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
     """The table of images given as (predicted, truth)."""
-    return score_definitions.measured(
+    return score_definitions.measure_images(
         (f"i{k}", rle.runs_of(predicted), rle.runs_of(truth), truth.shape)
         for k, (predicted, truth) in enumerate(pairs)
     )

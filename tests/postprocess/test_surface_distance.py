@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist, directed_hausdorff
 
 from kernel_lib.errors import InputError
-from kernel_lib.postprocess.surface_distance import boundary, directed, surface_distance
+from kernel_lib.postprocess.surface_distance import boundary, directed_distances, surface_distance
 
 PAIRS = array_shapes(min_dims=2, max_dims=2, max_side=12).flatmap(
     lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))
@@ -41,7 +41,7 @@ def test_distances_are_those_of_all_pairs_of_boundary_pixels(pair) -> None:
 
 @given(PAIRS.filter(lambda pair: pair[0].any() and pair[1].any()))
 def test_the_largest_distance_is_scipy_s_hausdorff_and_its_distance_transform_s(pair) -> None:
-    for distances, (mask, other) in zip(directed(*pair), (pair, pair[::-1]), strict=True):
+    for distances, (mask, other) in zip(directed_distances(*pair), (pair, pair[::-1]), strict=True):
         edges = edge_of(mask), edge_of(other)
         assert distances.max() == pytest.approx(directed_hausdorff(*edges)[0])
         beyond = np.ones(mask.shape, bool)
