@@ -90,7 +90,7 @@ def find(name: str) -> Accelerator:
         )
     if _successor(name):
         return ACCELERATORS[DEFAULT]
-    return lookup("accelerator", name, ACCELERATORS)
+    return lookup("accelerator", name.strip(), ACCELERATORS)
 
 
 def fault(shape: str) -> str | None:

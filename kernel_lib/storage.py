@@ -87,6 +87,29 @@ def check_writable(folder: Path, setting: str) -> None:
         ) from error
 
 
+def check_output(
+    folder: Path, names: Iterable[str], is_ours: Callable[[], bool], kind: str
+) -> None:
+    """Raise InputError if `-o folder` cannot be written, or holds more than an earlier result.
+
+    `names` are all files and folders of a result, `is_ours` returns whether they are one, and
+    `kind` names it in the message.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"-o {folder} is a file: give a folder")
+    check_writable(folder, "-o")
+    paths = folder.iterdir() if folder.exists() else ()
+    existing = {path.name for path in paths if not path.name.startswith(".")}
+    foreign = existing - set(names)
+    if existing and not foreign and not is_ours():
+        foreign = existing
+    if foreign:
+        raise InputError(
+            f"-o {folder} holds {min(foreign)}, and no earlier {kind}: give a new folder, or an "
+            "empty one"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, complete or not at all."""
     with atomic_write(path, "w", encoding="utf-8", newline="\n") as file:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from kernel_lib.postprocess.histograms import Stacked, highest, sum_px
-from kernel_lib.postprocess.metrics import LEVEL
+from kernel_lib.postprocess.metrics import wilson
 from kernel_lib.postprocess.nested_cv import held_out
 from kernel_lib.postprocess.serialization import JsonDocument
 
@@ -185,11 +184,12 @@ def reliability(prob: np.ndarray, truth: np.ndarray, n_bins: int | None = None) 
     n = np.bincount(bins)
     filled = n > 0
     n = n[filled]
-    predicted, observed = (np.bincount(bins, values)[filled] / n for values in (prob, truth))
-    low, high = _wilson(observed, n)
+    predicted = np.bincount(bins, prob)[filled] / n
+    positive = np.bincount(bins, truth)[filled]
+    low, high = np.array([wilson(int(k), int(m)) for k, m in zip(positive, n, strict=True)]).T
     return Reliability(
-        n, predicted, observed, low, high,
-        ece=float(np.abs(observed - predicted) @ n / len(prob)),
+        n, predicted, positive / n, low, high,
+        ece=float(np.abs(positive / n - predicted) @ n / len(prob)),
         brier=float(np.mean((prob - truth) ** 2)),
     )  # fmt: skip
 
@@ -210,11 +210,3 @@ def _expit(x: np.ndarray) -> np.ndarray:
 
 def _log_loss(logits: np.ndarray, target: np.ndarray) -> float:
     return float((np.logaddexp(0, logits) - target * logits).sum())
-
-
-def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval, within 0–1, of shares (B,) of n independent images (B,)."""
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return np.where(share == 0, 0.0, middle - half), np.where(share == 1, 1.0, middle + half)

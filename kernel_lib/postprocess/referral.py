@@ -6,6 +6,7 @@ a measure of uncertainty, and which of several is used, are determined on other 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -191,7 +192,8 @@ def _at_shares(
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     kept, oracle = _mean_kept(dice, tie, ones), _mean_kept(dice, by_dice, ones)
     n_kept, share_positive = _n_kept(len(dice)), _mean_kept(positive.astype(float), tie, ones)
-    positives_kept = share_positive * n_kept / max(positive.sum(), 1)
+    n_positive = positive.sum() or math.nan  # of none no share is known
+    positives_kept = share_positive * n_kept / n_positive
     return tuple(
         Referred(
             share, int(n_kept[k]), float(kept[k]), Interval(float(low[k]), float(high[k])),

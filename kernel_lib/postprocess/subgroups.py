@@ -107,7 +107,9 @@ def warnings(parts: Sequence[Subgroup]) -> list[str]:
             values = [score.value for score in scores]
             difference = max(values) - min(values)
             widest = max(score.interval.high - score.interval.low for score in scores)
-            if len(scores) > 1 and widest > difference:
+            # The bootstrap of a single image has no width.
+            is_single = any(score.n_images == 1 for score in scores)
+            if len(scores) > 1 and (is_single or widest > difference):
                 unclear.append(f"{name} ({difference:.3f} within {widest:.3f})")
         if unclear:
             texts.append(

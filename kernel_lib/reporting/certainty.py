@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -126,7 +127,8 @@ def referral_tables(referred: Referral) -> tuple[pd.DataFrame, ...]:
         (
             f"{one.share:.0%}", one.n_kept, round(one.dice, 4),
             f"{one.interval.low:.4f}–{one.interval.high:.4f}", round(one.random, 4),
-            round(one.oracle, 4), round(one.empty, 4), f"{one.positives:.0%}",
+            round(one.oracle, 4), round(one.empty, 4),
+            "–" if math.isnan(one.positives) else f"{one.positives:.0%}",
         )
         for one in referred.at
     ]  # fmt: skip

@@ -97,7 +97,7 @@ def run(
         installed, missing results or radiographs, and an OUT that holds other files.
     """
     kinds, out = _checked_kinds(to, fractional), out.resolve()
-    _check_out(out)
+    storage.check_output(out, (TABLE, *ENDINGS), lambda: _is_ours(out / TABLE), "export")
     results = export_results.load(folder, data_dir, test)
     _check_sources(kinds, results, data_dir, fractional)
     settings = _Settings(results.algorithm, fractional, plane)
@@ -131,23 +131,6 @@ def _checked_kinds(to: str, fractional: bool) -> list[str]:
     if fractional and SEG not in kinds:
         raise InputError(f"--fractional is of DICOM segmentations: add {SEG} to --to {to}")
     return kinds
-
-
-def _check_out(out: Path) -> None:
-    """Raise InputError for a folder that holds anything but an earlier export."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"-o {out} is a file: give a folder")
-    storage.check_writable(out, "-o")
-    existing = {path.name for path in out.iterdir()} if out.exists() else set()
-    existing = {name for name in existing if not name.startswith(".")}
-    foreign = sorted(existing - {TABLE, *ENDINGS})
-    if not foreign and existing and not _is_ours(out / TABLE):
-        foreign = sorted(existing)
-    if foreign:
-        raise InputError(
-            f"-o {out} holds {foreign[0]}, and no earlier export: give a new folder, or an empty "
-            "one"
-        )
 
 
 def _is_ours(table: Path) -> bool:

@@ -37,8 +37,6 @@ def run(run_or_model: str, out: Path, ensemble: Path | None = None) -> dict[Path
     """
     folder = Path(run_or_model)
     if folder.is_dir():
-        if ensemble is None:
-            ensemble = folder.resolve().parents[1] / ENSEMBLES / folder.resolve().name
         return _of_run(folder.resolve(), out, ensemble)
     if ensemble is not None:
         raise InputError(
@@ -52,11 +50,13 @@ def run(run_or_model: str, out: Path, ensemble: Path | None = None) -> dict[Path
     return dict([_write(facts, [model.model], out / f"{model.name}{SUFFIX}")])
 
 
-def _of_run(folder: Path, out: Path, ensemble_folder: Path) -> dict[Path, int]:
-    work, written = folder.parents[1], {}
+def _of_run(folder: Path, out: Path, ensemble_folder: Path | None) -> dict[Path, int]:
+    work, written = folder.parent.parent, {}
     folds = fold_run.find([work], folder.name) if folder.parent.name == RUNS else {}
     if not folds:
         raise InputError(f"{folder} is no run's folder: give WORK_DIR/{RUNS}/RUN")
+    if ensemble_folder is None:
+        ensemble_folder = work / ENSEMBLES / folder.name
     decision = Decision.load(ensemble_folder)
     ensemble, scores = decision.ensemble, decision.scores
     release.check_alone(decision, ensemble_folder, folder.name)

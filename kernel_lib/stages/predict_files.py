@@ -106,7 +106,7 @@ def run(
         other files; also if no image could be read. OUT is then unchanged.
     """
     out = out.resolve()
-    _check_out(out)
+    storage.check_output(out, (TABLE, MASKS, OVERLAYS), lambda: _is_ours(out / TABLE), "prediction")
     scratch = out / ".scratch"
     parameters = PredictParameters.checked(
         {k: v for k, v in settings.items() if v is not None}
@@ -218,25 +218,6 @@ def _free(name: str, taken: Iterable[str]) -> str:
         n += 1
         name = path.with_name(f"{path.stem}-{n}{path.suffix}").as_posix()
     return name
-
-
-def _check_out(out: Path) -> None:
-    """Raise InputError for a folder that holds anything but an earlier prediction."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"-o {out} is a file: give a folder")
-    storage.check_writable(out, "-o")
-    if not out.exists():
-        return
-    existing = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    foreign = sorted(existing - {TABLE, MASKS, OVERLAYS})
-    table = out / TABLE
-    if not foreign and existing and not _is_ours(table):
-        foreign = sorted(existing)
-    if foreign:
-        raise InputError(
-            f"-o {out} holds {foreign[0]}, and no earlier prediction: give a new folder, or an "
-            "empty one"
-        )
 
 
 def _is_ours(table: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -112,6 +113,8 @@ def test_referring_positives_first_is_counted():
     assert found.at[0].positives == pytest.approx(15 / n_positive)
     assert found.at[0].empty == pytest.approx(1 - (n_positive - 15) / 285)
     assert found.resampled == "patients"
+    empty = measured(images | {"positive": images["positive"] & False}, same=images["dice"] * 0)
+    assert all(math.isnan(one.positives) for one in empty.at)
     alone = images | {"groups": np.arange(300)}
     assert measured(alone, good=images["good"]).resampled == "images"
 

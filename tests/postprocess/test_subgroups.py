@@ -80,6 +80,10 @@ def test_a_difference_within_an_interval_is_warned_of_and_a_clear_one_is_not() -
     for name in ("dice", "dice of positives", "sensitivity"):
         assert f" {name} (0.0" in warning
     assert "specificity" not in warning, "nobody is without a mask"
+    pair = images([(4, 10, 10), (8, 10, 10)])
+    traits = pd.DataFrame({"sex": ["F", "M"]}, index=pair["image_id"])
+    (warning,) = subgroups.warnings(subgroups.subgroups(pair, traits))
+    assert " dice (" in warning, "an interval of one image has no width"
 
 
 def test_the_table_has_each_n_and_interval() -> None:

@@ -183,6 +183,7 @@ def test_a_run_without_a_rule_of_its_own_is_refused(untrained, radiographs, tmp_
     for given, by, pattern in (
         (run / "fold0", None, "fold0 is no run's folder: give WORK_DIR/runs/RUN"),
         (work, None, "is no run's folder"),
+        (Path(*tmp_path.parts[:2]), None, "is no run's folder"),  # just below the root
         (run, tmp_path, "is no ensemble's folder"),
     ):
         with pytest.raises(InputError, match=pattern):
