@@ -77,7 +77,7 @@ def network(
 
 
 def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Lineage:
-    """Fill the encoder with ImageNet's weights; return the lineage with the file's origin."""
+    """Fill the encoder with its published weights; return the lineage with the file's origin."""
     experiment, parameters = plan.experiment, plan.parameters
     folders = paths.weights_dirs(parameters.weights_dir)
     path = weights.load_imagenet(model.encoder, experiment.encoder, folders)
@@ -92,7 +92,7 @@ def _from_imagenet(model: nn.Module, plan: TrainPlan, lineage: Lineage) -> Linea
             "honest; if you know that it holds published ImageNet weights, -p WEIGHTS_ARE imagenet"
         )
         return lineage.joined(UNKNOWN, path.name)
-    print(f"the encoder starts from {path}, ImageNet's weights, {how}")
+    print(f"the encoder starts from {path}, published weights, {how}")
     return lineage.model_copy(update={"imagenet": f"{path.name}, {how}"})
 
 
