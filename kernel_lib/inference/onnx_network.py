@@ -6,6 +6,7 @@ the time and without onnxscript.
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Sequence
@@ -41,6 +42,46 @@ class _SideBySide(nn.Module):
         return tuple(heads)
 
 
+class _MergedInput(nn.Module):
+    """`GreyInput` with one channel for all three, and one of ones if their statistics differ."""
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor, with_ones: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.with_ones = with_ones
+
+    def forward(self, levels: torch.Tensor) -> torch.Tensor:
+        grey = (levels.float() - self.mean) / self.std
+        return torch.cat([grey, torch.ones_like(grey)], dim=1) if self.with_ones else grey
+
+
+def with_merged_stem(model: Network) -> Network:
+    """Return a copy whose first convolution reads the grey level once, not three times.
+
+    It is the same function: the channels are a·grey + b each, so the weights are summed, weighted
+    by a for the grey channel and by b for a channel of ones, which keeps the zeros of the padding.
+    onnxruntime's rounding of three nearly equal channels is ten times torch's, and all later layers
+    amplify it. A network without exactly one such convolution is returned as it is.
+    """
+    merged = copy.deepcopy(model)
+    layers = (m for m in merged.encoder.modules() if isinstance(m, nn.Conv2d))
+    stems = [layer for layer in layers if layer.in_channels == 3 and layer.groups == 1]
+    if len(stems) != 1:
+        return model
+    (stem,) = stems
+    mean, std = merged.input.mean.double(), merged.input.std.double()  # (1, 3, 1, 1)
+    scale, shift = std[:, :1] / std, (mean[:, :1] - mean) / std
+    weight = stem.weight.detach().double()
+    parts = [(weight * scale).sum(dim=1, keepdim=True)]
+    if with_ones := bool((shift != 0).any()):
+        parts.append((weight * shift).sum(dim=1, keepdim=True))
+    stem.weight = nn.Parameter(torch.cat(parts, dim=1).to(stem.weight.dtype))
+    stem.in_channels = len(parts)
+    merged.input = _MergedInput(merged.input.mean[:, :1], merged.input.std[:, :1], with_ones)
+    return merged
+
+
 class OnnxNetwork(nn.Module):
     """A network computed by onnxruntime, in place of the torch network it was exported from."""
 
@@ -71,6 +112,7 @@ def to_onnx(models: Sequence[Network], size: int) -> bytes:
             "onnx is not installed: pip install onnx, or pip install .[onnx]"
         ) from None
     combined = _SideBySide(models).eval()
+    merged = _SideBySide([with_merged_stem(model) for model in models]).eval()
     side = torch.arange(size) * 255 // (size - 1)
     pattern = torch.minimum(side[:, None], side.flip(0)).to(torch.uint8).expand(1, 1, size, size)
     with torch.no_grad():
@@ -82,7 +124,7 @@ def to_onnx(models: Sequence[Network], size: int) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as that the size is constant, which is intended
             torch.onnx.export(
-                combined, (pattern.repeat(2, 1, 1, 1),), content, dynamo=False,
+                merged, (pattern.repeat(2, 1, 1, 1),), content, dynamo=False,
                 input_names=[LEVELS], output_names=names,
                 dynamic_axes={name: {0: "images"} for name in (LEVELS, *names)},
             )  # fmt: skip

@@ -85,6 +85,23 @@ def test_any_number_of_images_gets_the_logits_of_torch(name, encoder):
             np.testing.assert_allclose(found, wanted[: len(some)], rtol=0, atol=3e-4)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "channels"),
+    [("timm-tf_efficientnet_lite0", 1), ("tu-resnet10t", 2), ("mit_b0", 2), ("densenet121", 2)],
+)
+def test_a_merged_stem_is_the_same_function_of_the_grey_level(encoder, channels):
+    model = networks.build(TINY.model_copy(update={"encoder": encoder})).eval().double()
+    merged = onnx_network.with_merged_stem(model)
+    layers = (m for m in merged.encoder.modules() if isinstance(m, torch.nn.Conv2d))
+    read = [layer.in_channels for layer in layers]
+    assert channels in read
+    assert 3 not in read
+    levels = pixels(2)
+    with torch.no_grad():
+        found = [each(levels).mask for each in (merged, model)]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9)
+
+
 def facts(**changes) -> OnnxFacts:
     given = {
         "name": "tiny", "experiment": TINY, "rule": Triplet(0.6, 2000, 0.5, 0.3), "gate": "label",
