@@ -27,6 +27,7 @@ from kernel_lib.inference.ensemble_maps import (
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.surface_distance import SurfaceDistance, surface_distance
 from kernel_lib.postprocess.triplet import Triplet
 
@@ -93,6 +94,13 @@ class OutOfFold:
         counts = self._each(rows, one, "votes", leave=False)
         return np.array(counts, dtype=np.int64).reshape(len(rows), len(rules), 2)
 
+    def mask_by(
+        self, choice: Choice, image_id: str, fold: int, shape: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the mask (H, W) 0/1 of an image of that fold, at its own size, by a choice."""
+        weights = choice.weights or self.ensemble.weights
+        return combined_mask(self.ensemble_maps[fold], image_id, shape, choice, weights)
+
     def distances(self, scored: NestedCVReport) -> pd.DataFrame:
         """Return how far the boundaries of masks are from those of the truth.
 
@@ -106,10 +114,7 @@ class OutOfFold:
 
         def one(image: Any) -> SurfaceDistance:
             shape, choice = (image.height, image.width), choices[part_of[image.image_id]]
-            maps_of, weights = self.ensemble_maps[image.fold], choice.weights
-            mask = combined_mask(
-                maps_of, image.image_id, shape, choice, weights or self.ensemble.weights
-            )
+            mask = self.mask_by(choice, image.image_id, image.fold, shape)
             return surface_distance(mask, rle.decode(image.rle, shape))
 
         rows = both.nonzero()[0]

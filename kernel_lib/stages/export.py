@@ -3,7 +3,7 @@
 OUT/<kind>/<image>.…       one file per image
 OUT/radiographs/<image>.dcm  the radiograph with the UIDs that the DICOM files refer to, if its
                            own are not valid
-OUT/export.csv             one row per image; written last, so if it exists, all is complete
+OUT/export.csv             one row per image; written last, so if it has rows, all is complete
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.export import dicom_files, nifti, packages
 from kernel_lib.export.dicom_files import Reference
 from kernel_lib.notebook import Signals, bar
-from kernel_lib.postprocess.units import FULL_AREA
+from kernel_lib.postprocess.units import mask_cells
 from kernel_lib.registry import nearest
 from kernel_lib.reporting.picture import RESEARCH_ONLY
 from kernel_lib.stages import export_results
@@ -109,7 +109,7 @@ def run(
                 _export_image(result, kinds, folders, settings)
                 for result in bar(results.images, desc="export", unit="image")
             ]
-            (out / TABLE).unlink(missing_ok=True)  # it does not describe the new files
+            storage.write_text(out / TABLE, ",".join(COLUMNS) + "\n")  # no rows: not complete
         for name in ENDINGS.keys() - folders.keys():  # of an earlier export of other kinds
             shutil.rmtree(out / name, ignore_errors=True)
         notes = (*results.notes, *([PLANE] if plane and SEG in kinds else []))
@@ -207,10 +207,7 @@ def _export_image(
     except InputError as error:
         return row | {"notes": [f"not exported: {error}"]}
     spacing = _spacing(result.path)
-    area = int(np.count_nonzero(mask))
-    row |= {"height": mask.shape[0], "width": mask.shape[1], "area_px": area}
-    row["area_px_1024"] = f"{area * FULL_AREA / mask.size:.1f}"
-    row["area_mm2"] = "" if spacing is None else f"{area * spacing[0] * spacing[1]:.2f}"
+    row |= mask_cells(mask, spacing)
     reference = None
     if any(kind in AS_DICOM for kind in kinds):
         try:

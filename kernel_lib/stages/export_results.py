@@ -21,7 +21,7 @@ from kernel_lib.data import images, rle
 from kernel_lib.data.folder import Images, survey
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
-from kernel_lib.inference.ensemble_maps import combined_mask, open_maps
+from kernel_lib.inference.ensemble_maps import open_maps
 from kernel_lib.inference.out_of_fold import check_predicted_by, out_of_fold
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.submission import by_image
@@ -96,7 +96,7 @@ def _held_out(folder: Path, data: Path | None) -> Results:
             name=row.image_id,
             path=files.get(row.image_id),
             rule=f"chosen without this image: {rule}",
-            mask=lambda: combined_mask(ensemble_maps, row.image_id, shape, choice, weights),
+            mask=lambda: part.mask_by(choice, row.image_id, row.fold, shape),
             levels=lambda: ensemble_maps.full_map(row.image_id, shape, weights)[0],
         )
 

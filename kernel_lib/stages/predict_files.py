@@ -2,7 +2,7 @@
 
     OUT/masks/<file>.png      the mask, 8 bits, 0 and 255, at the image's own size
     OUT/overlays/<file>.jpg   its contour drawn over the radiograph
-    OUT/predictions.csv       one row per file; written last, so if it exists, all is complete
+    OUT/predictions.csv       one row per file; written last, so if it has rows, all is complete
 
 Needs neither labels nor folds. Everything from decoding to the rule is as in the inference stage,
 with a scratch folder in OUT. With ONNX files torch is not imported.
@@ -35,7 +35,7 @@ from kernel_lib.notebook import Signals
 from kernel_lib.postprocess import calibration
 from kernel_lib.postprocess.calibration import Logistic
 from kernel_lib.postprocess.histograms import stack
-from kernel_lib.postprocess.units import FULL_AREA
+from kernel_lib.postprocess.units import mask_cells
 from kernel_lib.reporting import overlays
 from kernel_lib.reporting.picture import RESEARCH_ONLY
 from kernel_lib.stages import predictors, scores
@@ -273,7 +273,8 @@ def _write(
                 continue
             label = ensemble_maps.label(number, weights)
             levels = ensemble_maps.level_map(number, weights)
-            row |= _mask_cells(mask, images.spacing_of(path)) | {
+            row |= mask_cells(mask, images.spacing_of(path)) | {
+                "rle": rle.encode(mask),
                 "label_probability": "" if label is None else f"{label:.4f}",
                 "max_probability": f"{levels.max() / 255:.4f}",
             }
@@ -281,7 +282,7 @@ def _write(
             n_with_mask += bool(mask.any())
             _save(masks / f"{name}.png", mask * np.uint8(255))
             _save(pictures / f"{name}.jpg", overlays.outlined(images.read(path), mask))
-        (out / TABLE).unlink(missing_ok=True)  # it does not describe the new masks
+        storage.write_text(out / TABLE, ",".join(COLUMNS) + "\n")  # no rows: not complete
     with storage.atomic_write(
         out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline=""
     ) as file:
@@ -308,20 +309,6 @@ def _calibration_cells(
     (prob,) = curve(calibration.image_scores(stats)[curve.score])
     uncertainty = float(calibration.entropy(prob))
     return {"calibrated_probability": f"{prob:.4f}", "uncertainty": f"{uncertainty:.4f}"}
-
-
-def _mask_cells(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, object]:
-    """Return the row's cells for a mask (H, W) 0/1; `spacing` in mm between rows and columns."""
-    height, width = mask.shape
-    area = int(np.count_nonzero(mask))
-    return {
-        "height": height,
-        "width": width,
-        "area_px": area,
-        "area_px_1024": f"{area * FULL_AREA / mask.size:.1f}",
-        "area_mm2": "" if spacing is None else f"{area * spacing[0] * spacing[1]:.2f}",
-        "rle": rle.encode(mask),
-    }
 
 
 def _save(path: Path, picture: np.ndarray) -> None:

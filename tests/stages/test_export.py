@@ -230,6 +230,19 @@ def test_another_export_replaces_the_earlier_one(ensemble, phantoms, tmp_path):
     assert len(table(tmp_path)) == len(list((tmp_path / "nifti").iterdir())) == 24
 
 
+def test_an_export_stopped_before_its_table_is_made_again(predicted, tmp_path, monkeypatch):
+    def stopped(*args, **how):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "DictWriter", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export.run(predicted[0], tmp_path / "out")
+    assert table(tmp_path / "out") == {}
+    export.run(predicted[0], tmp_path / "out")
+    assert table(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

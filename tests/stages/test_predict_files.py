@@ -214,6 +214,22 @@ def test_a_released_model_predicts_as_the_network_it_was_made_of(
         predict(radiographs, out=tmp_path / "out", model="other")
 
 
+def test_a_prediction_stopped_before_its_table_is_made_again(
+    ensemble, radiographs, tmp_path, monkeypatch
+):
+    def stopped(*args, **how):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "DictWriter", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict(radiographs, out=tmp_path / "out", ensemble=ensemble)
+    assert (tmp_path / "out" / "masks").is_dir()
+    assert table(tmp_path / "out") == []
+    predict(radiographs, out=tmp_path / "out", ensemble=ensemble)
+    assert len(table(tmp_path / "out")) == 4
+
+
 def test_what_an_earlier_version_wrote_may_be_written_over(tmp_path):
     later = ("calibrated_probability", "uncertainty")
     earlier = [name for name in predict_files.COLUMNS if name not in later]
