@@ -181,7 +181,13 @@ def test_the_margin_is_above_zero_exactly_where_the_rule_draws_a_mask(images: li
     found = referral.margin(stats, rule)
     assert ((found > 0) == (areas(stats, rule) > 0)).all()
     assert (found != 0).all()
-    assert (abs(found) <= 256 / 255).all()
+    # Levels are −1 (never has a mask) to 255, thresholds 0.5 to 255.5.
+    assert (found >= -256.5 / 255).all() and (found <= 254.5 / 255).all()
+
+
+def test_an_image_that_never_has_a_mask_has_the_lowest_margin():
+    stats = stacked([(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8), None)])
+    assert referral.margin(stats, Triplet(1.0, FULL + 1, 0.0)) == pytest.approx(-256.5 / 255)
 
 
 def test_a_margin_is_the_distance_in_probability():
