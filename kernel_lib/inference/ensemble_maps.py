@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kernel_lib.artifacts import fold_run, maps
+from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.artifacts.lineage import check_lineage
 from kernel_lib.artifacts.maps import Maps
@@ -162,6 +163,22 @@ def _used(
     weighted = [pair for archives in folds for pair in zip(archives, weights, strict=True)]
     used = [(archive, weight) for archive, weight in weighted if weight]
     return [archive for archive, _ in used], [weight for _, weight in used]
+
+
+def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
+    """Refuse archives whose checkpoints have changed since the decision was made."""
+    ensemble = decision.ensemble
+    for name, checkpoints in decision.predicted_by.items():
+        run, fold, file = name.split("/")
+        folder = fold_run.find(roots, run).get(int(fold.removeprefix("fold")))
+        used = run in {member.run for member in ensemble.everyone}
+        if not used or folder is None or not (folder.path / file).exists():
+            continue
+        if Maps(folder.path / file).meta.get("checkpoints") != checkpoints:
+            raise InputError(
+                f"{folder.path} was trained again after the rule of {ensemble.name} was searched: "
+                "run the thresholds stage"
+            )
 
 
 def vote_function(combine: str) -> Callable[[Sequence[rle.Runs], int], rle.Runs]:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import fold_run, maps
-from kernel_lib.artifacts.decision import Decision
+from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
+from kernel_lib.inference import weightings as weighted
 from kernel_lib.inference.ensemble_maps import (
     EnsembleMaps,
     combined_mask,
+    one_hot,
     open_maps,
     vote_function,
 )
+from kernel_lib.inference.weightings import Store, Weights
 from kernel_lib.notebook import bar
-from kernel_lib.postprocess.histograms import Stacked, Statistics, gate_by_sum, stack
+from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.surface_distance import SurfaceDistance, surface_distance
-from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.triplet import NO_LABEL, Triplet, first_level
+
+AT_ONCE = 24  # weightings of one pass: 25 MB each for 12,047 images
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,9 @@ class OutOfFold:
     ensemble_maps: Mapping[int, EnsembleMaps]  # by fold
     past_known: bool  # False: some member's lineage is not fully known
     selected: bool  # whether the labels of these images selected a member's epoch
-    _kept: dict[tuple[float, ...], Stacked] = field(default_factory=dict, init=False, repr=False)
+    # Exact statistics by weights, and the packed maps where weightings are ranked.
+    _kept: dict[Weights, Stacked] = field(default_factory=dict, init=False, repr=False)
+    _store: Store = field(default_factory=Store, init=False, repr=False)
 
     @property
     def stats(self) -> Stacked:
@@ -50,25 +57,101 @@ class OutOfFold:
 
     def statistics(self, weights: Sequence[float]) -> Stacked:
         """Return `stats` under other weights, 0 to leave a member out; each is computed once."""
-        weights = tuple(weights)
-        if weights not in self._kept:
+        (found,) = self.statistics_of([weights])
+        return found
 
-            def one(image: Any) -> Statistics:
-                ensemble_maps = self.ensemble_maps[image.fold]
-                level_map = ensemble_maps.level_map(image.image_id, weights)
-                label = ensemble_maps.label(image.image_id, weights)
-                shape = (image.height, image.width)
-                return maps.statistics(level_map, image.rle, shape, label)
-
-            stats = stack(self._each(range(len(self.table)), one, "maps"))
-            # int32 halves memory: greedy search keeps one for each set of weights that it tries.
-            self._kept[weights] = _with_counts(stats, np.int32)
-        return _with_counts(self._kept[weights], np.int64)
+    def statistics_of(self, weightings: Sequence[Sequence[float]]) -> list[Stacked]:
+        """Return `statistics` under several weightings, in one pass over the images."""
+        weightings = [tuple(weights) for weights in weightings]
+        new = [weights for weights in dict.fromkeys(weightings) if weights not in self._kept]
+        self._kept.update(zip(new, self._computed(new, 0), strict=True))
+        return [self._kept[weights] for weights in weightings]
 
     def gated(self, weights: Sequence[float]) -> Stacked:
         """Return `statistics` with the gating label: for GATE sum, the level of the map's sum."""
-        stats = self.statistics(weights)
+        (found,) = self.gated_of([weights])
+        return found
+
+    def gated_of(self, weightings: Sequence[Sequence[float]]) -> list[Stacked]:
+        """Return `gated` under several weightings, in one pass over the images."""
+        return [self._gate(stats) for stats in self.statistics_of(weightings)]
+
+    def candidates(self, weightings: Sequence[Sequence[float]], floor: int) -> Iterator[Stacked]:
+        """Yield `gated` under many weightings, which are not kept.
+
+        Levels up to the floor count as 0 on images without a true mask, unless the gate needs them.
+        The first call decodes every map and keeps its pixels above 0 in a temporary file.
+        """
+        self._store.open()
+        floor = 0 if self.ensemble.gate == "sum" else floor
+        for at in range(0, len(weightings), AT_ONCE):
+            some = [tuple(weights) for weights in weightings[at : at + AT_ONCE]]
+            yield from map(self._gate, self._computed(some, floor))
+
+    def _gate(self, stats: Stacked) -> Stacked:
         return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
+
+    def _computed(self, weightings: Sequence[Weights], floor: int) -> list[Stacked]:
+        """Return the statistics of all images under each weighting, in one pass over them."""
+        used = np.flatnonzero(np.any(weightings, axis=0)) if weightings else ()
+        hists = np.zeros((len(weightings), 2, len(self.table), 256), np.int32)
+
+        def one(image: Any) -> None:
+            truth = rle.parse(image.rle, (image.height, image.width))
+            members, packed = self._packed(image, used, 0 if len(truth) else floor)
+            some = [tuple(weights[m] for m in members) for weights in weightings]
+            hists[:, :, image.Index] = weighted.histograms(packed, some, truth)
+
+        if weightings:
+            self._each(range(len(self.table)), one, f"maps of {len(used)} members")
+        n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
+        has_truth = np.ones(len(self.table), dtype=bool)
+        return [
+            Stacked(*of_all_and_true, n_px, has_truth, self._labels(weights))
+            for of_all_and_true, weights in zip(hists, weightings, strict=True)
+        ]
+
+    def _packed(
+        self, image: Any, used: Sequence[int], floor: int
+    ) -> tuple[Sequence[int], weighted.Packed]:
+        """Return the packed maps of an image, and of which members: all of them if it is kept."""
+        every = range(len(self.ensemble.members))
+        members = every if self._store.is_open else used
+        if kept := self._store.get((image.Index, floor)):
+            return members, kept
+        (archives,) = self.ensemble_maps[image.fold].members
+        levels = [archives[member][image.image_id] for member in members]
+        by_floor = {}
+        for level in {0, floor}:
+            by_floor[level] = weighted.pack(levels, (image.height, image.width), level)
+            self._store.put((image.Index, level), by_floor[level])
+        return members, by_floor[floor]
+
+    def _labels(self, weights: Weights) -> np.ndarray:
+        """Return the level (N,) int16 of each image's label, -1 where it has none."""
+        table = self._label_table
+        if self.ensemble.gate_members:
+            weights = tuple(member.weight for member in self.ensemble.gate_members)
+        used = np.flatnonzero(weights)
+        labels = np.average(table[:, used], axis=1, weights=np.array(weights)[used])
+        known = ~np.isnan(labels)
+        if not known.all() and self.ensemble.gate == "label":
+            lacking = self.table.iloc[int(np.argmin(known))]
+            self.ensemble_maps[lacking["fold"]].label(lacking["image_id"], weights)  # its error
+        levels = np.full(len(labels), NO_LABEL, np.int16)
+        levels[known] = maps.quantise(labels[known])
+        return levels
+
+    @cached_property
+    def _label_table(self) -> np.ndarray:
+        """The labels (N, M) of the images by each member, or gating classifier; nan without one."""
+        rows = self.table[["image_id", "fold"]].itertuples(index=False, name=None)
+        labels = []
+        for image_id, fold in rows:
+            fold_maps = self.ensemble_maps[fold]
+            (archives,) = fold_maps.gates or fold_maps.members
+            labels.append([archive.label(image_id) for archive in archives])
+        return np.array(labels, np.float64)  # None as nan
 
     def view_disagreements(self) -> np.ndarray:
         """Return how much each image's views differ (N,) 0–1; NaN where it is not known."""
@@ -77,22 +160,36 @@ class OutOfFold:
         values = [self.ensemble_maps[k].view_disagreement(i, weights) for i, k in rows]
         return np.array(values, dtype=np.float64)  # None as NaN
 
-    def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
+    def vote_counts(self, rule_sets: Sequence[Sequence[Triplet]]) -> np.ndarray:
         """Count the pixels of each k-vote mask, k = 1…n members: true positives, and all.
 
-        Shapes: rows (N,); one rule per member; the result (N, n, 2) int64 px.
+        `rule_sets` are R times one rule per member. Only the masks that a rule keeps are drawn.
+        Shape: (R, N, n, 2) int64 px.
         """
-        draw = vote_function(self.ensemble.combine)
+        n, draw = len(self.ensemble.members), vote_function(self.ensemble.combine)
+        stats = self.gated_of([one_hot(n, member) for member in range(n)])
+        has_mask = np.array(
+            [[areas(*of) > 0 for of in zip(stats, rules, strict=True)] for rules in rule_sets]
+        )  # (R, n, N)
+        counts = np.zeros((len(rule_sets), len(self.table), n, 2), np.int64)
 
-        def one(image: Any) -> list[tuple[int, int]]:
-            shape = (image.height, image.width)
-            ensemble_maps, truth = self.ensemble_maps[image.fold], rle.parse(image.rle, shape)
-            many = ensemble_maps.member_mask_runs(image.image_id, shape, rules)
-            voted = [draw(many, k) for k in range(1, len(rules) + 1)]
-            return [(rle.shared_px(mask, truth), rle.area(mask)) for mask in voted]
+        def one(image: Any) -> None:
+            shape, wanted = (image.height, image.width), has_mask[..., image.Index]
+            (archives,) = self.ensemble_maps[image.fold].members
+            many = [[rle.NO_RUNS] * n for _ in rule_sets]
+            for member in np.flatnonzero(wanted.any(axis=0)):
+                prob = maps.at_shape(archives[member][image.image_id], shape)
+                for at in np.flatnonzero(wanted[:, member]):
+                    bottom = first_level(rule_sets[at][member].bottom)
+                    many[at][member] = rle.runs_of(prob >= bottom)
+            truth = rle.parse(image.rle, shape)
+            for at, of_members in enumerate(many):
+                for k in range(1, n + 1):
+                    mask = draw(of_members, k)
+                    counts[at, image.Index, k - 1] = rle.shared_px(mask, truth), rle.area(mask)
 
-        counts = self._each(rows, one, "votes", leave=False)
-        return np.array(counts, dtype=np.int64).reshape(len(rows), len(rules), 2)
+        self._each(has_mask.any(axis=(0, 1)).nonzero()[0], one, "votes", leave=False)
+        return counts
 
     def mask_by(
         self, choice: Choice, image_id: str, fold: int, shape: tuple[int, int]
@@ -123,7 +220,7 @@ class OutOfFold:
         return found
 
     def _each(self, rows: Iterable[int], work: Callable, title: str, **how: Any) -> list:
-        images = list(self.table.iloc[list(rows)].itertuples(index=False))
+        images = list(self.table.iloc[list(rows)].itertuples())  # with their row, Index
         with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
             done = pool.map(work, images)
             return list(bar(done, total=len(images), desc=title, unit="image", **how))
@@ -168,27 +265,6 @@ def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
         for fold_maps in part.ensemble_maps.values()
         for archive in fold_maps.archives
     }
-
-
-def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
-    """Refuse archives whose checkpoints have changed since the decision was made."""
-    ensemble = decision.ensemble
-    for name, checkpoints in decision.predicted_by.items():
-        run, fold, file = name.split("/")
-        folder = fold_run.find(roots, run).get(int(fold.removeprefix("fold")))
-        used = run in {member.run for member in ensemble.everyone}
-        if not used or folder is None or not (folder.path / file).exists():
-            continue
-        if maps.Maps(folder.path / file).meta.get("checkpoints") != checkpoints:
-            raise InputError(
-                f"{folder.path} was trained again after the rule of {ensemble.name} was searched: "
-                "run the thresholds stage"
-            )
-
-
-def _with_counts(stats: Stacked, dtype: type) -> Stacked:
-    hist_all, hist_true = stats.hist_all.astype(dtype), stats.hist_true.astype(dtype)
-    return replace(stats, hist_all=hist_all, hist_true=hist_true)
 
 
 def _predicted(

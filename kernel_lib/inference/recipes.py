@@ -23,7 +23,7 @@ from kernel_lib.inference.ensemble_maps import one_hot
 from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.plan import find_experiment, plan_training
 from kernel_lib.postprocess.search import SearchOptions
-from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Strategy
+from kernel_lib.postprocess.strategies import Greedy, MemberVote, OneRule, Record, Strategy
 
 SHIPPED = Path(__file__).parent.parent / "ensembles"
 LONGEST_NAME = 200  # file systems take 255 bytes
@@ -150,19 +150,22 @@ def _checked(values: str | Mapping[str, Any], where: str) -> Recipe:
         raise InputError(f"{where}: {'; '.join(faults)}") from None
 
 
-def make_strategy(predicted: OutOfFold, recipe: Recipe, *, single: bool = False) -> Strategy:
+def make_strategy(
+    predicted: OutOfFold, recipe: Recipe, *, single: bool = False, record: Record | None = None
+) -> Strategy:
     """Return the strategy that chooses, on the ground truth, what the recipe does not fix.
 
-    `single`: search only rules with top == bottom.
+    `single`: search only rules with top == bottom. `record` holds what a stopped search found.
     """
     ensemble = predicted.ensemble
     options = SearchOptions(single=single, label=ensemble.gate != "none")
     n_members = len(ensemble.members)
     if ensemble.by_members:
-        members = [predicted.gated(one_hot(n_members, at)) for at in range(n_members)]
-        return MemberVote(members, predicted.vote_counts, recipe.at_least, options)
+        members = predicted.gated_of([one_hot(n_members, at) for at in range(n_members)])
+        return MemberVote(members, predicted.vote_counts, recipe.at_least, options, record)
     if recipe.choose == "greedy":
-        return Greedy(predicted.gated, n_members, options)
+        of = predicted.gated_of, n_members, options, predicted.candidates
+        return Greedy(*of, record)
     return OneRule(predicted.gated(ensemble.weights), options)
 
 

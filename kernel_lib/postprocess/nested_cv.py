@@ -8,7 +8,7 @@ are two baselines without a search: no mask at all, and probability > 0.5.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ from kernel_lib.postprocess.nested_cv_report import (
     area_histogram,
 )
 from kernel_lib.postprocess.search import DEFAULT_OPTIONS, SearchOptions
-from kernel_lib.postprocess.strategies import Fitted, OneRule, Strategy
+from kernel_lib.postprocess.strategies import Choice, Fitted, OneRule, Strategy
 from kernel_lib.postprocess.triplet import NO_LABEL, Triplet
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 
@@ -55,26 +55,24 @@ def score_rule(
     stats = stack(stats)
     checked_groups(image_ids, folds, groups, len(stats))  # before the search
     strategy = OneRule(stats, options)
-    fitted = strategy.fit(np.arange(len(stats)))
-    return score_strategy(strategy, fitted, stats, image_ids, folds, groups, resampler)
+    return score_strategy(strategy, stats, image_ids, folds, groups, resampler)[1]
 
 
 def score_strategy(
     strategy: Strategy,
-    fitted: Fitted,
     stats: Stacked,
     image_ids: Sequence[str],
     folds: Sequence[int],
     groups: Sequence[str] | None,
     resampler: Resampler | None = None,
-) -> NestedCVReport:
-    """Score a strategy, whatever it chooses, on images that the choice did not see.
+    progress: bool = False,
+) -> tuple[Fitted, NestedCVReport]:
+    """Return what a strategy chooses on all images, and its score on images it did not see.
 
     The choice for a fold is made on the other folds, without the images of any patient who is also
     in that fold; a single fold is split into five, patient-wise. `groups` are patients; an image
-    without any is its own group. `fitted` is `strategy.fit` on all rows. `stats` are those of the
-    ensemble's mean map, also for a strategy that votes: the AUCs and the score of probability > 0.5
-    are computed from them.
+    without any is its own group. `stats` are those of the ensemble's mean map, also for a strategy
+    that votes: the AUCs and the score of probability > 0.5 are computed from them.
 
     Shapes: stats, image_ids, folds and groups of one length N, the rows of the strategy.
     Raises: InputError for different lengths, a repeated id, or an image without ground truth.
@@ -84,7 +82,11 @@ def score_strategy(
     outer, method = outer_folds(np.asarray(folds), names, true_area)
     table = pd.DataFrame({"image_id": list(image_ids), "fold": np.asarray(folds)})
     table["part"], table["group"], table["true_area_px"] = outer, names, true_area
-    rules = _cross_fit(strategy, stats, table)
+    parts = [part for part in held_out(outer, names) if part[2].any()]
+    # In one call: what several choices need of the maps is computed once.
+    fitted, *by_part = strategy.fit([rows, *(p[2].nonzero()[0] for p in parts)], progress)
+    choices = [each.choice for each in by_part]
+    rules = _cross_fit(strategy, stats, table, zip(parts, choices, strict=True))
     in_sample = strategy.apply(fitted.choice, rows).dice
     table["dice_in_sample"] = in_sample
     table["sum_prob"] = sum_px(stats.hist_all, stats.n_px)
@@ -94,7 +96,8 @@ def score_strategy(
     peak = in_sample if fitted.peak == fitted.choice else strategy.apply(fitted.peak, rows).dice
     n_unscored = int(table["dice"].isna().sum())
     method += strategy.description + _exceptions(rules, n_unscored)
-    return _report(stats, table, rules, fitted, peak, method, resampler or Resampler())
+    report = _report(stats, table, rules, fitted, peak, method, resampler or Resampler())
+    return fitted, report
 
 
 def compare_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary:
@@ -140,15 +143,19 @@ def compare_areas(area_px: np.ndarray, report: NestedCVReport) -> TestSummary:
     )
 
 
-def _cross_fit(strategy: Strategy, stats: Stacked, table: pd.DataFrame) -> tuple[FoldChoice, ...]:
-    """Add each image's dice and areas under the choice for its fold, and return the choices."""
-    outer, names = table["part"].to_numpy(), table["group"].to_numpy()
+def _cross_fit(
+    strategy: Strategy,
+    stats: Stacked,
+    table: pd.DataFrame,
+    chosen: Iterable[tuple[tuple[int, np.ndarray, np.ndarray], Choice]],
+) -> tuple[FoldChoice, ...]:
+    """Add each image's dice and areas under the choice for its part, and return the choices.
+
+    Images of a part that nothing could be chosen for have no honest score.
+    """
     table[["dice", "area_px", "above_top_px"]] = np.nan
     rules = []
-    for fold, inside, outside in held_out(outer, names):
-        if not outside.any():
-            continue  # nothing to choose on: these images have no honest score
-        choice = strategy.fit(outside.nonzero()[0]).choice
+    for (fold, inside, outside), choice in chosen:
         outcome, scored = strategy.apply(choice, inside.nonzero()[0]), stats.take(inside)
         table.loc[inside, "dice"] = outcome.dice
         table.loc[inside, "area_px"] = _at_full(outcome.area_px, scored)

@@ -100,14 +100,21 @@ def search(
     )
 
 
-def best_score(stats: AnyStatistics, options: SearchOptions = DEFAULT_OPTIONS) -> float:
-    """Return the mean dice (0–1) of the best rule, exactly as `search` does, in less time.
+def best_rule(
+    stats: AnyStatistics, options: SearchOptions = DEFAULT_OPTIONS
+) -> tuple[Triplet, float]:
+    """Return the best rule and its mean dice (0–1), exactly as `search` does, in less time.
 
     Raises: InputError as `search` does.
     """
     stats = with_truth(stats)
     *_, triplet = _best(stats, options, np.empty(0, np.int64), range(LEVELS))
-    return mean_dice(per_image_dice(stats, triplet))
+    return triplet, mean_dice(per_image_dice(stats, triplet))
+
+
+def best_score(stats: AnyStatistics, options: SearchOptions = DEFAULT_OPTIONS) -> float:
+    """Return the mean dice (0–1) of the best rule; errors as `best_rule`."""
+    return best_rule(stats, options)[1]
 
 
 def searches_label(stats: Stacked, label: bool | None) -> bool:

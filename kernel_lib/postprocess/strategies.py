@@ -8,9 +8,10 @@ must agree (`MemberVote`). Rows are indices of images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,18 +22,29 @@ from kernel_lib.postprocess.search import (
     DEFAULT_OPTIONS,
     SearchOptions,
     SearchResult,
-    best_score,
+    best_rule,
     search,
     searches_label,
 )
-from kernel_lib.postprocess.triplet import Triplet
+from kernel_lib.postprocess.triplet import Triplet, first_level
 
 MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops rising
 TIE = 2.0**-42  # means closer than this are equal, as in the search
 
-# From one rule per member, and rows: (N, n, 2) int64; for each k in 1…n the pixels that the vote
+# Where weightings are only ranked, levels up to here may count as 0 on images without a true mask:
+# their areas matter at the rule's `top` alone, which is higher but for a failed network.
+CANDIDATE_FLOOR = 25
+
+Weights = tuple[int, ...]
+# From K weightings of the members, the statistics of all images under each.
+StatsOf = Callable[[Sequence[Weights]], Iterable[Stacked]]
+# The same for weightings that are only ranked, with the floor of images without a true mask.
+CandidatesOf = Callable[[Sequence[Weights], int], Iterable[Stacked]]
+# From R sets of a rule per member (R, N, n, 2) int64; for each k in 1…n the pixels that the vote
 # shares with the truth, and its area.
-VoteCounts = Callable[[Sequence[Triplet], np.ndarray], np.ndarray]
+VoteCounts = Callable[[Sequence[Sequence[Triplet]]], np.ndarray]
+# Names and JSON values: what a search has found, and need not find again after a stop.
+Record = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A robust choice, the top-scoring one, and their searches: one, or one per member."""
+    """A robust choice, the top-scoring one, and their searches: one, or one per member.
+
+    A vote's searches are kept only of its first set of rows.
+    """
 
     choice: Choice
     peak: Choice
@@ -63,14 +78,14 @@ class Fitted:
 
 
 class Strategy(Protocol):
-    """What chooses on some rows and is applied to others."""
+    """What chooses on some rows and is applied to others, each set of rows by itself."""
 
     @property
     def description(self) -> str:
         """What is chosen besides a rule, to append to the method's description; or ""."""
 
-    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
-        """Choose by the truth of these rows, and of no others."""
+    def fit(self, row_sets: Sequence[np.ndarray], progress: bool = False) -> list[Fitted]:
+        """Choose for each set of rows by the truth of these rows, and of no others."""
 
     def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         """Return what the choice makes of these rows."""
@@ -88,9 +103,12 @@ class OneRule:
     def description(self) -> str:
         return _label_description(self.options)
 
-    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
-        result = search(self.stats.take(rows), self.options, progress=progress)
-        return Fitted(Choice(result.chosen), Choice(result.triplet), (result,))
+    def fit(self, row_sets: Sequence[np.ndarray], progress: bool = False) -> list[Fitted]:
+        results = [
+            search(self.stats.take(rows), self.options, progress=progress and at == 0)
+            for at, rows in enumerate(row_sets)
+        ]
+        return [Fitted(Choice(each.chosen), Choice(each.triplet), (each,)) for each in results]
 
     def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         return _by_rule(self.stats.take(rows), choice.triplet)
@@ -107,42 +125,126 @@ class Greedy:
 
     def __init__(
         self,
-        stats_of: Callable[[tuple[int, ...]], Stacked],
+        stats_of: StatsOf,
         n_members: int,
         options: SearchOptions = DEFAULT_OPTIONS,
+        candidates_of: CandidatesOf | None = None,
+        record: Record | None = None,
     ) -> None:
-        """`stats_of` gives the statistics of all images under integer weights of the members."""
+        """`stats_of` takes integer weights of the members; so does `candidates_of`, faster."""
         self.stats_of, self.n_members, self.options = stats_of, n_members, options
+        self.candidates_of = candidates_of or (lambda weightings, floor: stats_of(weightings))
+        self.floor = CANDIDATE_FLOOR if candidates_of else 0
+        self.record = {} if record is None else record
+        self._chosen: dict[Weights, Stacked] = {}
 
     @property
     def description(self) -> str:
         text = " Members and weights of the mean were chosen with it, greedily."
         return text + _label_description(self.options)
 
-    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
-        weights, best = (0,) * self.n_members, -math.inf
-        for _ in range(MOST_DRAWS):
-            scores = {}
-            members = range(self.n_members)
-            title = f"greedy, draw {sum(weights) + 1}"
-            for member in (
-                bar(members, desc=title, unit="member", leave=False) if progress else members
-            ):
-                more = tuple(w + (m == member) for m, w in enumerate(weights))
-                scores[more] = best_score(self._stats(more, rows), self.options)
-            more = max(scores, key=scores.__getitem__)  # of equals the first
-            if scores[more] <= best + TIE:
+    def fit(self, row_sets: Sequence[np.ndarray], progress: bool = False) -> list[Fitted]:
+        nothing = (0,) * self.n_members
+        selections = [_Selection(at, rows, nothing) for at, rows in enumerate(row_sets)]
+        for draw in range(1, MOST_DRAWS + 1):
+            growing = [each for each in selections if not each.ended]
+            if not growing:
                 break
-            weights, best = more, scores[more]
-        weights = in_least_terms(weights)
-        result = search(self._stats(weights, rows), self.options)
-        return Fitted(Choice(result.chosen, weights), Choice(result.triplet, weights), (result,))
+            began = time.monotonic()
+            self._draw(growing, f"greedy, draw {draw}" if progress else None)
+            if progress:
+                print(_progress(draw, selections, time.monotonic() - began))
+        chosen = dict.fromkeys(in_least_terms(each.weights) for each in selections)
+        self._chosen = dict(zip(chosen, self.stats_of(list(chosen)), strict=True))
+        return [self._fitted(each) for each in selections]
 
     def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
-        return _by_rule(self._stats(choice.weights, rows), choice.triplet)
+        if choice.weights not in self._chosen:
+            (self._chosen[choice.weights],) = self.stats_of([choice.weights])
+        return _by_rule(self._chosen[choice.weights].take(rows), choice.triplet)
 
-    def _stats(self, weights: Sequence[int], rows: np.ndarray) -> Stacked:
-        return self.stats_of(in_least_terms(weights)).take(rows)
+    def _fitted(self, selection: _Selection) -> Fitted:
+        weights = in_least_terms(selection.weights)
+        result = search(self._chosen[weights].take(selection.rows), self.options)
+        return Fitted(Choice(result.chosen, weights), Choice(result.triplet, weights), (result,))
+
+    def _draw(self, selections: Sequence[_Selection], title: str | None) -> None:
+        """Add to each selection the member that raises its score most, or end it."""
+        wanted: dict[Weights, list[_Selection]] = {}
+        for selection in selections:
+            for more in selection.candidates():
+                weights = in_least_terms(more)
+                if selection.name(weights) not in self.record:
+                    wanted.setdefault(weights, []).append(selection)
+        candidates = zip(wanted.items(), self.candidates_of(list(wanted), self.floor), strict=True)
+        again = [
+            weights
+            for (weights, by), stats in bar(
+                candidates,
+                total=len(wanted),
+                desc=title,
+                unit="weighting",
+                leave=False,
+                disable=title is None,
+            )
+            if not self._score(weights, stats, by, self.floor)
+        ]
+        if again:  # rules with a threshold below the floor may be best: do without it
+            self.floor = 0
+            for weights, stats in zip(again, self.candidates_of(again, 0), strict=True):
+                self._score(weights, stats, wanted[weights], 0)
+        for selection in selections:
+            selection.grow(self.record)
+
+    def _score(
+        self, weights: Weights, stats: Stacked, selections: Sequence[_Selection], floor: int
+    ) -> bool:
+        """Record what the best rule of a weighting scores; return False where a floor hides it."""
+        found = {}
+        for selection in selections:
+            rule, score = best_rule(stats.take(selection.rows), self.options)
+            lowest = rule.top if rule.min_area_px else rule.bottom
+            if first_level(lowest) <= floor:
+                return False
+            found[selection.name(weights)] = score
+        self.record.update(found)
+        return True
+
+
+@dataclass
+class _Selection:
+    """The members drawn so far for one set of rows."""
+
+    at: int  # of the set of rows
+    rows: np.ndarray
+    weights: Weights
+    score: float = -math.inf
+    ended: bool = False  # no member raises the score
+
+    def candidates(self) -> list[Weights]:
+        """Return the weights with one draw more, of each member."""
+        members = range(len(self.weights))
+        return [tuple(w + (m == more) for m, w in enumerate(self.weights)) for more in members]
+
+    def name(self, weights: Weights) -> str:
+        """Return the name under which the score of a weighting is recorded."""
+        return f"{self.at}: {' '.join(map(str, weights))}"
+
+    def grow(self, record: Record) -> None:
+        scores = {more: record[self.name(in_least_terms(more))] for more in self.candidates()}
+        more = max(scores, key=scores.__getitem__)  # of equals the first
+        if scores[more] <= self.score + TIE:
+            self.ended = True
+        else:
+            self.weights, self.score = more, scores[more]
+
+
+def _progress(draw: int, selections: Sequence[_Selection], seconds: float) -> str:
+    n = sum(not each.ended for each in selections)
+    return (
+        f"greedy, draw {draw}: score in sample {selections[0].score:.4f}, {seconds:.0f} s; {n} of "
+        f"{len(selections)} selections go on, for at most {MOST_DRAWS - draw} draws"
+    )
 
 
 class MemberVote:
@@ -154,10 +256,13 @@ class MemberVote:
         counts: VoteCounts,
         at_least: int | None = None,
         options: SearchOptions = DEFAULT_OPTIONS,
+        record: Record | None = None,
     ) -> None:
         """`members` are each member's statistics of all images; `at_least` None is fitted."""
         self.members = [OneRule(stats, options) for stats in members]
         self.counts, self.at_least = counts, at_least
+        self.record = {} if record is None else record
+        self._counted: dict[tuple[Triplet, ...], np.ndarray] = {}
 
     @property
     def description(self) -> str:
@@ -166,14 +271,29 @@ class MemberVote:
             agreeing = f"{self.at_least} must agree, as given"
         return f" Each member has a rule of its own, and {agreeing}." + self.members[0].description
 
-    def fit(self, rows: np.ndarray, progress: bool = False) -> Fitted:
-        fitted = [member.fit(rows, progress) for member in self.members]
-        rules = tuple(each.choice.triplet for each in fitted)
-        choice = Choice(rules=rules, at_least=self.at_least or self._best_k(rules, rows))
-        return Fitted(choice, choice, tuple(each.searches[0] for each in fitted))
+    def fit(self, row_sets: Sequence[np.ndarray], progress: bool = False) -> list[Fitted]:
+        searches, rules = [], []
+        searched = [(at, m) for at in range(len(row_sets)) for m in range(len(self.members))]
+        for at, m in bar(searched, desc="members' rules", unit="search", disable=not progress):
+            if at == 0:
+                (fitted,) = self.members[m].fit(row_sets[:1])
+                searches += fitted.searches
+                rules.append(fitted.choice.triplet)
+            else:
+                rules.append(self._rule(at, m, row_sets[at]))
+        n = len(self.members)
+        rule_sets = [tuple(rules[i : i + n]) for i in range(0, len(rules), n)]
+        self._count(rule_sets)
+        choices = [
+            Choice(rules=each, at_least=self.at_least or self._best_k(each, rows))
+            for each, rows in zip(rule_sets, row_sets, strict=True)
+        ]
+        first, *others = (Fitted(choice, choice, ()) for choice in choices)
+        return [replace(first, searches=tuple(searches)), *others]
 
     def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
-        shared, area = self.counts(choice.rules, rows)[:, choice.at_least - 1].T
+        self._count([choice.rules])
+        shared, area = self._counted[choice.rules][rows, choice.at_least - 1].T
         above_tops = [
             areas_above(member.stats.take(rows), rule.top)
             for member, rule in zip(self.members, choice.rules, strict=True)
@@ -181,9 +301,23 @@ class MemberVote:
         dice = dice_of_counts(shared, area, self._true_px(rows))
         return Outcome(dice, area, np.mean(above_tops, axis=0))
 
-    def _best_k(self, rules: Sequence[Triplet], rows: np.ndarray) -> int:
+    def _rule(self, at: int, member: int, rows: np.ndarray) -> Triplet:
+        """Return the rule of a member for a set of rows, from the record if it is there."""
+        name = f"{at}: {member}"
+        if name not in self.record:
+            (fitted,) = self.members[member].fit([rows])
+            self.record[name] = fitted.choice.triplet.to_json()
+        return Triplet.from_json(self.record[name])
+
+    def _count(self, rule_sets: Sequence[tuple[Triplet, ...]]) -> None:
+        """Count the votes of all images by rules that were not counted yet, in one pass."""
+        new = [rules for rules in dict.fromkeys(rule_sets) if rules not in self._counted]
+        if new:
+            self._counted.update(zip(new, self.counts(new), strict=True))
+
+    def _best_k(self, rules: tuple[Triplet, ...], rows: np.ndarray) -> int:
         """Return the k that scores best on these rows; on a tie the largest (smallest masks)."""
-        counts, true_px = self.counts(rules, rows), self._true_px(rows)
+        counts, true_px = self._counted[rules][rows], self._true_px(rows)
         shared, area = counts[:, :, 0].T, counts[:, :, 1].T  # (n, N)
         scores = [mean_dice(dice) for dice in dice_of_counts(shared, area, true_px)]
         return max(k for k, score in enumerate(scores, 1) if score >= max(scores) - TIE)

@@ -21,8 +21,8 @@ from kernel_lib.data import images, rle
 from kernel_lib.data.folder import Images, survey
 from kernel_lib.data.table import discover
 from kernel_lib.errors import InputError
-from kernel_lib.inference.ensemble_maps import open_maps
-from kernel_lib.inference.out_of_fold import check_predicted_by, out_of_fold
+from kernel_lib.inference.ensemble_maps import check_predicted_by, open_maps
+from kernel_lib.inference.out_of_fold import out_of_fold
 from kernel_lib.kaggle import paths
 from kernel_lib.postprocess.submission import by_image
 from kernel_lib.stages.scores import rule_lines

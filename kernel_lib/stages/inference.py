@@ -29,8 +29,7 @@ from kernel_lib.engine import Engine, choose_engine
 from kernel_lib.engine import check as check_device
 from kernel_lib.errors import InputError
 from kernel_lib.inference import engines, predictions, tta
-from kernel_lib.inference.ensemble_maps import Predicted, test_masks
-from kernel_lib.inference.out_of_fold import check_predicted_by
+from kernel_lib.inference.ensemble_maps import Predicted, check_predicted_by, test_masks
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.notebook import Signals
 from kernel_lib.parallel import launch

@@ -12,7 +12,7 @@ from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
-from kernel_lib.inference.out_of_fold import check_predicted_by
+from kernel_lib.inference.ensemble_maps import check_predicted_by
 from kernel_lib.models import networks
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.released import SUFFIX, Released

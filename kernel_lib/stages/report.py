@@ -18,8 +18,7 @@ from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.oof import OofStatistics, load_distances, load_per_image
 from kernel_lib.artifacts.test_run import TestRun
 from kernel_lib.data.table import Source
-from kernel_lib.inference.ensemble_maps import EnsembleMaps, open_maps
-from kernel_lib.inference.out_of_fold import check_predicted_by
+from kernel_lib.inference.ensemble_maps import EnsembleMaps, check_predicted_by, open_maps
 from kernel_lib.postprocess import search
 from kernel_lib.postprocess.search import SearchResult
 from kernel_lib.reporting import figures, report

@@ -176,16 +176,15 @@ def _fit(
 ) -> tuple[Fitted, NestedCVReport]:
     """Return what is chosen on all images, and the honest score of choosing so."""
     strategy = recipes.make_strategy(part, recipe, single=parameters.single)
-    fitted = strategy.fit(np.arange(len(part.table)), progress)
     groups = part.table["group"]
-    return fitted, nested_cv.score_strategy(
+    return nested_cv.score_strategy(
         strategy,
-        fitted,
         part.stats,
         part.table["image_id"].tolist(),
         part.table["fold"].tolist(),
         groups.tolist() if (groups != "").any() else None,
         Resampler(n_bootstrap=parameters.bootstrap),
+        progress,
     )
 
 

@@ -21,8 +21,14 @@ from kernel_lib.data import fingerprint, images, rle
 from kernel_lib.data.folder import Images, survey
 from kernel_lib.data.table import Source, discover
 from kernel_lib.errors import InputError
-from kernel_lib.inference.ensemble_maps import EnsembleMaps, one_hot, open_maps, vote_function
-from kernel_lib.inference.out_of_fold import OutOfFold, check_predicted_by, out_of_fold
+from kernel_lib.inference.ensemble_maps import (
+    EnsembleMaps,
+    check_predicted_by,
+    one_hot,
+    open_maps,
+    vote_function,
+)
+from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
 from kernel_lib.kaggle import paths
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import (

@@ -182,7 +182,8 @@ def test_the_margin_is_above_zero_exactly_where_the_rule_draws_a_mask(images: li
     assert ((found > 0) == (areas(stats, rule) > 0)).all()
     assert (found != 0).all()
     # Levels are −1 (never has a mask) to 255, thresholds 0.5 to 255.5.
-    assert (found >= -256.5 / 255).all() and (found <= 254.5 / 255).all()
+    assert (found >= -256.5 / 255).all()
+    assert (found <= 254.5 / 255).all()
 
 
 def test_an_image_that_never_has_a_mask_has_the_lowest_margin():

@@ -71,15 +71,18 @@ class Sample:
             labels,
         )
 
-    def vote_counts(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
-        """Return (N, M, 2): for each k the pixels shared with the truth, and the area."""
-        agreeing = np.zeros((len(rows), PIXELS), np.int64)
-        for rule, levels in zip(rules, self.levels[:, rows], strict=True):
+    def vote_counts(self, rule_sets: Sequence[Sequence[Triplet]]) -> np.ndarray:
+        """Return (R, N, M, 2): for each k the pixels shared with the truth, and the area."""
+        return np.stack([self._vote_counts(rules) for rules in rule_sets])
+
+    def _vote_counts(self, rules: Sequence[Triplet]) -> np.ndarray:
+        agreeing = np.zeros((len(self), PIXELS), np.int64)
+        for rule, levels in zip(rules, self.levels, strict=True):
             kept = (levels >= first_level(rule.top)).sum(axis=1) / PIXELS
             kept = kept * FULL_AREA >= rule.min_area_px
             agreeing += (levels >= first_level(rule.bottom)) & kept[:, None]
         each = [agreeing >= k for k in range(1, len(rules) + 1)]
-        truth = self.truth[rows]
+        truth = self.truth
         return np.stack(
             [np.stack([(mask & truth).sum(axis=1), mask.sum(axis=1)], axis=1) for mask in each],
             axis=1,
@@ -140,7 +143,8 @@ def _one_rule(sample: Sample, labelled: bool = False, single: bool = False) -> S
 
 
 def _greedy(sample: Sample) -> Strategy:
-    return Greedy(cache(sample.stats), len(sample.levels), SINGLE)
+    stats = cache(sample.stats)
+    return Greedy(lambda weightings: map(stats, weightings), len(sample.levels), SINGLE)
 
 
 def _vote(sample: Sample) -> Strategy:
@@ -215,9 +219,9 @@ def _of_strategy(
     )
     strategy, new_strategy = simulated.build(sampled), simulated.build(new)
     rows, rows_new = np.arange(images), np.arange(len(new))
-    fitted, fixed = strategy.fit(rows), _fixed(cell, informative)
+    fixed = _fixed(cell, informative)
     folds = random.permutation(images) % FOLDS
-    report = _report(strategy, fitted, sampled.stats(_equal(sampled)), folds)
+    fitted, report = _scored(strategy, sampled.stats(_equal(sampled)), folds)
     on_new = new_strategy.apply(fitted.choice, rows_new).dice.mean()
     control = strategy.apply(fixed, rows).dice.mean()
     control -= new_strategy.apply(fixed, rows_new).dice.mean()
@@ -241,9 +245,7 @@ def _of_epochs(
         parts.append(each[at])
         last.append(each[-1])
     facts = _joined(parts)
-    strategy = OneRule(facts, SINGLE)
-    fitted = strategy.fit(np.arange(len(facts)))
-    report = _report(strategy, fitted, facts, np.repeat(np.arange(FOLDS), size))
+    fitted, report = _scored(OneRule(facts, SINGLE), facts, np.repeat(np.arange(FOLDS), size))
     fixed, on_new, fixed_new = _fixed("one", informative).triplet, [], []
     for fold, at in enumerate(picked_epochs):
         seed = int(random.integers(1 << 62))  # the same new images for both epochs
@@ -262,13 +264,9 @@ def _joined(parts: Sequence[Stacked]) -> Stacked:
     return Stacked(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _report(
-    strategy: Strategy, fitted: Fitted, facts: Stacked, folds: np.ndarray
-) -> NestedCVReport:
+def _scored(strategy: Strategy, facts: Stacked, folds: np.ndarray) -> tuple[Fitted, NestedCVReport]:
     ids = [str(i) for i in range(len(facts))]
-    return nested_cv.score_strategy(
-        strategy, fitted, facts, ids, folds, None, Resampler(n_bootstrap=1)
-    )
+    return nested_cv.score_strategy(strategy, facts, ids, folds, None, Resampler(n_bootstrap=1))
 
 
 @cache
@@ -276,7 +274,8 @@ def _fixed(cell: str, informative: bool) -> Choice:
     """Return what the strategy chooses on images that no set has."""
     simulated, n = STRATEGIES[cell], _N_FIXED
     sample = draw(np.random.default_rng([n, informative]), n, simulated.n_members, informative)
-    return simulated.build(sample).fit(np.arange(n)).choice
+    (fitted,) = simulated.build(sample).fit([np.arange(n)])
+    return fitted.choice
 
 
 def _dice(stats: Stacked, rule: Triplet) -> float:

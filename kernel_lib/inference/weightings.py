@@ -1,0 +1,356 @@
+"""Histograms of an image's mean map under many weightings of its members.
+
+An ensemble's search needs the histograms of hundreds of means of the same maps. A trained network's
+maps are 0 almost everywhere, and where all members are 0 every mean is. So each map is cut into
+bands of a few rows, once, and a band's columns of zeros are dropped; each mean is then computed,
+resized and counted on the columns left, several weightings at a time. The counts are those of
+`maps.mean` and `maps.statistics`, exactly: a band carries the rows above and below it, columns are
+kept with their neighbours, and where OpenCV would resize a band by other coefficients than the
+whole map, the whole map is the one band.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import tempfile
+import threading
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+
+from kernel_lib.artifacts import maps
+from kernel_lib.data import rle
+from kernel_lib.postprocess.histograms import CV2_EXACT_PX
+
+Shape = tuple[int, int]
+Weights = tuple[float, ...]
+
+BAND = 8  # rows of a band, about
+STORE_BYTES = 8 << 30  # of a temporary file; ten runs' maps of 12,047 images take about 1 GB
+_SIDE = 2  # periods beyond each edge
+_AT_ONCE_PX = 1 << 19  # map pixels of the means that are computed together
+_MOST_WEIGHT = 128  # in all, up to which 2 · 255 · weight + weight is below 2^16
+
+
+class _Axis(NamedTuple):
+    """How `size` pixels of a map become `target` pixels of an image.
+
+    `period` pixels of the map become whole pixels of the image. OpenCV's coefficients repeat with
+    it, exactly where they are fractions of a power of two; if not, the period is the whole size.
+    """
+
+    size: int
+    target: int
+    period: int
+
+    @classmethod
+    def of(cls, size: int, target: int) -> _Axis:
+        common = math.gcd(size, target)
+        ratio = target // common
+        repeats = target >= size and not ratio & (ratio - 1)
+        return cls(size, target, size // common if repeats else size)
+
+    @property
+    def border(self) -> int:
+        """Map pixels of the neighbours to resize a part with; none where all is the one part."""
+        return self.period if self.period < self.size and self.size < self.target else 0
+
+    def resized(self, px: int) -> int:
+        """Return the image pixels that so many map pixels of whole periods become."""
+        return px * self.target // self.size
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How maps of one size are cut for images of one size."""
+
+    rows: _Axis
+    columns: _Axis
+    band: int  # rows of a band; it divides the size
+
+    @property
+    def n_bands(self) -> int:
+        return self.rows.size // self.band
+
+    @property
+    def is_whole(self) -> bool:
+        return self.band == self.rows.size
+
+    @property
+    def resizes(self) -> bool:
+        return (self.rows.size, self.columns.size) != (self.rows.target, self.columns.target)
+
+
+@lru_cache(maxsize=64)
+def _grid(size: Shape, target: Shape) -> _Grid:
+    """Return how to cut a map of (h, w) pixels that is resized to (H, W)."""
+    rows, columns = map(_Axis.of, size, target)
+    whole = _Grid(*(_Axis(s, t, s) for s, t in zip(size, target, strict=True)), size[0])
+    if rows.period == rows.size or columns.period == columns.size:
+        return whole
+    n = rows.size // rows.period
+    band = rows.period * min(
+        (d for d in range(1, n) if n % d == 0), key=lambda d: abs(d * rows.period - BAND)
+    )
+    grid = _Grid(rows, columns, band)
+    # OpenCV resizes by other code for other processors and sizes: try it.
+    noise = np.random.default_rng(0).integers(1, 256, size, np.uint8)
+    counts = next(_counts(_cut([noise], (0,), grid, 0), np.ones((1, 1)), None))
+    expected = np.bincount(maps.at_shape(noise, target).ravel(), minlength=256)
+    return grid if np.array_equal(counts[0], expected) else whole
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of bands in which any of several maps of one size is above 0, or a floor."""
+
+    members: tuple[int, ...]  # whose maps these are
+    grid: _Grid
+    # (bands, periods) bool: which columns are kept, a period of them at a time. Where bands are
+    # resized there are two periods more on each side: one repeats the map's edge, as OpenCV does,
+    # and one of zeros parts it from the next columns kept.
+    kept: np.ndarray
+    levels: np.ndarray  # uint8 (members, rows, columns); rows are a band's with its borders
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The maps of one image by all members, without what is 0, or below a floor, in all of them."""
+
+    shape: Shape  # (H, W) of the image
+    floor: int  # levels up to here are counted as 0
+    sizes: tuple[Shape, ...]  # of each member's map
+    columns: Mapping[Shape, _Columns]  # by a mean's size: the maps of that size, or brought to it
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads, in this process only."""
+        return zlib.compress(pickle.dumps(self, pickle.HIGHEST_PROTOCOL), 1)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Packed:
+        return pickle.loads(zlib.decompress(content))
+
+
+class Store:
+    """Packed maps of many images in a temporary file, once it is open; they go with the process."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._at: dict[Hashable, tuple[int, int]] = {}  # offset and length
+        self._lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None
+
+    def open(self) -> None:
+        """Keep what is put from now on."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def close(self) -> None:
+        """Drop everything."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._at = None, {}
+
+    def get(self, key: Hashable) -> Packed | None:
+        if key not in self._at:
+            return None
+        offset, length = self._at[key]
+        with self._lock:
+            self._file.seek(offset)
+            content = self._file.read(length)
+        return Packed.from_bytes(content)
+
+    def put(self, key: Hashable, packed: Packed) -> None:
+        """Keep an image, unless the file or the disk is full: it is then packed again when used."""
+        if self._file is None:
+            return
+        content = packed.to_bytes()
+        with self._lock, suppress(OSError):
+            offset = self._file.seek(0, os.SEEK_END)
+            if offset + len(content) <= STORE_BYTES:
+                self._file.write(content)
+                self._file.flush()
+                self._at[key] = offset, len(content)
+
+
+def pack(levels: Sequence[np.ndarray], shape: Shape, floor: int = 0) -> Packed:
+    """Pack the maps of one image, uint8, one per member; `shape` is the (H, W) of the image."""
+    sizes = tuple(m.shape for m in levels)
+    columns = {}
+    for size in set(sizes):
+        members = tuple(i for i, s in enumerate(sizes) if math.prod(s) <= math.prod(size))
+        of_size = [maps.at_shape(levels[i], size) for i in members]
+        columns[size] = _cut(of_size, members, _grid(size, shape), floor)
+    return Packed(shape, floor, sizes, columns)
+
+
+def _cut(
+    levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid, floor: int
+) -> _Columns:
+    rows, columns = grid.rows, grid.columns
+    above = np.maximum.reduce(levels) > floor
+    if grid.resizes:  # a pixel of the image depends on the neighbours of its pixel in the map
+        above = cv2.dilate(above.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
+    above = np.logical_or.reduce(above.reshape(grid.n_bands, grid.band, -1), axis=1)
+    kept = np.logical_or.reduce(above.reshape(grid.n_bands, -1, columns.period), axis=2)
+    if columns.border:
+        kept = np.pad(kept, ((0, 0), (_SIDE, _SIDE)), "edge")
+    at = np.flatnonzero(kept.repeat(columns.period, axis=1))
+    height = grid.band + 2 * rows.border
+    cut = np.empty((len(levels), height, len(at)), np.uint8)
+    ends = (rows.border, rows.border, columns.border, columns.border)
+    for member, level_map in enumerate(levels if len(at) else ()):
+        bordered = cv2.copyMakeBorder(level_map, *ends, cv2.BORDER_REPLICATE)
+        bordered = cv2.copyMakeBorder(bordered, 0, 0, *ends[2:], cv2.BORDER_CONSTANT)
+        first = at + (at // bordered.shape[1]) * (grid.band - 1) * bordered.shape[1]
+        for row in range(height):
+            bordered.ravel().take(first + row * bordered.shape[1], out=cut[member, row])
+    return _Columns(members, grid, kept, cut)
+
+
+def histograms(packed: Packed, weightings: Sequence[Weights], truth: rle.Runs) -> np.ndarray:
+    """Return the pixels of an image's mean maps by level, of all pixels and of the true ones.
+
+    `weightings` are K tuples of a weight per member, 0 to leave it out.
+    Shapes: (K, 2, 256) int32, as `maps.statistics` counts the `maps.mean` of these weights.
+    """
+    found = np.zeros((len(weightings), 2, 256), np.int32)
+    pixels = np.array([math.prod(packed.shape), rle.area(truth)])
+    by_size: dict[Shape, list[int]] = {}
+    for k, weights in enumerate(weightings):
+        used = [size for size, weight in zip(packed.sizes, weights, strict=True) if weight]
+        by_size.setdefault(max(used, key=math.prod), []).append(k)
+    mask = rle.mask_of(truth, packed.shape) if len(truth) else None
+    for size, rows in by_size.items():
+        columns = packed.columns[size]
+        if columns.kept.any():
+            inside = None if mask is None else _inside(columns, mask)
+            weights = np.array([weightings[k] for k in rows], np.float64)[:, columns.members]
+            found[rows] = list(_counts(columns, weights, inside))
+    found[..., : packed.floor + 1] = 0
+    found[..., 0] = pixels - found.sum(axis=2)
+    return found
+
+
+def _inside(columns: _Columns, mask: np.ndarray) -> np.ndarray:
+    """Return the places (n,) of the true pixels among those that the columns become."""
+    grid = columns.grid
+    edge = _SIDE * grid.columns.resized(grid.columns.border)
+    bordered = np.pad(mask, ((0, 0), (edge, edge)))
+    periods = bordered.reshape(grid.n_bands, -1, *_periods(columns, bordered.shape[1]))
+    return np.flatnonzero(periods.transpose(1, 0, 2, 3)[:, columns.kept])
+
+
+def _periods(columns: _Columns, width: int) -> Shape:
+    """Return the number of periods in a row of bands, and the pixels of each in so many pixels."""
+    n = columns.kept.shape[1]
+    return n, width // n
+
+
+def _counts(
+    columns: _Columns, weights: np.ndarray, inside: np.ndarray | None
+) -> Iterator[np.ndarray]:
+    """Yield, for each of K weightings (K, M), the pixels (2, 256) by level: all, and true."""
+    grid, levels = columns.grid, columns.levels
+    at_once = max(1, _AT_ONCE_PX // levels[0].size)
+    top = grid.rows.resized(grid.rows.border)
+    edges = _edges(columns)
+    for first in range(0, len(weights), at_once):
+        some = weights[first : first + at_once]
+        means = _means(levels.reshape(len(levels), -1), some).reshape(-1, *levels.shape[1:])
+        for mean in _resized(grid, means):
+            mean = mean[top : len(mean) - top]
+            counts = np.zeros((2, 256), np.int64)
+            counts[0] = _by_level(mean)
+            if len(edges):
+                counts[0] -= _by_level(np.ascontiguousarray(mean[:, edges]))
+            if inside is not None:
+                counts[1] = _by_level(mean.reshape(-1).take(inside)[None])
+            yield counts
+
+
+def _edges(columns: _Columns) -> np.ndarray:
+    """Return which pixels of a row are not the image's: those beyond the edges of the map."""
+    grid = columns.grid
+    if not grid.columns.border:
+        return np.zeros(0, np.intp)
+    edge = np.zeros(columns.kept.shape, bool)
+    edge[:, :_SIDE] = edge[:, -_SIDE:] = True
+    px = grid.columns.resized(grid.columns.period)
+    return np.flatnonzero(edge[columns.kept].repeat(px))
+
+
+def _resized(grid: _Grid, levels: np.ndarray) -> np.ndarray:
+    """Return K means (K, rows, columns) as pixels of the image, the borders among them."""
+    k, height, width = levels.shape
+    if not grid.resizes:
+        return levels
+    if grid.is_whole:
+        target = (grid.rows.target, grid.columns.target)
+        return np.stack([maps.at_shape(level_map, target) for level_map in levels])
+    size = (grid.columns.resized(width), grid.rows.resized(height))
+    levels = levels.reshape(k * height, width)
+    resized = cv2.resize(levels, (size[0], k * size[1]), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(k, size[1], size[0])
+
+
+def _by_level(levels: np.ndarray) -> np.ndarray:
+    """Return the pixels (256,) by level of uint8 levels (h, w)."""
+    if levels.size >= CV2_EXACT_PX or not levels.size:
+        return np.bincount(levels.ravel(), minlength=256)
+    return cv2.calcHist([levels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def _means(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted means (K, P) uint8 of levels (M, P), exactly as `maps.mean` rounds them.
+
+    Whole weights are summed as such. Only a mean halfway between two levels then depends on how it
+    is computed, and is computed as there.
+    """
+    found = np.empty((len(weights), levels.shape[1]), np.uint8)
+    totals = weights.sum(axis=1)
+    whole = ~(weights % 1).any(axis=1) & (totals <= _MOST_WEIGHT)
+    for k in np.flatnonzero(~whole):
+        found[k] = _exact(levels, weights[k])
+    for total in np.unique(totals[whole]).astype(int):
+        rows = np.flatnonzero(whole & (totals == total))
+        some = weights[rows].astype(np.uint16)
+        # The weightings of a greedy draw differ in one member: sum what they share once.
+        shared = some.min(axis=0)
+        base = _sum(levels, 2 * shared)
+        base += np.uint16(total)
+        for k, own in zip(rows, some - shared, strict=True):
+            twice = _sum(levels, 2 * own)
+            twice += base  # 2 · sum + total
+            mean = twice // np.uint16(2 * total)
+            found[k] = mean
+            if total % 2 == 0:
+                mean *= np.uint16(2 * total)
+                halfway = np.flatnonzero(mean == twice)
+                found[k, halfway] = _exact(levels[:, halfway], weights[k])
+    return found
+
+
+def _sum(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum (P,) uint16 of levels (M, P) uint8 by whole weights (M,)."""
+    total = np.zeros(levels.shape[1], np.uint16)
+    for member in np.flatnonzero(weights):
+        total += np.multiply(levels[member], weights[member], dtype=np.uint16)
+    return total
+
+
+def _exact(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean (P,) uint8 of levels (M, P) by the function that defines it."""
+    used = np.flatnonzero(weights)
+    return maps.mean([levels[[m]] for m in used], weights[used])[0]
