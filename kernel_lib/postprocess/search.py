@@ -5,7 +5,7 @@ Where every image has a label, the rule's label threshold is searched, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -20,7 +20,6 @@ from kernel_lib.postprocess.histograms import AnyStatistics, Stacked, per_image_
 from kernel_lib.postprocess.metrics import dice_of_counts, mean_dice
 from kernel_lib.postprocess.serialization import JsonDocument
 from kernel_lib.postprocess.triplet import Triplet
-from kernel_lib.postprocess.units import FULL_AREA
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,10 @@ def search(
     stats, tops = with_truth(stats), range(LEVELS)
     if progress:
         tops = bar(tops, desc="thresholds", unit="top")
-    problem, scan, peak, triplet = _best(stats, options, plateau.area_grid(), tops)
+    problem, label = _problem_of_label(stats, options)
+    scan = exhaustive.scan(problem, plateau.area_grid(), single=options.single, tops=tops)
+    peak = exhaustive.peak(scan, problem.n_images)
+    triplet = _triplet(*peak, label)
     dice = per_image_dice(stats, triplet)
     score, within = mean_dice(dice), plateau.tolerance(options.chooser, dice)
     means = plateau.grid_means(problem, scan)
@@ -108,8 +110,9 @@ def best_rule(
     Raises: InputError as `search` does.
     """
     stats = with_truth(stats)
-    *_, triplet = _best(stats, options, np.empty(0, np.int64), range(LEVELS))
-    return triplet, mean_dice(per_image_dice(stats, triplet))
+    problem, label = _problem_of_label(stats, options)
+    peak = exhaustive.best_rule(problem, single=options.single)
+    return _triplet(*peak, label), _score(stats, problem, peak)
 
 
 def best_score(stats: AnyStatistics, options: SearchOptions = DEFAULT_OPTIONS) -> float:
@@ -130,43 +133,61 @@ def searches_label(stats: Stacked, label: bool | None) -> bool:
     return stats.has_labels and label is not False
 
 
-def _best(
-    stats: Stacked, options: SearchOptions, area_grid: np.ndarray, tops: Iterable[int]
-) -> tuple[exhaustive.Problem, exhaustive.Scan, tuple[int, int, int], Triplet]:
-    """Return the best rule, as levels and area too, with the problem and scan of its label."""
-    problem, label = _problem(stats), None
+def _problem_of_label(
+    stats: Stacked, options: SearchOptions
+) -> tuple[exhaustive.Problem, float | None]:
+    """Return the problem of the images that pass the best label threshold, and that threshold."""
+    problem = _problem(stats)
     if searches_label(stats, options.label):
         gate = exhaustive.best_gate(problem, single=options.single)
         if gate != exhaustive.NO_GATE:
-            problem, label = problem.passing(gate), _threshold(gate)
-    scan = exhaustive.scan(problem, area_grid, single=options.single, tops=tops)
-    peak = exhaustive.peak(scan, problem.n_images)
-    return problem, scan, peak, _triplet(*peak, label)
+            return problem.passing(gate), _threshold(gate)
+    return problem, None
 
 
 def _problem(stats: Stacked) -> exhaustive.Problem:
-    has_mask = stats.true_px > 0
+    true_px = stats.true_px
+    has_mask, empty = np.flatnonzero(true_px), np.flatnonzero(true_px == 0)
     above = _above(stats.hist_all)
-    area = above * FULL_AREA // stats.n_px[:, None]
-    shared = _above(stats.hist_true[has_mask])
     unit = exhaustive.unit_for(len(stats))
-    dice = dice_of_counts(shared, above[has_mask], stats.true_px[has_mask, None])
+    predicted, shared = above.take(has_mask, axis=1), _above(stats.hist_true[has_mask])
+    dice = 2 * shared / (predicted + true_px[has_mask])
     return exhaustive.Problem(
-        area=area[has_mask],
+        above=above,
+        n_px=stats.n_px,
+        has_mask=has_mask,
+        area=exhaustive.area_at_1024(predicted, stats.n_px[has_mask]),
         gain=np.rint(dice * unit).astype(np.int64),
         label=stats.label[has_mask],
-        empty_area=area[~has_mask],
-        empty_shown=above[~has_mask] > 0,
-        empty_label=stats.label[~has_mask],
+        empty=empty,
+        empty_label=stats.label[empty],
         unit=unit,
         n_images=len(stats),
-        n_empty=int(np.count_nonzero(~has_mask)),
+        n_empty=len(empty),
     )
 
 
+def _score(stats: Stacked, problem: exhaustive.Problem, rule: tuple[int, int, int]) -> float:
+    """Return the mean dice of a rule (top, area, bottom), from the images whose mask it keeps."""
+    top, area, bottom = rule
+    kept = problem.has_mask[problem.area[top] >= area]
+    shared = stats.hist_true[kept, bottom + 1 :].sum(axis=1)
+    true_px = stats.hist_true[kept].sum(axis=1)
+    dice = dice_of_counts(shared, problem.above[bottom, kept], true_px)
+    wrong = (problem.empty_area(top) >= area) & (problem.above[bottom, problem.empty] > 0)
+    ones = problem.n_empty - np.count_nonzero(wrong)
+    # A sum of any grouping is the same: it is rounded once.
+    return math.fsum([*dice, ones]) / len(stats)
+
+
 def _above(hist: np.ndarray) -> np.ndarray:
-    """Return the pixels (N, 255) that exceed each of the 255 thresholds, from counts (N, 256)."""
-    return np.ascontiguousarray(hist[:, :0:-1].cumsum(axis=1)[:, ::-1])
+    """Return the pixels (255, N) that exceed each of the 255 thresholds, from counts (N, 256)."""
+    above = np.empty((LEVELS, len(hist)), np.int64)
+    for at in range(0, len(hist), 64):  # as few rows as a cache holds
+        above[:, at : at + 64] = hist[at : at + 64, 1:].T
+    for level in range(LEVELS - 2, -1, -1):
+        above[level] += above[level + 1]
+    return above
 
 
 def _threshold(level: int) -> float:

@@ -13,7 +13,7 @@ from kernel_lib.errors import InputError
 from kernel_lib.postprocess import exhaustive
 from kernel_lib.postprocess import search as searching
 from kernel_lib.postprocess.histograms import Stacked, statistics
-from kernel_lib.postprocess.search import SearchOptions, search
+from kernel_lib.postprocess.search import SearchOptions, best_score, search
 from kernel_lib.postprocess.triplet import Triplet
 from tests.postprocess.samples import FULL, image, small_images, stacked
 
@@ -54,6 +54,55 @@ def test_the_gate_is_what_a_search_under_each_gate_finds(
         best.append(scan.best[scan.valid].max())
     lowest = gates[int(np.argmax(best >= max(best) - n))]
     assert exhaustive.best_gate(problem, single=single) == lowest > -1
+
+
+def check_best_rule(stats: Stacked) -> None:
+    """Compare the best rule found by bounds with the peak of the scan of all rules."""
+    problem, no_grid = searching._problem(stats), np.empty(0, np.int64)
+    for single in (False, True):
+        scan = exhaustive.scan(problem, no_grid, single=single, tops=range(255))
+        peak = exhaustive.peak(scan, problem.n_images)
+        assert exhaustive.best_rule(problem, single=single) == peak
+        options = SearchOptions(single)
+        assert best_score(stats, options) == search(stats, options).score
+
+
+@pytest.mark.parametrize("n_examples", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_best_rule_is_the_peak_of_a_scan(labels: bool, n_examples: int) -> None:
+    @settings(max_examples=n_examples)
+    @given(images=small_images(6, labels), copies=st.integers(1, 4))
+    def check(images: list, copies: int) -> None:
+        check_best_rule(stacked(images * copies))
+
+    check()
+
+
+@pytest.mark.parametrize("px", [1, 40])  # of an image, in 1024²
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_rule_of_many_levels(seed: int, px: int) -> None:
+    stats = random_set(40, seed)
+    hist_all = stats.hist_all.copy()
+    hist_all[::2, 0] += (px - 1) * FULL
+    check_best_rule(replace(stats, hist_all=hist_all, n_px=hist_all.sum(axis=1)))
+
+
+@pytest.mark.parametrize("kind", ["all", "positive", "empty", "nothing shown", "one", "missed"])
+def test_the_best_rule_of_sets_of_one_kind(kind: str) -> None:
+    """All ties where nothing is shown, or nothing is better than no mask."""
+    stats = random_set(24, 5)
+    has_mask = stats.true_px > 0
+    rows = {"positive": has_mask, "empty": ~has_mask, "one": np.arange(24) == 3}
+    stats = stats.take(rows.get(kind, np.ones(24, dtype=bool)))
+    if kind in ("nothing shown", "missed"):  # every map is 0 everywhere, or wherever the truth is
+        hist_true, hist_all = np.zeros_like(stats.hist_true), stats.hist_all - stats.hist_true
+        hist_true[:, 0] = stats.true_px
+        hist_all[:, 0] += stats.true_px
+        if kind == "nothing shown":
+            hist_all = np.zeros_like(hist_all)
+            hist_all[:, 0] = FULL
+        stats = replace(stats, hist_all=hist_all, hist_true=hist_true)
+    check_best_rule(stats)
 
 
 @settings(max_examples=5)
