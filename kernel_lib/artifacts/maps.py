@@ -9,6 +9,7 @@ maps are searched and combined on machines without it.
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,7 +27,11 @@ from kernel_lib.postprocess.histograms import Statistics
 
 _META, _LABELS, _VIEWS = "meta.json", "labels.json", "views.json"
 _FIX = "delete it and run its stage again"
-_MAX_BYTES = 1 << 26  # per zip entry; maps and label tables are smaller
+_MAP, _PNG = ".map", ".png"  # endings of a map's member: as written, and in older archives
+_SIZE = struct.Struct("<II")  # height, width
+_BLOCK = np.dtype("V16")  # 16 pixels in a row; as one item it is copied faster than as 16
+# Per zip entry. The largest map, without an empty block, and its bits.
+_MAX_BYTES = pictures.MAX_PIXELS + (1 << 20)
 
 
 class Prediction(NamedTuple):
@@ -105,11 +110,51 @@ def statistics(
     return histograms.statistics(at_shape(levels, shape), rle.decode(mask_rle, shape), level)
 
 
+def encode(levels: np.ndarray) -> bytes:
+    """Return a map (H, W) uint8 as its size and its blocks of 16 pixels that are not all 0.
+
+    Height and width as little-endian uint32; a bit per block of 16 successive pixels, in row-major
+    order, the first in the highest bit, 1 where a pixel is not 0; the pixels of these blocks. The
+    last block and the last byte of bits are padded with 0.
+    """
+    if levels.dtype != np.uint8 or levels.ndim != 2 or not levels.size:
+        raise ValueError(f"a map is (H, W) uint8, not {levels.shape} {levels.dtype}")
+    blocks = np.zeros(_n_blocks(*levels.shape), _BLOCK)
+    blocks.view(np.uint8)[: levels.size] = levels.ravel()
+    kept = blocks.view(np.uint64).reshape(-1, 2).any(axis=1)
+    return _SIZE.pack(*levels.shape) + np.packbits(kept).tobytes() + blocks[kept].tobytes()
+
+
+def decode(data: bytes) -> np.ndarray | None:
+    """Return the map (H, W) uint8 that `encode` made; None where the data are damaged.
+
+    Raises: InputError, without naming a file, for too many pixels.
+    """
+    if len(data) < _SIZE.size:
+        return None
+    height, width = _SIZE.unpack_from(data)
+    pictures.check_size((height, width))
+    n_blocks = _n_blocks(height, width)
+    start = _SIZE.size + -(-n_blocks // 8)
+    bits = np.frombuffer(data[_SIZE.size : start], np.uint8)
+    kept = np.unpackbits(bits, count=n_blocks).view(bool)  # missing bits are 0
+    if len(data) != start + _BLOCK.itemsize * np.count_nonzero(kept):
+        return None
+    blocks = np.zeros(n_blocks, _BLOCK)
+    blocks[kept] = np.frombuffer(data, _BLOCK, offset=start)
+    return blocks.view(np.uint8)[: height * width].reshape(height, width)
+
+
+def _n_blocks(height: int, width: int) -> int:
+    return -(-height * width // _BLOCK.itemsize)
+
+
 def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]) -> int:
     """Write predictions by image id into one archive, atomically; return how many.
 
-    A zip of PNGs, which any viewer opens, and tables of labels and of the views' disagreement;
-    `meta` names the checkpoints that predicted and the images that they were trained on.
+    A zip of maps as `encode` makes them, deflated, and tables of labels and of the views'
+    disagreement; `meta` names the checkpoints that predicted and the images that they were trained
+    on.
     Raises: FloatingPointError for a label that is not a finite number.
     """
     count, labels, disagreements = 0, {}, {}
@@ -119,10 +164,7 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
     ):
         for image_id, (level_map, label, disagreement) in predictions:
             if level_map is not None:
-                done, png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-                if not done:
-                    raise RuntimeError(f"OpenCV could not encode the map of {image_id}")
-                archive.writestr(zipfile.ZipInfo(f"{image_id}.png"), png.tobytes())
+                _write_member(archive, f"{image_id}{_MAP}", encode(level_map))
             if label is not None:
                 labels[image_id] = float(numbers(label, [image_id]))
             if disagreement is not None:
@@ -136,9 +178,12 @@ def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[
 
 
 def _write_json(archive: zipfile.ZipFile, name: str, value: dict[str, Any]) -> None:
-    info = zipfile.ZipInfo(name)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    archive.writestr(info, json.dumps(value, indent=1, allow_nan=False))
+    _write_member(archive, name, json.dumps(value, indent=1, allow_nan=False))
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, content: bytes | str) -> None:
+    info = zipfile.ZipInfo(name)  # without the time, so that the same maps make the same bytes
+    archive.writestr(info, content, compress_type=zipfile.ZIP_DEFLATED)
 
 
 class Maps:
@@ -159,12 +204,16 @@ class Maps:
                              "the inference stage test images") from None  # fmt: skip
         except (storage.ArchiveError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}): {_FIX}") from error
-        tables = (_META, _LABELS, _VIEWS)
-        if others := [n for n in named if n not in tables and not n.endswith(".png")]:
+        mapped = [name for name in named if name not in (_META, _LABELS, _VIEWS)]
+        if others := [name for name in mapped if not name.endswith((_MAP, _PNG))]:
             raise InputError(f"{path} is damaged (it holds {others[0]!r}): {_FIX}")
-        mapped = [name.removesuffix(".png") for name in named if name.endswith(".png")]
+        self._members = {name[: -len(_MAP)]: name for name in mapped}  # both endings are as long
+        if len(self._members) < len(mapped):
+            raise InputError(
+                f"{path} is damaged (it holds a map both as {_MAP} and {_PNG}): {_FIX}"
+            )
         self.has_maps, self.has_labels = bool(mapped), bool(self._labels)
-        self.ids = mapped or list(self._labels)
+        self.ids = list(self._members or self._labels)
         self._known = frozenset(self.ids)
         if len(self.ids) != self.meta.get("images", len(self.ids)):
             count = f"{len(self.ids)} images, not {self.meta['images']}"
@@ -196,10 +245,12 @@ class Maps:
 
     def __getitem__(self, image_id: str) -> np.ndarray:
         """Return the (S, S) uint8 map of an image."""
-        if image_id not in self._known or not self.has_maps:
+        name = self._members.get(image_id)
+        if name is None:
             raise InputError(f"{self.path} holds no map of image {image_id}")
         try:
-            levels = pictures.decode(storage.read_member(self._zip, f"{image_id}.png", _MAX_BYTES))
+            data = storage.read_member(self._zip, name, _MAX_BYTES)
+            levels = decode(data) if name.endswith(_MAP) else pictures.decode(data)
         except InputError as error:
             raise InputError(f"{self.path} is damaged ({error}): {_FIX}") from error
         if levels is None or levels.ndim != 2 or levels.dtype != np.uint8:

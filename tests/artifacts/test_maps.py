@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
+import struct
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from kernel_lib.artifacts import maps
-from kernel_lib.data import rle
+from kernel_lib.data import pictures, rle
 from kernel_lib.errors import InputError
 from kernel_lib.postprocess.histograms import statistics
 
@@ -163,11 +170,163 @@ def test_the_same_maps_make_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_any_viewer_opens_a_map(tmp_path):
-    maps.write(tmp_path / "oof.zip", some(1), META)
-    with zipfile.ZipFile(tmp_path / "oof.zip") as archive:
-        png = np.frombuffer(archive.read("1.2.0.png"), np.uint8)
-    assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_UNCHANGED), some(1)[0][1].levels)
+def by_hand(levels: np.ndarray) -> bytes:
+    """The stored form of a map, a block after the other."""
+    flat = levels.tobytes()
+    blocks = [flat[at : at + 16].ljust(16, b"\0") for at in range(0, len(flat), 16)]
+    bits = "".join("1" if any(block) else "0" for block in blocks)
+    bits = bits.ljust(-(-len(bits) // 8) * 8, "0")
+    packed = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+    return struct.pack("<II", *levels.shape) + packed + b"".join(b for b in blocks if any(b))
+
+
+SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))
+LEVELS = st.one_of(st.just(0), st.integers(0, 255))
+MAPS = arrays.arrays(np.uint8, SHAPES, elements=LEVELS, fill=st.sampled_from([0, 0, 7, 255]))
+
+
+def single(shape: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
+    level_map = np.zeros(shape, np.uint8)
+    level_map[at] = 1
+    return level_map
+
+
+@given(MAPS)
+@example(np.zeros((1, 1), np.uint8))
+@example(np.full((1, 1), 255, np.uint8))
+@example(np.zeros((33, 17), np.uint8))
+@example(np.full((64, 64), 255, np.uint8))
+@example(single((64, 64), (0, 0)))
+@example(single((64, 64), (0, -1)))
+@example(single((64, 64), (-1, 0)))
+@example(single((33, 17), (-1, -1)))
+@example(np.asfortranarray(noise(3, (20, 30))))
+@example(noise(3, (40, 60))[::2, ::-3])
+def test_any_map_comes_back_bit_for_bit(level_map):
+    data = maps.encode(level_map)
+    assert data == by_hand(level_map)
+    decoded = maps.decode(data)
+    assert (decoded.dtype, decoded.shape) == (np.uint8, level_map.shape)
+    assert np.array_equal(decoded, level_map)
+    assert decoded.flags.writeable
+
+
+@given(MAPS, st.data())
+def test_data_of_any_other_length_are_no_map(level_map, draw):
+    data = maps.encode(level_map)
+    assert maps.decode(data[: draw.draw(st.integers(0, len(data) - 1))]) is None
+    assert maps.decode(data + draw.draw(st.binary(min_size=1, max_size=40))) is None
+
+
+@given(st.binary(max_size=80), SHAPES)
+def test_any_bytes_are_a_map_of_the_stated_size_or_none(content, shape):
+    level_map = maps.decode(struct.pack("<II", *shape) + content)
+    assert level_map is None or level_map.shape == shape
+
+
+@pytest.mark.parametrize(
+    "wrong", [noise(0).astype(np.float32), noise(0) > 9, noise(0)[0], noise(0)[None], noise(0)[:0]]
+)
+def test_what_is_no_map_is_not_written(tmp_path, wrong):
+    with pytest.raises(ValueError, match="a map is"):
+        maps.write(tmp_path / "oof.zip", [("a", maps.Prediction(wrong))], META)
+    assert list(tmp_path.iterdir()) == []
+
+
+def of_pngs(path: Path, images: list[tuple[str, maps.Prediction]]) -> None:
+    """Write an archive as versions that stored PNGs did."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for image_id, (level_map, *_) in images:
+            png = cv2.imencode(".png", level_map, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1]
+            archive.writestr(f"{image_id}.png", png.tobytes())
+        archive.writestr("labels.json", json.dumps(dict.fromkeys((i for i, _ in images), 0.5)))
+        archive.writestr("meta.json", json.dumps(META | {"images": len(images)}))
+
+
+def test_an_archive_of_pngs_is_read_as_before(tmp_path):
+    shown = [*some(), ("x.map", maps.Prediction(noise(9, (1, 40))))]
+    of_pngs(tmp_path / "oof.zip", shown)
+    archive = maps.Maps(tmp_path / "oof.zip")
+    assert archive.ids == [image_id for image_id, _ in shown]
+    archive.check()
+    for image_id, (level_map, *_) in shown:
+        assert np.array_equal(archive[image_id], level_map)
+        assert archive.label(image_id) == 0.5
+
+
+@pytest.mark.parametrize("ending", [".png", ".map", ".json"])
+def test_an_id_may_end_as_a_member_does(tmp_path, ending):
+    maps.write(tmp_path / "oof.zip", [(f"a{ending}", some()[0][1])], META)
+    archive = maps.Maps(tmp_path / "oof.zip")
+    assert archive.ids == [f"a{ending}"]
+    assert np.array_equal(archive[f"a{ending}"], some()[0][1].levels)
+
+
+def test_an_image_with_a_map_of_each_kind_is_refused(tmp_path):
+    of_pngs(tmp_path / "oof.zip", some())
+    with zipfile.ZipFile(tmp_path / "oof.zip", "a") as archive:
+        archive.writestr("1.2.1.map", maps.encode(noise(1)))
+    with pytest.raises(InputError, match=r"oof.zip is damaged"):
+        maps.Maps(tmp_path / "oof.zip")
+
+
+def with_map(path: Path, data: bytes) -> maps.Maps:
+    """Write an archive with a member of these bytes, its checksum right."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.map", data)
+        archive.writestr("meta.json", json.dumps(META))
+    return maps.Maps(path)
+
+
+WHOLE = maps.encode(noise(0))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        WHOLE[:7],
+        WHOLE[:8],
+        WHOLE[:12],
+        WHOLE[:-1],
+        WHOLE[:-16],
+        WHOLE + b"\0",
+        WHOLE + bytes(16),
+        struct.pack("<II", 32, 33) + WHOLE[8:],
+        struct.pack("<II", 64, 32) + WHOLE[8:],
+        struct.pack("<II", 0, 32) + WHOLE[8:],
+        struct.pack("<II", 0, 0),
+        WHOLE[:8] + b"\x7f" + WHOLE[9:],  # a bit less than blocks
+        struct.pack("<II", 1 << 13, 1 << 13) + WHOLE[8:],
+        struct.pack("<II", 1 << 13, (1 << 13) + 1) + WHOLE[8:],
+        struct.pack("<II", 2**32 - 1, 2**32 - 1) + WHOLE[8:],
+        cv2.imencode(".png", noise(0))[1].tobytes(),
+    ],
+)
+def test_a_map_of_wrong_bytes_is_refused_when_it_is_read(tmp_path, data):
+    with pytest.raises(InputError, match=r"oof.zip is damaged"):
+        with_map(tmp_path / "oof.zip", data)["a"]
+
+
+def test_a_small_file_that_states_many_pixels_takes_no_memory_for_them(tmp_path):
+    archive = with_map(tmp_path / "oof.zip", struct.pack("<II", 1 << 13, 1 << 13) + WHOLE[8:])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"oof.zip is damaged"):
+            archive["a"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 23  # its 64 Mpx have 4 M bits, as a byte each
+
+
+def test_a_map_of_the_most_pixels_comes_back_from_its_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 32 * 32)
+    maps.write(tmp_path / "oof.zip", some(), META)
+    assert np.array_equal(maps.Maps(tmp_path / "oof.zip")["1.2.0"], some()[0][1].levels)
+    maps.write(tmp_path / "more.zip", [("a", maps.Prediction(noise(0, (32, 33))))], META)
+    with pytest.raises(InputError, match=r"more.zip is damaged"):
+        maps.Maps(tmp_path / "more.zip")["a"]
 
 
 def test_what_breaks_while_writing_leaves_no_archive(tmp_path):
@@ -206,7 +365,7 @@ def test_a_map_with_a_wrong_byte_is_refused_when_it_is_read(tmp_path):
     path = tmp_path / "oof.zip"
     maps.write(path, some(), META)
     content = bytearray(path.read_bytes())
-    at = content.index(b"IDAT") + 40
+    at = content.index(b"1.2.0.map") + 40
     content[at] ^= 0xFF
     path.write_bytes(bytes(content))
     archive = maps.Maps(path)

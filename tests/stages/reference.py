@@ -41,12 +41,25 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     maps, labels = {}, {}
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith(".png"):
-                data = np.frombuffer(archive.read(name), np.uint8)
-                maps[name[:-4]] = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            if name.endswith(".map"):
+                maps[name[:-4]] = unpacked(archive.read(name))
             elif name == "labels.json":
                 labels = json.load(io.BytesIO(archive.read(name)))
     return maps, labels
+
+
+def unpacked(data: bytes) -> np.ndarray:
+    """A map (H, W): its size, a bit per 16 pixels that are not all 0, and those pixels."""
+    height, width = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4))
+    n_blocks = math.ceil(height * width / 16)
+    at, blocks = 8 + math.ceil(n_blocks / 8), []
+    for block in range(n_blocks):
+        held = data[8 + block // 8] >> (7 - block % 8) & 1
+        blocks.append(data[at : at + 16] if held else bytes(16))
+        at += 16 * held
+    assert at == len(data)
+    flat = np.frombuffer(b"".join(blocks), np.uint8)
+    return flat[: height * width].reshape(height, width).copy()
 
 
 def mean_map(maps: list[np.ndarray], weights: list[float]) -> np.ndarray:

@@ -225,7 +225,7 @@ def cut(content: bytes) -> bytes:
 
 
 def one_wrong_byte(content: bytes) -> bytes:
-    at = content.index(b"IDAT") + 40
+    at = content.index(b".map") + 20
     return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
 
 

@@ -17,7 +17,7 @@ from kernel_lib.storage import write_text
 from tools.benchmarks.rounds import FIGURE
 
 NAMES = ("prepare", "item", "training", "precision", "inference", "engines", "thresholds", "rle",
-         "votes", "start", "kernel", "viewer", "memory")  # fmt: skip
+         "votes", "maps", "start", "kernel", "viewer", "memory")  # fmt: skip
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "| what | here | against | ratio | bar | `python -m` |\n|---|---|---|---|---|---|\n"

@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.thresholds [--images 10675] [--maps 400]
 
-Five parts, in one process on at most two threads: the histograms from PNG-compressed 512² maps
+Five parts, in one process on at most two threads: the histograms from stored 512² maps
 (measured on some, scaled to all), the search over synthetic histograms, the same with a label's
 threshold swept, for labels that tell more or less, the best score alone, which ensemble selection
 asks for, and the loop over grid points that public solutions use, rewritten here (measured on a
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from kernel_lib.artifacts import maps
 from kernel_lib.data import rle
 from kernel_lib.postprocess import search as th
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, statistics
@@ -162,7 +164,7 @@ def synthetic_histograms(n: int, random: np.random.Generator) -> Stacked:
 
 
 def synthetic_map(random: np.random.Generator) -> tuple[bytes, str]:
-    """Return a smooth 512² map as PNG, and its truth at 1024² as RLE."""
+    """Return a smooth 512² map as stored, and its truth at 1024² as RLE."""
     noise = cv2.GaussianBlur(random.normal(size=(STORED, STORED)).astype(np.float32), (0, 0), 12)
     logits = 25 * noise - 6
     truth = np.zeros((SIDE, SIDE), np.uint8)
@@ -173,20 +175,19 @@ def synthetic_map(random: np.random.Generator) -> tuple[bytes, str]:
         blurred = cv2.GaussianBlur(cv2.resize(truth, (STORED, STORED)) * 1.0, (0, 0), 6)
         logits += 9 * blurred.astype(np.float32)
     prob = np.round(255 / (1 + np.exp(-logits))).astype(np.uint8)
-    return cv2.imencode(".png", prob)[1].tobytes(), rle.encode(truth)
+    return zlib.compress(maps.encode(prob)), rle.encode(truth)
 
 
-def full_map(png: bytes) -> np.ndarray:
+def full_map(data: bytes) -> np.ndarray:
     """Return the stored map at the image's own size, as every stage makes it."""
-    prob = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
-    return cv2.resize(prob, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    return maps.at_shape(maps.decode(zlib.decompress(data)), (SIDE, SIDE))
 
 
 def histograms(n: int) -> Callable[[], None]:
-    """Return a function that makes histograms of n stored maps, PNG and RLE."""
+    """Return a function that makes histograms of n stored maps and RLEs."""
     random = np.random.default_rng(1)
     stored = [synthetic_map(random) for _ in range(n)]
-    print(f"maps: {np.mean([len(png) for png, _ in stored]) / 1e3:.0f} kB of PNG on average")
+    print(f"maps: {np.mean([len(data) for data, _ in stored]) / 1e3:.0f} kB on average")
 
     def work() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -199,10 +200,10 @@ def grid_points(n: int) -> Callable[[], None]:
     """Return a function that thresholds and scores each of n maps in memory at each point."""
     random = np.random.default_rng(2)
     stored = [synthetic_map(random) for _ in range(n)]
-    maps = [(full_map(png) / np.float32(255), rle.decode(text)) for png, text in stored]
+    shown = [(full_map(data) / np.float32(255), rle.decode(text)) for data, text in stored]
 
     def work() -> None:
-        for prob, truth in maps:
+        for prob, truth in shown:
             for top, min_area_px, bottom in POINTS:
                 mask = prob > bottom
                 if (prob > top).sum() < min_area_px:
