@@ -15,8 +15,16 @@ from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision, Scores, Searched
 from kernel_lib.artifacts.ensemble import Ensemble
-from kernel_lib.artifacts.filenames import ENSEMBLES, REPORT, TEST_RUN, THRESHOLDS
+from kernel_lib.artifacts.filenames import (
+    ENSEMBLES,
+    REPORT,
+    SEARCH_KEPT,
+    SEARCH_LAST,
+    TEST_RUN,
+    THRESHOLDS,
+)
 from kernel_lib.artifacts.oof import OofStatistics, save_distances, save_per_image
+from kernel_lib.artifacts.search_record import SearchRecord
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
 from kernel_lib.errors import InputError
@@ -115,8 +123,8 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     last = out_of_fold(ensemble, roots, fold_table, last=True, **allow)
     folder = work / ENSEMBLES / ensemble.name
     with Signals().caught(), storage.folder_lock(folder):
-        fitted, report_kept = _fit(kept, recipe, parameters, progress=True)
-        _, report_last = _fit(last, recipe, parameters)
+        fitted, report_kept = _fit(kept, recipe, parameters, folder / SEARCH_KEPT)
+        _, report_last = _fit(last, recipe, parameters, folder / SEARCH_LAST)
         of_images = None if set(ensemble.folds) == set(fold_table["fold"]) else len(fold_table)
         past_known = kept.past_known and last.past_known
         selected = (kept.selected, last.selected)
@@ -172,10 +180,15 @@ def _with_overrides(recipe: Recipe, parameters: ThresholdsParameters) -> Recipe:
 
 
 def _fit(
-    part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, progress: bool = False
+    part: OutOfFold, recipe: Recipe, parameters: ThresholdsParameters, record_path: Path
 ) -> tuple[Fitted, NestedCVReport]:
     """Return what is chosen on all images, and the honest score of choosing so."""
-    strategy = recipes.make_strategy(part, recipe, single=parameters.single)
+    record = None
+    if recipe.choose == "greedy" or part.ensemble.by_members:
+        record = SearchRecord(record_path, _inputs(part, parameters))
+        if record.n_found:
+            print(f"note: {record.n_found} searches of an earlier, stopped call are not repeated")
+    strategy = recipes.make_strategy(part, recipe, single=parameters.single, record=record)
     groups = part.table["group"]
     return nested_cv.score_strategy(
         strategy,
@@ -184,8 +197,14 @@ def _fit(
         part.table["fold"].tolist(),
         groups.tolist() if (groups != "").any() else None,
         Resampler(n_bootstrap=parameters.bootstrap),
-        progress,
+        progress=True,
     )
+
+
+def _inputs(part: OutOfFold, parameters: ThresholdsParameters) -> list[Any]:
+    """Return all that the scores of a search depend on, as JSON."""
+    images = part.table[["image_id", "fold"]].to_csv(index=False)
+    return [part.ensemble.to_json(), predicted_by([part]), parameters.single, images]
 
 
 def _decision(
@@ -229,7 +248,9 @@ def _save(
     if not np.isnan(views).all():
         per_image = per_image.assign(view_disagreement=views)
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
-    with storage.replace_files(folder, remove=(THRESHOLDS, TEST_RUN)) as staging:
+    with storage.replace_files(
+        folder, remove=(THRESHOLDS, TEST_RUN, SEARCH_KEPT, SEARCH_LAST)
+    ) as staging:
         save_per_image(staging, per_image)
         save_distances(staging, part.distances(decision.scores.kept))
         seen = tuple(part.gated(weights) for weights in weightings)
