@@ -209,14 +209,32 @@ def _cut(
     at = np.flatnonzero(kept.repeat(columns.period, axis=1))
     height = grid.band + 2 * rows.border
     cut = np.empty((len(levels), height, len(at)), np.uint8)
-    ends = (rows.border, rows.border, columns.border, columns.border)
-    for member, level_map in enumerate(levels if len(at) else ()):
-        bordered = cv2.copyMakeBorder(level_map, *ends, cv2.BORDER_REPLICATE)
-        bordered = cv2.copyMakeBorder(bordered, 0, 0, *ends[2:], cv2.BORDER_CONSTANT)
-        first = at + (at // bordered.shape[1]) * (grid.band - 1) * bordered.shape[1]
-        for row in range(height):
-            bordered.ravel().take(first + row * bordered.shape[1], out=cut[member, row])
+    if len(at):
+        bordered = _bordered(grid)
+        _, width = bordered.shape
+        first = at + (at // width) * (grid.band - 1) * width
+        for member, level_map in enumerate(levels):
+            _fill(bordered, grid, level_map)
+            for row in range(height):
+                bordered.ravel().take(first + row * width, out=cut[member, row])
     return _Columns(members, grid, kept, cut)
+
+
+def _bordered(grid: _Grid) -> np.ndarray:
+    """Return zeros for a map with its borders and, beyond those of the columns, as many zeros."""
+    height = grid.rows.size + 2 * grid.rows.border
+    return np.zeros((height, grid.columns.size + 2 * _SIDE * grid.columns.border), np.uint8)
+
+
+def _fill(bordered: np.ndarray, grid: _Grid, levels: np.ndarray) -> None:
+    """Write a map into `_bordered`, its edges repeated in the borders."""
+    height, width = levels.shape
+    top, left = grid.rows.border, _SIDE * grid.columns.border
+    inner = bordered[top : top + height]
+    inner[:, left : left + width] = levels
+    inner[:, left - grid.columns.border : left] = levels[:, :1]
+    inner[:, left + width : left + width + grid.columns.border] = levels[:, -1:]
+    bordered[:top], bordered[top + height :] = inner[0], inner[-1]
 
 
 def histograms(packed: Packed, weightings: Sequence[Weights], truth: rle.Runs) -> np.ndarray:
