@@ -199,42 +199,30 @@ def _cut(
     levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid, floor: int
 ) -> _Columns:
     rows, columns = grid.rows, grid.columns
-    above = np.maximum.reduce(levels) > floor
+    highest = levels[0].copy()
+    for level_map in levels[1:]:
+        np.maximum(highest, level_map, out=highest)
+    above = (highest > floor).view(np.uint8)
     if grid.resizes:  # a pixel of the image depends on the neighbours of its pixel in the map
-        above = cv2.dilate(above.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
-    above = np.logical_or.reduce(above.reshape(grid.n_bands, grid.band, -1), axis=1)
-    kept = np.logical_or.reduce(above.reshape(grid.n_bands, -1, columns.period), axis=2)
-    if columns.border:
-        kept = np.pad(kept, ((0, 0), (_SIDE, _SIDE)), "edge")
-    at = np.flatnonzero(kept.repeat(columns.period, axis=1))
-    height = grid.band + 2 * rows.border
-    cut = np.empty((len(levels), height, len(at)), np.uint8)
-    if len(at):
-        bordered = _bordered(grid)
-        _, width = bordered.shape
-        first = at + (at // width) * (grid.band - 1) * width
-        for member, level_map in enumerate(levels):
-            _fill(bordered, grid, level_map)
-            for row in range(height):
-                bordered.ravel().take(first + row * width, out=cut[member, row])
+        above = cv2.dilate(above, np.ones((3, 3), np.uint8))
+    above = np.bitwise_or.reduce(above.reshape(grid.n_bands, grid.band, -1), axis=1)
+    above = np.bitwise_or.reduce(above.reshape(grid.n_bands, -1, columns.period), axis=2)
+    side = _SIDE if columns.border else 0
+    kept = np.zeros((grid.n_bands, above.shape[1] + 2 * side), bool)
+    kept[:, side : side + above.shape[1]] = above
+    kept[:, :side], kept[:, side + above.shape[1] :] = above[:, :1], above[:, -1:]
+    # Where each kept pixel is in the map: beyond an edge it is the edge's, twice beyond it is 0.
+    band, column = np.divmod(
+        np.flatnonzero(kept.repeat(columns.period, axis=1)),
+        columns.size + 2 * side * columns.period,
+    )
+    column -= side * columns.period
+    row = np.arange(-rows.border, grid.band + rows.border)[:, None] + grid.band * band
+    place = row.clip(0, rows.size - 1) * columns.size + column.clip(0, columns.size - 1)
+    cut = np.stack([level_map.ravel().take(place) for level_map in levels])
+    if side:
+        cut[:, :, (column < -columns.border) | (column >= columns.size + columns.border)] = 0
     return _Columns(members, grid, kept, cut)
-
-
-def _bordered(grid: _Grid) -> np.ndarray:
-    """Return zeros for a map with its borders and, beyond those of the columns, as many zeros."""
-    height = grid.rows.size + 2 * grid.rows.border
-    return np.zeros((height, grid.columns.size + 2 * _SIDE * grid.columns.border), np.uint8)
-
-
-def _fill(bordered: np.ndarray, grid: _Grid, levels: np.ndarray) -> None:
-    """Write a map into `_bordered`, its edges repeated in the borders."""
-    height, width = levels.shape
-    top, left = grid.rows.border, _SIDE * grid.columns.border
-    inner = bordered[top : top + height]
-    inner[:, left : left + width] = levels
-    inner[:, left - grid.columns.border : left] = levels[:, :1]
-    inner[:, left + width : left + width + grid.columns.border] = levels[:, -1:]
-    bordered[:top], bordered[top + height :] = inner[0], inner[-1]
 
 
 def histograms(packed: Packed, weightings: Sequence[Weights], truth: rle.Runs) -> np.ndarray:
@@ -265,7 +253,8 @@ def _inside(columns: _Columns, mask: np.ndarray) -> np.ndarray:
     """Return the places (n,) of the true pixels among those that the columns become."""
     grid = columns.grid
     edge = _SIDE * grid.columns.resized(grid.columns.border)
-    bordered = np.pad(mask, ((0, 0), (edge, edge)))
+    bordered = np.zeros((mask.shape[0], mask.shape[1] + 2 * edge), np.uint8)
+    bordered[:, edge : edge + mask.shape[1]] = mask
     periods = bordered.reshape(grid.n_bands, -1, *_periods(columns, bordered.shape[1]))
     return np.flatnonzero(periods.transpose(1, 0, 2, 3)[:, columns.kept])
 

@@ -89,9 +89,10 @@ _ALL = (
         ),
         left_out=(
             "artifacts/decision.py", "artifacts/ensemble.py", "artifacts/oof.py",
-            "artifacts/test_run.py", "data/metadata.py", "inference/engines.py",
+            "artifacts/search_record.py", "artifacts/test_run.py", "data/metadata.py",
+            "inference/engines.py",
             "inference/ensemble_maps.py", "inference/onnx_file.py", "inference/onnx_network.py",
-            "inference/out_of_fold.py", "inference/recipes.py",
+            "inference/out_of_fold.py", "inference/recipes.py", "inference/weightings.py",
             "postprocess/calibration.py", "postprocess/nested_cv.py", "postprocess/referral.py",
             "postprocess/score_definitions.py", "postprocess/subgroups.py",
             "postprocess/submission.py", "postprocess/surface_distance.py", "postprocess/votes.py",
@@ -142,8 +143,9 @@ _ALL = (
             f"{OF_FOLD}/{filenames.TEST_MAPS}", f"{OF_ENSEMBLE}/*", filenames.SUBMISSION,
         ),
         left_out=(
-            "data/nih.py", "models/losses.py", "stages/initial_weights.py", "stages/nih.py",
-            "stages/preparation.py", "training",
+            "artifacts/search_record.py", "data/nih.py", "ensembles", "inference/out_of_fold.py",
+            "inference/recipes.py", "inference/weightings.py", "models/losses.py",
+            "stages/initial_weights.py", "stages/nih.py", "stages/preparation.py", "training",
         ),
     ),
 )  # fmt: skip
