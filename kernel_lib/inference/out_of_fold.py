@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from kernel_lib.inference.weightings import Store, Weights
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
-from kernel_lib.postprocess.strategies import Choice
+from kernel_lib.postprocess.strategies import CANDIDATE_FLOOR, Choice
 from kernel_lib.postprocess.surface_distance import SurfaceDistance, surface_distance
 from kernel_lib.postprocess.triplet import NO_LABEL, Triplet, first_level
 
@@ -76,13 +77,23 @@ class OutOfFold:
         """Return `gated` under several weightings, in one pass over the images."""
         return [self._gate(stats) for stats in self.statistics_of(weightings)]
 
+    @contextmanager
+    def packed(self) -> Iterator[None]:
+        """Keep each image's maps of all members in a temporary file, without what is 0 in all.
+
+        Within this block they are decoded once, however many weightings are asked for.
+        """
+        self._store.open()
+        try:
+            yield
+        finally:
+            self._store.close()
+
     def candidates(self, weightings: Sequence[Sequence[float]], floor: int) -> Iterator[Stacked]:
         """Yield `gated` under many weightings, which are not kept.
 
         Levels up to the floor count as 0 on images without a true mask, unless the gate needs them.
-        The first call decodes every map and keeps its pixels above 0 in a temporary file.
         """
-        self._store.open()
         floor = 0 if self.ensemble.gate == "sum" else floor
         for at in range(0, len(weightings), AT_ONCE):
             some = [tuple(weights) for weights in weightings[at : at + AT_ONCE]]
@@ -98,7 +109,7 @@ class OutOfFold:
 
         def one(image: Any) -> None:
             truth = rle.parse(image.rle, (image.height, image.width))
-            members, packed = self._packed(image, used, 0 if len(truth) else floor)
+            members, packed = self._packed(image, used, floor, len(truth) > 0)
             some = [tuple(weights[m] for m in members) for weights in weightings]
             hists[:, :, image.Index] = weighted.histograms(packed, some, truth)
 
@@ -112,20 +123,23 @@ class OutOfFold:
         ]
 
     def _packed(
-        self, image: Any, used: Sequence[int], floor: int
+        self, image: Any, used: Sequence[int], floor: int, positive: bool
     ) -> tuple[Sequence[int], weighted.Packed]:
         """Return the packed maps of an image, and of which members: all of them if it is kept."""
-        every = range(len(self.ensemble.members))
-        members = every if self._store.is_open else used
+        members = range(len(self.ensemble.members)) if self._store.is_open else used
+        floors = {0} if positive else {0, CANDIDATE_FLOOR}
+        floor = 0 if positive else floor
         if kept := self._store.get((image.Index, floor)):
             return members, kept
         (archives,) = self.ensemble_maps[image.fold].members
         levels = [archives[member][image.image_id] for member in members]
-        by_floor = {}
-        for level in {0, floor}:
-            by_floor[level] = weighted.pack(levels, (image.height, image.width), level)
-            self._store.put((image.Index, level), by_floor[level])
-        return members, by_floor[floor]
+        shape = (image.height, image.width)
+        packed = weighted.pack(levels, shape, floor)
+        if self._store.is_open:
+            self._store.put((image.Index, floor), packed)
+            for other in floors - {floor}:  # while the maps are decoded
+                self._store.put((image.Index, other), weighted.pack(levels, shape, other))
+        return members, packed
 
     def _labels(self, weights: Weights) -> np.ndarray:
         """Return the level (N,) int16 of each image's label, -1 where it has none."""

@@ -161,7 +161,9 @@ def make_strategy(
     options = SearchOptions(single=single, label=ensemble.gate != "none")
     n_members = len(ensemble.members)
     if ensemble.by_members:
-        members = predicted.gated_of([one_hot(n_members, at) for at in range(n_members)])
+        weightings = [one_hot(n_members, at) for at in range(n_members)]
+        # The mean's statistics, of which a vote reports AUCs, in the same pass.
+        *members, _ = predicted.gated_of([*weightings, ensemble.weights])
         return MemberVote(members, predicted.vote_counts, recipe.at_least, options, record)
     if recipe.choose == "greedy":
         of = predicted.gated_of, n_members, options, predicted.candidates

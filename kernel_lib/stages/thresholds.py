@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,17 +189,17 @@ def _fit(
         record = SearchRecord(record_path, _inputs(part, parameters))
         if record.n_found:
             print(f"note: {record.n_found} searches of an earlier, stopped call are not repeated")
-    strategy = recipes.make_strategy(part, recipe, single=parameters.single, record=record)
     groups = part.table["group"]
-    return nested_cv.score_strategy(
-        strategy,
-        part.stats,
-        part.table["image_id"].tolist(),
-        part.table["fold"].tolist(),
-        groups.tolist() if (groups != "").any() else None,
-        Resampler(n_bootstrap=parameters.bootstrap),
-        progress=True,
-    )
+    with part.packed() if recipe.choose == "greedy" else nullcontext():
+        return nested_cv.score_strategy(
+            recipes.make_strategy(part, recipe, single=parameters.single, record=record),
+            part.stats,
+            part.table["image_id"].tolist(),
+            part.table["fold"].tolist(),
+            groups.tolist() if (groups != "").any() else None,
+            Resampler(n_bootstrap=parameters.bootstrap),
+            progress=True,
+        )
 
 
 def _inputs(part: OutOfFold, parameters: ThresholdsParameters) -> list[Any]:

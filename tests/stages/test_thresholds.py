@@ -19,12 +19,13 @@ from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.artifacts.oof import load_per_image
+from kernel_lib.artifacts.search_record import SearchRecord
 from kernel_lib.config import ThresholdsParameters
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
 from kernel_lib.inference.ensemble_maps import combined_mask
 from kernel_lib.inference.ensemble_maps import test_masks as masks_of_test
-from kernel_lib.postprocess import metrics, score_definitions
+from kernel_lib.postprocess import metrics, score_definitions, strategies
 from kernel_lib.postprocess.surface_distance import surface_distance
 from kernel_lib.postprocess.triplet import apply_rule
 from kernel_lib.stages import report, report_images, report_scores, scores
@@ -613,3 +614,48 @@ def test_of_many_images_some_are_compared_and_of_one_member_none(tmp_path):
     assert report_images.member_agreement(alone.data).matrices() is None
     page = write_report(alone.folder, [tmp_path]).read_text(encoding="utf-8")
     assert "agreement" not in page
+
+
+@pytest.mark.parametrize("how", [{"choose": "greedy"}, {"combine": "member_vote"}])
+@pytest.mark.parametrize("n_entries", [1, 4, 9])
+def test_a_stopped_search_goes_on_where_it_was(tmp_path, monkeypatch, how, n_entries):
+    make_run(tmp_path, "a"), make_run(tmp_path, "b", noise=60), make_run(tmp_path, "c", noise=200)
+    runs = {"runs": "a,b,c", **how}
+    whole = choose_rule(tmp_path, ensemble="whole", **runs)
+    searched = []
+
+    def counted(real):
+        def search(stats, *options, **how):
+            searched.append(len(stats))
+            return real(stats, *options, **how)
+
+        return search
+
+    class Stopping(SearchRecord):
+        def __setitem__(self, name, value):
+            if len(searched) >= n_entries:
+                raise KeyboardInterrupt
+            super().__setitem__(name, value)
+
+    for name in ("search", "best_rule"):
+        monkeypatch.setattr(strategies, name, counted(getattr(strategies, name)))
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "SearchRecord", Stopping)
+        with pytest.raises(KeyboardInterrupt):
+            choose_rule(tmp_path, ensemble="stopped", **runs)
+    folder = whole.folder.with_name("stopped")
+    kept = (folder / "search_kept.jsonl").read_text().splitlines()[1:]
+    assert not (folder / "thresholds.json").exists()
+    searched.clear()
+    choose_rule(tmp_path, ensemble="again", **runs)
+    n_whole = len(searched)
+    searched.clear()
+    stopped = choose_rule(tmp_path, ensemble="stopped", **runs)
+    assert len(searched) == n_whole - len(kept)
+    expected = document(whole)
+    for named in ("ensemble", "selection"):
+        if named in expected:
+            expected[named] |= {"name": "stopped"} if "name" in expected[named] else {}
+    assert document(stopped) == expected
+    assert (folder / "oof.csv").read_bytes() == (whole.folder / "oof.csv").read_bytes()
+    assert not list(folder.glob("search*"))
