@@ -105,6 +105,7 @@ class OutOfFold:
     def _computed(self, weightings: Sequence[Weights], floor: int) -> list[Stacked]:
         """Return the statistics of all images under each weighting, in one pass over them."""
         used = np.flatnonzero(np.any(weightings, axis=0)) if weightings else ()
+        labels = [self._labels(weights) for weights in weightings]  # first, as one may be missing
         hists = np.zeros((len(weightings), 2, len(self.table), 256), np.int32)
 
         def one(image: Any) -> None:
@@ -118,8 +119,8 @@ class OutOfFold:
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
         has_truth = np.ones(len(self.table), dtype=bool)
         return [
-            Stacked(*of_all_and_true, n_px, has_truth, self._labels(weights))
-            for of_all_and_true, weights in zip(hists, weightings, strict=True)
+            Stacked(*of_all_and_true, n_px, has_truth, label)
+            for of_all_and_true, label in zip(hists, labels, strict=True)
         ]
 
     def _packed(

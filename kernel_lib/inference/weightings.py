@@ -154,7 +154,8 @@ class Store:
     def open(self) -> None:
         """Keep what is put from now on."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            # Without a buffer, which would try again to write what a full disk refused.
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
         """Drop everything."""
@@ -176,9 +177,8 @@ class Store:
         content = packed.to_bytes()
         with self._lock, suppress(OSError):
             offset = self._file.seek(0, os.SEEK_END)
-            if offset + len(content) <= STORE_BYTES:
-                self._file.write(content)
-                self._file.flush()
+            fits = offset + len(content) <= STORE_BYTES
+            if fits and self._file.write(content) == len(content):
                 self._at[key] = offset, len(content)
 
 
@@ -325,7 +325,7 @@ def _means(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     found = np.empty((len(weights), levels.shape[1]), np.uint8)
     totals = weights.sum(axis=1)
-    whole = ~(weights % 1).any(axis=1) & (totals <= _MOST_WEIGHT)
+    whole = ~((weights < 0) | (weights % 1 != 0)).any(axis=1) & (totals <= _MOST_WEIGHT)
     for k in np.flatnonzero(~whole):
         found[k] = _exact(levels, weights[k])
     for total in np.unique(totals[whole]).astype(int):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from kernel_lib import storage
 from kernel_lib.artifacts import filenames, fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
+from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference.out_of_fold import out_of_fold
+from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
+from kernel_lib.postprocess import votes
+from kernel_lib.postprocess.exhaustive import KEEP_NONE
+from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, stack
+from kernel_lib.postprocess.triplet import Triplet
 from tests.inference.small_runs import gather, level_map, make_run, table
 from tests.stages.place import rewrite
 
@@ -68,3 +79,205 @@ def test_a_member_that_lacks_an_image_is_refused_in_any_order(tmp_path, order, l
     ensemble = gather([tmp_path], order)
     with pytest.raises(InputError, match=r"runs/[ab]/fold1/oof.zip holds no map of image i5"):
         out_of_fold(ensemble, [tmp_path], table())
+
+
+# What searches ask for: each image by itself, against one pass over them for many weightings.
+
+SHAPES = ((32, 32), (64, 32), (24, 20), (32, 32), (64, 64), (16, 16), (8, 16), (32, 32))
+SIDES = {"a": 16, "b": 8, "c": 16}  # of their maps
+WEIGHTINGS = [(1, 0, 0), (0, 1, 0), (1, 2, 1), (2, 0, 2), (0.7, 0.0, 1.1), (1, 2, 1)]
+RULE_SETS = [
+    (Triplet(0.5, 0, 0.5), Triplet(0.7, 2000, 0.3), Triplet(0.4, 40_000, 0.2)),
+    (Triplet(0.5, 0, 0.5), Triplet(0.1, 0, 0.1), Triplet(0.9, 0, 0.6)),
+    (Triplet(0.9, KEEP_NONE, 0.9),) * 3,
+    (Triplet(0.2, 0, 0.2),) * 3,
+]
+
+
+def images_of_all_shapes() -> pd.DataFrame:
+    """Images of different sizes in two folds, about half of them with a mask."""
+    rows = []
+    for i, shape in enumerate(SHAPES):
+        mask = np.zeros(shape, np.uint8)
+        if i % 2:
+            mask[2 : shape[0] // 2, shape[1] // 3 :] = 1
+        rows.append((f"i{i}", i // 4, "", *shape, int(mask.sum()), rle.encode(mask)))
+    return pd.DataFrame(rows, columns=table().columns)
+
+
+def sparse_map(image_id: str, run: str) -> np.ndarray:
+    """Return a map that is 0 but for a block, of low levels in some images; none in image i3."""
+    random = np.random.default_rng([ord(c) for c in image_id + run])
+    side = SIDES[run]
+    levels = np.zeros((side, side), np.uint8)
+    if image_id != "i3":
+        top, left = random.integers(0, side // 2, 2)
+        block = levels[top : top + side // 2, left : left + side // 2]
+        block[:] = random.integers(0, 30 if image_id in ("i2", "i4") else 256, block.shape)
+    return levels
+
+
+def label_of(image_id: str, run: str) -> float:
+    return (37 * int(image_id[1]) + 11 * ord(run)) % 101 / 100
+
+
+def held_out(
+    root: Path,
+    labelled: str = "",
+    lacking: str = "",
+    gate: str = "none",
+    gates: str = "",
+    combine: str = "mean",
+) -> OutOfFold:
+    """Return three runs' predictions, with labels of those named, in fold 0 alone of `lacking`."""
+    images = images_of_all_shapes()
+    for run in (*SIDES, *gates):
+        make_run(root, run, images)
+        for fold in (0, 1):
+            has_label = run in labelled and not (run in lacking and fold)
+            rewrite(
+                fold_run.fold_folder(root, run, fold).oof,
+                partial(sparse_map, run=run) if run in SIDES else lambda image_id: None,
+                partial(label_of, run=run) if has_label else None,
+            )
+    ensemble = Ensemble(
+        name="x",
+        folds_digest="d",
+        members=tuple(Member(run=run, folds=(0, 1)) for run in SIDES),
+        gate=gate,
+        gate_members=tuple(
+            Member(run=run, folds=(0, 1), weight=1.0 + at) for at, run in enumerate(gates)
+        ),
+        combine=combine,
+    )
+    return out_of_fold(ensemble, [root], images)
+
+
+def one_by_one(held: OutOfFold, weights: Sequence[float]) -> Stacked:
+    """Return the statistics of a weighting by the functions that define them, image by image."""
+    stats = []
+    for image in held.table.itertuples():
+        runs = [(run, weight) for run, weight in zip(SIDES, weights, strict=True) if weight]
+        mean = maps.mean([sparse_map(image.image_id, run) for run, _ in runs], [w for _, w in runs])
+        label = held.ensemble_maps[image.fold].label(image.image_id, weights)
+        stats.append(maps.statistics(mean, image.rle, (image.height, image.width), label))
+    return stack(stats)
+
+
+def assert_same(found: Stacked, expected: Stacked) -> None:
+    for name in ("hist_all", "hist_true", "n_px", "has_truth", "label"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
+
+
+LABELS = [
+    {},
+    {"labelled": "abc"},
+    {"labelled": "abc", "gate": "label"},
+    {"labelled": "ac"},  # b has none
+    {"labelled": "abc", "lacking": "b"},  # b has none in fold 1
+    {"labelled": "ade", "gate": "label", "gates": "de"},
+    {"labelled": "abc", "gate": "sum"},
+]
+
+
+@pytest.mark.parametrize("of", LABELS)
+def test_statistics_of_many_weightings_are_those_of_each_image_by_itself(tmp_path, of):
+    held = held_out(tmp_path, **of)
+    first = held.statistics(WEIGHTINGS[2])
+    many = held.statistics_of(WEIGHTINGS)
+    assert len(many) == len(WEIGHTINGS)
+    for weights, found in zip(WEIGHTINGS, many, strict=True):
+        assert_same(found, one_by_one(held, weights))
+    assert many[2] is many[5] is first, "each is computed once"
+    assert held.statistics_of([]) == []
+    for weights, found in zip(WEIGHTINGS, held.gated_of(WEIGHTINGS), strict=True):
+        expected = one_by_one(held, weights)
+        assert_same(found, gate_by_sum(expected) if held.ensemble.gate == "sum" else expected)
+        assert_same(held.gated(weights), found)
+
+
+@pytest.mark.parametrize("floor", [0, 25, 255])
+@pytest.mark.parametrize("of", [{}, LABELS[2], LABELS[6]])
+def test_candidates_differ_up_to_the_floor_and_without_a_true_mask_only(
+    tmp_path, monkeypatch, of, floor
+):
+    monkeypatch.setattr("kernel_lib.inference.out_of_fold.AT_ONCE", 2)
+    held, plain = held_out(tmp_path, **of), held_out(tmp_path, **of)
+    has_mask = (held.table["area_px"] > 0).to_numpy()
+    for _ in range(2):  # decoded, and from the store
+        candidates = list(held.candidates(WEIGHTINGS, floor))
+        for found, exact in zip(candidates, plain.gated_of(WEIGHTINGS), strict=True):
+            assert_same(found.take(has_mask), exact.take(has_mask))
+            assert_same(replace(found, hist_all=exact.hist_all), exact)
+            shown = np.arange(256) > (0 if of.get("gate") == "sum" else floor)
+            above = found.hist_all[~has_mask], exact.hist_all[~has_mask]
+            np.testing.assert_array_equal(*(hist[:, shown] for hist in above))
+            assert not above[0][:, 1:][:, ~shown[1:]].any()
+            np.testing.assert_array_equal(found.hist_all.sum(axis=1), exact.n_px)
+    # What is not a candidate stays exact, whatever the store holds.
+    for found, exact in zip(held.gated_of(WEIGHTINGS), plain.gated_of(WEIGHTINGS), strict=True):
+        assert_same(found, exact)
+
+
+def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_path, monkeypatch):
+    held, decoded = held_out(tmp_path), []
+    read = maps.Maps.__getitem__
+
+    def counted(archive: maps.Maps, image_id: str) -> np.ndarray:
+        decoded.append(image_id)
+        return read(archive, image_id)
+
+    monkeypatch.setattr(maps.Maps, "__getitem__", counted)
+    expected = list(held.candidates(WEIGHTINGS, 25))
+    assert sorted(decoded) == sorted([*held.table["image_id"]] * 3)
+    list(held.candidates(WEIGHTINGS, 25)), held.statistics_of(WEIGHTINGS)
+    assert len(decoded) == 3 * len(SHAPES)
+    monkeypatch.setattr("kernel_lib.inference.weightings.STORE_BYTES", 0)
+    full = held_out(tmp_path)
+    decoded.clear()
+    for _ in range(2):
+        for found, wanted in zip(full.candidates(WEIGHTINGS, 25), expected, strict=True):
+            assert_same(found, wanted)
+    assert len(decoded) == 2 * 3 * len(SHAPES)
+
+
+@pytest.mark.parametrize("gates", ["", "de"])
+def test_a_label_that_a_gate_lacks_is_named_before_any_map_is_read(tmp_path, monkeypatch, gates):
+    of = {"labelled": "abcde", "lacking": "be", "gate": "label", "gates": gates}
+    if gates:  # an archive without maps or labels predicts nothing at all: give e its maps
+        monkeypatch.setitem(SIDES, "e", 16)
+    held = held_out(tmp_path, **of)
+    monkeypatch.setattr(maps.Maps, "__getitem__", None)
+    with pytest.raises(InputError) as of_all:
+        held.statistics((1,) * len(SIDES))
+    with pytest.raises(InputError) as of_one:
+        held.ensemble_maps[1].label("i4", (1,) * len(SIDES))
+    assert str(of_all.value) == str(of_one.value)
+    assert f"runs/{'e' if gates else 'b'}/fold1/oof.zip holds no label" in str(of_all.value)
+
+
+@pytest.mark.parametrize("combine", ["member_vote", "member_union"])
+@pytest.mark.parametrize("of", [{}, LABELS[2], LABELS[5], LABELS[6]])
+def test_votes_are_counted_as_on_the_masks_drawn(tmp_path, combine, of):
+    held = held_out(tmp_path, **of, combine=combine)
+    rule_sets = RULE_SETS
+    if held.ensemble.gate != "none":
+        rule_sets = [
+            tuple(replace(rule, label=label) for rule, label in zip(rules, labels, strict=True))
+            for rules, labels in zip(
+                RULE_SETS, [(0.4, None, 0.6), (0.5,) * 3, (None,) * 3, (0.2, 0.9, 0.3)], strict=True
+            )
+        ]
+    counts = held.vote_counts(rule_sets)
+    assert counts.shape == (len(rule_sets), len(SHAPES), 3, 2)
+    assert counts[..., 0].any(), "else nothing is compared"
+    draw = {"member_vote": votes.at_least, "member_union": votes.union_of_agreeing}[combine]
+    for at, rules in enumerate(rule_sets):
+        for image in held.table.itertuples():
+            shape = image.height, image.width
+            masks = held.ensemble_maps[image.fold].member_mask_runs(image.image_id, shape, rules)
+            truth = rle.decode(image.rle, shape)
+            for k in (1, 2, 3):
+                mask = rle.mask_of(draw(masks, k), shape)
+                expected = [int((mask & truth).sum()), int(mask.sum())]
+                assert counts[at, image.Index, k - 1].tolist() == expected

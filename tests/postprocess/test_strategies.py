@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernel_lib.postprocess import metrics, nested_cv
-from kernel_lib.postprocess.histograms import Stacked, stack, statistics
+from kernel_lib.postprocess.histograms import Stacked, Statistics, stack, statistics
 from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.postprocess.strategies import (
+    CANDIDATE_FLOOR,
     Choice,
+    Fitted,
     Greedy,
     MemberVote,
     OneRule,
+    StatsOf,
     Strategy,
+    Weights,
     in_least_terms,
 )
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
+from kernel_lib.postprocess.units import FULL_AREA
 
 SIZE = 12
 N = 24
@@ -58,43 +68,70 @@ def mixture(maps: np.ndarray, masks: np.ndarray, weights: Sequence[int]) -> Stac
 
 
 class Counts:
-    """Counts of votes on bitmaps, and for which rows they were asked."""
+    """Counts of votes on bitmaps, and the sets of rules they were asked for."""
 
-    def __init__(self, maps: np.ndarray, masks: np.ndarray) -> None:
-        self.maps, self.masks, self.rows = maps, masks, []
+    def __init__(self, maps: np.ndarray, masks: np.ndarray, union: bool = False) -> None:
+        self.maps, self.masks, self.union, self.asked = maps, masks, union, []
 
-    def __call__(self, rules: Sequence[Triplet], rows: np.ndarray) -> np.ndarray:
-        self.rows.append(rows)
-        counts = np.empty((len(rows), len(rules), 2), np.int64)
-        for at, row in enumerate(rows):
-            voters = [apply_rule(m[row], rule) for m, rule in zip(self.maps, rules, strict=True)]
-            for k in range(1, len(rules) + 1):
-                voted = np.sum(voters, axis=0) >= k
-                counts[at, k - 1] = (voted & (self.masks[row] > 0)).sum(), voted.sum()
+    def __call__(self, rule_sets: Sequence[Sequence[Triplet]]) -> np.ndarray:
+        self.asked.append(list(rule_sets))
+        n_members, n_images = len(self.maps), len(self.masks)
+        counts = np.empty((len(rule_sets), n_images, n_members, 2), np.int64)
+        for (at, rules), row, k in product(
+            enumerate(rule_sets), range(n_images), range(1, n_members + 1)
+        ):
+            voters = np.array(
+                [apply_rule(m[row], rule) for m, rule in zip(self.maps, rules, strict=True)]
+            )
+            voted = drawn_by(voters, k, self.union)
+            counts[at, row, k - 1] = (voted & (self.masks[row] > 0)).sum(), voted.sum()
         return counts
 
 
+def drawn_by(voters: np.ndarray, k: int, union: bool) -> np.ndarray:
+    """Return the pixels (h, w) bool of k votes or more, or of masks that k or more overlap."""
+    if not union:
+        return voters.sum(axis=0) >= k
+    flat = voters.reshape(len(voters), -1).astype(int)
+    agreeing = (flat @ flat.T > 0).sum(axis=1) >= k
+    return voters[agreeing].any(axis=0)
+
+
+def stats_of(maps: np.ndarray, masks: np.ndarray) -> StatsOf:
+    of_one = cache(partial(mixture, maps, masks))
+    return lambda weightings: map(of_one, weightings)
+
+
 def greedy(maps: np.ndarray, masks: np.ndarray) -> Greedy:
-    return Greedy(cache(partial(mixture, maps, masks)), len(maps), SINGLE)
+    return Greedy(stats_of(maps, masks), len(maps), SINGLE)
 
 
-def vote(maps: np.ndarray, masks: np.ndarray, at_least: int | None = None) -> MemberVote:
+def vote(
+    maps: np.ndarray, masks: np.ndarray, at_least: int | None = None, union: bool = False
+) -> MemberVote:
     members = [stats(each, masks) for each in maps]
-    return MemberVote(members, Counts(maps, masks), at_least, SINGLE)
+    return MemberVote(members, Counts(maps, masks, union), at_least, SINGLE)
+
+
+union = partial(vote, union=True)
+
+
+def fit(strategy: Strategy, rows: np.ndarray = EVERY) -> Fitted:
+    (fitted,) = strategy.fit([rows])
+    return fitted
 
 
 def scored(strategy: Strategy, masks: np.ndarray, maps: np.ndarray) -> nested_cv.NestedCVReport:
     mean = stats(np.rint(maps.mean(axis=0)).astype(np.uint8), masks)
     ids, folds = [str(row) for row in range(len(masks))], np.arange(len(masks)) % 3
-    fitted = strategy.fit(np.arange(len(masks)))
-    return nested_cv.score_strategy(strategy, fitted, mean, ids, folds, None, Resampler(50))
+    return nested_cv.score_strategy(strategy, mean, ids, folds, None, Resampler(50))[1]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
     masks = truth(seed)
     maps = members(masks, [150, 150, 250], seed)
-    fitted = greedy(maps, masks).fit(EVERY)
+    fitted = fit(greedy(maps, masks))
     # Step by step by hand, each step over all members.
     weights, best = np.zeros(3, int), -1.0
     while True:
@@ -112,11 +149,11 @@ def test_of_equal_members_greedy_takes_the_first_alone() -> None:
     maps = np.repeat(members(masks, [150]), 3, axis=0)
     asked = []
 
-    def stats_of(weights: tuple[int, ...]) -> Stacked:
-        asked.append(weights)
-        return mixture(maps, masks, weights)
+    def of(weightings: Sequence[Weights]) -> list[Stacked]:
+        asked.extend(weightings)
+        return [mixture(maps, masks, weights) for weights in weightings]
 
-    assert Greedy(stats_of, 3, SINGLE).fit(EVERY).choice.weights == (1, 0, 0)
+    assert fit(Greedy(of, 3, SINGLE)).choice.weights == (1, 0, 0)
     assert set(asked) == {(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1)}
 
 
@@ -126,7 +163,7 @@ def test_weights_have_no_common_factor() -> None:
     assert in_least_terms((2, 1)) == (2, 1)
 
 
-@pytest.mark.parametrize(("kind", "fold"), [(greedy, 0), (vote, 2)])
+@pytest.mark.parametrize(("kind", "fold"), [(greedy, 0), (vote, 2), (union, 1)])
 def test_the_truth_of_a_fold_moves_nothing_that_is_chosen_for_it(kind, fold: int) -> None:
     masks = truth()
     maps = members(masks, [180, 220])
@@ -142,22 +179,53 @@ def test_the_truth_of_a_fold_moves_nothing_that_is_chosen_for_it(kind, fold: int
     assert others != [rule.choice for rule in again.rules if rule.fold != fold], "which do read it"
 
 
-def test_votes_are_counted_on_no_row_of_the_fold_they_are_chosen_for() -> None:
+@pytest.mark.parametrize("kind", [vote, union])
+def test_the_votes_of_a_fold_are_not_read_where_k_is_chosen_for_it(kind) -> None:
     masks = truth()
-    strategy = vote(members(masks, [180, 200, 220]), masks)
-    strategy.fit(EVERY[FOLDS != 1])
-    (rows,) = strategy.counts.rows
-    assert not (FOLDS[rows] == 1).any()
-    given = vote(members(masks, [180, 200, 220]), masks, at_least=2)
-    assert given.fit(EVERY).choice.at_least == 2
-    assert given.counts.rows == [], "nothing to choose, nothing to count"
+    maps = members(masks, [180, 200, 220])
+    row_sets = [EVERY, *(EVERY[fold != FOLDS] for fold in range(3))]
+    strategy, of_members = kind(maps, masks), [stats(each, masks) for each in maps]
+    expected = strategy.fit(row_sets)
+    (asked,) = strategy.counts.asked  # all sets of rules in one pass
+    assert set(asked) == {each.choice.rules for each in expected}
+    true_px = stats(maps[0], masks).true_px
+    for fold in range(3):
+        inside, k = fold == FOLDS, expected[1 + fold].choice.at_least
+
+        def turned(rule_sets, inside=inside, k=k) -> np.ndarray:
+            """Count what makes any other k perfect on the fold's images."""
+            counts = Counts(maps, masks, strategy.counts.union)(rule_sets)
+            counts[:, inside] = true_px[inside, None, None]
+            counts[:, inside, k - 1] = 0, SIZE * SIZE
+            return counts
+
+        again = MemberVote(of_members, turned, None, SINGLE).fit(row_sets)
+        assert again[1 + fold].choice == expected[1 + fold].choice
+        assert again[0].choice.at_least != k, "which does read it"
+    for fold in range(3):
+        strategy.apply(expected[1 + fold].choice, EVERY[fold == FOLDS])
+    assert len(strategy.counts.asked) == 1, "what was counted is not counted again"
+    given = kind(maps, masks, at_least=2)
+    assert {each.choice.at_least for each in given.fit(row_sets)} == {2}
+
+
+@pytest.mark.parametrize("kind", [greedy, vote, union])
+def test_sets_of_rows_are_chosen_for_together_as_each_by_itself(kind) -> None:
+    masks = truth()
+    maps = members(masks, [180, 200, 220])
+    row_sets = [EVERY, *(EVERY[fold != FOLDS] for fold in range(3))]
+    for rows, together in zip(row_sets, kind(maps, masks).fit(row_sets), strict=True):
+        alone = fit(kind(maps, masks), rows)
+        assert (alone.choice, alone.peak) == (together.choice, together.peak)
+    together = kind(maps, masks).fit(row_sets)
+    assert together[0].searches == fit(kind(maps, masks)).searches
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_k_is_the_best_of_all_and_of_equals_the_largest(seed: int) -> None:
     masks = truth(seed)
     maps = members(masks, [200, 220, 250], seed)
-    choice = vote(maps, masks).fit(EVERY).choice
+    choice = fit(vote(maps, masks)).choice
     rules = tuple(search(stats(m, masks), SINGLE).chosen for m in maps)
     assert choice.rules == rules
     voters = [[apply_rule(m, r) for m in each] for each, r in zip(maps, rules, strict=True)]
@@ -178,7 +246,7 @@ def test_votes_of_equal_members_draw_what_one_draws() -> None:
     masks = truth()
     maps = np.repeat(members(masks, [200]), 3, axis=0)
     strategy = vote(maps, masks)
-    choice = strategy.fit(EVERY).choice
+    choice = fit(strategy).choice
     assert choice.at_least == 3
     rule = OneRule(stats(maps[0], masks), SINGLE)
     single = rule.apply(Choice(choice.rules[0]), EVERY)
@@ -195,3 +263,158 @@ def test_members_of_mere_noise_look_better_in_sample_than_they_are() -> None:
         report = scored(kind(maps, masks), masks, maps)
         assert report.in_sample.dice > report.all_empty.dice
         assert report.honest.dice < report.in_sample.dice - 0.03
+
+
+# Candidates with a floor, and records of what was found.
+
+
+def floored(stats: Stacked, floor: int) -> Stacked:
+    """Return the statistics with levels up to the floor as 0 where there is no true mask."""
+    low = (np.arange(256) <= floor) & (stats.true_px == 0)[:, None]
+    hist_all = np.where(low, 0, stats.hist_all)
+    hist_all[:, 0] += np.where(low, stats.hist_all, 0).sum(axis=1)
+    return replace(stats, hist_all=hist_all)
+
+
+class Candidates:
+    """Statistics of weightings that are only ranked, and for which they were asked."""
+
+    def __init__(self, of: StatsOf) -> None:
+        self.of, self.asked, self.floors = of, [], []
+
+    def __call__(self, weightings: Sequence[Weights], floor: int) -> list[Stacked]:
+        self.asked += weightings
+        self.floors += [floor] * len(weightings)
+        return [floored(stats, floor) for stats in self.of(weightings)]
+
+
+@st.composite
+def low_and_high_maps(draw) -> tuple[np.ndarray, np.ndarray, SearchOptions]:
+    """Maps of some members, of any strength, masks that are often empty, and options."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_members, n = draw(st.integers(1, 3)), draw(st.integers(2, 8))
+    highest = draw(st.sampled_from([3, 12, 25, 26, 27, 50, 80, 255]))
+    masks = random.random((n, 4, 5)) < 0.4
+    masks &= (random.random(n) < 0.5)[:, None, None]
+    maps = random.integers(0, highest + 1, (n_members, n, 4, 5))
+    maps = np.where(masks, np.minimum(2 * maps, 255), maps) * (random.random(maps.shape) < 0.6)
+    return (
+        maps.astype(np.uint8),
+        masks.astype(np.uint8),
+        SearchOptions(draw(st.sampled_from([True, True, False]))),
+    )
+
+
+@settings(max_examples=15)
+@given(low_and_high_maps())
+def test_a_floor_of_candidates_changes_no_choice(drawn) -> None:
+    maps, masks, options = drawn
+    of, rows = stats_of(maps, masks), np.arange(len(masks))
+    row_sets = [rows, rows[1:]]
+    candidates = Candidates(of)
+    exact = Greedy(of, len(maps), options).fit(row_sets)
+    ranked = Greedy(of, len(maps), options, candidates).fit(row_sets)
+    assert [each.choice for each in ranked] == [each.choice for each in exact]
+    assert [each.peak for each in ranked] == [each.peak for each in exact]
+    assert candidates.floors[0] == CANDIDATE_FLOOR
+
+
+def by_hand(true: Sequence[int], false: Sequence[int], n_px: int) -> Stacked:
+    """Statistics of images with one true pixel each, of these levels, and of others without."""
+    images = []
+    for level, is_true in [*((level, 1) for level in true), *((level, 0) for level in false)]:
+        hist_all, hist_true = np.zeros((2, 256), np.int64)
+        hist_all[level] += 1
+        hist_true[level] += is_true
+        hist_all[0] += n_px - 1
+        images.append(Statistics(hist_all, hist_true, n_px))
+    return stack(images)
+
+
+@pytest.mark.parametrize("n_px", [FULL_AREA, 4 * FULL_AREA])
+def test_rules_that_a_floor_hides_are_searched_without_it(n_px: int) -> None:
+    """The first member looks flawless where its level 20 is 0 on images without a mask.
+
+    In images above 1024² a pixel is less than one of the rule's: its best rule has area 0, and
+    then `bottom` alone decides, with any `top`.
+    """
+    weak, strong = by_hand([20, 20], [20, 20], n_px), by_hand([200, 0], [0, 0], n_px)
+    assert search(floored(weak, CANDIDATE_FLOOR)).score == 1.0
+    area = search(floored(weak, CANDIDATE_FLOOR)).triplet.min_area_px
+    assert (area == 0) == (n_px > FULL_AREA)
+    known = {(1, 0): weak, (0, 1): strong}
+
+    def of(weightings: Sequence[Weights]) -> list[Stacked]:
+        return [known.get(weights, weak) for weights in weightings]
+
+    candidates, rows = Candidates(of), np.arange(4)
+    fitted = fit(Greedy(of, 2, candidates_of=candidates), rows)
+    assert fitted.choice == fit(Greedy(of, 2), rows).choice
+    assert fitted.choice.weights == (0, 1)
+    assert fitted.searches[0].score == 0.75
+    assert candidates.floors == [CANDIDATE_FLOOR, CANDIDATE_FLOOR, 0, 0]
+
+
+ROW_SETS = [EVERY, *(EVERY[fold != FOLDS] for fold in range(3))]
+
+
+@cache
+def greedy_found() -> tuple[np.ndarray, np.ndarray, list[Fitted], dict]:
+    masks, record = truth(1), {}
+    maps = members(masks, [150, 180, 250], 1)
+    of = stats_of(maps, masks)
+    fitted = Greedy(of, 3, SINGLE, Candidates(of), record).fit(ROW_SETS)
+    return maps, masks, fitted, record
+
+
+@settings(max_examples=8)
+@given(st.data())
+def test_greedy_goes_on_from_any_part_of_its_record(data) -> None:
+    maps, masks, expected, record = greedy_found()
+    kept = data.draw(st.sets(st.sampled_from(sorted(record))))
+    rest = json.loads(json.dumps({name: record[name] for name in record if name in kept}))
+    lacking = {name.split(": ")[1] for name in record if name not in kept}
+    candidates = Candidates(stats_of(maps, masks))
+    again = Greedy(candidates.of, 3, SINGLE, candidates, rest).fit(ROW_SETS)
+    assert [each.choice for each in again] == [each.choice for each in expected]
+    assert again[0].searches == expected[0].searches
+    assert {" ".join(map(str, weights)) for weights in candidates.asked} == lacking
+    assert rest == record
+
+
+def test_greedy_asks_for_nothing_that_is_recorded() -> None:
+    maps, masks, expected, record = greedy_found()
+    candidates = Candidates(stats_of(maps, masks))
+    again = Greedy(candidates.of, 3, SINGLE, candidates, dict(record)).fit(ROW_SETS)
+    assert [each.choice for each in again] == [each.choice for each in expected]
+    assert candidates.asked == []
+
+
+@cache
+def votes_found() -> tuple[np.ndarray, np.ndarray, list[Fitted], dict]:
+    masks, record = truth(), {}
+    maps = members(masks, [180, 200, 220])
+    strategy = vote(maps, masks)
+    strategy.record = record
+    return maps, masks, strategy.fit(ROW_SETS), record
+
+
+@settings(max_examples=8)
+@given(st.data())
+def test_votes_go_on_from_any_part_of_their_record(data) -> None:
+    maps, masks, expected, record = votes_found()
+    kept = data.draw(st.sets(st.sampled_from(sorted(record))) | st.just(set(record)))
+    strategy, searched = vote(maps, masks), []
+    strategy.record = json.loads(json.dumps({name: record[name] for name in kept}))
+    for member in strategy.members:
+
+        def counted(row_sets, fit=member.fit) -> list[Fitted]:
+            searched.append(len(row_sets[0]))
+            return fit(row_sets)
+
+        member.fit = counted
+    again = strategy.fit(ROW_SETS)
+    assert [each.choice for each in again] == [each.choice for each in expected]
+    assert again[0].searches == expected[0].searches
+    assert len(searched) == 3 + len(record) - len(kept), "the first set's, and what is lacking"
+    assert strategy.record == record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -29,9 +30,12 @@ def test_statistics_are_those_of_each_image_s_mean_map():
 
 
 def test_votes_are_counted_as_on_masks():
-    drawn, rules = sample(), [Triplet(0.5, 30000, 0.3), Triplet(0.2, 0, 0.2), Triplet(0.9, 0, 0.1)]
-    counts = drawn.vote_counts(rules, np.array([5, 40]))
-    for at, row in enumerate((5, 40)):
+    drawn = sample()
+    first = Triplet(0.5, 30000, 0.3), Triplet(0.2, 0, 0.2), Triplet(0.9, 0, 0.1)
+    rule_sets = [first, first[::-1]]
+    counts = drawn.vote_counts(rule_sets)
+    assert counts.shape == (2, 60, 3, 2)
+    for (at, rules), row in product(enumerate(rule_sets), range(60)):
         masks = [
             apply_rule(levels[row].reshape(16, 16), rule).ravel()
             for levels, rule in zip(drawn.levels, rules, strict=True)
@@ -39,7 +43,7 @@ def test_votes_are_counted_as_on_masks():
         for k in (1, 2, 3):
             voted = np.sum(masks, axis=0) >= k
             expected = [(voted & drawn.truth[row]).sum(), voted.sum()]
-            assert counts[at, k - 1].tolist() == expected
+            assert counts[at, row, k - 1].tolist() == expected
 
 
 def test_informative_maps_find_masks_and_random_ones_do_not():
