@@ -11,26 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kernel_build import graph
+from kernel_build import ensemble_costs, graph
 from kernel_build.accelerators import Accelerator
 from kernel_build.account import FULL_WEEK, Week
+from kernel_build.ensemble_costs import MAP_BYTES_PER_PX, TEST_IMAGES, TRAIN_IMAGES, Runs, StageCost
 from kernel_build.graph import Node
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.filenames import LOG
 from kernel_lib.artifacts.fold_run import FoldRun
-from kernel_lib.config import Experiment
+from kernel_lib.config import Experiment, ThresholdsParameters
 from kernel_lib.errors import InputError
+from kernel_lib.inference import tta
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import TrainPlan
 
 # Assumed, and stated in the output.
-TRAIN_IMAGES, TEST_IMAGES = 12_047, 3_205  # the competition's second stage
 NIH_IMAGES = 112_120
 LOOK_SHARE = 1 / 3  # of a training step, for a step that only predicts
 START_HOURS = 1 / 6  # a session's start: imports, and the images decoded again
 MARGIN_HOURS = 0.5  # of a session, left at its end
 SLACK = 1.1  # sessions are counted for this many times the estimate: a chain cannot grow later
-MAP_BYTES_PER_PX = 0.1  # of a map as PNG
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Estimate:
     nodes: tuple[Node, ...]
     weeks: tuple[tuple[Node, ...], ...]
     advice: tuple[str, ...]
+    later: Mapping[str, StageCost]  # by stage: thresholds, inference
     week: Week = FULL_WEEK
 
     @property
@@ -161,10 +162,10 @@ def from_seconds(seconds: float, folds: int) -> Measured:
 
 
 def fold_cost(
-    plan: TrainPlan, measured: Measured, session: Session, views: int, sizes: Sizes, folds: int
+    plan: TrainPlan, measured: Measured, session: Session, sizes: Sizes, folds: int
 ) -> FoldCost:
     """Return the cost of one fold with all its epochs; patience may end it before."""
-    experiment = plan.experiment
+    experiment, views = plan.experiment, len(tta.views(plan.experiment.tta))
     train = experiment.epochs * (measured.train + measured.look) / 3600
     looks = views * (experiment.keep + 1)
     predict = measured.look * looks / 3600
@@ -185,42 +186,53 @@ def estimate(
     folds: int,
     measured: Mapping[str, Measured],
     session: Session,
-    views: Mapping[str, int],
     sizes: Mapping[str, Sizes],
     slug: str | None = None,
     week: Week = FULL_WEEK,
+    decided: ThresholdsParameters = graph.BY_DEFAULT,
 ) -> Estimate:
     """Return the plan's cost.
 
     Args:
         plans: By seed the runs to train, the wanted one last.
         measured: By experiment; others are the wanted one's, scaled by pixels and images.
-        views, sizes: By experiment.
+        sizes: By experiment.
         slug: The beginning of all kernels' names; None: that of their run.
         week: What the account's quota has left.
+        decided: How the seeds are combined.
     """
     chain = next(iter(plans.values()))
     wanted = chain[-1]
     costs = tuple(
         fold_cost(
-            plan, _measured(plan, wanted, measured), session, views[plan.experiment_name],
+            plan, _measured(plan, wanted, measured), session,
             sizes[plan.experiment_name], folds,
         )
         for plan in chain
     )  # fmt: skip
     own = costs[-1]
     a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
-    inference = session.start + a_look * own.looks * folds * len(plans)
+    runs = Runs(len(plans), folds, own.experiment.size, decided)
+    cost_of = {
+        "thresholds": lambda some: ensemble_costs.thresholds(some, session.start),
+        "inference": lambda some: ensemble_costs.inference(
+            some, session.start, a_look * own.looks * folds
+        ),
+    }
+    later = {stage: cost(runs) for stage, cost in cost_of.items()}
+    inference = later["inference"].hours
     hours = {plan.experiment_name: cost.sessions for plan, cost in zip(chain, costs, strict=True)}
-    nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug)
+    nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug, decided)
     advice = [line for cost in costs for line in _fold_advice(cost, session)]
     fits = max(node.hours for node in nodes) <= week.total
     by_week = graph.weeks(nodes, week.total, week.left) if fits else []
-    advice += _inference_advice(own, len(plans) * folds, inference, session)
+    for stage, cost in cost_of.items():
+        advice += ensemble_costs.advice(stage, cost, runs, session.max_hours)
     advice += _week_advice(costs, len(plans), folds, inference, week.total)
     return Estimate(
-        costs, tuple(plans), folds, tuple(nodes), tuple(map(tuple, by_week)), tuple(advice), week
-    )
+        costs, tuple(plans), folds, tuple(nodes), tuple(map(tuple, by_week)), tuple(advice), later,
+        week,
+    )  # fmt: skip
 
 
 def _measured(plan: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
@@ -261,23 +273,6 @@ def _fold_advice(cost: FoldCost, session: Session) -> list[str]:
         advice.append(
             f"a fold of {experiment.name} leaves {cost.bytes / 1e9:.1f} GB, the working folder "
             f"holds {quota.OUTPUT_BYTES / 1e9:.0f}: lower KEEP {experiment.keep} or SIZE"
-        )
-    return advice
-
-
-def _inference_advice(own: FoldCost, n_runs: int, inference: float, session: Session) -> list[str]:
-    """Return what to change where inference, of `n_runs` folds, does not fit a session."""
-    advice = []
-    if inference > session.max_hours:
-        advice.append(
-            f"inference takes {inference:.1f} h and cannot be cut, a session leaves "
-            f"{session.max_hours:g}: lower KEEP or TTA, or make ensembles of fewer seeds"
-        )
-    test_bytes = MAP_BYTES_PER_PX * own.experiment.size**2 * TEST_IMAGES * n_runs
-    if test_bytes > quota.OUTPUT_BYTES:
-        advice.append(
-            f"inference leaves about {test_bytes / 1e9:.0f} GB of maps, the working folder holds "
-            f"{quota.OUTPUT_BYTES / 1e9:.0f}: make ensembles of fewer seeds"
         )
     return advice
 

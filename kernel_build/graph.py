@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kernel_build import bundle, names
 from kernel_build.rehearse import REHEARSALS
+from kernel_lib.config import ThresholdsParameters
 from kernel_lib.errors import InputError
 from kernel_lib.kaggle import quota
 from kernel_lib.plan import OVERRIDES, TrainPlan
@@ -23,10 +24,16 @@ CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "weigh
            "deterministic", "precision", "compile", "on_bad_file", "masks_are", "processes",
            "workers", "threads", "save_minutes")  # fmt: skip
 
+DECIDED = ("combine", "choose", "at_least")  # of thresholds: a plan's own options
+BY_DEFAULT = ThresholdsParameters()
+
 
 @dataclass(frozen=True)
 class Node:
-    """A kernel, which is a session of its own; `sources` are the slugs whose output it takes."""
+    """A kernel, which is a session of its own; `sources` are the slugs whose output it takes.
+
+    Its hours are those that count against the GPU quota.
+    """
 
     slug: str
     stage: str
@@ -43,6 +50,7 @@ def nodes(
     inference_hours: float,
     max_hours: float,
     prefix: str | None = None,
+    decided: ThresholdsParameters = BY_DEFAULT,
 ) -> list[Node]:
     """Return the kernels of a plan, in an order in which they can be pushed.
 
@@ -54,6 +62,7 @@ def nodes(
         hours: By experiment the hours of each session of one fold.
         inference_hours: Those of a later stage that needs a GPU.
         prefix: The beginning of all kernels' names; None: that of their run.
+        decided: How the ensemble of the runs is combined.
     """
     heads = _heads(runs, folds, hours, prefix)
     kernels: list[Node] = []
@@ -77,6 +86,7 @@ def nodes(
     trained = tuple(kernel for (run, _), kernel in last.items() if run in members)
     ensemble = (first.parameters.name or first.experiment_name) if len(wanted) > 1 else wanted[0]
     values = {"RUNS": ",".join(wanted), "ENSEMBLE": ensemble}
+    values |= {n.upper(): str(v) for n in DECIDED if (v := getattr(decided, n)) is not None}
     slugs: dict[str, tuple[str, ...]] = {}  # by stage
     for stage in STAGES.values():
         if stage.per_fold:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -25,7 +26,14 @@ from kernel_build import (
 from kernel_build.accelerators import Accelerator
 from kernel_build.costs import Estimate, Measured, Session, Sizes
 from kernel_build.graph import Node
-from kernel_lib.config import Experiment, TrainParameters, parse_value
+from kernel_lib.config import (
+    Choose,
+    Combine,
+    Experiment,
+    ThresholdsParameters,
+    TrainParameters,
+    parse_value,
+)
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths, quota
@@ -63,6 +71,7 @@ def as_text(
     seeds = ", ".join(map(str, estimate.seeds))
     scaled = any(cost.measured.scaled for cost in estimate.costs)
     elsewhere = machines[0] != machines[1]
+    scratch = estimate.later["thresholds"].scratch
     lines = [
         *_table_lines(estimate),
         "",
@@ -79,13 +88,15 @@ def as_text(
         f"{costs.TRAIN_IMAGES:,} training and {costs.TEST_IMAGES:,} test images, maps of "
         f"{costs.MAP_BYTES_PER_PX} bytes a pixel, seconds of an epoch at the size in the table"
         f"{'; ~ scaled by pixels and images' * scaled}{', and by speed' * elsewhere}",
+        *([f"thresholds write up to {scratch / 1e9:.1f} GB of temporary files"] if scratch else []),
         *([_speed_line(*machines)] if elsewhere else []),
     ]
     return "\n".join([*lines, *(f"change: {line}" for line in estimate.advice)])
 
 
 def _table_lines(estimate: Estimate) -> list[str]:
-    rows = [("experiment", "size", "epochs", "s/epoch", "h/fold", "sessions", "GPU h", "GB")]
+    rows = [("experiment", "size", "epochs", "s/epoch", "h each", "sessions", "GPU h", "GB",
+             "memory")]  # fmt: skip
     times = estimate.folds * len(estimate.seeds)
     for cost in estimate.costs:
         seconds = cost.measured.train + cost.measured.look
@@ -93,14 +104,18 @@ def _table_lines(estimate: Estimate) -> list[str]:
             cost.experiment.name, str(cost.experiment.size), str(cost.experiment.epochs),
             f"{'~' * cost.measured.scaled}{seconds:.0f}", f"{cost.hours:.2f}",
             f"{times} × {len(cost.sessions)}", f"{cost.gpu_hours * times:.1f}",
-            f"{cost.bytes / 1e9:.1f}",
+            f"{cost.bytes / 1e9:.1f}", "",
         ))  # fmt: skip
     for node in estimate.nodes:
         if not STAGES[node.stage].per_fold:
             name = node.stage if node.gpu else f"{node.stage} (no GPU)"
-            rows.append((name, "", "", "", "", "1", f"{node.hours:.1f}", ""))
+            cost = estimate.later[node.stage]
+            rows.append((
+                name, "", "", "", f"{cost.hours:.2f}", "1", f"{node.hours:.1f}",
+                f"{cost.output / 1e9:.1f}", f"{cost.memory / 1e9:.1f}",
+            ))  # fmt: skip
     rows.append(
-        ("together", "", "", "", "", str(len(estimate.nodes)), f"{estimate.gpu_hours:.1f}", "")
+        ("together", "", "", "", "", str(len(estimate.nodes)), f"{estimate.gpu_hours:.1f}", "", "")
     )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
@@ -147,6 +162,16 @@ def plans_of(given: TrainParameters, seeds: int) -> dict[int, tuple[TrainPlan, .
         wanted = plan_training(given.model_copy(update={"seed": seed}), EXPERIMENTS)
         plans[seed] = (*wanted.needs(), wanted)
     return plans
+
+
+def _decided(
+    plans: Mapping[int, Sequence[TrainPlan]], **given: str | int | None
+) -> ThresholdsParameters:
+    """Return how the seeds are combined. Raises: InputError where that does not fit them."""
+    runs = ",".join(chain[-1].run for chain in plans.values())
+    decided = ThresholdsParameters.checked({"runs": runs} | given)
+    STAGES["thresholds"].module.check(decided)
+    return decided
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
@@ -219,6 +244,13 @@ def measurements(
     "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Number of folds."
 )
 @click.option(
+    "--combine", type=click.Choice(get_args(Combine)), help="How the seeds are combined [mean]."
+)
+@click.option(
+    "--choose", type=click.Choice(get_args(Choose)), help="How members of a mean are chosen [none]."
+)
+@click.option("--at-least", type=int, metavar="K", help="Members that must agree [searched].")
+@click.option(
     "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of training."
 )
 @click.option(
@@ -254,8 +286,9 @@ def measurements(
 @click.option("--slug", help="Beginning of the kernels' names [their run's name].")
 @options.sources
 def plan(
-    experiment, seeds, folds, given, logs, seconds, hours, accelerator, measured_on, quota_left,
-    out, owner, kind, slug, data, datasets, models, attached, without_wheel,
+    experiment, seeds, folds, combine, choose, at_least, given, logs, seconds, hours, accelerator,
+    measured_on, quota_left, out, owner, kind, slug, data, datasets, models, attached,
+    without_wheel,
 ) -> None:  # fmt: skip
     """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels."""
     session = Session.of(hours)
@@ -271,10 +304,11 @@ def plan(
     asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
     needs.resolve_training(asked.model_copy(update={"with_parents": True}))
     plans = plans_of(asked, seeds)
+    decided = _decided(plans, combine=combine, choose=choose, at_least=at_least)
     experiments = {plan.experiment_name: plan.experiment for plan in next(iter(plans.values()))}
     measured = measurements(logs, seconds, experiments, folds)
     measured = {name: each.on(*machines) for name, each in measured.items()}
-    estimate = _estimate(plans, folds, measured, session, slug, week or account.week())
+    estimate = _estimate(plans, folds, measured, session, slug, week or account.week(), decided)
     click.echo(as_text(estimate, session, machines=machines))
     for line in _too_small(machines[0], measured, experiments):
         click.echo(f"change: {line}")
@@ -285,14 +319,10 @@ def plan(
         _write(estimate, out, owner, kind, inputs)
 
 
-def _estimate(plans, folds, measured, session, slug, week) -> Estimate:
-    from kernel_lib.inference import tta
-
+def _estimate(plans, folds, measured, session, slug, week, decided) -> Estimate:
     chain = next(iter(plans.values()))
-    experiments = {plan.experiment_name: plan.experiment for plan in chain}
-    views = {name: len(tta.views(e.tta)) for name, e in experiments.items()}
-    sizes = {name: sizes_of(e) for name, e in experiments.items()}
-    return costs.estimate(plans, folds, measured, session, views, sizes, slug, week)
+    sizes = {plan.experiment_name: sizes_of(plan.experiment) for plan in chain}
+    return costs.estimate(plans, folds, measured, session, sizes, slug, week, decided)
 
 
 def _too_small(

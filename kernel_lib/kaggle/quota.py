@@ -21,6 +21,7 @@ SESSION_HOURS = 12.0  # "the maximum notebook runtime": competitions submit --he
 SHORT_SESSION_HOURS = 9.0  # where a code competition says so; reported for some accounts too
 GPU_SESSIONS = 2  # at once
 OUTPUT_BYTES = 20 * 10**9  # in the working folder
+MEMORY_BYTES = 30 * 10**9  # of a session, with 4 cores
 WARN_FROM = 0.8  # share of a limit from which it is worth a word
 RESERVE_HOURS = 0.5  # for saving, predicting the last batch, and Kaggle's own collecting
 _SATURDAY = 5  # as datetime.weekday counts

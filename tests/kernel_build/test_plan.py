@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_build import accelerators, bundle, costs, graph, metadata, plan
+from kernel_build import accelerators, bundle, costs, graph, metadata, parameters, plan
 from kernel_build.costs import Measured, Session, Sizes
 from kernel_lib.artifacts.fold_run import FoldRun
-from kernel_lib.config import TrainParameters
+from kernel_lib.config import ThresholdsParameters, TrainParameters
 from kernel_lib.errors import InputError
 from tests.configs import write_config
 
@@ -33,6 +33,7 @@ def estimate(
     seeds: int = 1,
     folds: int = 5,
     sizes: Sizes = SMALL,
+    choose: str | None = None,
     **given,
 ) -> costs.Estimate:
     """At 11 usable hours a session and two views an image; `others` are measured besides."""
@@ -40,8 +41,9 @@ def estimate(
     plans = plan.plans_of(asked, seeds)
     names = [each.parameters.experiment for each in plans[3456]]
     measured = {experiment: Measured(train, look)} | (others or {})
-    views, sizes = dict.fromkeys(names, 2), dict.fromkeys(names, sizes)
-    return costs.estimate(plans, folds, measured, SESSION, views, sizes)
+    decided = ThresholdsParameters(choose=choose)
+    every = dict.fromkeys(names, sizes)
+    return costs.estimate(plans, folds, measured, SESSION, every, decided=decided)
 
 
 def test_a_fold_s_hours_are_its_epochs_and_predictions():
@@ -54,10 +56,11 @@ def test_a_fold_s_hours_are_its_epochs_and_predictions():
     # A look at 3,205 of 12,047 images is 5 · 3205 / 12047 of one at a fifth; 6 looks by 5 folds.
     look = 18 * 5 * 3205 / 12047 / 3600
     inference = result.nodes[-1].hours
-    assert inference == pytest.approx(0.5 + look * 6 * 5)
+    masks = 3205 * 5 * (0.2e-3 + 0.3e-3) / 2 / 3600  # five maps an image
+    assert inference == pytest.approx(0.5 + look * 6 * 5 + masks)
     assert result.gpu_hours == pytest.approx(5 * cost.gpu_hours + inference)
     assert sum(node.gpu for node in result.nodes) == 6
-    maps = 2 * 0.1 * 512**2 * 12047 / 5
+    maps = 2 * 0.04 * 512**2 * 12047 / 5
     assert cost.bytes == 300 + 4 * 100 + round(maps)
 
 
@@ -79,7 +82,7 @@ def test_a_fold_beyond_a_session_is_cut_and_nothing_of_it_is_lost():
 def test_sessions_hold_all_the_hours_and_none_is_longer_than_it_may(train, look, hours):
     session = Session(hours)
     decided = plan.plans_of(TrainParameters(experiment=ROW), 1)[3456][0]
-    cost = costs.fold_cost(decided, Measured(train, look), session, 2, SMALL, 5)
+    cost = costs.fold_cost(decided, Measured(train, look), session, SMALL, 5)
     starts = len(cost.sessions) * session.start
     assert sum(cost.sessions) - starts == pytest.approx(cost.hours)
     assert max(cost.sessions) <= session.max_hours + 1e-9
@@ -117,11 +120,19 @@ def test_a_week_that_is_too_short_says_what_fits():
         (5000, 300, {}, "no fold, which takes 109 h"),
         (3600, 3600 * 6, {}, "scoring a fold .* more folds"),
         (3600, 3600 * 6, {}, "predicting a fold .* KEEP or TTA"),
-        (3600, 3600 * 6, {}, "inference takes .* fewer seeds"),
+        (3600, 3600 * 6, {}, "inference takes .* KEEP or TTA"),
         # 12,047 images in batches of 8, 2,000 at a time: less than one step an epoch.
         (6 * 3600, 10, {"accumulate": 2000}, "lower ACCUMULATE"),
         (60, 5, {"sizes": Sizes(4 * 10**9, 12 * 10**9)}, r"leaves 28\.1 GB, .* lower KEEP 3"),
-        (6, 0.5, {"seeds": 13, "size": 1024}, "of maps"),
+        # Networks take 0.665 h a seed.
+        (600, 60, {"seeds": 18}, "inference takes .*: --seeds 16 or a lower KEEP or TTA"),
+        # 0.04 · 1024² · 3,205 · 5 folds: 0.67 GB a seed.
+        (
+            0.6,
+            0.05,
+            {"seeds": 30, "size": 1024},
+            "inference leaves .*: --seeds 29 or a smaller SIZE",
+        ),
     ],
 )
 def test_what_does_not_fit_is_advised_to_change(train, look, changes: dict, words: str | None):
@@ -178,7 +189,8 @@ def test_the_command_prints_a_table_and_the_weeks(monkeypatch):
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[0].split() == [
-        "experiment", "size", "epochs", "s/epoch", "h/fold", "sessions", "GPU", "h", "GB",
+        "experiment", "size", "epochs", "s/epoch", "h", "each", "sessions", "GPU", "h", "GB",
+        "memory",
     ]  # fmt: skip
     assert lines[1].split()[:4] == [ROW, "512", "70", "288"]
     assert "10 × 1" in lines[1]
@@ -295,6 +307,9 @@ def test_a_log_s_memory_is_held_against_the_gpu_s(tmp_path: Path):
         ((ROW, "--seconds-per-epoch", "3", "--model", "a/b/c/1"), "'a/b/c/1' is not OWNER/MODEL/"),
         ((ROW, "--seconds-per-epoch", "3", "--dataset", "b"), "dataset_sources: 'b' is not OWNER"),
         ((ROW, "-p", "SEED", "3", "--seconds-per-epoch", "3"), "-p SEED is not a plan's: give --s"),
+        ((ROW, "--combine", "member_vote"), "combine member_vote of 1 members: name two"),
+        ((ROW, "--seeds", "2", "--combine", "vote", "--choose", "greedy"), "does not fit combine"),
+        ((ROW, "--at-least", "0"), "AT_LEAST"),
         ((ROW, "-p", "SIZES", "3", "--seconds-per-epoch", "3"), "unknown parameter SIZES"),
     ],
 )
@@ -351,3 +366,36 @@ def test_what_written_kernels_will_miss_is_said_once(project_root: Path, tmp_pat
     folders = graph.write(kernels, tmp_path / "graph", project_root, "me", "script", inputs)
     (words,) = plan._unmet(kernels, folders, None)
     assert words.startswith("needs ImageNet weights of resnet34")
+
+
+def test_how_the_seeds_are_combined_reaches_the_thresholds():
+    arguments = (ROW, "--seeds", "3", "--seconds-per-epoch", "60")
+    mean, greedy = (run(*arguments, *more) for more in ((), ("--choose", "greedy")))
+    rows = {}
+    for name, done in (("mean", mean), ("greedy", greedy)):
+        assert done.exit_code == 0, done.output
+        (row,) = [line for line in done.output.splitlines() if line.startswith("thresholds (no")]
+        rows[name] = row.split()[3:]  # hours, kernels, GPU hours, GB, memory
+    assert rows["mean"][1:3] == rows["greedy"][1:3] == ["1", "0.0"]
+    assert float(rows["mean"][0]) < float(rows["greedy"][0])
+    assert float(rows["mean"][-1]) < float(rows["greedy"][-1])
+    # 4,500 bytes a map, 3 seeds, kept and last.
+    assert "write up to 0.3 GB" in greedy.output
+    assert "write up to" not in mean.output
+    assert week_lines(mean.output) == week_lines(greedy.output)
+    for choose in (None, "greedy"):
+        *_, thresholds, inference = estimate(60, 5, seeds=3, choose=choose).nodes
+        assert dict(thresholds.given).get("CHOOSE") == choose
+        assert set(dict(inference.given)) == {"ENSEMBLE"}
+
+
+def test_a_vote_s_parameters_are_those_of_its_kernel(project_root: Path, tmp_path: Path):
+    plans = plan.plans_of(TrainParameters(experiment="demo_UNetResNet10_128_v1"), 3)
+    decided = plan._decided(plans, combine="member_vote", choose=None, at_least=2)
+    nodes = graph.nodes(plans, 2, dict.fromkeys(["demo_UNetResNet10_128_v1"], (1.0,)), 1.0, 9.0,
+                        decided=decided)  # fmt: skip
+    inputs = bundle.Inputs(metadata.Sources("you/images"))
+    (folder,) = graph.write(nodes[-2:-1], tmp_path / "graph", project_root, "me", "script", inputs)
+    code = (folder / f"{folder.name}.py").read_text()
+    values = parameters.baked(code, "script", folder.name)
+    assert (values["COMBINE"], values["CHOOSE"], values["AT_LEAST"]) == ("member_vote", None, 2)
