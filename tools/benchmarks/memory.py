@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kernel_lib.data import cache, table
@@ -64,7 +65,8 @@ def main() -> None:
         print(f"the network's own weights and activations: {model / 1e9:.2f} GB")
         for stage in [given.only] if given.only else STAGES:
             predicts = stage in ("predict", "inference")
-            show(stage, given, watched(stage, root, given.size), model if predicts else 0)
+            peaks = watched(inside(stage, root, given.size), root / f"{stage}.log")
+            show(stage, given, peaks, model if predicts else 0)
 
 
 def inside(stage: str, root: Path, size: int) -> list[str]:
@@ -91,19 +93,24 @@ def link(few: Path, folder: Path, n_images: int) -> None:
     (folder / "sample_submission.csv").write_text(head + "".join(f"{n},-1\n" for n in names))
 
 
-def watched(stage: str, root: Path, size: int) -> dict[str, float]:
-    """Run a stage and watch its process tree; its peaks in bytes, and the seconds it took."""
+def watched(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Run a command and watch its process tree; its peaks in bytes, and the seconds it took.
+
+    What it prints goes into the log. Raises: SystemExit with the log's end where it fails.
+    """
     peaks = dict.fromkeys(("own", "files", "sum", "record", "processes"), 0)
     began = time.monotonic()
-    with open(root / f"{stage}.log", "w") as log:
-        child = subprocess.Popen(inside(stage, root, size), stdout=log, stderr=log)
+    with open(log, "w") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         while True:
             seen = sampled(child.pid)
             seen["sum"] = seen["own"] + seen["files"]
             peaks = {key: max(peaks[key], seen[key]) for key in peaks}
             try:
                 if child.wait(timeout=0.2):
-                    raise SystemExit((root / f"{stage}.log").read_text()[-2000:])
+                    raise SystemExit(log.read_text()[-2000:])
                 break
             except subprocess.TimeoutExpired:
                 continue

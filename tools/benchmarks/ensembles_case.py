@@ -1,0 +1,171 @@
+"""One case of `tools.benchmarks.ensembles`, in a process of its own.
+
+It imports nothing of the benchmark, and of the library only what earlier versions have too: with
+PYTHONPATH it measures another tree. Written to the result's file: seconds, seconds of each part in
+the main thread and in worker threads, and what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+# Functions by the part that their own time counts for, without that of others called in them.
+PARTS = {
+    "opening": ["stages.thresholds:out_of_fold"],
+    "search": ["postprocess.strategies:search", "postprocess.strategies:best_rule"],
+    "score and bootstrap": ["postprocess.nested_cv:_report"],
+    "calibration": ["postprocess.calibration:best_curve"],
+    "files": ["stages.thresholds:_save", "stages.report:load"],
+    "report": ["stages.report:write"],
+    "viewer's numbers": ["viewer.document:load_viewer_data"],
+    "viewer's pictures": ["viewer.document:render"],
+    "read": ["artifacts.maps:Maps.__getitem__"],
+    "pack": ["inference.weightings:pack"],
+    "count": ["inference.weightings:histograms", "artifacts.maps:statistics"],
+    "mean": ["artifacts.maps:mean"],
+    "vote": ["postprocess.votes:at_least", "postprocess.votes:union_of_agreeing"],
+    "runs": ["data.rle:runs_of", "data.rle:shared_px", "data.rle:parse", "data.rle:decode"],
+    "distances": ["inference.out_of_fold:surface_distance"],
+}
+# Passes over the images are parts by their titles: maps, votes, boundaries.
+PASSES = "inference.out_of_fold:OutOfFold._each"
+EARLIER = {"search": ["postprocess.strategies:best_score"]}  # of an earlier version
+CASES = {
+    "mean": {},
+    "greedy": {"choose": "greedy"},
+    "vote": {"combine": "member_vote"},
+    "union": {"combine": "member_union"},
+    "label_gate": {"gate": "label"},
+    "sum_gate": {"gate": "sum"},
+}
+CORES = 2
+COUNT = 60  # pictures of the viewer
+
+
+class Parts:
+    """Seconds of each part, of the main thread and of all others together."""
+
+    def __init__(self) -> None:
+        self.main: dict[str, float] = defaultdict(float)
+        self.workers: dict[str, float] = defaultdict(float)
+        self._within = threading.local()  # seconds of parts inside the one that runs
+        self._lock = threading.Lock()
+
+    def watch(self, target: str, part: str | None) -> bool:
+        """Time a function from now on, "module:name"; return whether there is one.
+
+        Without a part's name the last argument is its title, and its first word the part.
+        """
+        module, _, path = target.partition(":")
+        owner = importlib.import_module(f"kernel_lib.{module}")
+        *classes, name = path.split(".")
+        for each in classes:
+            owner = getattr(owner, each, None)
+        function = getattr(owner, name, None)
+        if function is not None:
+            setattr(owner, name, self._timed(function, part))
+        return function is not None
+
+    def _timed(self, function: Callable, part: str | None) -> Callable:
+        def timed(*args, **kwargs):
+            outer, self._within.seconds = getattr(self._within, "seconds", 0.0), 0.0
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - began
+                self._add(part or args[-1].split()[0], took - self._within.seconds)
+                self._within.seconds = outer + took
+
+        return timed
+
+    def _add(self, part: str, seconds: float) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        with self._lock:
+            (self.main if is_main else self.workers)[part] += seconds
+
+
+def watched() -> Parts:
+    """Return the parts of this process, timed from now on."""
+    parts = Parts()
+    for table in (PARTS, EARLIER):
+        for part, targets in table.items():
+            for target in targets:
+                try:
+                    parts.watch(target, part)
+                except ModuleNotFoundError:  # of another version
+                    continue
+    parts.watch(PASSES, None)
+    return parts
+
+
+def searched(case: str, work: Path, n_runs: int, folder: Path) -> dict:
+    """Run the thresholds stage, and return what it chose and its scores."""
+    from kernel_lib.artifacts import fold_run
+    from kernel_lib.config import ThresholdsParameters
+    from kernel_lib.stages import thresholds
+
+    runs = fold_run.run_names([work])[:n_runs]
+    result = thresholds.run(
+        ThresholdsParameters(
+            work_dir=str(work), runs=",".join(runs), ensemble=folder.name, **CASES[case]
+        )
+    )
+    scores = {
+        name: [getattr(one, field).dice for field in ("honest", "in_sample", "in_sample_peak")]
+        for name, one in (("kept", result.scores.kept), ("last", result.scores.last))
+    }
+    return {
+        "choice": dataclasses.asdict(result.choice),
+        "by_fold": [[each.fold, each.n_scored, each.score.dice] for each in result.honest.rules],
+        "scores": scores,
+        "interval": list(result.honest.interval),
+    }
+
+
+def reported(folder: Path) -> dict:
+    from kernel_lib.stages import report
+
+    return {"bytes": report.write(folder, report.load(folder, [folder.parents[1]])).stat().st_size}
+
+
+def viewed(folder: Path) -> dict:
+    from kernel_lib.viewer.document import viewer
+
+    page = viewer(folder, count=COUNT, max_mb=1000)
+    return {"bytes": page.save(folder / "viewer.html").stat().st_size}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("case", choices=(*CASES, "report", "viewer"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("runs", type=int)
+    parser.add_argument("ensemble", help="the name of its folder")
+    parser.add_argument("result", type=Path)
+    given = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # of Linux
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    os.environ["KERNEL_LIB_MOUNTS"] = str(given.work / "no-mounts")
+    folder, parts = given.work / "ensembles" / given.ensemble, watched()
+    began = time.perf_counter()
+    if given.case in CASES:
+        found = searched(given.case, given.work, given.runs, folder)
+    else:
+        found = {"report": reported, "viewer": viewed}[given.case](folder)
+    seconds = time.perf_counter() - began
+    result = {"seconds": seconds, "main": parts.main, "workers": parts.workers, "found": found}
+    given.result.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
