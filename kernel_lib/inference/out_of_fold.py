@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +194,13 @@ class OutOfFold:
             many = [[rle.NO_RUNS] * n for _ in rule_sets]
             for member in np.flatnonzero(wanted.any(axis=0)):
                 prob = maps.at_shape(archives[member][image.image_id], shape)
+                at_bottom = cache(lambda level, prob=prob: rle.runs_of(prob >= level))
                 for at in np.flatnonzero(wanted[:, member]):
-                    bottom = first_level(rule_sets[at][member].bottom)
-                    many[at][member] = rle.runs_of(prob >= bottom)
+                    many[at][member] = at_bottom(first_level(rule_sets[at][member].bottom))
             truth = rle.parse(image.rle, shape)
-            for at, of_members in enumerate(many):
+            for at in np.flatnonzero(wanted.any(axis=1)):
                 for k in range(1, n + 1):
-                    mask = draw(of_members, k)
+                    mask = draw(many[at], k)
                     counts[at, image.Index, k - 1] = rle.shared_px(mask, truth), rle.area(mask)
 
         self._each(has_mask.any(axis=(0, 1)).nonzero()[0], one, "votes", leave=False)
