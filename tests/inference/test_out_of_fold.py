@@ -204,19 +204,20 @@ def test_candidates_differ_up_to_the_floor_and_without_a_true_mask_only(
     monkeypatch.setattr("kernel_lib.inference.out_of_fold.AT_ONCE", 2)
     held, plain = held_out(tmp_path, **of), held_out(tmp_path, **of)
     has_mask = (held.table["area_px"] > 0).to_numpy()
-    for _ in range(2):  # decoded, and from the store
-        candidates = list(held.candidates(WEIGHTINGS, floor))
-        for found, exact in zip(candidates, plain.gated_of(WEIGHTINGS), strict=True):
-            assert_same(found.take(has_mask), exact.take(has_mask))
-            assert_same(replace(found, hist_all=exact.hist_all), exact)
-            shown = np.arange(256) > (0 if of.get("gate") == "sum" else floor)
-            above = found.hist_all[~has_mask], exact.hist_all[~has_mask]
-            np.testing.assert_array_equal(*(hist[:, shown] for hist in above))
-            assert not above[0][:, 1:][:, ~shown[1:]].any()
-            np.testing.assert_array_equal(found.hist_all.sum(axis=1), exact.n_px)
-    # What is not a candidate stays exact, whatever the store holds.
-    for found, exact in zip(held.gated_of(WEIGHTINGS), plain.gated_of(WEIGHTINGS), strict=True):
-        assert_same(found, exact)
+    with held.packed():
+        for _ in range(2):  # decoded, and from the store
+            candidates = list(held.candidates(WEIGHTINGS, floor))
+            for found, exact in zip(candidates, plain.gated_of(WEIGHTINGS), strict=True):
+                assert_same(found.take(has_mask), exact.take(has_mask))
+                assert_same(replace(found, hist_all=exact.hist_all), exact)
+                shown = np.arange(256) > (0 if of.get("gate") == "sum" else floor)
+                above = found.hist_all[~has_mask], exact.hist_all[~has_mask]
+                np.testing.assert_array_equal(*(hist[:, shown] for hist in above))
+                assert not above[0][:, 1:][:, ~shown[1:]].any()
+                np.testing.assert_array_equal(found.hist_all.sum(axis=1), exact.n_px)
+        # What is not a candidate stays exact, whatever the store holds.
+        for found, exact in zip(held.gated_of(WEIGHTINGS), plain.gated_of(WEIGHTINGS), strict=True):
+            assert_same(found, exact)
 
 
 def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_path, monkeypatch):
@@ -228,16 +229,18 @@ def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_p
         return read(archive, image_id)
 
     monkeypatch.setattr(maps.Maps, "__getitem__", counted)
-    expected = list(held.candidates(WEIGHTINGS, 25))
-    assert sorted(decoded) == sorted([*held.table["image_id"]] * 3)
-    list(held.candidates(WEIGHTINGS, 25)), held.statistics_of(WEIGHTINGS)
-    assert len(decoded) == 3 * len(SHAPES)
+    with held.packed():
+        expected = list(held.candidates(WEIGHTINGS, 25))
+        assert sorted(decoded) == sorted([*held.table["image_id"]] * 3)
+        list(held.candidates(WEIGHTINGS, 25)), held.statistics_of(WEIGHTINGS)
+        assert len(decoded) == 3 * len(SHAPES)
     monkeypatch.setattr("kernel_lib.inference.weightings.STORE_BYTES", 0)
     full = held_out(tmp_path)
     decoded.clear()
-    for _ in range(2):
-        for found, wanted in zip(full.candidates(WEIGHTINGS, 25), expected, strict=True):
-            assert_same(found, wanted)
+    with full.packed():
+        for _ in range(2):
+            for found, wanted in zip(full.candidates(WEIGHTINGS, 25), expected, strict=True):
+                assert_same(found, wanted)
     assert len(decoded) == 2 * 3 * len(SHAPES)
 
 
