@@ -5,6 +5,7 @@ runs/<run>/fold<k>/   config.json  log.jsonl  last.pt  best_epoch<n>.pt
                       oof.zip  oof_last.zip  test.zip
 ensembles/<name>/     members.json  thresholds.json  oof.csv  oof_statistics.npz
                       oof_distances.csv  test.json  submission.csv  report.html  viewer.html
+                      statistics/fold<k>.npz
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ OOF, OOF_LAST, TEST_MAPS = "oof.zip", "oof_last.zip", "test.zip"
 ENSEMBLES = "ensembles"
 MEMBERS, THRESHOLDS = "members.json", "thresholds.json"
 PER_IMAGE, STATISTICS, DISTANCES = "oof.csv", "oof_statistics.npz", "oof_distances.csv"
+FOLD_STATISTICS = "statistics"  # a folder
 TEST_RUN, SUBMISSION = "test.json", "submission.csv"
 REPORT, VIEWER = "report.html", "viewer.html"
 

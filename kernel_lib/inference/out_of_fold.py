@@ -107,7 +107,7 @@ class OutOfFold:
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
         has_truth = np.ones(len(self.table), dtype=bool)
         return [
-            Stacked(*of_all_and_true, n_px, has_truth, self._labels(weights))
+            Stacked(*of_all_and_true, n_px, has_truth, self.labels(weights))
             for of_all_and_true, weights in zip(hists, weightings, strict=True)
         ]
 
@@ -127,7 +127,7 @@ class OutOfFold:
             self._store.put((image.Index, level), by_floor[level])
         return members, by_floor[floor]
 
-    def _labels(self, weights: Weights) -> np.ndarray:
+    def labels(self, weights: Weights) -> np.ndarray:
         """Return the level (N,) int16 of each image's label, -1 where it has none."""
         table = self._label_table
         if self.ensemble.gate_members:
@@ -159,6 +159,17 @@ class OutOfFold:
         weights = self.ensemble.weights
         values = [self.ensemble_maps[k].view_disagreement(i, weights) for i, k in rows]
         return np.array(values, dtype=np.float64)  # None as NaN
+
+    @property
+    def predicted_by(self) -> dict[str, Any]:
+        """The checkpoints behind these predictions, by run/fold/archive."""
+        return {
+            f"{archive.meta['run']}/fold{archive.meta['fold']}/{archive.path.name}": (
+                archive.meta.get("checkpoints")
+            )
+            for fold_maps in self.ensemble_maps.values()
+            for archive in fold_maps.archives
+        }
 
     def vote_counts(self, rule_sets: Sequence[Sequence[Triplet]]) -> np.ndarray:
         """Count the pixels of each k-vote mask, k = 1…n members: true positives, and all.
@@ -253,18 +264,6 @@ def out_of_fold(
         ensemble_maps[fold] = fold_maps
     table = pd.concat(parts, ignore_index=True)
     return OutOfFold(ensemble, table, ensemble_maps, past_known, selected)
-
-
-def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
-    """Return the checkpoints behind these predictions, by run/fold/archive."""
-    return {
-        f"{archive.meta['run']}/fold{archive.meta['fold']}/{archive.path.name}": archive.meta.get(
-            "checkpoints"
-        )
-        for part in parts
-        for fold_maps in part.ensemble_maps.values()
-        for archive in fold_maps.archives
-    }
 
 
 def _predicted(
