@@ -154,12 +154,13 @@ def one_table(
         if differs := folds_file.difference(fold_table, folds_file.load(other)):
             raise InputError(f"{other} is not {path} ({differs}): {ONE_FILE}")
     digest = folds_file.digest(fold_table)
-    digests = {fold.folder.path: fold.config.folds_digest for fold in found}
-    digests |= {file: each.origin.ensemble.folds_digest for file, each in counted.items()}
+    digests = {str(fold.folder.path): fold.config.folds_digest for fold in found}
+    for file, each in counted.items():
+        digests[f"a member of {file}"] = each.origin.ensemble.folds_digest
     for its, other in digests.items():
         if other != digest:
             raise InputError(
-                f"{its} is of another folds file than {path} (digest {other[:12]} there, "
+                f"{its} was trained on another folds file than {path} (digest {other[:12]} there, "
                 f"{digest[:12]} here): {ONE_FILE}"
             )
     return path, fold_table
