@@ -87,15 +87,11 @@ class ViewerData:
     vote: Vote | None
     radiographs: Mapping[str, Path]  # by image id; empty without a data folder
     notes: tuple[str, ...]
+    has_maps: bool = True  # False: only their statistics are known
 
     @property
     def has_truth(self) -> bool:
         return bool(self.stats[0].has_truth.all())
-
-    @property
-    def has_maps(self) -> bool:
-        """Whether there are maps to draw; else only their statistics are known."""
-        return bool(self.models[0].ensemble_maps)
 
     def image(self, row: int) -> Any:
         """Return a row of the table, with its columns as attributes."""
@@ -171,7 +167,8 @@ def _of_statistics(
     models = model_views(decision.ensemble, decision.choice, {})[:1]
     elsewhere = "The maps of these images are elsewhere: no pictures, and no members by themselves."
     notes = (note, elsewhere)
-    return ViewerData(title, rows.reset_index(drop=True), models, (stats,), None, {}, notes)
+    table = rows.reset_index(drop=True)
+    return ViewerData(title, table, models, (stats,), None, {}, notes, has_maps=False)
 
 
 def _load_test(folder: Path, roots: Sequence[Path], source: Source | None) -> ViewerData:
