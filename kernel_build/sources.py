@@ -19,7 +19,7 @@ LEFT_OUT = (
     "stages/explore_files.py", "stages/export.py", "stages/export_onnx.py",
     "stages/export_results.py", "stages/gather.py", "stages/gather_check.py",
     "stages/predict_files.py", "stages/predict_networks.py", "stages/predictors.py",
-    "stages/release.py", "stages/score_all.py", "viewer",
+    "stages/release.py", "stages/score_all.py", "stages/statistics.py", "viewer",
 )  # fmt: skip
 
 

@@ -92,15 +92,16 @@ class StageCommand(click.Command):
             formatter.write_dl(getattr(config, self.kind).described())
 
 
-def _add_stage(name: str, does: str, stage_name: str, module: str, function: str = "run") -> None:
+def add_stage(name: str, does: str, stage_name: str, module: str, function: str = "run") -> None:
     """Add a command that calls kernel_lib.stages.<module>.<function> with a stage's parameters."""
     kind = f"{stage_name.capitalize()}Parameters"
+    whose = f"the {stage_name} notebook's " if stage_name in STAGES else ""
 
     @main.command(
         name,
         hidden=function != "run",  # is run by each of several processes
         cls=type("StageCommand", (StageCommand,), {"kind": kind}),
-        help=f"{does}, with the {stage_name} notebook's parameters from CONFIG (JSON) or -p.",
+        help=f"{does}, with {whose}parameters from CONFIG (JSON) or -p.",
     )
     @click.argument("config", type=FILE, required=False)
     @click.option(
@@ -127,6 +128,6 @@ def _add_stage(name: str, does: str, stage_name: str, module: str, function: str
 
 
 for _stage in STAGES.values():
-    _add_stage(_stage.name, _stage.does, _stage.name, _stage.name)
-_add_stage("predict-test", "Predict the test images", "inference", "inference", "predict")
-_add_stage("predict-files", "Predict files", "predict", "predict_files", "predict")
+    add_stage(_stage.name, _stage.does, _stage.name, _stage.name)
+add_stage("predict-test", "Predict the test images", "inference", "inference", "predict")
+add_stage("predict-files", "Predict files", "predict", "predict_files", "predict")

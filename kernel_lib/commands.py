@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kernel_lib.command_line import FILE, FOLDER, GivenPath, main
+from kernel_lib.command_line import FILE, FOLDER, GivenPath, add_stage, main
 from kernel_lib.errors import InputError
 
 OUT_FILE = GivenPath(dir_okay=False)
@@ -310,8 +310,17 @@ def gather(folders: tuple[Path, ...], work: Path) -> None:
     Everything is checked before anything is copied: a different folds file, a different
     configuration of the same run, or damaged files are refused. If a fold exists twice, the one
     trained further is taken; unfinished folds are copied too. Running it again copies what is new.
-    Ensembles are not copied: the thresholds stage makes them again in seconds.
+    Ensembles are not copied, except what `statistics` wrote: the thresholds stage makes them again
+    in seconds.
     """
     from kernel_lib.stages import gather as stage
 
     click.echo(stage.run(folders, work))
+
+
+add_stage(
+    "statistics",
+    "Write statistics of held-out maps, with which `gather` and thresholds need no maps elsewhere",
+    "statistics",
+    "statistics",
+)

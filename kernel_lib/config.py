@@ -252,6 +252,16 @@ class ThresholdsParameters(Parameters):
     allow_unknown_past: bool = False
 
 
+class StatisticsParameters(Parameters):
+    """Parameters of the command `statistics`: those of `thresholds` that say which maps."""
+
+    runs: str | None = None
+    ensemble: str | None = Field(None, pattern=rf"{NAME}|\.json$")
+    work_dir: str | None = None
+    gate: Gate = "auto"
+    allow_unknown_past: bool = False
+
+
 class InferenceParameters(Parameters):
     """Parameters of `notebooks/inference`: predict test images, write submission and report."""
 

@@ -47,7 +47,9 @@ def tables(tmp_path: Path) -> Path:
 def test_help_names_every_command(project_root):
     done = run(project_root, "-m", "kernel_lib", "--help")
     assert done.returncode == 0, done.stderr
-    commands = "train thresholds inference predict release score vote validate phantoms gather"
+    commands = (
+        "train thresholds inference predict release score vote validate phantoms gather statistics"
+    )
     for command in commands.split():
         assert f"\n  {command}" in done.stdout
     assert "predict-test" not in done.stdout

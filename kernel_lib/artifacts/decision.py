@@ -104,6 +104,7 @@ class Decision:
     searches: Mapping[str, Searched]  # by member where each has a rule, else of the ensemble
     predicted_by: Mapping[str, Any]
     calibration: Logistic | None = None  # image-level probability; earlier versions had none
+    from_statistics: bool = False  # of held-out images whose maps were elsewhere
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -124,6 +125,7 @@ class Decision:
             curve = document.get("calibration")
             calibration = curve and Logistic.from_json(curve)
             searched_for = document.get("ensemble")  # earlier versions did not write it
+            from_statistics = document.get("from_statistics", False) is True
         ensemble = Ensemble.load(folder)
         if searched_for is not None and searched_for != ensemble.to_json():
             raise InputError(
@@ -141,6 +143,7 @@ class Decision:
             searches=searches,
             predicted_by=document.get("predicted_by", {}),
             calibration=calibration,
+            from_statistics=from_statistics,
         )
 
     def save(self, folder: Path, searches: Mapping[str, SearchResult]) -> None:
@@ -168,6 +171,8 @@ class Decision:
         document |= {"ensemble": self.ensemble.to_json(), "predicted_by": dict(self.predicted_by)}
         if self.calibration is not None:
             document["calibration"] = self.calibration.to_json()
+        if self.from_statistics:
+            document["from_statistics"] = True
         if self.scores.of_images is not None:
             document["of_images"] = self.scores.of_images
         self.ensemble.save(folder)

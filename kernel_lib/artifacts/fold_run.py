@@ -242,6 +242,16 @@ def find(roots: Iterable[Path], run: str) -> dict[int, FoldRun]:
     return dict(sorted(folds.items()))
 
 
+def folds_with_maps(roots: Sequence[Path], runs: Iterable[str]) -> set[int]:
+    """Return the folds whose held-out images all these runs predicted, with their maps here."""
+    return set.intersection(
+        *(
+            {k for k, f in find(roots, run).items() if f.oof.is_file() and f.oof_last.is_file()}
+            for run in runs
+        )
+    )
+
+
 def run_names(roots: Iterable[Path]) -> list[str]:
     """Return the names of all runs under the roots, sorted."""
     return sorted({folder.run for root in roots for folder in folds_with_training(root)})

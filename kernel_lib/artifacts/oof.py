@@ -79,7 +79,7 @@ def save_distances(folder: Path, distances: pd.DataFrame) -> None:
 
 
 def load_distances(folder: Path, per_image: pd.DataFrame) -> pd.DataFrame | None:
-    """Return oof_distances.csv, None where an earlier version wrote the folder, without it.
+    """Return oof_distances.csv; None without it, as of statistics or of an earlier version.
 
     `per_image` is what `load_per_image` returns.
     Returns: DataFrame[image_id, hd95_px, assd_px] of the images with both masks.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,7 +144,10 @@ def _open(member: Member, roots: Sequence[Path], fold: int, kind: str) -> Maps:
     if kind == "test":  # which this machine made, wherever the checkpoints came from
         folder = fold_run.fold_folder(roots[0], member.run, fold)
     if folder is None:
-        raise InputError(f"{member.run} has no fold {fold} under {', '.join(map(str, roots))}")
+        raise InputError(
+            f"{member.run} has no fold {fold} under {', '.join(map(str, roots))}: bring its "
+            "folder, with its maps, by `python -m kernel_lib gather`"
+        )
     archive = Maps(getattr(folder, kind))
     made_as = f"{archive.meta.get('run')}/fold{archive.meta.get('fold')}"
     if made_as != folder.name:
@@ -168,17 +172,26 @@ def _used(
 def check_predicted_by(decision: Decision, roots: Sequence[Path]) -> None:
     """Refuse archives whose checkpoints have changed since the decision was made."""
     ensemble = decision.ensemble
-    for name, checkpoints in decision.predicted_by.items():
+    if changed := trained_again(decision.predicted_by, ensemble, roots):
+        raise InputError(
+            f"{changed} was trained again after the rule of {ensemble.name} was searched: "
+            "run the thresholds stage"
+        )
+
+
+def trained_again(
+    predicted_by: Mapping[str, Any], ensemble: Ensemble, roots: Sequence[Path]
+) -> Path | None:
+    """Return the folder of the first archive here that other checkpoints predicted, if any."""
+    runs = {member.run for member in ensemble.everyone}
+    for name, checkpoints in predicted_by.items():
         run, fold, file = name.split("/")
         folder = fold_run.find(roots, run).get(int(fold.removeprefix("fold")))
-        used = run in {member.run for member in ensemble.everyone}
-        if not used or folder is None or not (folder.path / file).exists():
+        if run not in runs or folder is None or not (folder.path / file).exists():
             continue
         if Maps(folder.path / file).meta.get("checkpoints") != checkpoints:
-            raise InputError(
-                f"{folder.path} was trained again after the rule of {ensemble.name} was searched: "
-                "run the thresholds stage"
-            )
+            return folder.path
+    return None
 
 
 def vote_function(combine: str) -> Callable[[Sequence[rle.Runs], int], rle.Runs]:

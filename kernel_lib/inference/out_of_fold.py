@@ -105,7 +105,7 @@ class OutOfFold:
     def _computed(self, weightings: Sequence[Weights], floor: int) -> list[Stacked]:
         """Return the statistics of all images under each weighting, in one pass over them."""
         used = np.flatnonzero(np.any(weightings, axis=0)) if weightings else ()
-        labels = [self._labels(weights) for weights in weightings]  # first, as one may be missing
+        labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
         hists = np.zeros((len(weightings), 2, len(self.table), 256), np.int32)
 
         def one(image: Any) -> None:
@@ -142,7 +142,7 @@ class OutOfFold:
                 self._store.put((image.Index, other), weighted.pack(levels, shape, other))
         return members, packed
 
-    def _labels(self, weights: Weights) -> np.ndarray:
+    def labels(self, weights: Weights) -> np.ndarray:
         """Return the level (N,) int16 of each image's label, -1 where it has none."""
         table = self._label_table
         if self.ensemble.gate_members:
@@ -174,6 +174,17 @@ class OutOfFold:
         weights = self.ensemble.weights
         values = [self.ensemble_maps[k].view_disagreement(i, weights) for i, k in rows]
         return np.array(values, dtype=np.float64)  # None as NaN
+
+    @property
+    def predicted_by(self) -> dict[str, Any]:
+        """The checkpoints behind these predictions, by run/fold/archive."""
+        return {
+            f"{archive.meta['run']}/fold{archive.meta['fold']}/{archive.path.name}": (
+                archive.meta.get("checkpoints")
+            )
+            for fold_maps in self.ensemble_maps.values()
+            for archive in fold_maps.archives
+        }
 
     def vote_counts(self, rule_sets: Sequence[Sequence[Triplet]]) -> np.ndarray:
         """Count the pixels of each k-vote mask, k = 1…n members: true positives, and all.
@@ -268,18 +279,6 @@ def out_of_fold(
         ensemble_maps[fold] = fold_maps
     table = pd.concat(parts, ignore_index=True)
     return OutOfFold(ensemble, table, ensemble_maps, past_known, selected)
-
-
-def predicted_by(parts: Iterable[OutOfFold]) -> dict[str, Any]:
-    """Return the checkpoints behind these predictions, by run/fold/archive."""
-    return {
-        f"{archive.meta['run']}/fold{archive.meta['fold']}/{archive.path.name}": archive.meta.get(
-            "checkpoints"
-        )
-        for part in parts
-        for fold_maps in part.ensemble_maps.values()
-        for archive in fold_maps.archives
-    }
 
 
 def _predicted(

@@ -186,7 +186,7 @@ def build_ensemble(roots: Sequence[Path], recipe: Recipe, name: str | None = Non
     }
     for run, experiment in experiments.items():
         _refuse_maskless(run, experiment, folds[run])
-    gate, gate_runs = _gate(recipe.gate, experiments)
+    gate, gate_runs = resolved_gate(recipe.gate, experiments)
     gate_folds = {run: _gate_folds(roots, run, experiments) for run in gate_runs}
     name = name or "+".join(weights)
     if len(name) > LONGEST_NAME:
@@ -270,7 +270,7 @@ def _refuse_maskless(run: str, experiment: Experiment, folders: Mapping[int, Fol
         )
 
 
-def _gate(asked: str, experiments: Mapping[str, Experiment]) -> tuple[str, tuple[str, ...]]:
+def resolved_gate(asked: str, experiments: Mapping[str, Experiment]) -> tuple[str, tuple[str, ...]]:
     """Return the gate (none, label or sum), and the runs of separate classifiers that gate.
 
     Without such runs a label gate uses the members' own labels. `auto` is `label` if a member's

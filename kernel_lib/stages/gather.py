@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from kernel_lib import storage
-from kernel_lib.artifacts import filenames, fold_run, folds_file
+from kernel_lib.artifacts import filenames, fold_run, fold_statistics, folds_file
 from kernel_lib.artifacts.fold_run import FoldRun
 from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.errors import InputError
@@ -35,7 +35,8 @@ class GatherResult:
 
     work: Path
     folds: tuple[Fold, ...]  # as they were found, by run and fold
-    copied: tuple[str, ...]  # run/fold of those that were not there before
+    copied: tuple[str, ...]  # run/fold, and files of statistics, that were not there before
+    ensembles: tuple[str, ...]  # of which statistics are there
     notes: tuple[str, ...]
 
     def table(self) -> pd.DataFrame:
@@ -56,7 +57,7 @@ class GatherResult:
         return pd.DataFrame(rows, columns=columns)
 
     def __str__(self) -> str:
-        lines = [*self.notes, *_columns(self.table())]
+        lines = [*self.notes, *(_columns(self.table()) if self.folds else ())]
         lines += [
             f"{fold.folder.name} is unfinished ({fold.progress}): run the train stage in this "
             "WORK_DIR to continue"
@@ -67,8 +68,10 @@ class GatherResult:
             f"copied into {self.work}: {', '.join(self.copied) or 'nothing, all of it was there'}"
         )
         done = list(dict.fromkeys(fold.folder.run for fold in self.folds if fold.finished))
-        notebook, work = "thresholds" if done else "train", shlex.quote(str(self.work))
         runs = f" -p RUNS {','.join(done)}" if len(done) > 1 else ""
+        if not done and self.ensembles:
+            done, runs = self.ensembles, f" -p ENSEMBLE {self.ensembles[0]}"
+        notebook, work = "thresholds" if done else "train", shlex.quote(str(self.work))
         lines.append(
             f"next: papermill notebooks/{notebook}.ipynb out.ipynb -p WORK_DIR {work}{runs}"
         )
@@ -76,16 +79,17 @@ class GatherResult:
 
 
 def run(sources: Sequence[Path], work: Path) -> GatherResult:
-    """Copy folds.csv and every fold of every run under `sources` into a working folder.
+    """Copy folds.csv, every fold of every run and all statistics into a working folder.
 
     A source is a working folder or another kernel's output, itself or up to two levels down; `work`
     counts as one. Of the same fold in two places the further one is taken. A fold appears complete
-    or not at all, and the same call continues after a kill. Ensembles are not copied.
+    or not at all, and the same call continues after a kill. Of ensembles only the statistics of
+    their folds are copied.
 
     Raises:
         InputError: Before anything is copied, for a source without runs, damaged files, several
             folds files, several configurations in one run, a fold that was trained twice to other
-            weights, and a working folder that cannot be written.
+            weights, statistics that differ, and a working folder that cannot be written.
     """
     work = work.absolute()
     storage.check_writable(work, "--into")
@@ -94,7 +98,8 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         begun = [(root, folder) for root in roots for folder in fold_run.folds_with_training(root)]
         with bar(begun, desc="check", unit="fold", leave=False) as shown:
             found = [gather_check.opened(root, folder) for root, folder in shown]
-        folds_path, fold_table = gather_check.one_table(roots, found)
+        counted = gather_check.statistics(roots)
+        folds_path, fold_table = gather_check.one_table(roots, found, counted)
         gather_check.refuse_mixed(found)
         LeftOut.load(roots)  # damage is refused here, and not passed on
         places: Places = {}
@@ -106,11 +111,13 @@ def run(sources: Sequence[Path], work: Path) -> GatherResult:
         with _locked(copies, places, work):
             _bring_table(folds_path, fold_table, roots, work)
             _bring(copies, work)
+            brought = _bring_statistics(counted, work)
         _tidy(taken, work)
     return GatherResult(
         work=work,
         folds=tuple(taken),
-        copied=tuple(fold.folder.name for fold in copies),
+        copied=(*(fold.folder.name for fold in copies), *brought),
+        ensembles=tuple(sorted({path.parents[1].name for path in counted})),
         notes=tuple(_notes(taken, places)),
     )
 
@@ -120,11 +127,15 @@ def _roots(sources: Sequence[Path], work: Path) -> list[Path]:
     roots = {work.resolve(): work}
     for source in sources:
         inside = paths.artefacts_below(source)
-        if not any(fold_run.folds_with_training(root) for root in inside):
+        if not any(
+            fold_run.folds_with_training(root) or fold_statistics.paths_below(root)
+            for root in inside
+        ):
             held = ", ".join(sorted(entry.name for entry in source.iterdir())[:10]) or "nothing"
             raise InputError(
                 f"{source} holds no runs, itself or up to two levels down; it holds {held}: give a "
-                "WORK_DIR, or a kernel's output, with runs/<run>/fold<k>/"
+                "WORK_DIR, or a kernel's output, with runs/<run>/fold<k>/ or "
+                "ensembles/<name>/statistics/"
             )
         for root in inside:
             roots.setdefault(root.resolve(), root)
@@ -203,6 +214,19 @@ def _bring(copies: Sequence[Fold], work: Path) -> None:
                 for path in fold.stamps:
                     _copy(path, staging / path.name, shown)
                 _refuse_changed(fold.stamps)
+
+
+def _bring_statistics(paths: Iterable[Path], work: Path) -> list[str]:
+    """Copy the first file of each fold of an ensemble, where none is there; return which."""
+    brought = []
+    for path in paths:
+        name = path.parents[1].name
+        target = work / filenames.ENSEMBLES / name / filenames.FOLD_STATISTICS / path.name
+        with storage.folder_lock(target.parents[1]):
+            if not target.exists():
+                _copy(path, target)
+                brought.append(f"{name}/{target.parent.name}/{path.stem}")
+    return brought
 
 
 def _tidy(taken: Iterable[Fold], work: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from kernel_lib import checkpoints
-from kernel_lib.artifacts import folds_file
+from kernel_lib.artifacts import fold_statistics, folds_file
 from kernel_lib.artifacts.filenames import FOLDS
 from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
+from kernel_lib.artifacts.fold_statistics import FoldStatistics
 from kernel_lib.artifacts.lineage import Lineage, check_lineage
 from kernel_lib.artifacts.maps import Maps
 from kernel_lib.errors import InputError
@@ -126,8 +127,21 @@ def refuse_mixed(found: Sequence[Fold]) -> None:
             )
 
 
-def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.DataFrame]:
-    """Return the path and table of the folds file that all folds were trained on."""
+def statistics(roots: Sequence[Path]) -> dict[Path, FoldStatistics]:
+    """Return the statistics below the roots by file, those of the first root first, checked."""
+    by_name: dict[str, dict[Path, FoldStatistics]] = {}
+    for root in roots:
+        for name, path in fold_statistics.paths_below(root):
+            by_name.setdefault(name, {})[path] = FoldStatistics.load(path)
+    for found in by_name.values():
+        fold_statistics.refuse_mixed(found)
+    return {path: each for found in by_name.values() for path, each in found.items()}
+
+
+def one_table(
+    roots: Sequence[Path], found: Sequence[Fold], counted: Mapping[Path, FoldStatistics]
+) -> tuple[Path, pd.DataFrame]:
+    """Return the path and table of the folds file of all folds, and of all statistics."""
     there = [path for root in roots if (path := root / FOLDS).is_file()]
     if not there:
         places = ", ".join(map(str, roots))
@@ -140,11 +154,14 @@ def one_table(roots: Sequence[Path], found: Sequence[Fold]) -> tuple[Path, pd.Da
         if differs := folds_file.difference(fold_table, folds_file.load(other)):
             raise InputError(f"{other} is not {path} ({differs}): {ONE_FILE}")
     digest = folds_file.digest(fold_table)
-    for fold in found:
-        if fold.config.folds_digest != digest:
+    digests = {str(fold.folder.path): fold.config.folds_digest for fold in found}
+    for file, each in counted.items():
+        digests[f"a member of {file}"] = each.origin.ensemble.folds_digest
+    for its, other in digests.items():
+        if other != digest:
             raise InputError(
-                f"{fold.folder.path} was trained on another folds file than {path} (digest "
-                f"{fold.config.folds_digest[:12]} there, {digest[:12]} here): {ONE_FILE}"
+                f"{its} was trained on another folds file than {path} (digest {other[:12]} there, "
+                f"{digest[:12]} here): {ONE_FILE}"
             )
     return path, fold_table
 

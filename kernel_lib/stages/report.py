@@ -36,7 +36,7 @@ class ReportData:
     per_image: pd.DataFrame  # as `load_per_image` has it
     distances: pd.DataFrame | None  # as `load_distances` has it
     statistics: OofStatistics
-    maps: Mapping[int, EnsembleMaps]  # held-out maps of the ensemble, by fold
+    maps: Mapping[int, EnsembleMaps]  # held-out maps of the ensemble, by fold; {} if elsewhere
     candidate_maps: Mapping[int, EnsembleMaps]  # the same of all candidate members
     config: FoldConfig | None  # of a fold of the first member, if one is here
     logs: Mapping[str, Sequence[LogLine]]  # by run and fold
@@ -68,7 +68,7 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
         summary = scores.summary_items(ensemble, decision.choice, decision.scores)
     check_predicted_by(decision, roots)
     fold_table = folds_file.find(roots, ensemble.folds_digest)
-    maps = _held_out_maps(ensemble, roots)
+    maps = _held_out_maps(ensemble, roots, decision.from_statistics)
     per_image = load_per_image(folder, decision, fold_table)
     return ReportData(
         decision=decision,
@@ -88,7 +88,13 @@ def load(folder: Path, roots: Sequence[Path]) -> ReportData:
     )
 
 
-def _held_out_maps(ensemble: Ensemble, roots: Sequence[Path]) -> dict[int, EnsembleMaps]:
+def _held_out_maps(
+    ensemble: Ensemble, roots: Sequence[Path], may_lack: bool = False
+) -> dict[int, EnsembleMaps]:
+    if may_lack:  # searched from statistics
+        here = fold_run.folds_with_maps(roots, [member.run for member in ensemble.everyone])
+        if not here.issuperset(ensemble.folds):
+            return {}
     return {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}
 
 
@@ -152,13 +158,14 @@ def sections(
         Section("Folds", figures.folds(data.folds)),
     ]
     agreement = None
-    if len(ensemble.members) > 1:
+    if len(ensemble.members) > 1 and data.maps:
         agreement = report_images.member_agreement(data)
         if pictures := tuple(filter(None, (agreement.matrices(), agreement.votes()))):
             shown.append(Section("Member agreement", pictures))
     shown += report_certainty.sections(data, agreement)
     if source is not None:
-        shown += report_images.out_of_fold(data, source)
+        if data.maps:
+            shown += report_images.out_of_fold(data, source)
         if submitted is not None:
             masks = report_images.on_test(submitted, source)
             shown.append(Section("Test images with a predicted mask", masks))

@@ -17,6 +17,7 @@ from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision, Scores, Searched
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.filenames import (
+    DISTANCES,
     ENSEMBLES,
     REPORT,
     SEARCH_KEPT,
@@ -29,9 +30,10 @@ from kernel_lib.artifacts.search_record import SearchRecord
 from kernel_lib.config import NAME, ThresholdsParameters
 from kernel_lib.data import table
 from kernel_lib.errors import InputError
-from kernel_lib.inference import recipes
+from kernel_lib.inference import from_statistics, recipes
 from kernel_lib.inference.ensemble_maps import one_hot
-from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold, predicted_by
+from kernel_lib.inference.from_statistics import FromStatistics
+from kernel_lib.inference.out_of_fold import OutOfFold
 from kernel_lib.inference.recipes import Recipe
 from kernel_lib.kaggle import paths, quota
 from kernel_lib.notebook import Signals
@@ -109,19 +111,19 @@ class ThresholdsResult:
 def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     """Gather the runs' held-out maps, search every rule exactly, score it honestly.
 
-    Needs neither GPU nor images. Raises InputError where a member saw an image that it would be
+    Needs neither GPU nor images, and no maps where `statistics` computed what a fixed mean needs.
+    Raises InputError where a member saw an image that it would be
     scored on, where the train stage has not finished a fold, and where a recipe's run is missing.
     """
     work = paths.work_dir(parameters.work_dir)
     storage.check_writable(work, "WORK_DIR")
     roots = paths.artefact_roots(work)
     source = table.discover(paths.data_dir(parameters.data_dir)) if parameters.data_dir else None
-    recipe, name = _recipe(parameters, roots)
-    ensemble = recipes.build_ensemble(roots, recipe, name)
-    fold_table = folds_file.find(roots, ensemble.folds_digest)
+    recipe, name = asked_recipe(parameters, roots)
     allow = {"allow_unknown_past": parameters.allow_unknown_past}
-    kept = out_of_fold(ensemble, roots, fold_table, **allow)
-    last = out_of_fold(ensemble, roots, fold_table, last=True, **allow)
+    kept, last = from_statistics.predictions(roots, recipe, name, **allow)
+    ensemble = kept.ensemble
+    fold_table = folds_file.find(roots, ensemble.folds_digest)
     folder = work / ENSEMBLES / ensemble.name
     with Signals().caught(), storage.folder_lock(folder):
         fitted, report_kept = _fit(kept, recipe, parameters, folder / SEARCH_KEPT)
@@ -130,7 +132,8 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
         past_known = kept.past_known and last.past_known
         selected = (kept.selected, last.selected)
         both = Scores(report_kept, report_last, past_known, *selected, of_images)
-        decision, searches = _decision(kept, fitted, both, predicted_by([kept, last]))
+        made_of = kept.predicted_by | last.predicted_by
+        decision, searches = _decision(kept, fitted, both, made_of)
         _save(folder, decision, searches, kept)
         data = report.load(folder, roots)
         report.write(folder, data, source, searches)
@@ -140,7 +143,9 @@ def run(parameters: ThresholdsParameters) -> ThresholdsResult:
     return result
 
 
-def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Recipe, str | None]:
+def asked_recipe(
+    parameters: ThresholdsParameters, roots: Sequence[Path]
+) -> tuple[Recipe, str | None]:
     """What to gather, and the ensemble's name, None where the runs' names are to be joined.
 
     ENSEMBLE names a recipe, shipped or in a file, unless RUNS names the members.
@@ -151,6 +156,8 @@ def _recipe(parameters: ThresholdsParameters, roots: Sequence[Path]) -> tuple[Re
         name, recipe = Path(given).stem, recipes.read(paths.from_root(given))
     elif given in recipes.shipped() and parameters.runs is None:
         name, recipe = given, recipes.read(recipes.SHIPPED / f"{given}.json")
+    elif brought := from_statistics.recipe_of(roots, parameters.runs, given):
+        name, recipe = brought
     else:
         name, recipe = given, recipes.of_runs(fold_run.chosen_runs(roots, parameters.runs))
         if given is not None and parameters.runs is None:
@@ -205,7 +212,7 @@ def _fit(
 def _inputs(part: OutOfFold, parameters: ThresholdsParameters) -> list[Any]:
     """Return all that the scores of a search depend on, as JSON."""
     images = part.table[["image_id", "fold"]].to_csv(index=False)
-    return [part.ensemble.to_json(), predicted_by([part]), parameters.single, images]
+    return [part.ensemble.to_json(), part.predicted_by, parameters.single, images]
 
 
 def _decision(
@@ -224,6 +231,7 @@ def _decision(
         searches={k: Searched(result.single, result.label_swept) for k, result in searches.items()},
         predicted_by=made_of,
         calibration=_calibration(part, both.kept.per_image, weights),
+        from_statistics=isinstance(part, FromStatistics),
     )
     return decision, searches
 
@@ -249,11 +257,11 @@ def _save(
     if not np.isnan(views).all():
         per_image = per_image.assign(view_disagreement=views)
     # What another search wrote goes first, and thresholds.json, last by name, comes last.
-    with storage.replace_files(
-        folder, remove=(THRESHOLDS, TEST_RUN, SEARCH_KEPT, SEARCH_LAST)
-    ) as staging:
+    stale = (THRESHOLDS, TEST_RUN, DISTANCES, SEARCH_KEPT, SEARCH_LAST)
+    with storage.replace_files(folder, remove=stale) as staging:
         save_per_image(staging, per_image)
-        save_distances(staging, part.distances(decision.scores.kept))
+        if not decision.from_statistics:
+            save_distances(staging, part.distances(decision.scores.kept))
         seen = tuple(part.gated(weights) for weights in weightings)
         OofStatistics(tuple(part.table["image_id"]), seen).save(staging)
         decision.save(staging, searches)

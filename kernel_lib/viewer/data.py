@@ -6,17 +6,18 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kernel_lib.artifacts import folds_file
+from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.artifacts.lineage import stated_lineage
+from kernel_lib.artifacts.oof import OofStatistics
 from kernel_lib.data import fingerprint, images, rle
 from kernel_lib.data.folder import Images, survey
 from kernel_lib.data.table import Source, discover
@@ -86,6 +87,7 @@ class ViewerData:
     vote: Vote | None
     radiographs: Mapping[str, Path]  # by image id; empty without a data folder
     notes: tuple[str, ...]
+    has_maps: bool = True  # False: only their statistics are known
 
     @property
     def has_truth(self) -> bool:
@@ -132,7 +134,6 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
     ensemble, choice, scores = decision.ensemble, decision.choice, decision.scores
     check_predicted_by(decision, roots)
     fold_table = folds_file.find(roots, ensemble.folds_digest)
-    part = out_of_fold(ensemble, roots, fold_table, allow_unknown_past=True)
     low, high = scores.first.interval
     score = f"{scores.first.honest.dice:.4f} (95 % {low:.4f} to {high:.4f})"
     coverage = f", of {scores.coverage}" if scores.coverage else ""
@@ -141,13 +142,33 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
         "Means over all images are in sample, since the rule was chosen on these images; "
         f'the nested cross-validated ("honest") score{caveat}: {score}{coverage}.'
     )
+    title = f"{ensemble.name}, out of fold"
+    runs = [member.run for member in ensemble.everyone]
+    if decision.from_statistics and not fold_run.folds_with_maps(roots, runs) >= {*ensemble.folds}:
+        return _of_statistics(folder, decision, fold_table, title, note)
+    part = out_of_fold(ensemble, roots, fold_table, allow_unknown_past=True)
     radiographs, notes = {}, ()
     if data is not None:
         radiographs, notes = match_radiographs(ensemble.name, part, data)
     models = model_views(ensemble, choice, part.ensemble_maps)
     stats, vote = measure(ensemble, choice, part.table, models)
-    title = f"{ensemble.name}, out of fold"
     return ViewerData(title, part.table, models, stats, vote, radiographs, (note, *notes))
+
+
+def _of_statistics(
+    folder: Path, decision: Decision, fold_table: pd.DataFrame, title: str, note: str
+) -> ViewerData:
+    """Return the numbers of the held-out images, whose maps are elsewhere."""
+    known = OofStatistics.load(folder, decision)
+    rows = fold_table.set_index("image_id", drop=False).loc[list(known.image_ids)]
+    (stats,) = known.searched
+    if decision.ensemble.gate == "none":
+        stats = replace(stats, label=None)
+    models = model_views(decision.ensemble, decision.choice, {})[:1]
+    elsewhere = "The maps of these images are elsewhere: no pictures, and no members by themselves."
+    notes = (note, elsewhere)
+    table = rows.reset_index(drop=True)
+    return ViewerData(title, table, models, (stats,), None, {}, notes, has_maps=False)
 
 
 def _load_test(folder: Path, roots: Sequence[Path], source: Source | None) -> ViewerData:

@@ -128,10 +128,15 @@ def render(
             f"{fixed / MB:.1f} MB: give more, for pictures several more"
         )
     if ids is None:
-        rows = rank_images(data.stats[0], data.models[0].rule)[:count]
+        rows = rank_images(data.stats[0], data.models[0].rule)[: count if data.has_maps else 0]
         which = "the largest and smallest masks, borderline and empty ones"
         if data.has_truth:
             which = "lowest Dice, false negatives, false positives, borderline and highest Dice"
+    elif not data.has_maps:
+        raise InputError(
+            f"{data.title}: the maps are elsewhere, so no image can be shown; leave ids out for "
+            "the numbers alone, or bring the runs' folders by `python -m kernel_lib gather`"
+        )
     else:
         rows = [_row_of(data, image_id) for image_id in dict.fromkeys(ids)]
         which = "those asked for"
