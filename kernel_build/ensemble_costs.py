@@ -97,7 +97,7 @@ def thresholds(runs: Runs, start: float, images: int = TRAIN_IMAGES) -> StageCos
         start + (2 * search.seconds + distances + REPORT) / 3600,
         LIBRARIES + statistics * (2 * search.kept + search.held),
         statistics * (runs.n if runs.by_members else 1),
-        2 * search.scratch,
+        search.scratch,
     )
 
 
@@ -113,15 +113,15 @@ def _mean(runs: Runs, images: int) -> _Search:
 
 
 def _votes(runs: Runs, images: int) -> _Search:
-    """One rule a member and selection; the mean of all members is read besides, for the report."""
+    """One rule a member and selection; the mean of all members is for the report."""
     pack, rank = _passes(runs, images)
-    seconds = 2 * pack + (runs.n + 1) * rank + images * runs.n * runs.selections * SEARCH
+    seconds = pack + (runs.n + 1) * rank + images * runs.n * runs.selections * SEARCH
     seconds += MASKED * images * runs.n * VOTE * runs.scale / THREADS
     return _Search(seconds, kept=runs.n + 1)
 
 
 def _greedy(runs: Runs, images: int) -> _Search:
-    """Each draw ranks, for each selection, one weighting a run; the mean is read besides."""
+    """Each draw ranks, for each selection, one weighting a run; the mean is for the report."""
     from kernel_lib.inference.out_of_fold import AT_ONCE
     from kernel_lib.inference.weightings import STORE_BYTES
 
@@ -129,7 +129,7 @@ def _greedy(runs: Runs, images: int) -> _Search:
     ranked = DRAWS * runs.n * runs.selections
     packed = images * runs.n * PACKED * runs.scale
     # What the temporary file does not hold is packed again for each pass.
-    packs = 2 + max(0.0, 1 - STORE_BYTES / packed) * DISTINCT * ranked / AT_ONCE
+    packs = 1 + max(0.0, 1 - STORE_BYTES / packed) * DISTINCT * ranked / AT_ONCE
     seconds = packs * pack + (DISTINCT * ranked + runs.selections + 1) * rank
     seconds += images * (ranked * BEST_RULE + runs.selections * SEARCH)
     return _Search(seconds, runs.selections + 1, AT_ONCE, min(packed, STORE_BYTES))

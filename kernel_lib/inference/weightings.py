@@ -321,38 +321,42 @@ def _means(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the weighted means (K, P) uint8 of levels (M, P), exactly as `maps.mean` rounds them.
 
     Whole weights are summed as such. Only a mean halfway between two levels then depends on how it
-    is computed, and is computed as there.
+    is computed: where the largest weight is a power of two `maps.mean` computes without an error,
+    and rounds to even; otherwise it is computed there.
     """
     found = np.empty((len(weights), levels.shape[1]), np.uint8)
     totals = weights.sum(axis=1)
     whole = ~((weights < 0) | (weights % 1 != 0)).any(axis=1) & (totals <= _MOST_WEIGHT)
     for k in np.flatnonzero(~whole):
         found[k] = _exact(levels, weights[k])
-    for total in np.unique(totals[whole]).astype(int):
+    doubled = np.multiply(levels, 2, dtype=np.uint16)
+    for total in np.unique(totals[whole]).astype(int).tolist():
         rows = np.flatnonzero(whole & (totals == total))
         some = weights[rows].astype(np.uint16)
         # The weightings of a greedy draw differ in one member: sum what they share once.
         shared = some.min(axis=0)
-        base = _sum(levels, 2 * shared)
-        base += np.uint16(total)
-        for k, own in zip(rows, some - shared, strict=True):
-            twice = _sum(levels, 2 * own)
-            twice += base  # 2 · sum + total
+        base = _add(np.full(levels.shape[1], total, np.uint16), doubled, shared)
+        for k, own in zip(rows.tolist(), some - shared, strict=True):
+            twice = _add(base, doubled, own)  # 2 · sum + total
             mean = twice // np.uint16(2 * total)
             found[k] = mean
             if total % 2 == 0:
-                mean *= np.uint16(2 * total)
-                halfway = np.flatnonzero(mean == twice)
-                found[k, halfway] = _exact(levels[:, halfway], weights[k])
+                halfway = mean * np.uint16(2 * total) == twice
+                largest = int(weights[k].max())
+                if largest & (largest - 1):
+                    halfway = np.flatnonzero(halfway)
+                    found[k, halfway] = _exact(levels[:, halfway], weights[k])
+                else:
+                    found[k] -= halfway & (found[k] & 1)
     return found
 
 
-def _sum(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the sum (P,) uint16 of levels (M, P) uint8 by whole weights (M,)."""
-    total = np.zeros(levels.shape[1], np.uint16)
-    for member in np.flatnonzero(weights):
-        total += np.multiply(levels[member], weights[member], dtype=np.uint16)
-    return total
+def _add(sums: np.ndarray, levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return sums (P,) uint16 plus levels (M, P) uint16 by whole weights (M,)."""
+    for member, weight in enumerate(weights.tolist()):
+        if weight:
+            sums = sums + (levels[member] if weight == 1 else levels[member] * np.uint16(weight))
+    return sums
 
 
 def _exact(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:

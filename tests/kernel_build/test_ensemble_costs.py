@@ -48,7 +48,7 @@ def test_a_mean_by_hand():
 def test_a_vote_by_hand(decided: ThresholdsParameters):
     cost = ensemble_costs.thresholds(Runs(3, 5, 512, decided), start=0, images=4)
     # Two passes over 3 maps, 3 members and the mean, a search a member and selection, 2 drawn.
-    each = 4 * (2 * 3 + 4 * 10 + 3 * 6 * 1e4) + 2 * 3 * 100
+    each = 4 * (3 + 4 * 10 + 3 * 6 * 1e4) + 2 * 3 * 100
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
     assert cost.memory == 7 + 4 * 2048 * 2 * 4
     assert (cost.output, cost.scratch) == (4 * 2048 * 3, 0)
@@ -59,14 +59,14 @@ def test_a_greedy_choice_by_hand(monkeypatch):
     runs = Runs(3, 5, 512, GREEDY)
     cost = ensemble_costs.thresholds(runs, start=0, images=4)
     # 2 draws × 3 runs × 6 selections are 36 scores of 18 weightings; 6 chosen ones and the mean.
-    each = 4 * (2 * 3 + (18 + 7) * 10 + 36 * 0.1 + 6 * 1e4)
+    each = 4 * (3 + (18 + 7) * 10 + 36 * 0.1 + 6 * 1e4)
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
     assert cost.memory == 7 + 4 * 2048 * (out_of_fold.AT_ONCE + 2 * 7)
-    assert (cost.output, cost.scratch) == (4 * 2048, 2 * 4 * 3 * 4500)
+    assert (cost.output, cost.scratch) == (4 * 2048, 4 * 3 * 4500)
     # Where a third of the maps has no place, it is packed again for all 24 weightings.
     monkeypatch.setattr(weightings, "STORE_BYTES", 4 * 2 * 4500)
     fuller = ensemble_costs.thresholds(runs, start=0, images=4)
-    assert fuller.scratch == 2 * 4 * 2 * 4500
+    assert fuller.scratch == 4 * 2 * 4500
     assert fuller.hours - cost.hours == pytest.approx(2 * 4 * 3 / 3 * 18 / 24 / 3600)
 
 
