@@ -174,6 +174,8 @@ class Store:
 
     def put(self, key: Hashable, packed: Packed) -> None:
         """Keep an image, unless the file or the disk is full: it is then packed again when used."""
+        if self._file is None:
+            return
         content = packed.to_bytes()
         with self._lock, suppress(OSError):
             offset = self._file.seek(0, os.SEEK_END)
