@@ -43,8 +43,8 @@ class Statistics:
 class Stacked:
     """Statistics of N images as arrays."""
 
-    hist_all: np.ndarray  # (N, 256) int64
-    hist_true: np.ndarray  # (N, 256) int64
+    hist_all: np.ndarray  # (N, 256) int64, or int32 to save memory
+    hist_true: np.ndarray  # (N, 256), likewise
     n_px: np.ndarray  # (N,) int64
     has_truth: np.ndarray  # (N,) bool
     label: np.ndarray = None  # (N,) int16 levels of "has a mask", -1 = none; not given: all -1

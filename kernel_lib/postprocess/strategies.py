@@ -32,8 +32,8 @@ MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops
 TIE = 2.0**-42  # means closer than this are equal, as in the search
 
 # Where weightings are only ranked, levels up to here may count as 0 on images without a true mask:
-# their areas matter at the rule's `top` alone, which is higher but for a failed network.
-CANDIDATE_FLOOR = 25
+# their areas matter at the rule's `top` alone, which is hardly ever below 0.05.
+CANDIDATE_FLOOR = 12
 
 Weights = tuple[int, ...]
 # From K weightings of the members, the statistics of all images under each.
@@ -258,7 +258,11 @@ class MemberVote:
         options: SearchOptions = DEFAULT_OPTIONS,
         record: Record | None = None,
     ) -> None:
-        """`members` are each member's statistics of all images; `at_least` None is fitted."""
+        """`members` are each member's statistics of all images; `at_least` None is fitted.
+
+        Rules in `record` are not searched again, but for those of the first set of rows, whose
+        searches a report shows.
+        """
         self.members = [OneRule(stats, options) for stats in members]
         self.counts, self.at_least = counts, at_least
         self.record = {} if record is None else record

@@ -20,6 +20,7 @@ from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.exhaustive import KEEP_NONE
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, stack
+from kernel_lib.postprocess.strategies import CANDIDATE_FLOOR
 from kernel_lib.postprocess.triplet import Triplet
 from tests.inference.small_runs import gather, level_map, make_run, table
 from tests.stages.place import rewrite
@@ -230,16 +231,18 @@ def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_p
 
     monkeypatch.setattr(maps.Maps, "__getitem__", counted)
     with held.packed():
-        expected = list(held.candidates(WEIGHTINGS, 25))
+        expected = list(held.candidates(WEIGHTINGS, CANDIDATE_FLOOR))
         assert sorted(decoded) == sorted([*held.table["image_id"]] * 3)
-        list(held.candidates(WEIGHTINGS, 25)), held.statistics_of(WEIGHTINGS)
+        list(held.candidates(WEIGHTINGS, CANDIDATE_FLOOR)), held.statistics_of(WEIGHTINGS)
         assert len(decoded) == 3 * len(SHAPES)
     monkeypatch.setattr("kernel_lib.inference.weightings.STORE_BYTES", 0)
     full = held_out(tmp_path)
     decoded.clear()
     with full.packed():
         for _ in range(2):
-            for found, wanted in zip(full.candidates(WEIGHTINGS, 25), expected, strict=True):
+            for found, wanted in zip(
+                full.candidates(WEIGHTINGS, CANDIDATE_FLOOR), expected, strict=True
+            ):
                 assert_same(found, wanted)
     assert len(decoded) == 2 * 3 * len(SHAPES)
 

@@ -333,12 +333,13 @@ def by_hand(true: Sequence[int], false: Sequence[int], n_px: int) -> Stacked:
 
 @pytest.mark.parametrize("n_px", [FULL_AREA, 4 * FULL_AREA])
 def test_rules_that_a_floor_hides_are_searched_without_it(n_px: int) -> None:
-    """The first member looks flawless where its level 20 is 0 on images without a mask.
+    """The first member looks flawless where its level is 0 on images without a mask.
 
     In images above 1024² a pixel is less than one of the rule's: its best rule has area 0, and
     then `bottom` alone decides, with any `top`.
     """
-    weak, strong = by_hand([20, 20], [20, 20], n_px), by_hand([200, 0], [0, 0], n_px)
+    low = [CANDIDATE_FLOOR] * 2
+    weak, strong = by_hand(low, low, n_px), by_hand([200, 0], [0, 0], n_px)
     assert search(floored(weak, CANDIDATE_FLOOR)).score == 1.0
     area = search(floored(weak, CANDIDATE_FLOOR)).triplet.min_area_px
     assert (area == 0) == (n_px > FULL_AREA)
