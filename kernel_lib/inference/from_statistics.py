@@ -189,5 +189,5 @@ def _of_kind(
     )
     names = [column.name for column in fields(Stacked)]
     columns = ([getattr(of_fold, name) for of_fold in stats] for name in names)
-    part._kept[ensemble.weights] = Stacked(*map(np.concatenate, columns))
+    part.remember(ensemble.weights, Stacked(*map(np.concatenate, columns)))
     return part

@@ -68,6 +68,10 @@ class OutOfFold:
         self._kept.update(zip(new, self._computed(new, 0), strict=True))
         return [self._kept[weights] for weights in weightings]
 
+    def remember(self, weights: Sequence[float], stats: Stacked) -> None:
+        """Take `statistics` under some weights as they were computed before."""
+        self._kept[tuple(weights)] = stats
+
     def gated(self, weights: Sequence[float]) -> Stacked:
         """Return `statistics` with the gating label: for GATE sum, the level of the map's sum."""
         (found,) = self.gated_of([weights])

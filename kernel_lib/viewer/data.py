@@ -151,8 +151,27 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
     if data is not None:
         radiographs, notes = match_radiographs(ensemble.name, part, data)
     models = model_views(ensemble, choice, part.ensemble_maps)
-    stats, vote = measure(ensemble, choice, part.table, models)
+    stats, vote = _measure_held_out(folder, decision, part, models)
     return ViewerData(title, part.table, models, stats, vote, radiographs, (note, *notes))
+
+
+def _measure_held_out(
+    folder: Path, decision: Decision, part: OutOfFold, models: Sequence[ModelView]
+) -> tuple[tuple[Stacked, ...], Vote | None]:
+    """Return what `measure` does for held-out images, with what the search has counted."""
+    ensemble, choice = decision.ensemble, decision.choice
+    known, n = OofStatistics.load(folder, decision), len(ensemble.members)
+    if ensemble.gate == "none" and known.image_ids == tuple(part.table["image_id"]):
+        own = [one_hot(n, at) for at in range(n)] if choice.rules else [ensemble.weights]
+        for weights, stats in zip(own, known.searched, strict=True):
+            part.remember(weights, stats)
+    found = part.gated_of([model.weights for model in models])
+    if ensemble.gate == "none":
+        found = [replace(stats, label=None) for stats in found]
+    if choice.rules is None:
+        return tuple(found), None
+    counts = part.vote_counts([choice.rules])[0]
+    return tuple(found), Vote(tuple(range(n)), choice.at_least, ensemble.combine, counts)
 
 
 def _of_statistics(
