@@ -118,11 +118,11 @@ def test_a_case_runs_to_its_figures(work, capsys):
 
 
 @pytest.mark.slow
-def test_all_cases_run_and_agree_with_those_of_another_tree(tmp_path):
+def test_cases_run_and_agree_with_those_of_another_tree(tmp_path):
     command = [sys.executable, "-m", "tools.benchmarks.ensembles", "--root", str(tmp_path)]
     command += ["--maps", "10", "--images", "25", "--against-images", "25", "--runs", "2"]
-    command += ["--against", str(ensembles.HERE)]
+    command += ["--only", "greedy,vote", "--against", str(ensembles.HERE)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert len(re.findall(r"of 2 runs, 25 images: .* faster \(bar: none\)", done.stdout)) == 6
+    assert len(re.findall(r"of 2 runs, 25 images: .* faster \(bar: none\)", done.stdout)) == 2
     assert "report and viewer of the vote of 2 runs" in done.stdout
