@@ -20,7 +20,7 @@ from pathlib import Path
 
 # Functions by the part that their own time counts for, without that of others called in them.
 PARTS = {
-    "opening": ["stages.thresholds:out_of_fold"],
+    "opening": ["inference.from_statistics:predictions"],
     "search": ["postprocess.strategies:search", "postprocess.strategies:best_rule"],
     "score and bootstrap": ["postprocess.nested_cv:_report"],
     "calibration": ["postprocess.calibration:best_curve"],
@@ -38,7 +38,10 @@ PARTS = {
 }
 # Passes over the images are parts by their titles: maps, votes, boundaries.
 PASSES = "inference.out_of_fold:OutOfFold._each"
-EARLIER = {"search": ["postprocess.strategies:best_score"]}  # of an earlier version
+EARLIER = {  # of an earlier version
+    "opening": ["stages.thresholds:out_of_fold"],
+    "search": ["postprocess.strategies:best_score"],
+}
 CASES = {
     "mean": {},
     "greedy": {"choose": "greedy"},
