@@ -11,9 +11,9 @@ whole map, the whole map is the one band.
 
 from __future__ import annotations
 
+import io
 import math
 import os
-import pickle
 import tempfile
 import threading
 import zlib
@@ -131,12 +131,26 @@ class Packed:
     columns: Mapping[Shape, _Columns]  # by a mean's size: the maps of that size, or brought to it
 
     def to_bytes(self) -> bytes:
-        """Return what `from_bytes` reads, in this process only."""
-        return zlib.compress(pickle.dumps(self, pickle.HIGHEST_PROTOCOL), 1)
+        """Return what `from_bytes` reads."""
+        arrays = {"shape": self.shape, "floor": self.floor, "sizes": self.sizes}
+        for at, (size, of) in enumerate(self.columns.items()):
+            parts = {"size": size, "members": of.members, "kept": of.kept, "levels": of.levels}
+            arrays |= {f"{name}{at}": values for name, values in parts.items()}
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return zlib.compress(file.getvalue(), 1)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Packed:
-        return pickle.loads(zlib.decompress(content))
+        with np.load(io.BytesIO(zlib.decompress(content)), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        shape, columns = tuple(found["shape"].tolist()), {}
+        for at in range(sum(name.startswith("kept") for name in found)):
+            size = tuple(found[f"size{at}"].tolist())
+            members, grid = tuple(found[f"members{at}"].tolist()), _grid(size, shape)
+            columns[size] = _Columns(members, grid, found[f"kept{at}"], found[f"levels{at}"])
+        sizes = tuple(map(tuple, found["sizes"].tolist()))
+        return cls(shape, int(found["floor"]), sizes, columns)
 
 
 class Store:
