@@ -16,6 +16,7 @@ import pandas as pd
 from kernel_lib.artifacts import fold_run, folds_file
 from kernel_lib.artifacts.decision import Decision
 from kernel_lib.artifacts.ensemble import Ensemble
+from kernel_lib.artifacts.filenames import STATISTICS
 from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.artifacts.oof import OofStatistics
 from kernel_lib.data import fingerprint, images, rle
@@ -160,11 +161,13 @@ def _measure_held_out(
 ) -> tuple[tuple[Stacked, ...], Vote | None]:
     """Return what `measure` does for held-out images, with what the search has counted."""
     ensemble, choice = decision.ensemble, decision.choice
-    known, n = OofStatistics.load(folder, decision), len(ensemble.members)
-    if ensemble.gate == "none" and known.image_ids == tuple(part.table["image_id"]):
-        own = [one_hot(n, at) for at in range(n)] if choice.rules else [ensemble.weights]
-        for weights, stats in zip(own, known.searched, strict=True):
-            part.remember(weights, stats)
+    n = len(ensemble.members)
+    if ensemble.gate == "none" and (folder / STATISTICS).exists():  # else counted again
+        known = OofStatistics.load(folder, decision)
+        if known.image_ids == tuple(part.table["image_id"]):
+            own = [one_hot(n, at) for at in range(n)] if choice.rules else [ensemble.weights]
+            for weights, stats in zip(own, known.searched, strict=True):
+                part.remember(weights, stats)
     found = part.gated_of([model.weights for model in models])
     if ensemble.gate == "none":
         found = [replace(stats, label=None) for stats in found]
