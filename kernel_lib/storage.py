@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import json
 import lzma
 import os
@@ -373,14 +374,46 @@ class ArchiveError(InputError):
     """A fault in an archive; the message does not name the archive, so that the caller can."""
 
 
+class _OwnPosition(io.FileIO):
+    """A file to read whose position is this object's: forked processes share that of its handle."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._at = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            size = max(0, os.fstat(self.fileno()).st_size - self._at)
+        data = os.pread(self.fileno(), size, self._at)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence)
+        if start is None:
+            start = os.fstat(self.fileno()).st_size
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "a position before the file's start")
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def __del__(self) -> None:
+        self.close()  # an archive does not close a file that it was given
+
+
 def open_archive(source: Path | IO[bytes]) -> zipfile.ZipFile:
-    """Return the open archive, its list of members read.
+    """Return the open archive, its list of members read; forked processes may read it too.
 
     Raises:
         FileNotFoundError: There is no such file.
         ArchiveError: It is damaged, or lists a member twice.
     """
     try:
+        if isinstance(source, Path) and hasattr(os, "pread"):  # not on Windows, nor is fork
+            source = _OwnPosition(source)
         archive = zipfile.ZipFile(source)
     except FileNotFoundError:
         raise

@@ -14,13 +14,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection
 from pathlib import Path
 
 import cv2
@@ -29,6 +27,7 @@ import numpy as np
 from kernel_lib.data import images, label_checks, rle
 from kernel_lib.data.masks import resize_mask
 from kernel_lib.errors import InputError
+from kernel_lib.workers import start_worker
 
 # A cache of another number is made again.
 FORMAT = 2
@@ -234,7 +233,7 @@ def _by_processes(store: Store, tasks: list[Task], workers: int) -> Iterator[Out
     # Forked processes would inherit the threads' locks (OpenCV's, torch's) of this one.
     context = multiprocessing.get_context("spawn")
     try:
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     except OSError as error:  # of its semaphores in /dev/shm, not of the cache's own disk
         print(f"note: images are decoded by one process: {error.strerror or error} in /dev/shm")
         for task in tasks:
@@ -267,16 +266,3 @@ def _fill_batch(store: Store, tasks: list[Task]) -> list[Outcome]:
         except InputError as error:
             outcomes.append((task, error))
     return outcomes
-
-
-def _start() -> None:
-    """Prepare a worker: one thread, and an end with its parent."""
-    cv2.setNumThreads(1)  # the processes are the parallelism
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        # Workers of a killed parent would wait for tasks for ever.
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

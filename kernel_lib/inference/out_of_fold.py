@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -19,7 +18,6 @@ from kernel_lib.artifacts.folds_file import LeftOut
 from kernel_lib.artifacts.lineage import stated_lineage
 from kernel_lib.data import rle
 from kernel_lib.errors import InputError
-from kernel_lib.inference import weightings as weighted
 from kernel_lib.inference.ensemble_maps import (
     EnsembleMaps,
     combined_mask,
@@ -27,13 +25,14 @@ from kernel_lib.inference.ensemble_maps import (
     open_maps,
     vote_function,
 )
-from kernel_lib.inference.weightings import Store, Weights
+from kernel_lib.inference.weightings import Packed, Store, Weights, histograms, pack
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
 from kernel_lib.postprocess.strategies import CANDIDATE_FLOOR, Choice
 from kernel_lib.postprocess.surface_distance import SurfaceDistance, surface_distance
 from kernel_lib.postprocess.triplet import NO_LABEL, Triplet, first_level
+from kernel_lib.workers import each
 
 AT_ONCE = 24  # weightings of one pass: 25 MB each for 12,047 images
 
@@ -112,14 +111,18 @@ class OutOfFold:
         labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
         hists = np.zeros((len(weightings), 2, len(self.table), 256), np.int32)
 
-        def one(image: Any) -> None:
+        def one(image: Any) -> tuple[np.ndarray, Mapping]:
             truth = rle.parse(image.rle, (image.height, image.width))
             members, packed = self._packed(image, used, floor, len(truth) > 0)
             some = [tuple(weights[m] for m in members) for weights in weightings]
-            hists[:, :, image.Index] = weighted.histograms(packed, some, truth)
+            return histograms(packed, some, truth), self._store.news()
 
         if weightings:
-            self._each(range(len(self.table)), one, f"maps of {len(used)} members")
+            rows = range(len(self.table))
+            found = self._each(rows, one, f"maps of {len(used)} members")
+            for row, (of_image, stored) in zip(rows, found, strict=True):
+                hists[:, :, row] = of_image
+                self._store.add(stored)
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
         has_truth = np.ones(len(self.table), dtype=bool)
         return [
@@ -129,7 +132,7 @@ class OutOfFold:
 
     def _packed(
         self, image: Any, used: Sequence[int], floor: int, positive: bool
-    ) -> tuple[Sequence[int], weighted.Packed]:
+    ) -> tuple[Sequence[int], Packed]:
         """Return the packed maps of an image, and of which members: all of them if it is kept."""
         members = range(len(self.ensemble.members)) if self._store.is_open else used
         floors = {0} if positive else {0, CANDIDATE_FLOOR}
@@ -139,11 +142,11 @@ class OutOfFold:
         (archives,) = self.ensemble_maps[image.fold].members
         levels = [archives[member][image.image_id] for member in members]
         shape = (image.height, image.width)
-        packed = weighted.pack(levels, shape, floor)
+        packed = pack(levels, shape, floor)
         if self._store.is_open:
             self._store.put((image.Index, floor), packed)
             for other in floors - {floor}:  # while the maps are decoded
-                self._store.put((image.Index, other), weighted.pack(levels, shape, other))
+                self._store.put((image.Index, other), pack(levels, shape, other))
         return members, packed
 
     def labels(self, weights: Weights) -> np.ndarray:
@@ -203,7 +206,7 @@ class OutOfFold:
         )  # (R, n, N)
         counts = np.zeros((len(rule_sets), len(self.table), n, 2), np.int64)
 
-        def one(image: Any) -> None:
+        def one(image: Any) -> np.ndarray:
             shape, wanted = (image.height, image.width), has_mask[..., image.Index]
             (archives,) = self.ensemble_maps[image.fold].members
             many = [[rle.NO_RUNS] * n for _ in rule_sets]
@@ -212,13 +215,16 @@ class OutOfFold:
                 at_bottom = cache(lambda level, prob=prob: rle.runs_of(prob >= level))
                 for at in np.flatnonzero(wanted[:, member]):
                     many[at][member] = at_bottom(first_level(rule_sets[at][member].bottom))
-            truth = rle.parse(image.rle, shape)
+            truth, found = rle.parse(image.rle, shape), np.zeros((len(rule_sets), n, 2), np.int64)
             for at in np.flatnonzero(wanted.any(axis=1)):
                 for k in range(1, n + 1):
                     mask = draw(many[at], k)
-                    counts[at, image.Index, k - 1] = rle.shared_px(mask, truth), rle.area(mask)
+                    found[at, k - 1] = rle.shared_px(mask, truth), rle.area(mask)
+            return found
 
-        self._each(has_mask.any(axis=(0, 1)).nonzero()[0], one, "votes", leave=False)
+        rows = has_mask.any(axis=(0, 1)).nonzero()[0]
+        for row, found in zip(rows, self._each(rows, one, "votes", leave=False), strict=True):
+            counts[:, row] = found
         return counts
 
     def mask_by(
@@ -249,11 +255,10 @@ class OutOfFold:
         found.insert(0, "image_id", table["image_id"].to_numpy()[rows])
         return found
 
-    def _each(self, rows: Iterable[int], work: Callable, title: str, **how: Any) -> list:
-        images = list(self.table.iloc[list(rows)].itertuples())  # with their row, Index
-        with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
-            done = pool.map(work, images)
-            return list(bar(done, total=len(images), desc=title, unit="image", **how))
+    def _each(self, rows: Sequence[int], work: Callable, title: str, **how: Any) -> Iterator:
+        """Yield what `work` returns for these images, each with its row of the table as Index."""
+        images = list(self.table.iloc[list(rows)].itertuples())
+        return bar(each(work, images), total=len(images), desc=title, unit="image", **how)
 
 
 def out_of_fold(

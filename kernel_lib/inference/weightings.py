@@ -11,14 +11,14 @@ whole map, the whole map is the one band.
 
 from __future__ import annotations
 
-import io
+import json
 import math
 import os
 import tempfile
 import threading
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, NamedTuple
@@ -29,6 +29,11 @@ import numpy as np
 from kernel_lib.artifacts import maps
 from kernel_lib.data import rle
 from kernel_lib.postprocess.histograms import CV2_EXACT_PX
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Shape = tuple[int, int]
 Weights = tuple[float, ...]
@@ -131,34 +136,48 @@ class Packed:
     columns: Mapping[Shape, _Columns]  # by a mean's size: the maps of that size, or brought to it
 
     def to_bytes(self) -> bytes:
-        """Return what `from_bytes` reads."""
-        arrays = {"shape": self.shape, "floor": self.floor, "sizes": self.sizes}
-        for at, (size, of) in enumerate(self.columns.items()):
-            parts = {"size": size, "members": of.members, "kept": of.kept, "levels": of.levels}
-            arrays |= {f"{name}{at}": values for name, values in parts.items()}
-        file = io.BytesIO()
-        np.savez(file, **arrays)
-        return zlib.compress(file.getvalue(), 1)
+        """Return what `from_bytes` reads: the arrays' shapes as JSON, a line, then the arrays."""
+        columns = [
+            {"size": size, "members": of.members, "kept": of.kept.shape, "levels": of.levels.shape}
+            for size, of in self.columns.items()
+        ]
+        head = {"shape": self.shape, "floor": self.floor, "sizes": self.sizes, "columns": columns}
+        arrays = (array.tobytes() for of in self.columns.values() for array in (of.kept, of.levels))
+        return zlib.compress(b"".join([json.dumps(head).encode(), b"\n", *arrays]), 1)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Packed:
-        with np.load(io.BytesIO(zlib.decompress(content)), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        shape, columns = tuple(found["shape"].tolist()), {}
-        for at in range(sum(name.startswith("kept") for name in found)):
-            size = tuple(found[f"size{at}"].tolist())
-            members, grid = tuple(found[f"members{at}"].tolist()), _grid(size, shape)
-            columns[size] = _Columns(members, grid, found[f"kept{at}"], found[f"levels{at}"])
-        sizes = tuple(map(tuple, found["sizes"].tolist()))
-        return cls(shape, int(found["floor"]), sizes, columns)
+        head, _, content = zlib.decompress(content).partition(b"\n")
+        head, start, columns = json.loads(head), 0, {}
+        shape, sizes = tuple(head["shape"]), tuple(map(tuple, head["sizes"]))
+
+        def array(shape: Shape, dtype: type) -> np.ndarray:
+            nonlocal start
+            found = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+            start += found.nbytes
+            return found
+
+        for of in head["columns"]:
+            size, members = tuple(of["size"]), tuple(of["members"])
+            kept, levels = array(of["kept"], bool), array(of["levels"], np.uint8)
+            columns[size] = _Columns(members, _grid(size, shape), kept, levels)
+        return cls(shape, head["floor"], sizes, columns)
+
+
+Place = tuple[int, int]  # offset and length in a store's file
 
 
 class Store:
-    """Packed maps of many images in a temporary file, once it is open; they go with the process."""
+    """Packed maps of many images in a temporary file, once it is open; they go with the process.
+
+    Forked processes may read and write it: what one of them has written, `news` names for others to
+    `add`. Where the system has neither fork nor shared files nothing is kept.
+    """
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
-        self._at: dict[Hashable, tuple[int, int]] = {}  # offset and length
+        self._places: dict[Hashable, Place] = {}
+        self._news: dict[Hashable, Place] = {}
         self._lock = threading.Lock()
 
     @property
@@ -167,35 +186,51 @@ class Store:
 
     def open(self) -> None:
         """Keep what is put from now on."""
-        if self._file is None:
-            # Without a buffer, which would try again to write what a full disk refused.
+        if self._file is None and fcntl is not None:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
         """Drop everything."""
         if self._file is not None:
             self._file.close()
-        self._file, self._at = None, {}
+        self._file, self._places, self._news = None, {}, {}
 
     def get(self, key: Hashable) -> Packed | None:
-        if key not in self._at:
+        if key not in self._places:
             return None
-        offset, length = self._at[key]
-        with self._lock:
-            self._file.seek(offset)
-            content = self._file.read(length)
-        return Packed.from_bytes(content)
+        offset, length = self._places[key]
+        return Packed.from_bytes(os.pread(self._file.fileno(), length, offset))
 
     def put(self, key: Hashable, packed: Packed) -> None:
         """Keep an image, unless the file or the disk is full: it is then packed again when used."""
         if self._file is None:
             return
         content = packed.to_bytes()
-        with self._lock, suppress(OSError):
-            offset = self._file.seek(0, os.SEEK_END)
+        with self._lock, suppress(OSError), self._locked() as handle:
+            offset = os.fstat(handle).st_size
             fits = offset + len(content) <= STORE_BYTES
-            if fits and self._file.write(content) == len(content):
-                self._at[key] = offset, len(content)
+            if fits and os.pwrite(handle, content, offset) == len(content):
+                self._places[key] = self._news[key] = offset, len(content)
+
+    def news(self) -> dict[Hashable, Place]:
+        """Return the places of what this process has put since it was asked last."""
+        with self._lock:
+            found, self._news = self._news, {}
+        return found
+
+    def add(self, places: Mapping[Hashable, Place]) -> None:
+        """Take note of what another process has put."""
+        self._places.update(places)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Keep other processes from writing; yield the file's handle."""
+        handle = self._file.fileno()
+        fcntl.lockf(handle, fcntl.LOCK_EX)  # of a process: forked ones share all other locks
+        try:
+            yield handle
+        finally:
+            fcntl.lockf(handle, fcntl.LOCK_UN)
 
 
 def pack(levels: Sequence[np.ndarray], shape: Shape, floor: int = 0) -> Packed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from kernel_lib.reporting import agreement, overlays
 from kernel_lib.reporting.agreement import Agreement
 from kernel_lib.reporting.picture import Picture
 from kernel_lib.reporting.report import Section
+from kernel_lib.workers import each
 
 if TYPE_CHECKING:
     from kernel_lib.stages.report import ReportData
@@ -107,10 +107,9 @@ def member_agreement(data: ReportData, most: int = MOST_IMAGES) -> Agreement:
         return of_members, rle.parse(image.rle, shape)
 
     compared = list(held_out.iloc[rows].itertuples(index=False))
-    with ThreadPoolExecutor(2) as pool:  # OpenCV works outside the interpreter's lock
-        done = bar(pool.map(masks, compared), total=len(compared), desc="agreement", unit="image")
-        how = "its own rule" if choice.rules else "the rule of their mean"
-        found = agreement.measure([m.run for m in members], done, len(held_out), how)
+    done = bar(each(masks, compared), total=len(compared), desc="agreement", unit="image")
+    how = "its own rule" if choice.rules else "the rule of their mean"
+    found = agreement.measure([m.run for m in members], done, len(held_out), how)
     return replace(found, image_ids=tuple(image.image_id for image in compared))
 
 

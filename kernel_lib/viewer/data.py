@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from kernel_lib.postprocess.histograms import (
 from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 from kernel_lib.postprocess.units import FULL_AREA
+from kernel_lib.workers import each
 
 MAX_COMPARED = 20  # radiographs compared with the fingerprints of the training images
 
@@ -349,10 +349,9 @@ def measure(
             counts[k] = 0 if truth is None else rle.shared_px(mask, truth), rle.area(mask)
         return stats, counts
 
+    measured = each(measure_image, list(table.itertuples(index=False)))
     shown = {"total": len(table), "desc": "images to view", "unit": "image", "leave": False}
-    with ThreadPoolExecutor(2) as pool:  # OpenCV releases the interpreter's lock
-        measured = bar(pool.map(measure_image, table.itertuples(index=False)), **shown)
-        stats, counts = zip(*measured, strict=True)
+    stats, counts = zip(*bar(measured, **shown), strict=True)
     stacked = tuple(stack(of_model) for of_model in zip(*stats, strict=True))
     return stacked, Vote(voters, at_least, kind, np.stack(counts)) if voters else None
 

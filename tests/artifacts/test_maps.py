@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from kernel_lib import workers
 from kernel_lib.artifacts import maps
 from kernel_lib.data import pictures, rle
 from kernel_lib.errors import InputError
@@ -373,3 +374,12 @@ def test_a_map_with_a_wrong_byte_is_refused_when_it_is_read(tmp_path):
         with pytest.raises(InputError, match=r"oof.zip is damaged"):
             read()
     assert np.array_equal(archive["1.2.1"], some()[1][1].levels)
+
+
+def test_worker_processes_read_one_open_archive_without_disturbing_each_other(tmp_path):
+    rng = np.random.default_rng(0)
+    levels = {f"image{at}": rng.integers(0, 256, (64, 64), np.uint8) for at in range(400)}
+    maps.write(tmp_path / "oof.zip", ((i, maps.Prediction(m)) for i, m in levels.items()), META)
+    archive = maps.Maps(tmp_path / "oof.zip")
+    for image_id, found in zip(levels, workers.each(archive.__getitem__, [*levels]), strict=True):
+        np.testing.assert_array_equal(found, levels[image_id])

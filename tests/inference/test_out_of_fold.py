@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernel_lib import storage
+from kernel_lib import storage, workers
 from kernel_lib.artifacts import filenames, fold_run, maps
 from kernel_lib.artifacts.ensemble import Ensemble, Member
 from kernel_lib.data import rle
@@ -245,6 +245,24 @@ def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_p
             ):
                 assert_same(found, wanted)
     assert len(decoded) == 2 * 3 * len(SHAPES)
+
+
+def test_worker_processes_find_the_same_and_share_what_they_have_packed(tmp_path, monkeypatch):
+    held = held_out(tmp_path, combine="member_vote")
+    exact, votes_of_threads = held.statistics_of(WEIGHTINGS), held.vote_counts(RULE_SETS)
+    candidates = list(held.candidates(WEIGHTINGS, CANDIDATE_FLOOR))
+    monkeypatch.setattr(workers, "WORTH_ITEMS", 1)
+    monkeypatch.setattr(workers, "_CHUNK", 1)
+    forked = held_out(tmp_path, combine="member_vote")
+    np.testing.assert_array_equal(forked.vote_counts(RULE_SETS), votes_of_threads)
+    with forked.packed():
+        for found, wanted in zip(
+            forked.candidates(WEIGHTINGS, CANDIDATE_FLOOR), candidates, strict=True
+        ):
+            assert_same(found, wanted)
+        monkeypatch.setattr(maps.Maps, "__getitem__", None)  # nothing is decoded again
+        for found, wanted in zip(forked.gated_of(WEIGHTINGS), exact, strict=True):
+            assert_same(found, wanted)
 
 
 @pytest.mark.parametrize("gates", ["", "de"])
