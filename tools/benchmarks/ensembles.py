@@ -135,7 +135,7 @@ def measured(case: str, work: Path, n_runs: int, of: str = "", tree: Path = HERE
     other = row["seconds"] - sum(row["main"].values())
     print(f"{case} of {n_runs} runs, {work.name}, {tree.name}: {_time(row['seconds'])}, "
           f"{row['peak'] / 1e9:.2f} GB\n  {_parts(row['main'] | {'other': other})}\n"
-          f"  in threads: {_parts(row['workers'])}\n  {row['found']}", flush=True)  # fmt: skip
+          f"  in workers: {_parts(row['workers'])}\n  {row['found']}", flush=True)  # fmt: skip
     return row
 
 

@@ -2,7 +2,7 @@
 
 It imports nothing of the benchmark, and of the library only what earlier versions have too: with
 PYTHONPATH it measures another tree. Written to the result's file: seconds, seconds of each part in
-the main thread and in worker threads, and what was found.
+the main thread and in worker threads and processes, and what was found.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ import dataclasses
 import importlib
 import json
 import os
+import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 
 # Functions by the part that their own time counts for, without that of others called in them.
 PARTS = {
     "opening": ["inference.from_statistics:predictions"],
+    "maps": ["inference.out_of_fold:OutOfFold._computed"],
+    "votes": ["inference.out_of_fold:OutOfFold.vote_counts"],
+    "boundaries": ["inference.out_of_fold:OutOfFold.distances"],
     "search": ["postprocess.strategies:search", "postprocess.strategies:best_rule"],
     "score and bootstrap": ["postprocess.nested_cv:_report"],
     "calibration": ["postprocess.calibration:best_curve"],
@@ -36,10 +41,9 @@ PARTS = {
     "runs": ["data.rle:runs_of", "data.rle:shared_px", "data.rle:parse", "data.rle:decode"],
     "distances": ["inference.out_of_fold:surface_distance"],
 }
-# Passes over the images are parts by their titles: maps, votes, boundaries.
-PASSES = "inference.out_of_fold:OutOfFold._each"
 EARLIER = {  # of an earlier version
     "opening": ["stages.thresholds:out_of_fold"],
+    "maps": ["inference.out_of_fold:OutOfFold.statistics"],
     "search": ["postprocess.strategies:best_score"],
 }
 CASES = {
@@ -55,19 +59,35 @@ COUNT = 60  # pictures of the viewer
 
 
 class Parts:
-    """Seconds of each part, of the main thread and of all others together."""
+    """Seconds of each part, of the main thread and of all other threads and processes together."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """Worker processes leave their seconds in the folder, if there is one."""
         self.main: dict[str, float] = defaultdict(float)
         self.workers: dict[str, float] = defaultdict(float)
         self._within = threading.local()  # seconds of parts inside the one that runs
         self._lock = threading.Lock()
+        self._folder = folder
+        if folder is not None:
+            util.register_after_fork(self, Parts._in_worker)
 
-    def watch(self, target: str, part: str | None) -> bool:
-        """Time a function from now on, "module:name"; return whether there is one.
+    def _in_worker(self) -> None:
+        self.main.clear()  # those of the parent
+        self.workers.clear()
+        util.Finalize(None, self._leave, exitpriority=0)
 
-        Without a part's name the last argument is its title, and its first word the part.
-        """
+    def _leave(self) -> None:
+        name = f"{os.getpid()}-{time.monotonic_ns()}.json"
+        (self._folder / name).write_text(json.dumps(self.main))
+
+    def gather(self) -> None:
+        """Add the seconds that worker processes have left."""
+        for path in self._folder.iterdir():
+            for part, seconds in json.loads(path.read_text()).items():
+                self.workers[part] += seconds
+
+    def watch(self, target: str, part: str) -> bool:
+        """Time a function from now on, "module:name"; return whether there is one."""
         module, _, path = target.partition(":")
         owner = importlib.import_module(f"kernel_lib.{module}")
         *classes, name = path.split(".")
@@ -78,7 +98,7 @@ class Parts:
             setattr(owner, name, self._timed(function, part))
         return function is not None
 
-    def _timed(self, function: Callable, part: str | None) -> Callable:
+    def _timed(self, function: Callable, part: str) -> Callable:
         def timed(*args, **kwargs):
             outer, self._within.seconds = getattr(self._within, "seconds", 0.0), 0.0
             began = time.perf_counter()
@@ -86,7 +106,7 @@ class Parts:
                 return function(*args, **kwargs)
             finally:
                 took = time.perf_counter() - began
-                self._add(part or args[-1].split()[0], took - self._within.seconds)
+                self._add(part, took - self._within.seconds)
                 self._within.seconds = outer + took
 
         return timed
@@ -97,9 +117,9 @@ class Parts:
             (self.main if is_main else self.workers)[part] += seconds
 
 
-def watched() -> Parts:
+def watched(folder: Path) -> Parts:
     """Return the parts of this process, timed from now on."""
-    parts = Parts()
+    parts = Parts(folder)
     for table in (PARTS, EARLIER):
         for part, targets in table.items():
             for target in targets:
@@ -107,7 +127,6 @@ def watched() -> Parts:
                     parts.watch(target, part)
                 except ModuleNotFoundError:  # of another version
                     continue
-    parts.watch(PASSES, None)
     return parts
 
 
@@ -159,13 +178,15 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # of Linux
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     os.environ["KERNEL_LIB_MOUNTS"] = str(given.work / "no-mounts")
-    folder, parts = given.work / "ensembles" / given.ensemble, watched()
-    began = time.perf_counter()
-    if given.case in CASES:
-        found = searched(given.case, given.work, given.runs, folder)
-    else:
-        found = {"report": reported, "viewer": viewed}[given.case](folder)
-    seconds = time.perf_counter() - began
+    folder = given.work / "ensembles" / given.ensemble
+    with tempfile.TemporaryDirectory() as scratch:
+        parts, began = watched(Path(scratch)), time.perf_counter()
+        if given.case in CASES:
+            found = searched(given.case, given.work, given.runs, folder)
+        else:
+            found = {"report": reported, "viewer": viewed}[given.case](folder)
+        seconds = time.perf_counter() - began
+        parts.gather()
     result = {"seconds": seconds, "main": parts.main, "workers": parts.workers, "found": found}
     given.result.write_text(json.dumps(result))
 

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 
+from kernel_lib import workers
 from kernel_lib.artifacts import fold_run, folds_file, maps
 from kernel_lib.artifacts.ensemble import Ensemble
 from kernel_lib.data import rle
@@ -95,13 +96,22 @@ def test_a_part_s_time_is_its_own(monkeypatch):
     monkeypatch.setattr(ensembles_case.time, "perf_counter", lambda: next(now))
     parts = ensembles_case.Parts()
     inner = parts._timed(lambda: None, "inner")  # a second each
-    outer = parts._timed(lambda title: (inner(), inner()), None)
-    outer("outer of all")
+    outer = parts._timed(lambda: (inner(), inner()), "outer")
+    outer()
     assert (parts.main, parts.workers) == ({"inner": 2, "outer": 3}, {})
     thread = threading.Thread(target=inner)
     thread.start()
     thread.join()
     assert parts.workers == {"inner": 1}
+
+
+def test_what_worker_processes_did_is_counted(tmp_path):
+    parts = ensembles_case.Parts(tmp_path)
+    work = parts._timed(lambda x: x, "work")
+    assert list(workers.each(work, range(workers.WORTH_ITEMS))) == list(range(workers.WORTH_ITEMS))
+    assert "work" not in parts.main
+    parts.gather()
+    assert parts.workers["work"] > 0
 
 
 def test_a_case_runs_to_its_figures(work, capsys):
