@@ -109,7 +109,7 @@ class OutOfFold:
         """Return the statistics of all images under each weighting, in one pass over them."""
         used = np.flatnonzero(np.any(weightings, axis=0)) if weightings else ()
         labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
-        hists = np.zeros((len(weightings), 2, len(self.table), 256), np.int32)
+        hists = np.zeros((len(self.table), len(weightings), 2, 256), np.int32)
 
         def one(image: Any) -> tuple[np.ndarray, Mapping]:
             truth = rle.parse(image.rle, (image.height, image.width))
@@ -121,13 +121,13 @@ class OutOfFold:
             rows = range(len(self.table))
             found = self._each(rows, one, f"maps of {len(used)} members")
             for row, (of_image, stored) in zip(rows, found, strict=True):
-                hists[:, :, row] = of_image
+                hists[row] = of_image
                 self._store.add(stored)
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
         has_truth = np.ones(len(self.table), dtype=bool)
         return [
-            Stacked(*of_all_and_true, n_px, has_truth, label)
-            for of_all_and_true, label in zip(hists, labels, strict=True)
+            Stacked(hists[:, k, 0], hists[:, k, 1], n_px, has_truth, label)
+            for k, label in enumerate(labels)
         ]
 
     def _packed(

@@ -32,8 +32,9 @@ MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops
 TIE = 2.0**-42  # means closer than this are equal, as in the search
 
 # Where weightings are only ranked, levels up to here may count as 0 on images without a true mask:
-# their areas matter at the rule's `top` alone, which is hardly ever below 0.05.
-CANDIDATE_FLOOR = 12
+# their areas matter at the rule's `top` alone, which is hardly ever below 0.02. Rules below it look
+# better than they are, so that a higher floor, though faster, is hit more often.
+CANDIDATE_FLOOR = 4
 
 Weights = tuple[int, ...]
 # From K weightings of the members, the statistics of all images under each.
