@@ -92,12 +92,16 @@ class OutOfFold:
         finally:
             self._store.close()
 
+    @property
+    def candidate_floor(self) -> int:
+        """The level up to which `candidates` may count as 0; the sum of a map needs them all."""
+        return 0 if self.ensemble.gate == "sum" else CANDIDATE_FLOOR
+
     def candidates(self, weightings: Sequence[Sequence[float]], floor: int) -> Iterator[Stacked]:
         """Yield `gated` under many weightings, which are not kept.
 
-        Levels up to the floor count as 0 on images without a true mask, unless the gate needs them.
+        Levels up to the floor, 0 or `candidate_floor`, count as 0 on images without a true mask.
         """
-        floor = 0 if self.ensemble.gate == "sum" else floor
         for at in range(0, len(weightings), AT_ONCE):
             some = [tuple(weights) for weights in weightings[at : at + AT_ONCE]]
             yield from map(self._gate, self._computed(some, floor))
@@ -135,7 +139,7 @@ class OutOfFold:
     ) -> tuple[Sequence[int], Packed]:
         """Return the packed maps of an image, and of which members: all of them if it is kept."""
         members = range(len(self.ensemble.members)) if self._store.is_open else used
-        floors = {0} if positive else {0, CANDIDATE_FLOOR}
+        floors = {0} if positive else {0, self.candidate_floor}
         floor = 0 if positive else floor
         if kept := self._store.get((image.Index, floor)):
             return members, kept

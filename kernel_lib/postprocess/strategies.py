@@ -130,12 +130,16 @@ class Greedy:
         n_members: int,
         options: SearchOptions = DEFAULT_OPTIONS,
         candidates_of: CandidatesOf | None = None,
+        floor: int = 0,
         record: Record | None = None,
     ) -> None:
-        """`stats_of` takes integer weights of the members; so does `candidates_of`, faster."""
+        """`stats_of` takes integer weights of the members; so does `candidates_of`, faster.
+
+        `floor` is the one to ask `candidates_of` for.
+        """
         self.stats_of, self.n_members, self.options = stats_of, n_members, options
         self.candidates_of = candidates_of or (lambda weightings, floor: stats_of(weightings))
-        self.floor = CANDIDATE_FLOOR if candidates_of else 0
+        self.floor = floor
         self.record = {} if record is None else record
         self._chosen: dict[Weights, Stacked] = {}
 

@@ -313,7 +313,7 @@ def test_a_floor_of_candidates_changes_no_choice(drawn) -> None:
     row_sets = [rows, rows[1:]]
     candidates = Candidates(of)
     exact = Greedy(of, len(maps), options).fit(row_sets)
-    ranked = Greedy(of, len(maps), options, candidates).fit(row_sets)
+    ranked = Greedy(of, len(maps), options, candidates, CANDIDATE_FLOOR).fit(row_sets)
     assert [each.choice for each in ranked] == [each.choice for each in exact]
     assert [each.peak for each in ranked] == [each.peak for each in exact]
     assert candidates.floors[0] == CANDIDATE_FLOOR
@@ -349,7 +349,7 @@ def test_rules_that_a_floor_hides_are_searched_without_it(n_px: int) -> None:
         return [known.get(weights, weak) for weights in weightings]
 
     candidates, rows = Candidates(of), np.arange(4)
-    fitted = fit(Greedy(of, 2, candidates_of=candidates), rows)
+    fitted = fit(Greedy(of, 2, candidates_of=candidates, floor=CANDIDATE_FLOOR), rows)
     assert fitted.choice == fit(Greedy(of, 2), rows).choice
     assert fitted.choice.weights == (0, 1)
     assert fitted.searches[0].score == 0.75
@@ -364,7 +364,7 @@ def greedy_found() -> tuple[np.ndarray, np.ndarray, list[Fitted], dict]:
     masks, record = truth(1), {}
     maps = members(masks, [150, 180, 250], 1)
     of = stats_of(maps, masks)
-    fitted = Greedy(of, 3, SINGLE, Candidates(of), record).fit(ROW_SETS)
+    fitted = Greedy(of, 3, SINGLE, Candidates(of), CANDIDATE_FLOOR, record).fit(ROW_SETS)
     return maps, masks, fitted, record
 
 
@@ -376,7 +376,7 @@ def test_greedy_goes_on_from_any_part_of_its_record(data) -> None:
     rest = json.loads(json.dumps({name: record[name] for name in record if name in kept}))
     lacking = {name.split(": ")[1] for name in record if name not in kept}
     candidates = Candidates(stats_of(maps, masks))
-    again = Greedy(candidates.of, 3, SINGLE, candidates, rest).fit(ROW_SETS)
+    again = Greedy(candidates.of, 3, SINGLE, candidates, CANDIDATE_FLOOR, rest).fit(ROW_SETS)
     assert [each.choice for each in again] == [each.choice for each in expected]
     assert again[0].searches == expected[0].searches
     assert {" ".join(map(str, weights)) for weights in candidates.asked} == lacking
@@ -386,7 +386,9 @@ def test_greedy_goes_on_from_any_part_of_its_record(data) -> None:
 def test_greedy_asks_for_nothing_that_is_recorded() -> None:
     maps, masks, expected, record = greedy_found()
     candidates = Candidates(stats_of(maps, masks))
-    again = Greedy(candidates.of, 3, SINGLE, candidates, dict(record)).fit(ROW_SETS)
+    again = Greedy(candidates.of, 3, SINGLE, candidates, CANDIDATE_FLOOR, dict(record)).fit(
+        ROW_SETS
+    )
     assert [each.choice for each in again] == [each.choice for each in expected]
     assert candidates.asked == []
 
