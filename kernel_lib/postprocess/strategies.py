@@ -34,7 +34,7 @@ TIE = 2.0**-42  # means closer than this are equal, as in the search
 # Where weightings are only ranked, levels up to here may count as 0 on images without a true mask:
 # their areas matter at the rule's `top` alone, which is hardly ever below 0.02. Rules below it look
 # better than they are, so that a higher floor, though faster, is hit more often.
-CANDIDATE_FLOOR = 4
+CANDIDATE_FLOOR = 3
 
 Weights = tuple[int, ...]
 # From K weightings of the members, the statistics of all images under each.
@@ -194,8 +194,9 @@ class Greedy:
             )
             if not self._score(weights, stats, by, self.floor)
         ]
-        if again:  # rules with a threshold below the floor may be best: do without it
-            self.floor = 0
+        if again:  # rules with a threshold below the floor may be best
+            if 2 * len(again) >= len(wanted):
+                self.floor = 0  # so does a later draw, most likely
             for weights, stats in zip(again, self.candidates_of(again, 0), strict=True):
                 self._score(weights, stats, wanted[weights], 0)
         for selection in selections:

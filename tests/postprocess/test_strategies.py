@@ -343,17 +343,17 @@ def test_rules_that_a_floor_hides_are_searched_without_it(n_px: int) -> None:
     assert search(floored(weak, CANDIDATE_FLOOR)).score == 1.0
     area = search(floored(weak, CANDIDATE_FLOOR)).triplet.min_area_px
     assert (area == 0) == (n_px > FULL_AREA)
-    known = {(1, 0): weak, (0, 1): strong}
 
     def of(weightings: Sequence[Weights]) -> list[Stacked]:
-        return [known.get(weights, weak) for weights in weightings]
+        return [weak if weights[0] or sum(weights) > 1 else strong for weights in weightings]
 
-    candidates, rows = Candidates(of), np.arange(4)
-    fitted = fit(Greedy(of, 2, candidates_of=candidates, floor=CANDIDATE_FLOOR), rows)
-    assert fitted.choice == fit(Greedy(of, 2), rows).choice
-    assert fitted.choice.weights == (0, 1)
-    assert fitted.searches[0].score == 0.75
-    assert candidates.floors == [CANDIDATE_FLOOR, CANDIDATE_FLOOR, 0, 0]
+    for n, asked in ((2, [low[0], low[0], 0, 0]), (3, [*low, low[0], 0, *low, 0, 0])):
+        candidates, rows = Candidates(of), np.arange(4)
+        fitted = fit(Greedy(of, n, candidates_of=candidates, floor=CANDIDATE_FLOOR), rows)
+        assert fitted.choice == fit(Greedy(of, n), rows).choice
+        assert fitted.choice.weights == (0, 1, 0)[:n]
+        assert fitted.searches[0].score == 0.75
+        assert candidates.floors == asked, "without a floor for good once it hides half of them"
 
 
 ROW_SETS = [EVERY, *(EVERY[fold != FOLDS] for fold in range(3))]
