@@ -29,7 +29,7 @@ from kernel_lib.inference.weightings import Packed, Store, Weights, histograms, 
 from kernel_lib.notebook import bar
 from kernel_lib.postprocess.histograms import Stacked, areas, gate_by_sum
 from kernel_lib.postprocess.nested_cv_report import NestedCVReport
-from kernel_lib.postprocess.strategies import CANDIDATE_FLOOR, Choice
+from kernel_lib.postprocess.strategies import Choice
 from kernel_lib.postprocess.surface_distance import SurfaceDistance, surface_distance
 from kernel_lib.postprocess.triplet import NO_LABEL, Triplet, first_level
 from kernel_lib.workers import each
@@ -64,7 +64,7 @@ class OutOfFold:
         """Return `statistics` under several weightings, in one pass over the images."""
         weightings = [tuple(weights) for weights in weightings]
         new = [weights for weights in dict.fromkeys(weightings) if weights not in self._kept]
-        self._kept.update(zip(new, self._computed(new, 0), strict=True))
+        self._kept.update(zip(new, self._computed(new), strict=True))
         return [self._kept[weights] for weights in weightings]
 
     def remember(self, weights: Sequence[float], stats: Stacked) -> None:
@@ -92,24 +92,16 @@ class OutOfFold:
         finally:
             self._store.close()
 
-    @property
-    def candidate_floor(self) -> int:
-        """The level up to which `candidates` may count as 0; the sum of a map needs them all."""
-        return 0 if self.ensemble.gate == "sum" else CANDIDATE_FLOOR
-
-    def candidates(self, weightings: Sequence[Sequence[float]], floor: int) -> Iterator[Stacked]:
-        """Yield `gated` under many weightings, which are not kept.
-
-        Levels up to the floor, 0 or `candidate_floor`, count as 0 on images without a true mask.
-        """
+    def candidates(self, weightings: Sequence[Sequence[float]]) -> Iterator[Stacked]:
+        """Yield `gated` under many weightings, which are not kept."""
         for at in range(0, len(weightings), AT_ONCE):
             some = [tuple(weights) for weights in weightings[at : at + AT_ONCE]]
-            yield from map(self._gate, self._computed(some, floor))
+            yield from map(self._gate, self._computed(some))
 
     def _gate(self, stats: Stacked) -> Stacked:
         return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
 
-    def _computed(self, weightings: Sequence[Weights], floor: int) -> list[Stacked]:
+    def _computed(self, weightings: Sequence[Weights]) -> list[Stacked]:
         """Return the statistics of all images under each weighting, in one pass over them."""
         used = np.flatnonzero(np.any(weightings, axis=0)) if weightings else ()
         labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
@@ -117,7 +109,7 @@ class OutOfFold:
 
         def one(image: Any) -> tuple[np.ndarray, Mapping]:
             truth = rle.parse(image.rle, (image.height, image.width))
-            members, packed = self._packed(image, used, floor, len(truth) > 0)
+            members, packed = self._packed(image, used)
             some = [tuple(weights[m] for m in members) for weights in weightings]
             return histograms(packed, some, truth), self._store.news()
 
@@ -134,23 +126,15 @@ class OutOfFold:
             for k, label in enumerate(labels)
         ]
 
-    def _packed(
-        self, image: Any, used: Sequence[int], floor: int, positive: bool
-    ) -> tuple[Sequence[int], Packed]:
+    def _packed(self, image: Any, used: Sequence[int]) -> tuple[Sequence[int], Packed]:
         """Return the packed maps of an image, and of which members: all of them if it is kept."""
         members = range(len(self.ensemble.members)) if self._store.is_open else used
-        floors = {0} if positive else {0, self.candidate_floor}
-        floor = 0 if positive else floor
-        if kept := self._store.get((image.Index, floor)):
+        if kept := self._store.get(image.Index):
             return members, kept
         (archives,) = self.ensemble_maps[image.fold].members
         levels = [archives[member][image.image_id] for member in members]
-        shape = (image.height, image.width)
-        packed = pack(levels, shape, floor)
-        if self._store.is_open:
-            self._store.put((image.Index, floor), packed)
-            for other in floors - {floor}:  # while the maps are decoded
-                self._store.put((image.Index, other), pack(levels, shape, other))
+        packed = pack(levels, (image.height, image.width))
+        self._store.put(image.Index, packed)
         return members, packed
 
     def labels(self, weights: Weights) -> np.ndarray:

@@ -167,7 +167,7 @@ def make_strategy(
         return MemberVote(members, predicted.vote_counts, recipe.at_least, options, record)
     if recipe.choose == "greedy":
         of = predicted.gated_of, n_members, options, predicted.candidates
-        return Greedy(*of, predicted.candidate_floor, record)
+        return Greedy(*of, record)
     return OneRule(predicted.gated(ensemble.weights), options)
 
 

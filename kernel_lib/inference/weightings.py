@@ -17,7 +17,7 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,14 +108,14 @@ def _grid(size: Shape, target: Shape) -> _Grid:
     grid = _Grid(rows, columns, band)
     # OpenCV resizes by other code for other processors and sizes: try it.
     noise = np.random.default_rng(0).integers(1, 256, size, np.uint8)
-    counts = next(_counts(_cut([noise], (0,), grid, 0), np.ones((1, 1)), None))
+    counts = next(_counts(_cut([noise], (0,), grid), np.ones((1, 1)), None))
     expected = np.bincount(maps.at_shape(noise, target).ravel(), minlength=256)
     return grid if np.array_equal(counts[0], expected) else whole
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of bands in which any of several maps of one size is above 0, or a floor."""
+    """The columns of bands in which any of several maps of one size is above 0."""
 
     members: tuple[int, ...]  # whose maps these are
     grid: _Grid
@@ -128,10 +128,9 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Packed:
-    """The maps of one image by all members, without what is 0, or below a floor, in all of them."""
+    """The maps of one image by all members, without what is 0 in all of them."""
 
     shape: Shape  # (H, W) of the image
-    floor: int  # levels up to here are counted as 0
     sizes: tuple[Shape, ...]  # of each member's map
     columns: Mapping[Shape, _Columns]  # by a mean's size: the maps of that size, or brought to it
 
@@ -141,7 +140,7 @@ class Packed:
             {"size": size, "members": of.members, "kept": of.kept.shape, "levels": of.levels.shape}
             for size, of in self.columns.items()
         ]
-        head = {"shape": self.shape, "floor": self.floor, "sizes": self.sizes, "columns": columns}
+        head = {"shape": self.shape, "sizes": self.sizes, "columns": columns}
         arrays = (array.tobytes() for of in self.columns.values() for array in (of.kept, of.levels))
         return zlib.compress(b"".join([json.dumps(head).encode(), b"\n", *arrays]), 1)
 
@@ -161,7 +160,7 @@ class Packed:
             size, members = tuple(of["size"]), tuple(of["members"])
             kept, levels = array(of["kept"], bool), array(of["levels"], np.uint8)
             columns[size] = _Columns(members, _grid(size, shape), kept, levels)
-        return cls(shape, head["floor"], sizes, columns)
+        return cls(shape, sizes, columns)
 
 
 Place = tuple[int, int]  # offset and length in a store's file
@@ -176,8 +175,8 @@ class Store:
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
-        self._places: dict[Hashable, Place] = {}
-        self._news: dict[Hashable, Place] = {}
+        self._places: dict[int, Place] = {}
+        self._news: dict[int, Place] = {}
         self._lock = threading.Lock()
 
     @property
@@ -195,13 +194,13 @@ class Store:
             self._file.close()
         self._file, self._places, self._news = None, {}, {}
 
-    def get(self, key: Hashable) -> Packed | None:
+    def get(self, key: int) -> Packed | None:
         if key not in self._places:
             return None
         offset, length = self._places[key]
         return Packed.from_bytes(os.pread(self._file.fileno(), length, offset))
 
-    def put(self, key: Hashable, packed: Packed) -> None:
+    def put(self, key: int, packed: Packed) -> None:
         """Keep an image, unless the file or the disk is full: it is then packed again when used."""
         if self._file is None:
             return
@@ -212,13 +211,13 @@ class Store:
             if fits and os.pwrite(handle, content, offset) == len(content):
                 self._places[key] = self._news[key] = offset, len(content)
 
-    def news(self) -> dict[Hashable, Place]:
+    def news(self) -> dict[int, Place]:
         """Return the places of what this process has put since it was asked last."""
         with self._lock:
             found, self._news = self._news, {}
         return found
 
-    def add(self, places: Mapping[Hashable, Place]) -> None:
+    def add(self, places: Mapping[int, Place]) -> None:
         """Take note of what another process has put."""
         self._places.update(places)
 
@@ -233,25 +232,23 @@ class Store:
             fcntl.lockf(handle, fcntl.LOCK_UN)
 
 
-def pack(levels: Sequence[np.ndarray], shape: Shape, floor: int = 0) -> Packed:
+def pack(levels: Sequence[np.ndarray], shape: Shape) -> Packed:
     """Pack the maps of one image, uint8, one per member; `shape` is the (H, W) of the image."""
     sizes = tuple(m.shape for m in levels)
     columns = {}
     for size in set(sizes):
         members = tuple(i for i, s in enumerate(sizes) if math.prod(s) <= math.prod(size))
         of_size = [maps.at_shape(levels[i], size) for i in members]
-        columns[size] = _cut(of_size, members, _grid(size, shape), floor)
-    return Packed(shape, floor, sizes, columns)
+        columns[size] = _cut(of_size, members, _grid(size, shape))
+    return Packed(shape, sizes, columns)
 
 
-def _cut(
-    levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid, floor: int
-) -> _Columns:
+def _cut(levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid) -> _Columns:
     rows, columns = grid.rows, grid.columns
     highest = levels[0].copy()
     for level_map in levels[1:]:
         np.maximum(highest, level_map, out=highest)
-    above = (highest > floor).view(np.uint8)
+    above = (highest > 0).view(np.uint8)
     if grid.resizes:  # a pixel of the image depends on the neighbours of its pixel in the map
         above = cv2.dilate(above, np.ones((3, 3), np.uint8))
     above = np.bitwise_or.reduce(above.reshape(grid.n_bands, grid.band, -1), axis=1)
@@ -293,7 +290,7 @@ def histograms(packed: Packed, weightings: Sequence[Weights], truth: rle.Runs) -
             inside = None if mask is None else _inside(columns, mask)
             weights = np.array([weightings[k] for k in rows], np.float64)[:, columns.members]
             found[rows] = list(_counts(columns, weights, inside))
-    found[..., : packed.floor + 1] = 0
+    found[..., 0] = 0
     found[..., 0] = pixels - found.sum(axis=2)
     return found
 

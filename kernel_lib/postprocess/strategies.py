@@ -22,25 +22,18 @@ from kernel_lib.postprocess.search import (
     DEFAULT_OPTIONS,
     SearchOptions,
     SearchResult,
-    best_rule,
+    best_score,
     search,
     searches_label,
 )
-from kernel_lib.postprocess.triplet import Triplet, first_level
+from kernel_lib.postprocess.triplet import Triplet
 
 MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops rising
 TIE = 2.0**-42  # means closer than this are equal, as in the search
 
-# Where weightings are only ranked, levels up to here may count as 0 on images without a true mask:
-# their areas matter at the rule's `top` alone, which is hardly ever below 0.02. Rules below it look
-# better than they are, so that a higher floor, though faster, is hit more often.
-CANDIDATE_FLOOR = 3
-
 Weights = tuple[int, ...]
 # From K weightings of the members, the statistics of all images under each.
 StatsOf = Callable[[Sequence[Weights]], Iterable[Stacked]]
-# The same for weightings that are only ranked, with the floor of images without a true mask.
-CandidatesOf = Callable[[Sequence[Weights], int], Iterable[Stacked]]
 # From R sets of a rule per member (R, N, n, 2) int64; for each k in 1…n the pixels that the vote
 # shares with the truth, and its area.
 VoteCounts = Callable[[Sequence[Sequence[Triplet]]], np.ndarray]
@@ -129,17 +122,12 @@ class Greedy:
         stats_of: StatsOf,
         n_members: int,
         options: SearchOptions = DEFAULT_OPTIONS,
-        candidates_of: CandidatesOf | None = None,
-        floor: int = 0,
+        candidates_of: StatsOf | None = None,
         record: Record | None = None,
     ) -> None:
-        """`stats_of` takes integer weights of the members; so does `candidates_of`, faster.
-
-        `floor` is the one to ask `candidates_of` for.
-        """
+        """`stats_of` takes integer weights of the members; `candidates_of` those only ranked."""
         self.stats_of, self.n_members, self.options = stats_of, n_members, options
-        self.candidates_of = candidates_of or (lambda weightings, floor: stats_of(weightings))
-        self.floor = floor
+        self.candidates_of = candidates_of or stats_of
         self.record = {} if record is None else record
         self._chosen: dict[Weights, Stacked] = {}
 
@@ -181,40 +169,16 @@ class Greedy:
                 weights = in_least_terms(more)
                 if selection.name(weights) not in self.record:
                     wanted.setdefault(weights, []).append(selection)
-        candidates = zip(wanted.items(), self.candidates_of(list(wanted), self.floor), strict=True)
-        again = [
-            weights
-            for (weights, by), stats in bar(
-                candidates,
-                total=len(wanted),
-                desc=title,
-                unit="weighting",
-                leave=False,
-                disable=title is None,
-            )
-            if not self._score(weights, stats, by, self.floor)
-        ]
-        if again:  # rules with a threshold below the floor may be best
-            if 2 * len(again) >= len(wanted):
-                self.floor = 0  # so does a later draw, most likely
-            for weights, stats in zip(again, self.candidates_of(again, 0), strict=True):
-                self._score(weights, stats, wanted[weights], 0)
+        ranked = bar(
+            zip(wanted.items(), self.candidates_of(list(wanted)), strict=True),
+            total=len(wanted), desc=title, unit="weighting", leave=False, disable=title is None,
+        )  # fmt: skip
+        for (weights, by), stats in ranked:
+            for selection in by:
+                score = best_score(stats.take(selection.rows), self.options)
+                self.record[selection.name(weights)] = score
         for selection in selections:
             selection.grow(self.record)
-
-    def _score(
-        self, weights: Weights, stats: Stacked, selections: Sequence[_Selection], floor: int
-    ) -> bool:
-        """Record what the best rule of a weighting scores; return False where a floor hides it."""
-        found = {}
-        for selection in selections:
-            rule, score = best_rule(stats.take(selection.rows), self.options)
-            lowest = rule.top if rule.min_area_px else rule.bottom
-            if first_level(lowest) <= floor:
-                return False
-            found[selection.name(weights)] = score
-        self.record.update(found)
-        return True
 
 
 @dataclass

@@ -27,6 +27,7 @@ from kernel_lib.postprocess.histograms import areas, per_image_dice
 from kernel_lib.postprocess.units import AREA_UNIT, FULL_AREA
 from kernel_lib.reporting.picture import RESEARCH_ONLY, Picture
 from kernel_lib.viewer.data import ViewerData, load_viewer_data, rank_images
+from kernel_lib.workers import each
 
 MB = 1_000_000
 IMAGES = 200  # embedded by default
@@ -141,8 +142,8 @@ def render(
         rows = [_row_of(data, image_id) for image_id in dict.fromkeys(ids)]
         which = "those asked for"
     pictures = payload["pictures"]
-    for row in bar(rows, desc="pictures", unit="image", leave=False):
-        picture = _picture(data, row, size)
+    drawn = each(lambda row: _picture(data, row, size), rows)
+    for picture in bar(drawn, total=len(rows), desc="pictures", unit="image", leave=False):
         left -= len(json.dumps(picture)) + 2
         if left < 0:
             break

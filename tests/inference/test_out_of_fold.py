@@ -20,7 +20,6 @@ from kernel_lib.inference.out_of_fold import OutOfFold, out_of_fold
 from kernel_lib.postprocess import votes
 from kernel_lib.postprocess.exhaustive import KEEP_NONE
 from kernel_lib.postprocess.histograms import Stacked, gate_by_sum, stack
-from kernel_lib.postprocess.strategies import CANDIDATE_FLOOR
 from kernel_lib.postprocess.triplet import Triplet
 from tests.inference.small_runs import gather, level_map, make_run, table
 from tests.stages.place import rewrite
@@ -197,37 +196,15 @@ def test_statistics_of_many_weightings_are_those_of_each_image_by_itself(tmp_pat
         assert_same(held.gated(weights), found)
 
 
-@pytest.mark.parametrize("floor", [0, 25, 255])
-@pytest.mark.parametrize("of", [{}, LABELS[2]])
-def test_candidates_differ_up_to_the_floor_and_without_a_true_mask_only(
-    tmp_path, monkeypatch, of, floor
-):
+@pytest.mark.parametrize("of", [{}, LABELS[2], LABELS[6]])
+def test_candidates_are_the_same_decoded_and_from_the_store(tmp_path, monkeypatch, of):
     monkeypatch.setattr("kernel_lib.inference.out_of_fold.AT_ONCE", 2)
     held, plain = held_out(tmp_path, **of), held_out(tmp_path, **of)
-    has_mask = (held.table["area_px"] > 0).to_numpy()
+    exact = plain.gated_of(WEIGHTINGS)
     with held.packed():
-        for _ in range(2):  # decoded, and from the store
-            candidates = list(held.candidates(WEIGHTINGS, floor))
-            for found, exact in zip(candidates, plain.gated_of(WEIGHTINGS), strict=True):
-                assert_same(found.take(has_mask), exact.take(has_mask))
-                assert_same(replace(found, hist_all=exact.hist_all), exact)
-                shown = np.arange(256) > floor
-                above = found.hist_all[~has_mask], exact.hist_all[~has_mask]
-                np.testing.assert_array_equal(*(hist[:, shown] for hist in above))
-                assert not above[0][:, 1:][:, ~shown[1:]].any()
-                np.testing.assert_array_equal(found.hist_all.sum(axis=1), exact.n_px)
-        # What is not a candidate stays exact, whatever the store holds.
-        for found, exact in zip(held.gated_of(WEIGHTINGS), plain.gated_of(WEIGHTINGS), strict=True):
-            assert_same(found, exact)
-
-
-def test_a_gate_by_the_map_s_sum_needs_all_levels(tmp_path):
-    held, plain = (held_out(tmp_path, gate="sum") for _ in range(2))
-    assert held.candidate_floor == 0
-    with held.packed():
-        found = held.candidates(WEIGHTINGS, held.candidate_floor)
-        for stats, exact in zip(found, plain.gated_of(WEIGHTINGS), strict=True):
-            assert_same(stats, exact)
+        for candidates in (held.candidates(WEIGHTINGS), held.candidates(WEIGHTINGS)):
+            for found, wanted in zip(candidates, exact, strict=True):
+                assert_same(found, wanted)
 
 
 def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_path, monkeypatch):
@@ -240,18 +217,16 @@ def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_p
 
     monkeypatch.setattr(maps.Maps, "__getitem__", counted)
     with held.packed():
-        expected = list(held.candidates(WEIGHTINGS, CANDIDATE_FLOOR))
+        expected = list(held.candidates(WEIGHTINGS))
         assert sorted(decoded) == sorted([*held.table["image_id"]] * 3)
-        list(held.candidates(WEIGHTINGS, CANDIDATE_FLOOR)), held.statistics_of(WEIGHTINGS)
+        list(held.candidates(WEIGHTINGS)), held.statistics_of(WEIGHTINGS)
         assert len(decoded) == 3 * len(SHAPES)
     monkeypatch.setattr("kernel_lib.inference.weightings.STORE_BYTES", 0)
     full = held_out(tmp_path)
     decoded.clear()
     with full.packed():
         for _ in range(2):
-            for found, wanted in zip(
-                full.candidates(WEIGHTINGS, CANDIDATE_FLOOR), expected, strict=True
-            ):
+            for found, wanted in zip(full.candidates(WEIGHTINGS), expected, strict=True):
                 assert_same(found, wanted)
     assert len(decoded) == 2 * 3 * len(SHAPES)
 
@@ -259,15 +234,13 @@ def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_p
 def test_worker_processes_find_the_same_and_share_what_they_have_packed(tmp_path, monkeypatch):
     held = held_out(tmp_path, combine="member_vote")
     exact, votes_of_threads = held.statistics_of(WEIGHTINGS), held.vote_counts(RULE_SETS)
-    candidates = list(held.candidates(WEIGHTINGS, CANDIDATE_FLOOR))
+    candidates = list(held.candidates(WEIGHTINGS))
     monkeypatch.setattr(workers, "WORTH_ITEMS", 1)
     monkeypatch.setattr(workers, "_CHUNK", 1)
     forked = held_out(tmp_path, combine="member_vote")
     np.testing.assert_array_equal(forked.vote_counts(RULE_SETS), votes_of_threads)
     with forked.packed():
-        for found, wanted in zip(
-            forked.candidates(WEIGHTINGS, CANDIDATE_FLOOR), candidates, strict=True
-        ):
+        for found, wanted in zip(forked.candidates(WEIGHTINGS), candidates, strict=True):
             assert_same(found, wanted)
         monkeypatch.setattr(maps.Maps, "__getitem__", None)  # nothing is decoded again
         for found, wanted in zip(forked.gated_of(WEIGHTINGS), exact, strict=True):

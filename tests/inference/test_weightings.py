@@ -56,16 +56,13 @@ def truth_of(kind: str, shape: Shape, random: np.random.Generator) -> rle.Runs:
 
 
 def expected(
-    levels: Sequence[np.ndarray], weights: Weights, truth: rle.Runs, shape: Shape, floor: int = 0
+    levels: Sequence[np.ndarray], weights: Weights, truth: rle.Runs, shape: Shape
 ) -> np.ndarray:
     """Return the counts (2, 256) of the mean map by the functions that define them."""
     used = [at for at, weight in enumerate(weights) if weight]
     mean = maps.mean([levels[at] for at in used], [weights[at] for at in used])
     stats = maps.statistics(mean, rle.to_string(truth), shape)
-    counts = np.stack([stats.hist_all, stats.hist_true])
-    counts[:, 0] += counts[:, 1 : floor + 1].sum(axis=1)
-    counts[:, 1 : floor + 1] = 0
-    return counts
+    return np.stack([stats.hist_all, stats.hist_true])
 
 
 def check(
@@ -73,12 +70,11 @@ def check(
     shape: Shape,
     many: Sequence[Weights],
     truth: rle.Runs,
-    floor: int = 0,
 ) -> None:
-    found = histograms(pack(levels, shape, floor), many, truth)
+    found = histograms(pack(levels, shape), many, truth)
     assert found.shape == (len(many), 2, 256)
     for weights, counts in zip(many, found, strict=True):
-        np.testing.assert_array_equal(counts, expected(levels, weights, truth, shape, floor))
+        np.testing.assert_array_equal(counts, expected(levels, weights, truth, shape))
 
 
 def weights_of(n: int) -> st.SearchStrategy[Weights]:
@@ -89,7 +85,7 @@ def weights_of(n: int) -> st.SearchStrategy[Weights]:
 
 
 @st.composite
-def images(draw) -> tuple[list[np.ndarray], Shape, list[Weights], rle.Runs, int]:
+def images(draw) -> tuple[list[np.ndarray], Shape, list[Weights], rle.Runs]:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     side = st.sampled_from([1, 3, 8, 12, 15, 16, 20, 24, 32, 40, 48])
     sizes = draw(st.lists(st.tuples(side, side), min_size=1, max_size=3))
@@ -107,7 +103,7 @@ def images(draw) -> tuple[list[np.ndarray], Shape, list[Weights], rle.Runs, int]
     levels = [level_map(k, sizes[at % len(sizes)], random) for at, k in enumerate(kinds)]
     many = draw(st.lists(weights_of(n), min_size=1, max_size=6))
     truth = truth_of(draw(st.sampled_from(TRUTHS)), shape, random)
-    return levels, shape, many, truth, draw(st.sampled_from([0, 0, 1, 25, 254, 255]))
+    return levels, shape, many, truth
 
 
 @settings(max_examples=400)
@@ -134,9 +130,8 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("floor", [0, 25])
 @pytest.mark.parametrize("name", SIZES)
-def test_counts_of_the_sizes_of_networks(name: str, floor: int) -> None:
+def test_counts_of_the_sizes_of_networks(name: str) -> None:
     sides, shape = SIZES[name]
     random = np.random.default_rng(len(name))
     kinds = ("blobs", "border", "corners", "pixels")
@@ -148,7 +143,7 @@ def test_counts_of_the_sizes_of_networks(name: str, floor: int) -> None:
     each = [tuple(int(m == at) for m in range(n)) for at in range(n)]
     smaller = tuple(int(side < max(sides)) or int(len(set(sides)) == 1) for side in sides)
     many = [*each, smaller, (1,) * n, tuple(range(1, n + 1)), (0.7,) * (n - 1) + (1.1,)]
-    check(levels, shape, many, truth_of("block", shape, random), floor)
+    check(levels, shape, many, truth_of("block", shape, random))
 
 
 def test_a_network_s_map_is_cut_into_bands_and_dense_noise_is_counted_too() -> None:
@@ -223,7 +218,7 @@ def packed_images(n: int) -> list[Packed]:
 
 
 def assert_same(some: Packed, others: Packed) -> None:
-    assert (some.shape, some.floor, some.sizes) == (others.shape, others.floor, others.sizes)
+    assert (some.shape, some.sizes) == (others.shape, others.sizes)
     many = [(1, 0), (2, 3)]
     found, again = (histograms(packed, many, rle.NO_RUNS) for packed in (some, others))
     np.testing.assert_array_equal(found, again)
@@ -234,21 +229,21 @@ def test_a_store_keeps_images_once_it_is_open_and_leaves_nothing_on_the_disk(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     images, store = packed_images(3), Store()
-    store.put("0", images[0])
+    store.put(0, images[0])
     assert not store.is_open
-    assert store.get("0") is None
+    assert store.get(0) is None
     store.open()
     assert store.is_open
     for at, packed in enumerate(images):
-        store.put((at, 25), packed)
+        store.put(at, packed)
     store.open()  # again: nothing is lost
     for at in (2, 0, 1, 0):
-        assert_same(store.get((at, 25)), images[at])
-    assert store.get((0, 0)) is None
+        assert_same(store.get(at), images[at])
+    assert store.get(3) is None
     assert list(tmp_path.iterdir()) == [], "not even while it is used"
     store.close()
     assert not store.is_open
-    assert store.get((0, 25)) is None
+    assert store.get(0) is None
 
 
 def test_what_goes_beyond_a_store_s_size_is_not_kept(monkeypatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 
@@ -14,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_lib.postprocess import metrics, nested_cv
-from kernel_lib.postprocess.histograms import Stacked, Statistics, stack, statistics
+from kernel_lib.postprocess.histograms import Stacked, stack, statistics
 from kernel_lib.postprocess.metrics import Resampler
 from kernel_lib.postprocess.search import SearchOptions, search
 from kernel_lib.postprocess.strategies import (
-    CANDIDATE_FLOOR,
     Choice,
     Fitted,
     Greedy,
@@ -30,7 +28,6 @@ from kernel_lib.postprocess.strategies import (
     in_least_terms,
 )
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
-from kernel_lib.postprocess.units import FULL_AREA
 
 SIZE = 12
 N = 24
@@ -265,95 +262,15 @@ def test_members_of_mere_noise_look_better_in_sample_than_they_are() -> None:
         assert report.honest.dice < report.in_sample.dice - 0.03
 
 
-# Candidates with a floor, and records of what was found.
-
-
-def floored(stats: Stacked, floor: int) -> Stacked:
-    """Return the statistics with levels up to the floor as 0 where there is no true mask."""
-    low = (np.arange(256) <= floor) & (stats.true_px == 0)[:, None]
-    hist_all = np.where(low, 0, stats.hist_all)
-    hist_all[:, 0] += np.where(low, stats.hist_all, 0).sum(axis=1)
-    return replace(stats, hist_all=hist_all)
-
-
 class Candidates:
     """Statistics of weightings that are only ranked, and for which they were asked."""
 
     def __init__(self, of: StatsOf) -> None:
-        self.of, self.asked, self.floors = of, [], []
+        self.of, self.asked = of, []
 
-    def __call__(self, weightings: Sequence[Weights], floor: int) -> list[Stacked]:
+    def __call__(self, weightings: Sequence[Weights]) -> list[Stacked]:
         self.asked += weightings
-        self.floors += [floor] * len(weightings)
-        return [floored(stats, floor) for stats in self.of(weightings)]
-
-
-@st.composite
-def low_and_high_maps(draw) -> tuple[np.ndarray, np.ndarray, SearchOptions]:
-    """Maps of some members, of any strength, masks that are often empty, and options."""
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n_members, n = draw(st.integers(1, 3)), draw(st.integers(2, 8))
-    highest = draw(st.sampled_from([3, 12, 25, 26, 27, 50, 80, 255]))
-    masks = random.random((n, 4, 5)) < 0.4
-    masks &= (random.random(n) < 0.5)[:, None, None]
-    maps = random.integers(0, highest + 1, (n_members, n, 4, 5))
-    maps = np.where(masks, np.minimum(2 * maps, 255), maps) * (random.random(maps.shape) < 0.6)
-    return (
-        maps.astype(np.uint8),
-        masks.astype(np.uint8),
-        SearchOptions(draw(st.sampled_from([True, True, False]))),
-    )
-
-
-@settings(max_examples=15)
-@given(low_and_high_maps())
-def test_a_floor_of_candidates_changes_no_choice(drawn) -> None:
-    maps, masks, options = drawn
-    of, rows = stats_of(maps, masks), np.arange(len(masks))
-    row_sets = [rows, rows[1:]]
-    candidates = Candidates(of)
-    exact = Greedy(of, len(maps), options).fit(row_sets)
-    ranked = Greedy(of, len(maps), options, candidates, CANDIDATE_FLOOR).fit(row_sets)
-    assert [each.choice for each in ranked] == [each.choice for each in exact]
-    assert [each.peak for each in ranked] == [each.peak for each in exact]
-    assert candidates.floors[0] == CANDIDATE_FLOOR
-
-
-def by_hand(true: Sequence[int], false: Sequence[int], n_px: int) -> Stacked:
-    """Statistics of images with one true pixel each, of these levels, and of others without."""
-    images = []
-    for level, is_true in [*((level, 1) for level in true), *((level, 0) for level in false)]:
-        hist_all, hist_true = np.zeros((2, 256), np.int64)
-        hist_all[level] += 1
-        hist_true[level] += is_true
-        hist_all[0] += n_px - 1
-        images.append(Statistics(hist_all, hist_true, n_px))
-    return stack(images)
-
-
-@pytest.mark.parametrize("n_px", [FULL_AREA, 4 * FULL_AREA])
-def test_rules_that_a_floor_hides_are_searched_without_it(n_px: int) -> None:
-    """The first member looks flawless where its level is 0 on images without a mask.
-
-    In images above 1024² a pixel is less than one of the rule's: its best rule has area 0, and
-    then `bottom` alone decides, with any `top`.
-    """
-    low = [CANDIDATE_FLOOR] * 2
-    weak, strong = by_hand(low, low, n_px), by_hand([200, 0], [0, 0], n_px)
-    assert search(floored(weak, CANDIDATE_FLOOR)).score == 1.0
-    area = search(floored(weak, CANDIDATE_FLOOR)).triplet.min_area_px
-    assert (area == 0) == (n_px > FULL_AREA)
-
-    def of(weightings: Sequence[Weights]) -> list[Stacked]:
-        return [weak if weights[0] or sum(weights) > 1 else strong for weights in weightings]
-
-    for n, asked in ((2, [low[0], low[0], 0, 0]), (3, [*low, low[0], 0, *low, 0, 0])):
-        candidates, rows = Candidates(of), np.arange(4)
-        fitted = fit(Greedy(of, n, candidates_of=candidates, floor=CANDIDATE_FLOOR), rows)
-        assert fitted.choice == fit(Greedy(of, n), rows).choice
-        assert fitted.choice.weights == (0, 1, 0)[:n]
-        assert fitted.searches[0].score == 0.75
-        assert candidates.floors == asked, "without a floor for good once it hides half of them"
+        return self.of(weightings)
 
 
 ROW_SETS = [EVERY, *(EVERY[fold != FOLDS] for fold in range(3))]
@@ -364,7 +281,7 @@ def greedy_found() -> tuple[np.ndarray, np.ndarray, list[Fitted], dict]:
     masks, record = truth(1), {}
     maps = members(masks, [150, 180, 250], 1)
     of = stats_of(maps, masks)
-    fitted = Greedy(of, 3, SINGLE, Candidates(of), CANDIDATE_FLOOR, record).fit(ROW_SETS)
+    fitted = Greedy(of, 3, SINGLE, Candidates(of), record).fit(ROW_SETS)
     return maps, masks, fitted, record
 
 
@@ -376,7 +293,7 @@ def test_greedy_goes_on_from_any_part_of_its_record(data) -> None:
     rest = json.loads(json.dumps({name: record[name] for name in record if name in kept}))
     lacking = {name.split(": ")[1] for name in record if name not in kept}
     candidates = Candidates(stats_of(maps, masks))
-    again = Greedy(candidates.of, 3, SINGLE, candidates, CANDIDATE_FLOOR, rest).fit(ROW_SETS)
+    again = Greedy(candidates.of, 3, SINGLE, candidates, rest).fit(ROW_SETS)
     assert [each.choice for each in again] == [each.choice for each in expected]
     assert again[0].searches == expected[0].searches
     assert {" ".join(map(str, weights)) for weights in candidates.asked} == lacking
@@ -386,9 +303,7 @@ def test_greedy_goes_on_from_any_part_of_its_record(data) -> None:
 def test_greedy_asks_for_nothing_that_is_recorded() -> None:
     maps, masks, expected, record = greedy_found()
     candidates = Candidates(stats_of(maps, masks))
-    again = Greedy(candidates.of, 3, SINGLE, candidates, CANDIDATE_FLOOR, dict(record)).fit(
-        ROW_SETS
-    )
+    again = Greedy(candidates.of, 3, SINGLE, candidates, dict(record)).fit(ROW_SETS)
     assert [each.choice for each in again] == [each.choice for each in expected]
     assert candidates.asked == []
 

@@ -637,7 +637,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path, monkeypatch, how, n_ent
                 raise KeyboardInterrupt
             super().__setitem__(name, value)
 
-    for name in ("search", "best_rule"):
+    for name in ("search", "best_score"):
         monkeypatch.setattr(strategies, name, counted(getattr(strategies, name)))
     with monkeypatch.context() as patched:
         patched.setattr(stage, "SearchRecord", Stopping)

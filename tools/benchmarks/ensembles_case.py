@@ -26,7 +26,7 @@ PARTS = {
     "maps": ["inference.out_of_fold:OutOfFold._computed"],
     "votes": ["inference.out_of_fold:OutOfFold.vote_counts"],
     "boundaries": ["inference.out_of_fold:OutOfFold.distances"],
-    "search": ["postprocess.strategies:search", "postprocess.strategies:best_rule"],
+    "search": ["postprocess.strategies:search", "postprocess.strategies:best_score"],
     "score and bootstrap": ["postprocess.nested_cv:_report"],
     "calibration": ["postprocess.calibration:best_curve"],
     "files": ["stages.thresholds:_save", "stages.report:load"],
@@ -44,7 +44,6 @@ PARTS = {
 EARLIER = {  # of an earlier version
     "opening": ["stages.thresholds:out_of_fold"],
     "maps": ["inference.out_of_fold:OutOfFold.statistics"],
-    "search": ["postprocess.strategies:best_score"],
 }
 CASES = {
     "mean": {},
