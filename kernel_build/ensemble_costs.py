@@ -1,6 +1,7 @@
 """Costs of what an ensemble's runs become on Kaggle: thresholds, and masks of the test images.
 
-Both stages read every map of every run, by two threads, however many cores there are.
+Both stages read every map of every run, as here counted by two processes at a time, which is what
+was measured; the thresholds stage has one per core.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ TRAIN_IMAGES, TEST_IMAGES = 12_047, 3_205  # the competition's second stage
 # Of a trained network's map: 0.017 where 5 % of its pixels are above 0, 0.036 where 17 % are.
 MAP_BYTES_PER_PX = 0.04
 
-# Seconds of one thread at 512 px, on two shared cores: docs/results.md, "Ensembles". They are
-# proportional to pixels where they are of maps.
+# Seconds of one process at 512 px, with another one beside it on two cores: docs/results.md,
+# "Ensembles". They are proportional to pixels where they are of maps.
 THREADS = 2
 PACK = 0.5e-3  # a map, decoded and packed
 RANK = 0.11e-3  # the statistics of an image under one weighting, from its packed maps

@@ -17,7 +17,9 @@ from typing import Any
 
 import cv2
 
-N_WORKERS = 2  # as many as the cores of Kaggle's smallest machine
+from kernel_lib.errors import InputError
+
+MOST_WORKERS = 8  # more would wait for the process that collects their results
 WORTH_ITEMS = 200  # from which starting processes, some 0.1 s, is worth while
 _CHUNK = 16  # items, a few milliseconds each, handed over together
 
@@ -29,8 +31,8 @@ _items: Sequence[Any]
 def start_worker() -> None:
     """Prepare this worker process: one thread of OpenCV, and an end when its parent ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent answers it
-    # The processes are the parallelism. 0, since 1 waits for the parent's threads of OpenCV to end,
-    # which a forked process has not.
+    # The processes are the parallelism. 0, because 1 joins OpenCV's threads first, which a forked
+    # process does not have: it would wait for ever.
     cv2.setNumThreads(0)
     parent = multiprocessing.parent_process()
 
@@ -42,17 +44,24 @@ def start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Yield what `work` returns for each item, in their order, computed by two workers.
+def n_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    They are forked, so that `work` may be any function; what it changes stays in its worker. Few
+
+def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Yield what `work` returns for each item, in their order, computed by a worker per core.
+
+    Workers are forked, so that `work` may be any function; what it changes stays in its worker. Few
     items, and all where processes cannot be forked, are shared among threads instead.
-    Raises: what `work` raises; RuntimeError where a worker dies.
+    Raises: what `work` raises; InputError where a worker dies.
     """
     pool = _forked(work, items)
     try:
         if pool is None:
-            pool = ThreadPoolExecutor(N_WORKERS)
+            pool = ThreadPoolExecutor(_n_workers())
             results = pool.map(work, items)
         else:
             with warnings.catch_warnings():
@@ -61,8 +70,8 @@ def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
                 results = pool.map(_of_item, range(len(items)), chunksize=_CHUNK)
         yield from results
     except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died, most likely for lack of memory: free some, and call again"
+        raise InputError(
+            "a worker process died, most likely for lack of memory: free some, and run it again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -74,8 +83,12 @@ def _forked(work: Callable[[Any], Any], items: Sequence[Any]) -> ProcessPoolExec
         return None
     context = multiprocessing.get_context("fork")
     with suppress(OSError):  # of its semaphores in /dev/shm
-        return ProcessPoolExecutor(N_WORKERS, context, _start_forked, (work, items))
+        return ProcessPoolExecutor(_n_workers(), context, _start_forked, (work, items))
     return None
+
+
+def _n_workers() -> int:
+    return min(max(n_cores(), 2), MOST_WORKERS)  # two even on one core: one computes, one reads
 
 
 def _start_forked(work: Callable[[Any], Any], items: Sequence[Any]) -> None:

@@ -22,6 +22,7 @@ from kernel_lib.data.cache_store import Journal, Row, Store, Task, outcomes
 from kernel_lib.data.images import Skipped
 from kernel_lib.errors import InputError
 from kernel_lib.notebook import bar
+from kernel_lib.workers import n_cores
 
 SPLITS = ("train", "test", "nih")
 ON_BAD_FILE = ("stop", "skip", "blank")
@@ -140,7 +141,6 @@ def prepare(
     with _locked(folder, root), closing(Journal(store)) as journal:
         filler = _Filler(store, journal, on_bad_file, split != "test", masks_are)
         tasks = filler.plan(frame)
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         progress_bar = bar(
             total=len(frame),
             initial=len(frame) - len(tasks) - len(filler.bad),
@@ -148,7 +148,7 @@ def prepare(
             unit="image",
             disable=not tasks,
         )
-        n_workers = workers or n_cores or os.cpu_count() or 1
+        n_workers = workers or n_cores()
         with progress_bar, closing(outcomes(store, tasks, n_workers)) as results:
             for task, result in results:
                 filler.take(task, result)
