@@ -19,26 +19,26 @@ MAP_BYTES_PER_PX = 0.04
 
 # Seconds of one process at 512 px, with another one beside it on two cores: docs/results.md,
 # "Ensembles". They are proportional to pixels where they are of maps.
-THREADS = 2
-PACK = 0.5e-3  # a map, decoded and packed
-RANK = 0.11e-3  # the statistics of an image under one weighting, from its packed maps
-VOTE = 1e-3  # a map that a member's rule keeps
-DISTANCE = 1.5e-3  # a map of an image whose boundaries are compared
+PROCESSES = 2
+PACK = 0.3e-3  # a map, decoded and packed
+RANK = 0.35e-3  # the statistics of an image under one weighting, from its packed maps
+VOTE = 3.5e-3  # a map that members' rules keep, those of all selections
+DISTANCE = 0.6e-3  # a map of an image whose boundaries are compared
 READ = 0.2e-3  # a map, decoded
 AVERAGE = 0.3e-3  # a map in a mean, with the mean's rule
 # Of the one thread that searches, an image.
-BEST_RULE = 0.1 / 12_047  # a weighting's score
-SEARCH = 1 / 12_047  # a rule that is chosen, with what the report shows of its search
-REPORT = 30.0  # in all
+BEST_RULE = 0.04 / 12_047  # a weighting's score
+SEARCH = 0.2 / 12_047  # a rule that is chosen, with what the report shows of its search
+REPORT = 25.0  # in all, with opening and writing files
 
-DRAWS = 5  # of a greedy selection
-DISTINCT = 1.0  # share of a draw's weightings left where selections have some in common
+DRAWS = 5  # of a greedy selection; the measured ones made 5
+DISTINCT = 0.5  # share of a draw's weightings left where selections have some in common
 MASKED = 0.25  # share of images with a mask
 
 # Bytes; `STATISTICS` and `PACKED` are of an image.
 LIBRARIES = 600e6  # of thresholds, with all tables
 STATISTICS = 2 * 256 * 4  # in memory, and at most as many in the file
-PACKED = 4500  # a map of 512 px in the temporary file
+PACKED = 13_000  # a map of 512 px in the temporary file
 PREDICTING = 1.5e9  # of inference: docs/results.md, `tools.benchmarks.memory`
 
 
@@ -92,7 +92,7 @@ class _Search(NamedTuple):
 def thresholds(runs: Runs, start: float, images: int = TRAIN_IMAGES) -> StageCost:
     """Return the cost of thresholds; `start` are the hours until it begins."""
     search = (_greedy if runs.greedy else _votes if runs.by_members else _mean)(runs, images)
-    distances = MASKED * images * runs.n * DISTANCE * runs.scale / THREADS
+    distances = MASKED * images * runs.n * DISTANCE * runs.scale / PROCESSES
     statistics = STATISTICS * images
     return StageCost(
         start + (2 * search.seconds + distances + REPORT) / 3600,
@@ -104,7 +104,7 @@ def thresholds(runs: Runs, start: float, images: int = TRAIN_IMAGES) -> StageCos
 
 def _passes(runs: Runs, images: int) -> tuple[float, float]:
     """Return the seconds of a pass that packs all maps, and of one weighting's statistics."""
-    by_images = images * runs.scale / THREADS
+    by_images = images * runs.scale / PROCESSES
     return by_images * runs.n * PACK, by_images * RANK
 
 
@@ -117,7 +117,7 @@ def _votes(runs: Runs, images: int) -> _Search:
     """One rule a member and selection; the mean of all members is for the report."""
     pack, rank = _passes(runs, images)
     seconds = pack + (runs.n + 1) * rank + images * runs.n * runs.selections * SEARCH
-    seconds += MASKED * images * runs.n * VOTE * runs.scale / THREADS
+    seconds += MASKED * images * runs.n * VOTE * runs.scale / PROCESSES
     return _Search(seconds, kept=runs.n + 1)
 
 
@@ -139,10 +139,10 @@ def _greedy(runs: Runs, images: int) -> _Search:
 def inference(runs: Runs, start: float, predicting: float) -> StageCost:
     """Return the cost of inference, whose networks take `predicting` hours a run."""
     maps = runs.n * runs.folds
-    masks = TEST_IMAGES * maps * (READ + AVERAGE) * runs.scale / THREADS
+    masks = TEST_IMAGES * maps * (READ + AVERAGE) * runs.scale / PROCESSES
     return StageCost(
         start + predicting * runs.n + masks / 3600,
-        PREDICTING + THREADS * maps * runs.size**2,
+        PREDICTING + PROCESSES * maps * runs.size**2,
         MAP_BYTES_PER_PX * runs.size**2 * TEST_IMAGES * maps,
     )
 

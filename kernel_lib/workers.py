@@ -20,7 +20,7 @@ import cv2
 from kernel_lib.errors import InputError
 
 MOST_WORKERS = 8  # more would wait for the process that collects their results
-WORTH_ITEMS = 200  # from which starting processes, some 0.1 s, is worth while
+MIN_FORK_ITEMS = 200  # fewer do not repay starting processes, some 0.1 s
 _CHUNK = 16  # items, a few milliseconds each, handed over together
 
 # Of a forked worker: what it was started for, inherited rather than sent.
@@ -29,8 +29,9 @@ _items: Sequence[Any]
 
 
 def start_worker() -> None:
-    """Prepare this worker process: one thread of OpenCV, and an end when its parent ends it."""
+    """Prepare this worker process: no threads of OpenCV, and an end if the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent answers it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a pool ends when a worker has died
     # The processes are the parallelism. 0, because 1 joins OpenCV's threads first, which a forked
     # process does not have: it would wait for ever.
     cv2.setNumThreads(0)
@@ -79,7 +80,7 @@ def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
 
 def _forked(work: Callable[[Any], Any], items: Sequence[Any]) -> ProcessPoolExecutor | None:
     """Return a pool of processes; None for few items, and where there can be none."""
-    if sys.platform != "linux" or len(items) < WORTH_ITEMS:
+    if sys.platform != "linux" or len(items) < MIN_FORK_ITEMS:
         return None
     context = multiprocessing.get_context("fork")
     with suppress(OSError):  # of its semaphores in /dev/shm

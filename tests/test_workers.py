@@ -14,8 +14,9 @@ import pytest
 
 from kernel_lib import workers
 from kernel_lib.errors import InputError
+from kernel_lib.notebook import Signals
 
-N = 300  # items; WORTH_ITEMS of them are shared among processes
+N = 300  # items; MIN_FORK_ITEMS of them are shared among processes
 
 
 @pytest.mark.parametrize("n", [0, 1, N])
@@ -25,10 +26,12 @@ def test_results_come_in_the_order_of_the_items(n: int) -> None:
 
 
 def test_many_items_are_shared_among_processes_and_few_are_not() -> None:
-    of_many = set(workers.each(lambda x: os.getpid(), range(workers.WORTH_ITEMS)))
+    of_many = set(workers.each(lambda x: os.getpid(), range(workers.MIN_FORK_ITEMS)))
     assert 1 <= len(of_many) <= min(max(workers.n_cores(), 2), workers.MOST_WORKERS)
     assert os.getpid() not in of_many
-    assert set(workers.each(lambda x: os.getpid(), range(workers.WORTH_ITEMS - 1))) == {os.getpid()}
+    assert set(workers.each(lambda x: os.getpid(), range(workers.MIN_FORK_ITEMS - 1))) == {
+        os.getpid()
+    }
 
 
 def test_an_error_of_one_item_is_raised_as_it_is() -> None:
@@ -48,6 +51,8 @@ def test_a_worker_that_dies_is_an_error_and_does_not_hang() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(InputError, match="memory"):
+        list(workers.each(work, range(N)))
+    with Signals().caught(), pytest.raises(InputError, match="memory"):
         list(workers.each(work, range(N)))
 
 

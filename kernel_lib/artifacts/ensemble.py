@@ -1,7 +1,7 @@
 """Ensembles (`members.json`): which runs and folds predict together, and how they are combined.
 
-One run is the ensemble of one member. Out of fold an image is predicted by its own fold of each
-member; a test image by every fold of every member. No torch in this file.
+One run is the ensemble of one member. Out of fold, each member predicts an image by the model that
+held it out; a test image is predicted by every fold of every member.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Ensemble(Frozen):
     members: tuple[Member, ...] = Field(strict=False, min_length=1)
     combine: Combine = "mean"
     gate: Literal["none", "label", "sum"] = "none"
-    # Classifiers whose label gates the masks; without any it is the members' own label heads'.
+    # Classifiers whose label gates the masks; if empty, the members' own label heads do.
     gate_members: tuple[Member, ...] = Field((), strict=False)
-    folds_digest: str
+    folds_digest: str  # of the folds file that all runs were trained on
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -49,12 +49,12 @@ class Ensemble(Frozen):
 
     @property
     def folds(self) -> tuple[int, ...]:
-        """The folds that every member has, of masks and of labels."""
-        common = set.intersection(*(set(m.folds) for m in self.everyone))
+        """The folds that all members and gate members have."""
+        common = set.intersection(*(set(m.folds) for m in self.all_members))
         return tuple(sorted(common))
 
     @property
-    def everyone(self) -> tuple[Member, ...]:
+    def all_members(self) -> tuple[Member, ...]:
         """All runs that predict: members, and those whose label gates."""
         return (*self.members, *self.gate_members)
 
@@ -68,7 +68,7 @@ class Ensemble(Frozen):
         return self.combine in ("member_vote", "member_union")
 
     def taking(self, weights: Sequence[int]) -> Self:
-        """Return the ensemble of the members whose weight is above 0, with those weights."""
+        """Return a copy with these weights and the common folds, without weights of 0."""
         kept = tuple(
             Member(run=m.run, folds=self.folds, weight=float(weight))
             for m, weight in zip(self.members, weights, strict=True)
@@ -77,7 +77,7 @@ class Ensemble(Frozen):
         return self.model_copy(update={"members": kept})
 
     def to_json(self) -> dict[str, Any]:
-        # Without a gate as earlier versions wrote it, which had none.
+        # Earlier versions had no gate: leave it out where it is not used, as they did.
         without = {"gate", "gate_members"} if self.gate == "none" else set()
         return self.model_dump(mode="json", exclude=without)
 
@@ -107,7 +107,7 @@ def named_if_damaged(path: Path) -> Iterator[None]:
 
 
 def _missing(path: Path) -> str:
-    """Return the message for a missing file of an ensemble, or for a folder that is none."""
+    """Return the message for a missing file, or for a folder that is not an ensemble's."""
     folder, kind = path.parent, ""
     work = next((p.parent for p in (folder, *folder.parents) if p.name == "runs"), None)
     if work is not None:
@@ -130,13 +130,13 @@ def find(roots: Sequence[Path], name: str | None) -> Path:
 
     Raises: InputError where the thresholds stage has not made it, or several are there.
     """
-    complete, begun = (
+    complete, begun = (  # by name; of several roots the first counts
         {p.parent.name: p.parent for root in reversed(roots) for p in sorted(root.glob(pattern))}
         for pattern in (f"{ENSEMBLES}/*/{THRESHOLDS}", f"{ENSEMBLES}/*/{MEMBERS}")
     )
-    lost = begun.keys() - complete.keys()
-    if name in lost or (name is None and not complete and len(lost) == 1):
-        raise InputError(_missing(begun[name or min(lost)] / THRESHOLDS))
+    incomplete = begun.keys() - complete.keys()
+    if name in incomplete or (name is None and not complete and len(incomplete) == 1):
+        raise InputError(_missing(begun[name or min(incomplete)] / THRESHOLDS))
     if name is None and len(complete) == 1:
         return next(iter(complete.values()))
     if name in complete:

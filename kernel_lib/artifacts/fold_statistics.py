@@ -38,7 +38,7 @@ class Origin(Frozen):
 
     fold: int = Field(ge=0)
     ensemble: Ensemble  # each of its members with this fold alone
-    configs: tuple[FoldConfig, ...] = Field(strict=False)  # of `ensemble.everyone` in this fold
+    configs: tuple[FoldConfig, ...] = Field(strict=False)  # of `ensemble.all_members` in this fold
     predicted_by: dict[str, dict[str, Any]]  # by kind: checkpoints by run/fold/archive
     past_known: bool  # of all of them, as `selected`
     selected: dict[str, bool]  # by kind: whether the labels of these images selected an epoch
@@ -46,8 +46,8 @@ class Origin(Frozen):
     @model_validator(mode="after")
     def _of_one_fold(self) -> Self:
         of_configs = [(config.run, config.fold) for config in self.configs]
-        of_members = [(m.run, *m.folds) for m in self.ensemble.everyone]
-        wanted = [(m.run, self.fold) for m in self.ensemble.everyone]
+        of_members = [(m.run, *m.folds) for m in self.ensemble.all_members]
+        wanted = [(m.run, self.fold) for m in self.ensemble.all_members]
         if not of_configs == of_members == wanted:
             raise ValueError(f"its members are not those of fold {self.fold}")
         for table in (self.predicted_by, self.selected):

@@ -119,10 +119,7 @@ def encode(levels: np.ndarray) -> bytes:
     """
     if levels.dtype != np.uint8 or levels.ndim != 2 or not levels.size:
         raise ValueError(f"a map is (H, W) uint8, not {levels.shape} {levels.dtype}")
-    blocks = np.zeros(_n_blocks(*levels.shape), _BLOCK)
-    blocks.view(np.uint8)[: levels.size] = levels.ravel()
-    kept = blocks.view(np.uint64).reshape(-1, 2).any(axis=1)
-    return _SIZE.pack(*levels.shape) + np.packbits(kept).tobytes() + blocks[kept].tobytes()
+    return _SIZE.pack(*levels.shape) + encode_blocks(levels.ravel())
 
 
 def decode(data: bytes) -> np.ndarray | None:
@@ -134,19 +131,33 @@ def decode(data: bytes) -> np.ndarray | None:
         return None
     height, width = _SIZE.unpack_from(data)
     pictures.check_size((height, width))
-    n_blocks = _n_blocks(height, width)
-    start = _SIZE.size + -(-n_blocks // 8)
-    bits = np.frombuffer(data[_SIZE.size : start], np.uint8)
+    pixels = decode_blocks(data[_SIZE.size :], height * width)
+    return None if pixels is None else pixels.reshape(height, width)
+
+
+def encode_blocks(pixels: np.ndarray) -> bytes:
+    """Return pixels (N,) uint8 as a bit per block, 1 where it is not all 0, and these blocks."""
+    blocks = np.zeros(_n_blocks(pixels.size), _BLOCK)
+    blocks.view(np.uint8)[: pixels.size] = pixels
+    kept = blocks.view(np.uint64).reshape(-1, 2).any(axis=1)
+    return np.packbits(kept).tobytes() + blocks[kept].tobytes()
+
+
+def decode_blocks(data: bytes, size: int) -> np.ndarray | None:
+    """Return the pixels (size,) uint8 of `encode_blocks`; None where the data are damaged."""
+    n_blocks = _n_blocks(size)
+    start = -(-n_blocks // 8)
+    bits = np.frombuffer(data[:start], np.uint8)
     kept = np.unpackbits(bits, count=n_blocks).view(bool)  # missing bits are 0
     if len(data) != start + _BLOCK.itemsize * np.count_nonzero(kept):
         return None
     blocks = np.zeros(n_blocks, _BLOCK)
     blocks[kept] = np.frombuffer(data, _BLOCK, offset=start)
-    return blocks.view(np.uint8)[: height * width].reshape(height, width)
+    return blocks.view(np.uint8)[:size]
 
 
-def _n_blocks(height: int, width: int) -> int:
-    return -(-height * width // _BLOCK.itemsize)
+def _n_blocks(size: int) -> int:
+    return -(-size // _BLOCK.itemsize)
 
 
 def write(path: Path, predictions: Iterable[tuple[str, Prediction]], meta: dict[str, Any]) -> int:

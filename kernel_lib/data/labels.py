@@ -138,7 +138,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
     """Return the group (patient) of each image, from a table of two columns: image id, group.
 
     NIH file names as groups (00028864_007.png) are cut to the patient before the underscore. A
-    blank, or a word for nobody (`folds.is_nobody`), is NaN, which equals no other image's.
+    blank, or a placeholder (`folds.is_placeholder`), is NaN, which equals no other image's.
     Raises: InputError naming file and row, also for an id with two groups.
     """
     table = cells.read_table(csv)
@@ -154,7 +154,7 @@ def read_groups(csv: Path | str) -> dict[str, str | float]:
             group = nih[1]
         if not name:
             raise InputError(f"{csv} row {row}: the group {group!r} has no image id")
-        if folds.is_nobody(group):
+        if folds.is_placeholder(group):
             group = math.nan
         first = groups.setdefault(name, group)
         if first is not group and first != group:

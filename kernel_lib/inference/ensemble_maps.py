@@ -183,7 +183,7 @@ def trained_again(
     predicted_by: Mapping[str, Any], ensemble: Ensemble, roots: Sequence[Path]
 ) -> Path | None:
     """Return the folder of the first archive here that other checkpoints predicted, if any."""
-    runs = {member.run for member in ensemble.everyone}
+    runs = {member.run for member in ensemble.all_members}
     for name, checkpoints in predicted_by.items():
         run, fold, file = name.split("/")
         folder = fold_run.find(roots, run).get(int(fold.removeprefix("fold")))

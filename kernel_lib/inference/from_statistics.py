@@ -1,4 +1,4 @@
-"""Out-of-fold predictions of which only the statistics are here; their maps are elsewhere."""
+"""Out-of-fold predictions of which only each image's histograms are here, and not the maps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FromStatistics(OutOfFold):
     """Predictions of which only the statistics under the ensemble's own weights are known."""
 
     checkpoints: Mapping[str, Any]
-    views: np.ndarray
+    views: np.ndarray  # (N,) how much each image's views differ, 0–1
 
     @property
     def predicted_by(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def predictions(
         allow = {"allow_unknown_past": allow_unknown_past}
         kept = out_of_fold(ensemble, roots, table, **allow)
         return kept, out_of_fold(ensemble, roots, table, last=True, **allow)
-    refuse_strategy(recipe, f"of {name} the held-out maps are not all here, but statistics")
+    refuse_strategy(recipe, f"{name} has statistics of folds whose maps are not here")
     if apart := mapped - set(found):
         raise InputError(
             f"of {name}, folds {sorted(apart)} have maps here and no statistics, folds "
@@ -90,9 +90,9 @@ def predictions(
 def recipe_of(
     roots: Sequence[Path], runs: str | None, name: str | None
 ) -> tuple[str, Recipe] | None:
-    """Return the name and recipe of the statistics that RUNS or ENSEMBLE name, None without any.
+    """Return the name and recipe of the statistics that RUNS or ENSEMBLE asks for, or None.
 
-    If neither is given they are the only ones, where there are no runs to choose from.
+    If neither is given and there are no runs, these are the only statistics there are.
     """
     names = fold_statistics.names(roots)
     if runs is not None:
@@ -114,7 +114,7 @@ def recipe_of(
 
 
 def refuse_strategy(recipe: Recipe, why: str) -> None:
-    """Refuse a recipe that statistics of a mean under fixed weights are not enough for."""
+    """Refuse a recipe that needs the maps; COMBINE vote only votes on test images."""
     asked = f"CHOOSE {recipe.choose}" if recipe.choose != "none" else f"COMBINE {recipe.combine}"
     if recipe.choose != "none" or recipe.combine not in ("mean", "vote"):
         raise InputError(
@@ -176,16 +176,16 @@ def _of_kind(
     part = FromStatistics(
         ensemble,
         pd.concat(parts, ignore_index=True),
-        {},
-        all(origin.past_known for origin in origins),
-        any(origin.selected[kind] for origin in origins),
-        {
+        ensemble_maps={},
+        past_known=all(origin.past_known for origin in origins),
+        selected=any(origin.selected[kind] for origin in origins),
+        checkpoints={  # names are <run>/fold<k>/<file>
             name: by
             for origin in origins
             for name, by in origin.predicted_by[kind].items()
-            if name.split("/")[0] in {member.run for member in ensemble.everyone}
+            if name.split("/")[0] in {member.run for member in ensemble.all_members}
         },
-        np.concatenate(views),
+        views=np.concatenate(views),
     )
     names = [column.name for column in fields(Stacked)]
     columns = ([getattr(of_fold, name) for of_fold in stats] for name in names)

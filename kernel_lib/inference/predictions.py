@@ -31,7 +31,7 @@ from kernel_lib.parallel.world import SINGLE_PROCESS, World
 
 
 class Images(NamedTuple):
-    """What is predicted, and by what: rows of a cache on a device, read by loader processes."""
+    """The images to predict (rows of a cache), on which device, and how they are loaded."""
 
     prepared: Prepared
     rows: Sequence[int]
@@ -41,14 +41,14 @@ class Images(NamedTuple):
 
 
 def view_logits(
-    model: nn.Module, levels: torch.Tensor, views: Sequence[tta.View], engine: Engine
+    model: nn.Module, images: torch.Tensor, views: Sequence[tta.View], engine: Engine
 ) -> list[Logits]:
-    """Return a model's logits in float32 by each of its views, masks as of the images."""
+    """Return a model's float32 logits for each TTA view, masks mapped back to the image."""
     found = []
-    size = (levels.shape[-2], levels.shape[-1])
+    size = (images.shape[-2], images.shape[-1])
     for view in tta.distinct(views, size):
         with engine.autocast():
-            output = model(view.forward(levels))
+            output = model(view.forward(images))
         mask, label = output.mask, output.label
         found.append(
             Logits(
@@ -60,10 +60,10 @@ def view_logits(
 
 
 def mean_logits(
-    model: nn.Module, levels: torch.Tensor, views: Sequence[tta.View], engine: Engine
+    model: nn.Module, images: torch.Tensor, views: Sequence[tta.View], engine: Engine
 ) -> Logits:
     """Return a model's mask and label logits in float32, averaged over its views of the images."""
-    return _mean_of(view_logits(model, levels, views, engine))
+    return _mean_of(view_logits(model, images, views, engine))
 
 
 @torch.inference_mode()
@@ -83,37 +83,37 @@ def predict(
     """
     for model in models:
         model.eval()
-    for levels, rows in batches:
-        on_device = engine.to_device(levels)
-        outputs, apart = [], []
+    for images, rows in batches:
+        on_device = engine.to_device(images)
+        outputs, spreads = [], []
         for model in models:
             by_view = view_logits(model, on_device, views, engine)
             outputs.append(_mean_of(by_view))
-            apart.append(_disagreement(by_view))
+            spreads.append(_disagreement(by_view))
         named = [ids[row] for row in rows.tolist()]
-        yield from zip(rows.tolist(), _predictions(outputs, apart, named), strict=True)
+        yield from zip(rows.tolist(), _predictions(outputs, spreads, named), strict=True)
 
 
 def _predictions(
-    outputs: Sequence[Logits], apart: Sequence[torch.Tensor | None], ids: Sequence[str]
+    outputs: Sequence[Logits], spreads: Sequence[torch.Tensor | None], ids: Sequence[str]
 ) -> Iterator[Prediction]:
     """Return the models' mean, image by image; all models have the same heads."""
     levels, labels, disagreements = ([None] * len(ids) for _ in range(3))
     prob = _mean([torch.sigmoid(o.mask) for o in outputs if o.mask is not None])
     if prob is not None:
-        # (B, S, S); to the CPU as floats, so that one rounding rule serves everywhere
+        # (B, S, S); to the CPU as floats, so that all devices round alike
         levels = maps.quantise(prob.squeeze(1).cpu().numpy(), ids)
     prob = _mean([torch.sigmoid(o.label) for o in outputs if o.label is not None])
     if prob is not None:
         labels = maps.numbers(prob.cpu().numpy().astype(np.float64), ids).tolist()
-    mean = _mean([values for values in apart if values is not None])
+    mean = _mean([values for values in spreads if values is not None])
     if mean is not None:
         disagreements = mean.squeeze(1).tolist()
     return map(Prediction, levels, labels, disagreements)
 
 
 def _disagreement(by_view: Sequence[Logits]) -> torch.Tensor | None:
-    """Return how much the views' maps differ, (B, 1); None of one view, or without a mask."""
+    """Return how much the views' maps differ, (B, 1); None for one view or no mask head."""
     return tta.disagreement([torch.sigmoid(o.mask) for o in by_view if o.mask is not None])
 
 
@@ -139,9 +139,8 @@ def write(
 ) -> None:
     """Write the models' predictions of images into one archive.
 
-    Each of several ranks predicts its batches, and the first writes. Where the images are
-    `held_out` of a training that ends with this, an error on memory names the training's batch
-    size, else the prediction's.
+    Each of several ranks predicts its batches, and the first writes. With `held_out`, the last step
+    of a training, an out-of-memory error names the training's batch size, not this one.
     """
     prepared, rows, engine = images.prepared, images.rows, images.engine
     size = images.batch_size or 2 * experiment.batch_size
@@ -154,7 +153,7 @@ def write(
     asked = (experiment.batch_size, experiment.accumulate) if held_out else (size,)
     with memory_named(experiment.size, *asked):
         if not world.first:
-            for _ in stream:  # yields nothing here, and all to the first
+            for _ in stream:  # predicts here; the results go to the first rank
                 pass
             return
         title = f"{meta['run']}/fold{meta['fold']} → {target.name}"
@@ -184,13 +183,13 @@ def describe(
         "fold": folder.fold,
         "size": experiment.size,
         "tta": experiment.tta,
-        "checkpoints": contents(kept),
+        "checkpoints": digests(kept),
         "lineage": lineage.to_json(),
     }
 
 
-def contents(paths: Sequence[Path]) -> dict[str, str]:
-    """Return a digest of each checkpoint's predicting weights by the file's name."""
+def digests(paths: Sequence[Path]) -> dict[str, str]:
+    """Return a digest of each checkpoint's EMA weights, by file name."""
     return {path.name: checkpoints.digest(path) for path in paths}
 
 

@@ -207,7 +207,7 @@ def build_ensemble(roots: Sequence[Path], recipe: Recipe, name: str | None = Non
     )
     if not ensemble.folds:
         raise InputError(f"the runs {', '.join([*weights, *gate_runs])} have no fold in common")
-    for member in ensemble.everyone:
+    for member in ensemble.all_members:
         if excluded := sorted(set(member.folds) - set(ensemble.folds)):
             print(f"note: folds {excluded} of {member.run} are not used: not every run has them")
     return ensemble

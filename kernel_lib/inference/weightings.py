@@ -16,7 +16,6 @@ import math
 import os
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,21 +34,21 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-Shape = tuple[int, int]
+Shape = tuple[int, int]  # (height, width)
 Weights = tuple[float, ...]
 
-BAND = 8  # rows of a band, about
-STORE_BYTES = 8 << 30  # of a temporary file; ten runs' maps of 12,047 images take about 1 GB
-_SIDE = 2  # periods beyond each edge
+BAND = 8  # rows of a band, roughly
+STORE_BYTES = 16 << 30  # of the temporary file; 20 runs' maps of 12,047 images take 4 GB
+_SIDE = 2  # periods of padding on each side
 _AT_ONCE_PX = 1 << 19  # map pixels of the means that are computed together
-_MOST_WEIGHT = 128  # in all, up to which 2 · 255 · weight + weight is below 2^16
+_MAX_TOTAL_WEIGHT = 128  # up to which 2 · 255 · total + total fits into uint16
 
 
 class _Axis(NamedTuple):
     """How `size` pixels of a map become `target` pixels of an image.
 
-    `period` pixels of the map become whole pixels of the image. OpenCV's coefficients repeat with
-    it, exactly where they are fractions of a power of two; if not, the period is the whole size.
+    `period` pixels of the map become a whole number of image pixels, after which OpenCV's
+    coefficients repeat; bit for bit only if they are multiples of 1/2^n, else `period` is `size`.
     """
 
     size: int
@@ -60,16 +59,17 @@ class _Axis(NamedTuple):
     def of(cls, size: int, target: int) -> _Axis:
         common = math.gcd(size, target)
         ratio = target // common
+        # Shrinking is not cut: OpenCV may average more than the two nearest pixels.
         repeats = target >= size and not ratio & (ratio - 1)
         return cls(size, target, size // common if repeats else size)
 
     @property
     def border(self) -> int:
-        """Map pixels of the neighbours to resize a part with; none where all is the one part."""
+        """Extra map pixels on each side of a part; 0 if the map is not cut, or not enlarged."""
         return self.period if self.period < self.size and self.size < self.target else 0
 
     def resized(self, px: int) -> int:
-        """Return the image pixels that so many map pixels of whole periods become."""
+        """Return how many image pixels `px` map pixels, of whole periods, become."""
         return px * self.target // self.size
 
 
@@ -114,7 +114,7 @@ def _grid(size: Shape, target: Shape) -> _Grid:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _CutMaps:
     """The columns of bands in which any of several maps of one size is above 0."""
 
     members: tuple[int, ...]  # whose maps these are
@@ -132,45 +132,46 @@ class Packed:
 
     shape: Shape  # (H, W) of the image
     sizes: tuple[Shape, ...]  # of each member's map
-    columns: Mapping[Shape, _Columns]  # by a mean's size: the maps of that size, or brought to it
+    by_size: Mapping[Shape, _CutMaps]  # by a mean's size: the maps of that size, or resized to it
 
     def to_bytes(self) -> bytes:
-        """Return what `from_bytes` reads: the arrays' shapes as JSON, a line, then the arrays."""
-        columns = [
-            {"size": size, "members": of.members, "kept": of.kept.shape, "levels": of.levels.shape}
-            for size, of in self.columns.items()
-        ]
-        head = {"shape": self.shape, "sizes": self.sizes, "columns": columns}
-        arrays = (array.tobytes() for of in self.columns.values() for array in (of.kept, of.levels))
-        return zlib.compress(b"".join([json.dumps(head).encode(), b"\n", *arrays]), 1)
+        """Return what `from_bytes` reads: a line of JSON with all shapes, then all arrays."""
+        cuts, parts = [], []
+        for size, cut in self.by_size.items():
+            arrays = [maps.encode_blocks(a.view(np.uint8).ravel()) for a in (cut.kept, cut.levels)]
+            cuts.append({"size": size, "members": cut.members, "bytes": [*map(len, arrays)],
+                         "kept": cut.kept.shape, "levels": cut.levels.shape})  # fmt: skip
+            parts += arrays
+        head = {"shape": self.shape, "sizes": self.sizes, "cuts": cuts}
+        return b"".join([json.dumps(head).encode(), b"\n", *parts])
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Packed:
-        head, _, content = zlib.decompress(content).partition(b"\n")
-        head, start, columns = json.loads(head), 0, {}
+        start = content.index(b"\n") + 1
+        head, by_size = json.loads(content[:start]), {}
         shape, sizes = tuple(head["shape"]), tuple(map(tuple, head["sizes"]))
 
-        def array(shape: Shape, dtype: type) -> np.ndarray:
+        def array(of: Sequence[int], n_bytes: int) -> np.ndarray:
             nonlocal start
-            found = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
-            start += found.nbytes
-            return found
+            start += n_bytes
+            pixels = maps.decode_blocks(content[start - n_bytes : start], math.prod(of))
+            return pixels.reshape(of)
 
-        for of in head["columns"]:
-            size, members = tuple(of["size"]), tuple(of["members"])
-            kept, levels = array(of["kept"], bool), array(of["levels"], np.uint8)
-            columns[size] = _Columns(members, _grid(size, shape), kept, levels)
-        return cls(shape, sizes, columns)
+        for cut in head["cuts"]:
+            size, members = tuple(cut["size"]), tuple(cut["members"])
+            kept, levels = map(array, (cut["kept"], cut["levels"]), cut["bytes"])
+            by_size[size] = _CutMaps(members, _grid(size, shape), kept.view(bool), levels)
+        return cls(shape, sizes, by_size)
 
 
-Place = tuple[int, int]  # offset and length in a store's file
+Place = tuple[int, int]  # offset and length in the file, bytes
 
 
 class Store:
-    """Packed maps of many images in a temporary file, once it is open; they go with the process.
+    """Packed maps of many images in a temporary file, deleted with the process; see `open`.
 
-    Forked processes may read and write it: what one of them has written, `news` names for others to
-    `add`. Where the system has neither fork nor shared files nothing is kept.
+    Forked processes may share it: pass what `take_new` returns in one to `add` in the others.
+    Without `fcntl` (Windows) nothing is kept.
     """
 
     def __init__(self) -> None:
@@ -211,8 +212,8 @@ class Store:
             if fits and os.pwrite(handle, content, offset) == len(content):
                 self._places[key] = self._news[key] = offset, len(content)
 
-    def news(self) -> dict[int, Place]:
-        """Return the places of what this process has put since it was asked last."""
+    def take_new(self) -> dict[int, Place]:
+        """Return the places of what this process has put since the last call."""
         with self._lock:
             found, self._news = self._news, {}
         return found
@@ -225,7 +226,7 @@ class Store:
     def _locked(self) -> Iterator[int]:
         """Keep other processes from writing; yield the file's handle."""
         handle = self._file.fileno()
-        fcntl.lockf(handle, fcntl.LOCK_EX)  # of a process: forked ones share all other locks
+        fcntl.lockf(handle, fcntl.LOCK_EX)  # per process; forked ones share all other locks
         try:
             yield handle
         finally:
@@ -235,15 +236,15 @@ class Store:
 def pack(levels: Sequence[np.ndarray], shape: Shape) -> Packed:
     """Pack the maps of one image, uint8, one per member; `shape` is the (H, W) of the image."""
     sizes = tuple(m.shape for m in levels)
-    columns = {}
+    by_size = {}
     for size in set(sizes):
         members = tuple(i for i, s in enumerate(sizes) if math.prod(s) <= math.prod(size))
         of_size = [maps.at_shape(levels[i], size) for i in members]
-        columns[size] = _cut(of_size, members, _grid(size, shape))
-    return Packed(shape, sizes, columns)
+        by_size[size] = _cut(of_size, members, _grid(size, shape))
+    return Packed(shape, sizes, by_size)
 
 
-def _cut(levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid) -> _Columns:
+def _cut(levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid) -> _CutMaps:
     rows, columns = grid.rows, grid.columns
     highest = levels[0].copy()
     for level_map in levels[1:]:
@@ -264,15 +265,15 @@ def _cut(levels: Sequence[np.ndarray], members: tuple[int, ...], grid: _Grid) ->
     )
     column -= side * columns.period
     row = np.arange(-rows.border, grid.band + rows.border)[:, None] + grid.band * band
-    place = row.clip(0, rows.size - 1) * columns.size + column.clip(0, columns.size - 1)
-    cut = np.stack([level_map.ravel().take(place) for level_map in levels])
+    index = row.clip(0, rows.size - 1) * columns.size + column.clip(0, columns.size - 1)
+    cut = np.stack([level_map.ravel().take(index) for level_map in levels])
     if side:
         cut[:, :, (column < -columns.border) | (column >= columns.size + columns.border)] = 0
-    return _Columns(members, grid, kept, cut)
+    return _CutMaps(members, grid, kept, cut)
 
 
 def histograms(packed: Packed, weightings: Sequence[Weights], truth: rle.Runs) -> np.ndarray:
-    """Return the pixels of an image's mean maps by level, of all pixels and of the true ones.
+    """Return the histograms of an image's mean maps, of all and of its ground-truth pixels.
 
     `weightings` are K tuples of a weight per member, 0 to leave it out.
     Shapes: (K, 2, 256) int32, as `maps.statistics` counts the `maps.mean` of these weights.
@@ -285,40 +286,38 @@ def histograms(packed: Packed, weightings: Sequence[Weights], truth: rle.Runs) -
         by_size.setdefault(max(used, key=math.prod), []).append(k)
     mask = rle.mask_of(truth, packed.shape) if len(truth) else None
     for size, rows in by_size.items():
-        columns = packed.columns[size]
-        if columns.kept.any():
-            inside = None if mask is None else _inside(columns, mask)
-            weights = np.array([weightings[k] for k in rows], np.float64)[:, columns.members]
-            found[rows] = list(_counts(columns, weights, inside))
-    found[..., 0] = 0
+        cut = packed.by_size[size]
+        if cut.kept.any():
+            inside = None if mask is None else _inside(cut, mask)
+            weights = np.array([weightings[k] for k in rows], np.float64)[:, cut.members]
+            found[rows] = list(_counts(cut, weights, inside))
+    found[..., 0] = 0  # the rest: all pixels of dropped columns are of level 0
     found[..., 0] = pixels - found.sum(axis=2)
     return found
 
 
-def _inside(columns: _Columns, mask: np.ndarray) -> np.ndarray:
-    """Return the places (n,) of the true pixels among those that the columns become."""
-    grid = columns.grid
+def _inside(cut: _CutMaps, mask: np.ndarray) -> np.ndarray:
+    """Return the flat indices (n,) of ground-truth pixels in the resized cut maps."""
+    grid = cut.grid
     edge = _SIDE * grid.columns.resized(grid.columns.border)
     bordered = np.zeros((mask.shape[0], mask.shape[1] + 2 * edge), np.uint8)
     bordered[:, edge : edge + mask.shape[1]] = mask
-    periods = bordered.reshape(grid.n_bands, -1, *_periods(columns, bordered.shape[1]))
-    return np.flatnonzero(periods.transpose(1, 0, 2, 3)[:, columns.kept])
+    periods = bordered.reshape(grid.n_bands, -1, *_periods(cut, bordered.shape[1]))
+    return np.flatnonzero(periods.transpose(1, 0, 2, 3)[:, cut.kept])
 
 
-def _periods(columns: _Columns, width: int) -> Shape:
-    """Return the number of periods in a row of bands, and the pixels of each in so many pixels."""
-    n = columns.kept.shape[1]
+def _periods(cut: _CutMaps, width: int) -> tuple[int, int]:
+    """Return how many periods `width` pixels hold, and the width of one."""
+    n = cut.kept.shape[1]
     return n, width // n
 
 
-def _counts(
-    columns: _Columns, weights: np.ndarray, inside: np.ndarray | None
-) -> Iterator[np.ndarray]:
-    """Yield, for each of K weightings (K, M), the pixels (2, 256) by level: all, and true."""
-    grid, levels = columns.grid, columns.levels
+def _counts(cut: _CutMaps, weights: np.ndarray, inside: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield a pair of histograms (2, 256) per weighting (K, M): all and ground-truth pixels."""
+    grid, levels = cut.grid, cut.levels
     at_once = max(1, _AT_ONCE_PX // levels[0].size)
     top = grid.rows.resized(grid.rows.border)
-    edges = _edges(columns)
+    edges = _edges(cut)
     for first in range(0, len(weights), at_once):
         some = weights[first : first + at_once]
         means = _means(levels.reshape(len(levels), -1), some).reshape(-1, *levels.shape[1:])
@@ -333,15 +332,15 @@ def _counts(
             yield counts
 
 
-def _edges(columns: _Columns) -> np.ndarray:
+def _edges(cut: _CutMaps) -> np.ndarray:
     """Return which pixels of a row are not the image's: those beyond the edges of the map."""
-    grid = columns.grid
+    grid = cut.grid
     if not grid.columns.border:
         return np.zeros(0, np.intp)
-    edge = np.zeros(columns.kept.shape, bool)
+    edge = np.zeros(cut.kept.shape, bool)
     edge[:, :_SIDE] = edge[:, -_SIDE:] = True
     px = grid.columns.resized(grid.columns.period)
-    return np.flatnonzero(edge[columns.kept].repeat(px))
+    return np.flatnonzero(edge[cut.kept].repeat(px))
 
 
 def _resized(grid: _Grid, levels: np.ndarray) -> np.ndarray:
@@ -359,7 +358,7 @@ def _resized(grid: _Grid, levels: np.ndarray) -> np.ndarray:
 
 
 def _by_level(levels: np.ndarray) -> np.ndarray:
-    """Return the pixels (256,) by level of uint8 levels (h, w)."""
+    """Return the histogram (256,) of uint8 levels (h, w)."""
     if levels.size >= CV2_EXACT_PX or not levels.size:
         return np.bincount(levels.ravel(), minlength=256)
     return cv2.calcHist([levels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
@@ -368,13 +367,13 @@ def _by_level(levels: np.ndarray) -> np.ndarray:
 def _means(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the weighted means (K, P) uint8 of levels (M, P), exactly as `maps.mean` rounds them.
 
-    Whole weights are summed as such. Only a mean halfway between two levels then depends on how it
-    is computed: where the largest weight is a power of two `maps.mean` computes without an error,
-    and rounds to even; otherwise it is computed there.
+    Whole weights are summed as integers, others left to `maps.mean`. Only means halfway between two
+    levels could differ: `maps.mean` divides by the largest weight, which is exact, and so rounds
+    them to even, if that is a power of two; otherwise they are computed by it.
     """
     found = np.empty((len(weights), levels.shape[1]), np.uint8)
     totals = weights.sum(axis=1)
-    whole = ~((weights < 0) | (weights % 1 != 0)).any(axis=1) & (totals <= _MOST_WEIGHT)
+    whole = ~((weights < 0) | (weights % 1 != 0)).any(axis=1) & (totals <= _MAX_TOTAL_WEIGHT)
     for k in np.flatnonzero(~whole):
         found[k] = _exact(levels, weights[k])
     doubled = np.multiply(levels, 2, dtype=np.uint16)
@@ -395,7 +394,7 @@ def _means(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
                     halfway = np.flatnonzero(halfway)
                     found[k, halfway] = _exact(levels[:, halfway], weights[k])
                 else:
-                    found[k] -= halfway & (found[k] & 1)
+                    found[k] -= halfway & (found[k] & 1)  # was rounded up: make it even
     return found
 
 
@@ -408,6 +407,6 @@ def _add(sums: np.ndarray, levels: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 
 def _exact(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mean (P,) uint8 of levels (M, P) by the function that defines it."""
+    """Return the mean (P,) uint8 of levels (M, P) by `maps.mean`."""
     used = np.flatnonzero(weights)
     return maps.mean([levels[[m]] for m in used], weights[used])[0]

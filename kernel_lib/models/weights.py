@@ -44,7 +44,7 @@ def load_imagenet(encoder: nn.Module, name: str, folders: Sequence[Path]) -> Pat
     checked. InputError without a file, and for one that is damaged or of another network.
     """
     torch_cache, hub_cache = imagenet.torch_cache(), imagenet.hub_cache()
-    packaged = imagenet.packaged(name)
+    packaged = imagenet.packaged_file(name)
     snapshots = sorted(hub_cache.glob("models--*/snapshots/*"))
     files = (imagenet.find(folder, name) for folder in (*folders, torch_cache, *snapshots))
     path = next(filter(None, files), None)
@@ -65,7 +65,7 @@ def _search_report(name: str, searched: str, packaged: Path | None) -> str:
     report = f"{searched} (by the names {known})"
     if packaged is not None:
         report += f", and {packaged} is missing from its installed package: install it again"
-    elif package := imagenet.package(name):
+    elif package := imagenet.package_name(name):
         report += f", and the package {package} is not installed"
     return report
 

@@ -28,14 +28,14 @@ from kernel_lib.postprocess.search import (
 )
 from kernel_lib.postprocess.triplet import Triplet
 
-MOST_DRAWS = 30  # of members with replacement; far beyond where the score stops rising
+MAX_DRAWS = 30  # of members, with replacement; scores stop rising far earlier
 TIE = 2.0**-42  # means closer than this are equal, as in the search
 
 Weights = tuple[int, ...]
 # From K weightings of the members, the statistics of all images under each.
 StatsOf = Callable[[Sequence[Weights]], Iterable[Stacked]]
-# From R sets of a rule per member (R, N, n, 2) int64; for each k in 1…n the pixels that the vote
-# shares with the truth, and its area.
+# From R sets of a rule per member, (R, N images, n members, 2) int64: [..., k - 1, :] are the
+# intersection with the truth and the area, in px, of the mask by at least k votes.
 VoteCounts = Callable[[Sequence[Sequence[Triplet]]], np.ndarray]
 # Names and JSON values: what a search has found, and need not find again after a stop.
 Record = MutableMapping[str, Any]
@@ -61,9 +61,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A robust choice, the top-scoring one, and their searches: one, or one per member.
+    """The choice from the plateau, the best-scoring one (of a vote the same), and their searches.
 
-    A vote's searches are kept only of its first set of rows.
+    One search, or one per member; a vote keeps those of its first set of rows only.
     """
 
     choice: Choice
@@ -79,7 +79,7 @@ class Strategy(Protocol):
         """What is chosen besides a rule, to append to the method's description; or ""."""
 
     def fit(self, row_sets: Sequence[np.ndarray], progress: bool = False) -> list[Fitted]:
-        """Choose for each set of rows by the truth of these rows, and of no others."""
+        """Choose for each set of rows by its own truth only; the first set is what is reported."""
 
     def apply(self, choice: Choice, rows: np.ndarray) -> Outcome:
         """Return what the choice makes of these rows."""
@@ -125,7 +125,10 @@ class Greedy:
         candidates_of: StatsOf | None = None,
         record: Record | None = None,
     ) -> None:
-        """`stats_of` takes integer weights of the members; `candidates_of` those only ranked."""
+        """`stats_of` takes integer weights of the members.
+
+        `candidates_of` does the same for those of a draw, which need not be kept.
+        """
         self.stats_of, self.n_members, self.options = stats_of, n_members, options
         self.candidates_of = candidates_of or stats_of
         self.record = {} if record is None else record
@@ -139,7 +142,7 @@ class Greedy:
     def fit(self, row_sets: Sequence[np.ndarray], progress: bool = False) -> list[Fitted]:
         nothing = (0,) * self.n_members
         selections = [_Selection(at, rows, nothing) for at, rows in enumerate(row_sets)]
-        for draw in range(1, MOST_DRAWS + 1):
+        for draw in range(1, MAX_DRAWS + 1):
             growing = [each for each in selections if not each.ended]
             if not growing:
                 break
@@ -147,7 +150,7 @@ class Greedy:
             self._draw(growing, f"greedy, draw {draw}" if progress else None)
             if progress:
                 print(_progress(draw, selections, time.monotonic() - began))
-        chosen = dict.fromkeys(in_least_terms(each.weights) for each in selections)
+        chosen = dict.fromkeys(in_lowest_terms(each.weights) for each in selections)
         self._chosen = dict(zip(chosen, self.stats_of(list(chosen)), strict=True))
         return [self._fitted(each) for each in selections]
 
@@ -157,7 +160,7 @@ class Greedy:
         return _by_rule(self._chosen[choice.weights].take(rows), choice.triplet)
 
     def _fitted(self, selection: _Selection) -> Fitted:
-        weights = in_least_terms(selection.weights)
+        weights = in_lowest_terms(selection.weights)
         result = search(self._chosen[weights].take(selection.rows), self.options)
         return Fitted(Choice(result.chosen, weights), Choice(result.triplet, weights), (result,))
 
@@ -166,7 +169,7 @@ class Greedy:
         wanted: dict[Weights, list[_Selection]] = {}
         for selection in selections:
             for more in selection.candidates():
-                weights = in_least_terms(more)
+                weights = in_lowest_terms(more)
                 if selection.name(weights) not in self.record:
                     wanted.setdefault(weights, []).append(selection)
         ranked = bar(
@@ -185,7 +188,7 @@ class Greedy:
 class _Selection:
     """The members drawn so far for one set of rows."""
 
-    at: int  # of the set of rows
+    index: int  # of the set of rows
     rows: np.ndarray
     weights: Weights
     score: float = -math.inf
@@ -198,10 +201,10 @@ class _Selection:
 
     def name(self, weights: Weights) -> str:
         """Return the name under which the score of a weighting is recorded."""
-        return f"{self.at}: {' '.join(map(str, weights))}"
+        return f"{self.index}: {' '.join(map(str, weights))}"
 
     def grow(self, record: Record) -> None:
-        scores = {more: record[self.name(in_least_terms(more))] for more in self.candidates()}
+        scores = {more: record[self.name(in_lowest_terms(more))] for more in self.candidates()}
         more = max(scores, key=scores.__getitem__)  # of equals the first
         if scores[more] <= self.score + TIE:
             self.ended = True
@@ -213,7 +216,7 @@ def _progress(draw: int, selections: Sequence[_Selection], seconds: float) -> st
     n = sum(not each.ended for each in selections)
     return (
         f"greedy, draw {draw}: score in sample {selections[0].score:.4f}, {seconds:.0f} s; {n} of "
-        f"{len(selections)} selections go on, for at most {MOST_DRAWS - draw} draws"
+        f"{len(selections)} selections go on, for at most {MAX_DRAWS - draw} draws"
     )
 
 
@@ -300,7 +303,7 @@ class MemberVote:
         return self.members[0].stats.take(rows).true_px
 
 
-def in_least_terms(weights: Sequence[int]) -> tuple[int, ...]:
+def in_lowest_terms(weights: Sequence[int]) -> tuple[int, ...]:
     """Return integer weights of the same mean without a common factor: (2, 0) is (1, 0)."""
     common = math.gcd(*weights) or 1
     return tuple(weight // common for weight in weights)

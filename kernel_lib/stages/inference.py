@@ -160,7 +160,7 @@ def _trained_on(setup: Setup) -> tuple[str, ...]:
     """A line for each test image that a member, or what it descends from, was trained on."""
     folders = [
         fold_run.find(setup.roots, member.run)[fold]
-        for member in setup.ensemble.everyone
+        for member in setup.ensemble.all_members
         for fold in setup.ensemble.folds
     ]
     lineages = [stated_lineage(maps.Maps(f.oof).meta, f.oof) for f in folders]
@@ -250,7 +250,7 @@ def check_members(decision: Decision, roots: Sequence[Path]) -> None:
     """Refuse members that are missing or that changed since the rule was searched on them."""
     ensemble = decision.ensemble
     check_predicted_by(decision, roots)
-    for member in ensemble.everyone:
+    for member in ensemble.all_members:
         folders = fold_run.find(roots, member.run)
         for fold in ensemble.folds:
             if fold not in folders:
@@ -263,7 +263,7 @@ def check_members(decision: Decision, roots: Sequence[Path]) -> None:
             meta = maps.Maps(folder.oof).meta
             folder.require_kept(meta["checkpoints"], ensemble.name)
             same = folder.read_config().folds_digest == ensemble.folds_digest
-            if not same or meta["checkpoints"] != predictions.contents(folder.kept()):
+            if not same or meta["checkpoints"] != predictions.digests(folder.kept()):
                 raise InputError(
                     f"{folder.path} changed since the rule of {ensemble.name} was searched: run "
                     "the train stage to its end, then the thresholds stage"
@@ -295,12 +295,12 @@ def in_processes(
 
 def predict_all(setup: Setup, engine: Engine, world: World) -> Predicted:
     """Write every member fold's test.zip; the table of test images, and those unreadable."""
-    for member in setup.ensemble.everyone:
+    for member in setup.ensemble.all_members:
         folder = fold_run.find(setup.roots, member.run)[setup.ensemble.folds[0]]
         experiment = folder.read_config().experiment
         predictions.check_shared_memory(setup.parameters, experiment, engine)
     by_size: dict[int, cache.Prepared] = {}
-    for member in setup.ensemble.everyone:
+    for member in setup.ensemble.all_members:
         folders = fold_run.find(setup.roots, member.run)
         for fold in setup.ensemble.folds:
             experiment = folders[fold].read_config().experiment

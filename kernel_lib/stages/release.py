@@ -79,9 +79,9 @@ def _decision(ensemble_folder: Path, folder: FoldRun, config: FoldConfig) -> Dec
 def check_alone(decision: Decision, ensemble_folder: Path, run: str) -> None:
     """Raise InputError where a decision is not one rule, of that run alone."""
     ensemble = decision.ensemble
-    if [m.run for m in ensemble.everyone] != [run] or decision.choice.triplet is None:
+    if [m.run for m in ensemble.all_members] != [run] or decision.choice.triplet is None:
         raise InputError(
-            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.everyone)} "
+            f"{ensemble_folder} decides for {', '.join(m.run for m in ensemble.all_members)} "
             f"({ensemble.combine}): what is given away needs the rule of {run} alone, of the "
             f"thresholds stage with -p RUNS {run}"
         )

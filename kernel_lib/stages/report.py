@@ -92,7 +92,7 @@ def _held_out_maps(
     ensemble: Ensemble, roots: Sequence[Path], may_lack: bool = False
 ) -> dict[int, EnsembleMaps]:
     if may_lack:  # searched from statistics
-        here = fold_run.folds_with_maps(roots, [member.run for member in ensemble.everyone])
+        here = fold_run.folds_with_maps(roots, [member.run for member in ensemble.all_members])
         if not here.issuperset(ensemble.folds):
             return {}
     return {fold: open_maps(ensemble, roots, [fold], "oof") for fold in ensemble.folds}

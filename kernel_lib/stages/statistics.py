@@ -85,7 +85,7 @@ def _statistics(
     ensemble: Ensemble, parts: dict[str, OutOfFold], roots: Sequence[Path]
 ) -> FoldStatistics:
     fold = ensemble.folds[0]
-    folders = [fold_run.find(roots, member.run)[fold] for member in ensemble.everyone]
+    folders = [fold_run.find(roots, member.run)[fold] for member in ensemble.all_members]
     origin = Origin(
         fold=fold,
         ensemble=ensemble,

@@ -1,4 +1,4 @@
-"""Input of the training of a fold, its position, and the time that it has left."""
+"""Inputs, progress and time budget of the training of one fold."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from kernel_lib.plan import TrainPlan
 
 @dataclass
 class Position:
-    """Position of a training, and its results so far."""
+    """Where a training stands, and its results so far."""
 
     epoch: int = 0  # epochs completed
-    step: int = 0  # optimiser steps done in the present epoch
-    loss_sum: float = 0.0  # Σ loss · images of the present epoch
-    images: int = 0
+    step: int = 0  # optimiser steps done in the current epoch
+    loss_sum: float = 0.0  # Σ loss · images of the current epoch
+    images: int = 0  # in the current epoch
     skipped: int = 0  # optimiser steps skipped in this epoch (`step.Step`)
-    seconds: float = 0.0  # spent in the present epoch, over all sessions
+    seconds: float = 0.0  # spent in the current epoch, over all sessions
     history: list[LogLine] = field(default_factory=list)
-    kept: list[dict] = field(default_factory=list)  # {"epoch", "value"}, best first
-    ended: str = ""  # why the training has ended
+    kept: list[dict] = field(default_factory=list)  # checkpoints: {"epoch", "value"}, best first
+    ended: str = ""  # why the training has ended; empty while it goes on
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Job:
     folder: FoldRun
     plan: TrainPlan
     prepared: Prepared
-    train_rows: np.ndarray
-    held_rows: np.ndarray
+    train_rows: np.ndarray  # of the cache
+    held_rows: np.ndarray  # likewise
     truth: pd.DataFrame  # by cache row: rle, height, width, positive (has a pneumothorax)
     lineage: Lineage  # of the weights it ends with
     engine: Engine
@@ -75,8 +75,9 @@ class Clock:
         return self.max_hours is None or self.left() > self._needed(seconds)
 
     def allows_uninterrupted(self, seconds: float, what: str) -> bool:
-        """Return `allows`, for work that cannot resume; InputError if it exceeds `max_hours`."""
+        """Return `allows`, for work that cannot resume; InputError if it can never fit."""
         if self.max_hours is not None and self.max_hours * 3600 <= self._needed(seconds):
+            # Where `_needed` equals the limit, rounded up, with 0.01 h to spare.
             least = math.ceil(100 * 2 * seconds / 0.99 / 3600 + 1) / 100
             raise InputError(
                 f"MAX_HOURS {self.max_hours} is too short for {what}, about {seconds:.0f} s in one "

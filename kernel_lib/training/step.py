@@ -1,10 +1,10 @@
-"""An optimiser step: batches forward and backward, each rank its share, as by one process.
+"""An optimiser step split over ranks, equivalent to the same step in one process.
 
 A step whose loss or gradient is not finite changes nothing: weights, their average and the
 statistics of batch norm stay as they were. In float32 and bfloat16 the training stops there and
 names the images, since a repetition would be the same. In float16 such a step is mostly an overflow
-that a smaller scale of the gradients avoids: the scale is halved and the step skipped, counted and
-logged; `IN_A_ROW` skipped steps stop the training. Weights that are not finite are never saved.
+that a smaller loss scale avoids: the scale is halved and the step skipped, counted and
+logged; `MAX_SKIPPED` skipped steps stop the training. Weights that are not finite are never saved.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from kernel_lib.training import sampling
 from kernel_lib.training.job import Job, Position
 
 COMPILER = "inductor"  # the backend of torch.compile
-# So many halvings reduce the first scale, 65536, to 1: the network itself then overflows.
-IN_A_ROW = 16
+# 16 halvings take the initial loss scale, 65536, to 1: then the network itself overflows.
+MAX_SKIPPED = 16
 Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images, masks (B, 1, S, S); rows (B,)
 
 
@@ -82,20 +82,20 @@ class Step:
         position: Position,
         hardness: torch.Tensor,
     ) -> bool:
-        """Take a step over the keys of its batches and update `position` and `hardness`.
+        """Take a step over batches of `dataset.Key` (B, 3); update `position` and `hardness`.
 
         `stream` yields this rank's shares. Returns False if the step was skipped. Raises
         FloatingPointError, with the images, where the training must stop.
         """
         total = sum(len(batch) for batch in step)
-        # Forward passes change them; a skipped step must not.
+        # Forward passes update batch-norm buffers; a skipped step restores them.
         buffers = list(self.model.buffers()) if self.scaler.is_enabled() else []
         before = [buffer.clone() for buffer in buffers]
         values = []
         for number, batch in enumerate(step, start=1):
             # Gradients stay on their rank until the last batch, and are summed once.
-            several = self.world.size > 1 and number < len(step)
-            with self.parallel.no_sync() if several else nullcontext():
+            sums_later = self.world.size > 1 and number < len(step)
+            with self.parallel.no_sync() if sums_later else nullcontext():
                 value = self._backward(stream, batch, len(batch) / total, hardness, position)
             values.append(value)
             if math.isfinite(value):
@@ -122,13 +122,15 @@ class Step:
             self.scaler.update()
             self.skipped_in_a_row = 0
         else:
-            reason = f"the loss is {values[-1]}, the norm of its gradient {norm}"
+            worst = next((v for v in values if not math.isfinite(v)), values[-1])
+            reason = f"the loss is {worst}, the norm of its gradient {norm}"
             if not self.scaler.is_enabled():
                 raise _stopped(reason, where)
             self.skipped_in_a_row += 1
-            if self.skipped_in_a_row == IN_A_ROW:
-                reason = f"{IN_A_ROW} steps in a row overflowed float16; at last {reason}"
+            if self.skipped_in_a_row == MAX_SKIPPED:
+                reason = f"{MAX_SKIPPED} steps in a row overflowed float16; at last {reason}"
                 raise _stopped(reason, where)
+            # By hand: the scaler itself backs off for gradients alone, not for a loss.
             self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
         self.optimizer.zero_grad(set_to_none=True)
         return not self.skipped_in_a_row

@@ -144,7 +144,7 @@ def load_held_out(folder: Path, roots: Sequence[Path], data: Images | None = Non
         f'the nested cross-validated ("honest") score{caveat}: {score}{coverage}.'
     )
     title = f"{ensemble.name}, out of fold"
-    runs = [member.run for member in ensemble.everyone]
+    runs = [member.run for member in ensemble.all_members]
     if decision.from_statistics and not fold_run.folds_with_maps(roots, runs) >= {*ensemble.folds}:
         return _of_statistics(folder, decision, fold_table, title, note)
     part = out_of_fold(ensemble, roots, fold_table, allow_unknown_past=True)

@@ -30,7 +30,7 @@ def origin(fold: int = 0, weight: float = 2.0, lr: float = 0.1, gates=("sorter",
     configs = tuple(
         FoldConfig(run=m.run, fold=fold, seed=1, n_folds=3, folds_digest="d",
                    experiment=Experiment(name=m.run, lr=lr))
-        for m in ensemble.everyone
+        for m in ensemble.all_members
     )  # fmt: skip
     return Origin(
         fold=fold, ensemble=ensemble, configs=configs, past_known=True,

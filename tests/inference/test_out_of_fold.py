@@ -235,7 +235,7 @@ def test_worker_processes_find_the_same_and_share_what_they_have_packed(tmp_path
     held = held_out(tmp_path, combine="member_vote")
     exact, votes_of_threads = held.statistics_of(WEIGHTINGS), held.vote_counts(RULE_SETS)
     candidates = list(held.candidates(WEIGHTINGS))
-    monkeypatch.setattr(workers, "WORTH_ITEMS", 1)
+    monkeypatch.setattr(workers, "MIN_FORK_ITEMS", 1)
     monkeypatch.setattr(workers, "_CHUNK", 1)
     forked = held_out(tmp_path, combine="member_vote")
     np.testing.assert_array_equal(forked.vote_counts(RULE_SETS), votes_of_threads)

@@ -150,7 +150,7 @@ def test_a_network_s_map_is_cut_into_bands_and_dense_noise_is_counted_too() -> N
     random = np.random.default_rng(0)
     sparse = level_map("corners", (512, 512), random)
     packed = pack([sparse], (1024, 1024))
-    of_bands = packed.columns[512, 512].levels
+    of_bands = packed.by_size[512, 512].levels
     assert of_bands.size < sparse.size / 100, "else nothing is won"
     noise = [level_map("noise", (512, 512), random) for _ in range(2)]
     check(noise, (1024, 1024), [(1, 0), (1, 1)], truth_of("noise", (1024, 1024), random))
@@ -163,7 +163,7 @@ def test_many_weightings_of_a_draw_are_computed_some_at_a_time(monkeypatch) -> N
     truth = truth_of("block", (96, 96), random)
     packed = pack(levels, (96, 96))
     together = histograms(packed, many, truth)
-    for at_once_px in (1, packed.columns[48, 48].levels[0].size * 3):
+    for at_once_px in (1, packed.by_size[48, 48].levels[0].size * 3):
         monkeypatch.setattr(weightings, "_AT_ONCE_PX", at_once_px)
         np.testing.assert_array_equal(histograms(packed, many, truth), together)
     check(levels, (96, 96), many, truth)

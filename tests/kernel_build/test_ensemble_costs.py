@@ -25,7 +25,7 @@ def simple_figures(monkeypatch) -> None:
     """Figures by which one sees in a sum what it is of."""
     figures = {"PACK": 1, "RANK": 10, "VOTE": 100, "DISTANCE": 1000, "BEST_RULE": 0.1,
                "SEARCH": 1e4, "REPORT": 0.001, "DRAWS": 2, "DISTINCT": 0.5, "MASKED": 0.5,
-               "THREADS": 1, "LIBRARIES": 7, "READ": 1, "AVERAGE": 10,
+               "PROCESSES": 1, "LIBRARIES": 7, "READ": 1, "AVERAGE": 10,
                "PREDICTING": 7}  # fmt: skip
     for name, value in figures.items():
         monkeypatch.setattr(ensemble_costs, name, value)
@@ -62,12 +62,12 @@ def test_a_greedy_choice_by_hand(monkeypatch):
     each = 4 * (3 + (18 + 7) * 10 + 36 * 0.1 + 6 * 1e4)
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
     assert cost.memory == 7 + 4 * 2048 * (out_of_fold.AT_ONCE + 2 * 7)
-    assert (cost.output, cost.scratch) == (4 * 2048, 4 * 3 * 4500)
-    # Where a third of the maps has no place, it is packed again for all 24 weightings.
-    monkeypatch.setattr(weightings, "STORE_BYTES", 4 * 2 * 4500)
+    assert (cost.output, cost.scratch) == (4 * 2048, 4 * 3 * 13_000)
+    # Where a third of the maps has no place, it is packed again for all 48 weightings.
+    monkeypatch.setattr(weightings, "STORE_BYTES", 4 * 2 * 13_000)
     fuller = ensemble_costs.thresholds(runs, start=0, images=4)
-    assert fuller.scratch == 4 * 2 * 4500
-    assert fuller.hours - cost.hours == pytest.approx(2 * 4 * 3 / 3 * 18 / 24 / 3600)
+    assert fuller.scratch == 4 * 2 * 13_000
+    assert fuller.hours - cost.hours == pytest.approx(2 * 4 * 3 / 3 * 18 / 48 / 3600)
 
 
 @pytest.mark.usefixtures("simple_figures")

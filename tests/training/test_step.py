@@ -126,7 +126,7 @@ def state_of(job: Training) -> dict[str, torch.Tensor]:
 
 def test_so_many_skips_in_a_row_stop_it_and_fewer_do_not(tmp_path):
     few = tiny(epochs=30, patience=30, accumulate=4)  # a step an epoch, of three batches
-    bad = set(range(1, 3 * (step.IN_A_ROW - 1) + 1))
+    bad = set(range(1, 3 * (step.MAX_SKIPPED - 1) + 1))
     job = broken(scaled(training(tmp_path / "few", few)), "loss", bad, NAN)
     assert job.run()
     assert [line["skipped_steps"] for line in job.position.history] == [1] * 15 + [0] * 15

@@ -140,7 +140,7 @@ def read_groups(desk: Desk) -> Case:
         expected = {
             n: (m[1] if (m := nih.fullmatch(g)) else g) for n, g in zip(names, given, strict=True)
         }
-        expected = {n: math.nan if folds.is_nobody(g) else g for n, g in expected.items()}
+        expected = {n: math.nan if folds.is_placeholder(g) else g for n, g in expected.items()}
         return None if groups == expected else f"{groups}, expected {expected}"[:300]
 
     return _case(desk, data, labels.read_groups, None, compare)

@@ -108,7 +108,9 @@ def test_a_part_s_time_is_its_own(monkeypatch):
 def test_what_worker_processes_did_is_counted(tmp_path):
     parts = ensembles_case.Parts(tmp_path)
     work = parts._timed(lambda x: x, "work")
-    assert list(workers.each(work, range(workers.WORTH_ITEMS))) == list(range(workers.WORTH_ITEMS))
+    assert list(workers.each(work, range(workers.MIN_FORK_ITEMS))) == list(
+        range(workers.MIN_FORK_ITEMS)
+    )
     assert "work" not in parts.main
     parts.gather()
     assert parts.workers["work"] > 0
