@@ -36,8 +36,9 @@ DISTINCT = 0.5  # share of a draw's weightings left where selections have some i
 MASKED = 0.25  # share of images with a mask
 
 # Bytes; `STATISTICS` and `PACKED` are of an image.
-LIBRARIES = 600e6  # of thresholds, with all tables
+LIBRARIES = 800e6  # of thresholds and its workers, with all tables
 STATISTICS = 2 * 256 * 4  # in memory, and at most as many in the file
+SAVING = 4  # times in memory where they are saved and read again for the report
 PACKED = 13_000  # a map of 512 px in the temporary file
 PREDICTING = 1.5e9  # of inference: docs/results.md, `tools.benchmarks.memory`
 
@@ -94,10 +95,11 @@ def thresholds(runs: Runs, start: float, images: int = TRAIN_IMAGES) -> StageCos
     search = (_greedy if runs.greedy else _votes if runs.by_members else _mean)(runs, images)
     distances = MASKED * images * runs.n * DISTANCE * runs.scale / PROCESSES
     statistics = STATISTICS * images
+    saved = runs.n if runs.by_members else 1  # weightings of which the statistics are saved
     return StageCost(
         start + (2 * search.seconds + distances + REPORT) / 3600,
-        LIBRARIES + statistics * (2 * search.kept + search.held),
-        statistics * (runs.n if runs.by_members else 1),
+        LIBRARIES + statistics * (2 * search.kept + search.held + SAVING * saved),
+        statistics * saved,
         search.scratch,
     )
 

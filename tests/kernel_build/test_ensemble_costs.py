@@ -37,7 +37,7 @@ def test_a_mean_by_hand():
     # Twice: 3 maps an image, 1 weighting, 6 selections; distances of 2 images, once.
     seconds = 2 * 4 * (3 + 10 + 6e4) + 2 * 3 * 1000 + 0.001
     assert cost.hours == pytest.approx(seconds / 3600)
-    assert (cost.memory, cost.output, cost.scratch) == (7 + 4 * 2048 * 2, 4 * 2048, 0)
+    assert (cost.memory, cost.output, cost.scratch) == (7 + 4 * 2048 * (2 + 4), 4 * 2048, 0)
     larger = ensemble_costs.thresholds(Runs(3, 5, 1024, MEAN), start=1, images=4)
     of_maps = 2 * 4 * (3 + 10) + 2 * 3 * 1000
     assert larger.hours == pytest.approx(1 + (seconds + 3 * of_maps) / 3600)
@@ -50,7 +50,7 @@ def test_a_vote_by_hand(decided: ThresholdsParameters):
     # Two passes over 3 maps, 3 members and the mean, a search a member and selection, 2 drawn.
     each = 4 * (3 + 4 * 10 + 3 * 6 * 1e4) + 2 * 3 * 100
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
-    assert cost.memory == 7 + 4 * 2048 * 2 * 4
+    assert cost.memory == 7 + 4 * 2048 * (2 * 4 + 3 * 4)
     assert (cost.output, cost.scratch) == (4 * 2048 * 3, 0)
 
 
@@ -61,7 +61,7 @@ def test_a_greedy_choice_by_hand(monkeypatch):
     # 2 draws × 3 runs × 6 selections are 36 scores of 18 weightings; 6 chosen ones and the mean.
     each = 4 * (3 + (18 + 7) * 10 + 36 * 0.1 + 6 * 1e4)
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
-    assert cost.memory == 7 + 4 * 2048 * (out_of_fold.AT_ONCE + 2 * 7)
+    assert cost.memory == 7 + 4 * 2048 * (out_of_fold.AT_ONCE + 2 * 7 + 4)
     assert (cost.output, cost.scratch) == (4 * 2048, 4 * 3 * 13_000)
     # Where a third of the maps has no place, it is packed again for all 48 weightings.
     monkeypatch.setattr(weightings, "STORE_BYTES", 4 * 2 * 13_000)

@@ -379,8 +379,8 @@ def test_how_the_seeds_are_combined_reaches_the_thresholds():
     assert rows["mean"][1:3] == rows["greedy"][1:3] == ["1", "0.0"]
     assert float(rows["mean"][0]) < float(rows["greedy"][0])
     assert float(rows["mean"][-1]) < float(rows["greedy"][-1])
-    # 4,500 bytes a map, 3 seeds.
-    assert "write up to 0.2 GB" in greedy.output
+    # 13,000 bytes a map, 3 seeds.
+    assert "write up to 0.5 GB" in greedy.output
     assert "write up to" not in mean.output
     assert week_lines(mean.output) == week_lines(greedy.output)
     for choose in (None, "greedy"):
