@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from kernel_lib.models import networks, weights
 from kernel_lib.models.base import Logits
 from kernel_lib.notebook import bar
 from kernel_lib.parallel.world import SINGLE_PROCESS, World
+from kernel_lib.workers import n_cores
 
 
 class Images(NamedTuple):
@@ -219,4 +219,4 @@ def workers(given: int | None, engine: Engine) -> int:
     """Return the number of loader processes: on a GPU as many as cores, up to 4; on a CPU none."""
     if given is not None:
         return given
-    return min(4, os.cpu_count() or 1) if engine.device.type == "cuda" else 0
+    return min(4, n_cores()) if engine.device.type == "cuda" else 0
