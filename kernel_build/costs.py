@@ -6,8 +6,9 @@ fold holds out.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from kernel_build import ensemble_costs, graph
 from kernel_build.accelerators import Accelerator
 from kernel_build.account import FULL_WEEK, Week
 from kernel_build.ensemble_costs import MAP_BYTES_PER_PX, TEST_IMAGES, TRAIN_IMAGES, Runs, StageCost
-from kernel_build.graph import Node
+from kernel_build.graph import Node, PlannedEnsemble
 from kernel_lib.artifacts import fold_run
 from kernel_lib.artifacts.filenames import LOG
 from kernel_lib.artifacts.fold_run import FoldRun
-from kernel_lib.config import Experiment, ThresholdsParameters
+from kernel_lib.config import Experiment
 from kernel_lib.errors import InputError
 from kernel_lib.inference import tta
 from kernel_lib.kaggle import quota
@@ -115,9 +116,8 @@ class FoldCost:
 class Estimate:
     """The cost of a plan: each experiment's fold, the kernels, the weeks, and advice."""
 
+    ensemble: PlannedEnsemble
     costs: tuple[FoldCost, ...]
-    seeds: tuple[int, ...]
-    folds: int
     nodes: tuple[Node, ...]
     weeks: tuple[tuple[Node, ...], ...]
     advice: tuple[str, ...]
@@ -182,66 +182,69 @@ def fold_cost(
 
 
 def estimate(
-    plans: Mapping[int, Sequence[TrainPlan]],
-    folds: int,
+    ensemble: PlannedEnsemble,
     measured: Mapping[str, Measured],
     session: Session,
     sizes: Mapping[str, Sizes],
     slug: str | None = None,
     week: Week = FULL_WEEK,
-    decided: ThresholdsParameters = graph.BY_DEFAULT,
 ) -> Estimate:
     """Return the plan's cost.
 
     Args:
-        plans: By seed the runs to train, the wanted one last.
-        measured: By experiment; others are the wanted one's, scaled by pixels and images.
+        measured: By experiment, at least of every member; others are scaled by pixels and images.
         sizes: By experiment.
-        slug: The beginning of all kernels' names; None: that of their run.
+        slug: The beginning of all kernels' names; None: that of their run, or of the recipe.
         week: What the account's quota has left.
-        decided: How the seeds are combined.
     """
-    chain = next(iter(plans.values()))
-    wanted = chain[-1]
-    costs = tuple(
-        fold_cost(
-            plan, _measured(plan, wanted, measured), session,
-            sizes[plan.experiment_name], folds,
+    by_name = {
+        name: fold_cost(
+            plan, _measured(plan, ensemble, measured), session, sizes[name], ensemble.folds
         )
-        for plan in chain
-    )  # fmt: skip
-    own = costs[-1]
-    a_look = own.measured.look * folds * TEST_IMAGES / TRAIN_IMAGES / 3600
-    runs = Runs(len(plans), folds, own.experiment.size, decided)
+        for name, plan in ensemble.experiments.items()
+    }
+    members = [by_name[plan.experiment_name] for plan in ensemble.members]
+    gates = [by_name[plan.experiment_name] for plan in ensemble.gates]
+    predicting = sum(cost.measured.look * cost.looks for cost in (*members, *gates)) / len(members)
+    predicting *= ensemble.folds**2 * TEST_IMAGES / TRAIN_IMAGES / 3600
+    side = (sum(cost.experiment.size**2 for cost in members) / len(members)) ** 0.5
+    runs = Runs(len(members), ensemble.folds, side, ensemble.thresholds)
     cost_of = {
         "thresholds": lambda some: ensemble_costs.thresholds(some, session.start),
-        "inference": lambda some: ensemble_costs.inference(
-            some, session.start, a_look * own.looks * folds
-        ),
+        "inference": lambda some: ensemble_costs.inference(some, session.start, predicting),
     }
     later = {stage: cost(runs) for stage, cost in cost_of.items()}
     inference = later["inference"].hours
-    hours = {plan.experiment_name: cost.sessions for plan, cost in zip(chain, costs, strict=True)}
-    nodes = graph.nodes(plans, folds, hours, inference, session.max_hours, slug, decided)
-    advice = [line for cost in costs for line in _fold_advice(cost, session)]
+    hours = {name: cost.sessions for name, cost in by_name.items()}
+    nodes = graph.nodes(ensemble, hours, inference, session.max_hours, slug)
+    advice = [line for cost in by_name.values() for line in _fold_advice(cost, session)]
     fits = max(node.hours for node in nodes) <= week.total
     by_week = graph.weeks(nodes, week.total, week.left) if fits else []
     for stage, cost in cost_of.items():
-        advice += ensemble_costs.advice(stage, cost, runs, session.max_hours)
-    advice += _week_advice(costs, len(plans), folds, inference, week.total)
+        advice += ensemble_costs.advice(stage, cost, runs, session.max_hours, ensemble.how_to_plan)
+    advice += _week_advice(ensemble, by_name, inference, week.total)
     return Estimate(
-        costs, tuple(plans), folds, tuple(nodes), tuple(map(tuple, by_week)), tuple(advice), later,
-        week,
+        ensemble, tuple(by_name.values()), tuple(nodes), tuple(map(tuple, by_week)), tuple(advice),
+        later, week,
     )  # fmt: skip
 
 
-def _measured(plan: TrainPlan, wanted: TrainPlan, measured: Mapping[str, Measured]) -> Measured:
-    if plan.experiment_name in measured:
-        return measured[plan.experiment_name]
-    factor = (plan.experiment.size / wanted.experiment.size) ** 2
+def _measured(
+    plan: TrainPlan, ensemble: PlannedEnsemble, measured: Mapping[str, Measured]
+) -> Measured:
+    """Return the seconds of a run's experiment, if need be scaled from a member's that needs it.
+
+    Of several such members it is the one whose size is nearest.
+    """
+    name, size = plan.experiment_name, plan.experiment.size
+    if name in measured:
+        return measured[name]
+    needing = (c[-1] for c in ensemble.chains if name in {p.experiment_name for p in c})
+    member = min(needing, key=lambda member: abs(math.log(member.experiment.size / size)))
+    factor = (size / member.experiment.size) ** 2
     images = {"competition": TRAIN_IMAGES, "nih": NIH_IMAGES}
-    factor *= images[plan.experiment.images] / images[wanted.experiment.images]
-    return measured[wanted.experiment_name].times(factor)
+    factor *= images[plan.experiment.images] / images[member.experiment.images]
+    return measured[member.experiment_name].times(factor)
 
 
 def _fold_advice(cost: FoldCost, session: Session) -> list[str]:
@@ -278,25 +281,36 @@ def _fold_advice(cost: FoldCost, session: Session) -> list[str]:
 
 
 def _week_advice(
-    costs: Sequence[FoldCost], seeds: int, folds: int, inference: float, week: float
+    ensemble: PlannedEnsemble, costs: Mapping[str, FoldCost], inference: float, week: float
 ) -> list[str]:
     """Return what to change where the plan does not fit a week of so many hours."""
-    fold = sum(cost.gpu_hours for cost in costs)
-    total = fold * folds * seeds + inference
+    n = len(ensemble.members)
+
+    def hours(first: int) -> float:
+        """Return the GPU hours of the first members alone."""
+        runs = ensemble.first(first).runs
+        fold = sum(costs[plan.experiment_name].gpu_hours for plan in runs)
+        return fold * ensemble.folds + inference * first / n
+
+    total = hours(n)
     if total <= week:
         return []
-    experiment, fits = costs[-1].experiment, []
-    if (fewer := int(week / (fold * folds + inference / seeds))) >= 1:
-        fits.append(f"--seeds {fewer}")
+    fold = sum(costs[plan.experiment_name].gpu_hours for plan in ensemble.chains[0])
+    fits = []
+    if fewer := max((k for k in range(1, n) if hours(k) <= week), default=0):
+        fits.append(ensemble.how_to_plan(fewer))
     elif (some := int(week / fold)) >= 1:
-        fits.append(f"{some} of {folds} folds of one seed")
-    # A tenth of the epochs is another experiment, and so is a quarter of the side.
-    epochs = int(experiment.epochs * week / total)
-    if 3 * epochs >= experiment.epochs:
-        fits.append(f"about -p EPOCHS {epochs}")
-    size = int((experiment.size**2 * week / total) ** 0.5) // 32 * 32
-    if 2 * size >= experiment.size:
-        fits.append(f"about -p SIZE {size}")
+        of = "the first member" if ensemble.recipe else "one seed"
+        fits.append(f"{some} of {ensemble.folds} folds of {of}")
+    if not ensemble.recipe:  # whose experiments are fixed
+        # With fewer than a third of the epochs, or half the side, it is another experiment.
+        experiment = ensemble.members[0].experiment
+        epochs = int(experiment.epochs * week / total)
+        if 3 * epochs >= experiment.epochs:
+            fits.append(f"about -p EPOCHS {epochs}")
+        size = int((experiment.size**2 * week / total) ** 0.5) // 32 * 32
+        if 2 * size >= experiment.size:
+            fits.append(f"about -p SIZE {size}")
     none = (
         f"no fold, which takes {fold:.0f} h: a smaller SIZE, fewer EPOCHS, or a faster experiment"
     )

@@ -49,7 +49,7 @@ class Runs:
 
     n: int
     folds: int
-    size: int
+    size: float  # where they differ, of the mean area
     decided: ThresholdsParameters
 
     @property
@@ -150,14 +150,21 @@ def inference(runs: Runs, start: float, predicting: float) -> StageCost:
 
 
 def advice(
-    stage: str, cost_of: Callable[[Runs], StageCost], runs: Runs, max_hours: float
+    stage: str,
+    cost_of: Callable[[Runs], StageCost],
+    runs: Runs,
+    max_hours: float,
+    how_to_plan: Callable[[int], str],
 ) -> list[str]:
-    """Return what to change where a stage does not fit a session of `max_hours`, or a machine."""
+    """Return what to change where a stage does not fit a session of `max_hours`, or a machine.
+
+    `how_to_plan` words a plan of so many runs.
+    """
     lines = []
     for what, text in _exceeded(cost_of(runs), max_hours).items():
         fewer = range(runs.n - 1, int(runs.by_members), -1)
         fits = (n for n in fewer if what not in _exceeded(cost_of(replace(runs, n=n)), max_hours))
-        ways = [f"--seeds {n}" for n in (next(fits, None),) if n]
+        ways = [how_to_plan(n) for n in (next(fits, None),) if n]
         lines.append(f"{stage} {text}: {' or '.join([*ways, *_other_ways(stage, what, runs)])}")
     return lines
 

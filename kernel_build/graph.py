@@ -24,8 +24,48 @@ CARRIED = ("name", *OVERRIDES, "parent_weights", "groups", "weights_dir", "weigh
            "deterministic", "precision", "compile", "on_bad_file", "masks_are", "processes",
            "workers", "threads", "save_minutes")  # fmt: skip
 
-DECIDED = ("combine", "choose", "at_least")  # of thresholds: a plan's own options
-BY_DEFAULT = ThresholdsParameters()
+
+@dataclass(frozen=True)
+class PlannedEnsemble:
+    """The runs of a plan: one experiment's seeds, or a recipe's members, and what they need."""
+
+    # One chain per member: the runs to train for it, parents first, the member's own last.
+    chains: tuple[tuple[TrainPlan, ...], ...]
+    folds: int
+    thresholds: ThresholdsParameters  # of the thresholds kernel
+    recipe: str | None = None  # its name
+
+    @property
+    def members(self) -> tuple[TrainPlan, ...]:
+        return tuple(chain[-1] for chain in self.chains)
+
+    @property
+    def gates(self) -> tuple[TrainPlan, ...]:
+        """The runs of classifiers that gate members' masks."""
+        return tuple({p.gate.run: p.gate for p in self.members if p.gate is not None}.values())
+
+    @property
+    def runs(self) -> tuple[TrainPlan, ...]:
+        """All runs to train, each once, parents first."""
+        return tuple({plan.run: plan for chain in self.chains for plan in chain}.values())
+
+    @property
+    def experiments(self) -> dict[str, TrainPlan]:
+        """The first run of each experiment, by the experiment's name."""
+        by_name: dict[str, TrainPlan] = {}
+        for plan in self.runs:
+            by_name.setdefault(plan.experiment_name, plan)
+        return by_name
+
+    def first(self, n: int) -> PlannedEnsemble:
+        """Return the plan of the first n members."""
+        return replace(self, chains=self.chains[:n])
+
+    def how_to_plan(self, n: int) -> str:
+        """Return, for advice, how to plan the first n members alone."""
+        if not self.recipe:
+            return f"--seeds {n}"
+        return f"the first {n} members" if n > 1 else "the first member"
 
 
 @dataclass(frozen=True)
@@ -44,58 +84,53 @@ class Node:
 
 
 def nodes(
-    runs: Mapping[int, Sequence[TrainPlan]],
-    folds: int,
+    ensemble: PlannedEnsemble,
     hours: Mapping[str, Sequence[float]],
     inference_hours: float,
     max_hours: float,
     prefix: str | None = None,
-    decided: ThresholdsParameters = BY_DEFAULT,
 ) -> list[Node]:
     """Return the kernels of a plan, in an order in which they can be pushed.
 
-    Folds come seed by seed, so that a seed is complete before the next begins; a session after the
+    Folds come member by member, so that one is complete before the next begins; a session after the
     first takes the output of the one before it.
 
     Args:
-        runs: By seed the runs to train, parents first and the wanted one last.
         hours: By experiment the hours of each session of one fold.
         inference_hours: Those of a later stage that needs a GPU.
-        prefix: The beginning of all kernels' names; None: that of their run.
-        decided: How the ensemble of the runs is combined.
+        prefix: The beginning of all kernels' names; None: that of their run, or of the recipe.
     """
-    heads = _heads(runs, folds, hours, prefix)
+    heads, head = _heads(ensemble, hours, prefix)
     kernels: list[Node] = []
     last: dict[tuple[str, int], str] = {}  # (run, fold) → the kernel that ends it
-    for seed, chain in runs.items():
-        for fold, plan in product(range(folds), chain):
+    for chain in ensemble.chains:
+        for fold, plan in product(range(ensemble.folds), chain):
+            if (plan.run, fold) in last:  # for an earlier member
+                continue
             needed = [last[need.run, fold] for need in plan.needs()]
             sessions = hours[plan.experiment_name]
-            given = (*_train_given(plan, fold, folds), ("MAX_HOURS", f"{max_hours:g}"))
+            given = _train_given(plan, fold, ensemble.folds)
+            given += (("MAX_HOURS", f"{max_hours:g}"),)
             for part, taken in enumerate(sessions, 1):
                 name = names.joined(
-                    heads[plan.experiment_name], *_words(seed, fold, part, sessions)
+                    heads[plan.experiment_name], *_words(plan, fold, part, sessions)
                 )
                 sources = (*([kernels[-1].slug] if part > 1 else []), *needed)
                 kernels.append(Node(name, "train", given, sources, gpu=True, hours=taken))
             last[plan.run, fold] = kernels[-1].slug
-    wanted = [chain[-1].run for chain in runs.values()]
-    first = next(iter(runs.values()))[-1]
     # A run's gate predicts with it; its parents are no longer needed.
-    members = {p.run for c in runs.values() for p in (c[-1], c[-1].gate) if p is not None}
-    trained = tuple(kernel for (run, _), kernel in last.items() if run in members)
-    ensemble = (first.parameters.name or first.experiment_name) if len(wanted) > 1 else wanted[0]
-    values = {"RUNS": ",".join(wanted), "ENSEMBLE": ensemble}
-    values |= {n.upper(): str(v) for n in DECIDED if (v := getattr(decided, n)) is not None}
+    predicting = {plan.run for plan in (*ensemble.members, *ensemble.gates)}
+    trained = tuple(kernel for (run, _), kernel in last.items() if run in predicting)
     slugs: dict[str, tuple[str, ...]] = {}  # by stage
     for stage in STAGES.values():
         if stage.per_fold:
             slugs[stage.name] = trained
             continue
         known = stage.parameters.model_fields
-        given = tuple((name, value) for name, value in values.items() if name.lower() in known)
+        values = ensemble.thresholds.model_dump(exclude_defaults=True)
+        given = tuple((n.upper(), str(value)) for n, value in values.items() if n in known)
         sources = tuple(slug for taken in stage.takes for slug in slugs[taken])
-        name = names.joined(heads[first.experiment_name], _seeds(runs), stage.name)
+        name = names.joined(head, _seeds(ensemble), stage.name)
         hours_taken = inference_hours if stage.needs_gpu else 0.0
         kernels.append(Node(name, stage.name, given, sources, stage.needs_gpu, hours_taken))
         slugs[stage.name] = (name,)
@@ -103,33 +138,39 @@ def nodes(
 
 
 def _heads(
-    runs: Mapping[int, Sequence[TrainPlan]],
-    folds: int,
-    hours: Mapping[str, Sequence[float]],
-    prefix: str | None,
-) -> dict[str, str]:
-    """Return by experiment the beginning of its kernels' names, for any seed."""
+    ensemble: PlannedEnsemble, hours: Mapping[str, Sequence[float]], prefix: str | None
+) -> tuple[dict[str, str], str]:
+    """Return the beginning of the kernels' names: by experiment, for any seed, and the ensemble's.
+
+    The ensemble has that of its experiment, or of its recipe.
+    """
     endings = [
-        names.ending(*_words(seed, fold, part, hours[plan.experiment_name]))
-        for seed, chain in runs.items()
-        for plan in chain
-        for fold in range(folds)
+        names.ending(*_words(plan, fold, part, hours[plan.experiment_name]))
+        for plan in ensemble.runs
+        for fold in range(ensemble.folds)
         for part in range(1, len(hours[plan.experiment_name]) + 1)
     ]
     later = (stage.name for stage in STAGES.values() if not stage.per_fold)
-    endings += [names.ending(_seeds(runs), stage) for stage in later]
-    chain = next(iter(runs.values()))
-    by_name = names.heads([names.split(plan.run)[0] for plan in chain], endings, given=prefix)
-    return dict(zip((plan.experiment_name for plan in chain), by_name.values(), strict=True))
+    endings += [names.ending(_seeds(ensemble), stage) for stage in later]
+    shown = {name: names.split(plan.run)[0] for name, plan in ensemble.experiments.items()}
+    listed, options = [*shown.values()], {}
+    if ensemble.recipe:
+        listed.append(ensemble.recipe)
+        options = {"advice": "name the kernels with --slug NAME", "fallback": "experiment"}
+    by_name = names.heads(listed, endings, given=prefix, **options)
+    return {name: by_name[each] for name, each in shown.items()}, by_name[listed[-1]]
 
 
-def _words(seed: int, fold: int, part: int, sessions: Sequence[float]) -> tuple[str, ...]:
+def _words(plan: TrainPlan, fold: int, part: int, sessions: Sequence[float]) -> tuple[str, ...]:
     """Return what follows the run's in a train kernel's name."""
-    return (f"s{seed}", f"f{fold}", *([f"p{part}"] if len(sessions) > 1 else []))
+    parts = [f"p{part}"] if len(sessions) > 1 else []
+    return (f"s{plan.parameters.seed}", f"f{fold}", *parts)
 
 
-def _seeds(runs: Mapping[int, Sequence[TrainPlan]]) -> str:
-    return f"{len(runs)}seeds" if len(runs) > 1 else f"s{next(iter(runs))}"
+def _seeds(ensemble: PlannedEnsemble) -> str:
+    """Return what the names of later stages say of the seeds; nothing where a recipe has them."""
+    seeds = [member.parameters.seed for member in ensemble.members]
+    return "" if ensemble.recipe else f"{len(seeds)}seeds" if len(seeds) > 1 else f"s{seeds[0]}"
 
 
 def weeks(

@@ -66,11 +66,16 @@ def split(name: str) -> tuple[str, str]:
 
 
 def heads(
-    names: Sequence[str], endings: Iterable[str], advice: str = _ADVICE, given: str | None = None
+    names: Sequence[str],
+    endings: Iterable[str],
+    advice: str = _ADVICE,
+    given: str | None = None,
+    fallback: str = "parent",
 ) -> dict[str, str]:
     """Return by run the beginning of its kernels' names, after which any of the endings fits.
 
-    The last run is the wanted one, after its parents. `given` is the beginning of all names.
+    The last one is the wanted one; the others are numbered, as `fallback`, where their own names do
+    not fit. `given` is the beginning of all names.
 
     Raises: InputError, with `advice`, where one does not fit.
     """
@@ -88,7 +93,7 @@ def heads(
     fitting = {}
     for number, name in enumerate(names[:-1], 1):
         head = None if given else _fitting(name, room)
-        fitting[name] = head or f"{own}-parent{number}"
+        fitting[name] = head or f"{own}-{fallback}{number}"
         if len(fitting[name]) > room:
             raise InputError(
                 f"{name}, which {names[-1]} needs, is too long for the name of a kernel, of which "

@@ -1,8 +1,10 @@
-"""The command `plan`: the cost of an experiment on Kaggle, as a table, and its kernels."""
+"""The command `plan`: the cost of an experiment or a recipe on Kaggle, and its kernels."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -25,8 +27,10 @@ from kernel_build import (
 )
 from kernel_build.accelerators import Accelerator
 from kernel_build.costs import Estimate, Measured, Session, Sizes
-from kernel_build.graph import Node
+from kernel_build.graph import Node, PlannedEnsemble
+from kernel_lib import experiment_file
 from kernel_lib.config import (
+    NAME,
     Choose,
     Combine,
     Experiment,
@@ -37,7 +41,8 @@ from kernel_lib.config import (
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.kaggle import paths, quota
-from kernel_lib.plan import TrainPlan, plan_training
+from kernel_lib.plan import OVERRIDES, TrainPlan, plan_training
+from kernel_lib.registry import lookup
 from kernel_lib.stages.table import STAGES
 
 T4S = accelerators.ACCELERATORS[accelerators.DEFAULT]
@@ -46,7 +51,7 @@ FIRST_SEED, SEED_STEP = 3456, 1111  # 3456, 4567, 5678, …, as in the reference
 # Parameters that a plan sets in each kernel, and what to give the plan instead.
 _OWN = {
     "experiment": "it is the first argument",
-    "seed": "give --seeds N",
+    "seed": "give --seeds N, or a recipe",
     "n_folds": "give --folds N",
     "fold": "every fold is planned",
     "max_hours": "give --session-hours",
@@ -68,20 +73,22 @@ def as_text(
 
     `machines` are that of the kernels, and that on which epochs were measured.
     """
-    seeds = ", ".join(map(str, estimate.seeds))
+    ensemble, one = estimate.ensemble, "member" if estimate.ensemble.recipe else "seed"
+    seeds = ", ".join(str(member.parameters.seed) for member in ensemble.members)
+    of = f"{ensemble.recipe}, seeds " if ensemble.recipe else ""
     scaled = any(cost.measured.scaled for cost in estimate.costs)
     elsewhere = machines[0] != machines[1]
     scratch = estimate.later["thresholds"].scratch
     lines = [
         *_table_lines(estimate),
         "",
-        f"{_count(len(estimate.seeds), 'seed')} ({seeds}) × {estimate.folds} folds, at most: "
+        f"{_count(len(ensemble.members), one)} ({of}{seeds}) × {ensemble.folds} folds, at most: "
         "patience may end a fold before its last epoch",
         *([estimate.week.line] if estimate.week.line else []),
         *_week_lines(estimate),
         f"the quota is full again on {estimate.week.ends or quota.week_ends(now):%A %d %B, %H:%M} "
         "UTC",
-        "order: seed by seed, each fold's parents before it, so that one seed is complete, and "
+        f"order: {one} by {one}, each fold's parents before it, so that one {one} is complete, and "
         "could be scored, before the next one costs anything; two GPU sessions at once",
         f"assumed: sessions of {session.hours:g} h with {session.margin:g} h left over (MAX_HOURS "
         f"{session.max_hours:g}), {60 * session.start:.0f} minutes to start, "
@@ -91,14 +98,20 @@ def as_text(
         *([f"thresholds write up to {scratch / 1e9:.1f} GB of temporary files"] if scratch else []),
         *([_speed_line(*machines)] if elsewhere else []),
     ]
+    if ensemble.recipe and estimate.advice:
+        lines.append(
+            "a recipe's experiments are planned as they are: what -p would change below is for a "
+            "plan of that experiment, or for another experiment in the recipe"
+        )
     return "\n".join([*lines, *(f"change: {line}" for line in estimate.advice)])
 
 
 def _table_lines(estimate: Estimate) -> list[str]:
     rows = [("experiment", "size", "epochs", "s/epoch", "h each", "sessions", "GPU h", "GB",
              "memory")]  # fmt: skip
-    times = estimate.folds * len(estimate.seeds)
-    for cost in estimate.costs:
+    runs = [plan.experiment_name for plan in estimate.ensemble.runs]
+    for name, cost in zip(estimate.ensemble.experiments, estimate.costs, strict=True):
+        times = estimate.ensemble.folds * runs.count(name)
         seconds = cost.measured.train + cost.measured.look
         rows.append((
             cost.experiment.name, str(cost.experiment.size), str(cost.experiment.epochs),
@@ -154,24 +167,102 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def plans_of(given: TrainParameters, seeds: int) -> dict[int, tuple[TrainPlan, ...]]:
-    """Return by seed the runs to train, parents first."""
-    plans = {}
-    for number in range(seeds):
-        seed = FIRST_SEED + SEED_STEP * number
-        wanted = plan_training(given.model_copy(update={"seed": seed}), EXPERIMENTS)
-        plans[seed] = (*wanted.needs(), wanted)
-    return plans
+def from_seeds(asked: TrainParameters, seeds: int, **given: str | int | None) -> PlannedEnsemble:
+    """Return the plan of an experiment's seeds.
+
+    `given` are parameters of thresholds. Raises: InputError where they do not fit the seeds.
+    """
+    numbers = [FIRST_SEED + SEED_STEP * number for number in range(seeds)]
+    chains = _chains(asked, [(asked.experiment, seed) for seed in numbers])
+    runs = [chain[-1].run for chain in chains]
+    name = (asked.name or chains[0][-1].experiment_name) if seeds > 1 else runs[0]
+    return _planned(chains, asked.n_folds, given | {"ensemble": name, "runs": ",".join(runs)})
 
 
-def _decided(
-    plans: Mapping[int, Sequence[TrainPlan]], **given: str | int | None
-) -> ThresholdsParameters:
-    """Return how the seeds are combined. Raises: InputError where that does not fit them."""
-    runs = ",".join(chain[-1].run for chain in plans.values())
-    decided = ThresholdsParameters.checked({"runs": runs} | given)
-    STAGES["thresholds"].module.check(decided)
-    return decided
+def from_recipe(name: str, asked: TrainParameters, **given: str | int | None) -> PlannedEnsemble:
+    """Return the plan of a recipe, a shipped one by its name or one by its file.
+
+    `given` are parameters of thresholds, instead of the recipe's. Raises: InputError where a
+    member is not an experiment with its seed, a file gives weights or has a name that kernels
+    cannot be given, or the parameters do not fit the members.
+    """
+    recipes, is_file = _recipes(), name.endswith(".json")
+    path = paths.from_root(name) if is_file else recipes.SHIPPED / f"{name}.json"
+    recipe = recipes.read(path).differing(**given)
+    if named := [member.run for member in recipe.members if member.run]:
+        raise InputError(
+            f"{name}: member {named[0]} is given by its run, and a plan needs its experiment and "
+            'seed: write {"experiment": NAME, "seed": N}'
+        )
+    if is_file and any(member.weight != 1 for member in recipe.members):
+        raise InputError(
+            f"{name}: the thresholds kernel would not know the weights: leave them out, or run "
+            "that stage on your own machine, with -p ENSEMBLE FILE.json"
+        )
+    if not (re.fullmatch(NAME, path.stem) and isinstance(parse_value(path.stem), str)):
+        raise InputError(
+            f"{name}: its ensemble would be named {path.stem}: rename the file to letters, digits, "
+            "_ and - that are no number or word of Python"
+        )
+    chains = _chains(asked, [(member.experiment, member.seed) for member in recipe.members])
+    values = {field: getattr(recipe, field) for field in ("combine", "choose", "at_least", "gate")}
+    runs = ",".join(chain[-1].run for chain in chains) if is_file else None
+    values |= {"ensemble": path.stem, "runs": runs}
+    return _planned(chains, asked.n_folds, values, path.stem)
+
+
+def _chains(
+    asked: TrainParameters, members: Sequence[tuple[str, int]]
+) -> tuple[tuple[TrainPlan, ...], ...]:
+    """Return the runs to train for each member, an experiment and a seed, parents first."""
+    chains = []
+    for experiment, seed in members:
+        own = asked.model_copy(update={"experiment": experiment, "seed": seed})
+        wanted = plan_training(own, EXPERIMENTS)
+        chains.append((*wanted.needs(), wanted))
+    return tuple(chains)
+
+
+def _planned(
+    chains: tuple[tuple[TrainPlan, ...], ...],
+    folds: int,
+    values: Mapping[str, str | int | None],
+    recipe: str | None = None,
+) -> PlannedEnsemble:
+    """Return a plan whose thresholds kernel will accept its parameters and its members."""
+    from kernel_lib.models import networks
+
+    thresholds = ThresholdsParameters.checked(values)
+    STAGES["thresholds"].module.check(thresholds)
+    ensemble = PlannedEnsemble(chains, folds, thresholds, recipe)
+    for member in ensemble.members:
+        has_mask = networks.network_class(member.experiment.network).has_mask
+        if member.experiment.images == "nih" or not has_mask:
+            raise InputError(
+                f"{member.experiment_name} predicts no masks of the competition's images: plan the "
+                "segmentation experiment that starts from it, or that it gates"
+            )
+    experiments = {member.run: member.experiment for member in ensemble.members}
+    _recipes().resolved_gate(thresholds.gate, experiments)
+    return ensemble
+
+
+def is_recipe(name: str) -> bool:
+    """Return whether it is the name of a shipped recipe, or a JSON file that lists members."""
+    if not name.endswith(".json"):
+        return name not in EXPERIMENTS and name in _recipes().shipped()
+    try:
+        values = json.loads(paths.from_root(name).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # an error says so when it is read as an experiment
+    return isinstance(values, dict) and "members" in values
+
+
+def _recipes():
+    """Import the recipes when they are needed, which takes too long for --help."""
+    from kernel_lib.inference import recipes
+
+    return recipes
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
@@ -187,64 +278,68 @@ def sizes_of(experiment: Experiment) -> Sizes:
     return Sizes(n_bytes, n_bytes * (4 if experiment.optimizer.startswith("adam") else 3))
 
 
-def _by_experiment(values: Sequence[str], experiment: str) -> dict[str, str]:
-    """Return values by experiment, given as `NAME=VALUE`, or `VALUE` of the wanted one."""
+def _by_experiment(values: Sequence[str], ensemble: PlannedEnsemble) -> dict[str, str]:
+    """Return values by experiment, given as `NAME=VALUE`, or `VALUE` of the members' only one."""
+    wanted = {member.experiment_name for member in ensemble.members}
     by_name = {}
     for value in values:
         name, equals, rest = value.partition("=")
-        by_name[name if equals else experiment] = rest if equals else value
+        if not equals and len(wanted) > 1:
+            raise InputError(f"{value}: of which experiment? write {'=, '.join(sorted(wanted))}=")
+        if equals and name not in ensemble.experiments:
+            raise InputError(
+                f"{name!r} is not an experiment of this plan; write one of "
+                f"{', '.join(ensemble.experiments)}"
+            )
+        by_name[name if equals else min(wanted)] = rest if equals else value
     return by_name
 
 
 def measurements(
-    logs: Sequence[str], seconds: Sequence[str], experiments: Mapping[str, Experiment], folds: int
+    logs: Sequence[str], seconds: Sequence[str], ensemble: PlannedEnsemble
 ) -> dict[str, Measured]:
-    """Return measurements by experiment; `experiments` are the plan's, the wanted one last.
+    """Return measurements by experiment.
 
     A log of another size than its experiment's, by the config.json beside it, is scaled by pixels;
     plain seconds are of the experiment's own size.
 
-    Raises: InputError for an experiment that is not of the plan, and without a measurement of the
-        wanted one.
+    Raises: InputError for an experiment that is not of the plan, and for a member without a
+        measurement.
     """
-    wanted = list(experiments)[-1]
-    by_log, by_seconds = _by_experiment(logs, wanted), _by_experiment(seconds, wanted)
-    for name in (*by_log, *by_seconds):
-        if name not in experiments:
-            raise InputError(
-                f"{name!r} is not an experiment of this plan; write one of {', '.join(experiments)}"
-            )
+    known = ensemble.experiments
     measured = {
-        name: costs.from_log(Path(path), experiments[name].size) for name, path in by_log.items()
+        name: costs.from_log(Path(path), known[name].experiment.size)
+        for name, path in _by_experiment(logs, ensemble).items()
     }
-    for name, text in by_seconds.items():
+    for name, text in _by_experiment(seconds, ensemble).items():
         try:
             value = float(text)
         except ValueError:
             value = 0.0
         if not 0 < value < float("inf"):
             raise InputError(f"--seconds-per-epoch {text!r} is not a number of seconds above 0")
-        measured[name] = costs.from_seconds(value, folds)
-    if wanted not in measured:
-        given = wanted if wanted in EXPERIMENTS else "FILE.json"
+        measured[name] = costs.from_seconds(value, ensemble.folds)
+    wanted = dict.fromkeys(member.experiment_name for member in ensemble.members)
+    if missing := [name for name in wanted if name not in measured]:
+        given = missing[0] if missing[0] in EXPERIMENTS else "FILE.json"
+        of = f"{missing[0]}=" if len(wanted) > 1 else ""
         raise InputError(
-            f"nothing measured for {wanted}: give --log of a run (runs/RUN/fold0/log.jsonl) or "
-            f"--seconds-per-epoch S; a kernel of one epoch measures it: build_kernel.py train "
-            f"-p EXPERIMENT {given} -p FOLD 0 -p EPOCHS 1 -p WEIGHTS none"
+            f"nothing measured for {', '.join(missing)}: give --log {of}FILE of a run "
+            f"(runs/RUN/fold0/log.jsonl) or --seconds-per-epoch {of}S; a kernel of one epoch "
+            f"measures it: build_kernel.py train -p EXPERIMENT {given} -p FOLD 0 -p EPOCHS 1 "
+            "-p WEIGHTS none"
         )
     return measured
 
 
 @click.command(cls=options.Command)
 @click.argument("experiment")
-@click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds."
-)
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds of an experiment [1].")
 @click.option(
     "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Number of folds."
 )
 @click.option(
-    "--combine", type=click.Choice(get_args(Combine)), help="How the seeds are combined [mean]."
+    "--combine", type=click.Choice(get_args(Combine)), help="How members are combined [mean]."
 )
 @click.option(
     "--choose", type=click.Choice(get_args(Choose)), help="How members of a mean are chosen [none]."
@@ -283,14 +378,17 @@ def measurements(
 @click.option(
     "--kind", type=options.KIND, default="script", show_default=True, help="Kind of the kernels."
 )
-@click.option("--slug", help="Beginning of the kernels' names [their run's name].")
+@click.option("--slug", help="Beginning of the kernels' names [the run's or recipe's].")
 @options.sources
 def plan(
     experiment, seeds, folds, combine, choose, at_least, given, logs, seconds, hours, accelerator,
     measured_on, quota_left, out, owner, kind, slug, data, datasets, models, attached,
     without_wheel,
 ) -> None:  # fmt: skip
-    """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels."""
+    """Estimate the cost of EXPERIMENT on Kaggle; with --write, build its kernels.
+
+    Or of a recipe: a shipped one's name, or a JSON file that lists experiments and seeds.
+    """
     session = Session.of(hours)
     week = None if quota_left is None else account.of_hours(quota_left)
     shape = options.accelerator_name(accelerator)
@@ -300,17 +398,14 @@ def plan(
     values = {name.lower(): parse_value(text) for name, text in given}
     if own := [name.upper() for name in values if name in _OWN]:
         raise InputError(f"-p {own[0]} is not a plan's: {_OWN[own[0].lower()]}")
-    text = paths.experiment_text(experiment)
-    asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
-    needs.resolve_training(asked.model_copy(update={"with_parents": True}))
-    plans = plans_of(asked, seeds)
-    decided = _decided(plans, combine=combine, choose=choose, at_least=at_least)
-    experiments = {plan.experiment_name: plan.experiment for plan in next(iter(plans.values()))}
-    measured = measurements(logs, seconds, experiments, folds)
-    measured = {name: each.on(*machines) for name, each in measured.items()}
-    estimate = _estimate(plans, folds, measured, session, slug, week or account.week(), decided)
+    ensemble = _asked(experiment, values, seeds, folds, combine, choose, at_least)
+    measured = {
+        name: each.on(*machines) for name, each in measurements(logs, seconds, ensemble).items()
+    }
+    sizes = {name: sizes_of(plan.experiment) for name, plan in ensemble.experiments.items()}
+    estimate = costs.estimate(ensemble, measured, session, sizes, slug, week or account.week())
     click.echo(as_text(estimate, session, machines=machines))
-    for line in _too_small(machines[0], measured, experiments):
+    for line in _too_small(machines[0], measured, ensemble):
         click.echo(f"change: {line}")
     if out is not None:
         manifest = offline.manifest(attached) if attached else None
@@ -319,22 +414,42 @@ def plan(
         _write(estimate, out, owner, kind, inputs)
 
 
-def _estimate(plans, folds, measured, session, slug, week, decided) -> Estimate:
-    chain = next(iter(plans.values()))
-    sizes = {plan.experiment_name: sizes_of(plan.experiment) for plan in chain}
-    return costs.estimate(plans, folds, measured, session, sizes, slug, week, decided)
+def _asked(experiment, values, seeds, folds, combine, choose, at_least) -> PlannedEnsemble:
+    """Return the ensemble, its parameters checked as its kernels would check them."""
+    given = {"combine": combine, "choose": choose, "at_least": at_least}
+    if is_recipe(experiment):
+        fixed = {"name", "parent_weights", *OVERRIDES} & values.keys()
+        if fixed or seeds is not None:
+            what = f"-p {min(fixed).upper()}" if fixed else "--seeds"
+            raise InputError(
+                f"{what} is not for a recipe, whose members are shipped experiments with their "
+                "seeds: leave it out, or plan an experiment"
+            )
+        asked = TrainParameters.checked(values | {"n_folds": folds})
+        ensemble = from_recipe(experiment, asked, **given)
+    else:
+        text = paths.experiment_text(experiment)
+        if not experiment_file.is_json(text):
+            known = {**EXPERIMENTS, **dict.fromkeys(_recipes().shipped())}
+            lookup("experiment or recipe", text, known, "; or give a JSON file of your own")
+        asked = TrainParameters.checked(values | {"experiment": text, "n_folds": folds})
+        ensemble = from_seeds(asked, seeds or 1, **given)
+    for member in {member.experiment_name: member for member in ensemble.members}.values():
+        needs.resolve_training(member.parameters.model_copy(update={"with_parents": True}))
+    return ensemble
 
 
 def _too_small(
     accelerator: Accelerator,
     measured: Mapping[str, Measured],
-    experiments: Mapping[str, Experiment],
+    ensemble: PlannedEnsemble,
 ) -> Iterator[str]:
     """Yield what to change where a process took more memory, by its log, than a GPU will have."""
     for name, each in measured.items():
         if each.gpu_mb is None:
             continue
-        text = accelerators.too_small(accelerator, experiments[name], each.gpu_mb, "by its log")
+        experiment = ensemble.experiments[name].experiment
+        text = accelerators.too_small(accelerator, experiment, each.gpu_mb, "by its log")
         if text:
             yield text
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from kernel_lib.artifacts import maps
 from kernel_lib.artifacts.ensemble import Ensemble
@@ -64,7 +65,10 @@ class OutOfFold:
         """Return `statistics` under several weightings, in one pass over the images."""
         weightings = [tuple(weights) for weights in weightings]
         new = [weights for weights in dict.fromkeys(weightings) if weights not in self._kept]
-        self._kept.update(zip(new, self._computed(new), strict=True))
+        if new:
+            title = f"maps of {np.any(new, axis=0).sum()} members"
+            with bar(total=len(self.table), desc=title, unit="image") as progress:
+                self._kept.update(zip(new, self._computed(new, progress), strict=True))
         return [self._kept[weights] for weights in weightings]
 
     def remember(self, weights: Sequence[float], stats: Stacked) -> None:
@@ -92,18 +96,27 @@ class OutOfFold:
         finally:
             self._store.close()
 
-    def candidates(self, weightings: Sequence[Sequence[float]]) -> Iterator[Stacked]:
-        """Yield `gated` under many weightings, which are not kept."""
-        for at in range(0, len(weightings), AT_ONCE):
-            some = [tuple(weights) for weights in weightings[at : at + AT_ONCE]]
-            yield from map(self._gate, self._computed(some))
+    def candidates(
+        self, weightings: Sequence[Sequence[float]], title: str | None = None
+    ) -> Iterator[Stacked]:
+        """Yield `gated` under many weightings, which are not kept.
+
+        `title` is that of one progress bar for all passes over the images; None: no bar.
+        """
+        weightings = [tuple(weights) for weights in weightings]
+        passes = [weightings[at : at + AT_ONCE] for at in range(0, len(weightings), AT_ONCE)]
+        total = len(passes) * len(self.table)
+        shown = {"desc": title, "unit": "image", "leave": False, "disable": title is None}
+        with bar(total=total, **shown) as progress:
+            for some in passes:
+                yield from map(self._gate, self._computed(some, progress))
 
     def _gate(self, stats: Stacked) -> Stacked:
         return gate_by_sum(stats) if self.ensemble.gate == "sum" else stats
 
-    def _computed(self, weightings: Sequence[Weights]) -> list[Stacked]:
+    def _computed(self, weightings: Sequence[Weights], progress: tqdm) -> list[Stacked]:
         """Return the statistics of all images under each weighting, in one pass over them."""
-        used = np.flatnonzero(np.any(weightings, axis=0)) if weightings else ()
+        used = np.flatnonzero(np.any(weightings, axis=0))
         labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
         hists = np.zeros((len(self.table), len(weightings), 2, 256), np.int32)
 
@@ -113,12 +126,11 @@ class OutOfFold:
             some = [tuple(weights[m] for m in members) for weights in weightings]
             return histograms(packed, some, truth), self._store.take_new()
 
-        if weightings:
-            rows = range(len(self.table))
-            found = self._each(rows, one, f"maps of {len(used)} members")
-            for row, (of_image, stored) in zip(rows, found, strict=True):
-                hists[row] = of_image
-                self._store.add(stored)
+        rows = range(len(self.table))
+        for row, (of_image, stored) in zip(rows, self._each(rows, one), strict=True):
+            hists[row] = of_image
+            self._store.add(stored)
+            progress.update()
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
         has_truth = np.ones(len(self.table), dtype=bool)
         return [
@@ -211,7 +223,8 @@ class OutOfFold:
             return found
 
         rows = has_mask.any(axis=(0, 1)).nonzero()[0]
-        for row, found in zip(rows, self._each(rows, one, "votes", leave=False), strict=True):
+        shown = bar(rows, desc="votes", unit="image", leave=False)
+        for row, found in zip(shown, self._each(rows, one), strict=True):
             counts[:, row] = found
         return counts
 
@@ -239,14 +252,14 @@ class OutOfFold:
             return surface_distance(mask, rle.decode(image.rle, shape))
 
         rows = both.nonzero()[0]
-        found = pd.DataFrame(self._each(rows, one, "boundaries"), columns=SurfaceDistance._fields)
+        shown = bar(self._each(rows, one), total=len(rows), desc="boundaries", unit="image")
+        found = pd.DataFrame(shown, columns=SurfaceDistance._fields)
         found.insert(0, "image_id", table["image_id"].to_numpy()[rows])
         return found
 
-    def _each(self, rows: Sequence[int], work: Callable, title: str, **how: Any) -> Iterator:
+    def _each(self, rows: Sequence[int], work: Callable) -> Iterator:
         """Yield what `work` returns for these images, each with its row of the table as Index."""
-        images = list(self.table.iloc[list(rows)].itertuples())
-        return bar(each(work, images), total=len(images), desc=title, unit="image", **how)
+        return each(work, list(self.table.iloc[list(rows)].itertuples()))
 
 
 def out_of_fold(

@@ -34,6 +34,8 @@ TIE = 2.0**-42  # means closer than this are equal, as in the search
 Weights = tuple[int, ...]
 # From K weightings of the members, the statistics of all images under each.
 StatsOf = Callable[[Sequence[Weights]], Iterable[Stacked]]
+# The same; the text is the title of a progress bar, None for no bar.
+CandidatesOf = Callable[[Sequence[Weights], str | None], Iterable[Stacked]]
 # From R sets of a rule per member, (R, N images, n members, 2) int64: [..., k - 1, :] are the
 # intersection with the truth and the area, in px, of the mask by at least k votes.
 VoteCounts = Callable[[Sequence[Sequence[Triplet]]], np.ndarray]
@@ -122,7 +124,7 @@ class Greedy:
         stats_of: StatsOf,
         n_members: int,
         options: SearchOptions = DEFAULT_OPTIONS,
-        candidates_of: StatsOf | None = None,
+        candidates_of: CandidatesOf | None = None,
         record: Record | None = None,
     ) -> None:
         """`stats_of` takes integer weights of the members.
@@ -130,7 +132,7 @@ class Greedy:
         `candidates_of` does the same for those of a draw, which need not be kept.
         """
         self.stats_of, self.n_members, self.options = stats_of, n_members, options
-        self.candidates_of = candidates_of or stats_of
+        self.candidates_of = candidates_of or (lambda weightings, title: stats_of(weightings))
         self.record = {} if record is None else record
         self._chosen: dict[Weights, Stacked] = {}
 
@@ -172,11 +174,9 @@ class Greedy:
                 weights = in_lowest_terms(more)
                 if selection.name(weights) not in self.record:
                     wanted.setdefault(weights, []).append(selection)
-        ranked = bar(
-            zip(wanted.items(), self.candidates_of(list(wanted)), strict=True),
-            total=len(wanted), desc=title, unit="weighting", leave=False, disable=title is None,
-        )  # fmt: skip
-        for (weights, by), stats in ranked:
+        shown = title and f"{title}, weightings: {len(wanted)}"
+        found = self.candidates_of(list(wanted), shown) if wanted else ()
+        for (weights, by), stats in zip(wanted.items(), found, strict=True):
             for selection in by:
                 score = best_score(stats.take(selection.rows), self.options)
                 self.record[selection.name(weights)] = score

@@ -207,6 +207,22 @@ def test_candidates_are_the_same_decoded_and_from_the_store(tmp_path, monkeypatc
                 assert_same(found, wanted)
 
 
+def test_one_bar_counts_the_images_of_all_passes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kernel_lib.inference.out_of_fold.AT_ONCE", 2)
+    held = held_out(tmp_path)
+    passes = -(-len(WEIGHTINGS) // 2)
+    list(held.candidates(WEIGHTINGS, "draw 1"))
+    shown = capsys.readouterr().err
+    assert f"/{passes * len(SHAPES)} " in shown
+    assert "maps of" not in shown
+    list(held.candidates(WEIGHTINGS))
+    assert capsys.readouterr().err == ""
+    list(held.statistics_of(WEIGHTINGS))
+    assert f"maps of 3 members: 100%|██████████| {len(SHAPES)}/{len(SHAPES)} " in (
+        capsys.readouterr().err
+    )
+
+
 def test_maps_are_decoded_once_for_all_candidates_unless_the_store_is_full(tmp_path, monkeypatch):
     held, decoded = held_out(tmp_path), []
     read = maps.Maps.__getitem__

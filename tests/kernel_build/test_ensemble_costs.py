@@ -110,7 +110,13 @@ def test_a_greedy_choice_costs_more_than_a_vote_and_a_vote_more_than_a_mean(n, s
 @pytest.mark.parametrize("size", [512, 1024])
 def test_twenty_runs_fit_kaggle_s_machine(decided: ThresholdsParameters, size: int):
     runs = Runs(20, 5, size, decided)
-    assert not ensemble_costs.advice("thresholds", of_thresholds, runs, 11.5)
+    assert not advice(runs, 11.5)
+
+
+def advice(runs: Runs, max_hours: float) -> list[str]:
+    return ensemble_costs.advice(
+        "thresholds", of_thresholds, runs, max_hours, lambda n: f"--seeds {n}"
+    )
 
 
 def of_thresholds(runs: Runs) -> ensemble_costs.StageCost:
@@ -137,7 +143,7 @@ def test_advice_comes_just_beyond_a_limit_and_says_how_many_seeds_fit(
             if name.startswith(limit.upper()):
                 monkeypatch.setattr(quota, name, value * part)
         at_most = hours * part if limit == "hours" else hours
-        return ensemble_costs.advice("thresholds", of_thresholds, runs, at_most)
+        return advice(runs, at_most)
 
     assert lines(1) == []
     (line,) = lines(1 - 1e-6)
@@ -147,6 +153,6 @@ def test_advice_comes_just_beyond_a_limit_and_says_how_many_seeds_fit(
 
 
 def test_a_vote_is_not_advised_of_one_run():
-    (line,) = ensemble_costs.advice("thresholds", of_thresholds, Runs(5, 5, 512, VOTE), 0.1)
+    (line,) = advice(Runs(5, 5, 512, VOTE), 0.1)
     assert "--seeds" not in line
     assert "--combine mean" in line

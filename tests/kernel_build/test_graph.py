@@ -10,29 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_build import bundle, graph, metadata, names
-from kernel_build.graph import Node
-from kernel_lib.config import TrainParameters, parse_value
+from kernel_build.graph import Node, PlannedEnsemble
+from kernel_lib.config import ThresholdsParameters, TrainParameters, parse_value
 from kernel_lib.errors import InputError
 from kernel_lib.experiments import EXPERIMENTS
 from kernel_lib.plan import plan_training
 
 
-def plans(experiment: str, *seeds: int, **given) -> dict:
-    chains = {}
+def planned(experiment: str, *seeds: int, folds: int = 2, **given) -> PlannedEnsemble:
+    chains = []
     for seed in seeds:
         asked = TrainParameters(experiment=experiment, seed=seed, **given)
         wanted = plan_training(asked, EXPERIMENTS)
-        chains[seed] = (*wanted.needs(), wanted)
-    return chains
+        chains.append((*wanted.needs(), wanted))
+    runs = [chain[-1].run for chain in chains]
+    ensemble = (given.get("name") or experiment) if len(seeds) > 1 else runs[0]
+    decided = ThresholdsParameters(runs=",".join(runs), ensemble=ensemble)
+    return PlannedEnsemble(tuple(chains), folds, decided)
 
 
 def nodes(
     experiment: str, *seeds: int, hours: tuple = (1.0,), folds: int = 2, prefix=None, **given
 ) -> list[Node]:
     """The kernels of an experiment whose folds take these sessions, and its parents' an hour."""
-    runs = plans(experiment, *seeds, **given)
-    every = {plan.parameters.experiment: (1.0,) for chain in runs.values() for plan in chain}
-    return graph.nodes(runs, folds, every | {experiment: hours}, 2.0, 11.5, prefix)
+    ensemble = planned(experiment, *seeds, folds=folds, **given)
+    every = dict.fromkeys(ensemble.experiments, (1.0,))
+    return graph.nodes(ensemble, every | {experiment: hours}, 2.0, 11.5, prefix)
 
 
 def sources_by_slug(kernels: list[Node]) -> dict[str, tuple[str, ...]]:
@@ -97,14 +100,39 @@ def test_several_seeds_are_one_ensemble_under_the_experiment_s_name():
 
 def test_the_parameters_make_the_run_again_that_was_planned():
     """What the notebook is given, read as papermill reads it, names the same run."""
-    runs = plans("deeplabv3plus_resnet_1024_v1", 5678, epochs=8, lr=0.001, parent_weights="none",
-                 weights_dir="w", ema_decay=0.5, freeze_batch_norm=True)  # fmt: skip
-    hours = {plan.parameters.experiment: (1.0,) for plan in runs[5678]}
-    kernels = graph.nodes(runs, 3, hours, 1.0, 8.5, "short")
-    for node, planned in zip(kernels, runs[5678], strict=False):
+    ensemble = planned("deeplabv3plus_resnet_1024_v1", 5678, epochs=8, lr=0.001, weights_dir="w",
+                      parent_weights="none", ema_decay=0.5, freeze_batch_norm=True,
+                      folds=3)  # fmt: skip
+    kernels = graph.nodes(ensemble, dict.fromkeys(ensemble.experiments, (1.0,)), 1.0, 8.5, "short")
+    for node, plan in zip(kernels, ensemble.runs, strict=False):
         values = {name.lower(): parse_value(text) for name, text in node.given}
         again = plan_training(TrainParameters.checked(values), EXPERIMENTS)
-        assert (again.run, again.experiment) == (planned.run, planned.experiment)
+        assert (again.run, again.experiment) == (plan.run, plan.experiment)
+
+
+def test_a_run_that_two_members_need_is_trained_once():
+    """A member that starts from another one takes that one's kernels."""
+    child, parent = "deeplabv3plus_resnet_1024_v1", "deeplabv3plus_resnet_512_v1"
+    chains = (*planned(parent, 1).chains, *planned(child, 1).chains)
+    ensemble = PlannedEnsemble(chains, 2, ThresholdsParameters(ensemble="both"), "both")
+    assert [plan.experiment_name for plan in ensemble.runs] == [parent, child]
+    assert list(ensemble.experiments) == [parent, child]
+    kernels = graph.nodes(ensemble, {parent: (1.0,), child: (1.0,)}, 2.0, 11.5)
+    first, second = ("deeplabv3plus-resnet-512-v1-s1-f", "deeplabv3plus-resnet-1024-v1-s1-f")
+    every = (f"{first}0", f"{first}1", f"{second}0", f"{second}1")
+    assert sources_by_slug(kernels) == {
+        f"{first}0": (),
+        f"{first}1": (),
+        f"{second}0": (f"{first}0",),
+        f"{second}1": (f"{first}1",),
+        "both-thresholds": every,
+        "both-inference": (*every, "both-thresholds"),
+    }
+    short = graph.nodes(ensemble, {parent: (1.0,), child: (1.0,)}, 2.0, 11.5, "x")
+    assert [node.slug for node in short] == [
+        "x-experiment1-s1-f0", "x-experiment1-s1-f1", "x-experiment2-s1-f0", "x-experiment2-s1-f1",
+        "x-thresholds", "x-inference",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

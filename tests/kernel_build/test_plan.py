@@ -38,12 +38,9 @@ def estimate(
 ) -> costs.Estimate:
     """At 11 usable hours a session and two views an image; `others` are measured besides."""
     asked = TrainParameters(experiment=experiment, n_folds=folds, **given)
-    plans = plan.plans_of(asked, seeds)
-    names = [each.parameters.experiment for each in plans[3456]]
+    ensemble = plan.from_seeds(asked, seeds, choose=choose)
     measured = {experiment: Measured(train, look)} | (others or {})
-    decided = ThresholdsParameters(choose=choose)
-    every = dict.fromkeys(names, sizes)
-    return costs.estimate(plans, folds, measured, SESSION, every, decided=decided)
+    return costs.estimate(ensemble, measured, SESSION, dict.fromkeys(ensemble.experiments, sizes))
 
 
 def test_a_fold_s_hours_are_its_epochs_and_predictions():
@@ -81,8 +78,8 @@ def test_a_fold_beyond_a_session_is_cut_and_nothing_of_it_is_lost():
 @given(st.floats(1, 5000), st.floats(1, 500), st.floats(1.5, 12))
 def test_sessions_hold_all_the_hours_and_none_is_longer_than_it_may(train, look, hours):
     session = Session(hours)
-    decided = plan.plans_of(TrainParameters(experiment=ROW), 1)[3456][0]
-    cost = costs.fold_cost(decided, Measured(train, look), session, SMALL, 5)
+    (one,) = plan.from_seeds(TrainParameters(experiment=ROW), 1).runs
+    cost = costs.fold_cost(one, Measured(train, look), session, SMALL, 5)
     starts = len(cost.sessions) * session.start
     assert sum(cost.sessions) - starts == pytest.approx(cost.hours)
     assert max(cost.sessions) <= session.max_hours + 1e-9
@@ -143,7 +140,8 @@ def test_what_does_not_fit_is_advised_to_change(train, look, changes: dict, word
 
 
 def test_seeds_are_numbered_as_in_the_reference_solution():
-    assert list(plan.plans_of(TrainParameters(experiment=ROW), 3)) == [3456, 4567, 5678]
+    ensemble = plan.from_seeds(TrainParameters(experiment=ROW), 3)
+    assert [member.parameters.seed for member in ensemble.members] == [3456, 4567, 5678]
 
 
 def test_a_log_is_read_by_its_median_epoch(tmp_path: Path):
@@ -291,7 +289,7 @@ def test_a_log_s_memory_is_held_against_the_gpu_s(tmp_path: Path):
         ((ROW, "--seconds-per-epoch", "fast"), "number of seconds"),
         ((ROW, "--seconds-per-epoch", "-3"), "number of seconds"),
         ((ROW, "--seconds-per-epoch", "3", "--log", "UNet=x"), f"of this plan; write one of {ROW}"),
-        (("UNet", "--seconds-per-epoch", "3"), "EXPERIMENT 'UNet' is unknown"),
+        (("UNet", "--seconds-per-epoch", "3"), "experiment or recipe 'UNet' is unknown"),
         ((ROW, "--seconds-per-epoch", "3", "--session-hours", "0.5"), "0.5 leaves no hours"),
         ((ROW, "--seconds-per-epoch", "3", "--session-hours", "inf"), "inf leaves no hours"),
         (
@@ -328,8 +326,8 @@ def test_a_file_of_experiments_is_planned_by_their_names(tmp_path: Path):
     assert [line.split()[0] for line in done.output.splitlines()[1:3]] == ["first", "second"]
     assert "-p EXPERIMENT FILE.json" in run(mine).output
     asked = TrainParameters(experiment=json.dumps(rows), name="short")
-    plans = plan.plans_of(asked, 1)
-    nodes = graph.nodes(plans, 2, {"first": (1.0,), "second": (1.0,)}, 0.1, 9.0)
+    ensemble = plan.from_seeds(asked.model_copy(update={"n_folds": 2}), 1)
+    nodes = graph.nodes(ensemble, {"first": (1.0,), "second": (1.0,)}, 0.1, 9.0)
     values = [dict(node.given) for node in nodes]
     trained = [json.loads(v["EXPERIMENT"]) for v in values if "EXPERIMENT" in v]
     assert trained == [rows[0], rows] * 2
@@ -390,12 +388,137 @@ def test_how_the_seeds_are_combined_reaches_the_thresholds():
 
 
 def test_a_vote_s_parameters_are_those_of_its_kernel(project_root: Path, tmp_path: Path):
-    plans = plan.plans_of(TrainParameters(experiment="demo_UNetResNet10_128_v1"), 3)
-    decided = plan._decided(plans, combine="member_vote", choose=None, at_least=2)
-    nodes = graph.nodes(plans, 2, dict.fromkeys(["demo_UNetResNet10_128_v1"], (1.0,)), 1.0, 9.0,
-                        decided=decided)  # fmt: skip
+    asked = TrainParameters(experiment="demo_UNetResNet10_128_v1", n_folds=2)
+    ensemble = plan.from_seeds(asked, 3, combine="member_vote", choose=None, at_least=2)
+    nodes = graph.nodes(ensemble, {"demo_UNetResNet10_128_v1": (1.0,)}, 1.0, 9.0)
     inputs = bundle.Inputs(metadata.Sources("you/images"))
     (folder,) = graph.write(nodes[-2:-1], tmp_path / "graph", project_root, "me", "script", inputs)
     code = (folder / f"{folder.name}.py").read_text()
     values = parameters.baked(code, "script", folder.name)
     assert (values["COMBINE"], values["CHOOSE"], values["AT_LEAST"]) == ("member_vote", None, 2)
+
+
+def test_a_recipe_is_planned_by_its_members():
+    seconds = ("--seconds-per-epoch", "deeplabv3plus_resnet_1024_v2=300",
+               "--seconds-per-epoch", "UNetResNet34_1024_v1=200")  # fmt: skip
+    done = run("notes_best", *seconds, "--folds", "2")
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line}
+    deeplab, unet = rows["deeplabv3plus_resnet_1024_v2"], rows["UNetResNet34_1024_v1"]
+    assert (deeplab[3], unet[3]) == ("300", "200")
+    assert (deeplab[5:8], unet[5:8]) == (["2", "×", "1"], ["2", "×", "1"])
+    assert "2 members (notes_best, seeds 5678, 3456) × 2 folds" in done.output
+    week = " ".join(week_lines(done.output))
+    assert "deeplabv3plus-resnet-1024-v2-s5678-f0" in week
+    assert "notes-best-inference" in week
+
+
+def test_a_recipe_s_inference_is_all_its_members():
+    asked = TrainParameters(n_folds=5)
+    ensemble = plan.from_recipe("notes_best", asked)
+    deeplab, unet = (member.experiment for member in ensemble.members)
+    measured = {deeplab.name: Measured(300, 20), unet.name: Measured(200, 10)}
+    sizes = dict.fromkeys(ensemble.experiments, SMALL)
+    result = costs.estimate(ensemble, measured, SESSION, sizes)
+    # 2 views by 3 kept checkpoints by 5 folds; a look is at a fifth of 12,047 images.
+    assert (deeplab.keep, deeplab.tta, unet.keep, unet.tta) == (3, "hflip", 3, "hflip")
+    looks = (20 + 10) * 5 * 3205 / 12047 / 3600 * 6 * 5
+    ten = costs.ensemble_costs.inference(
+        costs.Runs(2, 5, 1024, ensemble.thresholds), SESSION.start, looks / 2
+    )
+    assert result.nodes[-1].hours == pytest.approx(ten.hours)
+    thresholds, inference = (dict(node.given) for node in result.nodes[-2:])
+    assert thresholds == {"ENSEMBLE": "notes_best", "COMBINE": "mean", "CHOOSE": "none"}
+    assert inference == {"ENSEMBLE": "notes_best"}
+    (line,) = [line for line in result.advice if "GPU hours" in line]
+    assert "one week holds 4 of 5 folds of the first member" in line
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_a_recipe_s_kernels_combine_its_runs(project_root: Path, tmp_path: Path, shipped: bool):
+    path = tmp_path / "mine.json"
+    members = [{"experiment": ROW, "seed": seed} for seed in (1, 2, 3)]
+    path.write_text(json.dumps({"members": members, "combine": "member_vote", "at_least": 2}))
+    name = "notes_512_five_seeds" if shipped else str(path)
+    assert plan.is_recipe(name)
+    ensemble = plan.from_recipe(name, TrainParameters(n_folds=2))
+    nodes = graph.nodes(ensemble, {ROW: (1.0,)}, 1.0, 9.0)
+    inputs = bundle.Inputs(metadata.Sources("you/images"))
+    folders = graph.write(nodes[-2:], tmp_path / "graph", project_root, "me", "script", inputs)
+    codes = [(folder / f"{folder.name}.py").read_text() for folder in folders]
+    thresholds, inference = (
+        parameters.baked(code, "script", folder.name)
+        for code, folder in zip(codes, folders, strict=True)
+    )
+    runs = None if shipped else f"{ROW}_seed1,{ROW}_seed2,{ROW}_seed3"
+    combined = ("mean", None) if shipped else ("member_vote", 2)
+    assert thresholds["ENSEMBLE"] == inference["ENSEMBLE"] == Path(name).stem
+    assert thresholds["RUNS"] == runs
+    assert (thresholds["COMBINE"], thresholds["AT_LEAST"]) == combined
+
+
+@pytest.mark.parametrize(
+    ("members", "arguments", "words"),
+    [
+        ([{"run": "mine_seed1"}], (), "member mine_seed1 is given by its run"),
+        (
+            [{"experiment": ROW, "seed": 1, "weight": 2}, {"experiment": ROW, "seed": 2}],
+            (),
+            "would not know the weights",
+        ),
+        ([{"experiment": ROW, "seed": 1}], ("-p", "LR", "0.1"), "-p LR is not for a recipe"),
+        ([{"experiment": ROW, "seed": 1}], ("--seeds", "2"), "--seeds is not for a recipe"),
+        ([{"experiment": ROW, "seed": 1}], (), f"nothing measured for {ROW}"),
+        (
+            [{"experiment": ROW, "seed": 1}, {"experiment": "two_step", "seed": 1}],
+            ("--log", "log.jsonl"),
+            f"log.jsonl: of which experiment? write {ROW}=, two_step=",
+        ),
+        ([{"experiment": "two_step_classifier_512_v1", "seed": 1}], (), "predicts no masks"),
+        ([{"experiment": ROW}], (), 'a member is {"experiment": name, "seed": n}'),
+        (
+            [{"experiment": ROW, "seed": 1}],
+            ("--combine", "member_vote"),
+            "name two or more",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_is_refused(tmp_path, members, arguments, words):
+    (tmp_path / "mine.json").write_text(json.dumps({"members": members}))
+    done = run(str(tmp_path / "mine.json"), *arguments)
+    assert done.exit_code == 1
+    assert words in done.output
+
+
+def test_a_recipe_whose_gate_or_name_its_kernels_would_refuse_is_refused(tmp_path: Path):
+    recipe = {"members": [{"experiment": ROW, "seed": 1}]}
+    (tmp_path / "gated.json").write_text(json.dumps(recipe | {"gate": "label"}))
+    (tmp_path / "2026.json").write_text(json.dumps(recipe))
+    for name, words in (("gated", "has no label head"), ("2026", "rename the file")):
+        done = run(str(tmp_path / f"{name}.json"), "--seconds-per-epoch", "60")
+        assert done.exit_code == 1
+        assert words in done.output
+
+
+@pytest.mark.parametrize("text", ["3", "null", "[" * 100_000, '"members"', "{"])
+def test_what_is_no_recipe_is_read_as_an_experiment(tmp_path: Path, text: str):
+    (tmp_path / "mine.json").write_text(text)
+    done = run(str(tmp_path / "mine.json"))
+    assert done.exit_code == 1
+    assert "EXPERIMENT" in done.output
+
+
+def test_an_unknown_name_is_sought_among_recipes_too():
+    assert "nearest: notes_best" in run("notes_bets").output
+
+
+def test_what_two_members_need_is_scaled_from_the_nearest_size():
+    near, far, parent = (f"deeplabv3plus_resnet_{rest}" for rest in ("512_v2", "1024_v1", "512_v1"))
+    measured = {near: Measured(90, 9), far: Measured(400, 40)}
+    for names in ((near, far), (far, near)):
+        chains = plan._chains(TrainParameters(n_folds=2), [(name, 1) for name in names])
+        ensemble = graph.PlannedEnsemble(chains, 2, ThresholdsParameters(), "both")
+        sizes = dict.fromkeys(ensemble.experiments, SMALL)
+        costs_of = costs.estimate(ensemble, measured, SESSION, sizes).costs
+        (cost,) = [cost for cost in costs_of if cost.experiment.name == parent]
+        assert cost.measured == Measured(90, 9, scaled=True)

@@ -268,7 +268,7 @@ class Candidates:
     def __init__(self, of: StatsOf) -> None:
         self.of, self.asked = of, []
 
-    def __call__(self, weightings: Sequence[Weights]) -> list[Stacked]:
+    def __call__(self, weightings: Sequence[Weights], title: str | None) -> list[Stacked]:
         self.asked += weightings
         return self.of(weightings)
 

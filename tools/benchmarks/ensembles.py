@@ -1,16 +1,18 @@
-"""How long ensembles of many runs take, and what memory: thresholds, report and viewer.
+"""How long ensembles of many runs take, and what memory: thresholds, report, viewer, test masks.
 
     python -m tools.benchmarks.ensembles [--images 12047] [--maps 640] [--runs 10,20]
         [--data DIR] [--root DIR] [--only mean,greedy,vote,union,label_gate,sum_gate]
         [--against TREE [--against-images 640]]
 
-Not among those of `make bench`, since it takes hours. Needs 2 GB of disk, and with --against 3.
+Not among those of `make bench`, since it takes hours. Needs 4 GB of disk, and with --against 5.
 The maps are mixed from the released model's predictions of the radiographs in --data (a data
 folder such as `stage2-512`), or from drawn ones, and made once in --root; without it in a temporary
 folder. Members, weights and minimum votes are chosen and cross-fitted over 5 folds, with 2000
-bootstrap samples. Each case runs in a process of its own on 2 cores. Of each: seconds, the memory
-of its process tree at its peak (as `tools.benchmarks.memory` measures it) and the seconds of its
-parts. Report and viewer are those of the vote or, where --only leaves it out, of the last case.
+bootstrap samples. "masks" are those of test images by every fold of each member, from predicted
+maps to RLE, in the competition's proportion to --images. Each case runs in a process of its own on
+2 cores. Of each: seconds, the memory of its process tree at its peak (as `tools.benchmarks.memory`
+measures it) and the seconds of its parts. Report and viewer are those of the vote or, where --only
+leaves it out, of the last case.
 
 --against runs every case on fewer images with the code of another tree too, a checkout of an
 earlier version (`git worktree add TREE COMMIT`) whose archives hold PNGs. Choices and scores have
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +39,7 @@ IMAGES = 12_047  # the competition's; for fewer the bars are in proportion
 BARS_S = {("mean", 10): 120, ("greedy", 10): 900, ("greedy", 20): 2400, ("vote", 10): 600,
           ("report and viewer", 10): 60}  # fmt: skip
 BAR_GB = 4.0
+TEST_SHARE = 3_205 / IMAGES  # the images of the competition's second stage
 
 
 def main() -> None:
@@ -58,7 +62,10 @@ def main() -> None:
             options = {"write": write} if write else {}
             return ensembles_data.make(root / name, source, n_images, max(given.runs), **options)
 
-        alone(work(given.images), given)
+        ours = work(given.images)
+        n_tests = max(1, round(TEST_SHARE * given.images))
+        ensembles_data.make_test(ours, source, n_tests, max(given.runs))
+        alone(ours, given)
         if given.against:
             own, theirs = (work(given.against_images, w) for w in (None, ensembles_data.write_png))
             compared(own, theirs, given)
@@ -85,17 +92,24 @@ def alone(work: Path, given: argparse.Namespace) -> None:
         shown = "vote" if "vote" in took else given.only[-1]
         views = [measured(kind, work, n_runs, of=shown) for kind in ("report", "viewer")]
         seconds = sum(one["seconds"] for one in views)
-        barred("report and viewer", n_runs, given.images, seconds, of=shown)
-        most = max([*took.values(), *views], key=lambda one: one["peak"])
+        barred(f"report and viewer of the {shown}", n_runs, given.images, seconds)
+        masks = {case: measured("masks", work, n_runs, of=case) for case in given.only}
+        for case, one in masks.items():
+            barred(f"test masks of the {case}", n_runs, given.images, one["seconds"])
+        most = max([*took.values(), *views, *masks.values()], key=lambda one: one["peak"])
         figure(f"memory of ensembles of {n_runs} runs, {given.images:,} images",
-               f"{most['peak'] / 1e9:.2f} GB ({most['case']})", f"the bar {BAR_GB:g} GB",
-               f"{most['peak'] / 1e9 / BAR_GB:.0%}", "100 %")  # fmt: skip
+               f"{most['peak'] / 1e9:.2f} GB ({_title(most['case'], most['of'])})",
+               f"the bar {BAR_GB:g} GB", f"{most['peak'] / 1e9 / BAR_GB:.0%}", "100 %")  # fmt: skip
 
 
-def barred(case: str, n_runs: int, n_images: int, seconds: float, of: str = "") -> None:
+def _title(case: str, of: str) -> str:
+    return f"{case} of the {of}" if of else case
+
+
+def barred(case: str, n_runs: int, n_images: int, seconds: float) -> None:
     """Print a case's figure against its bar, if it has one."""
-    what = f"{case}{of and f' of the {of}'} of {n_runs} runs, {n_images:,} images"
-    limit = BARS_S.get((case, n_runs), 0) * n_images / IMAGES
+    what = f"{case} of {n_runs} runs, {n_images:,} images"
+    limit = BARS_S.get((case.partition(" of the ")[0], n_runs), 0) * n_images / IMAGES
     if limit:
         figure(what, _time(seconds), f"the bar {_time(limit)}", f"{seconds / limit:.0%}", "100 %")
     else:
@@ -123,6 +137,8 @@ def measured(case: str, work: Path, n_runs: int, of: str = "", tree: Path = HERE
     """Run a case with a tree's code; print, keep and return its time, parts, memory and find."""
     name = f"{of or case}-{n_runs}"
     log, result = (work / f"{case}-{name}.{ending}" for ending in ("log", "json"))
+    if case in CASES:  # a stopped measurement's search would go on, and take less time
+        shutil.rmtree(work / "ensembles" / name, ignore_errors=True)
     # Without this file's folder on the path (-P): its modules are named like others.
     command = [sys.executable, "-P", ensembles_case.__file__, case, str(work), str(n_runs)]
     environment = os.environ | {"PYTHONPATH": str(tree)}
@@ -133,8 +149,9 @@ def measured(case: str, work: Path, n_runs: int, of: str = "", tree: Path = HERE
     with open(work.parent / "ensembles.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     other = row["seconds"] - sum(row["main"].values())
-    print(f"{case} of {n_runs} runs, {work.name}, {tree.name}: {_time(row['seconds'])}, "
-          f"{row['peak'] / 1e9:.2f} GB\n  {_parts(row['main'] | {'other': other})}\n"
+    print(f"{_title(case, of)} of {n_runs} runs, {work.name}, {tree.name}: "
+          f"{_time(row['seconds'])}, {row['peak'] / 1e9:.2f} GB\n"
+          f"  {_parts(row['main'] | {'other': other})}\n"
           f"  in workers: {_parts(row['workers'])}\n  {row['found']}", flush=True)  # fmt: skip
     return row
 

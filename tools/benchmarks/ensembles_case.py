@@ -166,9 +166,31 @@ def viewed(folder: Path) -> dict:
     return {"bytes": page.save(folder / "viewer.html").stat().st_size}
 
 
+def masked(folder: Path) -> dict:
+    """Make the masks of the test images, as the inference stage does once all are predicted."""
+    import pandas as pd
+
+    from kernel_lib.artifacts import fold_run
+    from kernel_lib.artifacts.decision import Decision
+    from kernel_lib.artifacts.maps import Maps
+    from kernel_lib.data import rle
+    from kernel_lib.inference.ensemble_maps import test_masks
+
+    decision, work = Decision.load(folder), folder.parents[1]
+    run = decision.ensemble.members[0].run
+    ids = Maps(fold_run.fold_folder(work, run, 0).test).ids
+    images = pd.DataFrame({"image_id": ids, "height": 1024, "width": 1024})
+    masks = test_masks(decision.ensemble, [work], images, decision.choice)
+    rles = [rle.encode(mask) for _, mask in masks]
+    return {"images": len(rles), "with a mask": sum(one != rle.EMPTY for one in rles)}
+
+
+OF_A_CASE = {"report": reported, "viewer": viewed, "masks": masked}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("case", choices=(*CASES, "report", "viewer"))
+    parser.add_argument("case", choices=(*CASES, *OF_A_CASE))
     parser.add_argument("work", type=Path)
     parser.add_argument("runs", type=int)
     parser.add_argument("ensemble", help="the name of its folder")
@@ -183,7 +205,7 @@ def main() -> None:
         if given.case in CASES:
             found = searched(given.case, given.work, given.runs, folder)
         else:
-            found = {"report": reported, "viewer": viewed}[given.case](folder)
+            found = OF_A_CASE[given.case](folder)
         seconds = time.perf_counter() - began
         parts.gather()
     result = {"seconds": seconds, "main": parts.main, "workers": parts.workers, "found": found}

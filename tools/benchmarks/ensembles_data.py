@@ -23,7 +23,7 @@ import pandas as pd
 
 from kernel_lib import storage
 from kernel_lib.artifacts import fold_run, folds_file, maps
-from kernel_lib.artifacts.fold_run import FoldConfig
+from kernel_lib.artifacts.fold_run import FoldConfig, FoldRun
 from kernel_lib.artifacts.lineage import Lineage
 from kernel_lib.config import Experiment
 from kernel_lib.data import images, rle, table
@@ -154,8 +154,7 @@ def make(
     # Labels of a good classifier: noise that the runs share, and half as much of each run.
     apart = 2 * (folds["area_px"] > 0) - 1 + np.random.default_rng(4).normal(size=n_images)
 
-    def one(run: int) -> None:
-        folders = [fold_run.fold_folder(work, names(n_runs)[run], k) for k in range(N_FOLDS)]
+    def one(run: int, folders: list[FoldRun]) -> None:
         if all(folder.oof_last.exists() for folder in folders):
             return
         levels = source.run(run)
@@ -179,9 +178,38 @@ def make(
             write(folder.oof, held_out, meta)
             os.link(folder.oof, folder.oof_last)
 
-    with ThreadPoolExecutor(2) as pool:
-        list(bar(pool.map(one, range(n_runs)), total=n_runs, desc=f"runs in {work.name}"))
+    _of_each_run(work, n_runs, one, "runs")
     return work
+
+
+def make_test(work: Path, source: Source, n_images: int, n_runs: int) -> None:
+    """Add maps of test images, the same by each fold of a run."""
+    ids = [f"test-{i:05d}" for i in range(n_images)]
+    copies = copies_of(n_images, len(source.masks))
+
+    def one(run: int, folders: list[FoldRun]) -> None:
+        missing = [folder for folder in folders if not folder.test.exists()]
+        levels = source.run(run) if missing else None
+        for folder in missing:
+            made = (
+                (image_id, maps.Prediction(flipped(levels, copy), 0.5))
+                for image_id, copy in zip(ids, copies, strict=True)
+            )
+            maps.write(folder.test, made, {"run": folder.run, "fold": folder.fold})
+
+    _of_each_run(work, n_runs, one, "test images")
+
+
+def _of_each_run(
+    work: Path, n_runs: int, make_one: Callable[[int, list[FoldRun]], None], title: str
+) -> None:
+    def one(run: int) -> None:
+        name = names(n_runs)[run]
+        make_one(run, [fold_run.fold_folder(work, name, k) for k in range(N_FOLDS)])
+
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(one, range(n_runs))
+        list(bar(made, total=n_runs, desc=f"{title} in {work.name}", unit="run"))
 
 
 def copies_of(n_images: int, n_maps: int) -> list[tuple[int, int]]:

@@ -116,13 +116,17 @@ def test_what_worker_processes_did_is_counted(tmp_path):
     assert parts.workers["work"] > 0
 
 
-def test_a_case_runs_to_its_figures(work, capsys):
+def test_a_case_runs_to_its_figures(source, work, capsys):
     row = ensembles.measured("mean", work, 2)
     assert row["peak"] > 50e6
     assert {"maps", "search", "report", "boundaries"} <= row["main"].keys()
     assert sum(row["main"].values()) <= row["seconds"]
     ensemble = Ensemble.load(work / "ensembles" / "mean-2")
     assert [member.run for member in ensemble.members] == ["run00", "run01"]
+    ensembles_data.make_test(work, source, 7, 2)
+    masks = ensembles.measured("masks", work, 2, of="mean")["found"]
+    assert masks["images"] == 7
+    assert ensembles.measured("mean", work, 2)["main"]["maps"] > 0  # all of it once more
     ensembles.barred("mean", 10, ensembles.IMAGES, 60)
     assert "mean of 10 runs, 12,047 images: 60.0 s, the bar 2.0 min: 50% (bar: 100 %)" in (
         capsys.readouterr().out
@@ -138,3 +142,7 @@ def test_cases_run_and_agree_with_those_of_another_tree(tmp_path):
     assert done.returncode == 0, done.stderr + done.stdout
     assert len(re.findall(r"of 2 runs, 25 images: .* faster \(bar: none\)", done.stdout)) == 2
     assert "report and viewer of the vote of 2 runs" in done.stdout
+    assert (
+        len(re.findall(r"^test masks of the \w+ of 2 runs, 25 images: ", done.stdout, re.MULTILINE))
+        == 2
+    )
