@@ -21,18 +21,20 @@ MAP_BYTES_PER_PX = 0.04
 # "Ensembles". They are proportional to pixels where they are of maps.
 PROCESSES = 2
 PACK = 0.3e-3  # a map, decoded and packed
-RANK = 0.35e-3  # the statistics of an image under one weighting, from its packed maps
+RANK = 0.3e-3  # the statistics of an image under one weighting, from its packed maps
 VOTE = 3.5e-3  # a map that members' rules keep, those of all selections
 DISTANCE = 0.6e-3  # a map of an image whose boundaries are compared
-READ = 0.2e-3  # a map, decoded
-AVERAGE = 0.3e-3  # a map in a mean, with the mean's rule
+AVERAGE = 0.6e-3  # a map of a test image, decoded, and added to its mean
+MASK = 4e-3  # a mask of a test image, 1024²: the mean resized, the rule applied, the RLE
 # Of the one thread that searches, an image.
 BEST_RULE = 0.04 / 12_047  # a weighting's score
 SEARCH = 0.2 / 12_047  # a rule that is chosen, with what the report shows of its search
 REPORT = 25.0  # in all, with opening and writing files
 
-DRAWS = 5  # of a greedy selection; the measured ones made 5
-DISTINCT = 0.5  # share of a draw's weightings left where selections have some in common
+# Of a greedy selection, which ends where no member raises the score: 5 draws among ten runs and 12
+# among twenty, in what was measured.
+DRAWS_PER_RUN = 0.55
+DISTINCT = 0.4  # share of a draw's weightings left where selections have some in common, or end
 MASKED = 0.25  # share of images with a mask
 
 # Bytes; `STATISTICS` and `PACKED` are of an image.
@@ -129,7 +131,7 @@ def _greedy(runs: Runs, images: int) -> _Search:
     from kernel_lib.inference.weightings import STORE_BYTES
 
     pack, rank = _passes(runs, images)
-    ranked = DRAWS * runs.n * runs.selections
+    ranked = max(2, DRAWS_PER_RUN * runs.n) * runs.n * runs.selections
     packed = images * runs.n * PACKED * runs.scale
     # What the temporary file does not hold is packed again for each pass.
     packs = 1 + max(0.0, 1 - STORE_BYTES / packed) * DISTINCT * ranked / AT_ONCE
@@ -141,9 +143,10 @@ def _greedy(runs: Runs, images: int) -> _Search:
 def inference(runs: Runs, start: float, predicting: float) -> StageCost:
     """Return the cost of inference, whose networks take `predicting` hours a run."""
     maps = runs.n * runs.folds
-    masks = TEST_IMAGES * maps * (READ + AVERAGE) * runs.scale / PROCESSES
+    masks = runs.n if runs.by_members else runs.folds if runs.decided.combine == "vote" else 1
+    seconds = TEST_IMAGES * (maps * AVERAGE * runs.scale + masks * MASK) / PROCESSES
     return StageCost(
-        start + predicting * runs.n + masks / 3600,
+        start + predicting * runs.n + seconds / 3600,
         PREDICTING + PROCESSES * maps * runs.size**2,
         MAP_BYTES_PER_PX * runs.size**2 * TEST_IMAGES * maps,
     )

@@ -118,7 +118,8 @@ class OutOfFold:
         """Return the statistics of all images under each weighting, in one pass over them."""
         used = np.flatnonzero(np.any(weightings, axis=0))
         labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
-        hists = np.zeros((len(self.table), len(weightings), 2, 256), np.int32)
+        # One array each: those of a pass are let go one by one, not kept by the last.
+        hists = [np.zeros((len(self.table), 2, 256), np.int32) for _ in weightings]
 
         def one(image: Any) -> tuple[np.ndarray, Mapping]:
             truth = rle.parse(image.rle, (image.height, image.width))
@@ -128,14 +129,15 @@ class OutOfFold:
 
         rows = range(len(self.table))
         for row, (of_image, stored) in zip(rows, self._each(rows, one), strict=True):
-            hists[row] = of_image
+            for hist, counts in zip(hists, of_image, strict=True):
+                hist[row] = counts
             self._store.add(stored)
             progress.update()
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)
         has_truth = np.ones(len(self.table), dtype=bool)
         return [
-            Stacked(hists[:, k, 0], hists[:, k, 1], n_px, has_truth, label)
-            for k, label in enumerate(labels)
+            Stacked(hist[:, 0], hist[:, 1], n_px, has_truth, label)
+            for hist, label in zip(hists, labels, strict=True)
         ]
 
     def _packed(self, image: Any, used: Sequence[int]) -> tuple[Sequence[int], Packed]:

@@ -24,8 +24,8 @@ UNION = ThresholdsParameters(combine="member_union", at_least=1)
 def simple_figures(monkeypatch) -> None:
     """Figures by which one sees in a sum what it is of."""
     figures = {"PACK": 1, "RANK": 10, "VOTE": 100, "DISTANCE": 1000, "BEST_RULE": 0.1,
-               "SEARCH": 1e4, "REPORT": 0.001, "DRAWS": 2, "DISTINCT": 0.5, "MASKED": 0.5,
-               "PROCESSES": 1, "LIBRARIES": 7, "READ": 1, "AVERAGE": 10,
+               "SEARCH": 1e4, "REPORT": 0.001, "DRAWS_PER_RUN": 1, "DISTINCT": 0.5, "MASKED": 0.5,
+               "PROCESSES": 1, "LIBRARIES": 7, "AVERAGE": 10, "MASK": 3,
                "PREDICTING": 7}  # fmt: skip
     for name, value in figures.items():
         monkeypatch.setattr(ensemble_costs, name, value)
@@ -58,8 +58,8 @@ def test_a_vote_by_hand(decided: ThresholdsParameters):
 def test_a_greedy_choice_by_hand(monkeypatch):
     runs = Runs(3, 5, 512, GREEDY)
     cost = ensemble_costs.thresholds(runs, start=0, images=4)
-    # 2 draws × 3 runs × 6 selections are 36 scores of 18 weightings; 6 chosen ones and the mean.
-    each = 4 * (3 + (18 + 7) * 10 + 36 * 0.1 + 6 * 1e4)
+    # 3 draws × 3 runs × 6 selections are 54 scores of 27 weightings; 6 chosen ones and the mean.
+    each = 4 * (3 + (27 + 7) * 10 + 54 * 0.1 + 6 * 1e4)
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
     assert cost.memory == 7 + 4 * 2048 * (out_of_fold.AT_ONCE + 2 * 7 + 4)
     assert (cost.output, cost.scratch) == (4 * 2048, 4 * 3 * 13_000)
@@ -67,13 +67,17 @@ def test_a_greedy_choice_by_hand(monkeypatch):
     monkeypatch.setattr(weightings, "STORE_BYTES", 4 * 2 * 13_000)
     fuller = ensemble_costs.thresholds(runs, start=0, images=4)
     assert fuller.scratch == 4 * 2 * 13_000
-    assert fuller.hours - cost.hours == pytest.approx(2 * 4 * 3 / 3 * 18 / 48 / 3600)
+    assert fuller.hours - cost.hours == pytest.approx(2 * 4 * 3 / 3 * 27 / 48 / 3600)
 
 
 @pytest.mark.usefixtures("simple_figures")
-def test_inference_by_hand():
-    cost = ensemble_costs.inference(Runs(3, 5, 1024, MEAN), start=0.5, predicting=2)
-    assert cost.hours == pytest.approx(0.5 + 2 * 3 + 3205 * 15 * 11 * 4 / 3600)
+@pytest.mark.parametrize(
+    ("decided", "masks"), [(MEAN, 1), (ThresholdsParameters(combine="vote"), 5), (VOTE, 3)]
+)
+def test_inference_by_hand(decided: ThresholdsParameters, masks: int):
+    """One mask of the mean, or one a fold, or one a member."""
+    cost = ensemble_costs.inference(Runs(3, 5, 1024, decided), start=0.5, predicting=2)
+    assert cost.hours == pytest.approx(0.5 + 2 * 3 + 3205 * (15 * 10 * 4 + masks * 3) / 3600)
     assert cost.memory == 7 + 15 * 1024**2
     assert cost.output == pytest.approx(0.04 * 1024**2 * 3205 * 15)
 

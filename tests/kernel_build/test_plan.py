@@ -53,7 +53,7 @@ def test_a_fold_s_hours_are_its_epochs_and_predictions():
     # A look at 3,205 of 12,047 images is 5 · 3205 / 12047 of one at a fifth; 6 looks by 5 folds.
     look = 18 * 5 * 3205 / 12047 / 3600
     inference = result.nodes[-1].hours
-    masks = 3205 * 5 * (0.2e-3 + 0.3e-3) / 2 / 3600  # five maps an image
+    masks = 3205 * (5 * 0.6e-3 + 4e-3) / 2 / 3600  # five maps and a mask an image
     assert inference == pytest.approx(0.5 + look * 6 * 5 + masks)
     assert result.gpu_hours == pytest.approx(5 * cost.gpu_hours + inference)
     assert sum(node.gpu for node in result.nodes) == 6
