@@ -118,8 +118,7 @@ class OutOfFold:
         """Return the statistics of all images under each weighting, in one pass over them."""
         used = np.flatnonzero(np.any(weightings, axis=0))
         labels = [self.labels(weights) for weights in weightings]  # first, as one may be missing
-        # One array each: those of a pass are let go one by one, not kept by the last.
-        hists = [np.zeros((len(self.table), 2, 256), np.int32) for _ in weightings]
+        hists = np.zeros((len(weightings), len(self.table), 2, 256), np.int32)
 
         def one(image: Any) -> tuple[np.ndarray, Mapping]:
             truth = rle.parse(image.rle, (image.height, image.width))
@@ -129,8 +128,7 @@ class OutOfFold:
 
         rows = range(len(self.table))
         for row, (of_image, stored) in zip(rows, self._each(rows, one), strict=True):
-            for hist, counts in zip(hists, of_image, strict=True):
-                hist[row] = counts
+            hists[:, row] = of_image
             self._store.add(stored)
             progress.update()
         n_px = (self.table["height"] * self.table["width"]).to_numpy(np.int64)

@@ -175,11 +175,13 @@ class Greedy:
                 if selection.name(weights) not in self.record:
                     wanted.setdefault(weights, []).append(selection)
         shown = title and f"{title}, weightings: {len(wanted)}"
-        found = self.candidates_of(list(wanted), shown) if wanted else ()
-        for (weights, by), stats in zip(wanted.items(), found, strict=True):
+        found = iter(self.candidates_of(list(wanted), shown)) if wanted else ()
+        for weights, by in wanted.items():
+            stats = next(found)
             for selection in by:
                 score = best_score(stats.take(selection.rows), self.options)
                 self.record[selection.name(weights)] = score
+            del stats  # which keeps all of its pass in memory, when the next pass begins
         for selection in selections:
             selection.grow(self.record)
 
