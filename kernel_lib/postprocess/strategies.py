@@ -175,7 +175,7 @@ class Greedy:
                 if selection.name(weights) not in self.record:
                     wanted.setdefault(weights, []).append(selection)
         shown = title and f"{title}, weightings: {len(wanted)}"
-        found = iter(self.candidates_of(list(wanted), shown)) if wanted else ()
+        found = iter(self.candidates_of(list(wanted), shown) if wanted else ())
         for weights, by in wanted.items():
             stats = next(found)
             for selection in by:
