@@ -113,8 +113,8 @@ class OofStatistics:
     def save(self, folder: Path) -> None:
         arrays = {"image_id": np.array(self.image_ids, dtype=str)}
         for at, stats in enumerate(self.searched):
-            arrays[_key("hist_all", at)] = stats.hist_all.astype(np.int32)
-            arrays[_key("hist_true", at)] = stats.hist_true.astype(np.int32)
+            arrays[_key("hist_all", at)] = stats.hist_all.astype(np.int32, copy=False)
+            arrays[_key("hist_true", at)] = stats.hist_true.astype(np.int32, copy=False)
             arrays["n_px"] = stats.n_px
             if stats.has_labels:
                 arrays[_key("label", at)] = stats.label
