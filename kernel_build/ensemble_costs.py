@@ -37,10 +37,11 @@ DRAWS_PER_RUN = 0.55
 DISTINCT = 0.4  # share of a draw's weightings left where selections have some in common, or end
 MASKED = 0.25  # share of images with a mask
 
-# Bytes; `STATISTICS` and `PACKED` are of an image.
-LIBRARIES = 800e6  # of thresholds and its workers, with all tables
+# Bytes; `INDEX`, `STATISTICS` and `PACKED` are of an image.
+LIBRARIES = 240e6  # of thresholds and its workers, with all tables
+INDEX = 3_800  # of a run's two open archives
 STATISTICS = 2 * 256 * 4  # in memory, and at most as many in the file
-SAVING = 4  # times in memory where they are saved and read again for the report
+SAVING = 3.5  # times in memory where they are saved and read again for the report
 PACKED = 13_000  # a map of 512 px in the temporary file
 PREDICTING = 1.5e9  # of inference: docs/results.md, `tools.benchmarks.memory`
 
@@ -98,9 +99,10 @@ def thresholds(runs: Runs, start: float, images: int = TRAIN_IMAGES) -> StageCos
     distances = MASKED * images * runs.n * DISTANCE * runs.scale / PROCESSES
     statistics = STATISTICS * images
     saved = runs.n if runs.by_members else 1  # weightings of which the statistics are saved
+    most = max(2 * search.kept + search.held, search.kept + SAVING * saved)
     return StageCost(
         start + (2 * search.seconds + distances + REPORT) / 3600,
-        LIBRARIES + statistics * (2 * search.kept + search.held + SAVING * saved),
+        LIBRARIES + INDEX * images * runs.n + statistics * most,
         statistics * saved,
         search.scratch,
     )

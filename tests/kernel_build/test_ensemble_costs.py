@@ -25,7 +25,7 @@ def simple_figures(monkeypatch) -> None:
     """Figures by which one sees in a sum what it is of."""
     figures = {"PACK": 1, "RANK": 10, "VOTE": 100, "DISTANCE": 1000, "BEST_RULE": 0.1,
                "SEARCH": 1e4, "REPORT": 0.001, "DRAWS_PER_RUN": 1, "DISTINCT": 0.5, "MASKED": 0.5,
-               "PROCESSES": 1, "LIBRARIES": 7, "AVERAGE": 10, "MASK": 3,
+               "PROCESSES": 1, "LIBRARIES": 7, "INDEX": 11, "AVERAGE": 10, "MASK": 3,
                "PREDICTING": 7}  # fmt: skip
     for name, value in figures.items():
         monkeypatch.setattr(ensemble_costs, name, value)
@@ -37,7 +37,11 @@ def test_a_mean_by_hand():
     # Twice: 3 maps an image, 1 weighting, 6 selections; distances of 2 images, once.
     seconds = 2 * 4 * (3 + 10 + 6e4) + 2 * 3 * 1000 + 0.001
     assert cost.hours == pytest.approx(seconds / 3600)
-    assert (cost.memory, cost.output, cost.scratch) == (7 + 4 * 2048 * (2 + 4), 4 * 2048, 0)
+    assert (cost.memory, cost.output, cost.scratch) == (
+        7 + 4 * (3 * 11 + 2048 * (1 + 3.5)),
+        4 * 2048,
+        0,
+    )
     larger = ensemble_costs.thresholds(Runs(3, 5, 1024, MEAN), start=1, images=4)
     of_maps = 2 * 4 * (3 + 10) + 2 * 3 * 1000
     assert larger.hours == pytest.approx(1 + (seconds + 3 * of_maps) / 3600)
@@ -50,7 +54,7 @@ def test_a_vote_by_hand(decided: ThresholdsParameters):
     # Two passes over 3 maps, 3 members and the mean, a search a member and selection, 2 drawn.
     each = 4 * (3 + 4 * 10 + 3 * 6 * 1e4) + 2 * 3 * 100
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
-    assert cost.memory == 7 + 4 * 2048 * (2 * 4 + 3 * 4)
+    assert cost.memory == 7 + 4 * (3 * 11 + 2048 * (4 + 3 * 3.5))
     assert (cost.output, cost.scratch) == (4 * 2048 * 3, 0)
 
 
@@ -61,7 +65,7 @@ def test_a_greedy_choice_by_hand(monkeypatch):
     # 3 draws × 3 runs × 6 selections are 54 scores of 27 weightings; 6 chosen ones and the mean.
     each = 4 * (3 + (27 + 7) * 10 + 54 * 0.1 + 6 * 1e4)
     assert cost.hours == pytest.approx((2 * each + 2 * 3 * 1000 + 0.001) / 3600)
-    assert cost.memory == 7 + 4 * 2048 * (out_of_fold.AT_ONCE + 2 * 7 + 4)
+    assert cost.memory == 7 + 4 * (3 * 11 + 2048 * (out_of_fold.AT_ONCE + 2 * 7))
     assert (cost.output, cost.scratch) == (4 * 2048, 4 * 3 * 13_000)
     # Where a third of the maps has no place, it is packed again for all 48 weightings.
     monkeypatch.setattr(weightings, "STORE_BYTES", 4 * 2 * 13_000)
