@@ -92,10 +92,10 @@ def alone(work: Path, given: argparse.Namespace) -> None:
         shown = "vote" if "vote" in took else given.only[-1]
         views = [measured(kind, work, n_runs, of=shown) for kind in ("report", "viewer")]
         seconds = sum(one["seconds"] for one in views)
-        barred(f"report and viewer of the {shown}", n_runs, given.images, seconds)
+        barred("report and viewer", n_runs, given.images, seconds, of=shown)
         masks = {case: measured("masks", work, n_runs, of=case) for case in given.only}
         for case, one in masks.items():
-            barred(f"test masks of the {case}", n_runs, given.images, one["seconds"])
+            barred("test masks", n_runs, given.images, one["seconds"], of=case)
         most = max([*took.values(), *views, *masks.values()], key=lambda one: one["peak"])
         figure(f"memory of ensembles of {n_runs} runs, {given.images:,} images",
                f"{most['peak'] / 1e9:.2f} GB ({_title(most['case'], most['of'])})",
@@ -106,10 +106,10 @@ def _title(case: str, of: str) -> str:
     return f"{case} of the {of}" if of else case
 
 
-def barred(case: str, n_runs: int, n_images: int, seconds: float) -> None:
+def barred(case: str, n_runs: int, n_images: int, seconds: float, of: str = "") -> None:
     """Print a case's figure against its bar, if it has one."""
-    what = f"{case} of {n_runs} runs, {n_images:,} images"
-    limit = BARS_S.get((case.partition(" of the ")[0], n_runs), 0) * n_images / IMAGES
+    what = f"{_title(case, of)} of {n_runs} runs, {n_images:,} images"
+    limit = BARS_S.get((case, n_runs), 0) * n_images / IMAGES
     if limit:
         figure(what, _time(seconds), f"the bar {_time(limit)}", f"{seconds / limit:.0%}", "100 %")
     else:
